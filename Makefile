@@ -1,0 +1,30 @@
+# make demo  trains on the embedded corpus, shows one table, predicts from the saved model
+# make test  runs the tests
+# Both make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint clean
+
+demo: $(READY)
+	$(BIN)/python -m mtmm_training.demo out/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# torch first and by its exact version: other ranges may pull another build of several gigabytes.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MTMM needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv out build *.egg-info
