@@ -1,0 +1,1 @@
+"""Training, evaluation and publishing of MTMM models; never uploaded to the Hub."""

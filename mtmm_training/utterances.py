@@ -1,0 +1,512 @@
+"""The `Utterance` record, and manifests: tables of utterances as CSV, JSONL or Parquet files.
+
+Everything a corpus says about a stretch of speech is checked here, once, when the record is made.
+Decoding audio, label sets and splits into folds live elsewhere.
+"""
+
+import csv
+import difflib
+import io
+import json
+import logging
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePath
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+DIMENSIONS = ("valence", "arousal", "dominance")
+
+# A manifest's columns and the fields of Utterance that they fill.
+COLUMNS = {
+    "id": "utterance_id",
+    "corpus": "corpus",
+    "audio": "audio",
+    "text": "text",
+    "emotion": "emotion",
+    "valence": "valence",
+    "arousal": "arousal",
+    "dominance": "dominance",
+    "speaker": "speaker_id",
+    "session": "session_id",
+    "dialogue": "dialogue_id",
+    "script": "script_id",
+    "improvised": "improvised",
+    "split": "split",
+    "gender": "gender",
+    "start": "start_s",
+    "end": "end_s",
+}
+_NUMBER_COLUMNS = (*DIMENSIONS, "start", "end")
+_VERBATIM_COLUMNS = ("audio", "text")
+_LISTED_PROBLEMS = 5
+# "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
+_NEAR_MISS = 0.81
+# float() would also take "1_000", "nan" and full-width digits.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance:
+    """One labelled stretch of speech by one speaker, as audio, transcript or both.
+
+    Args:
+        utterance_id: unique within everything that is used together.
+        corpus: name of the source.
+        audio: path of the audio file; None = no audio.
+        text: transcript; None = none (never a blank string).
+        emotion: categorical label; None = not labelled.
+        valence, arousal, dominance: on the corpus's own scale; None = not labelled.
+        speaker_id: who speaks; folds keep speakers apart by it.
+        session_id: recording day or sitting.
+        dialogue_id: conversation.
+        script_id: what was read or acted from; the same script_id means the same words.
+        improvised: whether the words were the speaker's own; None = not known.
+        split: the corpus's official split, "train", "validation" or "test".
+        gender: as the corpus gives it.
+        start_s, end_s: the stretch of the audio file in seconds; None = its beginning, its end.
+
+    Raises:
+        ValueError: a string is blank or padded with spaces, audio and text are both absent, a
+            number is not finite, the stretch is empty, or the split is not one of the three.
+    """
+
+    utterance_id: str
+    corpus: str
+    audio: str | None = None
+    text: str | None = None
+    emotion: str | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    dominance: float | None = None
+    speaker_id: str
+    session_id: str | None = None
+    dialogue_id: str | None = None
+    script_id: str | None = None
+    improvised: bool | None = None
+    split: str | None = None
+    gender: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("utterance_id", "corpus", "speaker_id"):
+            if not isinstance(getattr(self, name), str):
+                self._refuse(name, "is not a name; give a non-empty string")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str):
+                self._check_string(field.name, value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                self._refuse(field.name, "is not finite; give a finite number, or None for absent")
+        if self.audio is None and self.text is None:
+            self._refuse("text", "is absent, and so is `audio`; give at least one of the two")
+        if self.split is not None and self.split not in SPLITS:
+            self._refuse("split", f"is not a split; use one of {', '.join(SPLITS)}")
+        self._check_stretch()
+
+    def _check_string(self, name: str, value: str) -> None:
+        if not value.strip():
+            self._refuse(name, "is blank; give a non-empty string, or None where it may be absent")
+        if name not in _VERBATIM_COLUMNS and value != value.strip():
+            self._refuse(name, "has white space around it; strip it")
+
+    def _check_stretch(self) -> None:
+        if self.start_s is not None and self.start_s < 0:
+            self._refuse("start_s", "is negative; give seconds from the beginning of the audio")
+        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
+            start = self.start_s or 0.0
+            self._refuse("end_s", f"is not after the start, {start} s; give a later time")
+
+    def _refuse(self, field: str, problem: str) -> None:
+        raise ValueError(
+            f"`{field}`={getattr(self, field)!r} {problem} (utterance {self.utterance_id!r})."
+        )
+
+
+def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
+    """Returns the utterances keyed by id, in their order.
+
+    Raises:
+        ValueError: two utterances have the same id.
+    """
+    utterances = list(utterances)
+    keyed = {utterance.utterance_id: utterance for utterance in utterances}
+    if len(keyed) < len(utterances):
+        counts = Counter(utterance.utterance_id for utterance in utterances)
+        doubled = [name for name, count in counts.items() if count > 1]
+        raise ValueError(
+            f"{len(doubled)} utterance ids occur more than once, first {doubled[0]!r}; ids must be "
+            "unique. Prefix them with the corpus where corpora are mixed."
+        )
+    return keyed
+
+
+def describe(utterances: Sequence[Utterance]) -> dict[str, object]:
+    """Counts what there is.
+
+    Returns:
+        utterances, with_audio, with_text (counts); emotions, speakers (name -> count, by name);
+        dimensions (name -> labelled, lowest, highest; the last two None without labels).
+    """
+    dimensions = {}
+    for name in DIMENSIONS:
+        values = [getattr(u, name) for u in utterances if getattr(u, name) is not None]
+        dimensions[name] = {
+            "labelled": len(values),
+            "lowest": min(values, default=None),
+            "highest": max(values, default=None),
+        }
+    emotions = Counter(u.emotion for u in utterances if u.emotion is not None)
+    return {
+        "utterances": len(utterances),
+        "with_audio": sum(u.audio is not None for u in utterances),
+        "with_text": sum(u.text is not None for u in utterances),
+        "emotions": dict(sorted(emotions.items())),
+        "speakers": dict(sorted(Counter(u.speaker_id for u in utterances).items())),
+        "dimensions": dimensions,
+    }
+
+
+def read_manifest(
+    path: str | Path,
+    *,
+    audio_dir: str | Path | None = None,
+    corpus: str | None = None,
+    dimension_range: tuple[float, float] = (1.0, 5.0),
+) -> list[Utterance]:
+    """Reads a table with one utterance per row and the columns of `COLUMNS`.
+
+    Only `speaker` and one of `audio` and `text` are required. Only an empty (or blank) field is
+    absent: "NA" is a transcript. Rows that are empty throughout are skipped.
+
+    Args:
+        path: .csv or .tsv (comma, tab or semicolon, told from the header; UTF-8), .jsonl, .parquet.
+        audio_dir: what relative audio paths are relative to; the manifest's folder by default.
+        corpus: name for rows without one in column `corpus`; the file's stem by default.
+        dimension_range: lowest and highest legal valence, arousal and dominance.
+
+    Returns:
+        Utterances in the order of the rows, with absolute audio paths. Without an `id`, the id is
+        the audio path as written; where that is absent or repeated, `<audio or stem>#<row>`.
+
+    Raises:
+        ValueError: columns are missing, doubled or misspelt, or rows are bad: the first five are
+            listed by number (CSV: the header is row 1; JSONL and Parquet: the first record is).
+        FileNotFoundError: the manifest or audio files are missing.
+    """
+    path = Path(path)
+    problems: dict[int, str] = {}
+    columns, rows = _reader(path)(path, problems)
+    _check_columns(path, columns)
+    parsed = {}
+    for number, row in rows.items():
+        try:
+            parsed[number] = _parse_row(row, dimension_range)
+        except ValueError as error:
+            problems[number] = str(error)
+    base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
+    _fill_ids(parsed, path.stem, base)
+    utterances = _make_utterances(parsed, corpus or path.stem, base, problems)
+    if problems:
+        raise ValueError(_listing(path, "bad rows", problems))
+    if not utterances:
+        raise ValueError(f"{path} has no rows; a manifest needs at least one utterance.")
+    _check_audio_exists(path, utterances)
+    return list(utterances.values())
+
+
+def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
+    """Writes what `read_manifest` reads back as equal utterances.
+
+    Audio paths below the manifest's folder are written relative to it, others as absolute. The
+    file appears under its name only when it is complete.
+
+    Args:
+        utterances: with different ids.
+        path: ends in .csv, .jsonl or .parquet.
+
+    Raises:
+        ValueError: two ids are the same, or the suffix is another one.
+    """
+    path = Path(path)
+    writers = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+    if path.suffix not in writers:
+        raise ValueError(f"`path`={str(path)!r} must end in one of {', '.join(writers)}.")
+    folder = Path(os.path.abspath(path.parent))
+    rows = []
+    for utterance in by_id(utterances).values():
+        row = {column: getattr(utterance, field) for column, field in COLUMNS.items()}
+        if utterance.audio is not None:
+            row["audio"] = _relative(os.path.abspath(utterance.audio), folder)
+        rows.append(row)
+    with replacing(path) as temporary:
+        writers[path.suffix](rows, temporary)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` and renames it to `path` if the block succeeds.
+
+    A reader, or a run that is killed, therefore never sees half a file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Files to rows. A reader returns the columns and the rows by number; rows that it cannot take apart
+# go into `problems`.
+
+Row = dict[str, object]
+Table = tuple[list[str], dict[int, Row]]
+
+
+def _reader(path: Path) -> Callable[[Path, dict[int, str]], Table]:
+    readers = {
+        ".csv": _read_delimited,
+        ".tsv": _read_delimited,
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"`path`={str(path)!r} must end in one of {', '.join(readers)}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no manifest at {str(path)!r}.")
+    return readers[path.suffix.lower()]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+
+
+def _read_delimited(path: Path, problems: dict[int, str]) -> Table:
+    text = _read_text(path)
+    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    delimiter = max(",\t;", key=header.count)
+    # newline="" keeps the line ends inside quoted fields; strict refuses an unclosed quote, which
+    # would otherwise swallow the rest of the file.
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    rows: dict[int, Row] = {}
+    number = 0
+    try:
+        for number, record in enumerate(records, start=1):
+            if number == 1:
+                columns = record
+            elif len(record) == len(columns):
+                rows[number] = dict(zip(columns, record, strict=True))
+            elif record:
+                problems[number] = (
+                    f"has {len(record)} fields, the header has {len(columns)}; put fields that "
+                    f"contain {delimiter!r} in double quotes."
+                )
+    except csv.Error as error:
+        problems[number + 1] = f"cannot be taken apart ({error}); check its double quotes."
+    return columns, {number: row for number, row in rows.items() if any(row.values())}
+
+
+def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
+    rows: dict[int, Row] = {}
+    # Not splitlines(): U+2028 and the like may stand inside a JSON string.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            problems[number] = f"is not JSON ({error}); give one object per line."
+            continue
+        if isinstance(row, dict):
+            rows[number] = row
+        else:
+            problems[number] = f"is {line.strip()!r}; give one JSON object per line."
+    return list(dict.fromkeys(column for row in rows.values() for column in row)), rows
+
+
+def _read_parquet(path: Path, problems: dict[int, str]) -> Table:
+    import pyarrow.parquet  # comes with the training extra
+
+    table = pyarrow.parquet.read_table(path)
+    return table.column_names, dict(enumerate(table.to_pylist(), start=1))
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    """Refuses missing, doubled and misspelt columns; says which others are ignored."""
+    doubled = [column for column in COLUMNS if columns.count(column) > 1]
+    if doubled:
+        raise ValueError(f"{path}: column {doubled[0]!r} occurs twice; keep one of the two.")
+    unknown = [column for column in columns if column not in COLUMNS]
+    for column in unknown:
+        meant = _meant_column(column)
+        if meant is not None and meant not in columns:
+            raise ValueError(
+                f"{path}: column {column!r} is not known; rename it to {meant!r} if that is meant. "
+                f"Known columns: {', '.join(COLUMNS)}."
+            )
+    if "speaker" not in columns or not {"audio", "text"} & set(columns):
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns) or '(none)'}; a manifest needs 'speaker' "
+            "and at least one of 'audio' and 'text'."
+        )
+    if unknown:
+        logger.warning("%s: ignored columns: %s", path, ", ".join(map(repr, unknown)))
+
+
+def _meant_column(column: str) -> str | None:
+    name = column.strip().lower()
+    for known, field in COLUMNS.items():
+        if name == field:
+            return known
+    return next(iter(difflib.get_close_matches(name, COLUMNS, n=1, cutoff=_NEAR_MISS)), None)
+
+
+# Rows to utterances.
+
+
+def _parse_row(row: Row, dimension_range: tuple[float, float]) -> dict[str, object]:
+    """Returns Utterance's fields, None where the row has nothing."""
+    values: dict[str, object] = {}
+    for column, field in COLUMNS.items():
+        value = row.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            values[field] = None
+        elif column in _NUMBER_COLUMNS:
+            values[field] = _number(column, value)
+        elif column == "improvised":
+            values[field] = _flag(column, value)
+        else:
+            values[field] = _string(column, value)
+    low, high = dimension_range
+    for name in DIMENSIONS:
+        if values[name] is not None and not low <= values[name] <= high:
+            raise ValueError(
+                f"`{name}`={row[name]!r} is outside {low} to {high}; correct it, or set "
+                "`dimension_range` to the scale of the labels."
+            )
+    if values["speaker_id"] is None:
+        raise ValueError("`speaker` is empty; every utterance needs a speaker.")
+    return values
+
+
+def _number(column: str, value: object) -> float:
+    text = str(value).strip()  # exact for floats
+    if _NUMBER.fullmatch(text) and math.isfinite(float(text)):
+        return float(text)
+    raise ValueError(
+        f"`{column}`={value!r} is not a finite number; write it with a decimal point, like 3.5, or "
+        "leave it empty."
+    )
+
+
+def _flag(column: str, value: object) -> bool:
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    name = str(value).strip().lower()
+    if name not in flags:
+        raise ValueError(f"`{column}`={value!r} is not a flag; use true or false (1 or 0).")
+    return flags[name]
+
+
+def _string(column: str, value: object) -> str:
+    # Whole numbers are common as ids; 7.0 or a nested value is more likely a mistake.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"`{column}`={value!r} is not text; give a string.")
+    return value if column in _VERBATIM_COLUMNS else value.strip()
+
+
+def _fill_ids(parsed: dict[int, dict[str, object]], stem: str, base: Path) -> None:
+    uses = Counter(values["audio"] for values in parsed.values())
+    for number, values in parsed.items():
+        if values["utterance_id"] is not None:
+            continue
+        audio = values["audio"]
+        name = stem if audio is None else _relative(audio, base)
+        unique = audio is not None and uses[audio] == 1
+        values["utterance_id"] = (name if unique else f"{name}#{number}").strip()
+
+
+def _make_utterances(
+    parsed: dict[int, dict[str, object]], corpus: str, base: Path, problems: dict[int, str]
+) -> dict[int, Utterance]:
+    utterances: dict[int, Utterance] = {}
+    first_use: dict[object, int] = {}
+    for number, values in parsed.items():
+        first = first_use.setdefault(values["utterance_id"], number)
+        if first != number:
+            problems[number] = (
+                f"id {values['utterance_id']!r} is already that of row {first}; ids must be unique."
+            )
+            continue
+        if values["audio"] is not None:
+            values["audio"] = os.path.abspath(base / values["audio"])
+        values["corpus"] = values["corpus"] or corpus
+        try:
+            utterances[number] = Utterance(**values)
+        except ValueError as error:
+            problems[number] = str(error)
+    return utterances
+
+
+def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
+    exists = {u.audio: os.path.isfile(u.audio) for u in utterances.values() if u.audio is not None}
+    missing = {
+        number: f"no file {utterance.audio!r}"
+        for number, utterance in utterances.items()
+        if not exists.get(utterance.audio, True)
+    }
+    if missing:
+        listing = _listing(path, "rows whose audio file is missing", missing)
+        raise FileNotFoundError(f"{listing}\nCorrect the paths, or set `audio_dir`.")
+
+
+def _listing(path: Path, what: str, problems: dict[int, str]) -> str:
+    numbers = sorted(problems)[:_LISTED_PROBLEMS]
+    lines = [f"\n  row {number}: {problems[number]}" for number in numbers]
+    return f"{path}: {len(problems)} {what}, the first {len(lines)}:{''.join(lines)}"
+
+
+# Rows to files.
+
+
+def _relative(audio: str, folder: Path) -> str:
+    path = PurePath(audio)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else audio
+
+
+def _write_csv(rows: list[Row], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)  # None is written as the empty field, a float exactly
+
+
+def _write_jsonl(rows: list[Row], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            present = {column: value for column, value in row.items() if value is not None}
+            file.write(json.dumps(present, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(rows: list[Row], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    types = dict.fromkeys(_NUMBER_COLUMNS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
+    schema = pyarrow.schema([(column, types.get(column, pyarrow.string())) for column in COLUMNS])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)

@@ -1,0 +1,330 @@
+"""Protocols give the folds they promise, and planted leaks are refused."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mtmm_training.folds import (
+    Fold,
+    doubled_recordings,
+    fold_from_speakers,
+    load_folds,
+    make_folds,
+    recording_digests,
+    save_folds,
+    script_of,
+    select,
+)
+from mtmm_training.utterances import SPLITS, Utterance, read_manifest
+
+
+@pytest.fixture(scope="module")
+def ravdess() -> list[Utterance]:
+    default = Path(__file__).parents[2] / "shared" / "real"
+    path = Path(os.environ.get("MTMM_REAL_DATA", default)) / "ravdess4" / "manifest.csv"
+    if not path.is_file():
+        pytest.skip("no real corpora; set MTMM_REAL_DATA to the folder that has ravdess4")
+    return read_manifest(path, corpus="ravdess4")
+
+
+def utterance(utterance_id: str, speaker: str, **given: object) -> Utterance:
+    defaults = {"corpus": "test", "text": f"Words of {utterance_id}."}
+    return Utterance(utterance_id=utterance_id, speaker_id=speaker, **defaults | given)
+
+
+def corpus(sessions: int = 5, each: int = 3) -> list[Utterance]:
+    """Two speakers per session, "1F" and "1M" and so on; the last utterance is not improvised."""
+    return [
+        utterance(f"{s}{sex}{n}", f"{s}{sex}", session_id=f"{s}", improvised=n < each - 1)
+        for s in range(1, sessions + 1)
+        for sex in "FM"
+        for n in range(each)
+    ]
+
+
+def speakers(utterances: list[Utterance], fold: Fold, split: str) -> set[str]:
+    return {u.speaker_id for u in select(utterances, fold)[split]}
+
+
+def assert_whole_and_disjoint(utterances: list[Utterance], fold: Fold) -> None:
+    groups = [speakers(utterances, fold, split) for split in SPLITS]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    ids = [*fold.train, *fold.validation, *fold.test]
+    assert sorted(ids) == sorted(u.utterance_id for u in utterances)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "k", "count"),
+    [("speaker", None, 10), ("session", None, 5), ("leave_one_speaker_out", None, 10)]
+    + [("grouped", k, k) for k in (3, 4, 10)],
+)
+def test_every_utterance_is_tested_once(protocol: str, k: int | None, count: int) -> None:
+    utterances = corpus()
+    folds = make_folds(utterances, protocol, k=k)
+    assert len(folds) == len({fold.name for fold in folds}) == count
+    for fold in folds:
+        assert_whole_and_disjoint(utterances, fold)
+    for split in ("validation", "test"):
+        held_out = [name for fold in folds for name in getattr(fold, split)]
+        if (protocol, split) != ("leave_one_speaker_out", "validation"):  # two speakers each
+            assert sorted(held_out) == sorted(u.utterance_id for u in utterances)
+
+
+def test_speaker_protocol_validates_on_the_partner() -> None:
+    utterances = corpus()
+    folds = {fold.name: fold for fold in make_folds(utterances, "speaker")}
+    assert speakers(utterances, folds["3M"], "test") == {"3M"}
+    assert speakers(utterances, folds["3M"], "validation") == {"3F"}
+    assert len(speakers(utterances, folds["3M"], "train")) == 8
+
+
+def test_session_protocol_validates_on_the_next_session() -> None:
+    utterances = corpus()
+    folds = {fold.name: fold for fold in make_folds(utterances, "session")}
+    assert speakers(utterances, folds["5"], "test") == {"5F", "5M"}
+    assert speakers(utterances, folds["5"], "validation") == {"1F", "1M"}
+
+
+def test_leave_one_speaker_out_validates_on_the_next_two() -> None:
+    utterances = corpus(sessions=2)
+    folds = {fold.name: fold for fold in make_folds(utterances, "leave_one_speaker_out")}
+    assert speakers(utterances, folds["1M"], "validation") == {"2F", "2M"}
+    assert speakers(utterances, folds["2M"], "validation") == {"1F", "1M"}
+
+
+def test_grouped_folds_are_balanced() -> None:
+    sizes = [30, 20, 10, 10, 5, 5, 5, 5]
+    utterances = [
+        utterance(f"{s}-{n}", f"s{s}") for s, size in enumerate(sizes) for n in range(size)
+    ]
+    assert [len(fold.test) for fold in make_folds(utterances, "grouped", k=3)] == [30, 30, 30]
+
+
+def test_grouped_folds_follow_the_seed() -> None:
+    utterances = corpus()
+    folds = make_folds(utterances, "grouped", k=5, seed=1)
+    reordered = make_folds(utterances[::-1], "grouped", k=5, seed=1)
+    assert [set(fold.test) for fold in reordered] == [set(fold.test) for fold in folds]
+    assert make_folds(utterances, "grouped", k=5, seed=2) != folds
+
+
+def test_official_protocol_takes_the_splits() -> None:
+    official = {"1": "train", "2": "validation", "3": "test"}
+    utterances = [replace(u, split=official[u.session_id]) for u in corpus(sessions=3)]
+    (fold,) = make_folds(utterances, "official")
+    assert speakers(utterances, fold, "validation") == {"2F", "2M"}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "change", "options", "message"),
+    [
+        ("speker", lambda u: u, {}, "`protocol`='speker' is unknown; use one of speaker, session"),
+        ("session", lambda u: u, {"k": 5}, "`k`=5 is for protocol 'grouped' only"),
+        ("grouped", lambda u: u, {}, "`k`=None is not possible.*3 to 10"),
+        ("grouped", lambda u: u, {"k": 2}, "`k`=2 is not possible"),
+        ("grouped", lambda u: u, {"k": 11}, "`k`=11 is not possible"),
+        ("speaker", lambda u: replace(u, session_id=None), {}, "needs the session.*'grouped'"),
+        ("session", lambda u: replace(u, session_id="1"), {}, "at least 3 sessions, there are 1"),
+        ("speaker", lambda u: replace(u, session_id="1"), {}, "session '1' has 10; use 'session'"),
+        ("leave_one_speaker_out", lambda u: replace(u, speaker_id="a"), {}, "at least 4 speakers"),
+        ("official", lambda u: u, {}, "30 of 30 have none"),
+        ("session", lambda u: replace(u, speaker_id="Unknown"), {}, "30 .*speaker 'unknown'"),
+        ("session", lambda u: replace(u, utterance_id="u"), {}, "occur more than once"),
+        ("session", lambda u: replace(u, improvised=None), {"improvised_only": True}, "none"),
+        ("session", lambda u: replace(u, speaker_id="a"), {}, "Speaker 'a' is in both"),
+    ],
+)
+def test_unsuitable_protocol_is_refused(
+    protocol: str, change: Callable[[Utterance], Utterance], options: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_folds([change(u) for u in corpus()], protocol, **options)
+
+
+def test_improvised_only_keeps_the_improvised() -> None:
+    folds = make_folds(corpus(), "session", improvised_only=True)
+    assert {len(fold.test) for fold in folds} == {4}
+
+
+# Planted leaks.
+
+TRAIN, VALIDATION, TEST = utterance("a", "anna"), utterance("b", "ben"), utterance("c", "cleo")
+
+
+def test_speaker_in_two_splits_is_refused() -> None:
+    with pytest.raises(ValueError, match="Speaker 'anna' is in both train and test of fold 'f'"):
+        Fold.from_splits("f", [TRAIN], [VALIDATION], [TEST, utterance("d", "anna")])
+
+
+def test_utterance_in_two_splits_is_refused() -> None:
+    renamed = replace(TRAIN, speaker_id="dora")
+    with pytest.raises(ValueError, match="Utterance 'a' is in both train and validation"):
+        Fold.from_splits("f", [TRAIN], [renamed], [TEST])
+    with pytest.raises(ValueError, match="Utterance 'b' is in both validation and test"):
+        Fold("f", ("a",), ("b",), ("b", "c"))
+
+
+def test_utterance_twice_in_one_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="'a' occurs more than once in train of fold 'f'"):
+        Fold("f", ("a", "a"), ("b",), ("c",))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_empty_split_is_refused(split: str) -> None:
+    with pytest.raises(ValueError, match=f"Split {split} of fold 'f' is empty"):
+        Fold(name="f", **{"train": ("a",), "validation": ("b",), "test": ("c",)} | {split: ()})
+
+
+def test_script_in_two_splits_is_refused_where_asked() -> None:
+    same_words = replace(TEST, text="  WORDS of a")
+    Fold.from_splits("f", [TRAIN], [VALIDATION], [same_words])
+    with pytest.raises(ValueError, match="Script 'words of a' is in both train and test"):
+        Fold.from_splits("f", [TRAIN], [VALIDATION], [same_words], script_disjoint=True)
+
+
+def recorded(folder: Path, contents: str) -> list[Utterance]:
+    """One utterance per character, by a speaker of its own; equal characters, equal bytes."""
+    for index, content in enumerate(contents):
+        (folder / f"{index}.wav").write_text(content)
+    return [
+        utterance(f"{index}", f"s{index}", audio=str(folder / f"{index}.wav"))
+        for index in range(len(contents))
+    ]
+
+
+def test_recording_in_two_splits_is_refused(tmp_path: Path) -> None:
+    first, second, third, fourth = recorded(tmp_path, "xyzx")
+    with pytest.raises(ValueError, match="names '0', '3' is in both train and test of fold 'f'"):
+        Fold.from_splits("f", [first], [second], [third, fourth])
+    other_stretch = replace(fourth, start_s=1.0)
+    Fold.from_splits("f", [first], [second], [third, other_stretch])
+
+
+def test_doubled_recording_in_one_split_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third, fourth = recorded(tmp_path, "xyzx")
+    fold = Fold.from_splits("f", [first, fourth], [second], [third])
+    assert fold.train == ("0", "3")
+    assert "1 recordings occur under several names, first '0', '3'" in caplog.text
+
+
+def test_missing_recording_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone.wav"):
+        recording_digests([replace(TEST, audio=str(tmp_path / "gone.wav"))])
+
+
+# Script-disjoint folds.
+
+
+def test_script_disjoint_drops_shared_scripts(caplog: pytest.LogCaptureFixture) -> None:
+    utterances = [replace(u, script_id=None) for u in corpus(sessions=3)]
+    utterances += [utterance(f"{s}yes", f"{s}F", session_id=s, text="Yes!") for s in "123"]
+    folds = make_folds(utterances, "session", script_disjoint=True)
+    first = next(fold for fold in folds if fold.name == "1")
+    assert "1yes" in first.test
+    assert "2yes" not in first.validation and "3yes" not in first.train
+    assert (len(first.train), len(first.validation), len(first.test)) == (6, 6, 7)
+    assert "fold 1: script_disjoint dropped {'train': 1, 'validation': 1}" in caplog.text
+
+
+def test_script_id_outranks_the_words() -> None:
+    read = utterance("a", "anna", text="Yes, of course!", script_id="play")
+    assert script_of(read) == "play"
+    assert script_of(replace(read, script_id=None)) == "yes of course"
+    assert script_of(replace(read, script_id=None, text="...")) == "..."
+
+
+def test_script_disjoint_needs_scripts(tmp_path: Path) -> None:
+    utterances = [replace(u, text=None) for u in recorded(tmp_path, "abcd")]
+    with pytest.raises(ValueError, match="neither a script nor a transcript"):
+        make_folds(utterances, "leave_one_speaker_out", script_disjoint=True)
+
+
+# Explicit speakers, selection, files.
+
+
+def test_fold_from_speakers_trains_on_the_rest() -> None:
+    utterances = corpus()
+    fold = fold_from_speakers(utterances, ["4F", "4M"], ["5F", "5M"])
+    assert fold.name == "5F+5M"
+    assert speakers(utterances, fold, "validation") == {"4F", "4M"}
+    assert_whole_and_disjoint(utterances, fold)
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"),
+    [
+        (["4X"], ["5F"], "Speaker '4X' is unknown; the speakers are 1F, 1M"),
+        (["5F"], ["5F", "5M"], "'5F' is in both validation and test"),
+        ([], ["5F"], "Split validation of fold '5F' is empty"),
+    ],
+)
+def test_bad_speaker_lists_are_refused(validation: list, test: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fold_from_speakers(corpus(), validation, test)
+
+
+def test_select_refuses_other_utterances() -> None:
+    fold = make_folds(corpus(), "session")[0]
+    with pytest.raises(ValueError, match="Fold '1' has 6 utterances that are not among the 24"):
+        select([u for u in corpus() if u.session_id != "1"], fold)
+
+
+def test_saved_folds_load_equal(tmp_path: Path) -> None:
+    folds = make_folds(corpus(), "speaker")
+    save_folds(folds, tmp_path / "folds.json")
+    assert load_folds(tmp_path / "folds.json", corpus()) == folds
+
+
+def test_loading_checks_folds_again(tmp_path: Path) -> None:
+    path = tmp_path / "folds.json"
+    save_folds(make_folds(corpus(), "session"), path)
+    content = json.loads(path.read_text())
+    moved = content["folds"][0]["train"].pop()
+    content["folds"][0]["test"].append(moved)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="Speaker '5M' is in both train and test of fold '1'"):
+        load_folds(path, corpus())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"folds": [{"name": "a"}]}'])
+def test_other_files_are_not_folds(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "folds.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is not a file of folds"):
+        load_folds(path, corpus())
+
+
+# Real speech.
+
+
+def test_ravdess_folds_are_speaker_disjoint(ravdess: list[Utterance]) -> None:
+    folds = make_folds(ravdess, "leave_one_speaker_out")
+    assert len(folds) == 24
+    for fold in folds:
+        assert_whole_and_disjoint(ravdess, fold)
+        assert (len(fold.validation), len(fold.test)) == (72, 36)
+
+
+def test_ravdess_doubled_recording_is_counted(ravdess: list[Utterance]) -> None:
+    (names,) = doubled_recordings(recording_digests(ravdess))
+    assert len(names) == 2 and all("actor_07" in name for name in names)
+
+
+def test_ravdess_copy_across_splits_is_refused(ravdess: list[Utterance]) -> None:
+    names = doubled_recordings(recording_digests(ravdess))[0]
+    moved = [replace(u, speaker_id="x") if u.utterance_id == names[0] else u for u in ravdess]
+    with pytest.raises(ValueError, match="One recording under the names .*actor_07"):
+        fold_from_speakers(moved, ["x"], ["actor_07"])
+
+
+@pytest.mark.parametrize("protocol", ["leave_one_speaker_out", "grouped"])
+def test_ravdess_refuses_script_disjoint(ravdess: list[Utterance], protocol: str) -> None:
+    k = 6 if protocol == "grouped" else None
+    with pytest.raises(ValueError, match="of its scripts, there are 2 in all .*'dogs are sitting"):
+        make_folds(ravdess, protocol, k=k, script_disjoint=True)
