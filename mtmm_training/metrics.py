@@ -1,0 +1,487 @@
+"""Scores of predictions against labels, in float64, each over a whole split at once.
+
+Emotions are class indices with -100 for an absent label; dimensions are on the labels' scale with
+NaN for an absent label. Absent labels are left out everywhere. A score that has no value (no
+labels, or a zero denominator) is NaN where a function returns one number, None in the dicts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from sklearn import metrics as sklearn_metrics
+
+ABSENT_EMOTION = -100
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+
+
+def confusion(labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]) -> NDArray:
+    """Counts utterances by labelled and predicted emotion.
+
+    Args:
+        labels: (utterances,) indices into `emotions`, -100 = absent.
+        predictions: (utterances,) indices into `emotions`.
+        emotions: names in the order of their index.
+
+    Returns:
+        (emotions, emotions) integers; rows are labels, columns predictions.
+
+    Raises:
+        ValueError: if the lengths differ or an index is outside `emotions`.
+    """
+    labels, predictions = _labelled_emotions(labels, predictions)
+    _check_emotion_indices("labels", labels, emotions)
+    _check_emotion_indices("predictions", predictions, emotions)
+    # Not sklearn's confusion_matrix: its input checks take 1 ms, and a bootstrap calls this
+    # thousands of times.
+    n = len(emotions)
+    return np.bincount(labels * n + predictions, minlength=n * n).reshape(n, n)
+
+
+def recall_per_emotion(
+    labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]
+) -> NDArray:
+    """Gives each emotion's recall, (emotions,) in 0..1; NaN where the emotion has no labels."""
+    counts = confusion(labels, predictions, emotions)
+    labelled = counts.sum(axis=1)
+    return np.where(labelled > 0, counts.diagonal() / np.maximum(labelled, 1), np.nan)
+
+
+def unweighted_average_recall(
+    labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]
+) -> float:
+    """Averages the recall over the emotions that occur in the labels (UAR).
+
+    An emotion without labels is left out of the mean rather than counted as 0, as in
+    scikit-learn's `balanced_accuracy_score`: a fold whose speaker never was angry is not punished.
+
+    Args:
+        labels: (utterances,) indices into `emotions`, -100 = absent.
+        predictions: (utterances,) indices into `emotions`.
+        emotions: names in the order of their index.
+
+    Returns:
+        0..1, or NaN without labels.
+    """
+    recalls = recall_per_emotion(labels, predictions, emotions)
+    recalls = recalls[~np.isnan(recalls)]
+    return float(recalls.mean()) if recalls.size else np.nan
+
+
+def weighted_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Gives the share of labelled utterances that are right (WAR, accuracy): 0..1 or NaN.
+
+    Recall weighted by how often each emotion occurs is accuracy, hence the field's name for it.
+    """
+    labels, predictions = _labelled_emotions(labels, predictions)
+    return float(sklearn_metrics.accuracy_score(labels, predictions)) if labels.size else np.nan
+
+
+def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Averages F1 over the emotions that occur in the labels: 0..1, or NaN without labels."""
+    labels, predictions = _labelled_emotions(labels, predictions)
+    if not labels.size:
+        return np.nan
+    occurring = np.unique(labels)
+    return float(
+        sklearn_metrics.f1_score(
+            labels, predictions, labels=occurring, average="macro", zero_division=0.0
+        )
+    )
+
+
+def concordance_correlation(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Lin's concordance correlation coefficient (CCC) with population moments.
+
+    2·cov(x, y) / (var x + var y + (mean x − mean y)²)
+
+    Args:
+        predictions: (utterances,) one dimension, on the labels' scale.
+        labels: (utterances,) the same dimension, NaN = absent.
+
+    Returns:
+        -1..1. NaN with fewer than two labels, or where all labels and predictions are one same
+        number, which is when the denominator is zero.
+
+    Raises:
+        ValueError: if the lengths differ or a labelled utterance's prediction is not finite.
+
+    Source:
+        Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 1989.
+    """
+    x, y = _labelled_dimension(predictions, labels)
+    # Equality of all values rather than of the denominator with 0: a mean of equal numbers may be
+    # off by a rounding error, and the quotient of two such errors would look like a score.
+    if x.size < 2 or np.ptp(np.concatenate([x, y])) == 0:
+        return np.nan
+    covariance = np.mean((x - x.mean()) * (y - y.mean()))
+    return float(2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
+
+
+def mean_absolute_error(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Gives the MAE of one dimension on the labels' scale; NaN labels are left out."""
+    x, y = _labelled_dimension(predictions, labels)
+    return float(sklearn_metrics.mean_absolute_error(y, x)) if x.size else np.nan
+
+
+def root_mean_squared_error(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Gives the RMSE of one dimension on the labels' scale; NaN labels are left out."""
+    x, y = _labelled_dimension(predictions, labels)
+    return float(sklearn_metrics.root_mean_squared_error(y, x)) if x.size else np.nan
+
+
+@dataclass(frozen=True)
+class CalibrationBins:
+    """Utterances grouped by the probability of the predicted emotion, each field (bins,).
+
+    `confidence` and `accuracy` are means within the bin in 0..1, NaN in an empty one.
+    """
+
+    counts: NDArray
+    confidence: NDArray
+    accuracy: NDArray
+
+
+def calibration_bins(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> CalibrationBins:
+    """Groups labelled utterances into equal-width bins of their highest probability.
+
+    Args:
+        probabilities: (utterances, emotions) in 0..1, rows summing to 1.
+        labels: (utterances,) emotion indices, -100 = absent.
+        bins: how many; bin b holds b/bins < probability <= (b+1)/bins.
+
+    Raises:
+        ValueError: if `bins` is below 1, the lengths differ or a row is not a distribution.
+
+    Source:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
+    """
+    if bins < 1:
+        raise ValueError(f"`bins={bins!r}` is not a number of bins; use at least 1.")
+    labels, probabilities = _labelled_emotions(labels, probabilities)
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    # 1e-3 lets probabilities through that were computed in bfloat16 or float16.
+    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3) or (probabilities < 0).any():
+        raise ValueError(
+            "`probabilities` has rows that are not distributions; each must be non-negative and "
+            "sum to 1. Apply a softmax to logits first."
+        )
+    top = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    index = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    divisor = np.where(counts > 0, counts, np.nan)
+    return CalibrationBins(
+        counts=counts,
+        confidence=np.bincount(index, weights=top, minlength=bins) / divisor,
+        accuracy=np.bincount(index, weights=right, minlength=bins) / divisor,
+    )
+
+
+def expected_calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> float:
+    """Averages |accuracy − confidence| over the bins, weighted by their counts (ECE).
+
+    Args:
+        probabilities: (utterances, emotions) in 0..1, rows summing to 1.
+        labels: (utterances,) emotion indices, -100 = absent.
+        bins: number of equal-width bins of the highest probability.
+
+    Returns:
+        0 (calibrated) .. 1, or NaN without labels.
+
+    Raises:
+        ValueError: as `calibration_bins`.
+
+    Source:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+    """
+    grouped = calibration_bins(probabilities, labels, bins)
+    if not grouped.counts.any():
+        return np.nan
+    gaps = np.nan_to_num(np.abs(grouped.accuracy - grouped.confidence))
+    return float(np.average(gaps, weights=grouped.counts))
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Finds the temperature that logits are to be divided by, on a validation split.
+
+    The one that minimises the negative log likelihood, which has a single minimum over the log
+    temperature, within 0.05..20: without bounds a split without errors would send it to 0.
+
+    Args:
+        logits: (utterances, emotions).
+        labels: (utterances,) emotion indices, -100 = absent.
+
+    Raises:
+        ValueError: if there are no labels, or the lengths differ.
+
+    Source:
+        Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
+    """
+    labels, logits = _labelled_emotions(labels, logits)
+    if not labels.size:
+        raise ValueError("`labels` holds no emotion label; a temperature needs at least one.")
+    logits = np.asarray(logits, dtype=np.float64)
+    rows = np.arange(len(labels))
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
+
+    bounds = tuple(np.log(TEMPERATURE_BOUNDS))
+    found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded")
+    return float(np.exp(found.x))
+
+
+def emotion_metrics(
+    labels: ArrayLike, logits: ArrayLike, emotions: Sequence[str], temperature: float = 1.0
+) -> dict:
+    """Scores the categorical task in plain Python numbers; None stands for "no labels".
+
+    Args:
+        labels: (utterances,) indices into `emotions`, -100 = absent.
+        logits: (utterances, emotions), before any temperature.
+        emotions: names in the order of their index.
+        temperature: divides the logits; changes only the calibration error.
+
+    Returns:
+        "emotion_labels", "UAR", "WAR", "macro_F1", "ECE" (numbers), "recall" (by emotion) and
+        "confusion" (rows are labels, columns predictions, both in the order of `emotions`).
+
+    Raises:
+        ValueError: if shapes disagree, a logit is not finite or a label is outside `emotions`.
+    """
+    labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
+    _check_shape("emotion logits", logits, (len(labels), len(emotions)))
+    _check_finite("emotion logits", logits)
+    present = int((labels != ABSENT_EMOTION).sum())
+    if not present:
+        scores = dict.fromkeys(["UAR", "WAR", "macro_F1", "ECE"])
+        recall = dict.fromkeys(emotions)
+        return {"emotion_labels": 0, **scores, "recall": recall, "confusion": None}
+    predictions = logits.argmax(axis=1)
+    probabilities = softmax(logits / temperature, axis=1)
+    recalls = recall_per_emotion(labels, predictions, emotions)
+    return {
+        "emotion_labels": present,
+        "UAR": unweighted_average_recall(labels, predictions, emotions),
+        "WAR": weighted_accuracy(labels, predictions),
+        "macro_F1": macro_f1(labels, predictions),
+        "ECE": expected_calibration_error(probabilities, labels),
+        "recall": {name: _or_none(value) for name, value in zip(emotions, recalls, strict=True)},
+        "confusion": confusion(labels, predictions, emotions).tolist(),
+    }
+
+
+def dimension_metrics(
+    labels: ArrayLike, dimensions: ArrayLike, dimension_names: Sequence[str]
+) -> dict:
+    """Scores each dimension in plain Python numbers; None stands for "no value".
+
+    Args:
+        labels: (utterances, dimensions), NaN = absent.
+        dimensions: (utterances, dimensions) predictions on the labels' scale.
+        dimension_names: names in the order of the columns.
+
+    Returns:
+        "CCC", "MAE", "RMSE" and "labels" (how many), each a dict by dimension name.
+
+    Raises:
+        ValueError: if shapes disagree or a prediction is not finite.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    dimensions = np.asarray(dimensions, dtype=np.float64)
+    _check_shape("dimension labels", labels, (len(labels), len(dimension_names)))
+    _check_shape("dimensions", dimensions, labels.shape)
+    _check_finite("dimensions", dimensions)
+    scores = {
+        "CCC": concordance_correlation,
+        "MAE": mean_absolute_error,
+        "RMSE": root_mean_squared_error,
+    }
+    columns = dict(zip(dimension_names, zip(dimensions.T, labels.T, strict=True), strict=True))
+    metrics = {
+        score: {name: _or_none(function(*pair)) for name, pair in columns.items()}
+        for score, function in scores.items()
+    }
+    counts = {name: int((~np.isnan(column)).sum()) for name, (_, column) in columns.items()}
+    return {**metrics, "labels": counts}
+
+
+def split_metrics(
+    emotion_labels: ArrayLike,
+    emotion_logits: ArrayLike,
+    dimension_labels: ArrayLike,
+    dimensions: ArrayLike,
+    emotions: Sequence[str],
+    dimension_names: Sequence[str],
+    temperature: float = 1.0,
+) -> dict:
+    """Scores both tasks over one whole split, ready for JSON: never a NaN, None where no value.
+
+    To leave an output out that training never saw labels for, pass its labels as absent.
+
+    Args:
+        emotion_labels: (utterances,) indices into `emotions`, -100 = absent.
+        emotion_logits: (utterances, emotions), before any temperature.
+        dimension_labels: (utterances, dimensions), NaN = absent.
+        dimensions: (utterances, dimensions) predictions on the labels' scale.
+        emotions: names in the order of their index.
+        dimension_names: names in the order of the columns.
+        temperature: divides the logits; changes only the calibration error.
+
+    Returns:
+        "utterances" and the entries of `emotion_metrics` and `dimension_metrics`.
+
+    Raises:
+        ValueError: if shapes disagree, an output is not finite or a label is outside `emotions`.
+    """
+    utterances = len(np.asarray(emotion_labels))
+    expected = (utterances, len(dimension_names))
+    _check_shape("dimension labels", np.asarray(dimension_labels), expected)
+    return {
+        "utterances": utterances,
+        **emotion_metrics(emotion_labels, emotion_logits, emotions, temperature),
+        **dimension_metrics(dimension_labels, dimensions, dimension_names),
+    }
+
+
+def selection_score(metrics: dict, select_by: str = "mean") -> float:
+    """Reads from a split's metrics the number, higher is better, that the best epoch is chosen by.
+
+    Args:
+        metrics: as `split_metrics` returns them.
+        select_by: "mean" (of UAR and of every CCC that has a value), "UAR", "WAR", "macro_F1" or
+            "CCC_" followed by a dimension's name.
+
+    Raises:
+        ValueError: if `select_by` is unknown, or has no value because labels are absent.
+    """
+    ccc = {f"CCC_{name}": value for name, value in metrics["CCC"].items()}
+    scores = {name: metrics.get(name) for name in ("UAR", "WAR", "macro_F1")} | ccc
+    averaged = [value for value in (scores["UAR"], *ccc.values()) if value is not None]
+    scores["mean"] = float(np.mean(averaged)) if averaged else None
+    if select_by not in scores:
+        allowed = ", ".join(["mean", *(name for name in scores if name != "mean")])
+        raise ValueError(f"`select_by={select_by!r}` is not a selection metric; use {allowed}.")
+    if scores[select_by] is None:
+        raise ValueError(
+            f"`select_by={select_by!r}` has no value: this split has no labels for it (a CCC needs "
+            "at least two). Select by a metric whose labels are there."
+        )
+    return scores[select_by]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value on all utterances, and the 95 % interval around it."""
+
+    point: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    metric: Callable[[NDArray], float],
+    speakers: Sequence[str],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Gives the 95 % percentile interval of a metric, resampling whole speakers.
+
+    Utterances of one speaker are not independent, so speakers are drawn with replacement and bring
+    all their utterances along. Two variants are compared in pairs: `metric` scores both on the same
+    utterances and returns the difference. With few speakers (under about ten) percentile intervals
+    are known to be too narrow.
+
+    Args:
+        metric: takes utterance indices (drawn,), with repeats; returns a metric or a difference.
+        speakers: (utterances,) who speaks, over the pooled test utterances.
+        resamples: how many draws.
+        seed: the same seed gives the same interval, and pairs the draws of different metrics.
+
+    Raises:
+        ValueError: if there are fewer than two speakers, or `metric` is undefined on a draw.
+
+    Source:
+        Percentile interval: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13.
+        Clusters: Field and Welsh, "Bootstrapping clustered data", JRSS B 2007. In pairs and by
+        speaker: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance
+        evaluation", ICASSP 2004.
+    """
+    names, owner = np.unique(np.asarray(speakers), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"`speakers` names {len(names)} speaker(s); an interval over speakers needs at least 2."
+        )
+    utterances = [np.flatnonzero(owner == speaker) for speaker in range(len(names))]
+    generator = np.random.default_rng(seed)
+    draws = np.empty(resamples)
+    for i in range(resamples):
+        drawn = generator.integers(len(names), size=len(names))
+        draws[i] = metric(np.concatenate([utterances[speaker] for speaker in drawn]))
+    point = float(metric(np.arange(len(owner))))
+    undefined = int(np.isnan(draws).sum())
+    if undefined or np.isnan(point):
+        raise ValueError(
+            f"`metric` is undefined (NaN) on {undefined} of {resamples} draws of speakers; labels "
+            "are too few or in too few speakers for an interval."
+        )
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(point, float(low), float(high))
+
+
+def _labelled_emotions(labels: ArrayLike, outputs: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Leaves out utterances without an emotion label; `outputs` has utterances first."""
+    labels, outputs = np.asarray(labels), np.asarray(outputs)
+    if labels.ndim != 1 or len(labels) != len(outputs):
+        raise ValueError(
+            f"`labels` has shape {labels.shape} for {len(outputs)} predictions; "
+            "give one label per utterance, -100 where it is absent."
+        )
+    present = labels != ABSENT_EMOTION
+    return labels[present].astype(int), outputs[present]
+
+
+def _labelled_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
+    """Leaves out utterances whose label is NaN, in float64."""
+    predictions = np.asarray(predictions, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64)
+    _check_shape("predictions", predictions, (labels.size,))
+    _check_shape("labels", labels, (labels.size,))
+    present = ~np.isnan(labels)
+    _check_finite("predictions", predictions[present])
+    return predictions[present], labels[present]
+
+
+def _check_emotion_indices(name: str, indices: NDArray, emotions: Sequence[str]) -> None:
+    wrong = indices[(indices < 0) | (indices >= len(emotions))]
+    if wrong.size:
+        raise ValueError(
+            f"`{name}` holds {wrong[0].item()!r}, which is no index into the {len(emotions)} "
+            f"emotions {list(emotions)}; an absent label is {ABSENT_EMOTION}."
+        )
+
+
+def _check_shape(name: str, values: NDArray, shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        raise ValueError(f"{name} have shape {values.shape}; the labels and names need {shape}.")
+
+
+def _check_finite(name: str, values: NDArray) -> None:
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise ValueError(
+            f"{name} hold {wrong} values of {values.size} that are NaN or infinite; the model has "
+            "diverged, so lower the learning rate or the gradient clipping."
+        )
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

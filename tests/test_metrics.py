@@ -1,0 +1,391 @@
+"""python -m pytest tests/test_metrics.py -q"""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn import metrics as sklearn_metrics
+
+from mtmm_training import metrics
+
+EMOTIONS = ["angry", "happy", "neutral", "sad"]
+NAN = float("nan")
+
+
+def some_split(utterances: int = 200, seed: int = 0) -> dict:
+    """Makes the arguments of `split_metrics`, about a tenth of the labels absent."""
+    generator = np.random.default_rng(seed)
+    emotion_labels = generator.integers(0, 4, utterances)
+    emotion_logits = generator.normal(size=(utterances, 4)) + 1.5 * np.eye(4)[emotion_labels]
+    dimension_labels = generator.uniform(1, 5, (utterances, 2))
+    dimensions = dimension_labels + generator.normal(0, 1, (utterances, 2))
+    emotion_labels[generator.random(utterances) < 0.1] = -100
+    dimension_labels[generator.random((utterances, 2)) < 0.1] = NAN
+    return {
+        "emotion_labels": emotion_labels,
+        "emotion_logits": emotion_logits.astype(np.float32),
+        "dimension_labels": dimension_labels.astype(np.float32),
+        "dimensions": dimensions.astype(np.float32),
+        "emotions": EMOTIONS,
+        "dimension_names": ["valence", "arousal"],
+    }
+
+
+def direct_ccc(x: list[float], y: list[float]) -> float:
+    n = len(x)
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / n
+    variance_x = sum((a - mean_x) ** 2 for a in x) / n
+    variance_y = sum((b - mean_y) ** 2 for b in y) / n
+    return 2 * covariance / (variance_x + variance_y + (mean_x - mean_y) ** 2)
+
+
+# Emotions
+
+
+def test_emotion_scores_match_direct_formulas() -> None:
+    labels, predictions = [0, 0, 0, 1, 1, 2, 2, 2, 2, -100], [0, 0, 1, 1, 3, 2, 2, 0, 2, 1]
+    counts = [[2, 1, 0, 0], [0, 1, 0, 1], [1, 0, 3, 0], [0, 0, 0, 0]]
+    assert metrics.confusion(labels, predictions, EMOTIONS).tolist() == counts
+    uar = metrics.unweighted_average_recall(labels, predictions, EMOTIONS)
+    assert uar == pytest.approx((2 / 3 + 1 / 2 + 3 / 4) / 3, abs=1e-12)  # sad has no label
+    assert metrics.weighted_accuracy(labels, predictions) == pytest.approx(6 / 9, abs=1e-12)
+    f1 = (2 * 2 / (3 + 3) + 2 * 1 / (2 + 2) + 2 * 3 / (4 + 3)) / 3
+    assert metrics.macro_f1(labels, predictions) == pytest.approx(f1, abs=1e-12)
+
+
+def test_emotion_scores_match_scikit_learn() -> None:
+    generator = np.random.default_rng(1)
+    labels, predictions = generator.integers(0, 4, (2, 500))
+    matrix = metrics.confusion(labels, predictions, EMOTIONS)
+    assert (matrix == sklearn_metrics.confusion_matrix(labels, predictions)).all()
+    uar = metrics.unweighted_average_recall(labels, predictions, EMOTIONS)
+    balanced = sklearn_metrics.balanced_accuracy_score(labels, predictions)
+    assert uar == pytest.approx(balanced, abs=1e-12)
+
+
+@pytest.mark.parametrize(("shift", "score"), [(0, 1.0), (1, 0.0)])
+def test_right_and_wrong_predictions_bound_scores(shift: int, score: float) -> None:
+    labels = np.arange(40) % 4
+    predictions = (labels + shift) % 4
+    assert metrics.unweighted_average_recall(labels, predictions, EMOTIONS) == score
+    assert metrics.weighted_accuracy(labels, predictions) == score
+    assert metrics.macro_f1(labels, predictions) == score
+
+
+def test_majority_class_fools_only_accuracy() -> None:
+    labels, predictions = [0] * 90 + [1] * 10, [0] * 100
+    assert metrics.weighted_accuracy(labels, predictions) == 0.9
+    assert metrics.unweighted_average_recall(labels, predictions, EMOTIONS) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "message"),
+    [
+        ([0, 4], [0, 1], r"`labels` holds 4, which is no index into the 4 emotions"),
+        ([0, -1], [0, 1], r"`labels` holds -1"),
+        ([0, 1], [0, 7], r"`predictions` holds 7"),
+        ([0, 1], [0], r"`labels` has shape \(2,\) for 1 predictions"),
+    ],
+)
+def test_wrong_emotion_indices_are_refused(labels, predictions, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.confusion(labels, predictions, EMOTIONS)
+
+
+# Dimensions
+
+
+def test_dimension_scores_match_direct_formulas() -> None:
+    generator = np.random.default_rng(2)
+    labels = generator.uniform(1, 5, 50)
+    predictions = labels * 0.6 + 1 + generator.normal(0, 0.5, 50)
+    with_absent = np.where(np.arange(50) % 5 == 0, NAN, labels)
+    kept = np.arange(50) % 5 != 0
+    x, y = predictions[kept].tolist(), labels[kept].tolist()
+    n = len(x)
+    ccc = metrics.concordance_correlation(predictions, with_absent)
+    assert ccc == pytest.approx(direct_ccc(x, y), abs=1e-12)
+    mae = sum(abs(a - b) for a, b in zip(x, y, strict=True)) / n
+    assert metrics.mean_absolute_error(predictions, with_absent) == pytest.approx(mae, abs=1e-12)
+    rmse = (sum((a - b) ** 2 for a, b in zip(x, y, strict=True)) / n) ** 0.5
+    assert metrics.root_mean_squared_error(predictions, with_absent) == pytest.approx(rmse)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "ccc"),
+    [
+        ([1, 2, 3, 4, 5], 1.0),
+        ([5, 4, 3, 2, 1], -1.0),
+        ([3, 3, 3, 3, 3], 0.0),
+        ([2, 3, 4, 5, 6], 2 * 2 / (2 + 2 + 1)),  # correlates perfectly, yet is off by one
+    ],
+)
+def test_ccc_of_known_predictions(predictions: list[float], ccc: float) -> None:
+    found = metrics.concordance_correlation(predictions, [1, 2, 3, 4, 5])
+    assert found == pytest.approx(ccc, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels"),
+    [([], []), ([2.0], [3.0]), ([2.0, 3.0], [NAN, 3.0]), ([0.1] * 11, [0.1] * 11)],
+)
+def test_undefined_ccc_is_nan(predictions: list[float], labels: list[float]) -> None:
+    assert np.isnan(metrics.concordance_correlation(predictions, labels))
+
+
+def test_ccc_is_computed_in_float64() -> None:
+    labels = (1000 + np.random.default_rng(3).normal(0, 0.01, 4000)).astype(np.float32)
+    predictions = labels[::-1].copy()
+    expected = direct_ccc(predictions.astype(float).tolist(), labels.astype(float).tolist())
+    assert metrics.concordance_correlation(predictions, labels) == pytest.approx(expected)
+
+
+def test_diverged_prediction_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 values of 2 that are NaN or infinite"):
+        metrics.concordance_correlation([NAN, 2.0, NAN], [1.0, 2.0, NAN])
+
+
+# Calibration
+
+
+def test_calibration_error_matches_direct_formula() -> None:
+    generator = np.random.default_rng(4)
+    probabilities = generator.dirichlet([0.5] * 4, 300)
+    labels = generator.integers(0, 4, 300)
+    error = 0.0
+    for b in range(15):
+        chosen = [
+            i for i in range(300) if b / 15 < max(probabilities[i]) <= (b + 1) / 15
+        ]  # fmt: skip
+        if chosen:
+            accuracy = sum(probabilities[i].argmax() == labels[i] for i in chosen) / len(chosen)
+            confidence = sum(max(probabilities[i]) for i in chosen) / len(chosen)
+            error += len(chosen) / 300 * abs(accuracy - confidence)
+    found = metrics.expected_calibration_error(probabilities, labels)
+    assert found == pytest.approx(error, abs=1e-12)
+
+
+@pytest.mark.parametrize(("label", "error"), [(0, 0.0), (1, 1.0)])
+def test_certain_predictions_bound_calibration_error(label: int, error: float) -> None:
+    probabilities = np.eye(4)[[0] * 10]
+    assert metrics.expected_calibration_error(probabilities, [label] * 10) == error
+
+
+def test_calibration_leaves_absent_labels_out() -> None:
+    probabilities = np.eye(4)[[0, 0]]
+    assert metrics.expected_calibration_error(probabilities, [0, -100]) == 0
+    assert np.isnan(metrics.expected_calibration_error(probabilities, [-100, -100]))
+    assert metrics.calibration_bins(probabilities, [0, -100], bins=5).counts.tolist() == [
+        0, 0, 0, 0, 1,
+    ]  # fmt: skip
+
+
+def test_logits_are_refused_as_probabilities() -> None:
+    with pytest.raises(ValueError, match="Apply a softmax to logits first"):
+        metrics.expected_calibration_error([[2.0, -1.0]], [0])
+    with pytest.raises(ValueError, match="`bins=0` is not a number of bins"):
+        metrics.expected_calibration_error([[0.5, 0.5]], [0], bins=0)
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
+def test_temperature_recovers_known_scale(scale: float) -> None:
+    generator = np.random.default_rng(5)
+    logits = generator.normal(0, 1.5, (20000, 4))
+    cumulated = softmax(logits, axis=1).cumsum(axis=1)
+    labels = (generator.random((20000, 1)) > cumulated).sum(axis=1).clip(max=3)
+    temperature = metrics.fit_temperature(logits * scale, labels)
+    assert temperature == pytest.approx(scale, rel=0.05)
+    before = metrics.expected_calibration_error(softmax(logits * scale, axis=1), labels)
+    after = metrics.expected_calibration_error(
+        softmax(logits * scale / temperature, axis=1), labels
+    )
+    assert after < 0.02 and after <= before + 0.005
+
+
+def test_temperature_without_errors_stays_bounded() -> None:
+    temperature = metrics.fit_temperature(np.eye(4), np.arange(4))
+    assert temperature == pytest.approx(metrics.TEMPERATURE_BOUNDS[0], rel=0.01)
+
+
+def test_temperature_needs_labels() -> None:
+    with pytest.raises(ValueError, match="holds no emotion label"):
+        metrics.fit_temperature(np.eye(4), [-100] * 4)
+
+
+# A whole split
+
+
+def test_split_metrics_agree_with_single_functions() -> None:
+    split = some_split()
+    found = metrics.split_metrics(**split)
+    labels, logits = split["emotion_labels"], split["emotion_logits"]
+    predictions = logits.argmax(axis=1)
+    present = labels != -100
+    assert found["utterances"] == 200
+    assert found["emotion_labels"] == present.sum() < 200
+    uar = sklearn_metrics.balanced_accuracy_score(labels[present], predictions[present])
+    assert found["UAR"] == pytest.approx(uar, abs=1e-12)
+    assert found["WAR"] == pytest.approx((labels == predictions)[present].mean(), abs=1e-12)
+    assert np.mean(list(found["recall"].values())) == pytest.approx(found["UAR"], abs=1e-12)
+    assert np.sum(found["confusion"]) == found["emotion_labels"]
+    for i, name in enumerate(split["dimension_names"]):
+        pair = split["dimensions"][:, i], split["dimension_labels"][:, i]
+        assert found["CCC"][name] == metrics.concordance_correlation(*pair)
+        assert found["MAE"][name] == metrics.mean_absolute_error(*pair)
+        assert found["RMSE"][name] == metrics.root_mean_squared_error(*pair)
+        assert found["labels"][name] == (~np.isnan(pair[1])).sum() < 200
+
+
+def test_order_of_utterances_changes_nothing() -> None:
+    split = some_split()
+    order = np.random.default_rng(6).permutation(200)
+    shuffled = {
+        name: value[order] if isinstance(value, np.ndarray) else value
+        for name, value in split.items()
+    }
+    first, second = metrics.split_metrics(**split), metrics.split_metrics(**shuffled)
+    assert first["confusion"] == second["confusion"]
+    assert first["CCC"] == pytest.approx(second["CCC"], abs=1e-12)
+
+
+def test_temperature_changes_only_calibration() -> None:
+    split = some_split()
+    cold, warm = metrics.split_metrics(**split), metrics.split_metrics(**split, temperature=3.0)
+    assert cold.pop("ECE") != warm.pop("ECE")
+    assert cold == warm
+
+
+def test_absent_task_is_none_in_json() -> None:
+    split = some_split()
+    split["emotion_labels"][:] = -100
+    split["dimension_labels"][:, 0] = NAN
+    found = json.loads(json.dumps(metrics.split_metrics(**split), allow_nan=False))
+    assert found["emotion_labels"] == found["labels"]["valence"] == 0
+    assert [found[name] for name in ("UAR", "WAR", "macro_F1", "ECE", "confusion")] == [None] * 5
+    assert found["recall"] == dict.fromkeys(EMOTIONS)
+    for score in ("CCC", "MAE", "RMSE"):
+        assert found[score]["valence"] is None
+        assert found[score]["arousal"] is not None
+
+
+def test_emotion_without_labels_has_no_recall() -> None:
+    found = metrics.emotion_metrics([0, 0], np.eye(4)[[0, 1]], EMOTIONS)
+    assert found["recall"] == {"angry": 0.5, "happy": None, "neutral": None, "sad": None}
+    assert found["UAR"] == 0.5
+
+
+def test_empty_split_gives_none() -> None:
+    found = metrics.split_metrics(
+        np.zeros(0, dtype=int), np.zeros((0, 4)), np.zeros((0, 2)), np.zeros((0, 2)), EMOTIONS, "va"
+    )
+    assert found["utterances"] == 0 and found["UAR"] is None and found["CCC"]["v"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"emotion_logits": np.zeros((200, 3))}, r"emotion logits have shape \(200, 3\)"),
+        ({"emotion_logits": np.full((200, 4), NAN)}, "emotion logits hold 800 values of 800"),
+        ({"dimension_labels": np.zeros((199, 2))}, r"dimension labels have shape \(199, 2\)"),
+        ({"dimensions": np.zeros((200, 3))}, r"dimensions have shape \(200, 3\)"),
+        ({"dimensions": np.full((200, 2), np.inf)}, "the model has diverged"),
+        ({"emotion_labels": np.full(200, 9)}, "`labels` holds 9"),
+    ],
+)
+def test_wrong_split_is_refused(changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.split_metrics(**some_split() | changed)
+
+
+# Selection
+
+
+def test_selection_averages_what_has_labels() -> None:
+    scores = {"UAR": 0.6, "WAR": 0.7, "macro_F1": 0.5, "CCC": {"valence": 0.2, "arousal": None}}
+    assert metrics.selection_score(scores) == pytest.approx((0.6 + 0.2) / 2)
+    assert metrics.selection_score(scores | {"UAR": None}) == pytest.approx(0.2)
+    assert metrics.selection_score(scores, "WAR") == 0.7
+    assert metrics.selection_score(scores, "CCC_valence") == 0.2
+
+
+@pytest.mark.parametrize(
+    ("select_by", "message"),
+    [
+        ("CCC_arousal", r"`select_by='CCC_arousal'` has no value: this split has no labels"),
+        ("mean", r"`select_by='mean'` has no value"),
+        ("uar", r"'uar'` is not a selection metric; use mean, UAR, WAR, macro_F1, CCC_arousal\."),
+    ],
+)
+def test_selection_refuses_what_is_missing(select_by: str, message: str) -> None:
+    scores = {"UAR": None, "WAR": None, "macro_F1": None, "CCC": {"arousal": None}}
+    with pytest.raises(ValueError, match=message):
+        metrics.selection_score(scores, select_by)
+
+
+# Bootstrap
+
+
+def test_interval_is_clustered_by_speaker() -> None:
+    generator = np.random.default_rng(7)
+    speakers = np.repeat([f"speaker {i}" for i in range(20)], 30)
+    values = np.repeat(generator.normal(0, 1, 20), 30) + generator.normal(0, 0.1, 600)
+    clustered = metrics.paired_bootstrap(lambda i: values[i].mean(), speakers, resamples=1000)
+    alone = metrics.paired_bootstrap(lambda i: values[i].mean(), np.arange(600), resamples=1000)
+    assert clustered.point == alone.point == values.mean()
+    assert clustered.low < clustered.point < clustered.high
+    width = clustered.high - clustered.low
+    assert width > 3 * (alone.high - alone.low)
+    of_means = values.reshape(20, 30).mean(axis=1).std() / 20**0.5  # sd of the speakers' mean
+    assert width == pytest.approx(2 * 1.96 * of_means, rel=0.15)
+
+
+def test_interval_covers_truth_as_often_as_it_says() -> None:
+    speakers = np.repeat(np.arange(30), 4)
+    generator = np.random.default_rng(8)
+    covered = 0
+    for _ in range(100):
+        values = np.repeat(generator.normal(0, 1, 30), 4) + generator.normal(0, 0.5, 120)
+        found = metrics.paired_bootstrap(lambda i, v=values: v[i].mean(), speakers, resamples=200)
+        covered += found.low <= 0 <= found.high
+    assert 86 <= covered <= 99
+
+
+def test_pairing_narrows_difference() -> None:
+    generator = np.random.default_rng(9)
+    speakers = np.repeat(np.arange(24), 20)
+    hard = np.repeat(generator.normal(0, 1, 24), 20)  # shared by both variants
+    first, second = hard + 0.2 + generator.normal(0, 0.3, 480), hard
+    difference = metrics.paired_bootstrap(lambda i: first[i].mean() - second[i].mean(), speakers)
+    single = metrics.paired_bootstrap(lambda i: first[i].mean(), speakers)
+    assert 0 < difference.low < 0.2 < difference.high
+    assert difference.high - difference.low < 0.2 * (single.high - single.low)
+
+
+def test_same_seed_gives_same_interval() -> None:
+    values, speakers = np.random.default_rng(10).normal(size=60), np.arange(60) % 6
+    first, again, other = (
+        metrics.paired_bootstrap(lambda i: values[i].mean(), speakers, 50, seed)
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_bootstrap_draws_whole_speakers() -> None:
+    speakers = np.array(["b", "a", "a", "c", "b", "a"])
+
+    def check(drawn: np.ndarray) -> float:
+        counts = np.bincount(drawn, minlength=6)
+        for speaker in "abc":
+            assert len(set(counts[speakers == speaker])) == 1
+        return 0.0
+
+    assert metrics.paired_bootstrap(check, speakers, resamples=20) == metrics.Interval(0, 0, 0)
+
+
+def test_bootstrap_refuses_too_little() -> None:
+    with pytest.raises(ValueError, match=r"names 1 speaker\(s\).*at least 2"):
+        metrics.paired_bootstrap(lambda i: 0.0, ["a", "a"])
+    with pytest.raises(ValueError, match="undefined .NaN. on 10 of 10 draws"):
+        metrics.paired_bootstrap(lambda i: NAN, ["a", "b"], resamples=10)
