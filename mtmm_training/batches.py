@@ -1,0 +1,285 @@
+"""Utterances to batches: dataset, batches by length, decoding and collation, random modality masking.
+
+Everything random here is drawn from (seed, epoch, utterance id), never from a global generator, so
+workers, processes and resumed runs draw the same.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from datasets import Audio, Dataset
+from torch.utils.data import DataLoader, Sampler
+
+from modeling_mtmm import ABSENT_EMOTION
+from mtmm_training.utterances import DIMENSIONS, Utterance
+from processing_mtmm import MTMMProcessor
+
+FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
+BUCKET_BATCHES = 50  # batches are cut from chunks of so many batches, sorted by length
+
+MASKS = {
+    "audio": ("audio_attention_mask", "acoustic_attention_mask"),
+    "text": ("attention_mask", "linguistic_attention_mask"),
+}
+
+
+def to_dataset(utterances: Sequence[Utterance]) -> Dataset:
+    """Utterances as a `datasets.Dataset`; audio stays undecoded until a worker collates it."""
+    columns = ("utterance_id", "audio", "text", "emotion", *DIMENSIONS, "start_s", "end_s")
+    rows = [{name: getattr(utterance, name) for name in columns} for utterance in utterances]
+    dataset = Dataset.from_list(rows)
+    if any(utterance.audio is not None for utterance in utterances):
+        dataset = dataset.cast_column("audio", Audio(decode=False))
+    return dataset
+
+
+def frame_lengths(utterances: Sequence[Utterance]) -> np.ndarray:
+    """Length of each utterance in encoder frames, from the audio file's header: (utterances,).
+
+    Text without audio counts two frames a word, about its number of tokens.
+    """
+    lengths = []
+    for utterance in utterances:
+        if utterance.audio is None:
+            lengths.append(2 * len((utterance.text or "").split()))
+            continue
+        info = soundfile.info(utterance.audio)
+        end_s = info.duration if utterance.end_s is None else min(utterance.end_s, info.duration)
+        lengths.append(math.ceil(FRAMES_PER_SECOND * (end_s - (utterance.start_s or 0.0))))
+    return np.maximum(np.array(lengths, dtype=np.int64), 1)
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of similar lengths, the same on every process, of which each takes its own share.
+
+    A global batch holds `batch_size` utterances for each process, or fewer where `frame_budget`
+    closes it earlier. It is formed by all processes alike and then dealt out, so every utterance is
+    seen exactly once an epoch and all processes make the same number of steps, which accelerate's
+    own sharding does not promise for batches of different sizes.
+
+    Args:
+        lengths: (utterances,), in frames.
+        batch_size: Utterances per process and batch, at most.
+        frame_budget: Frames per process and batch, padding included, at most; None = no budget. An
+            utterance longer than the budget is a batch of its own on its process.
+        seed: Of the order of utterances and batches.
+        shuffle: False: from the longest batch to the shortest, every time the same.
+        rank, world_size: This process, and how many there are.
+
+    Raises:
+        ValueError: Fewer utterances than processes, or a size below 1.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        frame_budget: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        if len(self.lengths) < world_size:
+            raise ValueError(
+                f"{len(self.lengths)} utterances cannot be dealt out to {world_size} processes; each "
+                "needs at least one. Start fewer processes."
+            )
+        if batch_size < 1 or (frame_budget is not None and frame_budget < 1):
+            raise ValueError(
+                f"`batch_size={batch_size}` and `frame_budget={frame_budget}` must be at least 1."
+            )
+        self.batch_size, self.frame_budget = batch_size, frame_budget
+        self.seed, self.shuffle = seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._batches: tuple[int, list[np.ndarray]] | None = None  # of the epoch they were made for
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, that the next iteration is in."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.global_batches())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.global_batches():
+            yield batch[self.rank :: self.world_size].tolist()
+
+    def global_batches(self) -> list[np.ndarray]:
+        """This epoch's batches of utterance indices, before they are dealt out."""
+        if self._batches is None or self._batches[0] != self.epoch:
+            self._batches = (self.epoch, self._make_batches())
+        return self._batches[1]
+
+    def padding_share(self) -> float:
+        """Share of padding in this epoch's frames over all processes, 0 to 1."""
+        real = padded = 0
+        for batch in self.global_batches():
+            for rank in range(self.world_size):
+                lengths = self.lengths[batch[rank :: self.world_size]]
+                real += int(lengths.sum())
+                padded += int(lengths.max()) * len(lengths)
+        return 1 - real / padded
+
+    def _make_batches(self) -> list[np.ndarray]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        count = len(self.lengths)
+        if not self.shuffle:
+            order = np.argsort(-self.lengths, kind="stable")
+            return self._cut(order)
+        order = generator.permutation(count)
+        chunk = BUCKET_BATCHES * self.batch_size * self.world_size
+        batches = []
+        for start in range(0, count, chunk):
+            part = order[start : start + chunk]
+            batches += self._cut(part[np.argsort(-self.lengths[part], kind="stable")])
+        return self._mend_small([batches[i] for i in generator.permutation(len(batches))])
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        """Consecutive global batches from indices sorted from long to short."""
+        batches, start = [], 0
+        while start < len(order):
+            # The first one is the longest, so it decides how many fit into the budget.
+            size = self.batch_size
+            if self.frame_budget is not None:
+                fitting = self.frame_budget // int(self.lengths[order[start]])
+                size = min(size, max(fitting, 1))
+            batches.append(order[start : start + size * self.world_size])
+            start += size * self.world_size
+        return self._mend_small(batches)
+
+    def _mend_small(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """No global batch has fewer utterances than there are processes: small ones join another."""
+        whole = [batch for batch in batches if len(batch) >= self.world_size]
+        small = [batch for batch in batches if len(batch) < self.world_size]
+        if small and whole:
+            whole[-1] = np.concatenate([whole[-1], *small])
+            return whole
+        return batches
+
+
+class RawInputs:
+    """Collates rows of [`to_dataset`] into raw inputs of the model, with labels.
+
+    Args:
+        processor: Of the model.
+        emotions: Emotion names, in the order of `config.id2label`.
+        dimension_names: In the order of `config.dimension_names`.
+    """
+
+    def __init__(
+        self, processor: MTMMProcessor, emotions: Sequence[str], dimension_names: Sequence[str]
+    ) -> None:
+        self.processor = processor
+        self.emotions = {name: index for index, name in enumerate(emotions)}
+        self.dimension_names = tuple(dimension_names)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Model inputs, `emotion_labels`, `dimension_labels`, and `utterance_ids` (list of str)."""
+        audio = [self._audio(row) for row in rows]
+        text = [row["text"] for row in rows]
+        try:
+            inputs = dict(self.processor(audio=audio, text=text))
+        except (ValueError, TypeError) as error:
+            ids = ", ".join(row["utterance_id"] for row in rows)
+            raise ValueError(f"{error} The batch holds, from 0: {ids}.") from error
+        return inputs | self.labels(rows)
+
+    def labels(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Labels of rows as tensors: −100 and NaN where absent."""
+        emotions = [self.emotions.get(row["emotion"], ABSENT_EMOTION) for row in rows]
+        dimensions = [
+            [math.nan if row[name] is None else row[name] for name in self.dimension_names]
+            for row in rows
+        ]
+        return {
+            "emotion_labels": torch.tensor(emotions),
+            "dimension_labels": torch.tensor(dimensions, dtype=torch.float32),
+            "utterance_ids": [row["utterance_id"] for row in rows],
+        }
+
+    def _audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        if row["audio"] is None:
+            return None
+        try:
+            source = row["audio"]["bytes"] or row["audio"]["path"]
+            array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
+        except (ValueError, OSError) as error:
+            raise ValueError(f"Utterance {row['utterance_id']}: {error}") from error
+        return {"array": array, "sampling_rate": rate}
+
+
+def make_loader(
+    dataset: Any, batches: LengthBatches, collate: Any, *, workers: int = 0
+) -> DataLoader:
+    """A loader whose workers decode and resample ahead of the step."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        # Each worker decodes one utterance at a time; threads of its own would only compete.
+        worker_init_fn=_one_thread if workers else None,
+    )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def rmm_probability(epoch: int, epochs: int, start: float = 0.8, floor: float = 0.1) -> float:
+    """Probability that an utterance loses a modality: a cosine from `start` to 0, cut at `floor`.
+
+    Args:
+        epoch: From 0.
+        epochs: How many are planned.
+        start: In the first epoch, 0 to 1; 0 switches the masking off.
+        floor: Below it the probability is 0.
+
+    Source: the paper's random modality masking; p(e) = start·(1 + cos(π·e/(E − 1)))/2.
+    """
+    progress = epoch / (epochs - 1) if epochs > 1 else 0.0
+    probability = start * (1 + math.cos(math.pi * progress)) / 2
+    return probability if probability >= floor else 0.0
+
+
+def mask_modalities(
+    batch: dict[str, Any],
+    probability: float,
+    *,
+    seed: int,
+    epoch: int,
+    text_share: float = 0.6,
+    per_batch: bool = False,
+) -> None:
+    """Random modality masking, in place: an utterance that has both modalities may lose one.
+
+    Args:
+        batch: Of a collator; the mask row of a lost modality becomes zero.
+        probability: That an utterance loses one, 0 to 1.
+        seed, epoch: With the utterance id they decide what is drawn.
+        text_share: Probability that it is the text that is lost, not the audio.
+        per_batch: Draw once for the whole batch, by its first utterance.
+
+    Source: the paper; shares from a re-implementation; the draw per utterance is ours.
+    """
+    names = {modality: next((n for n in MASKS[modality] if n in batch), None) for modality in MASKS}
+    if probability == 0.0 or None in names.values():
+        return
+    ids = batch["utterance_ids"]
+    masks = {modality: batch[name] for modality, name in names.items()}
+    both = (masks["audio"] != 0).any(-1) & (masks["text"] != 0).any(-1)
+    for row, utterance_id in enumerate(ids):
+        draw = random.Random(f"{seed}/{epoch}/{ids[0] if per_batch else utterance_id}")
+        loses, loses_text = draw.random() < probability, draw.random() < text_share
+        if loses and both[row]:
+            masks["text" if loses_text else "audio"][row] = 0

@@ -1,0 +1,1 @@
+"""Speech emotion corpora: one module each, every one ends in a list of Utterances."""

@@ -1,0 +1,235 @@
+"""The embedded corpus: pytest tests/test_synthetic.py -q"""
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mtmm_training.corpora import synthetic
+from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.utterances import Utterance
+
+QUADRANTS = {
+    "neutral": (True, False),
+    "happy": (True, True),
+    "angry": (False, True),
+    "sad": (False, False),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("synthetic") / "corpus"
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> list[Utterance]:
+    return write_corpus(folder, utterances=80)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_encoders(tmp_path_factory.mktemp("synthetic") / "encoders")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def arousal_cues(utterance: Utterance) -> list[float]:
+    """Level in dB and the share of the energy above 1 kHz: two of what arousal moves."""
+    waveform, rate = soundfile.read(utterance.audio)
+    power = np.abs(np.fft.rfft(waveform)) ** 2
+    treble = power[int(1000 / rate * len(waveform)) :].sum() / power.sum()
+    return [10 * np.log10(np.mean(waveform**2)), np.log(treble)]
+
+
+def test_same_seed_gives_same_bytes(folder: Path, corpus: list[Utterance], tmp_path: Path) -> None:
+    write_corpus(tmp_path / "again", utterances=80)
+    assert digests(tmp_path / "again") == digests(folder)
+
+
+def test_other_seed_gives_other_bytes(
+    folder: Path, corpus: list[Utterance], tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "other", seed=1, utterances=20)
+    ours, others = digests(folder), digests(tmp_path / "other")
+    assert not set(ours.values()) & set(others.values())
+
+
+def test_emotion_is_the_quadrant(corpus: list[Utterance]) -> None:
+    assert set(QUADRANTS) == {u.emotion for u in corpus}
+    for utterance in corpus:
+        assert QUADRANTS[utterance.emotion] == (utterance.valence > 3, utterance.arousal > 3)
+
+
+def test_labels_keep_their_range_and_margin(corpus: list[Utterance]) -> None:
+    labels = np.array([(u.valence, u.arousal) for u in corpus])
+    distances = np.abs(labels - 3)
+    assert distances.min() >= 0.3 and distances.max() <= 1.8
+    assert len(np.unique(labels)) > 60  # continuous, not a few steps
+
+
+def test_ten_speakers_in_five_sessions(corpus: list[Utterance]) -> None:
+    assert set(Counter(u.speaker_id for u in corpus).values()) == {8}
+    pairs = {(u.session_id, u.gender, u.speaker_id) for u in corpus}
+    assert pairs == {(f"Ses0{n}", g, f"Ses0{n}{g}") for n in range(1, 6) for g in "FM"}
+    assert len({u.utterance_id for u in corpus}) == len(corpus)
+    assert "Ses01F_impro01_F000" in {u.utterance_id for u in corpus}
+
+
+def test_scripts_fix_words_and_valence_only(corpus: list[Utterance]) -> None:
+    scripted = [u for u in corpus if u.script_id is not None]
+    assert scripted and all(u.improvised == (u.script_id is None) for u in corpus)
+    for script_id in {u.script_id for u in scripted}:
+        lines = [u for u in scripted if u.script_id == script_id]
+        assert len({u.session_id for u in lines}) == 5
+        assert len({(u.text, u.valence) for u in lines}) == 1
+        assert len({u.arousal for u in lines}) > 1
+
+
+def test_audio_is_short_mono_pcm(corpus: list[Utterance]) -> None:
+    for utterance in corpus:
+        info = soundfile.info(utterance.audio)
+        assert (info.samplerate, info.channels, info.subtype) == (16_000, 1, "PCM_16")
+        assert 1.2 - 0.01 <= info.duration <= 4.0  # cut to whole hops of 8 ms
+        waveform, _ = soundfile.read(utterance.audio)
+        assert 0.05 < np.abs(waveform).max() and np.mean(np.abs(waveform) > 0.99) < 0.001
+
+
+def test_longest_sentence_fits_the_window() -> None:
+    slow = synthetic.Voice(pitch_hz=90, tract=1, level_db=-27, rate=3, tilt_db=-8)
+    for seed in range(10):
+        waveform = synthetic._speech(np.random.default_rng(seed), slow, arousal=1.2, words=12)
+        assert 3.0 < len(waveform) / 16_000 <= 4.0
+
+
+def test_sentence_length_and_template_ignore_valence() -> None:
+    low, high = (
+        [synthetic._sentence(np.random.default_rng(seed), valence) for seed in range(200)]
+        for valence in (1.3, 4.7)
+    )
+    # The first draw picks the template, so the same seed gives the same one at either valence.
+    assert [len(s.split()) for s in low] == [len(s.split()) for s in high]
+    assert all(a != b for a, b in zip(low, high, strict=True))
+    negative, positive = (Counter(" ".join(s).lower().split()) for s in (low, high))
+    assert negative["terrible."] > positive["terrible."]
+    assert negative["wonderful."] < positive["wonderful."]
+
+
+def test_vocabulary_covers_every_sentence() -> None:
+    words = set(synthetic.vocabulary())
+    assert 150 <= len(words) <= 250
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        sentence = synthetic._sentence(rng, rng.uniform(1.2, 4.8))
+        assert set(sentence.lower().rstrip(".").split()) <= words
+        assert 6 <= len(sentence.split()) <= 10
+
+
+def test_audio_tells_arousal_but_not_valence(corpus: list[Utterance]) -> None:
+    cues = np.array([arousal_cues(u) for u in corpus])
+    speakers = np.array([u.speaker_id for u in corpus])
+    for speaker in set(speakers):
+        cues[speakers == speaker] -= cues[speakers == speaker].mean(axis=0)
+    cue = (cues / cues.std(axis=0)).sum(axis=1)
+    arousal, valence = ([getattr(u, name) for u in corpus] for name in ("arousal", "valence"))
+    assert np.corrcoef(cue, arousal)[0, 1] > 0.5
+    assert abs(np.corrcoef(cue, valence)[0, 1]) < 0.3
+
+
+def test_finished_folder_is_not_rewritten(folder: Path, corpus: list[Utterance]) -> None:
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert write_corpus(folder, utterances=80) == corpus
+    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_other_size_replaces_the_corpus(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", utterances=20)
+    assert len(write_corpus(tmp_path / "corpus", utterances=10)) == 10
+    assert len(list((tmp_path / "corpus" / "audio").iterdir())) == 10
+
+
+def test_interrupted_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthetic, "write_manifest", interrupt)
+        write_corpus(tmp_path / "corpus", utterances=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty and has no synthetic_recipe.json"):
+        write_corpus(tmp_path, utterances=10)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`utterances`=0 makes no corpus"):
+        write_corpus(tmp_path / "corpus", utterances=0)
+
+
+def test_encoders_load_in_a_fresh_process(encoders: tuple[Path, Path]) -> None:
+    script = """if True:
+        import sys
+        import numpy as np
+        from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
+
+        audio, text = sys.argv[1:]
+        heard = AutoFeatureExtractor.from_pretrained(audio)(
+            np.zeros(16000, "float32"), sampling_rate=16000, return_tensors="pt"
+        )
+        encoder = AutoModel.from_pretrained(audio).encoder
+        print(*encoder(heard.input_features).last_hidden_state.shape)
+        tokenizer = AutoTokenizer.from_pretrained(text)
+        read = tokenizer("The Movie was not bad, zebra.", return_tensors="pt")
+        print(*tokenizer.convert_ids_to_tokens(read.input_ids[0]))
+        print(*AutoModel.from_pretrained(text)(**read).last_hidden_state.shape)
+    """
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", script, *map(str, encoders)],
+        env={"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "MISSING" not in process.stderr
+    heard, tokens, read = process.stdout.splitlines()
+    assert heard == "1 200 64"
+    assert tokens == "[CLS] the movie was not bad [UNK] [UNK] . [SEP]"
+    assert read == "1 10 64"
+
+
+def test_encoders_follow_the_seed(encoders: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = encoders[0].parent
+    write_encoders(tmp_path / "same")
+    write_encoders(tmp_path / "other", seed=1)
+    assert digests(tmp_path / "same") == digests(folder)
+    ours, other = digests(folder), digests(tmp_path / "other")
+    changed = {name for name in ours if ours[name] != other[name]}
+    assert changed == {synthetic.RECIPE_FILE, "audio/model.safetensors", "text/model.safetensors"}
+
+
+def test_command_prints_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["synthetic", str(tmp_path), "--utterances", "20"])
+    synthetic.main()
+    printed = capsys.readouterr().out
+    assert "20 utterances, 0.0" in printed
+    assert "Ses01F 2, Ses01M 2" in printed
+    assert (tmp_path / "corpus/manifest.csv").is_file() and (tmp_path / "encoders/text").is_dir()

@@ -1,0 +1,661 @@
+"""Train MTMM on one fold, read the test split once, and leave a folder that the Hub takes.
+
+    python train_accelerate.py --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 \\
+        --audio_encoder facebook/hubert-large-ll60k --text_encoder microsoft/deberta-v3-large
+    accelerate launch --num_processes 2 train_accelerate.py ...   (any number of processes, any device)
+
+The run's folder gets model/ (weights, configuration, processor and code: `from_pretrained` and
+`pipeline` load it), results.json, predictions.csv, figures/ and TensorBoard's logs.
+"""
+
+import dataclasses
+import json
+import math
+import platform
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training import figures
+from mtmm_training.batches import (
+    LengthBatches,
+    RawInputs,
+    frame_lengths,
+    make_loader,
+    mask_modalities,
+    rmm_probability,
+    to_dataset,
+)
+from mtmm_training.evaluate import Predictions, predict, write_predictions
+from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
+from mtmm_training.metrics import fit_temperature, selection_score
+from mtmm_training.utterances import SPLITS, Utterance, read_manifest, replacing
+
+
+def _flag(default: Any, text: str, **more: Any) -> Any:
+    """A field of TrainConfig: its default and the help text of its flag."""
+    metadata = {"help": text} | more
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainConfig:
+    """All that a run needs beside the weights; written into results.json."""
+
+    out: str = _flag("out/run", "Folder of this run's results.")
+    seed: int = _flag(0, "Of weights, batches, dropout and modality masking.")
+
+    # Data and fold
+    manifest: str | None = _flag(
+        None, "CSV, TSV, JSONL or Parquet table of utterances (see README)."
+    )
+    audio_dir: str | None = _flag(
+        None, "Where the manifest's relative audio paths begin; its folder if not given."
+    )
+    corpus: str | None = _flag(None, "Name of a corpus with a reader, instead of a manifest.")
+    corpus_dir: str | None = _flag(None, "Folder of the corpus as distributed.")
+    emotions: list[str] | None = _flag(
+        None, "Emotions to predict; if not given those of --model, else angry happy sad neutral."
+    )
+    dimensions: list[str] | None = _flag(
+        None, "Dimensions to predict; if not given those of --model, else valence arousal."
+    )
+    dimension_range: list[float] | None = _flag(
+        None, "Lowest and highest value of their labels; if not given that of --model, else 1 5."
+    )
+    modalities: list[str] = _flag(
+        ["audio", "text"], "What the model sees, in training and test.", choices=["audio", "text"]
+    )
+    protocol: str = _flag(
+        "speaker",
+        "How folds are made: speaker, session, leave_one_speaker_out, grouped or official.",
+    )
+    k: int | None = _flag(None, "Number of folds of protocol grouped.")
+    fold: int = _flag(0, "Which fold of the protocol, from 0.")
+    folds_file: str | None = _flag(None, "Folds saved earlier, instead of a protocol.")
+    validation_speakers: list[str] = _flag(
+        [], "With --test_speakers: the fold by names; all others train."
+    )
+    test_speakers: list[str] = _flag([], "See --validation_speakers.")
+
+    # Model
+    model: str | None = _flag(
+        None, "Folder or Hub id of an MTMM model to train on, instead of encoders."
+    )
+    audio_encoder: str = _flag(
+        "facebook/hubert-large-ll60k", "Folder or Hub id of the acoustic encoder."
+    )
+    text_encoder: str = _flag(
+        "microsoft/deberta-v3-large", "Folder or Hub id of the linguistic encoder."
+    )
+    model_config: str = _flag(
+        "{}", 'Fields of MTMMConfig as JSON, for example \'{"encoder_layers": "weighted"}\'.'
+    )
+
+    # Optimisation
+    epochs: int = _flag(20, "Passes over the training split.")
+    batch_size: int = _flag(16, "Utterances per process and forward pass.")
+    frame_budget: int | None = _flag(
+        None, "Acoustic frames per process and forward pass, at most (50 a second)."
+    )
+    accumulation: int = _flag(1, "Forward passes per optimiser step.")
+    learning_rate: float = _flag(3e-4, "Of fusion and heads.")
+    encoder_learning_rate: float = _flag(1e-5, "Of encoder parameters that are trained.")
+    weight_decay: float = _flag(0.01, "Of AdamW, on matrices only.")
+    warmup_share: float = _flag(
+        0.08, "Share of the steps in which the learning rate rises, 0 to 1."
+    )
+    clip_norm: float = _flag(1.0, "Largest norm of the gradient.")
+    class_weights: str = _flag(
+        "none",
+        "balanced: rare emotions count more in the cross-entropy.",
+        choices=["none", "balanced"],
+    )
+    rmm_start: float = _flag(
+        0.8, "Random modality masking: its probability in the first epoch; 0 = off."
+    )
+    rmm_text_share: float = _flag(0.6, "How often it is the text that is masked.")
+    rmm_per_batch: bool = _flag(False, "Draw the masking once per batch, not per utterance.")
+    select_by: str = _flag(
+        "mean",
+        "Validation metric of the best epoch: mean (of UAR and every CCC that has labels), UAR, WAR, "
+        "macro_F1, CCC_valence, ...",
+    )
+    patience: int | None = _flag(
+        None, "Stop after so many epochs without a better one; not at all if not given."
+    )
+
+    # Machine
+    mixed_precision: str = _flag("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
+    workers: int = _flag(1, "Processes that decode audio ahead of the step.")
+    tracker: str = _flag("tensorboard", "Any tracker of accelerate by name, or none.")
+
+    def check(self) -> None:
+        """Raise ValueError for the first flag whose value is not allowed."""
+        whole = ("epochs", "batch_size", "accumulation")
+        for name in whole:
+            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("learning_rate", "encoder_learning_rate", "clip_norm"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("warmup_share", "rmm_start", "rmm_text_share"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        self._require("fold", self.fold >= 0, "a whole number from 0")
+        self._require(
+            "manifest", (self.manifest is None) != (self.corpus is None), "given, or else --corpus"
+        )
+        self._require(
+            "validation_speakers",
+            bool(self.validation_speakers) == bool(self.test_speakers),
+            "given together with --test_speakers",
+        )
+        fields = json.loads(self.model_config)
+        self._require("model_config", isinstance(fields, dict), "a JSON object")
+        for name in ("id2label", "dimension_names", "dimension_range"):
+            self._require(
+                "model_config", name not in fields, f"without {name}, which has its own flag"
+            )
+
+    def resolve(self) -> "TrainConfig":
+        """The same flags with the outputs that --model brings, or the defaults, filled in."""
+        known = MTMMConfig() if self.model is None else MTMMConfig.from_pretrained(self.model)
+        return dataclasses.replace(
+            self,
+            emotions=self.emotions or list(known.id2label.values()),
+            dimensions=self.dimensions or list(known.dimension_names),
+            dimension_range=self.dimension_range or list(known.dimension_range),
+        )
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"`--{name}` is {getattr(self, name)!r}; it must be {allowed}.")
+
+
+# ---- data --------------------------------------------------------------------------------------
+
+
+def read_utterances(config: TrainConfig) -> list[Utterance]:
+    """The utterances that the flags name, reduced to the modalities that the model may see."""
+    if config.manifest is not None:
+        utterances = read_manifest(
+            config.manifest,
+            audio_dir=config.audio_dir,
+            dimension_range=tuple(config.dimension_range),
+        )
+    else:
+        from mtmm_training.corpora import read_corpus
+
+        utterances = read_corpus(config.corpus, config.corpus_dir)
+    hidden = {"audio", "text"} - set(config.modalities)
+    kept = [
+        u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)
+    ]
+    if len(kept) < len(utterances):
+        print(
+            f"{len(utterances) - len(kept)} of {len(utterances)} utterances have no "
+            f"{config.modalities[0]}: left out"
+        )
+    check_labels(kept, config)
+    return [dataclasses.replace(u, **dict.fromkeys(hidden)) for u in kept]
+
+
+def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
+    """Refuse emotions that the model has no output for, and data without any label."""
+    found = Counter(u.emotion for u in utterances if u.emotion is not None)
+    unknown = sorted(set(found) - set(config.emotions))
+    if unknown:
+        counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
+        raise ValueError(
+            f"The data has emotions that the model would not predict: {counts}. Known are "
+            f"{', '.join(config.emotions)}; name all of yours with --emotions, or leave those cells empty."
+        )
+    if not found and all(
+        getattr(u, name) is None for u in utterances for name in config.dimensions
+    ):
+        raise ValueError(
+            f"No utterance has a label: neither an emotion nor {' nor '.join(config.dimensions)}. "
+            "Training needs at least one labelled column."
+        )
+
+
+def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
+    """The fold that the flags name."""
+    if config.test_speakers:
+        return fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)
+    if config.folds_file is not None:
+        folds = load_folds(config.folds_file, utterances)
+    else:
+        folds = make_folds(
+            utterances, config.protocol, k=config.k, **({"seed": config.seed} if config.k else {})
+        )
+    if config.fold >= len(folds):
+        raise ValueError(
+            f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
+        )
+    return folds[config.fold]
+
+
+def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
+    """Counts, speakers, and hours of a split, as results.json keeps them."""
+    return {
+        "utterances": len(utterances),
+        "with_audio": sum(u.audio is not None for u in utterances),
+        "with_text": sum(u.text is not None for u in utterances),
+        "emotions": dict(
+            Counter(u.emotion for u in utterances if u.emotion is not None).most_common()
+        ),
+        "dimensions": {
+            n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
+        },
+        "speakers": sorted({u.speaker_id for u in utterances}),
+    }
+
+
+def trained_outputs(counts: dict[str, Any]) -> tuple[str, ...]:
+    """The outputs that this training split has labels for."""
+    dimensions = [name for name, labelled in counts["dimensions"].items() if labelled]
+    return (*(["emotion"] if counts["emotions"] else []), *dimensions)
+
+
+def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
+    """Weights (emotions,) that give every emotion of the training split the same total, or None."""
+    if config.class_weights == "none" or not counts["emotions"]:
+        return None
+    total, present = sum(counts["emotions"].values()), len(counts["emotions"])
+    weights = [
+        total / (present * counts["emotions"].get(name, math.inf)) for name in config.emotions
+    ]
+    return torch.tensor(weights)
+
+
+# ---- model and optimiser -----------------------------------------------------------------------
+
+
+def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
+    """Model and processor from pretrained encoders, or from a model that was trained before."""
+    fields = json.loads(config.model_config) | {
+        "id2label": dict(enumerate(config.emotions)),
+        "dimension_names": config.dimensions,
+        "dimension_range": config.dimension_range,
+    }
+    if config.model is not None:
+        model = MTMMModel.from_pretrained(config.model, dtype=torch.float32, **fields)
+        return model, MTMMProcessor.from_pretrained(config.model)
+    model = MTMMModel.from_encoders_pretrained(config.audio_encoder, config.text_encoder, **fields)
+    return model, MTMMProcessor.from_encoders_pretrained(config.audio_encoder, config.text_encoder)
+
+
+def build_optimiser(
+    config: TrainConfig, model: MTMMModel, steps: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW over what is trained, and its schedule: linear warm-up, then a cosine to zero."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_encoder = name.startswith(("audio_model.", "text_model."))
+            rate = config.encoder_learning_rate if in_encoder else config.learning_rate
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": params, "lr": rate, "weight_decay": decay}
+            for (rate, decay), params in groups.items()
+        ]
+    )
+    warmup = round(config.warmup_share * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+
+def groups_of(size: int, items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Consecutive lists of `size` items; the last one may be shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def sum_over_processes(sums: Tensor) -> Tensor:
+    """Add the loss's sums over all processes; its gradient flows back to each of them.
+
+    DistributedDataParallel averages gradients, the backward of this sum adds them: together N
+    processes with batch B train as one with N·B.
+    """
+    return dist_functional.all_reduce(sums) if dist.is_initialized() else sums
+
+
+# ---- the run -----------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    (config,) = HfArgumentParser(
+        TrainConfig, description=__doc__.split("\n")[0]
+    ).parse_args_into_dataclasses(arguments)
+    config.check()
+    config = config.resolve()
+    out = Path(config.out)
+    began = time.time()
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_config=ProjectConfiguration(project_dir=config.out, logging_dir=str(out / "logs")),
+    )
+    set_seed(config.seed)
+
+    # ---- data: read, checked, split ----
+    utterances = read_utterances(config)
+    fold = choose_fold(config, utterances)
+    splits = select(utterances, fold)
+    counts = {name: describe_split(splits[name], config) for name in SPLITS}
+
+    # ---- model ----
+    model, processor = build_model(config)
+    model.config.trained_outputs = trained_outputs(counts["train"])
+    model.config.temperature = 1.0
+    collate = RawInputs(processor, config.emotions, config.dimensions)
+
+    def loader_of(split: str, shuffle: bool) -> Any:
+        batches = LengthBatches(
+            frame_lengths(splits[split]),
+            config.batch_size,
+            frame_budget=config.frame_budget,
+            seed=config.seed,
+            shuffle=shuffle,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        return make_loader(to_dataset(splits[split]), batches, collate, workers=config.workers)
+
+    train, validation = loader_of("train", True), loader_of("validation", False)
+    steps_per_epoch = math.ceil(len(train) / config.accumulation)
+    optimiser, schedule = build_optimiser(config, model, steps_per_epoch * config.epochs)
+    model, optimiser = accelerator.prepare(model, optimiser)
+    weights = class_weights(config, counts["train"])
+    set_seed(config.seed, device_specific=True)  # other dropout on every process
+    if accelerator.is_main_process:
+        parameters = parameter_counts(accelerator.unwrap_model(model))
+        print_summary(config, fold, counts, parameters, accelerator, train, steps_per_epoch)
+
+    # ---- two batches of validation first: a broken set-up fails in seconds ----
+    validation_ids = [u.utterance_id for u in splits["validation"]]
+    predict(model, islice(validation, 2), validation_ids, accelerator, max_batches=2)
+
+    # ---- train ----
+    accelerator.init_trackers("mtmm", config=_trackable(config))
+    history: list[dict[str, Any]] = []
+    best: dict[str, Any] = {"score": -math.inf}
+    for epoch in range(config.epochs):
+        train.batch_sampler.set_epoch(epoch)
+        probability = rmm_probability(epoch, config.epochs, config.rmm_start)
+        model.train()
+        losses = []
+        progress = tqdm(
+            groups_of(config.accumulation, train),
+            total=steps_per_epoch,
+            desc=f"epoch {epoch + 1}/{config.epochs}",
+            disable=None if accelerator.is_main_process else True,  # None: where nobody watches
+            leave=False,
+        )
+        for group in progress:
+            for number, batch in enumerate(group, start=1):
+                mask_modalities(
+                    batch,
+                    probability,
+                    seed=config.seed,
+                    epoch=epoch,
+                    text_share=config.rmm_text_share,
+                    per_batch=config.rmm_per_batch,
+                )
+                del batch["utterance_ids"]
+                # Gradients travel between processes once per step, with the last of its passes.
+                last = number == len(group)
+                with nullcontext() if last else accelerator.no_sync(model):
+                    output = model(
+                        **send_to_device(batch, accelerator.device),
+                        class_weights=weights,
+                        reduce_sum=sum_over_processes,
+                    )
+                    accelerator.backward(output.loss / len(group))
+                losses.append(output.loss.detach())
+            accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            if not accelerator.optimizer_step_was_skipped:
+                schedule.step()
+            progress.set_postfix(loss=f"{float(losses[-1]):.3f}")
+        train_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(train_loss):
+            raise RuntimeError(
+                f"The loss is {train_loss} in epoch {epoch + 1}; lower --learning_rate."
+            )
+
+        # ---- validate, remember the best epoch ----
+        predictions = predict(model, validation, validation_ids, accelerator)
+        metrics = predictions.metrics(accelerator.unwrap_model(model).config)
+        score = selection_score(metrics, config.select_by)
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "rmm_probability": probability,
+                "padding_share": train.batch_sampler.padding_share(),
+                "train": {"loss": train_loss},
+                "validation": metrics,
+                "score": score,
+            }
+        )
+        if score > best["score"]:
+            best = {
+                "score": score,
+                "epoch": epoch,
+                "predictions": predictions,
+                "state": _trained_state(accelerator, model),
+            }
+        if accelerator.is_main_process:
+            print(epoch_line(config, history[-1], best["epoch"] == epoch), flush=True)
+        accelerator.log({"train/loss": train_loss} | _flat(metrics, "validation/"), step=epoch)
+        if config.patience is not None and epoch - best["epoch"] >= config.patience:
+            break
+
+    # ---- the best epoch, calibrated on validation; then the test split, once ----
+    unwrapped = accelerator.unwrap_model(model)
+    unwrapped.load_state_dict(best["state"], strict=False)
+    if "emotion" in unwrapped.config.trained_outputs:
+        logits, labels = best["predictions"].emotion_logits, best["predictions"].emotion_labels
+        if (labels >= 0).any():
+            unwrapped.config.temperature = fit_temperature(logits, labels)
+    test_ids = [u.utterance_id for u in splits["test"]]
+    test_predictions = predict(model, loader_of("test", False), test_ids, accelerator)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    temperature = unwrapped.config.temperature
+    results = {
+        "fold": fold.name,
+        "config": dataclasses.asdict(config),
+        "model_config": unwrapped.config.to_dict(),
+        "splits": counts,
+        "parameters": parameter_counts(unwrapped),
+        "epochs": history,
+        "best_epoch": best["epoch"] + 1,
+        "select_by": config.select_by,
+        "temperature": temperature,
+        "validation": best["predictions"].metrics(unwrapped.config, temperature),
+        "test": test_predictions.metrics(unwrapped.config, temperature),
+        "test_ECE_before_temperature": test_predictions.metrics(unwrapped.config)["ECE"],
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "versions": {n: version(n) for n in ("torch", "transformers", "accelerate")}
+        | {"python": platform.python_version()},
+        "wall_time_s": time.time() - began,
+    }
+    write_run(
+        out,
+        unwrapped,
+        processor,
+        results,
+        {"validation": best["predictions"], "test": test_predictions},
+        utterances,
+    )
+    print_test(results, out)
+
+
+def write_run(
+    out: Path,
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    results: dict[str, Any],
+    predictions: dict[str, Predictions],
+    utterances: Sequence[Utterance],
+) -> None:
+    """Model folder, predictions, pictures, and results.json last: where it is, all is."""
+    model.save_pretrained(out / "model")
+    processor.save_pretrained(out / "model")
+    write_predictions(out / "predictions.csv", predictions, utterances, model)
+    test = predictions["test"]
+    figures.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
+    names = list(model.config.id2label.values())
+    if results["test"]["confusion"] is not None:
+        title = f"Test split, {len(test.utterance_ids)} utterances"
+        figures.plot_confusion(
+            results["test"]["confusion"], names, out / "figures" / "confusion.png", title
+        )
+    columns = [i for i, n in enumerate(model.config.dimension_names) if n in ("valence", "arousal")]
+    if len(columns) == 2 and not any(map(math.isnan, test.dimension_labels[:, columns].min(0))):
+        figures.plot_dimensions(
+            test.dimension_labels[:, columns],
+            test.dimensions[:, columns],
+            out / "figures" / "valence_arousal.png",
+            model.config.dimension_range,
+            [names[label] if label >= 0 else None for label in test.emotion_labels],
+        )
+    with replacing(out / "results.json") as temporary:
+        temporary.write_text(
+            json.dumps(results, indent=2, default=str, allow_nan=False), encoding="utf-8"
+        )
+
+
+# ---- what is printed ---------------------------------------------------------------------------
+
+
+def print_summary(
+    config: TrainConfig,
+    fold: Fold,
+    counts: dict[str, Any],
+    parameters: dict[str, tuple[int, int]],
+    accelerator: Accelerator,
+    train: Any,
+    steps_per_epoch: int,
+) -> None:
+    """Everything that follows from the flags, before the first step."""
+    print(f"fold {fold.name}")
+    for name, split in counts.items():
+        emotions = ", ".join(f"{emotion} {count}" for emotion, count in split["emotions"].items())
+        dimensions = ", ".join(
+            f"{dimension} {count}" for dimension, count in split["dimensions"].items()
+        )
+        print(
+            f"  {name:<10} {split['utterances']:>6} utterances ({split['with_audio']} audio, "
+            f"{split['with_text']} text), {len(split['speakers'])} speakers; "
+            f"{emotions or 'no emotions'}; {dimensions}"
+        )
+    for part, (trained, frozen) in parameters.items():
+        print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
+    print(
+        f"  {config.epochs} epochs of {steps_per_epoch} steps; {accelerator.num_processes} x "
+        f"{config.batch_size} x {config.accumulation} utterances a step at most; "
+        f"{100 * train.batch_sampler.padding_share():.1f} % padding; {accelerator.device}, "
+        f"precision {config.mixed_precision}",
+        flush=True,
+    )
+
+
+def epoch_line(config: TrainConfig, epoch: dict[str, Any], best: bool) -> str:
+    """One line: losses and validation metrics."""
+    metrics = epoch["validation"]
+    parts = [f"epoch {epoch['epoch']:>3}/{config.epochs}"]
+    parts += [f"train loss {epoch['train']['loss']:.3f}", f"validation loss {metrics['loss']:.3f}"]
+    return "  ".join(parts + metric_parts(metrics) + (["*"] if best else []))
+
+
+def metric_parts(metrics: dict[str, Any]) -> list[str]:
+    parts = [f"{name} {metrics[name]:.3f}" for name in ("UAR", "WAR") if metrics[name] is not None]
+    return parts + [
+        f"CCC {name} {ccc:.3f}" for name, ccc in metrics["CCC"].items() if ccc is not None
+    ]
+
+
+def print_test(results: dict[str, Any], out: Path) -> None:
+    print(
+        f"test ({results['splits']['test']['utterances']} utterances of "
+        f"{', '.join(results['splits']['test']['speakers'])}; epoch {results['best_epoch']} by "
+        f"{results['select_by']}): " + "  ".join(metric_parts(results["test"]))
+    )
+    untrained = set(results["config"]["dimensions"]) | {"emotion"}
+    untrained -= set(results["model_config"]["trained_outputs"])
+    if untrained:
+        print(f"no labels, so not trained: {', '.join(sorted(untrained))}")
+    print(
+        f"{results['wall_time_s']:.0f} s; model, results, predictions and pictures are in {out}",
+        flush=True,
+    )
+
+
+def parameter_counts(model: MTMMModel) -> dict[str, tuple[int, int]]:
+    """Trained and frozen parameters of each part."""
+    counts = {}
+    for name, part in model.named_children():
+        sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
+        counts[name] = (
+            sum(n for n, trained in sizes if trained),
+            sum(n for n, trained in sizes if not trained),
+        )
+    return counts
+
+
+def _trained_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all trained weights; the frozen ones stay as they are."""
+    unwrapped = accelerator.unwrap_model(model)
+    return {n: p.detach().cpu().clone() for n, p in unwrapped.named_parameters() if p.requires_grad}
+
+
+def _trackable(config: TrainConfig) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def _flat(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
+    flat = {f"{prefix}{name}": metrics[name] for name in ("loss", "UAR", "WAR", "macro_F1")}
+    flat |= {f"{prefix}CCC_{name}": ccc for name, ccc in metrics["CCC"].items()}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
