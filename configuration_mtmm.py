@@ -3,6 +3,7 @@
 This file is uploaded to the Hub beside the weights. It imports transformers and huggingface_hub only.
 """
 
+import copy
 import difflib
 import math
 from typing import Any
@@ -184,7 +185,8 @@ class MTMMConfig(PreTrainedConfig):
         self.dimension_loss_weights = tuple(self.dimension_loss_weights)
         # save_pretrained alone would name one Auto class only, and the others would not load.
         self.auto_map = dict(AUTO_MAP)
-        self.custom_pipelines = CUSTOM_PIPELINES
+        # A copy: `transformers.pipeline` replaces the names of classes in it by the classes.
+        self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ The run's folder gets model/ (weights, configuration, processor and code: `from_
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import platform
@@ -29,6 +30,7 @@ import torch.distributed.nn.functional as dist_functional
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
@@ -44,6 +46,7 @@ from mtmm_training.batches import (
     rmm_probability,
     to_dataset,
 )
+from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal
 from mtmm_training.evaluate import Predictions, predict, write_predictions
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
@@ -148,11 +151,16 @@ class TrainConfig:
     # Machine
     mixed_precision: str = _flag("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
     workers: int = _flag(1, "Processes that decode audio ahead of the step.")
+    checkpoint_steps: int = _flag(
+        0, "Write a checkpoint every so many steps; 0 = at the end of epochs only."
+    )
+    keep_checkpoints: int = _flag(2, "How many of the newest checkpoints to keep.")
+    resume: bool = _flag(False, "Go on from the newest checkpoint in --out.")
     tracker: str = _flag("tensorboard", "Any tracker of accelerate by name, or none.")
 
     def check(self) -> None:
         """Raise ValueError for the first flag whose value is not allowed."""
-        whole = ("epochs", "batch_size", "accumulation")
+        whole = ("epochs", "batch_size", "accumulation", "keep_checkpoints")
         for name in whole:
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("learning_rate", "encoder_learning_rate", "clip_norm"):
@@ -351,18 +359,18 @@ def sum_over_processes(sums: Tensor) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    (config,) = HfArgumentParser(
-        TrainConfig, description=__doc__.split("\n")[0]
-    ).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser(TrainConfig, description=__doc__.split("\n")[0])
+    (config,) = parser.parse_args_into_dataclasses(arguments)
     config.check()
     config = config.resolve()
     out = Path(config.out)
-    began = time.time()
+    began = time.monotonic()
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(project_dir=config.out, logging_dir=str(out / "logs")),
     )
+    refuse_to_overwrite(config, out)
     set_seed(config.seed)
 
     # ---- data: read, checked, split ----
@@ -370,56 +378,77 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fold = choose_fold(config, utterances)
     splits = select(utterances, fold)
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
+    ids = {name: [u.utterance_id for u in splits[name]] for name in SPLITS}
 
     # ---- model ----
     model, processor = build_model(config)
     model.config.trained_outputs = trained_outputs(counts["train"])
     model.config.temperature = 1.0
+    parameters = parameter_counts(model)
     collate = RawInputs(processor, config.emotions, config.dimensions)
 
-    def loader_of(split: str, shuffle: bool) -> Any:
+    def loader_of(split: str) -> DataLoader:
         batches = LengthBatches(
             frame_lengths(splits[split]),
             config.batch_size,
             frame_budget=config.frame_budget,
             seed=config.seed,
-            shuffle=shuffle,
+            shuffle=split == "train",
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
         return make_loader(to_dataset(splits[split]), batches, collate, workers=config.workers)
 
-    train, validation = loader_of("train", True), loader_of("validation", False)
-    steps_per_epoch = math.ceil(len(train) / config.accumulation)
-    optimiser, schedule = build_optimiser(config, model, steps_per_epoch * config.epochs)
+    train, validation = loader_of("train"), loader_of("validation")
+    steps = [
+        math.ceil(n / config.accumulation) for n in train.batch_sampler.lengths_of(config.epochs)
+    ]
+    optimiser, schedule = build_optimiser(config, model, sum(steps))
     model, optimiser = accelerator.prepare(model, optimiser)
     weights = class_weights(config, counts["train"])
     set_seed(config.seed, device_specific=True)  # other dropout on every process
+
+    # ---- where a stopped run goes on ----
+    progress = Progress()
+    accelerator.register_for_checkpointing(schedule, progress)
+    checkpoints = Checkpoints(
+        out / "checkpoints", accelerator, model, config.keep_checkpoints, identity(config, ids)
+    )
+    newest = checkpoints.newest() if config.resume else None
+    if newest is not None:
+        checkpoints.load(newest)
+    seconds_before = progress.seconds
+    stop = StopSignal()
+
     if accelerator.is_main_process:
-        parameters = parameter_counts(accelerator.unwrap_model(model))
-        print_summary(config, fold, counts, parameters, accelerator, train, steps_per_epoch)
+        print_summary(config, fold.name, counts, parameters, accelerator, train, steps)
+        if config.resume:
+            print(
+                f"resumed from {newest}" if newest else "nothing to resume: starting anew",
+                flush=True,
+            )
 
     # ---- two batches of validation first: a broken set-up fails in seconds ----
-    validation_ids = [u.utterance_id for u in splits["validation"]]
-    predict(model, islice(validation, 2), validation_ids, accelerator, max_batches=2)
+    if newest is None:
+        predict(model, islice(validation, 2), ids["validation"], accelerator, max_batches=2)
+    accelerator.init_trackers("mtmm", config=_trackable(config))
 
     # ---- train ----
-    accelerator.init_trackers("mtmm", config=_trackable(config))
-    history: list[dict[str, Any]] = []
-    best: dict[str, Any] = {"score": -math.inf}
-    for epoch in range(config.epochs):
-        train.batch_sampler.set_epoch(epoch)
+    for epoch in range(progress.epoch, config.epochs):
+        if config.patience is not None and epoch - progress.best_epoch >= config.patience:
+            break
+        train.batch_sampler.set_epoch(epoch, first_batch=progress.step * config.accumulation)
         probability = rmm_probability(epoch, config.epochs, config.rmm_start)
         model.train()
-        losses = []
-        progress = tqdm(
+        bar = tqdm(
             groups_of(config.accumulation, train),
-            total=steps_per_epoch,
+            initial=progress.step,
+            total=steps[epoch],
             desc=f"epoch {epoch + 1}/{config.epochs}",
             disable=None if accelerator.is_main_process else True,  # None: where nobody watches
             leave=False,
         )
-        for group in progress:
+        for group in bar:
             for number, batch in enumerate(group, start=1):
                 mask_modalities(
                     batch,
@@ -431,95 +460,126 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
                 del batch["utterance_ids"]
                 # Gradients travel between processes once per step, with the last of its passes.
-                last = number == len(group)
-                with nullcontext() if last else accelerator.no_sync(model):
+                with nullcontext() if number == len(group) else accelerator.no_sync(model):
                     output = model(
                         **send_to_device(batch, accelerator.device),
                         class_weights=weights,
                         reduce_sum=sum_over_processes,
                     )
                     accelerator.backward(output.loss / len(group))
-                losses.append(output.loss.detach())
+                progress.losses.append(float(output.loss.detach()))
+            if not math.isfinite(progress.losses[-1]):
+                raise RuntimeError(
+                    f"The loss is {progress.losses[-1]} in epoch {epoch + 1}, step {progress.step + 1}; "
+                    "lower --learning_rate, or --clip_norm."
+                )
             accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimiser.step()
             optimiser.zero_grad()
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
-            progress.set_postfix(loss=f"{float(losses[-1]):.3f}")
-        train_loss = float(torch.stack(losses).mean())
-        if not math.isfinite(train_loss):
-            raise RuntimeError(
-                f"The loss is {train_loss} in epoch {epoch + 1}; lower --learning_rate."
-            )
+            progress.step += 1
+            progress.total_steps += 1
+            progress.seconds = seconds_before + time.monotonic() - began
+            bar.set_postfix(loss=f"{progress.losses[-1]:.3f}")
+            stopped = stop.requested(accelerator)
+            due = config.checkpoint_steps and progress.total_steps % config.checkpoint_steps == 0
+            if stopped or due:
+                checkpoint = checkpoints.save(progress.total_steps)
+            if stopped:
+                raise SystemExit(
+                    f"{stop.name or 'another process'}: stopped after step {progress.total_steps}, "
+                    f"{checkpoint} is written. Run the same command with --resume to go on."
+                )
 
-        # ---- validate, remember the best epoch ----
-        predictions = predict(model, validation, validation_ids, accelerator)
-        metrics = predictions.metrics(accelerator.unwrap_model(model).config)
+        # ---- validate, keep the best epoch ----
+        metrics = predict(model, validation, ids["validation"], accelerator).metrics(
+            accelerator.unwrap_model(model).config
+        )
         score = selection_score(metrics, config.select_by)
-        history.append(
+        better = progress.best_score is None or score > progress.best_score
+        if better:
+            progress.best_score, progress.best_epoch = score, epoch + 1
+            checkpoints.save_best()
+        progress.history.append(
             {
                 "epoch": epoch + 1,
                 "rmm_probability": probability,
                 "padding_share": train.batch_sampler.padding_share(),
-                "train": {"loss": train_loss},
+                "train": {"loss": sum(progress.losses) / len(progress.losses)},
                 "validation": metrics,
                 "score": score,
             }
         )
-        if score > best["score"]:
-            best = {
-                "score": score,
-                "epoch": epoch,
-                "predictions": predictions,
-                "state": _trained_state(accelerator, model),
-            }
         if accelerator.is_main_process:
-            print(epoch_line(config, history[-1], best["epoch"] == epoch), flush=True)
-        accelerator.log({"train/loss": train_loss} | _flat(metrics, "validation/"), step=epoch)
-        if config.patience is not None and epoch - best["epoch"] >= config.patience:
-            break
+            print(epoch_line(config, progress.history[-1], better), flush=True)
+        accelerator.log(_flat(progress.history[-1]), step=epoch + 1)
+        progress.epoch, progress.step, progress.losses = epoch + 1, 0, []
+        checkpoints.save(progress.total_steps)
 
     # ---- the best epoch, calibrated on validation; then the test split, once ----
-    unwrapped = accelerator.unwrap_model(model)
-    unwrapped.load_state_dict(best["state"], strict=False)
-    if "emotion" in unwrapped.config.trained_outputs:
-        logits, labels = best["predictions"].emotion_logits, best["predictions"].emotion_labels
-        if (labels >= 0).any():
-            unwrapped.config.temperature = fit_temperature(logits, labels)
-    test_ids = [u.utterance_id for u in splits["test"]]
-    test_predictions = predict(model, loader_of("test", False), test_ids, accelerator)
+    checkpoints.load_best()
+    best = accelerator.unwrap_model(model)
+    predictions = {"validation": predict(model, validation, ids["validation"], accelerator)}
+    best.config.temperature = calibrate(predictions["validation"], best.config.trained_outputs)
+    predictions["test"] = predict(model, loader_of("test"), ids["test"], accelerator)
     accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
-    temperature = unwrapped.config.temperature
-    results = {
-        "fold": fold.name,
-        "config": dataclasses.asdict(config),
-        "model_config": unwrapped.config.to_dict(),
-        "splits": counts,
-        "parameters": parameter_counts(unwrapped),
-        "epochs": history,
-        "best_epoch": best["epoch"] + 1,
-        "select_by": config.select_by,
-        "temperature": temperature,
-        "validation": best["predictions"].metrics(unwrapped.config, temperature),
-        "test": test_predictions.metrics(unwrapped.config, temperature),
-        "test_ECE_before_temperature": test_predictions.metrics(unwrapped.config)["ECE"],
-        "device": str(accelerator.device),
-        "processes": accelerator.num_processes,
-        "versions": {n: version(n) for n in ("torch", "transformers", "accelerate")}
-        | {"python": platform.python_version()},
-        "wall_time_s": time.time() - began,
+    if accelerator.is_main_process:
+        results = {
+            "fold": fold.name,
+            "config": dataclasses.asdict(config),
+            "model_config": best.config.to_dict(),
+            "splits": counts,
+            "parameters": parameters,
+            "epochs": progress.history,
+            "best_epoch": progress.best_epoch,
+            "select_by": config.select_by,
+            "temperature": best.config.temperature,
+            "validation": predictions["validation"].metrics(best.config, best.config.temperature),
+            "test": predictions["test"].metrics(best.config, best.config.temperature),
+            "test_ECE_before_temperature": predictions["test"].metrics(best.config)["ECE"],
+            "device": str(accelerator.device),
+            "processes": accelerator.num_processes,
+            "versions": versions(),
+            "wall_time_s": seconds_before + time.monotonic() - began,
+        }
+        write_run(out, best, processor, results, predictions, utterances)
+        checkpoints.delete()
+        print_test(results, out)
+
+
+def refuse_to_overwrite(config: TrainConfig, out: Path) -> None:
+    """Raise ValueError where a finished or unfinished run would be lost."""
+    if (out / "results.json").exists():
+        raise ValueError(
+            f"{out} holds a finished run (results.json); choose another --out, or delete it."
+        )
+    if not config.resume and any((out / "checkpoints").glob("step-*")):
+        raise ValueError(
+            f"{out} holds an unfinished run; add --resume to go on with it, or choose another --out."
+        )
+
+
+def identity(config: TrainConfig, ids: dict[str, list[str]]) -> dict[str, Any]:
+    """What makes a run this run: its flags, but for those that change no result, and its splits."""
+    harmless = ("out", "resume", "workers", "tracker", "checkpoint_steps", "keep_checkpoints")
+    flags = {
+        name: value for name, value in dataclasses.asdict(config).items() if name not in harmless
     }
-    write_run(
-        out,
-        unwrapped,
-        processor,
-        results,
-        {"validation": best["predictions"], "test": test_predictions},
-        utterances,
-    )
-    print_test(results, out)
+    digests = {name: hashlib.sha256("\n".join(ids[name]).encode()).hexdigest()[:16] for name in ids}
+    return flags | {f"{name} split": digest for name, digest in digests.items()} | versions()
+
+
+def calibrate(validation: Predictions, outputs: Sequence[str]) -> float:
+    """The temperature that fits the validation labels best; 1 without any."""
+    if "emotion" not in outputs or not (validation.emotion_labels >= 0).any():
+        return 1.0
+    return fit_temperature(validation.emotion_logits, validation.emotion_labels)
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "accelerate")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def write_run(
@@ -562,15 +622,15 @@ def write_run(
 
 def print_summary(
     config: TrainConfig,
-    fold: Fold,
+    fold: str,
     counts: dict[str, Any],
     parameters: dict[str, tuple[int, int]],
     accelerator: Accelerator,
     train: Any,
-    steps_per_epoch: int,
+    steps: list[int],
 ) -> None:
     """Everything that follows from the flags, before the first step."""
-    print(f"fold {fold.name}")
+    print(f"fold {fold}")
     for name, split in counts.items():
         emotions = ", ".join(f"{emotion} {count}" for emotion, count in split["emotions"].items())
         dimensions = ", ".join(
@@ -584,7 +644,7 @@ def print_summary(
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(
-        f"  {config.epochs} epochs of {steps_per_epoch} steps; {accelerator.num_processes} x "
+        f"  {config.epochs} epochs, {sum(steps)} steps; {accelerator.num_processes} x "
         f"{config.batch_size} x {config.accumulation} utterances a step at most; "
         f"{100 * train.batch_sampler.padding_share():.1f} % padding; {accelerator.device}, "
         f"precision {config.mixed_precision}",
@@ -635,12 +695,6 @@ def parameter_counts(model: MTMMModel) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _trained_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all trained weights; the frozen ones stay as they are."""
-    unwrapped = accelerator.unwrap_model(model)
-    return {n: p.detach().cpu().clone() for n, p in unwrapped.named_parameters() if p.requires_grad}
-
-
 def _trackable(config: TrainConfig) -> dict[str, Any]:
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
@@ -648,14 +702,20 @@ def _trackable(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _flat(metrics: dict[str, Any], prefix: str) -> dict[str, float]:
-    flat = {f"{prefix}{name}": metrics[name] for name in ("loss", "UAR", "WAR", "macro_F1")}
-    flat |= {f"{prefix}CCC_{name}": ccc for name, ccc in metrics["CCC"].items()}
+def _flat(epoch: dict[str, Any]) -> dict[str, float]:
+    """An epoch's record as a tracker takes it."""
+    metrics = epoch["validation"]
+    flat = {f"validation/{name}": metrics[name] for name in ("loss", "UAR", "WAR", "macro_F1")}
+    flat |= {f"validation/CCC_{name}": ccc for name, ccc in metrics["CCC"].items()}
+    flat |= {
+        "train/loss": epoch["train"]["loss"],
+        "train/rmm_probability": epoch["rmm_probability"],
+    }
     return {name: value for name, value in flat.items() if value is not None}
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

@@ -20,7 +20,8 @@ from mtmm_training.utterances import DIMENSIONS, Utterance
 from processing_mtmm import MTMMProcessor
 
 FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
-BUCKET_BATCHES = 50  # batches are cut from chunks of so many batches, sorted by length
+BUCKET_BATCHES = 200  # batches are cut from chunks of so many batches, sorted by length
+LENGTH_JITTER = 0.05  # lengths are blurred by so much first, or the same utterances always meet
 
 MASKS = {
     "audio": ("audio_attention_mask", "acoustic_attention_mask"),
@@ -99,24 +100,30 @@ class LengthBatches(Sampler[list[int]]):
         self.batch_size, self.frame_budget = batch_size, frame_budget
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.epoch, self.first_batch = 0, 0
         self._batches: tuple[int, list[np.ndarray]] | None = None  # of the epoch they were made for
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 0, that the next iteration is in."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, from 0, that the next iteration is in, and the batch it begins with."""
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
         return len(self.global_batches())
 
+    def lengths_of(self, epochs: int) -> list[int]:
+        """Number of batches in each of so many epochs; with a frame budget they differ."""
+        if self.frame_budget is None:
+            return [len(self)] * epochs
+        return [len(self._make_batches(epoch)) for epoch in range(epochs)]
+
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.global_batches():
+        for batch in self.global_batches()[self.first_batch :]:
             yield batch[self.rank :: self.world_size].tolist()
 
     def global_batches(self) -> list[np.ndarray]:
         """This epoch's batches of utterance indices, before they are dealt out."""
         if self._batches is None or self._batches[0] != self.epoch:
-            self._batches = (self.epoch, self._make_batches())
+            self._batches = (self.epoch, self._make_batches(self.epoch))
         return self._batches[1]
 
     def padding_share(self) -> float:
@@ -129,29 +136,29 @@ class LengthBatches(Sampler[list[int]]):
                 padded += int(lengths.max()) * len(lengths)
         return 1 - real / padded
 
-    def _make_batches(self) -> list[np.ndarray]:
-        generator = np.random.default_rng([self.seed, self.epoch])
+    def _make_batches(self, epoch: int) -> list[np.ndarray]:
+        generator = np.random.default_rng([self.seed, epoch])
         count = len(self.lengths)
         if not self.shuffle:
             order = np.argsort(-self.lengths, kind="stable")
             return self._cut(order)
         order = generator.permutation(count)
+        blurred = self.lengths * generator.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, count)
         chunk = BUCKET_BATCHES * self.batch_size * self.world_size
         batches = []
         for start in range(0, count, chunk):
             part = order[start : start + chunk]
-            batches += self._cut(part[np.argsort(-self.lengths[part], kind="stable")])
+            batches += self._cut(part[np.argsort(-blurred[part])])
         return self._mend_small([batches[i] for i in generator.permutation(len(batches))])
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
-        """Consecutive global batches from indices sorted from long to short."""
+        """Consecutive global batches from indices sorted, more or less, from long to short."""
         batches, start = [], 0
         while start < len(order):
-            # The first one is the longest, so it decides how many fit into the budget.
             size = self.batch_size
             if self.frame_budget is not None:
-                fitting = self.frame_budget // int(self.lengths[order[start]])
-                size = min(size, max(fitting, 1))
+                longest = int(self.lengths[order[start : start + size * self.world_size]].max())
+                size = min(size, max(self.frame_budget // longest, 1))
             batches.append(order[start : start + size * self.world_size])
             start += size * self.world_size
         return self._mend_small(batches)
@@ -227,6 +234,9 @@ def make_loader(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
+        # Else every new iterator draws a seed from the global generator, and dropout would depend on
+        # how often a run was resumed.
+        generator=torch.Generator(),
         # Each worker decodes one utterance at a time; threads of its own would only compete.
         worker_init_fn=_one_thread if workers else None,
     )

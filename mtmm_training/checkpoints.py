@@ -1,0 +1,186 @@
+"""Checkpoints of a run: written whole or not at all, the newest few kept, the best one always.
+
+A checkpoint holds what a run needs to go on as if it had never stopped: trained weights (frozen
+encoders come from where they came from), optimiser, schedule, scaler, random generators of every
+process, and the place in the run. Batches and modality masking need no state: they follow from
+(seed, epoch, utterance id).
+"""
+
+import json
+import shutil
+import signal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtmm_training.utterances import replacing
+
+
+@dataclass
+class Progress:
+    """The place of a run: all that the loop itself remembers.
+
+    Args:
+        epoch: Epochs finished.
+        step: Optimiser steps made in the epoch that follows.
+        total_steps: Optimiser steps made in all.
+        losses: Training losses of that epoch, one per forward pass.
+        history: One record per finished epoch, as in results.json.
+        best_epoch: Number of the best epoch, from 1; 0 = none yet.
+        best_score: Its validation score; None = none yet.
+        seconds: Time spent by this run and those that it continues.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total_steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class Checkpoints:
+    """The checkpoints in a run's folder.
+
+    Args:
+        folder: Of the checkpoints; made when the first one is saved.
+        accelerator: Saves and loads the state of every process.
+        model: Prepared by `accelerator`.
+        keep: How many of the newest to keep.
+        identity: What makes this run this run, as JSON values; a checkpoint of another is refused.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        keep: int,
+        identity: dict[str, Any],
+    ) -> None:
+        self.folder, self.accelerator, self.model, self.keep = folder, accelerator, model, keep
+        self.identity = json.loads(json.dumps(identity))
+        accelerator.register_save_state_pre_hook(self._drop_frozen)
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        return max(self.folder.glob("step-*"), default=None)
+
+    def save(self, total_steps: int) -> Path:
+        """Write a checkpoint under a temporary name, rename it, and delete the oldest beyond `keep`.
+
+        Raises:
+            OSError: The disk is full or cannot be written to; earlier checkpoints are untouched.
+        """
+        final = self.folder / f"step-{total_steps:09d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        main = self.accelerator.is_main_process
+        try:
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(temporary))
+            self.accelerator.wait_for_everyone()
+            if main:
+                identity = temporary / "identity.json"
+                identity.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
+                shutil.rmtree(final, ignore_errors=True)
+                temporary.rename(final)
+        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk as RuntimeError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"The checkpoint {final} could not be written ({error}). The last complete one is "
+                f"{self.newest() or 'none'}; free some disk space and run the same command with --resume."
+            ) from error
+        if main:
+            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+                shutil.rmtree(old)
+        return final
+
+    def load(self, checkpoint: Path) -> None:
+        """Restore every part of the run from a checkpoint.
+
+        Raises:
+            ValueError: It belongs to a run with other flags or data; the message names them.
+        """
+        saved = json.loads((checkpoint / "identity.json").read_text(encoding="utf-8"))
+        names = sorted(set(saved) | set(self.identity))
+        changed = [name for name in names if saved.get(name) != self.identity.get(name)]
+        if changed:
+            changes = "; ".join(
+                f"{name} was {saved.get(name)!r}, now is {self.identity.get(name)!r}"
+                for name in changed
+            )
+            raise ValueError(
+                f"{checkpoint} belongs to another run: {changes}. Resume with the same flags and data, or "
+                "start anew in another --out."
+            )
+        self.accelerator.load_state(str(checkpoint), strict=False)
+
+    def save_best(self) -> None:
+        """Keep the trained weights of this moment, in place of those kept before."""
+        state = trained_state(self.accelerator, self.model)
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / "best.safetensors") as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
+        self.accelerator.wait_for_everyone()
+
+    def load_best(self) -> None:
+        """Put the best epoch's trained weights back into the model."""
+        state = load_file(self.folder / "best.safetensors")
+        self.accelerator.unwrap_model(self.model).load_state_dict(state, strict=False)
+
+    def delete(self) -> None:
+        """Remove all checkpoints of a run that has finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _drop_frozen(self, models: list[nn.Module], weights: list[dict], output_dir: str) -> None:
+        for model, state in zip(models, weights, strict=False):  # FSDP brings no state dicts here
+            frozen = {
+                name for name, parameter in model.named_parameters() if not parameter.requires_grad
+            }
+            for name in frozen & set(state):
+                del state[name]
+
+
+def trained_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """All trained weights, by their names in the unwrapped model, gathered where they are sharded."""
+    trained = {n for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
+    state = accelerator.get_state_dict(model, unwrap=True)
+    return {name: tensor.detach().cpu() for name, tensor in state.items() if name in trained}
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into a request that the loop meets between two steps."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        flag = torch.tensor(float(self.name is not None), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum") > 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None:  # asked twice: whoever asks wants out now
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

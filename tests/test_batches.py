@@ -1,0 +1,186 @@
+"""Run alone: python -m pytest tests/test_batches.py"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mtmm_training.batches import LengthBatches, RawInputs, mask_modalities, rmm_probability, to_dataset
+from mtmm_training.utterances import Utterance
+
+
+def iemocap_like_lengths(count: int = 5531, seed: int = 0) -> np.ndarray:
+    """Frames of utterances: log-normal, median 3.6 s, 0.6 to 34 s."""
+    seconds = np.random.default_rng(seed).lognormal(math.log(3.6), 0.7, count).clip(0.6, 34.0)
+    return np.ceil(50 * seconds).astype(int)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("count", [7, 64, 501])
+@pytest.mark.parametrize("frame_budget", [None, 900])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_utterance_comes_once_an_epoch(
+    world_size: int, count: int, frame_budget: int | None, shuffle: bool
+) -> None:
+    lengths = iemocap_like_lengths(count)
+    ranks = [
+        LengthBatches(
+            lengths,
+            4,
+            frame_budget=frame_budget,
+            shuffle=shuffle,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
+    for epoch in range(3):
+        for batches in ranks:
+            batches.set_epoch(epoch)
+        shares = [list(batches) for batches in ranks]
+        assert len({len(share) for share in shares}) == 1, "processes make different numbers of steps"
+        assert all(batch for share in shares for batch in share), "a process has an empty batch"
+        seen = sorted(index for share in shares for batch in share for index in batch)
+        assert seen == list(range(count))
+
+
+def test_padding_share_is_small_on_iemocap_like_lengths() -> None:
+    lengths = iemocap_like_lengths()
+    bucketed = LengthBatches(lengths, 16)
+    assert bucketed.padding_share() <= 0.05
+    random_order = np.random.default_rng(0).permutation(len(lengths))
+    chunks = [lengths[random_order[i : i + 16]] for i in range(0, len(lengths), 16)]
+    random_share = 1 - lengths.sum() / sum(chunk.max() * len(chunk) for chunk in chunks)
+    assert random_share > 0.3, "the lengths would need no bucketing"
+
+
+def test_frame_budget_bounds_padded_frames() -> None:
+    lengths = iemocap_like_lengths(600)
+    batches = LengthBatches(lengths, 32, frame_budget=2000)
+    for batch in batches:
+        assert len(batch) == 1 or lengths[batch].max() * len(batch) <= 2000
+
+
+def test_batches_follow_from_seed_and_epoch() -> None:
+    lengths = iemocap_like_lengths(200)
+    first, again = LengthBatches(lengths, 8, seed=1), LengthBatches(lengths, 8, seed=1)
+    assert list(first) == list(again)
+    again.set_epoch(1)
+    assert list(first) != list(again)
+    assert list(first) != list(LengthBatches(lengths, 8, seed=2))
+
+
+def test_batches_begin_where_a_stopped_epoch_left_off() -> None:
+    whole = LengthBatches(iemocap_like_lengths(100), 8)
+    rest = LengthBatches(iemocap_like_lengths(100), 8)
+    rest.set_epoch(0, first_batch=5)
+    assert list(rest) == list(whole)[5:]
+
+
+def test_lengths_of_counts_the_batches_of_each_epoch() -> None:
+    batches = LengthBatches(iemocap_like_lengths(500), 16, frame_budget=1500)
+    counted = batches.lengths_of(4)
+    for epoch, count in enumerate(counted):
+        batches.set_epoch(epoch)
+        assert len(list(batches)) == count
+
+
+def test_too_few_utterances_for_the_processes_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 utterances cannot be dealt out to 3 processes"):
+        LengthBatches([5, 6], 4, world_size=3)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 20])
+def test_rmm_probability_follows_its_closed_form(epochs: int) -> None:
+    for epoch in range(epochs):
+        angle = math.pi * epoch / (epochs - 1) if epochs > 1 else 0.0
+        expected = 0.8 * (1 + math.cos(angle)) / 2
+        assert rmm_probability(epoch, epochs) == pytest.approx(expected if expected >= 0.1 else 0.0)
+    assert rmm_probability(0, epochs) == 0.8
+    if epochs > 1:
+        assert rmm_probability(epochs - 1, epochs) == 0.0
+
+
+def masked_batch(count: int, **options) -> dict:
+    batch = {
+        "utterance_ids": [f"u{i}" for i in range(count)],
+        "audio_attention_mask": torch.ones(count, 5, dtype=torch.long),
+        "attention_mask": torch.ones(count, 3, dtype=torch.long),
+    }
+    batch["attention_mask"][0] = 0  # u0 has no text
+    mask_modalities(batch, **({"probability": 0.8, "seed": 0, "epoch": 0} | options))
+    return batch
+
+
+def test_masking_takes_exactly_one_modality_at_the_stated_rates() -> None:
+    batch = masked_batch(4000)
+    no_audio = ~batch["audio_attention_mask"].any(-1)[1:]
+    no_text = ~batch["attention_mask"].any(-1)[1:]
+    assert not (no_audio & no_text).any()
+    assert (no_audio | no_text).float().mean().item() == pytest.approx(0.8, abs=0.03)
+    assert (no_text.sum() / (no_audio | no_text).sum()).item() == pytest.approx(0.6, abs=0.03)
+
+
+def test_masking_spares_an_utterance_with_one_modality() -> None:
+    for epoch in range(50):
+        assert masked_batch(1, epoch=epoch, probability=1.0)["audio_attention_mask"].all()
+
+
+def test_masking_does_not_depend_on_the_batch() -> None:
+    whole = masked_batch(20)["audio_attention_mask"]
+    part = {
+        "utterance_ids": ["u13", "u7"],
+        "audio_attention_mask": torch.ones(2, 5, dtype=torch.long),
+        "attention_mask": torch.ones(2, 3, dtype=torch.long),
+    }
+    mask_modalities(part, 0.8, seed=0, epoch=0)
+    assert torch.equal(part["audio_attention_mask"], whole[[13, 7]])
+    assert not torch.equal(masked_batch(20, epoch=1)["audio_attention_mask"], whole)
+
+
+def test_masking_per_batch_draws_once() -> None:
+    for epoch in range(20):
+        batch = masked_batch(9, epoch=epoch, per_batch=True)
+        text = batch["attention_mask"].any(-1)[1:]
+        assert text.all() or not text.any()
+
+
+def test_masking_off_or_without_a_modality_changes_nothing() -> None:
+    assert masked_batch(9, probability=0.0)["audio_attention_mask"].all()
+    only_text = {"utterance_ids": ["a"], "attention_mask": torch.ones(1, 3)}
+    mask_modalities(only_text, 1.0, seed=0, epoch=0)
+    assert only_text["attention_mask"].all()
+
+
+class FakeProcessor:
+    """Stands where the collator needs no features."""
+
+    def __call__(self, audio: list, text: list) -> dict:
+        if "bad" in text:
+            raise ValueError("Utterance 1 of this batch: refused.")
+        return {"attention_mask": torch.ones(len(text), 1)}
+
+
+def text_utterance(number: int, **fields) -> Utterance:
+    defaults = {"utterance_id": f"u{number}", "corpus": "c", "speaker_id": "s", "text": "NA"}
+    return Utterance(**(defaults | fields))
+
+
+def test_collator_keeps_na_and_marks_absent_labels() -> None:
+    utterances = [
+        text_utterance(0, emotion="sad", valence=2.5),
+        text_utterance(1, arousal=4.0, text="null"),
+    ]
+    dataset = to_dataset(utterances)
+    assert dataset["text"][:] == ["NA", "null"]
+    batch = RawInputs(FakeProcessor(), ["angry", "sad"], ["valence", "arousal"])(list(dataset))
+    assert batch["emotion_labels"].tolist() == [1, -100]
+    assert batch["dimension_labels"].isnan().tolist() == [[False, True], [True, False]]
+    assert batch["utterance_ids"] == ["u0", "u1"]
+
+
+def test_collator_names_the_utterances_of_a_refused_batch() -> None:
+    dataset = to_dataset([text_utterance(0), text_utterance(1, text="bad")])
+    with pytest.raises(ValueError, match=r"Utterance 1 of this batch.*from 0: u0, u1"):
+        RawInputs(FakeProcessor(), ["angry"], ["valence"])(list(dataset))
