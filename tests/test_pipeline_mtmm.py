@@ -1,0 +1,521 @@
+"""The pipeline: every form of input, batches, what comes out, its errors, saving and loading."""
+
+import http.server
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import transformers
+from transformers import WhisperFeatureExtractor
+from transformers.pipelines.pt_utils import KeyDataset
+
+import processing_mtmm
+from modeling_mtmm import MTMMModel
+from pipeline_mtmm import MTMMPipeline
+from processing_mtmm import MTMMProcessor
+
+RATE = 16000
+TRAINED = ("emotion", "valence", "arousal")
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_mel_bins": 20,
+    "max_source_positions": 50,
+}
+
+
+def noise(duration_s: float = 0.5, seed: int = 0) -> np.ndarray:
+    samples = round(duration_s * RATE)
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., MTMMModel]) -> MTMMModel:
+    return make_model(trained_outputs=TRAINED)
+
+
+@pytest.fixture(scope="module")
+def pipe(model: MTMMModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
+    return MTMMPipeline(model=model, processor=tiny_processor)
+
+
+@pytest.fixture(scope="module")
+def whisper_pipe(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> MTMMPipeline:
+    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
+    model = make_model(audio_config=WHISPER, trained_outputs=TRAINED)
+    return MTMMPipeline(model=model, processor=processor)
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "speech.wav"
+    soundfile.write(path, noise(), RATE, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(wav: Path) -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/speech.wav":
+                return self.send_error(404, "Not Found")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(wav.read_bytes())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/speech.wav"
+        server.shutdown()
+
+
+def flat(result: dict) -> dict:
+    return {k: v for k, v in result.items() if k != "scores"} | result.get("scores", {})
+
+
+def assert_same(result: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    result, expected = flat(result), flat(expected)
+    assert result.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, float):
+            assert result[name] == pytest.approx(value, abs=tolerance), name
+        else:
+            assert result[name] == value, name
+
+
+# ---- forms of input ------------------------------------------------------------------------------
+
+
+def test_every_form_of_audio_gives_the_same(pipe: MTMMPipeline, wav: Path, url: str) -> None:
+    waveform, data = noise(), wav.read_bytes()
+    expected = pipe(waveform, sampling_rate=RATE)
+    assert expected["missing"] == ["text"]
+    decoder = SimpleNamespace(
+        get_all_samples=lambda: SimpleNamespace(
+            data=torch.from_numpy(waveform)[None], sample_rate=RATE
+        )
+    )
+    forms = {
+        "path": wav,
+        "string": str(wav),
+        "url": url,
+        "bytes": data,
+        "bytearray": bytearray(data),
+        "memoryview": memoryview(data),
+        "file": io.BytesIO(data),
+        "array dict": {"array": waveform, "sampling_rate": RATE},
+        "raw dict": {"raw": waveform, "sampling_rate": RATE},
+        "tensor dict": {"array": torch.from_numpy(waveform), "sampling_rate": RATE},
+        "list dict": {"array": waveform.tolist(), "sampling_rate": RATE},
+        "decoded by datasets": {"path": "x.wav", "array": waveform, "sampling_rate": RATE},
+        "undecoded bytes": {"path": None, "bytes": data},
+        "undecoded, named": {"path": "speech.wav", "bytes": data},
+        "undecoded path": {"path": str(wav), "bytes": None},
+        "path alone": {"path": str(wav)},
+        "decoder": decoder,
+    }
+    for name, form in forms.items():
+        for given in (
+            form,
+            {"audio": form},
+            {"audio": form, "text": None},
+            {"audio": form, "text": " "},
+        ):
+            if name == "file":
+                form.seek(0)
+            result = pipe(given)
+            assert result == expected, name
+    for given in (
+        {"audio": waveform, "sampling_rate": RATE},
+        {"audio": waveform.tolist(), "sampling_rate": RATE},
+    ):
+        assert pipe(given) == expected
+    assert pipe({"audio": waveform}, sampling_rate=RATE) == expected
+    assert pipe({"array": waveform}, sampling_rate=RATE) == expected
+
+
+def test_own_rate_wins_over_the_option(pipe: MTMMPipeline, wav: Path) -> None:
+    expected = pipe(str(wav))
+    assert pipe(str(wav), sampling_rate=8000) == expected
+    given = {"array": noise(), "sampling_rate": RATE}
+    assert pipe(given, sampling_rate=8000) == expected
+    given = {"audio": noise(), "sampling_rate": RATE, "text": None}
+    assert pipe(given, sampling_rate=8000) == expected
+
+
+def test_rate_may_be_set_once(model: MTMMModel, tiny_processor: MTMMProcessor) -> None:
+    pipe = MTMMPipeline(model=model, processor=tiny_processor, sampling_rate=RATE, top_k=1)
+    assert pipe(noise()) == pipe({"array": noise(), "sampling_rate": RATE})
+    assert len(pipe(noise())["scores"]) == 1
+    assert len(pipe(noise(), top_k=3)["scores"]) == 3
+
+
+def test_each_modality_changes_the_result(pipe: MTMMPipeline, wav: Path) -> None:
+    both = pipe({"audio": str(wav), "text": "i am fine"})
+    assert both["missing"] == []
+    others = [
+        pipe({"audio": noise(seed=1), "text": "i am fine", "sampling_rate": RATE}),
+        pipe({"audio": str(wav), "text": "i am sad"}),
+        pipe(str(wav)),
+        pipe({"text": "i am fine"}),
+    ]
+    values = [result["valence"] for result in (both, *others)]
+    assert len({round(value, 4) for value in values}) == len(values)
+    assert [result["missing"] for result in others] == [[], [], ["text"], ["audio"]]
+
+
+def test_text_alone_is_enough(pipe: MTMMPipeline) -> None:
+    expected = pipe({"text": "hello"})
+    assert expected["missing"] == ["audio"]
+    assert pipe({"audio": None, "text": "hello"}) == expected
+
+
+def ragged(wav: Path) -> list:
+    """Utterances of every form and length, with either modality or both."""
+    return [
+        str(wav),
+        {
+            "audio": noise(1.0, seed=1),
+            "text": "a longer sentence than the others",
+            "sampling_rate": RATE,
+        },
+        {"text": "no"},
+        wav.read_bytes(),
+        {"array": noise(0.03, seed=2), "sampling_rate": RATE},
+        {"text": "text follows text"},
+        {"text": "and again"},
+        {"audio": None, "text": "a b c d e f"},
+        {"text": "x"},
+        {"audio": {"path": str(wav), "bytes": None}, "text": ""},
+        {"audio": str(wav), "text": "yes."},
+    ]
+
+
+@pytest.mark.parametrize("which", ["pipe", "whisper_pipe"])
+def test_batches_equal_singles(request: pytest.FixtureRequest, which: str, wav: Path) -> None:
+    pipe, inputs = request.getfixturevalue(which), ragged(wav)
+    singles = [pipe(given) for given in inputs]
+    for batch_size in (1, 2, 4, 16):
+        results = pipe(inputs, batch_size=batch_size)
+        assert isinstance(results, list) and len(results) == len(inputs)
+        for result, single in zip(results, singles, strict=True):
+            assert_same(result, single)
+    results = pipe(inputs[::-1], batch_size=4)
+    for result, single in zip(results[::-1], singles, strict=True):
+        assert_same(result, single)
+
+
+def test_streams_and_datasets_give_iterators(pipe: MTMMPipeline, wav: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"audio": str(wav), "text": "a"}, {"audio": None, "text": "b"}]
+    expected = pipe(rows)
+    read = []
+
+    def generator() -> Iterator[dict]:
+        for row in rows:
+            read.append(row)
+            yield row
+
+    stream = pipe(generator())
+    assert len(read) <= 1  # nothing is read ahead
+    assert list(stream) == expected
+    table = datasets.Dataset.from_list(rows)
+    forms = {
+        "iterator": iter(rows),
+        "map": map(dict, rows),
+        "dataset": table,
+        "list of rows": list(table),
+        "key": KeyDataset([{"utterance": row} for row in rows], "utterance"),
+        "streamed": table.to_iterable_dataset(),
+    }
+    for name, form in forms.items():
+        for batch_size in (1, 2):
+            if name in ("iterator", "map"):
+                form = map(dict, rows)
+            results = pipe(form, batch_size=batch_size)
+            assert isinstance(results, list) == (name == "list of rows"), name
+            for result, single in zip(results, expected, strict=True):
+                assert_same(result, single)
+    assert len(pipe(table)) == 2  # for a progress bar
+    assert pipe(tuple(rows)) == expected
+
+
+def test_undecoded_column_of_datasets_is_read(pipe: MTMMPipeline, wav: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_list([{"audio": str(wav)}] * 2)
+    table = table.cast_column("audio", datasets.Audio(decode=False))
+    expected = pipe(str(wav))
+    assert list(pipe(KeyDataset(table, "audio"))) == [expected] * 2
+    assert list(pipe(table["audio"])) == [expected] * 2
+    for result in pipe(table, batch_size=2, num_workers=1):
+        assert_same(result, expected)
+
+
+def test_nothing_in_gives_nothing_out(pipe: MTMMPipeline) -> None:
+    assert pipe([]) == [] and pipe(()) == []
+    assert list(pipe(item for item in [])) == []
+
+
+# ---- what comes out ------------------------------------------------------------------------------
+
+
+def test_result_is_plain_and_ordered(pipe: MTMMPipeline) -> None:
+    result = pipe({"audio": noise(), "text": "hello", "sampling_rate": RATE})
+    assert json.loads(json.dumps(result)) == result
+    assert list(result) == ["emotion", "scores", "valence", "arousal", "missing", "untrained"]
+    scores = list(result["scores"].values())
+    assert set(result["scores"]) == {"angry", "happy", "sad", "neutral"}
+    assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1, abs=1e-6)
+    assert result["emotion"] == next(iter(result["scores"]))
+    assert all(type(result[name]) is float and 1 <= result[name] <= 5 for name in TRAINED[1:])
+    assert all(type(score) is float for score in scores)
+    assert (result["missing"], result["untrained"]) == ([], [])
+
+
+def test_result_is_the_models(pipe: MTMMPipeline, model: MTMMModel) -> None:
+    batch = pipe.processor(audio=noise(), text="hello", sampling_rate=RATE)
+    with torch.no_grad():
+        output = model(**batch)
+    result = pipe({"audio": noise(), "text": "hello", "sampling_rate": RATE})
+    probabilities = output.emotion_logits.softmax(-1)[0].tolist()
+    for index, name in model.config.id2label.items():
+        assert result["scores"][name] == pytest.approx(probabilities[index], abs=1e-6)
+    assert [result["valence"], result["arousal"]] == pytest.approx(
+        output.dimensions[0].tolist(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(None, 4), (1, 1), (3, 3), (100, 4)])
+def test_top_k_shortens_the_scores(pipe: MTMMPipeline, top_k: int | None, count: int) -> None:
+    every, result = pipe({"text": "hello"}), pipe({"text": "hello"}, top_k=top_k)
+    assert list(result["scores"].items()) == list(every["scores"].items())[:count]
+    assert result["emotion"] == every["emotion"]
+
+
+def test_temperature_changes_scores_not_ranking(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> None:
+    results = []
+    for temperature in (0.5, 1.0, 5):
+        model = make_model(trained_outputs=TRAINED, temperature=temperature)
+        results.append(MTMMPipeline(model=model, processor=tiny_processor)({"text": "hello"}))
+    best = [next(iter(result["scores"].values())) for result in results]
+    assert best == sorted(best, reverse=True) and best[0] > best[-1] + 0.01
+    assert len({tuple(result["scores"]) for result in results}) == 1
+    assert len({result["valence"] for result in results}) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "keys"),
+    [
+        ((), []),
+        (("emotion",), ["emotion", "scores"]),
+        (("arousal", "valence"), ["valence", "arousal"]),
+        (("valence",), ["valence"]),
+    ],
+)
+def test_untrained_outputs_are_left_out_and_named(
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    trained: tuple,
+    keys: list,
+) -> None:
+    pipe = MTMMPipeline(model=make_model(trained_outputs=trained), processor=tiny_processor)
+    result = pipe({"text": "hello"})
+    assert list(result) == [*keys, "missing", "untrained"]
+    assert result["untrained"] == [name for name in TRAINED if name not in trained]
+
+
+def test_names_and_range_are_the_configurations(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> None:
+    model = make_model(
+        dimension_names=("valence", "arousal", "dominance"),
+        dimension_range=(-1, 1),
+        id2label={0: "froh", 1: "traurig"},
+        trained_outputs=("emotion", "valence", "dominance"),
+    )
+    result = MTMMPipeline(model=model, processor=tiny_processor)({"text": "hello"})
+    assert list(result) == ["emotion", "scores", "valence", "dominance", "missing", "untrained"]
+    assert set(result["scores"]) == {"froh", "traurig"} and result["untrained"] == ["arousal"]
+    assert -1 <= result["dominance"] <= 1
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("i am happy", FileNotFoundError, r"No audio file at 'i am happy'.*\{\"text\": ...\}"),
+        (42, TypeError, "Audio of type int cannot be read; give a path or URL, the bytes"),
+        (None, ValueError, "The utterance has neither audio nor text"),
+        ({}, ValueError, r"An utterance has only the keys \[\]; give a path"),
+        ({"audio": None, "text": " "}, ValueError, "has neither audio nor text .blank"),
+        ({"audio": "a.wav", "emotion": "sad"}, ValueError, r"the unknown keys \['emotion'\]; give"),
+        ({"sampling_rate": RATE}, ValueError, r"only the keys \['sampling_rate'\]; give"),
+        ({1: "a", "text": "b"}, ValueError, r"the unknown keys \['1'\]"),
+        ({"text": ["a", "b"]}, TypeError, "The transcript is of type list; it must be a string"),
+        ({"text": 3}, TypeError, "The transcript is of type int"),
+        ({"audio": ["a.wav", "b.wav"]}, TypeError, "it must be numbers of shape"),
+        ({"audio": 3, "text": "a"}, TypeError, "Audio of type int cannot be read"),
+        (noise(), ValueError, "`sampling_rate` is missing; give .*`sampling_rate=16000`"),
+        ({"array": noise()}, ValueError, "`sampling_rate` is missing"),
+        (
+            {"array": noise(), "sampling_rate": RATE, "text": "a"},
+            ValueError,
+            "keys .*'text'.*a transcript stands beside the dict, not in it",
+        ),
+        ({"audio": {"text": "a"}}, ValueError, "an audio dict has the keys"),
+        ({"path": None, "bytes": None}, ValueError, "An audio dict has neither bytes nor a path"),
+        ({"bytes": b"", "path": None}, ValueError, r"The audio \(0 bytes\) has no bytes to read"),
+        ({"bytes": b"abc", "path": "x.wav"}, ValueError, r"The audio \(x.wav\) cannot be decoded"),
+        (
+            {"bytes": b"abc", "text": "a"},
+            ValueError,
+            r"An audio dict has the unknown keys \['text'\]",
+        ),
+        ({"array": noise(0.01), "sampling_rate": RATE}, ValueError, "needs at least 0.025 s"),
+        ({"array": noise(41), "sampling_rate": RATE}, ValueError, "at most 40 s are taken"),
+    ],
+)
+def test_bad_input_is_refused(
+    pipe: MTMMPipeline, given: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"(?i){message}"):
+        pipe(given)
+    with pytest.raises(error, match=f"(?i)^Input 1: .*{message}"):
+        pipe([{"text": "a"}, given])
+
+
+def test_bad_file_is_named(pipe: MTMMPipeline, tmp_path: Path, url: str) -> None:
+    path = tmp_path / "notes.wav"
+    path.write_text("words " * 100)
+    with pytest.raises(ValueError, match="notes.wav' cannot be decoded as audio"):
+        pipe(str(path))
+    with pytest.raises(OSError, match="gone.wav cannot be fetched .HTTP 404 Not Found"):
+        pipe(url.replace("speech", "gone"))
+
+
+def test_bad_input_of_a_stream_is_numbered(pipe: MTMMPipeline) -> None:
+    results = iter(pipe(given for given in [{"text": "a"}, {"text": "b"}, {"text": 3}]))
+    assert next(results)["missing"] == ["audio"]
+    with pytest.raises(TypeError, match="^Input 2: The transcript is of type int"):
+        list(results)
+    with pytest.raises(FileNotFoundError, match="^Input 1: No audio file at 'gone.wav'"):
+        pipe([{"text": "a"}, "gone.wav"], batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"top_k": 0}, ValueError, "`top_k=0` is not allowed; it must be a whole number"),
+        ({"top_k": True}, ValueError, "`top_k=True`"),
+        ({"top_k": "2"}, ValueError, "`top_k='2'`"),
+        ({"function_to_apply": "none"}, TypeError, r"no options \['function_to_apply'\]; it has"),
+        ({"sampling_rates": 1, "topk": 2}, TypeError, r"\['sampling_rates', 'topk'\]"),
+        ({"sampling_rate": "16k"}, ValueError, "`sampling_rate='16k'` is not allowed"),
+    ],
+)
+def test_bad_option_is_refused(
+    pipe: MTMMPipeline, options: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipe(noise(), **options)
+
+
+def test_decoding_without_soundfile_says_what_to_install(
+    pipe: MTMMPipeline, wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_mtmm, "soundfile", None)
+    with pytest.raises(ImportError, match="needs soundfile; run `pip install soundfile`"):
+        pipe([str(wav)])
+    assert pipe(noise(), sampling_rate=RATE)["missing"] == ["text"]
+
+
+def test_missing_processor_says_what_to_run(model: MTMMModel) -> None:
+    with pytest.raises(
+        ValueError, match=r"could load none. Save it .*`processor.save_pretrained\(folder\)`"
+    ):
+        MTMMPipeline(model=model)
+
+
+# ---- saved and loaded ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remote code is copied into the test's folder, not into the user's cache."""
+    modules = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
+    monkeypatch.setattr(modules, str(tmp_path / "modules"))
+
+
+def test_saved_pipeline_loads_by_its_folder(
+    pipe: MTMMPipeline, wav: Path, tmp_path: Path, own_modules: None
+) -> None:
+    folder = tmp_path / "saved"
+    pipe.save_pretrained(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"pipeline_mtmm.py", "processing_mtmm.py", "processor_config.json"} <= names
+    loaded = transformers.pipeline(model=str(folder), trust_remote_code=True)
+    assert type(loaded).__name__ == "MTMMPipeline"
+    assert loaded.task == "speech-emotion-recognition"
+    inputs = ragged(wav)
+    for result, expected in zip(loaded(inputs, batch_size=4), pipe(inputs), strict=True):
+        assert_same(result, expected)
+
+
+def test_folder_without_processor_is_refused(
+    model: MTMMModel, tmp_path: Path, own_modules: None
+) -> None:
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="could load none. Save it beside the model"):
+        transformers.pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
+
+
+def test_bfloat16_model_takes_float32_audio(
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    wav: Path,
+    tmp_path: Path,
+    own_modules: None,
+) -> None:
+    model = make_model(trained_outputs=TRAINED)
+    expected = MTMMPipeline(model=model, processor=tiny_processor)(ragged(wav))
+    half = MTMMPipeline(model=model.bfloat16(), processor=tiny_processor)
+    half.save_pretrained(tmp_path / "saved")
+    loaded = transformers.pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
+    assert loaded.model.dtype == torch.bfloat16
+    results = loaded(ragged(wav), batch_size=4)
+    assert json.dumps(results)
+    for result, full in zip(results, expected, strict=True):
+        assert result["valence"] == pytest.approx(full["valence"], abs=0.3)
+        assert sum(result["scores"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_pipeline_function_takes_objects(
+    model: MTMMModel, tiny_processor: MTMMProcessor, pipe: MTMMPipeline
+) -> None:
+    made = transformers.pipeline(
+        "audio-classification", model=model, processor=tiny_processor, pipeline_class=MTMMPipeline
+    )
+    assert made({"text": "hello"}) == pipe({"text": "hello"})

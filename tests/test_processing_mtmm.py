@@ -1,0 +1,852 @@
+"""The processor: waveforms, transcripts, padding and masks, its errors, and decoding of files."""
+
+import http.server
+import io
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
+
+import processing_mtmm
+from processing_mtmm import MTMMProcessor, receptive_field, resample, to_mono
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_processor: MTMMProcessor) -> MTMMProcessor:
+    return tiny_processor
+
+
+@pytest.fixture(scope="module")
+def whisper(tiny_processor: MTMMProcessor) -> MTMMProcessor:
+    """Log-mel input with a window of one second."""
+    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    return MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
+
+
+def noise(duration_s: float = 0.5, rate: int = RATE, seed: int = 0) -> np.ndarray:
+    samples = round(duration_s * rate)
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def sine(frequency: float, duration_s: float, rate: int) -> np.ndarray:
+    time = np.arange(round(duration_s * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+
+
+def values(processor: MTMMProcessor, audio: object, rate: int | None = RATE) -> np.ndarray:
+    return processor(audio=audio, sampling_rate=rate)["input_values"].numpy()
+
+
+# ---- waveforms -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 96000])
+def test_any_rate_keeps_length_and_frequency(processor: MTMMProcessor, rate: int) -> None:
+    waveform = values(processor, sine(440, 1.0, rate), rate)[0]
+    assert abs(len(waveform) - RATE) <= 1
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    assert abs(spectrum.argmax() * RATE / len(waveform) - 440) < 1.5
+
+
+def test_resampling_keeps_amplitude_and_removes_what_is_too_high() -> None:
+    low, high = sine(1000, 1.0, 48000), sine(12000, 1.0, 48000)
+    kept = resample(low, 48000, RATE)[1000:-1000]
+    assert abs(kept.std() - low.std()) < 1e-3
+    assert resample(high, 48000, RATE)[1000:-1000].std() < 1e-4
+    assert resample(low, RATE, RATE) is low
+
+
+@pytest.mark.parametrize("rate", [np.int64(8000), 8000.0, np.float32(8000), torch.tensor(8000)])
+def test_sampling_rate_may_be_any_whole_number(processor: MTMMProcessor, rate: object) -> None:
+    assert values(processor, noise(0.5, 8000), rate).shape == (1, 8000)
+
+
+def test_channels_are_averaged_in_both_layouts(processor: MTMMProcessor) -> None:
+    left, right = noise(seed=1), noise(seed=2)
+    expected = values(processor, (left + right) / 2)
+    for stereo in (np.stack([left, right]), np.stack([left, right], axis=1)):
+        np.testing.assert_allclose(values(processor, stereo), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_channel_duplication_changes_nothing(processor: MTMMProcessor, channels: int) -> None:
+    waveform = noise()
+    expected = values(processor, waveform)
+    np.testing.assert_array_equal(values(processor, np.stack([waveform] * channels)), expected)
+    np.testing.assert_array_equal(values(processor, np.stack([waveform] * channels, 1)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", ">i2"])
+def test_integer_pcm_equals_floats(dtype: str) -> None:
+    info = np.iinfo(dtype)
+    scale, offset = (info.max + 1) / 2 if info.min == 0 else -float(info.min), 128
+    pcm = np.array([info.min, info.min // 2, 0, 1, info.max], dtype=dtype)
+    centred = pcm.astype(np.float64) - (offset if info.min == 0 else 0)
+    np.testing.assert_allclose(to_mono(pcm), centred / (128 if scale == 128 else scale), atol=1e-7)
+    assert np.abs(to_mono(pcm)).max() <= 1
+
+
+def test_integer_stereo_is_scaled_then_averaged() -> None:
+    stereo = np.array([[16384, 0], [-32768, -32768], [0, 16384]], dtype=np.int16)
+    np.testing.assert_allclose(to_mono(stereo), [0.25, -1.0, 0.25])
+
+
+@pytest.mark.parametrize("make", [np.int64, np.uint16, np.uint32])
+def test_integers_of_unknown_scale_are_refused(processor: MTMMProcessor, make: type) -> None:
+    name = np.dtype(make).name
+    with pytest.raises(ValueError, match=rf"type {name}, whose full scale is unknown; convert"):
+        processor(audio=np.ones(RATE, dtype=make), sampling_rate=RATE)
+
+
+def test_list_of_integers_is_refused(processor: MTMMProcessor) -> None:
+    with pytest.raises(ValueError, match="type int64, whose full scale is unknown"):
+        processor(audio=[0, 100, -100] * 1000, sampling_rate=RATE)
+
+
+def test_every_kind_of_array_gives_the_same(processor: MTMMProcessor, tmp_path: Path) -> None:
+    waveform = noise()
+    expected = values(processor, waveform)
+    read_only = waveform.copy()
+    read_only.flags.writeable = False
+    mapped = np.memmap(tmp_path / "waveform", np.float32, "w+", shape=waveform.shape)
+    mapped[:] = waveform
+    kinds = {
+        "list": waveform.tolist(),
+        "tuple": tuple(waveform.tolist()),
+        "numbers": list(waveform),
+        "tensor": torch.from_numpy(waveform.copy()),
+        "with gradient": torch.from_numpy(waveform.copy()).requires_grad_(),
+        "float64": waveform.astype(np.float64),
+        "big-endian": waveform.astype(">f4"),
+        "read-only": read_only,
+        "not contiguous": np.repeat(waveform, 2)[::2],
+        "reversed": waveform[::-1].copy()[::-1],
+        "memory-mapped": mapped,
+        "dict": {"array": waveform, "sampling_rate": RATE, "path": None},
+        "decoder": SimpleNamespace(
+            get_all_samples=lambda: SimpleNamespace(
+                data=torch.from_numpy(waveform.copy())[None], sample_rate=RATE
+            )
+        ),
+    }
+    for kind, audio in kinds.items():
+        np.testing.assert_allclose(values(processor, audio), expected, atol=1e-6, err_msg=kind)
+        np.testing.assert_allclose(values(processor, [audio]), expected, atol=1e-6, err_msg=kind)
+
+
+def test_half_precision_is_taken(processor: MTMMProcessor) -> None:
+    waveform = noise()
+    expected = values(processor, waveform)
+    for audio in (waveform.astype(np.float16), torch.from_numpy(waveform).bfloat16()):
+        np.testing.assert_allclose(values(processor, audio), expected, atol=2e-2)
+
+
+def test_given_waveform_is_not_changed(processor: MTMMProcessor) -> None:
+    waveform = noise()
+    before = waveform.copy()
+    batch = processor(audio=waveform, sampling_rate=RATE)
+    batch["input_values"].zero_()
+    np.testing.assert_array_equal(waveform, before)
+
+
+def test_dict_rate_wins_over_the_argument(processor: MTMMProcessor) -> None:
+    audio = {"array": noise(0.5, 8000), "sampling_rate": 8000}
+    assert values(processor, audio, RATE).shape == (1, 8000)
+    assert values(processor, {"array": noise(0.5)}, RATE).shape == (1, 8000)
+
+
+@pytest.mark.parametrize(
+    ("audio", "error", "message"),
+    [
+        (np.zeros(0, np.float32), ValueError, "The audio is empty; leave it out"),
+        (np.zeros((0, 2), np.float32), ValueError, "The audio is empty"),
+        ([], ValueError, "`audio` is an empty list; give at least one"),
+        (np.full(RATE, np.nan), ValueError, "16000 samples that are NaN or infinite"),
+        (np.array([0.1, np.inf, 0.1] * 500), ValueError, "500 samples that are NaN or infinite"),
+        (np.full(RATE, 1000.0), ValueError, "reaches 1000; floats lie in −1 to 1. Divide"),
+        (np.full(RATE, 1e300), ValueError, r"reaches 1e\+300"),
+        (noise(0.02), ValueError, r"lasts 0.02 s \(320 samples at 16000 Hz\).*at least 0.025 s"),
+        (noise(41), ValueError, "lasts 41 s .*at most 40 s are taken at once. Cut it"),
+        (np.zeros((100, 100)), ValueError, r"shape \(100, 100\): no axis can be channels"),
+        (np.zeros((2, 1, RATE)), TypeError, r"shape \(2, 1, 16000\)"),
+        (np.zeros(RATE, bool), TypeError, "type bool"),
+        (np.zeros(RATE, complex), TypeError, "type complex128"),
+        (["a", "b"], TypeError, "Utterance 0 of this batch: the audio is of type str"),
+        ("speech.wav", TypeError, "type str; the processor takes waveforms. Decode .*`text=`"),
+        (Path("speech.wav"), TypeError, "the processor takes waveforms"),
+        (b"RIFF", TypeError, "type bytes; the processor takes waveforms"),
+        (bytearray(2000), TypeError, "type bytearray; the processor takes waveforms"),
+        (memoryview(bytes(2000)), TypeError, "type memoryview; the processor takes waveforms"),
+        (3.5, TypeError, r"shape \(\)"),
+        (object(), TypeError, "type object"),
+        ({"array": None, "sampling_rate": RATE}, TypeError, "type object"),
+        ({"bytes": b"", "path": None}, ValueError, r"keys \['bytes', 'path'\].*load_audio"),
+        ({"array": noise(), "text": "hi"}, ValueError, "a transcript stands beside the dict"),
+    ],
+)
+def test_bad_audio_is_refused(
+    processor: MTMMProcessor, audio: object, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        processor(audio=audio, sampling_rate=RATE)
+
+
+def test_refused_audio_is_named_by_its_number(processor: MTMMProcessor) -> None:
+    audio = [noise(), None, noise(0.01)]
+    with pytest.raises(ValueError, match=r"^Utterance 2 of this batch: the audio lasts 0.01 s"):
+        processor(audio=audio, text=["a", "b", "c"], sampling_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    "rate", [0, -16000, 16000.5, True, "16000", float("nan"), float("inf"), []]
+)
+def test_illegal_rate_is_refused(processor: MTMMProcessor, rate: object) -> None:
+    with pytest.raises(ValueError, match="whole number of Hz above 0"):
+        processor(audio={"array": noise(), "sampling_rate": rate})
+
+
+def test_missing_rate_is_refused(processor: MTMMProcessor) -> None:
+    with pytest.raises(ValueError, match="`sampling_rate` is missing; .*`sampling_rate=16000`"):
+        processor(audio=noise())
+    with pytest.raises(ValueError, match="Utterance 1 of this batch: `sampling_rate` is missing"):
+        processor(audio=[{"array": noise(), "sampling_rate": RATE}, noise()])
+
+
+def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
+    assert values(processor, np.zeros(200, np.float32), 8000).shape == (1, 400)
+    assert values(processor, np.zeros(40 * 8000, np.float32), 8000).shape == (1, 40 * RATE)
+    with pytest.raises(ValueError, match="199 samples at 8000 Hz"):
+        processor(audio=np.zeros(199, np.float32), sampling_rate=8000)
+    # A rate that is a hundred times too low must not make a hundred times the samples first.
+    with pytest.raises(ValueError, match=r"lasts 1e\+07 s \(10000000 samples at 1 Hz\)"):
+        processor(audio=np.zeros(10_000_000, np.float32), sampling_rate=1)
+
+
+def test_resampling_without_soxr_says_what_to_install(
+    processor: MTMMProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_mtmm, "soxr", None)
+    assert values(processor, noise()).shape == (1, 8000)
+    with pytest.raises(
+        ImportError, match="from 8000 to 16000 Hz needs soxr; run `pip install soxr`"
+    ):
+        processor(audio=noise(0.5, 8000), sampling_rate=8000)
+
+
+# ---- padding and masks ---------------------------------------------------------------------------
+
+
+def test_batch_equals_singles_and_normalisation_ignores_padding(processor: MTMMProcessor) -> None:
+    waveforms = [noise(d, seed=i) + 0.1 * i for i, d in enumerate((0.5, 0.03, 1.0))]
+    batch = processor(audio=waveforms, sampling_rate=RATE)
+    mask = batch["audio_attention_mask"]
+    assert mask.sum(-1).tolist() == [8000, 480, 16000]
+    assert batch["input_values"].dtype == torch.float32 and mask.dtype == torch.int64
+    for row, waveform in enumerate(waveforms):
+        single = values(processor, waveform)[0]
+        np.testing.assert_array_equal(batch["input_values"][row, : len(single)], single)
+        assert mask[row, : len(single)].all() and not mask[row, len(single) :].any()
+        assert not batch["input_values"][row, len(single) :].any()
+        assert abs(single.mean()) < 1e-4 and abs(single.std() - 1) < 1e-3
+
+
+def test_features_equal_the_extractor_alone(
+    processor: MTMMProcessor, whisper: MTMMProcessor
+) -> None:
+    waveform = noise(0.7)
+    alone = processor.feature_extractor(waveform, sampling_rate=RATE, return_tensors="np")
+    np.testing.assert_array_equal(values(processor, waveform), alone["input_values"])
+    alone = whisper.feature_extractor(waveform, sampling_rate=RATE, return_tensors="np")
+    np.testing.assert_array_equal(values(whisper, waveform), alone["input_features"])
+
+
+@pytest.mark.parametrize("samples", [400, 401, 479, 480, 481, 8000, 15999, 16000])
+def test_whisper_fills_its_window_and_masks_the_rest(whisper: MTMMProcessor, samples: int) -> None:
+    batch = whisper(audio=np.ones(samples, np.float32) / 2, sampling_rate=RATE)
+    assert batch["input_values"].shape == (1, 20, 100)
+    real = -(-samples // 160)
+    assert batch["audio_attention_mask"][0].tolist() == [1] * real + [0] * (100 - real)
+
+
+def test_whisper_batch_equals_singles(whisper: MTMMProcessor) -> None:
+    waveforms = [noise(0.3, seed=1), noise(1.0, seed=2)]
+    batch = whisper(audio=waveforms, sampling_rate=RATE)
+    for row, waveform in enumerate(waveforms):
+        np.testing.assert_allclose(batch["input_values"][row], values(whisper, waveform)[0])
+
+
+def test_whisper_refuses_audio_past_its_window(whisper: MTMMProcessor) -> None:
+    assert whisper.longest_audio_s() == 1.0
+    assert values(whisper, np.zeros(44100, np.float32), 44100).shape == (1, 20, 100)
+    with pytest.raises(ValueError, match=r"\(16001 samples at 16000 Hz\); at most 1 s are taken"):
+        whisper(audio=np.zeros(16001, np.float32), sampling_rate=RATE)
+    with pytest.raises(ValueError, match=r"\(44101 samples at 44100 Hz\); at most 1 s are taken"):
+        whisper(audio=np.zeros(44101, np.float32), sampling_rate=44100)
+
+
+def test_max_duration_bounds_whisper_too(whisper: MTMMProcessor) -> None:
+    short = MTMMProcessor(whisper.feature_extractor, whisper.tokenizer, max_duration_s=0.5)
+    assert short.longest_audio_s() == 0.5
+    with pytest.raises(ValueError, match="at most 0.5 s"):
+        short(audio=noise(0.6), sampling_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    "habit", [{"padding": True}, {"padding": "longest"}, {"max_length": 9, "truncation": True}]
+)
+def test_flat_length_options_reach_the_text_only(
+    processor: MTMMProcessor, whisper: MTMMProcessor, habit: dict
+) -> None:
+    plain = {"audio": noise(0.3), "text": "abcdefghijklmnop", "sampling_rate": RATE}
+    for a_processor in (processor, whisper):
+        expected, given = a_processor(**plain), a_processor(**plain, **habit)
+        for name in ("input_values", "audio_attention_mask"):
+            assert torch.equal(given[name], expected[name])
+        cut = "max_length" in habit
+        assert given["input_ids"].shape[1] == (9 if cut else expected["input_ids"].shape[1])
+
+
+def test_text_options_do_not_reach_the_audio(processor: MTMMProcessor) -> None:
+    batch = processor(
+        audio=noise(0.3),
+        text="abcdefghijklmnop",
+        sampling_rate=RATE,
+        text_kwargs={"max_length": 5, "truncation": True},
+    )
+    assert batch["input_ids"].shape == (1, 5)
+    assert batch["input_values"].shape == (1, 4800)
+
+
+def test_audio_options_do_not_reach_the_text(processor: MTMMProcessor) -> None:
+    given = {"audio": noise(0.3), "text": "abc", "sampling_rate": RATE}
+    batch = processor(**given, audio_kwargs={"pad_to_multiple_of": 1000})
+    assert batch["input_values"].shape == (1, 5000)
+    assert batch["audio_attention_mask"].sum() == 4800
+    assert torch.equal(batch["input_ids"], processor(**given)["input_ids"])
+
+
+def test_whisper_window_stays_whatever_the_multiple(whisper: MTMMProcessor) -> None:
+    batch = whisper(audio=noise(0.3), sampling_rate=RATE, audio_kwargs={"pad_to_multiple_of": 7})
+    assert batch["input_values"].shape == (1, 20, 100)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"max_length": 5}, {"truncation": True}, {"padding": False}, {"return_attention_mask": False}],
+)
+def test_audio_length_options_are_refused(processor: MTMMProcessor, option: dict) -> None:
+    with pytest.raises(ValueError, match=f"`audio_kwargs` has {next(iter(option))}, which the"):
+        processor(audio=noise(), sampling_rate=RATE, audio_kwargs=option)
+
+
+def test_text_may_be_padded_to_a_fixed_length(processor: MTMMProcessor) -> None:
+    batch = processor(
+        text=["a", None, "abc"],
+        audio=[None, noise(), None],
+        sampling_rate=RATE,
+        text_kwargs={
+            "padding": "max_length",
+            "max_length": 12,
+            "padding_side": "left",
+            "return_attention_mask": False,
+        },
+    )
+    assert batch["input_ids"].shape == (3, 12)
+    mask = batch["attention_mask"]
+    assert mask.diff(dim=-1).max() <= 0  # real tokens first
+    assert mask.sum(-1).tolist()[1] == 0
+
+
+# ---- missing modalities --------------------------------------------------------------------------
+
+
+def test_absent_modality_of_one_utterance_has_zero_mask(processor: MTMMProcessor) -> None:
+    batch = processor(
+        audio=[noise(0.5), None, noise(0.3)], text=["abc", "d", None], sampling_rate=RATE
+    )
+    assert set(batch) == {"input_values", "audio_attention_mask", "input_ids", "attention_mask"}
+    assert batch["audio_attention_mask"].sum(-1).tolist() == [8000, 0, 4800]
+    assert not batch["input_values"][1].any()
+    assert batch["attention_mask"].any(-1).tolist() == [True, True, False]
+    assert (batch["input_ids"][2] == processor.tokenizer.pad_token_id).all()
+    singles = processor(audio=[noise(0.5), noise(0.3)], sampling_rate=RATE)
+    assert torch.equal(batch["input_values"][[0, 2]], singles["input_values"])
+    texts = processor(text=["abc", "d"])
+    assert torch.equal(batch["input_ids"][:2], texts["input_ids"])
+
+
+def test_absent_whisper_audio_has_zero_mask(whisper: MTMMProcessor) -> None:
+    batch = whisper(audio=[None, noise(0.5)], text=["a", None], sampling_rate=RATE)
+    assert batch["input_values"].shape == (2, 20, 100)
+    assert batch["audio_attention_mask"].sum(-1).tolist() == [0, 50]
+    assert not batch["input_values"][0].any()
+
+
+@pytest.mark.parametrize("audio", [None, [None, None]])
+def test_audio_absent_from_the_batch_is_left_out(processor: MTMMProcessor, audio: object) -> None:
+    assert set(processor(audio=audio, text=["a", "b"])) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("text", [None, [None, None], [" ", ""]])
+def test_text_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: object) -> None:
+    batch = processor(audio=[noise(), noise()], text=text, sampling_rate=RATE)
+    assert set(batch) == {"input_values", "audio_attention_mask"}
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u00a0", "\u3000"])
+def test_blank_text_is_absent(processor: MTMMProcessor, blank: str) -> None:
+    assert "input_ids" not in processor(audio=noise(), text=blank, sampling_rate=RATE)
+    with pytest.raises(ValueError, match="neither audio nor text .blank text is absent text."):
+        processor(text=blank)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({}, ValueError, "got neither audio nor text; give `audio`, `text`, or both"),
+        ({"audio": [None], "text": [None]}, ValueError, "The utterance has neither audio nor text"),
+        ({"text": ["a", " ", None]}, ValueError, r"Utterances \[1, 2\] of this batch have neither"),
+        ({"text": []}, ValueError, "`text` is an empty list"),
+        ({"audio": [], "text": ["a"]}, ValueError, "`audio` is an empty list"),
+        ({"audio": [noise()] * 2, "text": ["a"]}, ValueError, "2 waveforms and 1 transcripts"),
+        ({"audio": noise(), "text": ["a", "b"]}, ValueError, "1 waveforms and 2 transcripts"),
+        ({"text": b"abc"}, TypeError, "The transcript is of type bytes; it must be a string"),
+        ({"text": 3}, TypeError, "type int; it must be a string, or None if absent"),
+        ({"text": [["a", "b"]]}, TypeError, "type list; it must be a string"),
+        ({"text": ["a", float("nan")]}, TypeError, "Utterance 1 of this batch: the transcript is"),
+        ({"text": np.array(["a", "b"])}, TypeError, "type ndarray; it must be a string"),
+        ({"text": "a\ud83d"}, ValueError, r"not valid Unicode \(.*surrogates.*; decode it with"),
+        (
+            {"text": "a" * 100},
+            ValueError,
+            "The transcript has 10[0-9] tokens; at most 64 are taken",
+        ),
+        ({"text": ["a", "b " * 100]}, ValueError, "Utterance 1 of this batch: the transcript has"),
+    ],
+)
+def test_bad_batch_is_refused(
+    processor: MTMMProcessor, given: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        processor(**given, sampling_rate=RATE)
+
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("\ufb01ne", "fine"),
+        ("\uff48\uff45\uff4c\uff4c\uff4f", "hello"),
+        ("  hello ", "hello"),
+        ("wait\u2026", "wait..."),
+        ("a\u00a0b", "a b"),
+    ],
+)
+def test_text_is_nfkc_normalised(processor: MTMMProcessor, written: str, meant: str) -> None:
+    assert torch.equal(processor(text=written)["input_ids"], processor(text=meant)["input_ids"])
+
+
+def test_texts_equal_the_tokenizer_alone(processor: MTMMProcessor) -> None:
+    texts = ["i am fine.", "no"]
+    batch = processor(text=texts)
+    alone = processor.tokenizer(texts, padding=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], alone["input_ids"])
+    assert torch.equal(batch["attention_mask"], alone["attention_mask"])
+    assert "token_type_ids" not in batch
+    assert "token_type_ids" not in processor(text=texts, return_token_type_ids=True)
+    for row, text in enumerate(texts):
+        single = processor(text=text)["input_ids"][0]
+        assert torch.equal(batch["input_ids"][row, : len(single)], single)
+
+
+def test_columns_of_datasets_are_batches(processor: MTMMProcessor) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([{"text": "a"}, {"text": None}, {"text": "b"}])
+    batch = processor(text=rows["text"], audio=[None, noise(), None], sampling_rate=RATE)
+    assert batch["attention_mask"].any(-1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("np", np.ndarray), ("pt", torch.Tensor)])
+def test_return_tensors_is_obeyed(processor: MTMMProcessor, kind: str, expected: type) -> None:
+    given = {"audio": noise(), "text": "a", "sampling_rate": RATE}
+    for batch in (
+        processor(**given, return_tensors=kind),
+        processor(**given, text_kwargs={"return_tensors": kind}),
+    ):
+        assert {type(value) for value in batch.values()} == {expected}
+
+
+def test_names_and_rate_are_the_models(processor: MTMMProcessor) -> None:
+    batch = processor(audio=noise(), text="a", sampling_rate=RATE)
+    assert list(batch) == processor.model_input_names
+    assert processor.sampling_rate == RATE
+
+
+# ---- made from encoders, saved and loaded ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny checkpoints as they lie on the Hub: a model with its feature extractor or tokenizer."""
+    root = tmp_path_factory.mktemp("encoders")
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    hubert = HubertConfig(
+        hidden_size=16,
+        conv_dim=[8, 8],
+        conv_kernel=[10, 8],
+        conv_stride=[5, 4],
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer",
+        **sizes,
+    )
+    HubertModel(hubert).save_pretrained(root / "hubert")
+    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(root / "hubert")
+    whisper = WhisperConfig(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_mel_bins=20,
+        max_source_positions=50,
+        vocab_size=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    WhisperModel(whisper).save_pretrained(root / "whisper")
+    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    extractor.save_pretrained(root / "whisper")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "i", "am", "fine"]
+    bert = BertConfig(hidden_size=16, vocab_size=len(words), max_position_embeddings=24, **sizes)
+    BertModel(bert).save_pretrained(root / "bert")
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+    tokenizer.save_pretrained(root / "bert")
+    return {path.name: path for path in root.iterdir()}
+
+
+def test_processor_from_encoders_knows_their_limits(encoder_folders: dict[str, Path]) -> None:
+    hubert = MTMMProcessor.from_encoders_pretrained(
+        str(encoder_folders["hubert"]), str(encoder_folders["bert"])
+    )
+    config = HubertConfig.from_pretrained(encoder_folders["hubert"])
+    assert hubert.min_duration_s == receptive_field(config) / RATE == 45 / RATE
+    assert (hubert.max_tokens, hubert.max_duration_s) == (24, 40.0)
+    batch = hubert(audio=noise(45 / RATE), text="hello", sampling_rate=RATE)
+    assert batch["audio_attention_mask"].sum() == 45
+    assert HubertModel(config).eval()(batch["input_values"]).last_hidden_state.shape[1] == 1
+    with pytest.raises(ValueError, match="44 samples at 16000 Hz"):
+        hubert(audio=noise(44 / RATE), sampling_rate=RATE)
+    whisper = MTMMProcessor.from_encoders_pretrained(
+        str(encoder_folders["whisper"]), str(encoder_folders["bert"]), max_tokens=8
+    )
+    assert (whisper.longest_audio_s(), whisper.max_tokens) == (1.0, 8)
+
+
+def test_receptive_field_of_hubert_is_400_samples() -> None:
+    assert receptive_field(HubertConfig()) == 400
+
+
+def test_real_encoders_give_a_processor(real_data: Path) -> None:
+    encoders = real_data / "encoders"
+    processor = MTMMProcessor.from_encoders_pretrained(
+        str(encoders / "whisper-base-6s"), str(encoders / "all-MiniLM-L6-v2")
+    )
+    assert processor.longest_audio_s() == 6.0
+    array, rate = processor.load_audio(next((real_data / "ravdess4" / "audio").rglob("*.flac")))
+    batch = processor(audio=array, text="Kids are talking by the door", sampling_rate=rate)
+    assert batch["input_values"].shape == (1, 80, 600)
+    assert batch["audio_attention_mask"].sum() == -(-len(array) // 160)
+    assert batch["input_ids"].shape == (1, 8)
+    with pytest.raises(ValueError, match="at most 6 s"):
+        processor(audio=np.zeros(6 * RATE + 1), sampling_rate=RATE)
+
+
+def test_saved_processor_loads_with_its_limits(
+    processor: MTMMProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
+    monkeypatch.setattr(modules, str(tmp_path / "modules"))
+    limits = {"min_duration_s": 0.1, "max_duration_s": 3.5, "max_tokens": 11}
+    saved = MTMMProcessor(processor.feature_extractor, processor.tokenizer, **limits)
+    saved.save_pretrained(tmp_path / "saved")
+    loaded = AutoProcessor.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert type(loaded).__name__ == "MTMMProcessor"
+    for a_processor in (loaded, MTMMProcessor.from_pretrained(tmp_path / "saved")):
+        assert {name: getattr(a_processor, name) for name in limits} == limits
+        given = {"audio": [noise(), None], "text": ["abc", "d"], "sampling_rate": RATE}
+        for name, value in saved(**given).items():
+            assert torch.equal(a_processor(**given)[name], value)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+FORMATS = [
+    ("wav", "PCM_U8", 2e-2),
+    ("wav", "PCM_16", 1e-4),
+    ("wav", "PCM_24", 1e-6),
+    ("wav", "PCM_32", 1e-6),
+    ("wav", "FLOAT", 1e-7),
+    ("wav", "DOUBLE", 1e-7),
+    ("flac", "PCM_16", 1e-4),
+    ("ogg", "VORBIS", 5e-2),
+    ("ogg", "OPUS", 0.3),
+    ("mp3", "MPEG_LAYER_III", 0.3),
+]
+
+
+@pytest.mark.parametrize(("extension", "subtype", "tolerance"), FORMATS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_files_of_every_format_are_decoded(
+    tmp_path: Path, extension: str, subtype: str, tolerance: float, channels: int
+) -> None:
+    written = sine(440, 0.5, RATE)
+    path = tmp_path / f"speech.{extension}"
+    soundfile.write(path, np.stack([written] * channels, axis=1), RATE, subtype=subtype)
+    array, rate = MTMMProcessor.load_audio(path)
+    assert rate == RATE and array.dtype == np.float32
+    assert array.shape[1:] == (() if channels == 1 else (2,))
+    read = to_mono(array)
+    assert abs(len(read) - len(written)) <= 1
+    inner = slice(1500, 6500)
+    assert np.abs(read[inner] - written[inner]).max() < tolerance
+    data = path.read_bytes()
+    for source in (str(path), data, bytearray(data), memoryview(data), io.BytesIO(data)):
+        np.testing.assert_array_equal(MTMMProcessor.load_audio(source)[0], array)
+    with open(path, "rb") as file:
+        np.testing.assert_array_equal(MTMMProcessor.load_audio(file)[0], array)
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "spoken words.wav"
+    soundfile.write(path, noise(2.0), RATE, subtype="FLOAT")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "first", "last"),
+    [
+        (None, None, 0, 32000),
+        (0, 2.0, 0, 32000),
+        (0.5, None, 8000, 32000),
+        (None, 0.25, 0, 4000),
+        (1.0, 1.5, 16000, 24000),
+        (1.9, 9.0, 30400, 32000),
+        (np.float64(1.0), np.float32(1.5), 16000, 24000),
+    ],
+)
+def test_stretch_is_cut_out(
+    wav: Path, start_s: float | None, end_s: float | None, first: int, last: int
+) -> None:
+    array, _ = MTMMProcessor.load_audio(wav, start_s, end_s)
+    np.testing.assert_array_equal(array, noise(2.0)[first:last])
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "message"),
+    [
+        (-0.5, None, "`start_s=-0.5` is not allowed; it must be seconds from the beginning"),
+        (float("nan"), None, "`start_s=nan` is not allowed"),
+        (None, float("inf"), "`end_s=inf` is not allowed"),
+        ("1", None, "`start_s='1'` is not allowed"),
+        (1.0, 1.0, "`end_s=1.0` is not allowed; it must be after the start, 1.0 s"),
+        (None, 0, "`end_s=0` is not allowed; it must be after the start, 0 s"),
+        (2.0, None, r"spoken words.wav' has no audio from 2.0 s to its end: it lasts 2.000 s"),
+        (3.0, 4.0, "has no audio from 3.0 s to 4.0 s: it lasts 2.000 s"),
+    ],
+)
+def test_bad_stretch_is_refused(wav: Path, start_s: object, end_s: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MTMMProcessor.load_audio(wav, start_s, end_s)
+
+
+def damaged(folder: Path, kind: str) -> Path:
+    """A file that is not what its name promises."""
+    path = folder / f"{kind}.wav"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "header only":
+        soundfile.write(path, np.zeros(0, np.float32), RATE)
+    elif kind == "text":
+        path.write_text("this is no recording, only words\n" * 100)
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("speech.wav", bytes(1000))
+    elif kind == "web page":
+        path.write_text("<!DOCTYPE html><html><body>Not found</body></html>" * 50)
+    elif kind == "random":
+        path.write_bytes(np.random.default_rng(0).bytes(10_000))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        (
+            "absent",
+            FileNotFoundError,
+            "No audio file at .*absent.wav'; check the path. A transcript",
+        ),
+        ("folder", ValueError, "folder.wav' is not a regular file"),
+        ("empty", ValueError, r"empty.wav' is empty \(0 bytes\)"),
+        (
+            "header only",
+            ValueError,
+            "header only.wav' has no audio from 0 s to its end: it lasts 0",
+        ),
+        ("text", ValueError, "text.wav' cannot be decoded as audio .*wav, flac, ogg and mp3 can"),
+        ("zip", ValueError, "zip.wav' cannot be decoded as audio"),
+        ("web page", ValueError, r"web page.wav' cannot be decoded as audio \(Format not recog"),
+        ("random", ValueError, "random.wav' cannot be decoded as audio"),
+    ],
+)
+def test_damaged_file_is_named(
+    tmp_path: Path, kind: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        MTMMProcessor.load_audio(damaged(tmp_path, kind))
+
+
+def test_headerless_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "speech.raw"
+    path.write_bytes(bytes(3200))
+    with pytest.raises(ValueError, match="speech.raw' cannot be decoded as audio"):
+        MTMMProcessor.load_audio(path)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "aiff", "au"])
+def test_cut_off_file_is_refused(tmp_path: Path, extension: str) -> None:
+    path = tmp_path / f"speech.{extension}"
+    soundfile.write(path, noise(2.0), RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with pytest.raises(ValueError, match=f"speech.{extension}' (is cut off|cannot be decoded)"):
+        MTMMProcessor.load_audio(path)
+    if extension == "wav":
+        with pytest.raises(ValueError, match="cut off: it ends after 1.3.. s"):
+            MTMMProcessor.load_audio(path, 1.9)
+    # What lies before the cut is there.
+    assert len(MTMMProcessor.load_audio(path, 0.1, 0.5)[0]) == 6400
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x80000000, 16100])
+def test_wav_with_careless_sizes_is_read(size: int) -> None:
+    """ffmpeg, sox and arecord write such headers into a pipe; some writers err by a few bytes."""
+    file = io.BytesIO()
+    soundfile.write(file, noise(0.5), RATE, format="WAV")
+    data = bytearray(file.getvalue())
+    assert data[36:40] == b"data"
+    data[4:8] = data[40:44] = size.to_bytes(4, "little")
+    assert len(MTMMProcessor.load_audio(bytes(data))[0]) == 8000
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (b"", ValueError, r"The audio \(0 bytes\) has no bytes to read"),
+        (b"abc" * 100, ValueError, r"The audio \(300 bytes\) cannot be decoded as audio"),
+        (io.BytesIO(), ValueError, r"The audio \(an open file\) has no bytes to read"),
+        (io.StringIO("words"), TypeError, "is a text file; open it with mode 'rb'"),
+        (42, TypeError, "The audio is of type int; give a path, a URL, bytes or an open file"),
+        (None, TypeError, "type NoneType; give a path"),
+    ],
+)
+def test_bad_source_is_refused(source: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"(?i){message}"):
+        MTMMProcessor.load_audio(source)
+
+
+def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
+    class Stream(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            return wav.read_bytes()
+
+    assert len(MTMMProcessor.load_audio(Stream())[0]) == 32000
+
+
+def test_decoding_without_soundfile_says_what_to_install(
+    wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processing_mtmm, "soundfile", None)
+    with pytest.raises(ImportError, match="needs soundfile; run `pip install soundfile`, or give"):
+        MTMMProcessor.load_audio(wav)
+
+
+@pytest.fixture(scope="module")
+def server(wav: Path) -> Iterator[str]:
+    """A web server on this machine that has the recording, and a page."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            pages = {"/a.wav": wav.read_bytes(), "/page": b"<html>hello</html>" * 50, "/none": b""}
+            if self.path == "/moved.wav":
+                self.send_response(302)
+                self.send_header("Location", "/a.wav")
+                self.end_headers()
+            elif self.path in pages:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(pages[self.path])
+            else:
+                self.send_error(404, "Not Found")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("page", ["a.wav", "moved.wav"])
+def test_url_is_read(server: str, page: str) -> None:
+    array, rate = MTMMProcessor.load_audio(f"{server}/{page}", 0.5, 1.0)
+    np.testing.assert_array_equal(array, noise(2.0)[8000:16000])
+    assert rate == RATE
+
+
+@pytest.mark.parametrize(
+    ("page", "error", "message"),
+    [
+        ("missing.wav", OSError, "/missing.wav cannot be fetched .HTTP 404 Not Found.; check the"),
+        ("page", ValueError, "/page cannot be decoded as audio"),
+        ("none", ValueError, "/none has no bytes to read"),
+    ],
+)
+def test_bad_url_is_named(server: str, page: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        MTMMProcessor.load_audio(f"{server}/{page}")
+
+
+def test_server_that_is_not_there_is_named() -> None:
+    with pytest.raises(OSError, match="http://127.0.0.1:9/a.wav cannot be fetched .*the network"):
+        MTMMProcessor.load_audio("http://127.0.0.1:9/a.wav")
