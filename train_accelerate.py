@@ -47,6 +47,7 @@ from mtmm_training.batches import (
     to_dataset,
 )
 from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal
+from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.evaluate import Predictions, predict, write_predictions
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
@@ -77,6 +78,9 @@ class TrainConfig:
     )
     corpus: str | None = _flag(None, "Name of a corpus with a reader, instead of a manifest.")
     corpus_dir: str | None = _flag(None, "Folder of the corpus as distributed.")
+    corpus_options: str = _flag(
+        "{}", 'Options of the corpus\'s reader as JSON, for example \'{"labels": "all"}\'.'
+    )
     emotions: list[str] | None = _flag(
         None, "Emotions to predict; if not given those of --model, else angry happy sad neutral."
     )
@@ -84,7 +88,8 @@ class TrainConfig:
         None, "Dimensions to predict; if not given those of --model, else valence arousal."
     )
     dimension_range: list[float] | None = _flag(
-        None, "Lowest and highest value of their labels; if not given that of --model, else 1 5."
+        None,
+        "Lowest and highest value of their labels; if not given that of --model or the corpus, else 1 5.",
     )
     modalities: list[str] = _flag(
         ["audio", "text"], "What the model sees, in training and test.", choices=["audio", "text"]
@@ -176,6 +181,12 @@ class TrainConfig:
             bool(self.validation_speakers) == bool(self.test_speakers),
             "given together with --test_speakers",
         )
+        self._require(
+            "corpus", self.corpus is None or self.corpus in CORPORA, f"one of {', '.join(CORPORA)}"
+        )
+        self._require(
+            "corpus_dir", self.corpus is None or self.corpus_dir is not None, "given with --corpus"
+        )
         fields = json.loads(self.model_config)
         self._require("model_config", isinstance(fields, dict), "a JSON object")
         for name in ("id2label", "dimension_names", "dimension_range"):
@@ -186,11 +197,14 @@ class TrainConfig:
     def resolve(self) -> "TrainConfig":
         """The same flags with the outputs that --model brings, or the defaults, filled in."""
         known = MTMMConfig() if self.model is None else MTMMConfig.from_pretrained(self.model)
+        corpus_range = None
+        if self.model is None and self.corpus is not None:
+            corpus_range = CORPORA[self.corpus].load().DIMENSION_RANGE
         return dataclasses.replace(
             self,
             emotions=self.emotions or list(known.id2label.values()),
             dimensions=self.dimensions or list(known.dimension_names),
-            dimension_range=self.dimension_range or list(known.dimension_range),
+            dimension_range=self.dimension_range or list(corpus_range or known.dimension_range),
         )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
@@ -210,9 +224,11 @@ def read_utterances(config: TrainConfig) -> list[Utterance]:
             dimension_range=tuple(config.dimension_range),
         )
     else:
-        from mtmm_training.corpora import read_corpus
-
-        utterances = read_corpus(config.corpus, config.corpus_dir)
+        official = config.protocol == "official"
+        options = json.loads(config.corpus_options)
+        utterances = read_corpus(
+            config.corpus, config.corpus_dir, official_split=official, **options
+        )
     hidden = {"audio", "text"} - set(config.modalities)
     kept = [
         u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)

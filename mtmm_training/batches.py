@@ -21,7 +21,7 @@ from processing_mtmm import MTMMProcessor
 
 FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
 BUCKET_BATCHES = 200  # batches are cut from chunks of so many batches, sorted by length
-LENGTH_JITTER = 0.05  # lengths are blurred by so much first, or the same utterances always meet
+LENGTH_JITTER = 0.02  # lengths are blurred by so much first, or the same utterances always meet
 
 MASKS = {
     "audio": ("audio_attention_mask", "acoustic_attention_mask"),
