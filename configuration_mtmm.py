@@ -126,13 +126,15 @@ class MTMMConfig(PreTrainedConfig):
         ),
     }
     # Trainer gathers every output that is not named here.
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [
+        "emotion_loss",
+        "dimension_loss",
         "fused_state",
         "bridge_states",
         "acoustic_bridge_attentions",
         "linguistic_bridge_attentions",
         "hidden_states",
-    )
+    ]
 
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -172,8 +174,9 @@ class MTMMConfig(PreTrainedConfig):
             names = EMOTIONS if count == len(EMOTIONS) else [f"LABEL_{i}" for i in range(count)]
             self.id2label = dict(enumerate(names))
         super().__post_init__(**kwargs)
-        if num_labels is not None:
-            self.num_labels = num_labels  # replaces the names only where their number differs
+        if num_labels is not None and num_labels != self.num_labels:
+            self.num_labels = num_labels  # new names, and an emotion head that is yet to be trained
+            self.trained_outputs = [name for name in self.trained_outputs if name != "emotion"]
         if self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         # JSON has lists only; tuples keep a loaded configuration equal to the saved one.
@@ -190,10 +193,15 @@ class MTMMConfig(PreTrainedConfig):
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        # Renaming the emotions after loading (`from_pretrained(..., id2label=...)`) renames both ways.
+        # `from_pretrained(..., id2label=...)` sets the field after the configuration was made: rename
+        # both ways, and where the number of emotions changes the head is yet to be trained.
         if name == "id2label" and value is not None and getattr(self, "_post_init_done", False):
-            super().__setattr__("label2id", {label: int(index) for index, label in value.items()})
+            value = {int(index): label for index, label in value.items()}
+            if len(value) != self.num_labels:
+                kept = tuple(output for output in self.trained_outputs if output != "emotion")
+                super().__setattr__("trained_outputs", kept)
+            super().__setattr__("label2id", {label: index for index, label in value.items()})
+        super().__setattr__(name, value)
 
     @classmethod
     def paper(cls, **overrides: Any) -> "MTMMConfig":

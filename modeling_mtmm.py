@@ -742,6 +742,14 @@ class MTMMModel(MTMMPreTrainedModel):
             self.audio_model.requires_grad_(False)
         if self.config.freeze_text_encoder:
             self.text_model.requires_grad_(False)
+        # What no forward pass reads gets no gradient, and DistributedDataParallel would stop.
+        for name, parameter in self.text_model.named_parameters():
+            if name.startswith("pooler."):
+                parameter.requires_grad_(False)
+        if not getattr(self.audio_model.config, "apply_spec_augment", True):
+            for name, parameter in self.audio_model.named_parameters():
+                if name == "masked_spec_embed":
+                    parameter.requires_grad_(False)
         if self.audio_model.main_input_name == "input_features":  # Whisper's sinusoids are fixed
             self.audio_model.embed_positions.requires_grad_(False)
 
@@ -813,6 +821,9 @@ class MTMMModel(MTMMPreTrainedModel):
         """
         mask = _as_mask(audio_attention_mask, input_values, axes=(0, -1))
         encoder = self.audio_model
+        if input_values.dim() == 2:  # waveforms: the encoder fails on less than one frame
+            missing = max(receptive_field(encoder.config) - input_values.shape[1], 0)
+            input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
         inputs = {encoder.main_input_name: input_values.to(encoder.dtype)}
         # Log-mel encoders take no mask. Waveform encoders with group norm were trained without one:
         # they normalise over the padded time axis, mask or no mask, so padding changes their result.
@@ -919,31 +930,47 @@ class MTMMModel(MTMMPreTrainedModel):
         linguistic, linguistic_mask = self._states(
             "text", given, input_ids, attention_mask, linguistic_states, linguistic_attention_mask
         )
+        if acoustic.shape[0] != linguistic.shape[0]:
+            raise ValueError(
+                f"MTMMModel got {acoustic.shape[0]} utterances of audio and {linguistic.shape[0]} of "
+                "text; give the same number, with zero mask rows where one is absent."
+            )
         if not torch.compiler.is_compiling():  # reads values, which a traced graph cannot
-            _check_presence(audio_attention_mask, acoustic_mask, linguistic_mask)
+            if input_values is not None:
+                claimed = _as_mask(audio_attention_mask, input_values, axes=(0, -1)).any(-1)
+                _refuse_too_short(claimed & ~acoustic_mask.any(-1))
+            _refuse_absent(~(acoustic_mask.any(-1) | linguistic_mask.any(-1)))
             if self.training:
                 self._record_trained_outputs(emotion_labels, dimension_labels)
-        output = self.fusion(
-            acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions
-        )
-        output.emotion_logits = self.emotion_head(output.fused_state)
+        fused = self.fusion(acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions)
+        logits = self.emotion_head(fused.fused_state)
         low, high = self.config.dimension_range
-        scores = _at_least_float32(self.dimension_head(output.fused_state))
-        output.dimensions = low + (high - low) * scores.sigmoid()
-        if not output_hidden_states:
-            output.hidden_states = None
+        scores = _at_least_float32(self.dimension_head(fused.fused_state))
+        dimensions = low + (high - low) * scores.sigmoid()
+        loss = emotion_loss = dimension_loss = None
         if emotion_labels is not None or dimension_labels is not None:
-            output.emotion_loss, output.dimension_loss = multi_task_loss(
+            emotion_loss, dimension_loss = multi_task_loss(
                 self.config,
-                output.emotion_logits,
-                output.dimensions,
+                logits,
+                dimensions,
                 emotion_labels,
                 dimension_labels,
                 class_weights,
                 reduce_sum,
             )
-            output.loss = output.emotion_loss + output.dimension_loss
-        return output
+            loss = emotion_loss + dimension_loss
+        return MTMMOutput(
+            loss=loss,
+            emotion_loss=emotion_loss,
+            dimension_loss=dimension_loss,
+            emotion_logits=logits,
+            dimensions=dimensions,
+            fused_state=fused.fused_state,
+            bridge_states=fused.bridge_states,
+            acoustic_bridge_attentions=fused.acoustic_bridge_attentions,
+            linguistic_bridge_attentions=fused.linguistic_bridge_attentions,
+            hidden_states=fused.hidden_states if output_hidden_states else None,
+        )
 
     def _states(
         self,
@@ -1026,20 +1053,18 @@ def _refuse_both(
         )
 
 
-def _check_presence(
-    audio_attention_mask: Tensor | None, acoustic: Tensor, linguistic: Tensor
-) -> None:
-    """Every utterance has a modality, and what audio it has gives at least one frame."""
-    has_frames, has_tokens = acoustic.any(-1), linguistic.any(-1)
-    if audio_attention_mask is not None:
-        too_short = (audio_attention_mask != 0).any(-1) & ~has_frames
-        if bool(too_short.any()):
-            rows = too_short.nonzero().flatten().tolist()
-            raise ValueError(
-                f"The audio of utterances {rows} of this batch is shorter than one frame of the acoustic "
-                "encoder; leave them out, or zero their mask rows to use their text alone."
-            )
-    absent = ~(has_frames | has_tokens)
+def _refuse_too_short(too_short: Tensor) -> None:
+    """(batch,): has audio, but not enough of it for one frame."""
+    if bool(too_short.any()):
+        rows = too_short.nonzero().flatten().tolist()
+        raise ValueError(
+            f"The audio of utterances {rows} of this batch is shorter than one frame of the acoustic "
+            "encoder; leave them out, or zero their mask rows to use their text alone."
+        )
+
+
+def _refuse_absent(absent: Tensor) -> None:
+    """(batch,): has neither modality."""
     if bool(absent.any()):
         rows = absent.nonzero().flatten().tolist()
         raise ValueError(

@@ -51,7 +51,7 @@ from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.evaluate import Predictions, predict, write_predictions
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
-from mtmm_training.utterances import SPLITS, Utterance, read_manifest, replacing
+from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest, replacing
 
 
 def _flag(default: Any, text: str, **more: Any) -> Any:
@@ -187,6 +187,9 @@ class TrainConfig:
         self._require(
             "corpus_dir", self.corpus is None or self.corpus_dir is not None, "given with --corpus"
         )
+        known = ", ".join(DIMENSIONS)
+        for name in self.dimensions or []:
+            self._require("dimensions", name in DIMENSIONS, f"one or more of {known}")
         fields = json.loads(self.model_config)
         self._require("model_config", isinstance(fields, dict), "a JSON object")
         for name in ("id2label", "dimension_names", "dimension_range"):
@@ -203,7 +206,9 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             emotions=self.emotions or list(known.id2label.values()),
-            dimensions=self.dimensions or list(known.dimension_names),
+            dimensions=[
+                name for name in DIMENSIONS if name in (self.dimensions or known.dimension_names)
+            ],
             dimension_range=self.dimension_range or list(corpus_range or known.dimension_range),
         )
 
@@ -294,6 +299,15 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
     }
 
 
+def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
+    """Refuse --select_by before training where the validation split has no labels for it."""
+    emotion = 0.0 if counts["emotions"] else None
+    ccc = {name: 0.0 if labelled >= 2 else None for name, labelled in counts["dimensions"].items()}
+    selection_score(
+        dict.fromkeys(("UAR", "WAR", "macro_F1"), emotion) | {"CCC": ccc}, config.select_by
+    )
+
+
 def trained_outputs(counts: dict[str, Any]) -> tuple[str, ...]:
     """The outputs that this training split has labels for."""
     dimensions = [name for name, labelled in counts["dimensions"].items() if labelled]
@@ -381,12 +395,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = config.resolve()
     out = Path(config.out)
     began = time.monotonic()
+    refuse_to_overwrite(config, out)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(project_dir=config.out, logging_dir=str(out / "logs")),
     )
-    refuse_to_overwrite(config, out)
     set_seed(config.seed)
 
     # ---- data: read, checked, split ----
@@ -395,6 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = select(utterances, fold)
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
     ids = {name: [u.utterance_id for u in splits[name]] for name in SPLITS}
+    check_selection(config, counts["validation"])
 
     # ---- model ----
     model, processor = build_model(config)

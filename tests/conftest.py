@@ -1,0 +1,51 @@
+"""The tiny model and processor that several test files share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from processing_mtmm import MTMMProcessor
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., MTMMModel]:
+    """Make a tiny model, in eval mode, with new weights so large that every part matters."""
+
+    def make(seed: int = 0, **overrides: object) -> MTMMModel:
+        torch.manual_seed(seed)
+        model = MTMMModel(MTMMConfig.tiny(**overrides)).eval()
+        with torch.no_grad():
+            for part in (model.fusion, model.emotion_head, model.dimension_head):
+                for name, parameter in part.named_parameters():
+                    parameter.normal_(mean=float("norm.weight" in name), std=0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> MTMMProcessor:
+    """16 kHz waveforms, and a tokenizer of letters whose ids fit the tiny configuration."""
+    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *"abcdefghijklmnopqrstuvwxyz.,?!'", "[MASK]"]
+    tokenizer = DebertaV2Tokenizer(vocab=[(piece, -1.0) for piece in pieces])
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    return MTMMProcessor(extractor, tokenizer, max_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    default = Path(__file__).parents[2] / "shared" / "real"
+    folder = Path(os.environ.get("MTMM_REAL_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(
+            "no real data; set MTMM_REAL_DATA to the folder that has encoders/ and ravdess4/"
+        )
+    return folder

@@ -1,0 +1,238 @@
+"""Presets, refusals and round trips of MTMMConfig."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoModel, BertConfig, WhisperConfig
+
+from configuration_mtmm import AUTO_MAP, CUSTOM_PIPELINES, MTMMConfig
+from modeling_mtmm import MTMMModel
+
+
+@pytest.mark.parametrize("preset", [MTMMConfig.paper, MTMMConfig.tiny, MTMMConfig])
+def test_presets_normalise_layers_as_published(preset) -> None:
+    config = preset()
+    assert config.audio_config.model_type == "hubert"
+    assert config.audio_config.feat_extract_norm == "layer"
+    assert config.audio_config.do_stable_layer_norm
+    assert not config.audio_config.apply_spec_augment
+    assert config.audio_config.layerdrop == 0
+    assert config.text_config.model_type == "deberta-v2"
+    assert config.text_config.relative_attention
+    assert config.text_config.norm_rel_ebd == "layer_norm"
+    assert config.text_config.type_vocab_size == 0
+
+
+def test_paper_encoders_have_published_sizes() -> None:
+    config = MTMMConfig.paper()
+    with torch.device("meta"):
+        model = MTMMModel(config)
+    millions = [
+        round(sum(p.numel() for p in encoder.parameters()) / 1e6, 1)
+        for encoder in (model.audio_model, model.text_model)
+    ]
+    assert millions == [315.4, 434.0]
+    assert (config.num_bridge_tokens, config.hidden_size) == (30, 1024)
+    assert list(config.id2label.values()) == ["angry", "happy", "sad", "neutral"]
+    assert config.dimension_names == ("valence", "arousal")
+    assert config.dimension_range == (1.0, 5.0)
+
+
+def test_tiny_model_stays_tiny() -> None:
+    assert sum(p.numel() for p in MTMMModel(MTMMConfig.tiny()).parameters()) < 150_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("encoder_layers", "first", "one of 'last', 'weighted'"),
+        ("bridge_wiring", "cross", "one of 'crossed', 'direct'"),
+        ("hidden_size", 0, "at least 1"),
+        ("num_attention_heads", -2, "at least 1"),
+        ("num_attention_heads", 5, "a divisor of hidden_size=32"),
+        ("intermediate_size", 0, "at least 1"),
+        ("num_refinement_layers", 0, "at least 1"),
+        ("num_interaction_layers", 0, "at least 1"),
+        ("num_bridge_tokens", 0, "at least 1"),
+        ("hidden_dropout", 1.0, "from 0 up to"),
+        ("attention_dropout", -0.1, "from 0 up to"),
+        ("head_dropout", float("nan"), "from 0 up to"),
+        ("label_smoothing", 1, "from 0 up to"),
+        ("temperature", 0.0, "above 0"),
+        ("temperature", float("inf"), "above 0"),
+        ("layer_norm_eps", 0.0, "above 0"),
+        ("initializer_range", -1.0, "above 0"),
+        ("id2label", {0: "angry"}, "two or more"),
+        ("id2label", {0: "angry", 2: "sad"}, "indices 0, 1, 2"),
+        ("id2label", {0: "angry", 1: "angry"}, "different names"),
+        ("id2label", {0: "angry", 1: " "}, "none of them blank"),
+        ("label2id", {"angry": 1, "happy": 0, "sad": 2, "neutral": 3}, "inverse of id2label"),
+        ("dimension_names", (), "one or more"),
+        ("dimension_names", ("valence", "valence"), "different names"),
+        ("dimension_names", ("valence", ""), "none of them blank"),
+        ("dimension_names", ("scores",), "other than emotion, missing, scores, untrained"),
+        ("dimension_range", (1.0,), "two finite numbers"),
+        ("dimension_range", (5, 1), "the lower one first"),
+        ("dimension_range", (0.0, float("inf")), "two finite numbers"),
+        ("dimension_loss_weights", (0.5,), "each of valence, arousal"),
+        ("dimension_loss_weights", (0.5, -0.1), "at least 0"),
+        ("emotion_loss_weight", -0.1, "at least 0"),
+        ("emotion_loss_weight", float("nan"), "at least 0"),
+        ("trained_outputs", ("dominance",), "names among emotion, valence, arousal"),
+    ],
+)
+def test_config_refuses_illegal_value(field: str, value: object, allowed: str) -> None:
+    shown = tuple(value) if isinstance(value, list) else value
+    message = f"{re.escape(f'`{field}={shown!r}`')} is not allowed; .*{re.escape(allowed)}"
+    with pytest.raises(ValueError, match=message):
+        MTMMConfig.tiny(**{field: value})
+
+
+def test_config_refuses_loss_without_weight() -> None:
+    with pytest.raises(ValueError, match="emotion_loss_weight=0.* above 0 where all dimension"):
+        MTMMConfig.tiny(emotion_loss_weight=0.0, dimension_loss_weights=(0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "32"),
+        ("hidden_size", 32.0),
+        ("hidden_dropout", "0.1"),
+        ("use_refinement", "yes"),
+        ("dimension_names", "valence"),
+    ],
+)
+def test_config_refuses_wrong_type(field: str, value: object) -> None:
+    with pytest.raises(StrictDataclassFieldValidationError, match=field):
+        MTMMConfig.tiny(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("bridge_wirings", "bridge_wiring"),
+        ("use_bridge_token", "use_bridge_tokens"),
+        ("num_bridges_tokens", "num_bridge_tokens"),
+        ("freeze_audio_encoders", "freeze_audio_encoder"),
+        ("dimension_name", "dimension_names"),
+    ],
+)
+def test_config_refuses_misspelt_field(misspelt: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"no field `{misspelt}`; did you mean `{meant}`"):
+        MTMMConfig.tiny(**{misspelt: 1})
+
+
+def test_model_checks_config_again() -> None:
+    config = MTMMConfig.tiny()
+    config.bridge_wiring = "cross"
+    with pytest.raises(ValueError, match="`bridge_wiring='cross'` is not allowed"):
+        MTMMModel(config)
+
+
+CHANGED = {
+    "bridge_wiring": "direct",
+    "encoder_layers": "weighted",
+    "id2label": {0: "calm", 1: "afraid", 2: "disgusted"},
+    "dimension_names": ("valence", "arousal", "dominance"),
+    "dimension_range": (-1.0, 1.0),
+    "dimension_loss_weights": (0.2, 0.3, 0.1),
+    "label_smoothing": 0.1,
+    "temperature": 1.7,
+    "freeze_text_encoder": False,
+    "trained_outputs": ("emotion", "dominance"),
+}
+
+
+@pytest.mark.parametrize("overrides", [{}, CHANGED])
+def test_config_round_trips(tmp_path: Path, overrides: dict) -> None:
+    config = MTMMConfig.tiny(**overrides)
+    config.save_pretrained(tmp_path)
+    for again in (MTMMConfig.from_pretrained(tmp_path), MTMMConfig.from_dict(config.to_dict())):
+        for name in MTMMConfig.__annotations__:
+            if name not in ("audio_config", "text_config"):
+                assert getattr(again, name) == getattr(config, name), name
+        assert again.audio_config.to_dict() == config.audio_config.to_dict()
+        assert again.text_config.to_dict() == config.text_config.to_dict()
+        assert again.label2id == {name: i for i, name in config.id2label.items()}
+
+
+def test_config_without_arguments_is_paper() -> None:
+    assert MTMMConfig().to_dict() == MTMMConfig.paper().to_dict()
+
+
+def test_sub_configs_may_be_objects() -> None:
+    text = BertConfig(vocab_size=99, hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
+    audio = WhisperConfig(d_model=32, encoder_attention_heads=2, encoder_layers=1)
+    config = MTMMConfig.tiny(audio_config=audio, text_config=text)
+    assert config.text_config is text and config.audio_config is audio
+    again = MTMMConfig.from_dict(config.to_dict())
+    assert again.text_config.vocab_size == 99 and again.audio_config.model_type == "whisper"
+
+
+def test_saved_config_names_all_hub_classes(tmp_path: Path) -> None:
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["auto_map"] == AUTO_MAP
+    assert set(AUTO_MAP) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForAudioClassification",
+        "AutoProcessor",
+    }
+    assert saved["custom_pipelines"] == CUSTOM_PIPELINES
+    assert saved["model_type"] == "mtmm"
+
+
+def test_label_names_are_inverse_of_each_other() -> None:
+    config = MTMMConfig.tiny(id2label={0: "up", 1: "down"})
+    assert config.label2id == {"up": 0, "down": 1} and config.num_labels == 2
+
+
+@pytest.mark.parametrize(("count", "first"), [(2, "LABEL_0"), (4, "angry"), (7, "LABEL_0")])
+def test_num_labels_makes_names(count: int, first: str) -> None:
+    config = MTMMConfig.tiny(num_labels=count)
+    assert config.num_labels == len(config.id2label) == len(config.label2id) == count
+    assert config.id2label[0] == first
+    assert MTMMModel(config).emotion_head.projection.out_features == count
+
+
+@pytest.mark.parametrize("keys", [int, str])
+def test_loading_renames_emotions_both_ways(tmp_path: Path, keys: type) -> None:
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    names = {0: "calm", 1: "afraid"}
+    config = MTMMConfig.from_pretrained(tmp_path, id2label={keys(i): n for i, n in names.items()})
+    assert config.id2label == names and config.label2id == {"calm": 0, "afraid": 1}
+    config.check()
+
+
+def test_loading_takes_number_of_labels(tmp_path: Path) -> None:
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    config = MTMMConfig.from_pretrained(tmp_path, num_labels=7)
+    assert config.num_labels == len(config.label2id) == 7
+    assert MTMMConfig.from_pretrained(tmp_path, num_labels=4).id2label[0] == "angry"
+
+
+def test_loading_overrides_one_nested_field(tmp_path: Path) -> None:
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    config = MTMMConfig.from_pretrained(tmp_path, text_config={"num_hidden_layers": 1})
+    assert config.text_config.num_hidden_layers == 1
+    assert config.text_config.hidden_size == 32
+
+
+def test_every_field_is_documented_and_read() -> None:
+    root = Path(__file__).parents[1]
+    hub_files = "configuration_mtmm", "modeling_mtmm", "processing_mtmm", "pipeline_mtmm"
+    source = "\n".join((root / f"{name}.py").read_text() for name in hub_files)
+    for name in MTMMConfig.__annotations__:
+        assert f"{name} (`" in MTMMConfig.__doc__ or name == "label2id", name
+        assert re.search(rf'(config|self)\.{name}\b|"{name}"', source), name
+
+
+def test_text_encoder_of_config_is_built() -> None:
+    config = MTMMConfig.tiny()
+    assert type(MTMMModel(config).text_model) is type(AutoModel.from_config(config.text_config))

@@ -1,0 +1,218 @@
+"""Cross-entropy and 1 − CCC: against direct formulas, with absent labels, over several processes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import multi_task_loss
+
+CONFIG = MTMMConfig.tiny()
+DOMINANCE = MTMMConfig.tiny(
+    dimension_names=("valence", "arousal", "dominance"), dimension_loss_weights=(0.5, 0.3, 0.2)
+)
+
+
+def batch(utterances: int = 12, dimensions: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+    """Logits, dimensions and their labels, float64, dimensions on the scale 1 to 5."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(utterances, 4, dtype=torch.float64, generator=generator)
+    predictions = 1 + 4 * torch.rand(
+        utterances, dimensions, dtype=torch.float64, generator=generator
+    )
+    labels = 1 + 4 * torch.rand(utterances, dimensions, dtype=torch.float64, generator=generator)
+    emotions = torch.randint(0, 4, (utterances,), generator=generator)
+    return logits.requires_grad_(), predictions.requires_grad_(), emotions, labels
+
+
+def direct_ccc(x: np.ndarray, y: np.ndarray) -> float:
+    """Lin 1989, population moments."""
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    return 2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
+
+
+@pytest.mark.parametrize("config", [CONFIG, DOMINANCE], ids=["two", "three"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dimension_loss_matches_direct_formula(config: MTMMConfig, seed: int) -> None:
+    count = len(config.dimension_names)
+    logits, predictions, _, labels = batch(dimensions=count, seed=seed)
+    emotion_loss, loss = multi_task_loss(config, logits, predictions, None, labels)
+    x, y = predictions.detach().numpy(), labels.numpy()
+    expected = sum(
+        weight * (1 - direct_ccc(x[:, i], y[:, i]))
+        for i, weight in enumerate(config.dimension_loss_weights)
+    )
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert emotion_loss.item() == 0
+
+
+def test_dimension_loss_is_zero_for_perfect_predictions() -> None:
+    logits, predictions, _, _ = batch()
+    loss = multi_task_loss(CONFIG, logits, predictions, None, predictions.detach())[1]
+    assert loss.item() == pytest.approx(0, abs=1e-12)
+    # 6 − x turns the scale 1 to 5 around
+    loss = multi_task_loss(CONFIG, logits, predictions, None, 6 - predictions.detach())[1]
+    assert loss.item() > 0.66
+
+
+@pytest.mark.parametrize("limits", [(1.0, 5.0), (0.0, 1.0), (-100.0, 300.0)])
+def test_dimension_loss_is_precise_in_float32(limits: tuple[float, float]) -> None:
+    low, high = limits
+    config = MTMMConfig.tiny(dimension_range=limits)
+    _, unit, _, unit_labels = batch(500)
+    x, y = (low + (high - low) * (values.detach() - 1) / 4 for values in (unit, unit_labels))
+    x, y = (0.45 * (low + high) + 0.01 * values for values in (x, y))  # small spread, off centre
+    loss = multi_task_loss(config, torch.zeros(500, 4), x.float(), None, y.float())[1]
+    expected = sum(0.33 * (1 - direct_ccc(x[:, i].numpy(), y[:, i].numpy())) for i in range(2))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, abs=2e-4)
+
+
+def test_gradient_matches_finite_differences() -> None:
+    logits, predictions, emotions, labels = batch(6)
+    emotions[2] = -100
+    labels[1, 0] = labels[3, 1] = torch.nan
+    config = MTMMConfig.tiny(label_smoothing=0.1)
+    class_weights = torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64)
+
+    def total(logits: Tensor, predictions: Tensor) -> Tensor:
+        return sum(multi_task_loss(config, logits, predictions, emotions, labels, class_weights))
+
+    assert torch.autograd.gradcheck(total, (logits, predictions), atol=1e-7)
+
+
+def test_absent_labels_take_no_part() -> None:
+    logits, predictions, emotions, labels = batch(10)
+    emotions[[0, 4]] = -100
+    labels[[1, 5, 9], 0] = torch.nan
+    labels[2, 1] = torch.nan
+    emotion_loss, dimension_loss = multi_task_loss(CONFIG, logits, predictions, emotions, labels)
+    kept = emotions != -100
+    expected = 0.34 * F.cross_entropy(logits[kept], emotions[kept])
+    assert emotion_loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    x, y = predictions.detach().numpy(), labels.numpy()
+    there = ~np.isnan(y)
+    expected = sum(0.33 * (1 - direct_ccc(x[there[:, i], i], y[there[:, i], i])) for i in range(2))
+    assert dimension_loss.item() == pytest.approx(expected, abs=1e-12)
+    (emotion_loss + dimension_loss).backward()
+    assert not logits.grad[~kept].any() and logits.grad[kept].all()
+    assert not predictions.grad[~torch.tensor(there)].any()
+    assert predictions.grad[torch.tensor(there)].all()
+
+
+def absent(labels: Tensor) -> Tensor:
+    return torch.full_like(labels, torch.nan)
+
+
+def one_label(labels: Tensor) -> Tensor:
+    return torch.cat([labels[:1], absent(labels[1:])])
+
+
+@pytest.mark.parametrize("change", [None, absent, one_label])
+def test_too_few_labels_add_connected_zero(change) -> None:
+    logits, predictions, _, labels = batch()
+    labels = None if change is None else change(labels)
+    emotions = None if change is None else torch.full((12,), -100)
+    losses = multi_task_loss(CONFIG, logits, predictions, emotions, labels)
+    assert [loss.item() for loss in losses] == [0, 0]
+    sum(losses).backward()
+    for gradient in (logits.grad, predictions.grad):
+        assert gradient is not None and not gradient.any()
+
+
+def test_one_dimension_without_labels_leaves_the_other() -> None:
+    logits, predictions, _, labels = batch()
+    labels[:, 1] = torch.nan
+    loss = multi_task_loss(CONFIG, logits, predictions, None, labels)[1]
+    x, y = predictions[:, 0].detach().numpy(), labels[:, 0].numpy()
+    assert loss.item() == pytest.approx(0.33 * (1 - direct_ccc(x, y)), abs=1e-12)
+    loss.backward()
+    assert predictions.grad[:, 0].all() and not predictions.grad[:, 1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [1.0, 2.7, 3.0])
+def test_zero_denominator_adds_connected_zero(dtype: torch.dtype, value: float) -> None:
+    logits = torch.zeros(5, 4, dtype=dtype, requires_grad=True)
+    predictions = torch.full((5, 2), value, dtype=dtype, requires_grad=True)
+    loss = multi_task_loss(CONFIG, logits, predictions, None, predictions.detach().clone())[1]
+    assert loss.item() == 0
+    loss.backward()
+    assert predictions.grad is not None and torch.isfinite(predictions.grad).all()
+
+
+@pytest.mark.parametrize("constant", ["predictions", "labels", "both"])
+def test_constants_give_full_loss_and_finite_gradient(constant: str) -> None:
+    """A constant has no covariance: CCC is 0, the loss its whole weight, unless both are equal."""
+    logits, predictions, _, labels = batch()
+    if constant in ("predictions", "both"):
+        predictions = torch.full_like(predictions, 2.5).detach().requires_grad_()
+    if constant in ("labels", "both"):
+        labels = torch.full_like(labels, 4.0)
+    loss = multi_task_loss(CONFIG, logits, predictions, None, labels)[1]
+    assert loss.item() == pytest.approx(0.66, abs=1e-9)
+    loss.backward()
+    assert torch.isfinite(predictions.grad).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_emotion_loss_matches_torch(smoothing: float, weighted: bool) -> None:
+    logits, predictions, emotions, _ = batch(20)
+    emotions[3] = -100
+    weights = torch.tensor([0.3, 1.0, 2.0, 5.0], dtype=torch.float64) if weighted else None
+    config = MTMMConfig.tiny(label_smoothing=smoothing, emotion_loss_weight=0.7)
+    loss = multi_task_loss(config, logits, predictions, emotions, None, weights)[0]
+    expected = 0.7 * F.cross_entropy(logits, emotions, weight=weights, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("present", ["all", "some", "one_process_without"])
+def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
+    """Two processes, each with its part of the batch, get the loss and gradient of the whole."""
+    logits, predictions, emotions, labels = batch(11)
+    if present == "some":
+        emotions[::3] = -100
+        labels[::2, 0] = torch.nan
+    if present == "one_process_without":
+        emotions[7:], labels[7:] = -100, torch.nan
+    weights = torch.tensor([0.3, 1.0, 2.0, 5.0], dtype=torch.float64)
+    config = MTMMConfig.tiny(label_smoothing=0.1)
+    whole = sum(multi_task_loss(config, logits, predictions, emotions, labels, weights))
+    whole_gradients = torch.autograd.grad(whole, (logits, predictions))
+
+    parts = [
+        (logits[part], predictions[part], emotions[part], labels[part])
+        for part in (slice(0, 7), slice(7, None))
+    ]
+    statistics = []
+
+    def collect(sums: Tensor) -> Tensor:
+        statistics.append(sums)
+        return sums
+
+    for part in parts:
+        multi_task_loss(config, *part, weights, collect)
+    total = statistics[0] + statistics[1]
+    assert total.dim() == 1
+    loss = sum(multi_task_loss(config, *parts[0], weights, lambda sums: total))
+    assert loss.item() == pytest.approx(whole.item(), abs=1e-12)
+    gradients = torch.autograd.grad(loss, (logits, predictions))
+    for gradient, expected in zip(gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_loss_is_float32_under_autocast(dtype: torch.dtype) -> None:
+    logits, predictions, emotions, labels = batch(64)
+    logits, predictions = logits.detach().to(dtype), predictions.detach().to(dtype)
+    expected = multi_task_loss(
+        CONFIG, logits.double(), predictions.double(), emotions, labels.double()
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = multi_task_loss(CONFIG, logits, predictions, emotions, labels.float())
+    for loss, exact in zip(losses, expected, strict=True):
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact.item(), abs=1e-5)

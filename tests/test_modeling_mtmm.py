@@ -1,0 +1,1063 @@
+"""The model: parity with plain references, missing modalities, padding, gradients, the libraries' tools."""
+
+import copy
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import (
+    MTMMAttention,
+    MTMMModel,
+    MTMMOutput,
+    MTMMRefinementLayer,
+    align_values,
+    align_weights,
+)
+
+MakeModel = Callable[..., MTMMModel]
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TEXT = LAYERS | {"hidden_size": 32, "vocab_size": 128, "max_position_embeddings": 66}
+WAVE = MTMMConfig.tiny().audio_config.to_dict()
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 0,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "max_source_positions": 20,
+    "max_target_positions": 4,
+    "num_mel_bins": 8,
+    "vocab_size": 8,
+    "pad_token_id": 0,
+}
+BERT, ROBERTA = TEXT | {"model_type": "bert"}, TEXT | {"model_type": "roberta"}
+PAIRS = {
+    "hubert-deberta": {},
+    "whisper-bert": {"audio_config": WHISPER, "text_config": BERT},
+    "wav2vec2-roberta": {
+        "audio_config": WAVE | {"model_type": "wav2vec2"},
+        "text_config": ROBERTA,
+    },
+    "wavlm-bert": {"audio_config": WAVE | {"model_type": "wavlm"}, "text_config": BERT},
+}
+WEIGHTED = {"encoder_layers": "weighted"}
+WIRINGS = ["crossed", "direct"]
+TRAINABLE = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+
+
+def no_dropout(**overrides: object) -> dict:
+    """Fields of a tiny model without any dropout, in its encoders too."""
+    config = MTMMConfig.tiny(**overrides)
+    encoders = {
+        name: {k: 0.0 if "drop" in k else v for k, v in getattr(config, name).to_dict().items()}
+        for name in ("audio_config", "text_config")
+    }
+    rates = dict.fromkeys(("hidden_dropout", "attention_dropout", "head_dropout"), 0.0)
+    return overrides | encoders | rates
+
+
+def is_whisper(model: MTMMModel) -> bool:
+    return model.config.audio_config.model_type == "whisper"
+
+
+def utterances(model: MTMMModel, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Audio and token ids of four utterances of different lengths, without padding."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(3, 100, (n,), generator=generator) for n in (5, 11, 3, 8)]
+    if is_whisper(model):  # all real frames; the window's own padding comes with `batch`
+        audio = [torch.randn(8, n, generator=generator) for n in (40, 22, 31, 9)]
+    else:
+        audio = [torch.randn(n, generator=generator) for n in (3000, 1234, 4001, 700)]
+    return list(zip(audio, ids, strict=True))
+
+
+def batch(
+    model: MTMMModel, items: list[tuple[Tensor, Tensor]], padding: int = 0, fill: float = 0.0
+) -> dict[str, Tensor]:
+    """Inputs padded to the longest and `padding` positions more."""
+    longest = max(audio.shape[-1] for audio, _ in items)
+    time = 40 if is_whisper(model) else longest + 100 * padding
+    tokens = max(len(ids) for _, ids in items) + padding
+    shape = (len(items), *items[0][0].shape[:-1], time)
+    values, mask = torch.full(shape, fill), torch.zeros(len(items), time, dtype=torch.long)
+    pad = model.config.text_config.pad_token_id
+    ids, ids_mask = torch.full((len(items), tokens), pad), torch.zeros(len(items), tokens).long()
+    for i, (audio, text) in enumerate(items):
+        values[i, ..., : audio.shape[-1]], mask[i, : audio.shape[-1]] = audio, 1
+        ids[i, : len(text)], ids_mask[i, : len(text)] = text, 1
+    return {
+        "input_values": values,
+        "audio_attention_mask": mask,
+        "input_ids": ids,
+        "attention_mask": ids_mask,
+    }
+
+
+LABELS = {
+    "emotion_labels": torch.tensor([0, 1, 2, 3]),
+    "dimension_labels": torch.tensor([[1.5, 4.0], [4.5, 2.0], [3.0, 3.5], [2.0, 1.0]]),
+}
+AUDIO_KEYS = ("input_values", "audio_attention_mask")
+TEXT_KEYS = ("input_ids", "attention_mask")
+
+
+def without(inputs: dict[str, Tensor], keys: tuple[str, ...]) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name not in keys}
+
+
+@torch.no_grad()
+def predict(model: MTMMModel, inputs: dict[str, Tensor]) -> Tensor:
+    """Everything an utterance gets: logits, dimensions and fused state, (batch, numbers)."""
+    output = model(**inputs)
+    return torch.cat([output.emotion_logits, output.dimensions, output.fused_state], dim=-1)
+
+
+def assert_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
+
+
+# ---- plain float64 references: one utterance, no batch, no mask ----------------------------------
+
+
+def linear(module: nn.Linear, x: Tensor) -> Tensor:
+    return x @ module.weight.T + (0 if module.bias is None else module.bias)
+
+
+def layer_norm(x: Tensor, module: nn.LayerNorm | None = None) -> Tensor:
+    eps = 1e-5 if module is None else module.eps
+    centred = x - x.mean(-1, keepdim=True)
+    x = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    return x if module is None else x * module.weight + module.bias
+
+
+def reference_attention(
+    attention: MTMMAttention, queries: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
+    q = linear(attention.query_projection, queries)
+    k = linear(attention.key_projection, keys)
+    v = linear(attention.value_projection, values)
+    width = q.shape[-1] // attention.num_heads
+    heads, all_weights = [], []
+    for head in range(attention.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        weights = (q[:, part] @ k[:, part].T / math.sqrt(width)).exp()
+        weights = weights / weights.sum(-1, keepdim=True)
+        heads.append(weights @ v[:, part])
+        all_weights.append(weights)
+    return linear(attention.output_projection, torch.cat(heads, -1)), torch.stack(all_weights)
+
+
+def reference_feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    hidden = linear(layer.feed_forward.input, layer_norm(x, layer.feed_forward_norm))
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    return x + linear(layer.feed_forward.output, hidden)
+
+
+def reference_refinement(layer: nn.Module, x: Tensor) -> Tensor:
+    normed = layer_norm(x, layer.attention_norm)
+    return reference_feed_forward(
+        layer, x + reference_attention(layer.attention, normed, normed, normed)[0]
+    )
+
+
+def reference_interaction(layer: nn.Module, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    normed = layer_norm(x, layer.attention_norm)
+    return reference_feed_forward(
+        layer, x + reference_attention(layer.attention, normed, keys, values)[0]
+    )
+
+
+def reference_align(values: int, keys: int) -> list[list[Fraction]]:
+    """Paper.md's formula in exact fractions: row i holds the weights of the values for key i."""
+    rows = []
+    for i in range(keys):
+        row = [Fraction(0)] * values
+        if values <= keys:
+            position = (i + Fraction(1, 2)) * values / keys - Fraction(1, 2)
+            position = min(max(position, Fraction(0)), Fraction(values - 1))
+            left = math.floor(position)
+            row[left] += 1 - (position - left)
+            if position > left:
+                row[left + 1] += position - left
+        else:
+            start, stop = Fraction(i * values, keys), Fraction((i + 1) * values, keys)
+            for j in range(values):
+                part = min(stop, Fraction(j + 1)) - max(start, Fraction(j))
+                row[j] = max(part, Fraction(0)) / (stop - start)
+        rows.append(row)
+    return rows
+
+
+def reference_fusion(
+    model: MTMMModel, acoustic: Tensor | None, linguistic: Tensor | None
+) -> Tensor:
+    """`fused_state` of one utterance from its unpadded encoder states; None = absent."""
+    fusion, config = model.fusion, model.config
+
+    def refine(states: Tensor | None, modality: str) -> Tensor | None:
+        if states is None:
+            return None
+        entry = getattr(fusion, f"{modality}_input")
+        if config.encoder_layers == "weighted":
+            shares = entry.layer_weights.exp() / entry.layer_weights.exp().sum()
+            states = sum(s * layer_norm(layer) for s, layer in zip(shares, states, strict=True))
+        states = linear(entry.projection, layer_norm(states, entry.norm))
+        for layer in getattr(fusion, f"{modality}_refinement"):
+            states = reference_refinement(layer, states)
+        return layer_norm(states, getattr(fusion, f"{modality}_norm"))
+
+    def align(values: Tensor, keys: Tensor) -> Tensor:
+        weights = reference_align(len(values), len(keys))
+        return values.new_tensor([[float(w) for w in row] for row in weights]) @ values
+
+    acoustic, linguistic = refine(acoustic, "acoustic"), refine(linguistic, "linguistic")
+    streams = []
+    for modality, own, other in (
+        ("acoustic", acoustic, linguistic),
+        ("linguistic", linguistic, acoustic),
+    ):
+        if not config.use_bridge_tokens:
+            if own is None:
+                continue  # nothing to query with: the stream is left out
+            queries, keys, values = own, other, other
+        else:
+            queries = getattr(fusion, f"{modality}_bridge_tokens")
+            if config.bridge_wiring == "direct":
+                if own is None:
+                    continue
+                keys, values = own, own
+            else:
+                keys = other if own is None else own
+                values = align(own if other is None else other, keys)
+        for layer in getattr(fusion, f"{modality}_interaction"):
+            if keys is None:
+                queries = reference_feed_forward(layer, queries)
+            else:
+                queries = reference_interaction(layer, queries, keys, values)
+        streams.append(layer_norm(queries, fusion.output_norm).mean(0))
+    return torch.stack(streams).mean(0)
+
+
+def random_mask(lengths: list[int], padded: int) -> Tensor:
+    return torch.arange(padded)[None, :] < torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("queries", [None, 3], ids=["self", "cross"])
+def test_attention_matches_plain_float64(implementation: str, queries: int | None) -> None:
+    config = MTMMConfig.tiny(attn_implementation=implementation)
+    torch.manual_seed(0)
+    attention = MTMMAttention(config).double().eval()
+    keys, values = torch.randn(2, 3, 9, 32, dtype=torch.float64)
+    asked = keys if queries is None else torch.randn(3, queries, 32, dtype=torch.float64)
+    lengths = [9, 4, 1]
+    mask = random_mask(lengths, 9)
+    output, none = attention(asked, keys, values, mask)
+    assert none is None
+    eager, weights = attention(asked, keys, values, mask, output_attentions=True)
+    assert_equal(output, eager, 1e-12)
+    for i, n in enumerate(lengths):
+        expected, expected_weights = reference_attention(
+            attention, asked[i], keys[i, :n], values[i, :n]
+        )
+        assert_equal(output[i], expected, 1e-12)
+        assert_equal(weights[i, :, :, :n], expected_weights, 1e-12)
+        assert not weights[i, :, :, n:].any()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_refinement_layer_matches_plain_float64(implementation: str) -> None:
+    torch.manual_seed(0)
+    layer = MTMMRefinementLayer(MTMMConfig.tiny(attn_implementation=implementation)).double()
+    states = torch.randn(3, 9, 32, dtype=torch.float64)
+    lengths = [9, 4, 1]
+    output = layer.eval()(states, random_mask(lengths, 9))
+    for i, n in enumerate(lengths):
+        assert_equal(output[i, :n], reference_refinement(layer, states[i, :n]), 1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"bridge_wiring": "crossed"},
+        {"bridge_wiring": "direct"},
+        {"use_bridge_tokens": False},
+        {"bridge_wiring": "crossed", "num_refinement_layers": 2, "num_interaction_layers": 2},
+        {"bridge_wiring": "direct", "use_refinement": False, "num_interaction_layers": 2},
+        {"bridge_wiring": "crossed", **WEIGHTED},
+        {"use_bridge_tokens": False, "num_interaction_layers": 2, **WEIGHTED},
+    ],
+    ids=lambda overrides: "-".join(map(str, overrides.values())),
+)
+def test_fusion_matches_plain_float64(
+    make_model: MakeModel, overrides: dict, implementation: str
+) -> None:
+    """Six utterances, padding full of noise, three of them without one modality."""
+    model = make_model(attn_implementation=implementation, **overrides).double()
+    layers = (3,) if "encoder_layers" in overrides else ()
+    frames, tokens = [9, 4, 5, 7, 0, 3], [2, 6, 5, 0, 4, 0]
+    torch.manual_seed(1)
+    acoustic = 5 * torch.randn(6, *layers, 11, 32, dtype=torch.float64)
+    linguistic = 5 * torch.randn(6, *layers, 8, 32, dtype=torch.float64)
+    output = model.fusion(acoustic, random_mask(frames, 11), linguistic, random_mask(tokens, 8))
+    for i, (n_frames, n_tokens) in enumerate(zip(frames, tokens, strict=True)):
+        expected = reference_fusion(
+            model,
+            acoustic[i, ..., :n_frames, :] if n_frames else None,
+            linguistic[i, ..., :n_tokens, :] if n_tokens else None,
+        )
+        assert_equal(output.fused_state[i], expected, 1e-11)
+
+
+# ---- crossed resampling --------------------------------------------------------------------------
+
+LENGTHS = [(1, 1), (1, 7), (7, 1), (5, 5), (3, 8), (8, 3), (12, 4), (4, 12), (250, 9), (9, 250)]
+
+
+@pytest.mark.parametrize(("values", "keys"), LENGTHS)
+def test_align_weights_match_formula(values: int, keys: int) -> None:
+    weights = align_weights(torch.tensor([values]), torch.tensor([keys]), values, keys)
+    expected = [[float(weight) for weight in row] for row in reference_align(values, keys)]
+    assert_equal(weights[0], torch.tensor(expected, dtype=torch.float64), 1e-12)
+    assert_equal(weights.sum(-1), torch.ones(1, keys, dtype=torch.float64), 1e-12)
+    if values == keys:
+        assert torch.equal(weights[0], torch.eye(values, dtype=torch.float64))
+
+
+def test_align_weights_ignore_padding() -> None:
+    values, keys = (torch.tensor(lengths) for lengths in zip(*LENGTHS, strict=True))
+    weights = align_weights(values, keys, 260, 257)
+    assert weights.shape == (len(LENGTHS), 257, 260)
+    for i, (n_v, n_k) in enumerate(LENGTHS):
+        alone = align_weights(values[i : i + 1], keys[i : i + 1], n_v, n_k)
+        assert torch.equal(weights[i, :n_k, :n_v], alone[0])
+        assert not weights[i, :n_k, n_v:].any()
+
+
+def test_align_values_resamples_real_positions() -> None:
+    values = torch.tensor(
+        [[[1.0], [2.0], [3.0], [4.0], [0.0]], [[6.0], [8.0], [0.0], [0.0], [0.0]]]
+    )
+    aligned = align_values(values, random_mask([4, 2], 5), random_mask([2, 3], 3))
+    assert_equal(aligned[0, :2], torch.tensor([[1.5], [3.5]]))
+    assert_equal(aligned[1], torch.tensor([[6.0], [7.0], [8.0]]))
+
+
+# ---- missing modalities --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("absent", ["audio", "text"])
+@pytest.mark.parametrize("use_bridge_tokens", [True, False], ids=["bridge", "no_bridge"])
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("pair", ["hubert-deberta", "whisper-bert"])
+def test_missing_modality_is_same_however_missing(
+    make_model: MakeModel, pair: str, wiring: str, use_bridge_tokens: bool, absent: str
+) -> None:
+    keys, other_keys = (AUDIO_KEYS, TEXT_KEYS) if absent == "audio" else (TEXT_KEYS, AUDIO_KEYS)
+    results = []
+    for implementation in ("eager", "sdpa"):
+        model = make_model(
+            bridge_wiring=wiring,
+            use_bridge_tokens=use_bridge_tokens,
+            attn_implementation=implementation,
+            **PAIRS[pair],
+        )
+        assert model.fusion.config._attn_implementation == implementation
+        items = utterances(model)
+        together = batch(model, items)
+        alone = batch(model, items[1:2])
+        results.append(predict(model, without(alone, keys)))
+        results.append(predict(model, without(together, keys))[1:2])
+        for inputs, row in ((alone, 0), (together, 1)):
+            mask = inputs[keys[1]].clone()
+            mask[row] = 0
+            results.append(predict(model, inputs | {keys[1]: mask})[row : row + 1])
+        # beside an utterance that lacks the other modality
+        masks = {key: together[key].clone() for key in (keys[1], other_keys[1])}
+        masks[keys[1]][1] = masks[other_keys[1]][0] = 0
+        results.append(predict(model, together | masks)[1:2])
+    for result in results[1:]:
+        assert_equal(result, results[0])
+    assert (predict(model, alone) - results[0]).abs().max() > 1e-3  # presence makes a difference
+
+
+@pytest.mark.parametrize("absent", ["acoustic", "linguistic"])
+def test_crossed_sets_both_read_present_modality(make_model: MakeModel, absent: str) -> None:
+    model = make_model(bridge_wiring="crossed")
+    keys = AUDIO_KEYS if absent == "acoustic" else TEXT_KEYS
+    inputs = without(batch(model, utterances(model)), keys)
+    output = model(**inputs, output_attentions=True, output_hidden_states=True)
+    present = output.hidden_states[0 if absent == "linguistic" else 1]
+    assert not output.hidden_states[1 if absent == "linguistic" else 0].any()
+    real = present.abs().sum(-1) > 0
+    for weights in (output.acoustic_bridge_attentions, output.linguistic_bridge_attentions):
+        for layer in weights:
+            assert_equal(layer.sum(-1), torch.ones(layer.shape[:-1]))
+            assert not layer.transpose(1, 3)[..., : real.shape[1], :, :][~real].any()
+    bridges = model.config.num_bridge_tokens
+    states = output.bridge_states
+    assert states[:, :bridges].abs().amin() >= 0 and states.abs().sum(-1).all()
+    assert_equal(output.fused_state, states.mean(1))
+
+
+@pytest.mark.parametrize("absent", ["acoustic", "linguistic"])
+def test_direct_leaves_absent_stream_out(make_model: MakeModel, absent: str) -> None:
+    model = make_model(bridge_wiring="direct")
+    keys = AUDIO_KEYS if absent == "acoustic" else TEXT_KEYS
+    inputs = without(batch(model, utterances(model)), keys)
+    output = model(**inputs, output_attentions=True)
+    bridges = model.config.num_bridge_tokens
+    acoustic, linguistic = output.bridge_states.split(bridges, dim=1)
+    gone, there = (acoustic, linguistic) if absent == "acoustic" else (linguistic, acoustic)
+    assert not gone.any()
+    assert_equal(output.fused_state, there.mean(1))
+    assert not getattr(output, f"{absent}_bridge_attentions")[0].any()
+
+
+@pytest.mark.parametrize("absent", ["acoustic", "linguistic"])
+def test_without_bridge_tokens_absent_stream_is_left_out(
+    make_model: MakeModel, absent: str
+) -> None:
+    model = make_model(use_bridge_tokens=False)
+    items = utterances(model)[:1]
+    keys = AUDIO_KEYS if absent == "acoustic" else TEXT_KEYS
+    output = model(**without(batch(model, items), keys))
+    assert output.bridge_states is None
+    states, mask = (
+        model.encode_text(items[0][1][None])
+        if absent == "acoustic"
+        else model.encode_audio(items[0][0][None])
+    )
+    assert mask.all()
+    pair = (None, states[0].double()) if absent == "acoustic" else (states[0].double(), None)
+    expected = reference_fusion(copy.deepcopy(model).double(), *pair)
+    assert_equal(output.fused_state[0].double(), expected)
+
+
+def test_model_refuses_neither_modality(make_model: MakeModel) -> None:
+    model = make_model()
+    with pytest.raises(ValueError, match="neither audio nor text; give `input_values`"):
+        model()
+    inputs = batch(model, utterances(model))
+    inputs["audio_attention_mask"][[1, 3]] = 0
+    inputs["attention_mask"][[0, 3]] = 0
+    with pytest.raises(ValueError, match=r"Utterances \[3\] .* neither audio nor text"):
+        model(**inputs)
+    with pytest.raises(ValueError, match=r"Utterances \[1, 3\] .* neither audio nor text"):
+        model(**without(inputs, TEXT_KEYS))
+
+
+def test_model_refuses_inputs_and_states(make_model: MakeModel) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model))
+    with pytest.raises(ValueError, match="both `input_values` and `acoustic_states`"):
+        model(**inputs, acoustic_states=torch.zeros(4, 3, 32))
+    with pytest.raises(ValueError, match="both `input_ids` and `linguistic_states`"):
+        model(**inputs, linguistic_states=torch.zeros(4, 3, 32))
+
+
+def test_model_refuses_audio_without_frame(make_model: MakeModel) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model))
+    field = 105  # ((4 - 1) * 4 + 8 - 1) * 5 + 10
+    inputs["audio_attention_mask"][2, field - 1 :] = 0
+    with pytest.raises(ValueError, match=r"utterances \[2\] .* shorter than one frame"):
+        model(**inputs)
+    inputs["audio_attention_mask"][2, field - 1] = 1
+    assert model(**inputs).emotion_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_model_refuses_batch_of_audio_without_frame(make_model: MakeModel, masked: bool) -> None:
+    mask = {"audio_attention_mask": torch.ones(2, 104).long()} if masked else {}
+    with pytest.raises(ValueError, match="shorter than"):
+        make_model()(input_values=torch.randn(2, 104), **mask)
+
+
+# ---- padding, order, sensitivity -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_padding_size_and_order_change_nothing(
+    make_model: MakeModel, pair: str, layers: str
+) -> None:
+    model = make_model(encoder_layers=layers, **PAIRS[pair])
+    items = utterances(model)
+    expected = torch.cat([predict(model, batch(model, [item])) for item in items])
+    assert_equal(predict(model, batch(model, items)), expected)
+    assert_equal(predict(model, batch(model, items, padding=13)), expected)
+    assert_equal(predict(model, batch(model, items[::-1])), expected.flip(0))
+    assert_equal(predict(model, batch(model, items[1:3], padding=2)), expected[1:3])
+    for a, b in ((0, 1), (1, 2), (2, 3)):  # the comparison is not one of constants
+        assert (expected[a] - expected[b]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_contents_of_padding_change_nothing(make_model: MakeModel, wiring: str) -> None:
+    model = make_model(bridge_wiring=wiring)
+    items = utterances(model)
+    inputs, noisy = batch(model, items, padding=5), batch(model, items, padding=5, fill=0.7)
+    noisy["input_ids"][noisy["attention_mask"] == 0] = 77
+    assert_equal(predict(model, noisy), predict(model, inputs))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_model_without_masks_takes_all_as_real(make_model: MakeModel, pair: str) -> None:
+    model = make_model(**PAIRS[pair])
+    inputs = batch(model, utterances(model)[:1])
+    bare = without(inputs, ("audio_attention_mask", "attention_mask"))
+    assert_equal(predict(model, bare), predict(model, inputs))
+    logical = {k: v.bool() if k.endswith("mask") else v for k, v in inputs.items()}
+    assert_equal(predict(model, logical), predict(model, inputs))
+
+
+@pytest.mark.parametrize("overrides", [{"bridge_wiring": w} for w in WIRINGS] + [WEIGHTED])
+@pytest.mark.parametrize("key", ["input_values", "input_ids"])
+def test_changed_input_changes_result(make_model: MakeModel, overrides: dict, key: str) -> None:
+    model = make_model(**overrides)
+    inputs = batch(model, utterances(model))
+    changed = inputs | {key: inputs[key].clone()}
+    changed[key][0, 1:3] += 1
+    difference = (predict(model, changed) - predict(model, inputs)).abs().amax(-1)
+    assert difference[0] > 1e-4
+    assert not difference[1:].any()
+
+
+# ---- attention implementations, outputs ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"bridge_wiring": "direct"}, {"use_bridge_tokens": False}]
+)
+def test_eager_equals_sdpa(make_model: MakeModel, overrides: dict) -> None:
+    outputs = []
+    for implementation in ("eager", "sdpa"):
+        model = make_model(attn_implementation=implementation, **overrides)
+        inputs = batch(model, utterances(model))
+        outputs.append(predict(model, inputs))
+        asked = model(**inputs, output_attentions=True)
+        assert_equal(asked.emotion_logits, outputs[0][:, :4])
+    assert_equal(outputs[1], outputs[0])
+    assert model.audio_model.config._attn_implementation == "sdpa"
+    assert model.text_model.config._attn_implementation == "eager"  # DeBERTa has nothing else
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"num_interaction_layers": 2, "bridge_wiring": "direct"}]
+)
+def test_attentions_sum_to_one(make_model: MakeModel, overrides: dict) -> None:
+    model = make_model(**overrides)
+    items = utterances(model)
+    inputs = batch(model, items)
+    output = model(**inputs, output_attentions=True)
+    _, acoustic_mask = model.encode_audio(inputs["input_values"], inputs["audio_attention_mask"])
+    for weights, mask in (
+        (output.acoustic_bridge_attentions, acoustic_mask),
+        (output.linguistic_bridge_attentions, inputs["attention_mask"].bool()),
+    ):
+        assert len(weights) == model.config.num_interaction_layers
+        for layer in weights:
+            assert layer.shape[:3] == (4, 4, model.config.num_bridge_tokens)
+            assert_equal(layer.sum(-1), torch.ones(layer.shape[:-1]))
+            keys = torch.nn.functional.pad(mask, (0, layer.shape[-1] - mask.shape[1]))
+            assert not layer.permute(0, 3, 1, 2)[~keys].any()
+
+
+STATES = ("acoustic_bridge_attentions", "linguistic_bridge_attentions", "hidden_states")
+
+
+@pytest.mark.parametrize("how", ["argument", "config"])
+def test_attentions_and_states_only_when_asked(make_model: MakeModel, how: str) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model))
+    output = model(**inputs)
+    assert isinstance(output, MTMMOutput)
+    assert [getattr(output, name) for name in STATES] == [None, None, None]
+    assert not set(STATES) & set(output)  # the dict's view of the output
+    assert output.loss is output.emotion_loss is output.dimension_loss is None
+    asked = {"output_attentions": True, "output_hidden_states": True}
+    if how == "config":
+        model.set_attn_implementation({"": "eager"})
+        for name in asked:
+            setattr(model.config, name, True)
+        output = model(**inputs)
+        refused = model(**inputs, output_attentions=False, output_hidden_states=False)
+        assert [getattr(refused, name) for name in STATES] == [None, None, None]
+    else:
+        output = model(**inputs, **asked)
+    assert all(getattr(output, name) is not None for name in STATES)
+    acoustic, linguistic = output.hidden_states
+    assert acoustic.shape[0] == linguistic.shape[0] == 4
+    assert not linguistic[inputs["attention_mask"] == 0].any()
+
+
+def test_outputs_have_documented_shapes(make_model: MakeModel) -> None:
+    model = make_model(dimension_names=("valence", "arousal", "dominance"), num_labels=6)
+    output = model(**batch(model, utterances(model)))
+    assert output.emotion_logits.shape == (4, 6)
+    assert output.dimensions.shape == (4, 3)
+    assert output.fused_state.shape == (4, 32)
+    assert output.bridge_states.shape == (4, 8, 32)
+
+
+def test_model_returns_tuple_on_request(make_model: MakeModel) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model)) | LABELS
+    output, values = model(**inputs), model(**inputs, return_dict=False)
+    assert isinstance(values, tuple)
+    fields = [output.loss, output.emotion_loss, output.dimension_loss, output.emotion_logits]
+    fields += [output.dimensions, output.fused_state, output.bridge_states]
+    assert len(values) == len(fields)
+    assert all(torch.equal(value, field) for value, field in zip(values, fields, strict=True))
+
+
+@pytest.mark.parametrize("limits", [(1.0, 5.0), (-1.0, 1.0), (0, 100)])
+def test_dimensions_stay_in_range(make_model: MakeModel, limits: tuple) -> None:
+    model = make_model(dimension_range=limits)
+    with torch.no_grad():
+        model.dimension_head.projection.weight.mul_(50)
+    dimensions = model(**batch(model, utterances(model))).dimensions
+    assert (dimensions >= limits[0]).all() and (dimensions <= limits[1]).all()
+    assert dimensions.max() - dimensions.min() > 0.5 * (limits[1] - limits[0])
+
+
+def test_dominance_is_third_dimension(make_model: MakeModel) -> None:
+    model = make_model(dimension_names=("valence", "arousal", "dominance")).train()
+    labels = torch.cat([LABELS["dimension_labels"], torch.rand(4, 1) + 2], dim=1)
+    loss = model(**batch(model, utterances(model)), dimension_labels=labels).dimension_loss
+    loss.backward()
+    assert model.dimension_head.projection.weight.grad.any(dim=1).all()
+    assert model.config.trained_outputs == ("valence", "arousal", "dominance")
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_precomputed_states_equal_raw_inputs(make_model: MakeModel, pair: str, layers: str) -> None:
+    model = make_model(encoder_layers=layers, **PAIRS[pair])
+    inputs = batch(model, utterances(model))
+    expected = predict(model, inputs)
+    acoustic, acoustic_mask = model.encode_audio(*(inputs[key] for key in AUDIO_KEYS))
+    linguistic, linguistic_mask = model.encode_text(*(inputs[key] for key in TEXT_KEYS))
+    assert acoustic.dim() == linguistic.dim() == (4 if layers == "weighted" else 3)
+    assert acoustic_mask.dtype == linguistic_mask.dtype == torch.bool
+    assert not acoustic.requires_grad
+    states = {"acoustic_states": acoustic, "acoustic_attention_mask": acoustic_mask}
+    words = {"linguistic_states": linguistic, "linguistic_attention_mask": linguistic_mask}
+    assert_equal(predict(model, states | words), expected)
+    assert_equal(predict(model, states | without(inputs, AUDIO_KEYS)), expected)
+    assert_equal(predict(model, states), predict(model, without(inputs, TEXT_KEYS)))
+    assert_equal(predict(model, words), predict(model, without(inputs, AUDIO_KEYS)))
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_weighted_layers_are_encoders_hidden_states(make_model: MakeModel, pair: str) -> None:
+    model = make_model(**WEIGHTED, **PAIRS[pair])
+    inputs = batch(model, utterances(model)[:1])
+    acoustic = model.encode_audio(inputs["input_values"])[0]
+    linguistic = model.encode_text(inputs["input_ids"])[0]
+    with torch.no_grad():
+        heard = model.audio_model(inputs["input_values"], output_hidden_states=True)
+        read = model.text_model(inputs["input_ids"], output_hidden_states=True)
+    for states, output in ((acoustic, heard), (linguistic, read)):
+        layers = [
+            *output.hidden_states[:-1],
+            output.last_hidden_state,
+        ]  # the last one is normalised
+        assert_equal(states, torch.stack(layers, dim=1), 1e-6)
+
+
+# ---- gradients, training -------------------------------------------------------------------------
+
+CASES = ["complete", "no_audio", "no_text", "no_emotions", "no_dimensions", "one_row_each"]
+
+
+def training_batch(model: MTMMModel, case: str) -> dict[str, Tensor]:
+    inputs = batch(model, utterances(model)) | {k: v.clone() for k, v in LABELS.items()}
+    if case == "one_row_each":
+        inputs["audio_attention_mask"][0] = 0
+        inputs["attention_mask"][1] = 0
+    if case == "no_emotions":
+        inputs["emotion_labels"][:] = -100
+    if case == "no_dimensions":
+        inputs["dimension_labels"][:] = torch.nan
+    return without(inputs, {"no_audio": AUDIO_KEYS, "no_text": TEXT_KEYS}.get(case, ()))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"bridge_wiring": "direct"},
+        {"use_bridge_tokens": False},
+        WEIGHTED,
+        TRAINABLE,
+        TRAINABLE | WEIGHTED,
+        TRAINABLE | PAIRS["whisper-bert"],
+        TRAINABLE | PAIRS["wav2vec2-roberta"],
+        TRAINABLE | PAIRS["wavlm-bert"],
+        {"freeze_audio_encoder": False},
+    ],
+    ids=[
+        "crossed",
+        "direct",
+        "no_bridge",
+        "weighted",
+        "unfrozen",
+        "unfrozen_weighted",
+        "unfrozen_whisper_bert",
+        "unfrozen_wav2vec2_roberta",
+        "unfrozen_wavlm_bert",
+        "unfrozen_audio",
+    ],
+)
+def test_gradient_reaches_every_trainable_parameter(
+    make_model: MakeModel, overrides: dict, case: str
+) -> None:
+    model = make_model(**overrides).train()
+    model(**training_batch(model, case)).loss.backward()
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    flags = {"audio_model.": "freeze_audio_encoder", "text_model.": "freeze_text_encoder"}
+    for prefix, flag in flags.items():
+        names = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+        if getattr(model.config, flag):
+            assert names <= set(frozen)
+        else:
+            unused = ("embed_positions", "masked_spec_embed", "pooler")  # fixed, or read by nothing
+            assert [n for n in names & set(frozen) if not any(part in n for part in unused)] == []
+    if is_whisper(model):  # sinusoids are no weights
+        assert "audio_model.embed_positions.weight" in frozen
+    parameters = dict(model.named_parameters())
+    assert [name for name in frozen if parameters[name].grad is not None] == []
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    assert [name for name, p in trained.items() if not p.grad.isfinite().all()] == []
+    if case == "complete":
+        new = ("fusion", "emotion_head", "dimension_head")
+        assert [n for n, p in trained.items() if n.startswith(new) and not p.grad.any()] == []
+
+
+def test_frozen_encoders_stay_in_eval_mode(make_model: MakeModel) -> None:
+    model = make_model().train()
+    assert model.training and model.fusion.training and model.emotion_head.training
+    assert not any(module.training for module in model.audio_model.modules())
+    assert not any(module.training for module in model.text_model.modules())
+    inputs = batch(model, utterances(model))
+    states, _ = model.encode_audio(inputs["input_values"])
+    assert not states.requires_grad
+    assert torch.equal(states, model.encode_audio(inputs["input_values"])[0])
+    assert not model.eval().fusion.training
+
+
+def test_training_follows_requires_grad(make_model: MakeModel) -> None:
+    """LoRA unfreezes single parameters of an encoder that the config calls frozen."""
+    model = make_model()
+    parameter = model.audio_model.encoder.layers[0].attention.q_proj.weight
+    parameter.requires_grad = True
+    model.train()
+    assert model.audio_model.training and not model.text_model.training
+    model(**training_batch(model, "complete")).loss.backward()
+    assert parameter.grad.any()
+    parameter.requires_grad = False
+    with torch.no_grad():
+        model(**training_batch(model, "complete"))
+    assert not model.audio_model.training  # frozen after the last call of train()
+
+
+@pytest.mark.parametrize("freeze_audio", [True, False])
+@pytest.mark.parametrize("freeze_text", [True, False])
+def test_frozen_encoders_survive_loading(
+    make_model: MakeModel, tmp_path: Path, freeze_audio: bool, freeze_text: bool
+) -> None:
+    make_model(freeze_audio_encoder=freeze_audio, freeze_text_encoder=freeze_text).save_pretrained(
+        tmp_path
+    )
+    loaded, info = MTMMModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+
+    def trainable(encoder: nn.Module) -> set[bool]:
+        return {p.requires_grad for p in encoder.get_submodule("encoder").parameters()}
+
+    for model in (loaded, MTMMModel.from_pretrained(tmp_path)):
+        assert trainable(model.audio_model) == {not freeze_audio}
+        assert trainable(model.text_model) == {not freeze_text}
+        assert all(p.requires_grad for p in model.fusion.parameters())
+        for encoder, frozen in ((model.audio_model, freeze_audio), (model.text_model, freeze_text)):
+            assert not frozen or not any(p.requires_grad for p in encoder.parameters())
+    changed = MTMMModel.from_pretrained(tmp_path, freeze_audio_encoder=not freeze_audio)
+    assert trainable(changed.audio_model) == {freeze_audio}
+
+
+@pytest.mark.parametrize("overrides", [{}, TRAINABLE, TRAINABLE | WEIGHTED])
+def test_checkpointing_changes_no_gradient(make_model: MakeModel, overrides: dict) -> None:
+    model = make_model(**no_dropout(**overrides)).train()
+    inputs = training_batch(model, "complete")
+    loss = model(**inputs).loss
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    model.activation_checkpointing_enable()
+    model.train()
+    assert model.is_activation_checkpointing
+    assert all(layer.gradient_checkpointing for layer in model.fusion.acoustic_interaction)
+    again = model(**inputs).loss
+    again.backward()
+    assert_equal(again, loss)
+    for name, gradient in expected.items():
+        assert_equal(dict(model.named_parameters())[name].grad, gradient)
+
+
+def test_trained_outputs_name_what_had_labels(make_model: MakeModel) -> None:
+    model = make_model()
+    inputs = training_batch(model, "complete")
+    model(**inputs)
+    assert model.config.trained_outputs == ()  # evaluation trains nothing
+    model.train()
+    nothing = {
+        "emotion_labels": torch.full((4,), -100),
+        "dimension_labels": torch.full((4, 2), torch.nan),
+    }
+    model(**inputs | nothing)
+    assert model.config.trained_outputs == ()
+    nothing["dimension_labels"][2, 1] = 3.0
+    model(**inputs | nothing)
+    assert model.config.trained_outputs == ("arousal",)
+    model(**inputs | {"dimension_labels": nothing["dimension_labels"]})
+    assert set(model.config.trained_outputs) == {"arousal", "emotion"}
+    model(**inputs)
+    assert set(model.config.trained_outputs) == {"arousal", "emotion", "valence"}
+
+
+def test_class_weights_and_reduction_reach_loss(make_model: MakeModel) -> None:
+    model = make_model()
+    inputs = training_batch(model, "complete")
+    output = model(**inputs)
+    weights = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    expected = 0.34 * nn.functional.cross_entropy(output.emotion_logits[:1], torch.tensor([0]))
+    assert_equal(model(**inputs, class_weights=weights).emotion_loss, expected)
+    seen = []
+    doubled = model(**inputs, reduce_sum=lambda sums: seen.append(sums) or 2 * sums)
+    assert len(seen) == 1
+    assert_equal(doubled.loss, output.loss)  # means of a batch counted twice
+    assert_equal(output.loss, output.emotion_loss + output.dimension_loss)
+
+
+# ---- precision -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", [{}, TRAINABLE | WEIGHTED])
+def test_autocast_keeps_loss_float32(make_model: MakeModel, overrides: dict) -> None:
+    model = make_model(**overrides).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(**training_batch(model, "complete"))
+    assert output.loss.dtype == output.dimensions.dtype == torch.float32
+    assert output.loss.isfinite()
+    output.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.fusion.parameters())
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_half_precision_weights_take_float32_audio(make_model: MakeModel, pair: str) -> None:
+    model = make_model(**WEIGHTED, **PAIRS[pair])
+    inputs = training_batch(model, "one_row_each")
+    exact = model(**inputs)
+    output = model.to(torch.bfloat16)(**inputs)
+    assert output.emotion_logits.dtype == torch.bfloat16
+    assert output.loss.dtype == output.dimensions.dtype == torch.float32
+    assert (output.dimensions - exact.dimensions).abs().max() < 0.3
+    without_text = model(**without(inputs, TEXT_KEYS) | {"audio_attention_mask": None})
+    assert without_text.emotion_logits.isfinite().all()
+
+
+# ---- the libraries' tools ------------------------------------------------------------------------
+
+
+def test_trainer_trains_and_evaluates(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model)) | LABELS
+    rows = [{name: value[i] for name, value in inputs.items()} for i in range(4)] * 2
+    losses = []
+    model.register_forward_hook(lambda *args: losses.append(args[-1].loss.item()))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        per_device_eval_batch_size=3,
+        gradient_accumulation_steps=2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows[:7])
+    assert set(trainer.label_names) == {"emotion_labels", "dimension_labels"}
+    assert not trainer.model_accepts_loss_kwargs  # else it would not divide by the accumulation
+    before = model.fusion.acoustic_bridge_tokens.detach().clone()
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4 and len(logged) == 2
+    expected = [(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2]
+    assert logged == pytest.approx(expected, abs=1e-3)
+    assert not torch.equal(before, model.fusion.acoustic_bridge_tokens)
+    assert set(model.config.trained_outputs) == {"emotion", "valence", "arousal"}
+    predictions = trainer.predict(rows[:7])
+    assert math.isfinite(predictions.metrics["test_loss"])
+    shapes = [value.shape for value in predictions.predictions]
+    assert shapes[-2:] == [(7, 4), (7, 2)]  # logits and dimensions are last
+    assert all(len(shape) == 1 for shape in shapes[:-2])  # loss terms; no state was gathered
+    assert {label.shape for label in predictions.label_ids} == {(7,), (7, 2)}
+
+
+LORA_TARGETS = (
+    r".*(audio_model\.encoder\.layers\.\d+\.attention\.(q|k|v|out)_proj"
+    r"|text_model\.encoder\.layer\.\d+\.attention\.self\.(query|key|value)_proj)"
+)
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+def test_lora_trains_adapters_and_bridge_tokens(make_model: MakeModel, layers: str) -> None:
+    base = make_model(encoder_layers=layers)
+    lora = peft.LoraConfig(
+        r=2,
+        target_modules=LORA_TARGETS,
+        modules_to_save=["fusion", "emotion_head", "dimension_head"],
+    )
+    inputs = training_batch(base, "complete")
+    expected = predict(base, without(inputs, tuple(LABELS)))
+    model = peft.get_peft_model(base, lora).eval()
+    assert_equal(predict(model, without(inputs, tuple(LABELS))), expected)
+    model.train()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    parameters = dict(model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(**inputs).loss.backward()
+        optimiser.step()
+    adapters = [name for name in parameters if "lora_" in name]
+    assert len(adapters) == 2 * (2 * 4 + 2 * 3)
+    assert [name for name in adapters if not parameters[name].grad.any()] == []
+    assert not any("fusion" in name or "head" in name.split(".")[2] for name in adapters)
+    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
+    tokens = {name for name in changed if "bridge_tokens" in name}
+    assert len(tokens) == 2 and all("modules_to_save" in name for name in tokens)
+    assert all("lora_" in name or "modules_to_save" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("pair", "wiring"), [("hubert-deberta", "crossed"), ("whisper-bert", "direct")]
+)
+def test_model_compiles_in_one_graph(make_model: MakeModel, pair: str, wiring: str) -> None:
+    model = make_model(**WEIGHTED, bridge_wiring=wiring, **PAIRS[pair])
+    inputs = batch(model, utterances(model))
+    expected = predict(model, inputs)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_equal(predict(compiled, inputs), expected)
+
+
+def test_model_exports(make_model: MakeModel) -> None:
+    model = make_model(**WEIGHTED)
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+            output = self.model(**inputs)
+            return output.emotion_logits, output.dimensions
+
+    inputs = batch(model, utterances(model))
+    with torch.no_grad():
+        program = torch.export.export(Logits().eval(), (), inputs)
+        logits, dimensions = program.module()(**inputs)
+        expected = model(**inputs)
+    assert_equal(logits, expected.emotion_logits)
+    assert_equal(dimensions, expected.dimensions)
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+def test_copied_model_is_independent(make_model: MakeModel, layers: str) -> None:
+    model = make_model(encoder_layers=layers)
+    inputs = batch(model, utterances(model))
+    expected = predict(model, inputs)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_equal(predict(other, inputs), expected)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+def test_pretrained_encoders_keep_their_weights(
+    make_model: MakeModel, tmp_path: Path, dtype: torch.dtype | None, layers: str
+) -> None:
+    source = make_model().half()
+    source.audio_model.save_pretrained(tmp_path / "audio")
+    source.text_model.save_pretrained(tmp_path / "text")
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    options = {} if dtype is None else {"dtype": dtype}
+    model = MTMMModel.from_encoders_pretrained(
+        str(tmp_path / "audio"), str(tmp_path / "text"), encoder_layers=layers, **sizes, **options
+    )
+    dtype = dtype or torch.float32
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    for part in ("audio_model", "text_model"):
+        expected = getattr(source, part).state_dict()
+        for name, value in getattr(model, part).state_dict().items():
+            assert torch.equal(value, expected[name].to(dtype)), name
+    assert not model.training
+    assert not any(p.requires_grad for p in model.audio_model.parameters())
+    assert all(p.requires_grad and p.isfinite().all() for p in model.fusion.parameters())
+    assert model.fusion.acoustic_bridge_tokens.std().item() == pytest.approx(0.02, rel=0.3)
+    assert model.audio_model.config is model.config.audio_config
+    assert model.text_model.config is model.config.text_config
+    inputs = training_batch(model, "complete")
+    output = model(**inputs)
+    model.save_pretrained(tmp_path / "whole")
+    again = MTMMModel.from_pretrained(tmp_path / "whole", dtype=dtype)
+    assert_equal(again(**inputs).emotion_logits, output.emotion_logits)
+
+
+def test_pretrained_encoders_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        MTMMModel.from_encoders_pretrained(str(tmp_path / "nowhere"), str(tmp_path / "nowhere"))
+
+
+def test_real_encoders_ignore_padding_and_batch(real_data: Path) -> None:
+    folder = real_data / "encoders"
+    torch.manual_seed(0)
+    model = MTMMModel.from_encoders_pretrained(
+        str(folder / "whisper-base-6s"),
+        str(folder / "all-MiniLM-L6-v2"),
+        encoder_layers="weighted",
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    assert not any("decoder" in name for name, _ in model.named_parameters())
+    inputs = {
+        "input_values": torch.randn(2, 80, 600),
+        "audio_attention_mask": random_mask([600, 210], 600),
+        "input_ids": torch.randint(1000, 2000, (2, 6)),
+        "attention_mask": random_mask([4, 6], 6),
+    }
+    expected = predict(model, inputs)
+    second = {name: value[1:] for name, value in inputs.items()}
+    assert_equal(predict(model, second), expected[1:])
