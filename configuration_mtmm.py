@@ -92,7 +92,8 @@ class MTMMConfig(PreTrainedConfig):
         attention_dropout (`float`): Dropout on attention weights, 0 to 1.
         head_dropout (`float`): Dropout inside the two heads, 0 to 1.
         layer_norm_eps (`float`): Epsilon of the layer norms of fusion and heads.
-        initializer_range (`float`): Standard deviation of the initial weights.
+        initializer_range (`float`): Standard deviation of the initial weights; None is
+            1 / √`hidden_size`, which keeps the size of states whatever the width.
         id2label (`dict[int, str]`): Emotion names by index; the default is angry, happy, sad,
             neutral. `label2id` follows from it and is refused if it disagrees.
         dimension_names (`tuple[str]`): Names of the regressed dimensions, always in this order;
@@ -153,7 +154,7 @@ class MTMMConfig(PreTrainedConfig):
     attention_dropout: float | int = 0.1
     head_dropout: float | int = 0.1
     layer_norm_eps: float | int = 1e-5
-    initializer_range: float | int = 0.02
+    initializer_range: float | int | None = None
     id2label: dict[int, str] | dict[str, str] | None = None
     label2id: dict[str, int] | None = None
     dimension_names: list[str] | tuple[str, ...] = ("valence", "arousal")
@@ -179,6 +180,8 @@ class MTMMConfig(PreTrainedConfig):
             self.trained_outputs = [name for name in self.trained_outputs if name != "emotion"]
         if self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+        if self.initializer_range is None:
+            self.initializer_range = max(self.hidden_size, 1) ** -0.5
         # JSON has lists only; tuples keep a loaded configuration equal to the saved one.
         self.dimension_names = tuple(self.dimension_names)
         self.dimension_range = tuple(self.dimension_range)

@@ -27,7 +27,7 @@ MODEL_CONFIG = {
     "intermediate_size": 128,
     "num_bridge_tokens": 8,
 }
-RECIPE = ["--protocol", "session", "--fold", "4", "--batch_size", "32", "--epochs", "8"]
+RECIPE = ["--protocol", "speaker", "--fold", "8", "--batch_size", "16", "--epochs", "6"]
 RECIPE += ["--learning_rate", "1e-3", "--encoder_learning_rate", "1e-3", "--rmm_start", "0.5"]
 
 # What a user of a published model writes; run with `python -I` in another folder.

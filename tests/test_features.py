@@ -1,0 +1,516 @@
+"""The cache returns what was encoded, encodes once, never anything stale, and survives being killed."""
+
+import multiprocessing
+import pickle
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+from transformers import Wav2Vec2FeatureExtractor
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training import features
+from mtmm_training.batches import LengthBatches, RawInputs, make_loader, mask_modalities, to_dataset
+from mtmm_training.features import FeatureCache, StateShards, pad_states
+from mtmm_training.utterances import Utterance
+from processing_mtmm import MTMMProcessor
+
+EMOTIONS, DIMENSIONS = ["angry", "happy", "sad", "neutral"], ["valence", "arousal"]
+WORDS = ["so happy today", "no", "what a mess, again", "fine", "oh", "well then, good night", "yes"]
+
+
+@pytest.fixture
+def utterances(tmp_path: Path) -> list[Utterance]:
+    """Seven of ragged lengths: the last three lack audio, text, and most of their recording."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i, text in enumerate(WORDS):
+        path = tmp_path / f"{i}.wav"
+        waveform = rng.normal(0, 0.1, int(16000 * rng.uniform(0.1, 0.4)))
+        soundfile.write(path, waveform, 16000, subtype="FLOAT")
+        emotion = EMOTIONS[i % 4]
+        u = Utterance(
+            utterance_id=f"u{i}",
+            corpus="noise",
+            speaker_id=f"s{i % 3}",
+            audio=str(path),
+            text=text,
+            emotion=emotion,
+            valence=1.0 + i % 5,
+        )
+        made.append(u)
+    made[4] = replace(made[4], audio=None)
+    made[5] = replace(made[5], text=None)
+    made[6] = replace(made[6], start_s=0.02, end_s=0.07)
+    return made
+
+
+@pytest.fixture
+def open_cache(
+    tmp_path: Path, make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> Callable[..., FeatureCache]:
+    """Open the cache in one folder, by default for the tiny model and in float32."""
+
+    def open_cache(model: MTMMModel | None = None, **options: Any) -> FeatureCache:
+        options = {"processor": tiny_processor, "dtype": "float32"} | options
+        return FeatureCache.open(
+            tmp_path / "cache", model or make_model(), options.pop("processor"), **options
+        )
+
+    return open_cache
+
+
+def count_runs(encoder: torch.nn.Module) -> list[int]:
+    """A list that gets the size of every batch that passes through the encoder."""
+    sizes: list[int] = []
+    encoder.register_forward_hook(
+        lambda module, args, kwargs, output: sizes.append(len(output[0])), with_kwargs=True
+    )
+    return sizes
+
+
+def raw_states(
+    model: MTMMModel, processor: MTMMProcessor, utterance: Utterance, modality: str
+) -> Tensor:
+    """States of one utterance that is encoded alone."""
+    other = {"audio": "text", "text": "audio"}[modality]
+    row = to_dataset([replace(utterance, **{other: None})])[0]
+    batch = RawInputs(processor, (), ())([row])
+    encode = model.encode_audio if modality == "audio" else model.encode_text
+    states, mask = encode(*(batch[name] for name in features.INPUTS[modality]))
+    return states[0][..., mask[0], :]
+
+
+def logits(model: MTMMModel, batch: dict[str, Any]) -> Tensor:
+    output = model(**{name: value for name, value in batch.items() if name != "utterance_ids"})
+    return torch.cat(
+        [
+            output.emotion_logits,
+            output.dimensions,
+            output.loss.view(1, 1).expand(len(output.dimensions), 1),
+        ],
+        dim=1,
+    )
+
+
+# ---- what comes back -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+@pytest.mark.parametrize("lacking", [{}, {"audio": None}, {"text": None}])
+def test_cache_returns_what_was_encoded(
+    utterances, open_cache, make_model, tiny_processor, layers, lacking
+):
+    utterances = [replace(u, **lacking) for u in utterances[:4]]
+    model = make_model(encoder_layers=layers)
+    cache = open_cache(model)
+    cache.encode(utterances, batch_size=1)
+    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    for modality, name in features.STATES.items():
+        assert (f"{name}_states" in batch) == (modality not in lacking)
+        for i, utterance in enumerate(utterances if modality not in lacking else []):
+            expected = raw_states(model, tiny_processor, utterance, modality)
+            mask = batch[f"{name}_attention_mask"][i]
+            assert mask.sum() == expected.shape[-2]
+            assert torch.equal(batch[f"{name}_states"][i][..., mask, :], expected)
+            assert (batch[f"{name}_states"][i][..., ~mask, :] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_shards_return_ragged_states(tmp_path, dtype):
+    lengths = np.random.default_rng(0).integers(1, 40, 30)
+    states = {f"key{i}": torch.randn(3, n, 5).to(dtype) for i, n in enumerate(lengths)}
+    writer = StateShards(tmp_path)
+    for part in (list(states)[:7], list(states)[7:]):
+        writer.write({key: states[key] for key in part})
+    reader = StateShards(tmp_path)
+    reader.refresh()
+    assert set(reader.entries) == set(states)
+    for shards in (writer, reader, pickle.loads(pickle.dumps(reader))):
+        assert all(torch.equal(shards[key], states[key]) for key in states)
+
+
+def test_padding_is_zero_and_masked():
+    entries = [torch.ones(2, 3), None, torch.ones(4, 3)]
+    states, mask = pad_states(entries)
+    assert mask.tolist() == [[True, True, False, False], [False] * 4, [True] * 4]
+    assert torch.equal(states, mask[..., None].float().expand(-1, -1, 3))
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+def test_cached_forward_equals_raw(utterances, open_cache, make_model, tiny_processor, layers):
+    model = make_model(
+        encoder_layers=layers, hidden_dropout=0.0, attention_dropout=0.0, head_dropout=0.0
+    )
+    cache = open_cache(model)
+    cache.encode(utterances, batch_size=3)
+    model.train()
+    rows = list(to_dataset(utterances))
+    cached = logits(model, cache.collator(utterances, EMOTIONS, DIMENSIONS)(rows))
+    raw = logits(model, RawInputs(tiny_processor, EMOTIONS, DIMENSIONS)(rows))
+    assert (cached - raw).abs().max() <= 1e-5
+    assert (raw[0] - raw[1]).abs().max() > 1e-3  # the utterances do differ
+
+
+def test_masked_batches_equal_raw(utterances, open_cache, make_model, tiny_processor):
+    model = make_model()
+    cache = open_cache(model)
+    cache.encode(utterances)
+    rows = list(to_dataset(utterances))
+    batches = [
+        collate(rows)
+        for collate in (
+            cache.collator(utterances, EMOTIONS, DIMENSIONS),
+            RawInputs(tiny_processor, EMOTIONS, DIMENSIONS),
+        )
+    ]
+    before = batches[0]["linguistic_attention_mask"].any(-1).sum()
+    for batch in batches:
+        mask_modalities(batch, 0.9, seed=0, epoch=1)
+    assert batches[0]["linguistic_attention_mask"].any(-1).sum() < before
+    assert (logits(model, batches[0]) - logits(model, batches[1])).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_reads_cache(utterances, open_cache, workers):
+    cache = open_cache()
+    cache.encode(utterances)
+    collate = cache.collator(utterances, EMOTIONS, DIMENSIONS)
+    batches = LengthBatches(range(1, 8), 3)
+    loader = make_loader(to_dataset(utterances), batches, collate, workers=workers)
+    for batch in loader:
+        rows = [
+            row
+            for i in batch["utterance_ids"]
+            for row in to_dataset(utterances)
+            if row["utterance_id"] == i
+        ]
+        for name, value in collate(rows).items():
+            same = torch.equal if isinstance(value, Tensor) else (lambda a, b: a == b)
+            assert name == "dimension_labels" or same(batch[name], value)
+
+
+def test_half_precision_moves_logits_little(utterances, open_cache):
+    effects = {}
+    for dtype in features.DTYPES:
+        cache = open_cache(dtype=dtype)
+        cache.encode(utterances)
+        line = cache.precision_line(utterances)
+        assert f"cache in {dtype}:" in line and "(7 utterances)" in line
+        effects[dtype] = float(line.split(" at most")[0].split()[-1])
+    assert effects["float32"] <= 1e-5 < effects["float16"] < effects["bfloat16"] < 0.5
+
+
+# ---- once, and never stale -----------------------------------------------------------------------
+
+
+def test_second_run_encodes_nothing(utterances, open_cache, make_model):
+    model = make_model()
+    runs = count_runs(model.audio_model), count_runs(model.text_model)
+    assert open_cache(model).encode(utterances) == {"audio": 6, "text": 6}
+    assert [sum(sizes) for sizes in runs] == [6, 6]
+    again = open_cache(model)
+    assert again.encode(utterances) == {"audio": 0, "text": 0}
+    again.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    assert [sum(sizes) for sizes in runs] == [6, 6]
+
+
+def test_equal_content_is_one_entry(utterances, open_cache):
+    twins = [utterances[0], replace(utterances[0], utterance_id="twin", start_s=0.0)]
+    assert open_cache().encode(twins) == {"audio": 1, "text": 1}
+
+
+def test_saved_model_hits_cache(utterances, open_cache, make_model, tmp_path):
+    model = make_model()
+    open_cache(model).encode(utterances)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MTMMModel.from_pretrained(tmp_path / "saved")
+    assert open_cache(loaded).encode(utterances) == {"audio": 0, "text": 0}
+
+
+def test_processor_that_was_used_hits_cache(utterances, open_cache, tiny_processor):
+    open_cache().encode(utterances)
+    tiny_processor(text=["a", "b c d"], text_kwargs={"padding": "max_length", "max_length": 20})
+    assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "misses"),
+    [
+        ({"text": "something else"}, {"audio": 0, "text": 1}),
+        ({"start_s": 0.01}, {"audio": 1, "text": 0}),
+        ({"end_s": 0.09}, {"audio": 1, "text": 0}),
+    ],
+)
+def test_changed_utterance_misses(
+    utterances, open_cache, make_model, tiny_processor, change, misses
+):
+    model = make_model()
+    cache = open_cache(model)
+    cache.encode(utterances)
+    changed = [replace(utterances[0], **change), *utterances[1:]]
+    with pytest.raises(ValueError, match=r"states of 1 utterances \(u0, ...\)"):
+        cache.collator(changed, EMOTIONS, DIMENSIONS)
+    assert cache.encode(changed) == misses
+    batch = cache.collator(changed, EMOTIONS, DIMENSIONS)([to_dataset(changed)[0]])
+    for modality, name in features.STATES.items():
+        fresh = raw_states(model, tiny_processor, changed[0], modality)
+        assert (batch[f"{name}_states"][0] - fresh).abs().max() <= 1e-5
+
+
+def test_changed_audio_bytes_miss(utterances, open_cache, make_model, tiny_processor):
+    model = make_model()
+    cache = open_cache(model)
+    cache.encode(utterances)
+    waveform, rate = soundfile.read(utterances[0].audio)
+    soundfile.write(utterances[0].audio, -waveform[::-1], rate, subtype="FLOAT")  # same size
+    for later in (cache, open_cache(model)):
+        assert set(later.missing(utterances)["audio"].values()) == {utterances[0]}
+    assert cache.encode(utterances) == {"audio": 1, "text": 0}
+    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)([to_dataset(utterances)[0]])
+    fresh = raw_states(model, tiny_processor, utterances[0], "audio")
+    assert (batch["acoustic_states"][0] - fresh).abs().max() <= 1e-5
+
+
+def test_changed_model_misses(utterances, open_cache, make_model):
+    open_cache().encode(utterances)
+
+    def misses(model: MTMMModel | None = None, **options: Any) -> tuple[int, int]:
+        missing = open_cache(model, **options).missing(utterances)
+        return len(missing["audio"]), len(missing["text"])
+
+    assert misses() == (0, 0)
+    assert misses(make_model(num_bridge_tokens=3)) == (0, 0)  # behind the encoders
+    nudged = make_model()
+    with torch.no_grad():
+        next(nudged.audio_model.parameters()).view(-1)[0] += 1e-6
+    assert misses(nudged) == (6, 0)
+    configured = make_model()
+    configured.text_model.config.layer_norm_eps = 1e-3
+    assert misses(configured) == (0, 6)
+    assert misses(make_model(encoder_layers="weighted")) == (6, 6)
+    assert misses(dtype="float16") == (6, 6)
+
+
+def test_changed_processor_misses(utterances, open_cache, tiny_processor):
+    open_cache().encode(utterances)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    tokenizer = type(tiny_processor.tokenizer)(
+        vocab=[
+            (piece, -1.0) for piece in ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *"abc", "[MASK]"]
+        ]
+    )
+    for processor, misses in (
+        (MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64), (6, 0)),
+        (MTMMProcessor(tiny_processor.feature_extractor, tokenizer, max_tokens=64), (0, 6)),
+    ):
+        missing = open_cache(processor=processor).missing(utterances)
+        assert (len(missing["audio"]), len(missing["text"])) == misses
+
+
+def test_changed_library_misses(utterances, open_cache, monkeypatch):
+    open_cache().encode(utterances)
+    monkeypatch.setattr(features, "version", lambda name: "0.0.1")
+    assert [len(entries) for entries in open_cache().missing(utterances).values()] == [6, 6]
+
+
+# ---- killed, shared, damaged, full ---------------------------------------------------------------
+
+
+@pytest.fixture
+def start_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple]:
+    """Encode in a forked process that writes a shard after every batch; gives process and result."""
+    monkeypatch.setattr(features, "SHARD_BYTES", 1)
+    fork = multiprocessing.get_context("fork")
+    write = StateShards.write
+
+    def start(cache: FeatureCache, *args: Any, pause: float = 0.0, **options: Any) -> tuple:
+        receiver, sender = fork.Pipe(duplex=False)
+
+        def slow_write(shards: StateShards, states: dict[str, Tensor]) -> None:
+            write(shards, states)
+            time.sleep(pause)
+
+        def work() -> None:
+            StateShards.write = slow_write  # in the child alone
+            sender.send(cache.encode(*args, batch_size=1, **options))
+
+        process = fork.Process(target=work)
+        process.start()
+        return process, receiver
+
+    return start
+
+
+def test_killed_encoding_continues(utterances, open_cache, make_model, start_encoding):
+    model = make_model()
+    cache = open_cache(model)
+    process, _ = start_encoding(cache, utterances, pause=60)
+    while not any(cache.shards["audio"].folder.glob("*.safetensors")):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    runs = count_runs(model.audio_model)
+    cache = open_cache(model)
+    assert cache.encode(utterances) == {"audio": 5, "text": 6}
+    assert sum(runs) == 5
+    cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+
+
+def test_processes_encode_disjoint_shares(utterances, open_cache, start_encoding):
+    shares = [start_encoding(open_cache(), utterances, rank=i, world_size=2) for i in range(2)]
+    counts = [result.recv() for _, result in shares]
+    for process, _ in shares:
+        process.join()
+    assert [sum(count[modality] for count in counts) for modality in ("audio", "text")] == [6, 6]
+    assert all(0 < sum(count.values()) < 12 for count in counts)
+    assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
+
+
+def test_half_written_shard_is_ignored_and_swept(utterances, open_cache, tmp_path):
+    cache = open_cache()
+    folder = cache.shards["audio"].folder
+    for name in (".old.safetensors.1.tmp", ".new.safetensors.2.tmp"):
+        (folder / name).write_bytes(b"half")
+    hour_ago = time.time() - features.FORGOTTEN_SECONDS - 60
+    features.os.utime(folder / ".old.safetensors.1.tmp", (hour_ago, hour_ago))
+    cache.encode(utterances)
+    assert [path.name for path in folder.glob(".*")] == [".new.safetensors.2.tmp"]
+
+
+def test_unrelated_processes_share_a_cache(utterances, open_cache, make_model):
+    model = make_model()
+    first, second = open_cache(model), open_cache(model)
+    plan = second.missing(utterances)
+    first.encode(utterances, batch_size=2)
+    second.missing = lambda utterances: plan  # it looked before the first one wrote
+    second.encode(utterances, batch_size=3)
+    del second.missing
+    for cache in (first, second, open_cache(model)):
+        batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+        assert batch["acoustic_attention_mask"].any(-1).sum() == 6
+
+
+@pytest.mark.parametrize("place", [0, 9, 40, -1])  # header's length, header, index, data
+def test_damaged_shard_is_named(utterances, open_cache, place):
+    cache = open_cache()
+    cache.encode(utterances)
+    path = next(cache.shards["audio"].folder.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged.* Delete this file"):
+        open_cache().encode(utterances)
+    path.unlink()
+    assert open_cache().encode(utterances)["audio"] > 0
+
+
+def test_truncated_shard_is_named(utterances, open_cache):
+    cache = open_cache()
+    cache.encode(utterances)
+    path = next(cache.shards["text"].folder.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        open_cache().collator(utterances, EMOTIONS, DIMENSIONS)
+
+
+def test_small_disk_is_refused(utterances, open_cache, make_model, monkeypatch, capsys):
+    model = make_model(encoder_layers="weighted")
+    runs = count_runs(model.audio_model)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
+    with pytest.raises(
+        ValueError, match="needs 0.00 GiB more, and the disk of .* has 0.00 GiB free"
+    ):
+        open_cache(model).encode(utterances)
+    assert runs == []
+    assert "6 audio entries to encode" in capsys.readouterr().out
+
+
+def test_announced_size_is_right(utterances, open_cache, make_model, monkeypatch):
+    cache = open_cache(make_model(encoder_layers="weighted"))
+    missing = cache.missing(utterances)
+    announced = {m: cache._positions(m, list(missing[m].values())).sum() for m in missing}
+    cache.encode(utterances)
+    for modality, shards in cache.shards.items():
+        written = sum(shards[key].shape[-2] for key in shards.entries)
+        assert abs(written - announced[modality]) <= 0.05 * written + 6
+
+
+def test_full_disk_keeps_what_is_written(utterances, open_cache, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_BYTES", 1)
+    write_bytes, written = Path.write_bytes, []
+
+    def fill_up(path: Path, content: bytes) -> int:
+        if len(written) == 2:
+            raise OSError(features.errno.ENOSPC, "No space left on device")
+        written.append(path)
+        return write_bytes(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match="is full. Free some space and start again"):
+        open_cache().encode(utterances, batch_size=1)
+    monkeypatch.undo()
+    assert open_cache().encode(utterances) == {"audio": 4, "text": 6}
+
+
+# ---- what cannot be cached -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_trainable_encoder_is_refused(open_cache, make_model, modality):
+    model = make_model()
+    encoder = model.audio_model if modality == "audio" else model.text_model
+    list(encoder.parameters())[-1].requires_grad_(True)
+    assert features.trainable_encoders(model) == [modality]
+    with pytest.raises(ValueError, match=f"`{modality}_model`. has trainable parameters"):
+        open_cache(model)
+
+
+def test_unknown_dtype_is_refused(open_cache):
+    with pytest.raises(ValueError, match="`dtype='int8'` .* float16, bfloat16, float32"):
+        open_cache(dtype="int8")
+
+
+def test_overflow_is_refused(utterances, open_cache, make_model):
+    model = make_model()
+    with torch.no_grad():
+        model.audio_model.encoder.layer_norm.weight.fill_(1e6)
+    with pytest.raises(
+        ValueError, match="acoustic states of utterance u. are not finite in float16"
+    ):
+        open_cache(model, dtype="float16").encode(utterances)
+    assert open_cache(model, dtype="bfloat16").encode(utterances)["audio"] == 6
+
+
+def test_group_norm_is_encoded_one_by_one(utterances, open_cache, make_model, tiny_processor):
+    audio_config = MTMMConfig.tiny().audio_config.to_dict()
+    audio_config |= {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+    model = make_model(audio_config=audio_config)
+    runs = count_runs(model.audio_model)
+    cache = open_cache(model)
+    cache.encode(utterances, batch_size=4)
+    assert runs == [1] * 6
+    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    for i, utterance in enumerate(utterances):
+        if utterance.audio is not None:
+            mask = batch["acoustic_attention_mask"][i]
+            expected = raw_states(model, tiny_processor, utterance, "audio")
+            assert torch.equal(batch["acoustic_states"][i][mask], expected)
+
+
+def test_collator_can_be_sent_to_spawned_workers(utterances, open_cache):
+    cache = open_cache()
+    cache.encode(utterances)
+    collate, rows = cache.collator(utterances, EMOTIONS, DIMENSIONS), list(to_dataset(utterances))
+    states = collate(rows)["acoustic_states"]  # the files are open now
+    assert torch.equal(pickle.loads(pickle.dumps(collate))(rows)["acoustic_states"], states)
