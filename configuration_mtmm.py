@@ -6,6 +6,7 @@ This file is uploaded to the Hub beside the weights. It imports transformers and
 import copy
 import difflib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -44,6 +45,11 @@ DEBERTA_V3_LARGE = {
     "position_biased_input": False,
     "max_relative_positions": -1,
 }
+
+# Of config.json and of the weights' names. Raise it with any change that old code would misread, and
+# add the step from the version before to MIGRATIONS; 0 is what was saved before there was a number.
+FORMAT_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: dict}
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",
@@ -110,6 +116,8 @@ class MTMMConfig(PreTrainedConfig):
         freeze_text_encoder (`bool`): Build the linguistic encoder without gradients.
         trained_outputs (`tuple[str]`): Which of "emotion" and the dimensions were ever trained
             with labels. The pipeline prints no number for the others.
+        format_version (`int`): Of the saved files. A newer one than this code knows is refused, an
+            older one is migrated.
 
     Raises:
         ValueError: A value is not allowed; the message names field, value and what is allowed.
@@ -166,6 +174,7 @@ class MTMMConfig(PreTrainedConfig):
     freeze_audio_encoder: bool = True
     freeze_text_encoder: bool = True
     trained_outputs: list[str] | tuple[str, ...] = ()
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt_fields(kwargs)
@@ -205,6 +214,19 @@ class MTMMConfig(PreTrainedConfig):
                 super().__setattr__("trained_outputs", kept)
             super().__setattr__("label2id", {label: index for index, label in value.items()})
         super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As `PreTrainedConfig.from_dict`, of a dict that this or an older version saved."""
+        version = config_dict.get("format_version", 0)
+        if version > FORMAT_VERSION:
+            raise ValueError(
+                f"This checkpoint has format {version}, newer than the {FORMAT_VERSION} that this "
+                "code knows; load it with trust_remote_code=True, or update MTMM."
+            )
+        for older in range(version, FORMAT_VERSION):
+            config_dict = MIGRATIONS[older](config_dict)
+        return super().from_dict(config_dict | {"format_version": FORMAT_VERSION}, **kwargs)
 
     @classmethod
     def paper(cls, **overrides: Any) -> "MTMMConfig":

@@ -75,6 +75,15 @@ class MTMMProcessor(ProcessorMixin):
         self.max_tokens = max_tokens
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MTMMProcessor":
+        """Load a saved processor; as `ProcessorMixin.from_pretrained`.
+
+        This class is at hand already, so the folder's own code is not asked for.
+        """
+        kwargs.setdefault("trust_remote_code", False)
+        return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
     def from_encoders_pretrained(cls, audio: str, text: str, **options: Any) -> "MTMMProcessor":
         """The processor that belongs to two pretrained encoders.
 

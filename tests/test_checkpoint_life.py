@@ -1,0 +1,549 @@
+"""The life of a checkpoint: trained, published, loaded by everyone, trained on, published again.
+
+Everything goes through the real client to a Hub on the loopback. Few processes serve many tests, as
+each takes seconds to start: their fixtures return what they printed as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from hub_server import RECIPE, WRITER, Break, HubServer, run_python, trained_run
+from huggingface_hub import HfApi
+from safetensors.torch import load, load_file, save
+from transformers import pipeline
+
+from configuration_mtmm import AUTO_MAP, MTMMConfig
+from modeling_mtmm import MTMMModel
+from processing_mtmm import MTMMProcessor
+
+CHECKOUT = Path(__file__).parents[1]
+HUB_FILES = {f"{name}_mtmm.py" for name in ("configuration", "modeling", "processing", "pipeline")}
+COMPLETE = HUB_FILES | {
+    "config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+REPO = "writer/mtmm"
+
+# Begins every isolated process: one fixed input, what a model says of it, and what an error says.
+PRELUDE = """
+import json, os
+import numpy as np, torch
+from transformers import AutoConfig, AutoModel, AutoModelForAudioClassification, AutoProcessor
+from transformers import pipeline
+from transformers.utils import logging
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+NOISE = np.random.default_rng(0).normal(0, 0.1, 12000).astype(np.float32)
+AUDIO = {"array": NOISE, "sampling_rate": 16000}
+INPUT = {"audio": AUDIO, "text": "so you won"}
+
+def outputs(model, processor):
+    with torch.no_grad():
+        output = model(**processor(audio=AUDIO, text=INPUT["text"]))
+    return output.emotion_logits[0].tolist() + output.dimensions[0].tolist()
+
+def message(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+def tell(**found):
+    print("FOUND " + json.dumps(found))
+"""
+
+
+class Scene:
+    """The Hub, what is on it, and how to run a process that sees nothing else."""
+
+    def __init__(self, hub: HubServer, run: Path, home: Path) -> None:
+        self.hub, self.run, self.home = hub, run, home
+        self.model = MTMMModel.from_pretrained(run / "model").eval()
+        self.processor = MTMMProcessor.from_pretrained(run / "model", trust_remote_code=False)
+        self.files = {p.name: p.read_bytes() for p in (run / "model").iterdir()}
+
+    def isolated(
+        self, code: str, *arguments: str, home: str = "home", **environment: str
+    ) -> dict[str, Any]:
+        (self.home / home).mkdir(exist_ok=True)
+        process = run_python(
+            PRELUDE + code,
+            *arguments,
+            environment=self.hub.environment(self.home / home, **environment),
+            cwd=self.home,
+        )
+        assert process.returncode == 0, process.stderr[-3000:]
+        return json.loads(process.stdout.rpartition("FOUND ")[2])
+
+    def outputs(self, model: torch.nn.Module | None = None) -> list[float]:
+        """What this process's model says of the isolated processes' input."""
+        noise = np.random.default_rng(0).normal(0, 0.1, 12000).astype(np.float32)
+        features = self.processor(audio=noise, text="so you won", sampling_rate=16000)
+        with torch.no_grad():
+            output = (model or self.model)(**features)
+        return output.emotion_logits[0].tolist() + output.dimensions[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    run = trained_run(tmp_path_factory.getbasetemp())
+    with HubServer() as hub:
+        scene = Scene(hub, run, tmp_path_factory.mktemp("life"))
+        hub.put(REPO, scene.files)
+        yield scene
+
+
+def changed(files: dict[str, bytes]) -> tuple[dict[str, bytes], MTMMModel]:
+    """The same repository with other weights, and their model."""
+    weights = load(files["model.safetensors"])
+    weights["dimension_head.projection.bias"] = torch.tensor([0.7, -0.9])
+    return files | {"model.safetensors": save(weights, metadata={"format": "pt"})}, weights
+
+
+# ---- load ----------------------------------------------------------------------------------------
+
+LOAD = """
+found = {}
+for revision in (None, *sys.argv[1:]):
+    known = {} if revision is None else {"revision": revision}
+    model = AutoModel.from_pretrained(REPO, trust_remote_code=True, **known)
+    processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True, **known)
+    found[str(revision)] = outputs(model, processor)
+predict = pipeline(model=REPO, trust_remote_code=True)
+head = AutoModelForAudioClassification.from_pretrained(REPO, trust_remote_code=True)
+tell(
+    by_revision=found,
+    named=predict(INPUT),
+    classes=[type(model).__module__, type(head).__name__, type(predict).__name__],
+    config=AutoConfig.from_pretrained(REPO, trust_remote_code=True).to_dict(),
+)
+""".replace("REPO", f'"{REPO}"')
+
+
+@pytest.fixture(scope="module")
+def loaded(scene: Scene) -> dict[str, Any]:
+    """Loaded by id, branch, tag and commit: four versions that differ in their weights."""
+    repo = scene.hub.repos[REPO]
+    first = repo.branches["main"]
+    repo.tags["v1"] = first
+    files, weights = changed(scene.files)
+    repo.branches["next"] = repo.commit(files, "next")
+    found = scene.isolated(LOAD, "next", "v1", first)
+    found["commit"], found["next"] = first, weights
+    return found
+
+
+def test_repository_loads_by_every_revision(scene: Scene, loaded: dict[str, Any]) -> None:
+    trained = scene.outputs()
+    for revision in ("None", "v1", loaded["commit"]):
+        assert loaded["by_revision"][revision] == pytest.approx(trained, abs=1e-5)
+    other = MTMMModel.from_pretrained(scene.run / "model").eval()
+    other.load_state_dict(loaded["next"], strict=False)
+    assert loaded["by_revision"]["next"] == pytest.approx(scene.outputs(other), abs=1e-5)
+    assert loaded["by_revision"]["next"] != pytest.approx(trained, abs=1e-2)
+
+
+def test_repository_loads_its_own_classes(loaded: dict[str, Any]) -> None:
+    module, *names = loaded["classes"]
+    assert module.startswith("transformers_modules.writer.mtmm.")
+    assert names == ["MTMMModel", "MTMMPipeline"]
+    assert loaded["config"]["auto_map"] == AUTO_MAP
+
+
+def test_pipeline_on_hub_names_its_numbers(scene: Scene, loaded: dict[str, Any]) -> None:
+    named, config = loaded["named"], scene.model.config
+    values = scene.outputs()
+    scores = (torch.tensor(values[:4]) / config.temperature).softmax(-1).tolist()
+    assert named["scores"] == pytest.approx(
+        dict(zip(config.id2label.values(), scores, strict=True)), abs=1e-5
+    )
+    assert [named["valence"], named["arousal"]] == pytest.approx(values[4:], abs=1e-5)
+
+
+def test_second_load_needs_no_hub(scene: Scene, loaded: dict[str, Any]) -> None:
+    asked = len(scene.hub.requests)
+    found = scene.isolated(LOAD, "v1", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert len(scene.hub.requests) == asked
+    for revision in ("None", "v1"):
+        assert found["by_revision"][revision] == loaded["by_revision"][revision]
+    assert found["named"] == loaded["named"]
+
+
+def test_command_line_downloads_everything(scene: Scene, tmp_path: Path) -> None:
+    hf = Path(sys.executable).with_name("hf")
+    command = [hf, "download", REPO, "--local-dir", str(tmp_path / "here"), "--revision", "main"]
+    environment = scene.hub.environment(tmp_path / "home")
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    for name, content in scene.files.items():
+        assert (tmp_path / "here" / name).read_bytes() == content
+
+
+# ---- every way to load -------------------------------------------------------------------------
+
+WAYS = """
+full = dict(pretrained_model_name_or_path=REPO, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
+ways = {
+    "dtype_auto": {"dtype": "auto"},
+    "device_map_auto": {"device_map": "auto"},
+    "device_map_cpu": {"device_map": "cpu"},
+    "low_cpu_mem_usage": {"low_cpu_mem_usage": True},
+    "eager": {"attn_implementation": "eager"},
+    "sdpa": {"attn_implementation": "sdpa"},
+    "dict": {"attn_implementation": {"": "eager", "audio_config": "sdpa", "text_config": "eager"}},
+    "sharded": {"pretrained_model_name_or_path": "writer/sharded"},
+    "adapter": {"pretrained_model_name_or_path": "writer/lora"},
+    "bf16_as_float32": {"pretrained_model_name_or_path": "writer/bf16", "dtype": torch.float32},
+    "bf16": {"pretrained_model_name_or_path": "writer/bf16", "dtype": "auto"},
+    "to_bf16": {"dtype": torch.bfloat16},
+}
+found, kinds, attention = {}, {}, {}
+for name, way in ways.items():
+    model = AutoModel.from_pretrained(**(full | way)).eval()
+    found[name] = outputs(model, processor)
+    kinds[name] = sorted({str(p.dtype) for p in model.parameters()})
+    attention[name] = [
+        part.config._attn_implementation
+        for part in (model, model.audio_model, model.text_model)
+    ]
+predict = pipeline(model="writer/bf16", trust_remote_code=True)
+renamed = AutoModel.from_pretrained(
+    **full, id2label={0: "calm", 1: "tense"}, ignore_mismatched_sizes=True
+)
+fewer = message(lambda: AutoModel.from_pretrained(**full, num_labels=2))
+kept = AutoModel.from_pretrained(**full)
+tell(
+    found=found,
+    kinds=kinds,
+    attention=attention,
+    bf16_pipeline=predict(INPUT),
+    renamed=[renamed.config.id2label, list(outputs(renamed, processor))],
+    fewer=fewer,
+    kept=kept.config.id2label,
+)
+""".replace("REPO", f'"{REPO}"')
+
+
+@pytest.fixture(scope="module")
+def ways(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process that loads in every way, also from sharded, half-precision and LoRA repositories."""
+    folder = tmp_path_factory.mktemp("ways")
+    code = {name: scene.files[name] for name in scene.files if name.endswith((".py", ".json"))}
+
+    def put(repo_id: str, model: torch.nn.Module, **options: Any) -> None:
+        model.save_pretrained(folder / repo_id, **options)
+        saved = {p.name: p.read_bytes() for p in (folder / repo_id).iterdir()}
+        scene.hub.put(f"writer/{repo_id}", code | saved)
+
+    put("sharded", scene.model, max_shard_size="200KB")
+    put("bf16", MTMMModel.from_pretrained(scene.run / "model", dtype=torch.bfloat16))
+    lora = peft.LoraConfig(
+        target_modules=r".*text_model\.encoder\.layer\.\d+\.attention\.self\.query",
+        modules_to_save=["fusion", "emotion_head", "dimension_head"],
+    )
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(MTMMModel.from_pretrained(scene.run / "model").eval(), lora)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    adapted.peft_config["default"].base_model_name_or_path = REPO
+    adapted.save_pretrained(folder / "lora", save_embedding_layers=False)  # else it asks the Hub
+    scene.hub.put("writer/lora", {p.name: p.read_bytes() for p in (folder / "lora").iterdir()})
+    found = scene.isolated(WAYS)
+    found["adapted"] = scene.outputs(adapted)
+    found["shards"] = sorted(p.name for p in (folder / "sharded").glob("*.safetensors"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "way",
+    "dtype_auto device_map_auto device_map_cpu low_cpu_mem_usage eager sdpa dict sharded".split(),
+)
+def test_every_way_of_loading_agrees(scene: Scene, ways: dict[str, Any], way: str) -> None:
+    assert ways["found"][way] == pytest.approx(scene.outputs(), abs=1e-5)
+    assert ways["kinds"][way] == ["torch.float32"]
+
+
+def test_sharded_repository_is_sharded(ways: dict[str, Any]) -> None:
+    assert len(ways["shards"]) > 2
+
+
+def test_attention_is_what_was_asked(ways: dict[str, Any]) -> None:
+    assert ways["attention"]["eager"] == ["eager", "eager", "eager"]
+    assert ways["attention"]["sdpa"][0] == "sdpa"
+    assert ways["attention"]["dict"] == ["eager", "sdpa", "eager"]
+
+
+def test_auto_model_takes_lora_repository(scene: Scene, ways: dict[str, Any]) -> None:
+    assert ways["found"]["adapter"] == pytest.approx(ways["adapted"], abs=1e-5)
+    assert ways["adapted"] != pytest.approx(scene.outputs(), abs=1e-2)
+
+
+@pytest.mark.parametrize("way", ["bf16", "to_bf16"])
+def test_half_precision_repository_stays_half(ways: dict[str, Any], way: str, scene: Scene) -> None:
+    assert ways["kinds"][way] == ["torch.bfloat16"]
+    assert ways["kinds"]["bf16_as_float32"] == ["torch.float32"]
+    for name in (way, "bf16_as_float32"):
+        assert ways["found"][name] == pytest.approx(scene.outputs(), abs=0.1)
+    assert ways["bf16_pipeline"]["valence"] == pytest.approx(scene.outputs()[4], abs=0.1)
+
+
+def test_labels_change_only_as_asked(scene: Scene, ways: dict[str, Any]) -> None:
+    assert list(ways["kept"].values()) == list(scene.model.config.id2label.values())
+    names, values = ways["renamed"]
+    assert list(names.values()) == ["calm", "tense"] and len(values) == 2 + 2
+    assert values[2:] == pytest.approx(scene.outputs()[4:], abs=1e-5)  # the other head is kept
+    assert "ignore_mismatched_sizes" in ways["fewer"]
+
+
+# ---- train on, and publish again ---------------------------------------------------------------
+
+FINE_TUNE = """
+from transformers import Trainer, TrainingArguments
+model = AutoModel.from_pretrained(
+    REPO, trust_remote_code=True, id2label={0: "calm", 1: "tense"}, ignore_mismatched_sizes=True
+)
+processor = AutoProcessor.from_pretrained(REPO, trust_remote_code=True)
+rows = [
+    processor(audio=AUDIO, text=text) | {"emotion_labels": torch.tensor(label)}
+    for label, text in enumerate(["so you won", "we lost it"])
+] * 4
+for number, row in enumerate(rows):
+    row["dimension_labels"] = torch.tensor([1.0 + number / 2, float("nan")])
+
+def collate(rows):
+    batch = processor(audio=[AUDIO] * len(rows), text=["so you won", "we lost it"][: len(rows)])
+    batch["emotion_labels"] = torch.stack([row["emotion_labels"] for row in rows])
+    batch["dimension_labels"] = torch.stack([row["dimension_labels"] for row in rows])
+    return dict(batch)
+
+before = outputs(model.eval(), processor)
+trainer = Trainer(
+    model=model,
+    args=TrainingArguments(
+        "trained", max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2,
+        report_to="none", use_cpu=True, disable_tqdm=True,
+    ),
+    train_dataset=[dict(row) for row in rows],
+    data_collator=collate,
+    processing_class=processor,
+)
+trainer.train()
+checkpoint = sorted(os.listdir("trained/checkpoint-3"))
+model.eval()
+model.push_to_hub("writer/tuned", private=True)
+processor.push_to_hub("writer/tuned")
+broken = message(lambda: model.push_to_hub("writer/broken"))
+forbidden = message(lambda: model.push_to_hub("reader/mtmm"))
+tell(
+    before=before, after=outputs(model, processor), checkpoint=checkpoint,
+    broken=broken, forbidden=forbidden,
+)
+""".replace("REPO", f'"{REPO}"')
+
+RELOAD = """
+model = AutoModel.from_pretrained("writer/tuned", trust_remote_code=True)
+head = AutoModelForAudioClassification.from_pretrained("writer/tuned", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("writer/tuned", trust_remote_code=True)
+predict = pipeline("speech-emotion-recognition", model="writer/tuned", trust_remote_code=True)
+predict.save_pretrained("third")
+again = pipeline(model="third", trust_remote_code=True)
+config = AutoConfig.from_pretrained("writer/tuned", trust_remote_code=True)
+tell(
+    model=outputs(model, processor), head=outputs(head, processor), named=predict(INPUT),
+    third=again(INPUT), files=sorted(os.listdir("third")), config=config.to_dict(),
+    module=type(model).__module__,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def tuned(scene: Scene) -> dict[str, Any]:
+    """Fine-tuned from the Hub without any checkout, pushed, and loaded by somebody else."""
+    scene.hub.put("writer/broken", {"README.md": b"old"})
+    scene.hub.breaks.append(Break("POST", "writer/broken/commit", after_bytes=5000))
+    found = scene.isolated(FINE_TUNE)
+    return found | {"reloaded": scene.isolated(RELOAD, home="somebody_else")}
+
+
+def test_fine_tuned_model_is_complete_on_hub(scene: Scene, tuned: dict[str, Any]) -> None:
+    repo = scene.hub.repos["writer/tuned"]
+    files = repo.commits[repo.branches["main"]]
+    assert COMPLETE <= set(files) and repo.private
+    for name in HUB_FILES:
+        assert files[name] == scene.files[name]
+    config = json.loads(files["config.json"])
+    assert config["auto_map"] == AUTO_MAP and "--" not in json.dumps(config)
+    assert config["custom_pipelines"]["speech-emotion-recognition"]["pt"] == [
+        "AutoModelForAudioClassification"
+    ]
+    assert COMPLETE <= set(tuned["checkpoint"])
+
+
+def test_fine_tuned_model_loads_with_its_labels(tuned: dict[str, Any]) -> None:
+    reloaded = tuned["reloaded"]
+    assert reloaded["model"] == pytest.approx(tuned["after"], abs=1e-5)
+    assert reloaded["head"] == reloaded["model"]
+    assert tuned["after"] != pytest.approx(tuned["before"], abs=1e-3)
+    assert reloaded["config"]["label2id"] == {"calm": 0, "tense": 1}
+    assert set(reloaded["named"]["scores"]) == {"calm", "tense"}
+    assert reloaded["module"].startswith("transformers_modules.writer.tuned.")
+
+
+def test_third_generation_is_complete(tuned: dict[str, Any]) -> None:
+    assert COMPLETE <= set(tuned["reloaded"]["files"])
+    assert tuned["reloaded"]["third"]["scores"] == pytest.approx(
+        tuned["reloaded"]["named"]["scores"], abs=1e-5
+    )
+
+
+def test_failed_push_changes_nothing(scene: Scene, tuned: dict[str, Any]) -> None:
+    repo = scene.hub.repos["writer/broken"]
+    assert repo.commits[repo.branches["main"]] == {"README.md": b"old"}
+    assert "Error" in tuned["broken"]
+    assert "403 Forbidden" in tuned["forbidden"] and "correct permissions" in tuned["forbidden"]
+
+
+def test_training_goes_on_from_hub(scene: Scene, tmp_path: Path) -> None:
+    command = [sys.executable, str(CHECKOUT / "train_accelerate.py"), "--model", REPO, *RECIPE]
+    command += ["--manifest", str(scene.run.parent / "corpus" / "manifest.csv")]
+    command += ["--out", str(tmp_path / "run"), "--learning_rate", "1e-2"]
+    environment = scene.hub.environment(
+        scene.home / "home", PYTHONPATH=os.environ.get("PYTHONPATH", "")
+    )
+    process = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "Do you wish to run the custom code" not in process.stdout + process.stderr
+    saved = tmp_path / "run" / "model"
+    assert COMPLETE <= {p.name for p in saved.iterdir()}
+    old, new = (load_file(p / "model.safetensors") for p in (scene.run / "model", saved))
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved and all(n.startswith(("fusion.", "emotion_", "dimension_")) for n in moved)
+    config = json.loads((saved / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP and REPO not in json.dumps(config)
+
+
+# ---- what a user reads when it goes wrong --------------------------------------------------------
+
+WRONG = """
+def load(repo, **options):
+    return lambda: pipeline(model=repo, trust_remote_code=True, **options)
+
+stalled = message(load("writer/far"))
+tell(
+    missing=message(load("writer/none")),
+    revision=message(load(REPO, revision="v9")),
+    gated=message(load("other/gated")),
+    token=message(load("writer/secret", token="hf_wrong")),
+    bare=message(load("writer/bare")),
+    untrusted=message(lambda: AutoModel.from_pretrained(REPO, trust_remote_code=False)),
+    stalled=stalled,
+    resumed=load("writer/far")()(INPUT)["valence"],
+)
+""".replace("REPO", f'"{REPO}"')
+
+
+@pytest.fixture(scope="module")
+def wrong(scene: Scene) -> dict[str, Any]:
+    hub = scene.hub
+    hub.put("other/gated", scene.files, gated=True)
+    hub.put("writer/secret", scene.files, private=True)
+    bare = {n: c for n, c in scene.files.items() if "processor_config" not in n}
+    hub.put("writer/bare", {n: c for n, c in bare.items() if "tokenizer" not in n})
+    hub.put("writer/far", scene.files)
+    hub.breaks.append(Break("GET", "writer/far/resolve", after_bytes=100))
+    return scene.isolated(WRONG, home="unlucky")
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("missing", ["writer/none", "is not a valid model identifier"]),
+        ("revision", ["v9", "is not a valid git identifier"]),
+        ("gated", ["other/gated", "gated repo"]),
+        ("token", ["401", "Invalid credentials"]),
+        ("bare", ["processor.save_pretrained(folder)"]),
+        ("untrusted", ["trust_remote_code=True"]),
+    ],
+)
+def test_message_names_what_is_wrong(wrong: dict[str, Any], case: str, parts: list[str]) -> None:
+    for part in parts:
+        assert part in wrong[case]
+
+
+def test_interrupted_download_starts_again(scene: Scene, wrong: dict[str, Any]) -> None:
+    assert "Error" in wrong["stalled"]
+    assert wrong["resumed"] == pytest.approx(scene.outputs()[4], abs=1e-5)
+
+
+def test_interrupted_weights_resume_by_range(scene: Scene, tmp_path: Path) -> None:
+    scene.hub.breaks.append(Break("GET", "model.safetensors", after_bytes=100_000, reset=False))
+    api = HfApi(scene.hub.url, token=WRITER)
+    path = api.hf_hub_download(REPO, "model.safetensors", cache_dir=tmp_path)
+    assert Path(path).read_bytes() == scene.files["model.safetensors"]
+    assert scene.hub.breaks == []
+
+
+def test_folder_without_processor_says_what_to_save(scene: Scene, tmp_path: Path) -> None:
+    scene.model.save_pretrained(tmp_path)
+    with pytest.raises((ValueError, OSError), match="processor"):
+        pipeline(model=str(tmp_path), trust_remote_code=True)
+
+
+# ---- checkpoints of other versions ---------------------------------------------------------------
+
+OLD = Path(__file__).parent / "old_checkpoint"
+HAS_VERSION = "format_version" in MTMMConfig.__dataclass_fields__
+
+
+def test_old_checkpoint_loads_with_its_numbers() -> None:
+    """Written by commit 394d881, before there was a format version; random weights in bfloat16."""
+    model = MTMMModel.from_pretrained(OLD, dtype=torch.float32).eval()
+    expected = json.loads((OLD / "outputs.json").read_text())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        output = model(
+            input_values=torch.randn(1, 4000, generator=generator),
+            input_ids=torch.arange(5, 15)[None],
+        )
+    assert output.emotion_logits[0].tolist() == pytest.approx(expected["emotion_logits"], abs=1e-4)
+    assert output.dimensions[0].tolist() == pytest.approx(expected["dimensions"], abs=1e-4)
+    assert sum(p.stat().st_size for p in OLD.iterdir()) <= 300_000
+
+
+@pytest.mark.skipif(not HAS_VERSION, reason="this MTMMConfig has no format_version")
+@pytest.mark.parametrize("change", [None, +1])
+def test_format_version_is_checked(change: int | None, tmp_path: Path) -> None:
+    saved = json.loads((OLD / "config.json").read_text())
+    current = MTMMConfig.tiny().format_version
+    if change is None:
+        assert "format_version" not in saved
+        config = MTMMConfig.from_dict(saved)
+        config.save_pretrained(tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert config.format_version == written["format_version"] == current
+    else:
+        newer = saved | {"format_version": current + change}
+        with pytest.raises(ValueError, match=f"format {current + change}.*newer.*update MTMM"):
+            MTMMConfig.from_dict(newer)

@@ -1,0 +1,247 @@
+"""MTMMModel behaves as a class of transformers' own; what test_modeling_mtmm.py does not already ask."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, set_seed
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel, MTMMOutput
+from processing_mtmm import MTMMProcessor
+
+MakeModel = Callable[..., MTMMModel]
+OPEN = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+VARIANTS = [
+    {},
+    {"encoder_layers": "weighted"},
+    {"bridge_wiring": "direct"},
+    {"use_bridge_tokens": False, "use_refinement": False},
+]
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_values": torch.randn(2, 4000, generator=generator),
+        "audio_attention_mask": (torch.arange(4000) < torch.tensor([[4000], [2500]])).long(),
+        "input_ids": torch.randint(3, 100, (2, 9), generator=generator),
+        "attention_mask": (torch.arange(9) < torch.tensor([[9], [5]])).long(),
+    }
+
+
+def logits(model: MTMMModel, inputs: dict[str, torch.Tensor], **more: Any) -> torch.Tensor:
+    with torch.no_grad():
+        output = model(**inputs, **more)
+    return torch.cat([output.emotion_logits, output.dimensions], dim=1)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_model_builds_on_meta_device(overrides: dict) -> None:
+    with torch.device("meta"):
+        model = MTMMModel(MTMMConfig.tiny(**overrides))
+    real = {name for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    assert real <= {"audio_model.masked_spec_embed"}  # HubertModel's own, made past the device
+    # A tensor that is neither parameter nor buffer would stay empty after loading.
+    loose = [
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert loose == []
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_save_and_load_keep_every_key(
+    make_model: MakeModel, tmp_path: Path, overrides: dict, inputs: dict
+) -> None:
+    model = make_model(**overrides)
+    model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
+    loaded, info = MTMMModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert [keys for keys in info.values() if keys] == []
+    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
+    assert torch.equal(logits(loaded.eval(), inputs), logits(model, inputs))
+
+
+def test_no_weights_are_shared(make_model: MakeModel) -> None:
+    pointers = [p.data_ptr() for p in make_model().parameters() if p.numel()]
+    assert len(pointers) == len(set(pointers))
+
+
+@pytest.mark.parametrize("part", ["emotion_head.", "fusion.acoustic_bridge_tokens", "fusion."])
+def test_missing_weights_are_made_anew(make_model: MakeModel, tmp_path: Path, part: str) -> None:
+    model = make_model(encoder_layers="weighted", initializer_range=0.05)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    kept = {name: w for name, w in load_file(path).items() if not name.startswith(part)}
+    save_file(kept, path, metadata={"format": "pt"})
+    set_seed(0)
+    loaded, info = MTMMModel.from_pretrained(tmp_path, output_loading_info=True)
+    missing = set(model.state_dict()) - set(kept)
+    assert set(info["missing_keys"]) == missing
+    for name in missing:
+        weight = loaded.state_dict()[name]
+        if name.endswith("layer_weights") or name.endswith("bias"):
+            assert torch.equal(weight, torch.zeros_like(weight))
+        elif "norm" in name:
+            assert torch.equal(weight, torch.ones_like(weight))
+        else:
+            assert weight.std().item() == pytest.approx(0.05, rel=0.25)
+    for name in kept:
+        assert torch.equal(loaded.state_dict()[name], kept[name])
+
+
+def test_embeddings_are_the_text_encoders(
+    make_model: MakeModel, tmp_path: Path, inputs: dict
+) -> None:
+    model = make_model()
+    before = logits(model, inputs)
+    grown = model.resize_token_embeddings(140)
+    assert grown.weight.shape[0] == 140 == model.config.text_config.vocab_size
+    assert model.get_input_embeddings() is model.text_model.get_input_embeddings()
+    assert torch.equal(logits(model, inputs), before)
+    new_token = inputs | {"input_ids": torch.full_like(inputs["input_ids"], 139)}
+    assert not torch.allclose(logits(model, new_token), before)
+    model.save_pretrained(tmp_path)
+    loaded = MTMMModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(loaded, new_token), logits(model, new_token))
+
+
+# ---- forward -------------------------------------------------------------------------------------
+
+
+def test_forward_is_deterministic(make_model: MakeModel, inputs: dict) -> None:
+    model = make_model()
+    assert torch.equal(logits(model, inputs), logits(model, inputs))
+    model.train()
+    dropped = []
+    for seed in (0, 0, 1):
+        set_seed(seed)
+        dropped.append(logits(model, inputs))
+    assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
+
+
+def test_config_asks_for_states_and_tuples(make_model: MakeModel, inputs: dict) -> None:
+    model = make_model()
+    model.set_attn_implementation("eager")  # which config.output_attentions asks for
+    plain = model(**inputs)
+    assert plain.hidden_states is None and plain.acoustic_bridge_attentions is None
+    model.config.output_hidden_states = model.config.output_attentions = True
+    asked = model(**inputs)
+    assert len(asked.hidden_states) == 2 and len(asked.acoustic_bridge_attentions) == 1
+    refused = model(**inputs, output_hidden_states=False, output_attentions=False)
+    assert refused.hidden_states is None and refused.acoustic_bridge_attentions is None
+    as_tuple = model(**inputs, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert len(as_tuple) == len([v for v in asked.values() if v is not None])
+    model.config.return_dict = False
+    assert isinstance(model(**inputs), tuple)
+
+
+def test_main_input_is_first_argument() -> None:
+    _, first, *_ = inspect.signature(MTMMModel.forward).parameters
+    assert first == MTMMModel.main_input_name
+    outputs = set(MTMMOutput.__dataclass_fields__)
+    assert set(MTMMConfig.keys_to_ignore_at_inference) <= outputs
+
+
+@pytest.mark.parametrize("frozen", ["fusion", "emotion_head", "dimension_head", "text_model"])
+def test_training_with_frozen_parts(make_model: MakeModel, inputs: dict, frozen: str) -> None:
+    model = make_model(**OPEN).train()
+    model.get_submodule(frozen).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    labels = {
+        "emotion_labels": torch.tensor([0, 2]),
+        "dimension_labels": torch.tensor([[1.0, 4.0], [3.0, 2.0]]),
+    }
+    model(**inputs, **labels).loss.backward()
+    optimiser.step()
+    moved = {
+        name.split(".")[0] for name, w in model.state_dict().items() if (w != before[name]).any()
+    }
+    parts = {"audio_model", "text_model", "fusion", "emotion_head", "dimension_head"}
+    assert moved == parts - {frozen}
+
+
+# ---- graphs --------------------------------------------------------------------------------------
+
+
+def test_first_compile_is_one_graph(make_model: MakeModel, inputs: dict) -> None:
+    """With weighted layers, states and attentions at once: each alone once broke the graph."""
+    model = make_model(encoder_layers="weighted")
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        output, expected = compiled(**inputs, **asked), model(**inputs, **asked)
+    assert output.keys() == expected.keys()
+    for name, value in expected.items():
+        values = value if isinstance(value, tuple) else (value,)
+        others = output[name] if isinstance(value, tuple) else (output[name],)
+        for ours, theirs in zip(others, values, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+# ---- configuration and processor -----------------------------------------------------------------
+
+
+def test_config_lives_without_model(tmp_path: Path) -> None:
+    config = MTMMConfig.tiny(output_hidden_states=True)
+    config.save_pretrained(tmp_path)
+    loaded = MTMMConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.to_diff_dict().keys() == config.to_diff_dict().keys()
+    assert loaded.output_hidden_states and loaded.get_text_config() is loaded.text_config
+    assert copy.deepcopy(loaded).to_dict() == loaded.to_dict()
+    for part in ("audio_config", "text_config"):
+        sub = getattr(loaded, part)
+        assert AutoConfig.for_model(**sub.to_dict()).to_dict() == sub.to_dict()
+
+
+def test_configs_share_no_state() -> None:
+    one, other = MTMMConfig.tiny(), MTMMConfig.tiny()
+    one.custom_pipelines["speech-emotion-recognition"]["pt"] = "changed"
+    one.auto_map["AutoModel"] = "changed"
+    one.audio_config.hidden_size = 1
+    assert other.to_dict() == MTMMConfig.tiny().to_dict()
+
+
+def test_processor_options_go_by_modality(tiny_processor: MTMMProcessor) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    both = {"audio": [noise, noise[:6000]], "text": ["so you won", "no"], "sampling_rate": 16000}
+    plain = tiny_processor(**both)
+    cut = tiny_processor(**both, text_kwargs={"max_length": 5, "truncation": True})
+    assert cut["input_ids"].shape[1] == 5 < plain["input_ids"].shape[1]
+    assert torch.equal(cut["input_values"], plain["input_values"])
+    wide = tiny_processor(**both, audio_kwargs={"pad_to_multiple_of": 5000})
+    assert wide["input_values"].shape == (2, 10000)
+    assert torch.equal(wide["input_ids"], plain["input_ids"])
+    flat = tiny_processor(**both, max_length=5, truncation=True)
+    assert torch.equal(flat["input_values"], plain["input_values"])
+    assert flat["input_ids"].shape[1] == 5
+    lists = tiny_processor(**both, return_tensors="np")
+    assert isinstance(lists["input_ids"], np.ndarray)
+
+
+def test_processor_survives_saving(tiny_processor: MTMMProcessor, tmp_path: Path) -> None:
+    tiny_processor.save_pretrained(tmp_path)
+    loaded = MTMMProcessor.from_pretrained(tmp_path, trust_remote_code=False)
+    assert loaded.to_dict() | {"auto_map": None} == tiny_processor.to_dict() | {"auto_map": None}
+    noise = np.zeros(800, dtype=np.float32)
+    for name, value in loaded(audio=noise, text="hello", sampling_rate=16000).items():
+        assert torch.equal(
+            value, tiny_processor(audio=noise, text="hello", sampling_rate=16000)[name]
+        )

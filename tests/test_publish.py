@@ -1,0 +1,557 @@
+"""From a run to the Hub, through the real client and a Hub on the loopback.
+
+The isolated processes really run in the tests named "isolated"; elsewhere a stand-in gives what they
+would print, so that each refusal costs no process.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import yaml
+from hub_server import READER, WRITER, Break, HubServer, trained_run
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
+from safetensors.torch import load, load_file, save, save_file
+
+from modeling_mtmm import MTMMModel
+from mtmm_training import publish as publishing
+from mtmm_training.publish import (
+    HUB_FILES,
+    Publication,
+    clean_results,
+    main,
+    metric_values,
+    publish,
+    refuse_private_text,
+)
+
+Publish = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def put(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """Publish the run, with the isolated processes replaced by this one's own outputs."""
+    monkeypatch.setattr(publishing, "run_isolated", stand_in)
+
+    def put(folder: Path = run, token: str = WRITER, **options: Any) -> Any:
+        options = {"repo_id": "writer/mtmm", "out": str(tmp_path / "staged")} | options
+        return publish(Publication(run=str(folder), **options), HfApi(hub.url, token=token))
+
+    return put
+
+
+def stand_in(
+    api: HfApi,
+    options: Publication,
+    example: Any,
+    model: str,
+    utterances: list,
+    work: Path,
+    revision: str | None = None,
+) -> tuple[list, str]:
+    folder = Path(options.run) / "model"
+    base = MTMMModel.from_pretrained(folder).eval()
+    processor = publishing.MTMMProcessor.from_pretrained(folder, trust_remote_code=False)
+    return publishing.reference_outputs(base, processor, utterances), "{'emotion': 'sad'}"
+
+
+def read(run: str | Path) -> dict[str, Any]:
+    return json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
+
+
+def files_on_hub(hub: HubServer, repo_id: str = "writer/mtmm", name: str = "main") -> dict:
+    repo = hub.repos[repo_id]
+    return repo.commits[repo.find(name)]
+
+
+def copy_of(run: Path, tmp_path: Path, **changes: Any) -> Path:
+    """The run in another folder, with some of results.json replaced."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    results = read(run) | changes
+    (copy / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return copy
+
+
+# ---- the whole path ------------------------------------------------------------------------------
+
+
+def test_isolated_run_reaches_hub_whole(
+    hub: HubServer, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wav = next((run.parent / "corpus" / "audio").glob("*.wav"))
+    options = Publication(
+        run=str(run),
+        repo_id="writer/mtmm",
+        private=True,
+        tag="v1",
+        licence="cc-by-nc-4.0",
+        example=str(wav),
+        example_text="we won",
+    )
+    commit = publish(options, HfApi(hub.url, token=WRITER))
+    repo = hub.repos["writer/mtmm"]
+    assert repo.private and repo.tags == {"v1": commit.oid} == {"v1": repo.branches["main"]}
+    assert set(files_on_hub(hub)) == {
+        ".gitattributes",
+        "README.md",
+        "config.json",
+        "figures/confusion.png",
+        "figures/curves.png",
+        "figures/valence_arousal.png",
+        "model.safetensors",
+        "processor_config.json",
+        "results.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        *HUB_FILES,
+    }
+    printed = capsys.readouterr().out
+    assert "4 test utterances as in predictions.csv" in printed
+    assert f"loaded back at {commit.oid[:12]}: same outputs" in printed
+    card = files_on_hub(hub)["README.md"].decode()
+    assert f'predict({{"audio": "{wav.name}", "text": "we won"}})' in card
+    assert "'scores': {" in card and "pure tone" not in card
+
+
+def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_path: Path) -> None:
+    """Each is compared with this process's model of its kind, and the two with each other."""
+    hub.put("writer/base", {p.name: p.read_bytes() for p in (run / "model").iterdir()})
+    lora = lora_run(run, tmp_path)
+    api = HfApi(hub.url, token=WRITER)
+    adapter = {"run": str(lora), "adapter": True, "base_model": ["writer/base"]}
+    publish(Publication(repo_id="writer/lora", **adapter), api)
+    files = files_on_hub(hub, "writer/lora")
+    assert "adapter_model.safetensors" in files and "config.json" not in files
+    config = json.loads(files["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "writer/base" and config["auto_mapping"] is None
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == ["writer/base"] and card.data.library_name == "peft"
+    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    assert "predict.model.config.temperature = 1.25" in card.text
+    staged = tmp_path / "merged"
+    merged = {"max_shard_size": "200KB", "dry_run": True, "out": str(staged)}
+    publish(Publication(run=str(lora), repo_id="writer/merged", **merged), api)
+    assert len(list(staged.glob("model-*.safetensors"))) > 2
+    assert "adapters are merged" in ModelCard.load(staged / "README.md").text
+
+
+def test_adapter_of_other_base_is_refused(
+    hub: HubServer, put: Publish, run: Path, tmp_path: Path
+) -> None:
+    files = {p.name: p.read_bytes() for p in (run / "model").iterdir()}
+    weights = load(files["model.safetensors"])
+    name = next(n for n in weights if n.startswith("text_model") and n.endswith("query.weight"))
+    weights[name] = torch.randn_like(weights[name])
+    hub.put("writer/other", files | {"model.safetensors": save(weights, {"format": "pt"})})
+    config = json.loads(files["config.json"]) | {"dimension_range": [0, 1]}
+    hub.put("writer/scale", files | {"config.json": json.dumps(config).encode()})
+    lora = lora_run(run, tmp_path)
+    with pytest.raises(ValueError, match="adapter on writer/other gives other .* than the run's"):
+        put(lora, adapter=True, base_model=["writer/other"])
+    with pytest.raises(ValueError, match="dimension range are .* publish without --adapter"):
+        put(lora, adapter=True, base_model=["writer/scale"])
+
+
+def lora_run(run: Path, tmp_path: Path) -> Path:
+    """The run as --lora_rank leaves it: an adapter, and the model that it was merged into."""
+    folder = tmp_path / "lora"
+    shutil.copytree(run, folder)
+    results = read(run)
+    results["config"]["lora_rank"] = 2
+    results["model_config"]["temperature"] = 1.25
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (folder / "predictions.csv").unlink()
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=r".*text_model\.encoder\.layer\.\d+\.attention\.self\.(query|value)",
+        modules_to_save=["fusion", "emotion_head", "dimension_head"],
+    )
+    model = peft.get_peft_model(MTMMModel.from_pretrained(run / "model").eval(), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    for path in (run / "model").iterdir():
+        if "processor" in path.name or "tokenizer" in path.name:
+            shutil.copy(path, folder / "adapter")
+    merged = model.merge_and_unload()
+    merged.config.temperature = 1.25
+    merged.config.save_pretrained(folder / "adapter")
+    merged.save_pretrained(folder / "model")
+    return folder
+
+
+def test_dry_run_uploads_nothing(
+    hub: HubServer, put: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert put(dry_run=True, branch="next", private=True) is None
+    assert hub.requests == []
+    printed = capsys.readouterr().out
+    assert "would go to writer/mtmm, private if new, branch next:" in printed
+    for path in (tmp_path / "staged").rglob("*.*"):
+        assert f"{path.stat().st_size:,}  {path.relative_to(tmp_path / 'staged')}" in printed
+
+
+def test_branch_and_pull_request_leave_main_alone(hub: HubServer, put: Publish) -> None:
+    first = put()
+    put(branch="next", revision="main", licence="mit")
+    request = put(pull_request=True, licence="apache-2.0")
+    repo = hub.repos["writer/mtmm"]
+    assert repo.branches["main"] == first.oid
+    assert request.pr_num == 1 and repo.pull_requests == {"refs/pr/1": request.oid}
+    licences = [
+        ModelCard(files_on_hub(hub, name=name)["README.md"].decode()).data.license
+        for name in ("main", "next", "refs/pr/1")
+    ]
+    assert licences == [None, "mit", "apache-2.0"]
+
+
+def test_new_version_removes_old_weights(hub: HubServer, put: Publish) -> None:
+    put()
+    hub.repos["writer/mtmm"].commits[hub.repos["writer/mtmm"].branches["main"]]["notes.txt"] = b""
+    put(max_shard_size="200KB")
+    files = files_on_hub(hub)
+    assert "model.safetensors" not in files and "model.safetensors.index.json" in files
+    assert "notes.txt" in files  # somebody else's, so it stays
+
+
+# ---- what must not be published ------------------------------------------------------------------
+
+
+def test_published_files_hold_no_private_path(put: Publish, run: Path, tmp_path: Path) -> None:
+    put(dry_run=True)
+    private = [str(run), str(run.parent), str(tmp_path.parent), str(Path.home()), WRITER]
+    private += [read(run)["config"][name] for name in ("manifest", "audio_encoder", "out")]
+    for path in (tmp_path / "staged").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert [text for text in private if text.encode() in content] == []
+
+
+def test_results_lose_paths_and_speakers(run: Path) -> None:
+    results = read(run)
+    results["config"] |= {
+        "manifest": "/data/private person/manifest.csv",
+        "audio_dir": "~/corpora/iemocap",
+        "out": "../secret/run",
+        "folds_file": r"C:\Users\someone\folds.json",
+        "audio_encoder": "facebook/hubert-large-ll60k",
+        "model_config": '{"note": "/home/someone/x"}',
+        "test_speakers": ["Ann", "Bob"],
+    }
+    cleaned = clean_results(results)
+    config = cleaned["config"]
+    assert [config[name] for name in ("manifest", "audio_dir", "out", "folds_file")] == [
+        "manifest.csv",
+        "iemocap",
+        "run",
+        "folds.json",
+    ]
+    assert config["audio_encoder"] == "facebook/hubert-large-ll60k"
+    assert json.loads(config["model_config"]) == {"note": "x"}
+    assert cleaned["splits"]["test"]["speakers"] == 2 and config["test_speakers"] == 2
+    assert not any(word in json.dumps(cleaned) for word in ("private person", "someone", "Ses01F"))
+    assert clean_results(results, name_speakers=True)["splits"]["test"]["speakers"] == [
+        "Ses01F",
+        "Ses01M",
+    ]
+    assert cleaned["test"] == results["test"]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [("see /home/me/x", "/home/me"), ("hf_" + "a" * 30, "access token"), ("my-token", "token")],
+)
+def test_private_text_is_refused(tmp_path: Path, content: str, found: str) -> None:
+    (tmp_path / "README.md").write_text(content)
+    with pytest.raises(ValueError, match=f"README.md holds .*{found}.*must not be published"):
+        refuse_private_text(tmp_path, ["README.md"], ["/home/me"], "my-token")
+
+
+def test_weights_metadata_is_searched(tmp_path: Path) -> None:
+    tensors = {"x": torch.zeros(1)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"from": "/home/me/run"})
+    with pytest.raises(ValueError, match="model.safetensors holds '/home/me'"):
+        refuse_private_text(tmp_path, ["model.safetensors"], ["/home/me"], None)
+
+
+def test_only_allowed_files_are_uploaded(tmp_path: Path) -> None:
+    for name in ("config.json", "figures/a.png", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert len(publishing.allowed_files(tmp_path)) == 3
+    for name in ("predictions.csv", "pytorch_model.bin", "figures/deep/a.png", "other.py", ".env"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match="not on the allow-list"):
+            publishing.allowed_files(tmp_path)
+        (tmp_path / name).unlink()
+
+
+# ---- what must agree -----------------------------------------------------------------------------
+
+
+def test_other_outputs_are_refused(
+    hub: HubServer, put: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        outputs, printed = stand_in(*args, **kwargs)
+        outputs[1]["dimensions"][0] += 1e-4
+        return outputs, printed
+
+    monkeypatch.setattr(publishing, "run_isolated", shifted)
+    with pytest.raises(
+        ValueError, match="gives other dimensions .* input 1: they differ by 0.0001"
+    ):
+        put()
+    assert "writer/mtmm" not in hub.repos
+
+
+def test_foreign_predictions_are_refused(
+    hub: HubServer, put: Publish, run: Path, tmp_path: Path
+) -> None:
+    copy = copy_of(run, tmp_path)
+    path = copy / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights["dimension_head.projection.bias"] += 0.5
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"predictions\.csv differ by .* is predictions\.csv of"):
+        put(copy)
+    assert "writer/mtmm" not in hub.repos
+
+
+def test_missing_data_skips_comparison(
+    put: Publish, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = read(run)["config"] | {"manifest": "/gone/manifest.csv"}
+    put(copy_of(run, tmp_path, config=config), dry_run=True)
+    assert "predictions.csv not compared: the run's manifest is not here" in capsys.readouterr().out
+
+
+# ---- the card ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card_of(put: Publish, tmp_path: Path) -> Callable[..., ModelCard]:
+    def card_of(*args: Any, **options: Any) -> ModelCard:
+        put(*args, dry_run=True, **options)
+        return ModelCard.load(tmp_path / "staged" / "README.md")
+
+    return card_of
+
+
+def test_card_is_parsed_by_hubs_classes(card_of: Callable[..., ModelCard], run: Path) -> None:
+    card = card_of(
+        licence="mit", corpus_name="Tiny Corpus", datasets=["a/tiny"], base_model=["a/x", "b/y"]
+    )
+    data = card.data
+    assert (data.pipeline_tag, data.library_name) == ("audio-classification", "transformers")
+    assert (data.license, data.language, data.datasets) == ("mit", ["en"], ["a/tiny"])
+    assert data.base_model == ["a/x", "b/y"]
+    assert data.to_dict()["base_model_relation"] == "finetune"
+    results = read(run)
+    for split in ("validation", "test"):
+        expected = metric_values(results[split], ["emotion", "valence", "arousal"])
+        found = {r.metric_name: r for r in data.eval_results if r.dataset_split == split}
+        assert {m.title: round(m.value, 6) for m in expected.values()} == {
+            name: r.metric_value for name, r in found.items()
+        }
+        assert found["UAR (unweighted average recall)"].metric_type == "recall"
+        assert found["CCC of valence"].dataset_args["protocol"] == "session"
+    assert all(r.dataset_type == "a/tiny" for r in data.eval_results)
+    assert "{{" not in card.content and "{%" not in card.content
+
+
+def test_card_leaves_untrained_output_out(
+    card_of: Callable[..., ModelCard], run: Path, tmp_path: Path
+) -> None:
+    copy = copy_of(run, tmp_path)
+    config = json.loads((copy / "model" / "config.json").read_text())
+    config["trained_outputs"] = ["emotion", "valence"]
+    (copy / "model" / "config.json").write_text(json.dumps(config))
+    results = read(copy)
+    results["model_config"]["trained_outputs"] = ["emotion", "valence"]
+    (copy / "results.json").write_text(json.dumps(results))
+    (copy / "predictions.csv").unlink()
+    card = card_of(copy)
+    assert "Never trained, for lack of labels, and left out of the pipeline's answer: arousal." in (
+        card.text
+    )
+    assert not any("arousal" in r.metric_name for r in card.data.eval_results)
+    assert "| `arousal` |" not in card.text and "| `valence` |" in card.text
+
+
+def test_card_gives_spread_over_folds(
+    card_of: Callable[..., ModelCard], run: Path, tmp_path: Path
+) -> None:
+    test = read(run)["test"] | {"UAR": read(run)["test"]["UAR"] + 0.2}
+    other = copy_of(run, tmp_path, fold="Ses02", test=test)
+    card = card_of(folds=[str(other)])
+    uar = next(r for r in card.data.eval_results if r.dataset_split == "test")
+    assert uar.metric_args["folds"] == 2
+    assert uar.metric_args["mean"] == pytest.approx(uar.metric_value + 0.1, abs=1e-6)
+    assert uar.metric_args["standard_deviation"] == pytest.approx(0.2 / 2**0.5)
+    mean = f"{uar.metric_args['mean']:.3f} ± {0.2 / 2**0.5:.3f}"
+    assert f"| {mean} |" in card.text and "over 2 folds" in card.text
+
+
+def test_folds_must_be_of_one_protocol(put: Publish, run: Path, tmp_path: Path) -> None:
+    config = read(run)["config"] | {"protocol": "speaker"}
+    other = copy_of(run, tmp_path, fold="x", config=config)
+    with pytest.raises(ValueError, match="another protocol than .*differ in their fold only"):
+        put(folds=[str(other)], dry_run=True)
+    (other / "results.json").write_text((run / "results.json").read_text())
+    with pytest.raises(ValueError, match="Fold Ses01 comes twice"):
+        put(folds=[str(other)], dry_run=True)
+
+
+@pytest.mark.parametrize("modality", ["audio", "text"])
+def test_example_uses_what_was_trained(
+    card_of: Callable[..., ModelCard], run: Path, tmp_path: Path, modality: str
+) -> None:
+    config = read(run)["config"] | {"modalities": [modality], "manifest": None}
+    card = card_of(copy_of(run, tmp_path, config=config))
+    call = next(line for line in card.text.splitlines() if line.startswith("pprint"))
+    assert ('"audio"' in call, '"text"' in call) == (modality == "audio", modality == "text")
+    assert f"trained and tested on {modality} alone" in card.text
+
+
+def test_card_states_use_cost_and_source(card_of: Callable[..., ModelCard], run: Path) -> None:
+    text = card_of(device_name="one H100").text
+    hours = read(run)["wall_time_s"] / 3600
+    assert f"{hours:.2f} device-hours on one H100" in text and "CO2" not in text
+    for phrase in ("Article 5(1)(f)", "10.1145/3610661.3616190", "| angry, happy, sad, neutral |"):
+        assert phrase.strip("| ") in text
+    for picture in (run / "figures").glob("*.png"):
+        assert f"](figures/{picture.name})" in text
+
+
+def test_benchmark_result_is_written(put: Publish, run: Path, tmp_path: Path) -> None:
+    put(dry_run=True, benchmark=["someone/benchmark", "default", "UAR"])
+    path = tmp_path / "staged" / ".eval_results" / "mtmm.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert (entry.dataset_id, entry.task_id) == ("someone/benchmark", "default")
+    assert entry.value == read(run)["test"]["UAR"]
+    with pytest.raises(ValueError, match="metric 'EER' is none of UAR, WAR"):
+        put(dry_run=True, benchmark=["someone/benchmark", "default", "EER"])
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repo_id": "mtmm"}, "lacks its owner; give user/mtmm"),
+        ({"repo_id": "a b/mtmm"}, "is not a repository id"),
+        ({"pull_request": True, "tag": "v1"}, "goes without --branch and --tag"),
+        ({"revision": "v1"}, "says where a new --branch begins"),
+        ({"adapter": True}, "has no adapter/; only runs with --lora_rank have one"),
+        ({"benchmark": ["x"]}, "takes three words"),
+        ({"example": "gone.wav"}, "No recording at `--example gone.wav`"),
+    ],
+)
+def test_option_is_refused(put: Publish, options: dict, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        put(**options)
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("results.json", "has no results.json; give the folder of a run"),
+        ("model", "has no model"),
+        ("model/model.safetensors", "has no weights"),
+        (
+            "model/processor_config.json",
+            "save the processor there with `processor.save_pretrained`",
+        ),
+    ],
+)
+def test_incomplete_run_is_refused(
+    put: Publish, run: Path, tmp_path: Path, lost: str, message: str
+) -> None:
+    copy = copy_of(run, tmp_path)
+    shutil.rmtree(copy / lost) if lost == "model" else (copy / lost).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        put(copy)
+
+
+def test_adapter_needs_its_base(put: Publish, run: Path, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path)
+    shutil.copytree(copy / "model", copy / "adapter")
+    with pytest.raises(ValueError, match="name the one MTMM model on the Hub"):
+        put(copy, adapter=True)
+    with pytest.raises(ValueError, match="publish the base first and give its id"):
+        put(copy, adapter=True, base_model=[str(run / "model")])
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "kind", "message"),
+    [
+        ("hf_wrong", "writer/mtmm", PermissionError, "refuses the access token.*hf auth login"),
+        (READER, "writer/mtmm", PermissionError, "may not write to writer/mtmm"),
+        (WRITER, "reader/mtmm", PermissionError, "may not write to reader/mtmm"),
+    ],
+)
+def test_token_is_refused(
+    put: Publish, token: str, repo_id: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        put(token=token, repo_id=repo_id)
+
+
+def test_taken_names_are_refused(hub: HubServer, put: Publish) -> None:
+    put(tag="v1")
+    with pytest.raises(ValueError, match="already has the tag v1"):
+        put(tag="v1")
+    with pytest.raises(ValueError, match="exists and is public, so `--private` would not hold"):
+        put(private=True)
+    with pytest.raises(ValueError, match="no writer/other to open a pull request on"):
+        put(repo_id="writer/other", pull_request=True)
+    with pytest.raises(ValueError, match="Revision Not Found.*check --branch and --rev"):
+        put(branch="next", revision="v9")
+
+
+def test_broken_upload_commits_nothing(hub: HubServer, put: Publish) -> None:
+    hub.breaks.append(Break("POST", "/commit/main", after_bytes=10000))
+    with pytest.raises(ConnectionError, match="no commit was made. Run the same command again"):
+        put()
+    assert list(files_on_hub(hub)) == [".gitattributes"]
+    put()
+    assert "model.safetensors" in files_on_hub(hub)
+
+
+def test_unreachable_hub_is_named(put: Publish, run: Path) -> None:
+    options = Publication(run=str(run), repo_id="writer/mtmm")
+    with pytest.raises(ConnectionError, match="connection to the Hub failed"):
+        publish(options, HfApi("http://127.0.0.1:9", token=WRITER))
+
+
+def test_command_ends_in_one_sentence(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="^error: .* has no results.json; give the folder"):
+        main([str(tmp_path), "writer/mtmm", "--dry_run"])
