@@ -5,13 +5,15 @@
     accelerate launch --num_processes 2 train_accelerate.py ...   (any number of processes, any device)
 
 The run's folder gets model/ (weights, configuration, processor and code: `from_pretrained` and
-`pipeline` load it), results.json, predictions.csv, figures/ and TensorBoard's logs.
+`pipeline` load it), results.json, predictions.csv, figures/ and TensorBoard's logs; with --lora_rank
+also adapter/. launch/ has a configuration of accelerate for every kind of machine.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -28,7 +30,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -36,7 +39,7 @@ from transformers import HfArgumentParser
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training import figures
+from mtmm_training import adapters, figures
 from mtmm_training.batches import (
     LengthBatches,
     RawInputs,
@@ -49,6 +52,7 @@ from mtmm_training.batches import (
 from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal
 from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.evaluate import Predictions, predict, write_predictions
+from mtmm_training.features import CachedStates, FeatureCache, trainable_encoders
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
 from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest, replacing
@@ -106,6 +110,15 @@ class TrainConfig:
     )
     test_speakers: list[str] = _flag([], "See --validation_speakers.")
 
+    cache_dir: str | None = _flag(
+        None,
+        "Folder that keeps frozen encoders' states, for all folds and runs; if not given, cache/ beside "
+        "--out where both encoders are frozen; off = encode again in every epoch.",
+    )
+    cache_dtype: str = _flag(
+        "float16", "Precision of those states.", choices=["float16", "bfloat16", "float32"]
+    )
+
     # Model
     model: str | None = _flag(
         None, "Folder or Hub id of an MTMM model to train on, instead of encoders."
@@ -120,6 +133,21 @@ class TrainConfig:
         "{}", 'Fields of MTMMConfig as JSON, for example \'{"encoder_layers": "weighted"}\'.'
     )
 
+    # What of the encoders trains
+    unfreeze_audio_layers: int = _flag(
+        0,
+        "Train so many of the acoustic encoder's last layers; 0 = as the model's configuration says.",
+    )
+    unfreeze_text_layers: int = _flag(
+        0, "Train so many of the linguistic encoder's last layers; 0 = as its configuration says."
+    )
+    lora_rank: int = _flag(
+        0,
+        "Width of LoRA's adapters in the encoders' attention, which --learning_rate trains; 0 = none.",
+    )
+    lora_alpha: float = _flag(16.0, "LoRA's outputs are multiplied by it and divided by its rank.")
+    lora_dropout: float = _flag(0.05, "Dropout on the adapters' inputs.")
+
     # Optimisation
     epochs: int = _flag(20, "Passes over the training split.")
     batch_size: int = _flag(16, "Utterances per process and forward pass.")
@@ -127,8 +155,8 @@ class TrainConfig:
         None, "Acoustic frames per process and forward pass, at most (50 a second)."
     )
     accumulation: int = _flag(1, "Forward passes per optimiser step.")
-    learning_rate: float = _flag(3e-4, "Of fusion and heads.")
-    encoder_learning_rate: float = _flag(1e-5, "Of encoder parameters that are trained.")
+    learning_rate: float = _flag(3e-4, "Of fusion, heads and LoRA's adapters.")
+    encoder_learning_rate: float = _flag(1e-5, "Of the encoders' own parameters, where they train.")
     weight_decay: float = _flag(0.01, "Of AdamW, on matrices only.")
     warmup_share: float = _flag(
         0.08, "Share of the steps in which the learning rate rises, 0 to 1."
@@ -154,7 +182,19 @@ class TrainConfig:
     )
 
     # Machine
-    mixed_precision: str = _flag("no", "no, bf16 or fp16.", choices=["no", "bf16", "fp16"])
+    mixed_precision: str = _flag(
+        "no",
+        "no, bf16 or fp16. DeBERTa's attention can overflow in fp16: take bf16 where the device has it.",
+        choices=["no", "bf16", "fp16"],
+    )
+    gradient_checkpointing: bool = _flag(
+        False, "Keep few activations and compute them again: less memory, about a third more time."
+    )
+    compile: bool = _flag(
+        False,
+        "torch.compile: costs minutes before the first step; for long runs on a GPU (on a CPU, torch 2.13 "
+        "fails to build HuBERT with DeBERTa). Not with --gradient_checkpointing.",
+    )
     workers: int = _flag(1, "Processes that decode audio ahead of the step.")
     checkpoint_steps: int = _flag(
         0, "Write a checkpoint every so many steps; 0 = at the end of epochs only."
@@ -168,7 +208,7 @@ class TrainConfig:
         whole = ("epochs", "batch_size", "accumulation", "keep_checkpoints")
         for name in whole:
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("learning_rate", "encoder_learning_rate", "clip_norm"):
+        for name in ("learning_rate", "encoder_learning_rate", "clip_norm", "lora_alpha"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("warmup_share", "rmm_start", "rmm_text_share"):
             self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
@@ -195,6 +235,32 @@ class TrainConfig:
         for name in ("id2label", "dimension_names", "dimension_range"):
             self._require(
                 "model_config", name not in fields, f"without {name}, which has its own flag"
+            )
+        self._check_encoders(fields)
+
+    def _check_encoders(self, fields: dict[str, Any]) -> None:
+        """Refuse flags that contradict each other about what of the encoders trains."""
+        for name in ("unfreeze_audio_layers", "unfreeze_text_layers", "lora_rank"):
+            self._require(name, getattr(self, name) >= 0, "a whole number from 0")
+        self._require(  # torch 2.13 fails to trace checkpoints in batches of changing lengths
+            "compile",
+            not (self.compile and self.gradient_checkpointing),
+            "False with --gradient_checkpointing",
+        )
+        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 up to, not including, 1")
+        for modality in ("audio", "text"):
+            name, frozen = f"unfreeze_{modality}_layers", f"freeze_{modality}_encoder"
+            layers = getattr(self, name)
+            self._require(name, not (layers and self.lora_rank), "0 with --lora_rank")
+            self._require(
+                name,
+                not layers or modality in self.modalities,
+                f"0 without {modality} in --modalities",
+            )
+            self._require(
+                "model_config",
+                fields.get(frozen, True) or not (layers or self.lora_rank),
+                f"without {frozen}=false where --lora_rank or --{name} says what trains",
             )
 
     def resolve(self) -> "TrainConfig":
@@ -328,8 +394,12 @@ def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
 # ---- model and optimiser -----------------------------------------------------------------------
 
 
-def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
-    """Model and processor from pretrained encoders, or from a model that was trained before."""
+def build_model(config: TrainConfig, outputs: tuple[str, ...]) -> tuple[MTMMModel, MTMMProcessor]:
+    """Model and processor from pretrained encoders, or from a model that was trained before.
+
+    Seeded: a second call gives the same model. `outputs` are those that the data has labels for.
+    """
+    set_seed(config.seed)
     fields = json.loads(config.model_config) | {
         "id2label": dict(enumerate(config.emotions)),
         "dimension_names": config.dimensions,
@@ -337,18 +407,58 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
     }
     if config.model is not None:
         model = MTMMModel.from_pretrained(config.model, dtype=torch.float32, **fields)
-        return model, MTMMProcessor.from_pretrained(config.model)
-    model = MTMMModel.from_encoders_pretrained(config.audio_encoder, config.text_encoder, **fields)
-    return model, MTMMProcessor.from_encoders_pretrained(config.audio_encoder, config.text_encoder)
+        processor = MTMMProcessor.from_pretrained(config.model)
+    else:
+        encoders = config.audio_encoder, config.text_encoder
+        model = MTMMModel.from_encoders_pretrained(*encoders, **fields)
+        processor = MTMMProcessor.from_encoders_pretrained(*encoders)
+    model.config.trained_outputs, model.config.temperature = outputs, 1.0
+    return model, processor
+
+
+def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
+    """The model with what the flags train: adapters, top layers, or what its configuration says."""
+    if config.lora_rank:
+        return adapters.add_lora(
+            model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.modalities
+        )
+    if config.unfreeze_audio_layers:
+        adapters.unfreeze_top_layers(model.audio_model, config.unfreeze_audio_layers)
+    if config.unfreeze_text_layers:
+        adapters.unfreeze_top_layers(model.text_model, config.unfreeze_text_layers)
+    return model
+
+
+def best_model(
+    config: TrainConfig, outputs: tuple[str, ...], checkpoints: Checkpoints, adapter: Path | None
+) -> MTMMModel:
+    """The best epoch's weights in a plain model, made anew.
+
+    The one that was trained may be sharded, compiled, of lower precision, or have adapters; those
+    are merged here, and written into the folder `adapter` unless it is None.
+    """
+    model, _ = build_model(config, outputs)
+    if not config.lora_rank:
+        checkpoints.load_best(choose_trained(config, model))
+        return model
+    encoders = {"audio_encoder": config.audio_encoder, "text_encoder": config.text_encoder}
+    names = encoders if config.model is None else {"model": config.model}
+    base = adapters.describe_base(model, config.modalities, **names)
+    with_adapters = choose_trained(config, model)
+    checkpoints.load_best(with_adapters)
+    if adapter is not None:
+        adapters.save_adapters(with_adapters, adapter, base)
+    return adapters.merge(with_adapters)
 
 
 def build_optimiser(
-    config: TrainConfig, model: MTMMModel, steps: int
+    config: TrainConfig, model: nn.Module, steps: int
 ) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW over what is trained, and its schedule: linear warm-up, then a cosine to zero."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            # Adapters are new, as heads are; their names begin with peft's prefix.
             in_encoder = name.startswith(("audio_model.", "text_model."))
             rate = config.encoder_learning_rate if in_encoder else config.learning_rate
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
@@ -396,11 +506,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = Path(config.out)
     began = time.monotonic()
     refuse_to_overwrite(config, out)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_config=ProjectConfiguration(project_dir=config.out, logging_dir=str(out / "logs")),
-    )
+    accelerator = make_accelerator(config)
+    leave_cores_to_workers(config, accelerator)
     set_seed(config.seed)
 
     # ---- data: read, checked, split ----
@@ -410,15 +517,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
     ids = {name: [u.utterance_id for u in splits[name]] for name in SPLITS}
     check_selection(config, counts["validation"])
+    check_launch(config, accelerator, counts)
 
     # ---- model ----
-    model, processor = build_model(config)
-    model.config.trained_outputs = trained_outputs(counts["train"])
-    model.config.temperature = 1.0
+    outputs = trained_outputs(counts["train"])
+    plain, processor = build_model(config, outputs)
+    model = choose_trained(config, plain)
     parameters = parameter_counts(model)
-    collate = RawInputs(processor, config.emotions, config.dimensions)
+    if config.gradient_checkpointing:
+        plain.activation_checkpointing_enable()
+    if config.compile:
+        plain.compile(dynamic=True)  # in place: names of parameters stay as they are
+    raw = RawInputs(processor, config.emotions, config.dimensions)
+    cached = cached_states(config, plain, processor, splits, accelerator)
 
-    def loader_of(split: str) -> DataLoader:
+    def loader_of(split: str, collate: Any) -> DataLoader:
         batches = LengthBatches(
             frame_lengths(splits[split]),
             config.batch_size,
@@ -430,11 +543,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         return make_loader(to_dataset(splits[split]), batches, collate, workers=config.workers)
 
-    train, validation = loader_of("train"), loader_of("validation")
+    train, validation = loader_of("train", cached or raw), loader_of("validation", cached or raw)
     steps = [
         math.ceil(n / config.accumulation) for n in train.batch_sampler.lengths_of(config.epochs)
     ]
     optimiser, schedule = build_optimiser(config, model, sum(steps))
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips, and asks for a size
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            gradient_clipping=config.clip_norm, train_micro_batch_size_per_gpu=config.batch_size
+        )
     model, optimiser = accelerator.prepare(model, optimiser)
     weights = class_weights(config, counts["train"])
     set_seed(config.seed, device_specific=True)  # other dropout on every process
@@ -524,9 +641,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
 
         # ---- validate, keep the best epoch ----
-        metrics = predict(model, validation, ids["validation"], accelerator).metrics(
-            accelerator.unwrap_model(model).config
-        )
+        metrics = predict(model, validation, ids["validation"], accelerator).metrics(plain.config)
         score = selection_score(metrics, config.select_by)
         better = progress.best_score is None or score > progress.best_score
         if better:
@@ -549,11 +664,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoints.save(progress.total_steps)
 
     # ---- the best epoch, calibrated on validation; then the test split, once ----
-    checkpoints.load_best()
-    best = accelerator.unwrap_model(model)
-    predictions = {"validation": predict(model, validation, ids["validation"], accelerator)}
+    adapter = out / "adapter" if accelerator.is_main_process else None
+    best = best_model(config, outputs, checkpoints, adapter).to(accelerator.device)
+    predictions = {}
+    for split in ("validation", "test"):  # from raw inputs, as a user of the model gives them
+        predictions[split] = predict(best, loader_of(split, raw), ids[split], accelerator)
     best.config.temperature = calibrate(predictions["validation"], best.config.trained_outputs)
-    predictions["test"] = predict(model, loader_of("test"), ids["test"], accelerator)
     accelerator.end_training()
     if accelerator.is_main_process:
         results = {
@@ -579,6 +695,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_test(results, out)
 
 
+def leave_cores_to_workers(config: TrainConfig, accelerator: Accelerator) -> None:
+    """On a CPU, threads that outnumber the cores wait for each other and lose more than they gain."""
+    if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(cores // accelerator.num_processes - config.workers, 1))
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The accelerator of this process; as many work together as were launched, on a CPU too."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        # Not told so, accelerate takes processes without a GPU for as many runs side by side.
+        cpu=launched > 1 and not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_config=ProjectConfiguration(
+            project_dir=config.out, logging_dir=str(Path(config.out) / "logs")
+        ),
+    )
+    if accelerator.num_processes != launched:
+        raise RuntimeError(
+            f"{launched} processes were launched, but {accelerator.num_processes} would train: "
+            f"{accelerator.device} cannot be shared by several. Launch one process."
+        )
+    return accelerator
+
+
 def refuse_to_overwrite(config: TrainConfig, out: Path) -> None:
     """Raise ValueError where a finished or unfinished run would be lost."""
     if (out / "results.json").exists():
@@ -591,14 +734,66 @@ def refuse_to_overwrite(config: TrainConfig, out: Path) -> None:
         )
 
 
+def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str, Any]) -> None:
+    """Refuse what a sharding launch would hang on or compute wrongly."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED and config.accumulation > 1:
+        raise ValueError(
+            f"`--accumulation` is {config.accumulation}; under DeepSpeed, which would make a step of "
+            "every pass, it must be 1. Raise --batch_size with --gradient_checkpointing, or use FSDP."
+        )
+    sharded = kind == DistributedType.FSDP or (
+        kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3
+    )
+    partial = [
+        f"{split['utterances'] - split[with_modality]} of the {name} split lack {modality}"
+        for name, split in counts.items()
+        for modality, with_modality in (("audio", "with_audio"), ("text", "with_text"))
+        if 0 < split[with_modality] < split["utterances"]
+    ]
+    if sharded and partial:
+        raise ValueError(
+            "Where the model is sharded, every process must enter both encoders in every batch, but "
+            f"{', '.join(partial)}. Launch with DDP, or leave those utterances out."
+        )
+
+
 def identity(config: TrainConfig, ids: dict[str, list[str]]) -> dict[str, Any]:
     """What makes a run this run: its flags, but for those that change no result, and its splits."""
-    harmless = ("out", "resume", "workers", "tracker", "checkpoint_steps", "keep_checkpoints")
+    harmless = ("out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints")
     flags = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in harmless
     }
     digests = {name: hashlib.sha256("\n".join(ids[name]).encode()).hexdigest()[:16] for name in ids}
     return flags | {f"{name} split": digest for name, digest in digests.items()} | versions()
+
+
+def cached_states(
+    config: TrainConfig,
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    splits: dict[str, list[Utterance]],
+    accelerator: Accelerator,
+) -> CachedStates | None:
+    """The frozen encoders' states of every utterance, encoded now where they never were; or None."""
+    if config.cache_dir == "off" or (config.cache_dir is None and trainable_encoders(model)):
+        return None
+    folder = config.cache_dir or Path(config.out).parent / "cache"
+    utterances = [utterance for split in splits.values() for utterance in split]
+    cache = FeatureCache.open(
+        folder, model.to(accelerator.device), processor, dtype=config.cache_dtype
+    )
+    cache.encode(
+        utterances,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        print(cache.precision_line(splits["train"][:8]))
+    return cache.collator(utterances, config.emotions, config.dimensions)
 
 
 def calibrate(validation: Predictions, outputs: Sequence[str]) -> float:
@@ -624,6 +819,9 @@ def write_run(
     """Model folder, predictions, pictures, and results.json last: where it is, all is."""
     model.save_pretrained(out / "model")
     processor.save_pretrained(out / "model")
+    if results["config"]["lora_rank"]:
+        model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
+        processor.save_pretrained(out / "adapter")
     write_predictions(out / "predictions.csv", predictions, utterances, model)
     test = predictions["test"]
     figures.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
@@ -714,11 +912,15 @@ def print_test(results: dict[str, Any], out: Path) -> None:
     )
 
 
-def parameter_counts(model: MTMMModel) -> dict[str, tuple[int, int]]:
+def parameter_counts(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Trained and frozen parameters of each part."""
     counts = {}
-    for name, part in model.named_children():
-        sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
+    for name, part in adapters.without_adapters(model).named_children():
+        sizes = [
+            (p.numel(), p.requires_grad)
+            for parameter, p in part.named_parameters()
+            if not parameter.startswith("original_module.")  # peft keeps a copy of what it trains
+        ]
         counts[name] = (
             sum(n for n, trained in sizes if trained),
             sum(n for n, trained in sizes if not trained),
@@ -745,8 +947,19 @@ def _flat(epoch: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in flat.items() if value is not None}
 
 
+def explain(error: Exception) -> str:
+    """One sentence for the user; of running out of memory, what to lower."""
+    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        return (
+            f"Out of memory ({str(error).splitlines()[0]}). Lower --batch_size (and raise "
+            "--accumulation as much), --frame_budget or --unfreeze_..._layers, or add "
+            "--gradient_checkpointing, --mixed_precision bf16 or --lora_rank; and choose another --out."
+        )
+    return str(error)
+
+
 if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error)}")

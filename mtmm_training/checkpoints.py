@@ -1,9 +1,9 @@
 """Checkpoints of a run: written whole or not at all, the newest few kept, the best one always.
 
 A checkpoint holds what a run needs to go on as if it had never stopped: trained weights (frozen
-encoders come from where they came from), optimiser, schedule, scaler, random generators of every
-process, and the place in the run. Batches and modality masking need no state: they follow from
-(seed, epoch, utterance id).
+encoders come from where they came from; only FSDP writes them too), optimiser, schedule, scaler,
+random generators of every process, and the place in the run. Batches and modality masking need no
+state: they follow from (seed, epoch, utterance id).
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -95,7 +96,8 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(temporary))
+            options = {"exclude_frozen_parameters": True} if self._deepspeed else {}
+            self.accelerator.save_state(str(temporary), **options)
             self.accelerator.wait_for_everyone()
             if main:
                 identity = temporary / "identity.json"
@@ -131,7 +133,9 @@ class Checkpoints:
                 f"{checkpoint} belongs to another run: {changes}. Resume with the same flags and data, or "
                 "start anew in another --out."
             )
-        self.accelerator.load_state(str(checkpoint), strict=False)
+        # Not strict: frozen weights are not in it.
+        options = {"load_module_strict" if self._deepspeed else "strict": False}
+        self.accelerator.load_state(str(checkpoint), **options)
 
     def save_best(self) -> None:
         """Keep the trained weights of this moment, in place of those kept before."""
@@ -142,17 +146,27 @@ class Checkpoints:
                 save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary)
         self.accelerator.wait_for_everyone()
 
-    def load_best(self) -> None:
-        """Put the best epoch's trained weights back into the model."""
+    def load_best(self, model: nn.Module) -> None:
+        """Put the best epoch's trained weights into a model like the one that is trained.
+
+        Args:
+            model: With the same parameters trained, but not prepared: whole and on one device.
+        """
         state = load_file(self.folder / "best.safetensors")
-        self.accelerator.unwrap_model(self.model).load_state_dict(state, strict=False)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == set(state), f"best.safetensors differs in {sorted(trained ^ set(state))}"
+        model.load_state_dict(state, strict=False)
 
     def delete(self) -> None:
         """Remove all checkpoints of a run that has finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @property
+    def _deepspeed(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
     def _drop_frozen(self, models: list[nn.Module], weights: list[dict], output_dir: str) -> None:
-        for model, state in zip(models, weights, strict=False):  # FSDP brings no state dicts here
+        for model, state in zip(models, weights, strict=False):  # sharding launches bring none here
             frozen = {
                 name for name, parameter in model.named_parameters() if not parameter.requires_grad
             }
