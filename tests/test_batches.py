@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mtmm_training.batches import LengthBatches, RawInputs, mask_modalities, rmm_probability, to_dataset
+from mtmm_training.batches import (
+    LengthBatches,
+    RawInputs,
+    mask_modalities,
+    rmm_probability,
+    to_dataset,
+)
 from mtmm_training.utterances import Utterance
 
 
@@ -39,7 +45,9 @@ def test_every_utterance_comes_once_an_epoch(
         for batches in ranks:
             batches.set_epoch(epoch)
         shares = [list(batches) for batches in ranks]
-        assert len({len(share) for share in shares}) == 1, "processes make different numbers of steps"
+        assert len({len(share) for share in shares}) == 1, (
+            "processes make different numbers of steps"
+        )
         assert all(batch for share in shares for batch in share), "a process has an empty batch"
         seen = sorted(index for share in shares for batch in share for index in batch)
         assert seen == list(range(count))
