@@ -418,6 +418,9 @@ def build_model(config: TrainConfig, outputs: tuple[str, ...]) -> tuple[MTMMMode
 
 def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
     """The model with what the flags train: adapters, top layers, or what its configuration says."""
+    for modality, encoder in (("audio", model.audio_model), ("text", model.text_model)):
+        if modality not in config.modalities:
+            encoder.requires_grad_(False)  # it will hear nothing, so it can learn nothing
     if config.lora_rank:
         return adapters.add_lora(
             model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.modalities
@@ -867,7 +870,7 @@ def print_summary(
         )
         print(
             f"  {name:<10} {split['utterances']:>6} utterances ({split['with_audio']} audio, "
-            f"{split['with_text']} text), {len(split['speakers'])} speakers; "
+            f"{split['with_text']} text), speakers: {len(split['speakers'])}; "
             f"{emotions or 'no emotions'}; {dimensions}"
         )
     for part, (trained, frozen) in parameters.items():
