@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/python -m mtmm_training.demo out/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
 lint: $(READY)
 	$(BIN)/ruff check .

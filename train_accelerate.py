@@ -510,7 +510,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     refuse_to_overwrite(config, out)
     accelerator = make_accelerator(config)
-    leave_cores_to_workers(config, accelerator)
+    leave_cores_to(config.workers, accelerator)
     set_seed(config.seed)
 
     # ---- data: read, checked, split ----
@@ -533,6 +533,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     raw = RawInputs(processor, config.emotions, config.dimensions)
     cached = cached_states(config, plain, processor, splits, accelerator)
+    if cached is not None:
+        leave_cores_to(0, accelerator)
 
     def loader_of(split: str, collate: Any) -> DataLoader:
         batches = LengthBatches(
@@ -544,7 +546,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        return make_loader(to_dataset(splits[split]), batches, collate, workers=config.workers)
+        # Reading cached states is a copy: a core kept for a worker would lie idle.
+        workers = config.workers if collate is raw else 0
+        return make_loader(to_dataset(splits[split]), batches, collate, workers=workers)
 
     train, validation = loader_of("train", cached or raw), loader_of("validation", cached or raw)
     steps = [
@@ -698,11 +702,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_test(results, out)
 
 
-def leave_cores_to_workers(config: TrainConfig, accelerator: Accelerator) -> None:
+def leave_cores_to(workers: int, accelerator: Accelerator) -> None:
     """On a CPU, threads that outnumber the cores wait for each other and lose more than they gain."""
     if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(cores // accelerator.num_processes - config.workers, 1))
+        torch.set_num_threads(max(cores // accelerator.num_processes - workers, 1))
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

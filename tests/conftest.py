@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Before torch: the models are tiny, and what the tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
@@ -11,8 +14,6 @@ from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from processing_mtmm import MTMMProcessor
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

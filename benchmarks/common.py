@@ -1,0 +1,265 @@
+"""What the benchmarks share: flags, the machine's line, interleaved timing, models, inputs, runs."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training.batches import FRAMES_PER_SECOND
+
+ROOT = Path(__file__).parents[1]
+MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 3.6, 0.7, 0.6, 34.0  # of IEMOCAP's utterances, about
+IEMOCAP_UTTERANCES = 5531  # of its four emotions
+TOKENS = 15  # of a median transcript
+
+
+# ---- flags and machine -------------------------------------------------------------------------
+
+
+def make_parser(description: str, rounds: int | None = None) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks have; those about timing where `rounds` is given."""
+    parser = argparse.ArgumentParser(description=description.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: seconds, and no claim")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; its default if not given")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds)
+        parser.add_argument(
+            "--clock",
+            choices=["wall", "cpu"],
+            default="wall",
+            help="what the ratio is of; cpu, the time of this process, where others keep the machine busy",
+        )
+    return parser
+
+
+def begin(arguments: argparse.Namespace) -> torch.device:
+    """Set the threads, print the machine's line, return the device."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(
+        f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; "
+        f"torch {torch.__version__}; device {name}{'; QUICK: tiny sizes' * arguments.quick}",
+        flush=True,
+    )
+    return device
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+# ---- timing ------------------------------------------------------------------------------------
+
+
+class Stopwatch:
+    """Seconds by name, by both clocks; in every round each name is timed once.
+
+    Args:
+        device: Waited for before and after; what it still does would be somebody else's time.
+        clock: "wall", or "cpu" for the time that this process alone had.
+    """
+
+    def __init__(self, device: torch.device, clock: str = "wall") -> None:
+        self.device, self.clock = device, clock
+        self.seconds: dict[str, list[tuple[float, float]]] = {}
+
+    def time(self, name: str, step: Callable[[], object]) -> None:
+        synchronise(self.device)
+        wall, cpu = time.perf_counter(), time.process_time()
+        step()
+        synchronise(self.device)
+        seconds = time.perf_counter() - wall, time.process_time() - cpu
+        self.seconds.setdefault(name, []).append(seconds)
+
+    def round(self, number: int, steps: dict[str, Callable[[], object]]) -> None:
+        """Time every step once; every other round backwards, so that none is always the first."""
+        for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
+            self.time(name, steps[name])
+
+    def of(self, name: str) -> list[float]:
+        """By the chosen clock, one number per round."""
+        return [seconds[self.clock == "cpu"] for seconds in self.seconds[name]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.of(name))
+
+    def ratio(self, name: str, base: str) -> float:
+        """Median over the rounds of one's time ÷ the other's: neighbours in time share the load."""
+        return statistics.median(a / b for a, b in zip(self.of(name), self.of(base), strict=True))
+
+    def print_table(self) -> None:
+        """Median and minimum of each, in milliseconds."""
+        rounds = len(next(iter(self.seconds.values())))
+        print(f"{'ms, ' + str(rounds) + ' rounds':<36}{'wall median':>12}{'min':>10}"
+              f"{'cpu median':>12}{'min':>10}")  # fmt: skip
+        for name, pairs in self.seconds.items():
+            columns = [[1000 * s for s in clock] for clock in zip(*pairs, strict=True)]
+            numbers = [f(column) for column in columns for f in (statistics.median, min)]
+            print(f"{name:<36}" + "".join(f"{n:>{w}.1f}" for n, w in zip(numbers, (12, 10) * 2)))  # noqa: B905
+
+    def print_ratio(self, claim: str, name: str, base: str, target: float) -> None:
+        minima = min(self.of(name)) / min(self.of(base))
+        print_result(
+            claim, self.ratio(name, base), target, f"{self.clock} time; of the minima {minima:.4g}"
+        )
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def print_result(
+    claim: str, value: float, target: float, remark: str = "", at_least: bool = False
+) -> None:
+    """The line that a benchmark is for: the number, its target, and whether it meets it."""
+    met = value >= target if at_least else value <= target
+    sign = ">=" if at_least else "<="
+    remark = f" ({remark})" if remark else ""
+    print(
+        f"RESULT {claim}: {value:.4g}{remark}; target {sign} {target:g}: "
+        f"{'met' if met else 'MISSED'}",
+        flush=True,
+    )
+
+
+# ---- model and inputs --------------------------------------------------------------------------
+
+
+def make_config(quick: bool, **fields: object) -> MTMMConfig:
+    return MTMMConfig.tiny(**fields) if quick else MTMMConfig.paper(**fields)
+
+
+def make_heads(config: MTMMConfig, device: torch.device) -> MTMMModel:
+    """A model in training whose encoders are only on paper: all that training from the cache uses."""
+    with torch.device("meta"):
+        model = MTMMModel(config)
+    for part in (model.fusion, model.emotion_head, model.dimension_head):
+        part.to_empty(device=device).apply(model._init_weights)
+    return model.train()
+
+
+def make_optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=1e-5)
+
+
+def train_step(
+    model: torch.nn.Module, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]
+) -> None:
+    """Forward, backward and optimiser step; clips the gradient, as training does."""
+    model(**batch).loss.backward()
+    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def iemocap_like_seconds(count: int, seed: int = 0) -> np.ndarray:
+    """Durations (count,) drawn from a log-normal like IEMOCAP's: median 3.6 s, 0.6 to 34 s."""
+    draw = np.random.default_rng(seed).lognormal(np.log(MEDIAN_S), SPREAD, count)
+    return draw.clip(SHORTEST_S, LONGEST_S)
+
+
+def iemocap_like_frames(count: int, seed: int = 0) -> np.ndarray:
+    """The same in encoder frames, as whole numbers."""
+    return (iemocap_like_seconds(count, seed) * FRAMES_PER_SECOND).astype(np.int64)
+
+
+def tokens_of(seconds: float) -> int:
+    """Of a transcript: about four a second, and two at its ends."""
+    return max(round(seconds * (TOKENS - 2) / MEDIAN_S) + 2, 3)
+
+
+def raw_batch(
+    config: MTMMConfig, seconds: Sequence[float], device: torch.device
+) -> dict[str, Tensor]:
+    """Random waveforms of these durations, transcripts to match, and labels."""
+    samples = [round(16000 * s) for s in seconds]
+    tokens = [tokens_of(s) for s in seconds]
+    ids = torch.randint(5, config.text_config.vocab_size, (len(tokens), max(tokens)))
+    batch = {
+        "input_values": torch.randn(len(samples), max(samples)),
+        "audio_attention_mask": _mask(samples),
+        "input_ids": ids,
+        "attention_mask": _mask(tokens),
+    }
+    return {name: tensor.to(device) for name, tensor in (batch | labels(len(samples))).items()}
+
+
+def labels(count: int) -> dict[str, Tensor]:
+    """Random labels of so many utterances."""
+    return {
+        "emotion_labels": torch.randint(0, 4, (count,)),
+        "dimension_labels": 1 + 4 * torch.rand(count, 2),
+    }
+
+
+def _mask(lengths: Sequence[int]) -> Tensor:
+    return (torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]).long()
+
+
+# ---- whole runs --------------------------------------------------------------------------------
+
+
+def real_data() -> Path | None:
+    """The folder of small real encoders and recordings, or None."""
+    folder = Path(os.environ.get("MTMM_REAL_DATA", ROOT.parent / "shared" / "real"))
+    return folder if folder.is_dir() else None
+
+
+def run_training(arguments: Sequence[str], log: Path, **environment: str) -> subprocess.Popen:
+    """Start the training script, or another one, in a process of its own that writes to `log`."""
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=os.environ | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def finish(process: subprocess.Popen, log: Path) -> None:
+    """Wait for a process; stop here, with what it wrote, if it failed."""
+    if process.wait() != 0:
+        raise SystemExit(f"a run ended with {process.returncode}:\n{log.read_text()}")
+
+
+def synthetic_flags(work: Path, utterances: int, **model_config: object) -> list[str]:
+    """Write the embedded corpus and encoders into `work`; the flags that train on them."""
+    from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+
+    write_corpus(work / "corpus", utterances=utterances)
+    write_encoders(work / "encoders")
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    fields = sizes | {"num_bridge_tokens": 8} | model_config
+    return [
+        *("--manifest", str(work / "corpus" / "manifest.csv")),
+        *("--audio_encoder", str(work / "encoders" / "audio")),
+        *("--text_encoder", str(work / "encoders" / "text")),
+        *("--model_config", json.dumps(fields), "--tracker", "none"),
+        *("--protocol", "session", "--fold", "4"),
+    ]

@@ -1,0 +1,141 @@
+"""Runs killed with SIGKILL at random moments and resumed, against a run that was never killed.
+
+    python benchmarks/killed_runs.py [--runs 20] [--seed 0] [--kills 2] [--cached]
+
+Small runs of train_accelerate.py on the embedded corpus, with dropout, random modality masking, two
+workers and a checkpoint every step; the encoders train too. Each run is killed one to --kills times,
+each time after a time drawn evenly from 0 to what the whole reference run took, and in the end left
+to finish. With --cached the encoders are frozen and each run fills a cache of its own, so that kills
+hit the encoding too. All weights and everything that results.json says of epochs and test must be
+the same, bit for bit.
+"""
+
+import json
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from common import ROOT, begin, finish, make_parser, run_training, synthetic_flags
+from safetensors.torch import load_file
+
+COMPARED = ("epochs", "best_epoch", "temperature", "validation", "test")
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments; run n draws from seed + n"
+    )
+    parser.add_argument("--kills", type=int, default=2, help="of one run, at most")
+    parser.add_argument("--cached", action="store_true", help="train from a cache")
+    parser.add_argument("--utterances", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.runs, arguments.kills, arguments.epochs = 1, 1, 1
+    begin(arguments)
+    fields = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "head_dropout": 0.1}
+    if not arguments.cached:
+        fields |= {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        work = Path(folder)
+        flags = synthetic_flags(work, arguments.utterances, **fields)
+        flags += ["--epochs", str(arguments.epochs), "--batch_size", "6", "--workers", "2"]
+        flags += ["--checkpoint_steps", "1", "--keep_checkpoints", "2"]
+        if arguments.cached:
+            flags.append("--cache_dir")  # its value is the run's own, see start()
+        began = time.monotonic()
+        train(work / "reference", flags)
+        duration = time.monotonic() - began
+        epochs = len(json.loads((work / "reference" / "results.json").read_text())["epochs"])
+        print(f"reference: {epochs} epochs in {duration:.1f} s", flush=True)
+        identical = total = after_first = 0
+        for number in range(arguments.runs):
+            kills = killed_run(
+                work / f"run{number}", flags, duration, arguments.seed + number, arguments.kills
+            )
+            same = is_identical(work / "reference", work / f"run{number}")
+            identical += same
+            total += len(kills)
+            after_first += sum("no checkpoint" not in kill for kill in kills)
+            print(
+                f"run {number + 1}, seed {arguments.seed + number}: {'; '.join(kills)}: "
+                f"{'identical' if same else 'DIFFERENT'}",
+                flush=True,
+            )
+    print(f"{total} kills, {after_first} of them after the first checkpoint")
+    met = "met" if identical == arguments.runs else "MISSED"
+    print(
+        f"RESULT runs identical to one never killed: {identical} of {arguments.runs}; target "
+        f"{arguments.runs} of {arguments.runs}: {met}"
+    )
+
+
+def train(out: Path, flags: list[str]) -> None:
+    log = out.with_suffix(".log")
+    finish(start(out, flags), log)
+
+
+def start(out: Path, flags: list[str]) -> subprocess.Popen:
+    if flags[-1] == "--cache_dir":
+        flags = [*flags, str(out) + "-cache"]
+    command = [str(ROOT / "train_accelerate.py"), *flags, "--out", str(out), "--resume", "True"]
+    return run_training(command, out.with_suffix(".log"), OMP_NUM_THREADS="1")
+
+
+def killed_run(out: Path, flags: list[str], duration: float, seed: int, most: int) -> list[str]:
+    """Train with kills in between until the run is finished; when each kill came, in words.
+
+    A run that is finished before its first moment begins anew with another one.
+    """
+    draw = random.Random(seed)
+    kills: list[str] = []
+    wanted = draw.randint(1, most)
+    while len(kills) < wanted:
+        process = start(out, flags)
+        moment = draw.uniform(0, duration)
+        deadline = time.monotonic() + moment
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            finish(process, out.with_suffix(".log"))
+            if kills:
+                return kills
+            shutil.rmtree(out)
+            continue
+        process.kill()
+        process.wait()
+        kills.append(f"{moment:.2f} s ({where(out)})")
+        if (out / "results.json").exists():  # finished, but for the end of the process
+            return kills
+    train(out, flags)
+    return kills
+
+
+def where(out: Path) -> str:
+    """How far a killed run was, from what it left."""
+    if (out / "model").exists():
+        return "after training"
+    steps = sorted((out / "checkpoints").glob("step-*"))
+    half = ", one half written" if any((out / "checkpoints").glob(".step-*")) else ""
+    newest = f"step {int(steps[-1].name.removeprefix('step-'))}" if steps else "no checkpoint"
+    return newest + half
+
+
+def is_identical(one: Path, two: Path) -> bool:
+    a, b = (load_file(run / "model" / "model.safetensors") for run in (one, two))
+    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    return (
+        a.keys() == b.keys()
+        and all(torch.equal(a[name], b[name]) for name in a)
+        and all(results[0][name] == results[1][name] for name in COMPARED)
+    )
+
+
+if __name__ == "__main__":
+    main()

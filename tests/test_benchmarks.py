@@ -1,0 +1,101 @@
+"""Every benchmark starts, and prints its machine and its result, in tiny sizes; nothing is timed here.
+
+Run alone: python -m pytest tests/test_benchmarks.py
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "common")
+QUICK = {
+    "cached_epoch": ("--batch_size", "2", "--rounds", "1", "--batches", "1"),
+    "cached_step": ("--batch_size", "2", "--rounds", "1", "--batches", "2"),
+    "forward_overhead": ("--batch_size", "1", "--rounds", "2"),
+    "memory_throughput": ("--threads", "1", "--steps", "1", "--modes", "frozen, cached"),
+    "padding": (),
+}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch):
+    """Import a benchmark as its own command does: beside common.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_benchmark_explains_itself(
+    name: str, load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    module: ModuleType = load(name)
+    assert f"python benchmarks/{name}.py" in module.__doc__
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        module.main()
+    assert exit_.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_quick_benchmark_prints_its_result(
+    name: str, load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--quick", *QUICK[name]])
+    load(name).main()
+    printed = capsys.readouterr().out
+    assert f"torch {torch.__version__}; device cpu; QUICK" in printed.splitlines()[0]
+    if (
+        name == "memory_throughput"
+    ):  # its result compares several ways, each in a process of its own
+        assert "\nfrozen, cached  " in printed
+    else:
+        assert "RESULT " in printed and (": met" in printed or ": MISSED" in printed)
+
+
+def test_lengths_are_like_those_of_iemocap(load) -> None:
+    seconds = load("common").iemocap_like_seconds(20_000)
+    assert 0.6 <= seconds.min() and seconds.max() <= 34.0
+    assert np.median(seconds) == pytest.approx(3.6, abs=0.1)
+
+
+def test_every_round_times_each_step_once_and_turns_the_order(load) -> None:
+    watch = load("common").Stopwatch(torch.device("cpu"))
+    order: list[str] = []
+    for number in range(2):
+        watch.round(number, {name: lambda name=name: order.append(name) for name in "ab"})
+    assert order == ["a", "b", "b", "a"]
+    watch.seconds = {"a": [(1.0, 5.0), (4.0, 5.0)], "b": [(1.0, 1.0), (2.0, 5.0)]}
+    assert watch.ratio("a", "b") == 1.5  # of neighbours, then the median
+    watch.clock = "cpu"
+    assert watch.ratio("a", "b") == 3.0
+
+
+def test_result_says_whether_it_meets_its_target(load, capsys: pytest.CaptureFixture) -> None:
+    common = load("common")
+    common.print_result("a", 1.05, 1.04)
+    common.print_result("b", 91.0, 90.0, at_least=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["RESULT a: 1.05; target <= 1.04: MISSED", "RESULT b: 91; target >= 90: met"]
+
+
+def test_killed_run_that_differs_is_noticed(load, tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import save_file
+
+    module = load("killed_runs")
+    for name, weight in (("one", 0.5), ("same", 0.5), ("other", 0.5 + 2**-24)):
+        (tmp_path / name / "model").mkdir(parents=True)
+        save_file({"w": torch.tensor([weight])}, tmp_path / name / "model" / "model.safetensors")
+        results = dict.fromkeys(module.COMPARED, 1)
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    assert module.is_identical(tmp_path / "one", tmp_path / "same")
+    assert not module.is_identical(tmp_path / "one", tmp_path / "other")
+    (tmp_path / "same" / "results.json").write_text(json.dumps(results | {"test": 2}))
+    assert not module.is_identical(tmp_path / "one", tmp_path / "same")
