@@ -8,6 +8,7 @@ first is then loaded in a process that cannot import this checkout, as a user of
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ def main() -> None:
     for name, modalities in MODELS.items():
         print(f"\n==== {name} ====", flush=True)
         out = folder / name.replace(" ", "_")
+        shutil.rmtree(out, ignore_errors=True)  # of an earlier demo; a run is never overwritten
         train(folder / "corpus" / "manifest.csv", audio_encoder, text_encoder, modalities, out)
         results[name] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     print_table(results)
