@@ -210,8 +210,8 @@ class MTMMInput(nn.Module):
         return self.projection(self.norm(states))
 
 
-class MTMMRefinementLayer(GradientCheckpointingLayer):
-    """Self-attention within one modality (paper, uni-modal feature refinement); pre-norm."""
+class MTMMLayer(GradientCheckpointingLayer):
+    """The parts of a pre-norm transformer layer; what attends to what is the subclass's."""
 
     def __init__(self, config: MTMMConfig) -> None:
         super().__init__()
@@ -220,24 +220,23 @@ class MTMMRefinementLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = MTMMFeedForward(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def _feed_forward(self, states: Tensor) -> Tensor:
+        return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+
+
+class MTMMRefinementLayer(MTMMLayer):
+    """Self-attention within one modality (paper, uni-modal feature refinement); pre-norm."""
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """`states` (batch, time, hidden), `mask` (batch, time) -> (batch, time, hidden)."""
         normed = self.attention_norm(states)
         states = states + self.dropout(self.attention(normed, normed, normed, mask)[0])
-        return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+        return self._feed_forward(states)
 
 
-class MTMMInteractionLayer(GradientCheckpointingLayer):
+class MTMMInteractionLayer(MTMMLayer):
     """Cross-attention from bridge tokens (or one modality) to keys and values; pre-norm."""
-
-    def __init__(self, config: MTMMConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = MTMMAttention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = MTMMFeedForward(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
         self,
@@ -256,7 +255,7 @@ class MTMMInteractionLayer(GradientCheckpointingLayer):
             self.attention_norm(queries), keys, values, _unmask_absent(key_mask), output_attentions
         )
         queries = queries + self.dropout(_zero_unless(present, attended))
-        queries = queries + self.dropout(self.feed_forward(self.feed_forward_norm(queries)))
+        queries = self._feed_forward(queries)
         return queries, None if weights is None else _zero_unless(present, weights)
 
 

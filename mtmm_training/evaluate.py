@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
+from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, multi_task_loss
@@ -130,7 +131,7 @@ def write_predictions(
         writer = csv.writer(file)
         writer.writerow(header)
         for split, rows in predictions.items():
-            probabilities = softmax(rows.emotion_logits / config.temperature)
+            probabilities = softmax(rows.emotion_logits / config.temperature, axis=-1)
             for i, utterance_id in enumerate(rows.utterance_ids):
                 row = [utterance_id, split, speakers[utterance_id]]
                 if with_emotion:
@@ -144,9 +145,3 @@ def write_predictions(
                     row += ["" if math.isnan(label) else f"{label:g}"]
                     row += [f"{rows.dimensions[i, column]:.6f}"]
                 writer.writerow(row)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (utterances, emotions) from logits."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
