@@ -79,8 +79,13 @@ class MTMMConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`): The linguistic encoder (BERT, RoBERTa,
             DeBERTa-v2/v3, ...). None is DeBERTaV3-large.
         encoder_layers (`str`): "last": the encoders' last hidden states. "weighted": a learned
-            softmax-weighted sum over all their hidden states, each normalised first (SUPERB,
+            softmax-weighted sum over their hidden states, each normalised first (SUPERB,
             Yang et al. 2021, arXiv 2105.01051).
+        audio_layers, text_layers (`tuple[int]`): Which of an encoder's hidden states "weighted"
+            mixes, 0 = the input of its first layer; None = all of them.
+        acoustic_stride (`int`): So many consecutive frames are averaged into one acoustic state,
+            before everything else; 1 = none are, as in the paper. 5 turns 50 frames a second into
+            10 states and makes fusion and cache about 5 times cheaper (LOG.md has its effect).
         hidden_size (`int`): Width of the fusion, of the bridge tokens and of `fused_state`.
         num_attention_heads (`int`): Attention heads in refinement and interaction; must divide
             `hidden_size`.
@@ -148,6 +153,9 @@ class MTMMConfig(PreTrainedConfig):
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     encoder_layers: str = "last"
+    audio_layers: list[int] | tuple[int, ...] | None = None
+    text_layers: list[int] | tuple[int, ...] | None = None
+    acoustic_stride: int = 1
     hidden_size: int = 1024
     num_attention_heads: int = 16
     intermediate_size: int = 2048
@@ -195,6 +203,9 @@ class MTMMConfig(PreTrainedConfig):
         self.dimension_names = tuple(self.dimension_names)
         self.dimension_range = tuple(self.dimension_range)
         self.trained_outputs = tuple(self.trained_outputs)
+        for name in ("audio_layers", "text_layers"):
+            if getattr(self, name) is not None:
+                setattr(self, name, tuple(getattr(self, name)))
         if self.dimension_loss_weights is None:
             self.dimension_loss_weights = (0.33,) * len(self.dimension_names)
         self.dimension_loss_weights = tuple(self.dimension_loss_weights)
@@ -291,6 +302,14 @@ class MTMMConfig(PreTrainedConfig):
         """Names of all outputs a model can be trained for: "emotion", then the dimensions."""
         return ("emotion", *self.dimension_names)
 
+    def mixed_layers(self, modality: str) -> tuple[int, ...]:
+        """The hidden states of the "audio" or "text" encoder that are mixed; () = the last one alone."""
+        if self.encoder_layers == "last":
+            return ()
+        encoder = self.audio_config if modality == "audio" else self.text_config
+        chosen = self.audio_layers if modality == "audio" else self.text_layers
+        return tuple(range(encoder.num_hidden_layers + 1)) if chosen is None else chosen
+
     def check(self) -> None:
         """Raise ValueError for the first field whose value is not allowed."""
         self._check_choice("encoder_layers", ("last", "weighted"))
@@ -302,6 +321,7 @@ class MTMMConfig(PreTrainedConfig):
             "num_refinement_layers",
             "num_interaction_layers",
             "num_bridge_tokens",
+            "acoustic_stride",
         ):
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
         self._require(
@@ -316,12 +336,29 @@ class MTMMConfig(PreTrainedConfig):
         for name in ("temperature", "layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
+        self._check_layers("audio_layers", self.audio_config)
+        self._check_layers("text_layers", self.text_config)
         self._check_emotions()
         self._check_dimensions()
         self._require(
             "trained_outputs",
             set(self.trained_outputs) <= set(self.output_names),
             f"names among {', '.join(self.output_names)}",
+        )
+
+    def _check_layers(self, name: str, encoder: PreTrainedConfig) -> None:
+        layers = getattr(self, name)
+        if layers is None:
+            return
+        self._require(name, self.encoder_layers == "weighted", 'None with encoder_layers="last"')
+        highest = encoder.num_hidden_layers
+        self._require(
+            name,
+            len(layers) >= 1
+            and sorted(set(layers)) == list(layers)
+            and 0 <= layers[0]
+            and layers[-1] <= highest,
+            f"rising whole numbers from 0 to {highest}, at least one",
         )
 
     def _check_emotions(self) -> None:

@@ -189,14 +189,13 @@ class MTMMFeedForward(nn.Module):
 
 
 class MTMMInput(nn.Module):
-    """An encoder's states to the fusion's width; mixes the encoder's layers where the config asks."""
+    """An encoder's states to the fusion's width; mixes `layers` of them (0 = there is the last only)."""
 
-    def __init__(self, config: MTMMConfig, encoder_config: PreTrainedConfig) -> None:
+    def __init__(self, config: MTMMConfig, width: int, layers: int) -> None:
         super().__init__()
-        width = encoder_config.hidden_size
-        if config.encoder_layers == "weighted":
-            self.layer_weights = nn.Parameter(torch.zeros(encoder_config.num_hidden_layers + 1))
-        self.weighted = config.encoder_layers == "weighted"
+        self.weighted = layers > 0
+        if self.weighted:
+            self.layer_weights = nn.Parameter(torch.zeros(layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.projection = nn.Linear(width, config.hidden_size)
 
@@ -269,8 +268,12 @@ class MTMMFusion(nn.Module):
     def __init__(self, config: MTMMConfig) -> None:
         super().__init__()
         self.config = config
-        self.acoustic_input = MTMMInput(config, config.audio_config)
-        self.linguistic_input = MTMMInput(config, config.text_config)
+        self.acoustic_input = MTMMInput(
+            config, config.audio_config.hidden_size, len(config.mixed_layers("audio"))
+        )
+        self.linguistic_input = MTMMInput(
+            config, config.text_config.hidden_size, len(config.mixed_layers("text"))
+        )
         refinement_layers = config.num_refinement_layers if config.use_refinement else 0
         self.acoustic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
         self.linguistic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
@@ -613,13 +616,14 @@ def _concordance(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EncoderStatesRecorder:
-    """Keeps the input of an encoder's first layer and the output of every layer.
+    """Keeps the chosen ones of an encoder's hidden states: 0 = its first layer's input, i = layer i's output.
 
     `output_hidden_states=True` would do the same, but takes a lock that a first
     `torch.compile(fullgraph=True)` cannot trace.
     """
 
-    def __init__(self, encoder: PreTrainedModel) -> None:
+    def __init__(self, encoder: PreTrainedModel, chosen: tuple[int, ...]) -> None:
+        self.chosen = chosen
         self.states: list[Tensor] | None = None
         layers = _encoder_layers(encoder)
         layers[0].register_forward_pre_hook(self._keep_input)
@@ -635,11 +639,12 @@ class EncoderStatesRecorder:
             self.states.append(output[0] if isinstance(output, tuple) else output)
 
     def run(self, encoder: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
-        """(batch, layers + 1, time, width), the last one as the encoder's last hidden state."""
+        """(batch, chosen, time, width), a last layer's as the encoder's last hidden state."""
         self.states = []
         try:
             last = encoder(**inputs).last_hidden_state
-            return torch.stack([*self.states[:-1], last], dim=1)
+            states = [*self.states[:-1], last]
+            return torch.stack([states[layer] for layer in self.chosen], dim=1)
         finally:
             self.states = None
 
@@ -733,8 +738,9 @@ class MTMMModel(MTMMPreTrainedModel):
         self._freeze_encoders()
         self._recorders = {}
         if config.encoder_layers == "weighted":
-            self._recorders["audio"] = EncoderStatesRecorder(self.audio_model)
-            self._recorders["text"] = EncoderStatesRecorder(self.text_model)
+            audio, text = config.mixed_layers("audio"), config.mixed_layers("text")
+            self._recorders["audio"] = EncoderStatesRecorder(self.audio_model, audio)
+            self._recorders["text"] = EncoderStatesRecorder(self.text_model, text)
 
     def _freeze_encoders(self) -> None:
         if self.config.freeze_audio_encoder:
@@ -815,8 +821,9 @@ class MTMMModel(MTMMPreTrainedModel):
             audio_attention_mask: (batch, time or frames), 1 = real, real positions first; None = all.
 
         Returns:
-            `acoustic_states` (batch, frames, width), or (batch, layers + 1, frames, width) with
-            `encoder_layers="weighted"`, and `acoustic_attention_mask` (batch, frames) of booleans.
+            `acoustic_states` (batch, frames, width), or (batch, layers, frames, width) with
+            `encoder_layers="weighted"`, and `acoustic_attention_mask` (batch, frames) of booleans;
+            with an `acoustic_stride`, a frame is the mean of so many of the encoder's.
         """
         mask = _as_mask(audio_attention_mask, input_values, axes=(0, -1))
         encoder = self.audio_model
@@ -831,7 +838,7 @@ class MTMMModel(MTMMPreTrainedModel):
         states = self._run_encoder("audio", inputs)
         lengths = encoder._get_feat_extract_output_lengths(mask.sum(-1))
         frames = torch.arange(states.shape[-2], device=states.device)
-        return states, frames[None, :] < lengths[:, None]
+        return _average_frames(states, frames < lengths[:, None], self.config.acoustic_stride)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -843,7 +850,7 @@ class MTMMModel(MTMMPreTrainedModel):
             attention_mask: (batch, tokens), 1 = real, real positions first; None = all.
 
         Returns:
-            `linguistic_states` (batch, tokens, width), or (batch, layers + 1, tokens, width) with
+            `linguistic_states` (batch, tokens, width), or (batch, layers, tokens, width) with
             `encoder_layers="weighted"`, and `linguistic_attention_mask` (batch, tokens) of booleans.
         """
         mask = _as_mask(attention_mask, input_ids, axes=(0, -1))
@@ -996,8 +1003,8 @@ class MTMMModel(MTMMPreTrainedModel):
             states = encode(self._empty_input(modality, given.device))[0].to(dtype)
             states = states.expand(batch, *states.shape[1:])
         else:
-            layers = (encoder.config.num_hidden_layers + 1,) if self._recorders else ()
-            shape = (batch, *layers, 1, encoder.config.hidden_size)
+            layers = len(self.config.mixed_layers(modality))
+            shape = (batch, *([layers] if layers else []), 1, encoder.config.hidden_size)
             states = torch.zeros(shape, dtype=dtype, device=given.device)
         return states, torch.zeros(batch, states.shape[-2], dtype=torch.bool, device=given.device)
 
@@ -1027,6 +1034,23 @@ class MTMMModel(MTMMPreTrainedModel):
                 )
             if seen:
                 self.config.trained_outputs = (*self.config.trained_outputs, name)
+
+
+def _average_frames(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Means over `stride` consecutive real frames; the last one may be over fewer.
+
+    `states` (batch[, layers], frames, width) and `mask` (batch, frames), of ⌈frames / stride⌉ after.
+    """
+    if stride == 1:
+        return states, mask
+    missing = -states.shape[-2] % stride
+    states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    shares = mask.unflatten(-1, (-1, stride)).to(states.dtype)
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1)
+    if states.dim() == 4:
+        shares = shares[:, None]
+    averages = torch.einsum("...fsw,...fs->...fw", states.unflatten(-2, (-1, stride)), shares)
+    return averages, mask[:, ::stride]
 
 
 def _is_trainable(encoder: nn.Module) -> bool:

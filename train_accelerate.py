@@ -51,10 +51,10 @@ from mtmm_training.batches import (
 )
 from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal
 from mtmm_training.corpora import CORPORA, read_corpus
-from mtmm_training.predictions import Predictions, predict, write_predictions
 from mtmm_training.features import CachedStates, FeatureCache, trainable_encoders
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
+from mtmm_training.predictions import Predictions, predict, write_predictions
 from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest, replacing
 
 

@@ -276,15 +276,15 @@ class FeatureCache:
         lengths = lengths * extractor.sampling_rate // FRAMES_PER_SECOND
         if extractor.model_input_names[0] == "input_features":
             lengths = lengths // extractor.hop_length
-        frames = self.model.audio_model._get_feat_extract_output_lengths(lengths)
-        return frames.clamp(min=1).numpy()
+        frames = self.model.audio_model._get_feat_extract_output_lengths(lengths).clamp(min=1)
+        return -(-frames // self.model.config.acoustic_stride).numpy()
 
     def _check_space(self, positions: dict[str, np.ndarray], quiet: bool) -> None:
         """Say how large the missing states are; refuse them if the disk cannot hold them."""
         sizes = {}
         for modality, counts in positions.items():
             config = _encoder(self.model, modality).config
-            layers = config.num_hidden_layers + 1 if self._all_layers() else 1
+            layers = max(len(self.model.config.mixed_layers(modality)), 1)
             numbers = int(counts.sum()) * layers * config.hidden_size
             sizes[modality] = numbers * self.dtype.itemsize
             if not quiet and len(counts):
@@ -301,11 +301,9 @@ class FeatureCache:
             raise ValueError(
                 f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)} free. "
                 "Choose another disk, a 16-bit dtype, or the encoders' last layer alone "
-                '(`"encoder_layers": "last"`); or train without a cache.'
+                '(`"encoder_layers": "last"`) or a few (`audio_layers`, `text_layers`), or a larger '
+                "`acoustic_stride`; or train without a cache."
             )
-
-    def _all_layers(self) -> bool:
-        return self.model.config.encoder_layers == "weighted"
 
     def _dtype_name(self) -> str:
         return str(self.dtype).removeprefix("torch.")
@@ -533,7 +531,8 @@ def describe_states(
         "format": FORMAT,
         "modality": modality,
         "dtype": dtype,
-        "encoder_layers": model.config.encoder_layers,
+        "layers": model.config.mixed_layers(modality),  # none: the last alone
+        "stride": model.config.acoustic_stride if modality == "audio" else 1,
         "encoder": type(encoder).__name__,
         "attention": encoder.config._attn_implementation,
         "config": _lasting(encoder.config.to_dict()),
