@@ -81,8 +81,9 @@ class MTMMConfig(PreTrainedConfig):
         encoder_layers (`str`): "last": the encoders' last hidden states. "weighted": a learned
             softmax-weighted sum over their hidden states, each normalised first (SUPERB,
             Yang et al. 2021, arXiv 2105.01051).
-        audio_layers, text_layers (`tuple[int]`): Which of an encoder's hidden states "weighted"
+        audio_layers (`tuple[int]`): Which of the acoustic encoder's hidden states "weighted"
             mixes, 0 = the input of its first layer; None = all of them.
+        text_layers (`tuple[int]`): The same for the linguistic encoder.
         acoustic_stride (`int`): So many consecutive frames are averaged into one acoustic state,
             before everything else; 1 = none are, as in the paper. 5 turns 50 frames a second into
             10 states and makes fusion and cache about 5 times cheaper (LOG.md has its effect).

@@ -51,6 +51,8 @@ def test_tiny_model_stays_tiny() -> None:
     [
         ("encoder_layers", "first", "one of 'last', 'weighted'"),
         ("bridge_wiring", "cross", "one of 'crossed', 'direct'"),
+        ("audio_layers", [0, 1], 'None with encoder_layers="last"'),
+        ("acoustic_stride", 0, "at least 1"),
         ("hidden_size", 0, "at least 1"),
         ("num_attention_heads", -2, "at least 1"),
         ("num_attention_heads", 5, "a divisor of hidden_size=32"),
@@ -134,9 +136,17 @@ def test_model_checks_config_again() -> None:
         MTMMModel(config)
 
 
+@pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1, 1], [1, 3]])
+def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
+    with pytest.raises(ValueError, match="rising whole numbers from 0 to 2, at least one"):
+        MTMMConfig.tiny(encoder_layers="weighted", text_layers=layers)
+
+
 CHANGED = {
     "bridge_wiring": "direct",
     "encoder_layers": "weighted",
+    "audio_layers": (0, 2),
+    "acoustic_stride": 5,
     "id2label": {0: "calm", 1: "afraid", 2: "disgusted"},
     "dimension_names": ("valence", "arousal", "dominance"),
     "dimension_range": (-1.0, 1.0),

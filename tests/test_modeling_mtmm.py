@@ -679,6 +679,55 @@ def test_weighted_layers_are_encoders_hidden_states(make_model: MakeModel, pair:
         assert_equal(states, torch.stack(layers, dim=1), 1e-6)
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_chosen_layers_are_those_of_all(make_model: MakeModel, pair: str) -> None:
+    every = make_model(**WEIGHTED, **PAIRS[pair])
+    model = make_model(**WEIGHTED, **PAIRS[pair], audio_layers=[0, 2], text_layers=[1])
+    model.load_state_dict(
+        {name: value for name, value in every.state_dict().items() if "layer_weights" not in name},
+        strict=False,
+    )
+    inputs = batch(model, utterances(model))
+    assert_equal(
+        model.encode_audio(inputs["input_values"])[0],
+        every.encode_audio(inputs["input_values"])[0][:, [0, 2]],
+    )
+    assert_equal(
+        model.encode_text(inputs["input_ids"])[0], every.encode_text(inputs["input_ids"])[0][:, [1]]
+    )
+    assert model.fusion.acoustic_input.layer_weights.shape == (2,)
+    with torch.no_grad():  # all other layers of the one that has all count nothing
+        weights = every.fusion.acoustic_input.layer_weights
+        weights[[0, 2]], weights[1] = model.fusion.acoustic_input.layer_weights, -torch.inf
+        every.fusion.linguistic_input.layer_weights[[0, 2]] = -torch.inf
+    assert_equal(predict(model, inputs), predict(every, inputs))
+
+
+@pytest.mark.parametrize("layers", ["last", "weighted"])
+@pytest.mark.parametrize("pair", ["hubert-deberta", "whisper-bert"])
+def test_stride_averages_real_frames(make_model: MakeModel, pair: str, layers: str) -> None:
+    model = make_model(encoder_layers=layers, acoustic_stride=3, **PAIRS[pair])
+    plain = make_model(encoder_layers=layers, **PAIRS[pair])
+    plain.load_state_dict(model.state_dict())
+    inputs = batch(model, utterances(model), padding=4)
+    states, mask = model.encode_audio(*(inputs[key] for key in AUDIO_KEYS))
+    frames, frame_mask = plain.encode_audio(*(inputs[key] for key in AUDIO_KEYS))
+    lengths = frame_mask.sum(-1).tolist()
+    assert mask.sum(-1).tolist() == [math.ceil(length / 3) for length in lengths]
+    assert any(length % 3 for length in lengths)  # the last mean is over fewer
+    for row, length in enumerate(lengths):
+        for state, start in enumerate(range(0, length, 3)):
+            expected = frames[row, ..., start : min(start + 3, length), :].mean(dim=-2)
+            assert_equal(states[row, ..., state, :], expected)
+    expected = predict(
+        plain,
+        {"acoustic_states": states, "acoustic_attention_mask": mask} | without(inputs, AUDIO_KEYS),
+    )
+    assert_equal(predict(model, inputs), expected)
+    alone = torch.cat([predict(model, batch(model, [item])) for item in utterances(model)])
+    assert_equal(predict(model, inputs), alone)
+
+
 # ---- gradients, training -------------------------------------------------------------------------
 
 CASES = ["complete", "no_audio", "no_text", "no_emotions", "no_dimensions", "one_row_each"]
