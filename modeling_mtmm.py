@@ -978,6 +978,43 @@ class MTMMModel(MTMMPreTrainedModel):
             hidden_states=fused.hidden_states if output_hidden_states else None,
         )
 
+    def bridge_contributions(
+        self, output: MTMMOutput, acoustic_attention_mask: Tensor, linguistic_attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where the states came from that the interaction read, by its attention weights.
+
+        The mean over heads, bridge tokens and layers. In crossed wiring a weight on a key stands for
+        values of the other modality, and is carried to them.
+
+        Args:
+            output: Of [`forward`] with `output_attentions=True`.
+            acoustic_attention_mask: As [`encode_audio`] gave it: (batch, frames).
+            linguistic_attention_mask: As [`encode_text`] gave it: (batch, tokens).
+
+        Returns:
+            Shares (batch, frames) and (batch, tokens); 0 at padding; the two rows of an utterance
+            sum to 1 together.
+
+        Raises:
+            ValueError: The model has no bridge tokens.
+
+        Source: ours; attention weights say what was read, not what decided (Jain & Wallace 2019).
+        """
+        if not self.config.use_bridge_tokens:
+            raise ValueError(
+                "Contributions are read from bridge tokens, which this model was built without "
+                "(`use_bridge_tokens=False`)."
+            )
+        a_mask, l_mask = acoustic_attention_mask != 0, linguistic_attention_mask != 0
+        a_read = _mean_attention(output.acoustic_bridge_attentions)
+        l_read = _mean_attention(output.linguistic_bridge_attentions)
+        acoustic, linguistic = a_read, l_read
+        if self.config.bridge_wiring == "crossed":
+            acoustic, linguistic = _carry_to_values(a_read, a_mask, l_read, l_mask)
+        acoustic, linguistic = acoustic[:, : a_mask.shape[1]], linguistic[:, : l_mask.shape[1]]
+        total = (acoustic.sum(-1) + linguistic.sum(-1))[:, None]
+        return acoustic / total, linguistic / total
+
     def _states(
         self,
         modality: str,
@@ -1034,6 +1071,30 @@ class MTMMModel(MTMMPreTrainedModel):
                 )
             if seen:
                 self.config.trained_outputs = (*self.config.trained_outputs, name)
+
+
+def _mean_attention(layers: tuple[Tensor, ...]) -> Tensor:
+    """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
+    return _at_least_float32(torch.stack(layers)).mean(dim=(0, 2, 3))
+
+
+def _carry_to_values(
+    a_read: Tensor, a_mask: Tensor, l_read: Tensor, l_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Crossed wiring: weights on keys (batch, keys) as weights on the acoustic and linguistic values.
+
+    Where a modality is absent, its keys and its values were those of the present one.
+    """
+    a_there, l_there = a_mask.any(-1), l_mask.any(-1)
+    a_length, l_length = a_mask.sum(-1), l_mask.sum(-1)
+    a_keys = torch.where(a_there, a_length, l_length)
+    l_keys = torch.where(l_there, l_length, a_length)
+    keys = a_read.shape[-1]
+    a_set = (a_read[:, None] @ align_weights(l_keys, a_keys, keys, keys).to(a_read))[:, 0]
+    l_set = (l_read[:, None] @ align_weights(a_keys, l_keys, keys, keys).to(l_read))[:, 0]
+    acoustic = _zero_unless(a_there, l_set) + _zero_unless(~l_there, a_set)
+    linguistic = _zero_unless(l_there, a_set) + _zero_unless(~a_there, l_set)
+    return acoustic, linguistic
 
 
 def _average_frames(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:

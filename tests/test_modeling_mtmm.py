@@ -728,6 +728,42 @@ def test_stride_averages_real_frames(make_model: MakeModel, pair: str, layers: s
     assert_equal(predict(model, inputs), alone)
 
 
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_contributions_are_weights_carried_to_their_values(
+    make_model: MakeModel, wiring: str
+) -> None:
+    model = make_model(bridge_wiring=wiring, num_interaction_layers=2)
+    inputs = batch(model, utterances(model), padding=3)
+    inputs["audio_attention_mask"][0] = 0
+    inputs["attention_mask"][1] = 0
+    _, a_mask = model.encode_audio(*(inputs[key] for key in AUDIO_KEYS))
+    l_mask = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        output = model(**inputs, output_attentions=True)
+    acoustic, linguistic = model.bridge_contributions(output, a_mask, l_mask)
+    assert_equal(acoustic.sum(-1) + linguistic.sum(-1), torch.ones(4))
+    assert not acoustic[~a_mask].any() and not linguistic[~l_mask].any()
+    for row in range(4):
+        a_length, l_length = int(a_mask[row].sum()), int(l_mask[row].sum())
+        a_sets = torch.stack(output.acoustic_bridge_attentions)[:, row].mean(dim=(0, 1))
+        l_sets = torch.stack(output.linguistic_bridge_attentions)[:, row].mean(dim=(0, 1))
+        if wiring == "direct":
+            from_audio, from_text = a_sets.mean(0)[:a_length], l_sets.mean(0)[:l_length]
+        elif a_length and l_length:
+            to_text = torch.tensor(reference_align(l_length, a_length), dtype=torch.float32)
+            to_audio = torch.tensor(reference_align(a_length, l_length), dtype=torch.float32)
+            from_audio = l_sets.mean(0)[:l_length] @ to_audio
+            from_text = a_sets.mean(0)[:a_length] @ to_text
+        else:  # both sets read the one that is there
+            both = (a_sets + l_sets).mean(0)
+            from_audio, from_text = both[:a_length], both[:l_length]
+        total = from_audio.sum() + from_text.sum()
+        assert_equal(acoustic[row, :a_length], from_audio / total)
+        assert_equal(linguistic[row, :l_length], from_text / total)
+    with pytest.raises(ValueError, match="without"):
+        make_model(use_bridge_tokens=False).bridge_contributions(output, a_mask, l_mask)
+
+
 # ---- gradients, training -------------------------------------------------------------------------
 
 CASES = ["complete", "no_audio", "no_text", "no_emotions", "no_dimensions", "one_row_each"]
