@@ -10,6 +10,7 @@ also adapter/. launch/ has a configuration of accelerate for every kind of machi
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -20,18 +21,25 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils import (
+    DistributedType,
+    ProjectConfiguration,
+    gather_object,
+    send_to_device,
+    set_seed,
+)
 from accelerate.utils.memory import should_reduce_batch_size
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -40,6 +48,7 @@ from transformers import HfArgumentParser
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training import adapters, figures
+from mtmm_training.augment import add_variants, mask_frames
 from mtmm_training.batches import (
     LengthBatches,
     RawInputs,
@@ -50,238 +59,13 @@ from mtmm_training.batches import (
     to_dataset,
 )
 from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal
-from mtmm_training.corpora import CORPORA, read_corpus
+from mtmm_training.corpora import read_corpus
 from mtmm_training.features import CachedStates, FeatureCache, trainable_encoders
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
 from mtmm_training.predictions import Predictions, predict, write_predictions
-from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest, replacing
-
-
-def _flag(default: Any, text: str, **more: Any) -> Any:
-    """A field of TrainConfig: its default and the help text of its flag."""
-    metadata = {"help": text} | more
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass
-class TrainConfig:
-    """All that a run needs beside the weights; written into results.json."""
-
-    out: str = _flag("out/run", "Folder of this run's results.")
-    seed: int = _flag(0, "Of weights, batches, dropout and modality masking.")
-
-    # Data and fold
-    manifest: str | None = _flag(
-        None, "CSV, TSV, JSONL or Parquet table of utterances (see README)."
-    )
-    audio_dir: str | None = _flag(
-        None, "Where the manifest's relative audio paths begin; its folder if not given."
-    )
-    corpus: str | None = _flag(None, "Name of a corpus with a reader, instead of a manifest.")
-    corpus_dir: str | None = _flag(None, "Folder of the corpus as distributed.")
-    corpus_options: str = _flag(
-        "{}", 'Options of the corpus\'s reader as JSON, for example \'{"labels": "all"}\'.'
-    )
-    emotions: list[str] | None = _flag(
-        None, "Emotions to predict; if not given those of --model, else angry happy sad neutral."
-    )
-    dimensions: list[str] | None = _flag(
-        None, "Dimensions to predict; if not given those of --model, else valence arousal."
-    )
-    dimension_range: list[float] | None = _flag(
-        None,
-        "Lowest and highest value of their labels; if not given that of --model or the corpus, else 1 5.",
-    )
-    modalities: list[str] = _flag(
-        ["audio", "text"], "What the model sees, in training and test.", choices=["audio", "text"]
-    )
-    protocol: str = _flag(
-        "speaker",
-        "How folds are made: speaker, session, leave_one_speaker_out, grouped or official.",
-    )
-    k: int | None = _flag(None, "Number of folds of protocol grouped.")
-    fold: int = _flag(0, "Which fold of the protocol, from 0.")
-    folds_file: str | None = _flag(None, "Folds saved earlier, instead of a protocol.")
-    validation_speakers: list[str] = _flag(
-        [], "With --test_speakers: the fold by names; all others train."
-    )
-    test_speakers: list[str] = _flag([], "See --validation_speakers.")
-
-    cache_dir: str | None = _flag(
-        None,
-        "Folder that keeps frozen encoders' states, for all folds and runs; if not given, cache/ beside "
-        "--out where both encoders are frozen; off = encode again in every epoch.",
-    )
-    cache_dtype: str = _flag(
-        "float16", "Precision of those states.", choices=["float16", "bfloat16", "float32"]
-    )
-
-    # Model
-    model: str | None = _flag(
-        None, "Folder or Hub id of an MTMM model to train on, instead of encoders."
-    )
-    audio_encoder: str = _flag(
-        "facebook/hubert-large-ll60k", "Folder or Hub id of the acoustic encoder."
-    )
-    text_encoder: str = _flag(
-        "microsoft/deberta-v3-large", "Folder or Hub id of the linguistic encoder."
-    )
-    model_config: str = _flag(
-        "{}", 'Fields of MTMMConfig as JSON, for example \'{"encoder_layers": "weighted"}\'.'
-    )
-
-    # What of the encoders trains
-    unfreeze_audio_layers: int = _flag(
-        0,
-        "Train so many of the acoustic encoder's last layers; 0 = as the model's configuration says.",
-    )
-    unfreeze_text_layers: int = _flag(
-        0, "Train so many of the linguistic encoder's last layers; 0 = as its configuration says."
-    )
-    lora_rank: int = _flag(
-        0,
-        "Width of LoRA's adapters in the encoders' attention, which --learning_rate trains; 0 = none.",
-    )
-    lora_alpha: float = _flag(16.0, "LoRA's outputs are multiplied by it and divided by its rank.")
-    lora_dropout: float = _flag(0.05, "Dropout on the adapters' inputs.")
-
-    # Optimisation
-    epochs: int = _flag(20, "Passes over the training split.")
-    batch_size: int = _flag(16, "Utterances per process and forward pass.")
-    frame_budget: int | None = _flag(
-        None, "Acoustic frames per process and forward pass, at most (50 a second)."
-    )
-    accumulation: int = _flag(1, "Forward passes per optimiser step.")
-    learning_rate: float = _flag(3e-4, "Of fusion, heads and LoRA's adapters.")
-    encoder_learning_rate: float = _flag(1e-5, "Of the encoders' own parameters, where they train.")
-    weight_decay: float = _flag(0.01, "Of AdamW, on matrices only.")
-    warmup_share: float = _flag(
-        0.08, "Share of the steps in which the learning rate rises, 0 to 1."
-    )
-    clip_norm: float = _flag(1.0, "Largest norm of the gradient.")
-    class_weights: str = _flag(
-        "none",
-        "balanced: rare emotions count more in the cross-entropy.",
-        choices=["none", "balanced"],
-    )
-    rmm_start: float = _flag(
-        0.8, "Random modality masking: its probability in the first epoch; 0 = off."
-    )
-    rmm_text_share: float = _flag(0.6, "How often it is the text that is masked.")
-    rmm_per_batch: bool = _flag(False, "Draw the masking once per batch, not per utterance.")
-    select_by: str = _flag(
-        "mean",
-        "Validation metric of the best epoch: mean (of UAR and every CCC that has labels), UAR, WAR, "
-        "macro_F1, CCC_valence, ...",
-    )
-    patience: int | None = _flag(
-        None, "Stop after so many epochs without a better one; not at all if not given."
-    )
-
-    # Machine
-    mixed_precision: str = _flag(
-        "no",
-        "no, bf16 or fp16. DeBERTa's attention can overflow in fp16: take bf16 where the device has it.",
-        choices=["no", "bf16", "fp16"],
-    )
-    gradient_checkpointing: bool = _flag(
-        False, "Keep few activations and compute them again: less memory, about a third more time."
-    )
-    compile: bool = _flag(
-        False,
-        "torch.compile: costs minutes before the first step; for long runs on a GPU (on a CPU, torch 2.13 "
-        "fails to build HuBERT with DeBERTa). Not with --gradient_checkpointing.",
-    )
-    workers: int = _flag(1, "Processes that decode audio ahead of the step.")
-    checkpoint_steps: int = _flag(
-        0, "Write a checkpoint every so many steps; 0 = at the end of epochs only."
-    )
-    keep_checkpoints: int = _flag(2, "How many of the newest checkpoints to keep.")
-    resume: bool = _flag(False, "Go on from the newest checkpoint in --out.")
-    tracker: str = _flag("tensorboard", "Any tracker of accelerate by name, or none.")
-
-    def check(self) -> None:
-        """Raise ValueError for the first flag whose value is not allowed."""
-        whole = ("epochs", "batch_size", "accumulation", "keep_checkpoints")
-        for name in whole:
-            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("learning_rate", "encoder_learning_rate", "clip_norm", "lora_alpha"):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("warmup_share", "rmm_start", "rmm_text_share"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        self._require("fold", self.fold >= 0, "a whole number from 0")
-        self._require(
-            "manifest", (self.manifest is None) != (self.corpus is None), "given, or else --corpus"
-        )
-        self._require(
-            "validation_speakers",
-            bool(self.validation_speakers) == bool(self.test_speakers),
-            "given together with --test_speakers",
-        )
-        self._require(
-            "corpus", self.corpus is None or self.corpus in CORPORA, f"one of {', '.join(CORPORA)}"
-        )
-        self._require(
-            "corpus_dir", self.corpus is None or self.corpus_dir is not None, "given with --corpus"
-        )
-        known = ", ".join(DIMENSIONS)
-        for name in self.dimensions or []:
-            self._require("dimensions", name in DIMENSIONS, f"one or more of {known}")
-        fields = json.loads(self.model_config)
-        self._require("model_config", isinstance(fields, dict), "a JSON object")
-        for name in ("id2label", "dimension_names", "dimension_range"):
-            self._require(
-                "model_config", name not in fields, f"without {name}, which has its own flag"
-            )
-        self._check_encoders(fields)
-
-    def _check_encoders(self, fields: dict[str, Any]) -> None:
-        """Refuse flags that contradict each other about what of the encoders trains."""
-        for name in ("unfreeze_audio_layers", "unfreeze_text_layers", "lora_rank"):
-            self._require(name, getattr(self, name) >= 0, "a whole number from 0")
-        self._require(  # torch 2.13 fails to trace checkpoints in batches of changing lengths
-            "compile",
-            not (self.compile and self.gradient_checkpointing),
-            "False with --gradient_checkpointing",
-        )
-        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 up to, not including, 1")
-        for modality in ("audio", "text"):
-            name, frozen = f"unfreeze_{modality}_layers", f"freeze_{modality}_encoder"
-            layers = getattr(self, name)
-            self._require(name, not (layers and self.lora_rank), "0 with --lora_rank")
-            self._require(
-                name,
-                not layers or modality in self.modalities,
-                f"0 without {modality} in --modalities",
-            )
-            self._require(
-                "model_config",
-                fields.get(frozen, True) or not (layers or self.lora_rank),
-                f"without {frozen}=false where --lora_rank or --{name} says what trains",
-            )
-
-    def resolve(self) -> "TrainConfig":
-        """The same flags with the outputs that --model brings, or the defaults, filled in."""
-        known = MTMMConfig() if self.model is None else MTMMConfig.from_pretrained(self.model)
-        corpus_range = None
-        if self.model is None and self.corpus is not None:
-            corpus_range = CORPORA[self.corpus].load().DIMENSION_RANGE
-        return dataclasses.replace(
-            self,
-            emotions=self.emotions or list(known.id2label.values()),
-            dimensions=[
-                name for name in DIMENSIONS if name in (self.dimensions or known.dimension_names)
-            ],
-            dimension_range=self.dimension_range or list(corpus_range or known.dimension_range),
-        )
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"`--{name}` is {getattr(self, name)!r}; it must be {allowed}.")
-
+from mtmm_training.train_config import TrainConfig
+from mtmm_training.utterances import SPLITS, Utterance, read_manifests, replacing
 
 # ---- data --------------------------------------------------------------------------------------
 
@@ -289,7 +73,7 @@ class TrainConfig:
 def read_utterances(config: TrainConfig) -> list[Utterance]:
     """The utterances that the flags name, reduced to the modalities that the model may see."""
     if config.manifest is not None:
-        utterances = read_manifest(
+        utterances = read_manifests(
             config.manifest,
             audio_dir=config.audio_dir,
             dimension_range=tuple(config.dimension_range),
@@ -332,16 +116,20 @@ def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
         )
 
 
+def folds_of(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Fold]:
+    """All folds that the flags describe, of which `--fold` chooses one."""
+    if config.test_speakers:
+        return [fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)]
+    if config.folds_file is not None:
+        return load_folds(config.folds_file, utterances)
+    return make_folds(
+        utterances, config.protocol, k=config.k, **({"seed": config.seed} if config.k else {})
+    )
+
+
 def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
     """The fold that the flags name."""
-    if config.test_speakers:
-        return fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)
-    if config.folds_file is not None:
-        folds = load_folds(config.folds_file, utterances)
-    else:
-        folds = make_folds(
-            utterances, config.protocol, k=config.k, **({"seed": config.seed} if config.k else {})
-        )
+    folds = folds_of(config, utterances)
     if config.fold >= len(folds):
         raise ValueError(
             f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
@@ -350,7 +138,8 @@ def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
 
 
 def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
-    """Counts, speakers, and hours of a split, as results.json keeps them."""
+    """Counts and speakers of a split, as results.json keeps them; corpora where there are several."""
+    corpora = Counter(u.corpus for u in utterances)
     return {
         "utterances": len(utterances),
         "with_audio": sum(u.audio is not None for u in utterances),
@@ -362,7 +151,7 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
             n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
         },
         "speakers": sorted({u.speaker_id for u in utterances}),
-    }
+    } | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
 
 
 def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
@@ -374,10 +163,29 @@ def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
     )
 
 
-def trained_outputs(counts: dict[str, Any]) -> tuple[str, ...]:
-    """The outputs that this training split has labels for."""
-    dimensions = [name for name, labelled in counts["dimensions"].items() if labelled]
-    return (*(["emotion"] if counts["emotions"] else []), *dimensions)
+def trained_outputs(model_config: MTMMConfig, utterances: Sequence[Utterance]) -> tuple[str, ...]:
+    """The outputs that this training split has labels for and that count in the loss."""
+    dimensions = model_config.dimension_names, model_config.dimension_loss_weights
+    weights = {"emotion": model_config.emotion_loss_weight} | dict(zip(*dimensions, strict=True))
+    outputs = tuple(
+        name
+        for name, weight in weights.items()
+        if weight > 0 and any(getattr(u, name) is not None for u in utterances)
+    )
+    if not outputs:
+        raise ValueError(
+            "The training split has no label that counts in the loss: labels may be of "
+            f"{', '.join(weights)}, their weights in the loss are {', '.join(map(str, weights.values()))}."
+        )
+    return outputs
+
+
+def hide_labels(
+    utterances: Iterable[Utterance], config: TrainConfig, outputs: Sequence[str]
+) -> list[Utterance]:
+    """Utterances without the labels of outputs that are not trained: no score is about chance."""
+    hidden = {"emotion", *config.dimensions} - set(outputs)
+    return [dataclasses.replace(u, **dict.fromkeys(hidden)) for u in utterances]
 
 
 def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
@@ -394,10 +202,10 @@ def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
 # ---- model and optimiser -----------------------------------------------------------------------
 
 
-def build_model(config: TrainConfig, outputs: tuple[str, ...]) -> tuple[MTMMModel, MTMMProcessor]:
+def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
     """Model and processor from pretrained encoders, or from a model that was trained before.
 
-    Seeded: a second call gives the same model. `outputs` are those that the data has labels for.
+    Seeded: a second call gives the same model.
     """
     set_seed(config.seed)
     fields = json.loads(config.model_config) | {
@@ -412,7 +220,7 @@ def build_model(config: TrainConfig, outputs: tuple[str, ...]) -> tuple[MTMMMode
         encoders = config.audio_encoder, config.text_encoder
         model = MTMMModel.from_encoders_pretrained(*encoders, **fields)
         processor = MTMMProcessor.from_encoders_pretrained(*encoders)
-    model.config.trained_outputs, model.config.temperature = outputs, 1.0
+    model.config.temperature = 1.0
     return model, processor
 
 
@@ -440,7 +248,8 @@ def best_model(
     The one that was trained may be sharded, compiled, of lower precision, or have adapters; those
     are merged here, and written into the folder `adapter` unless it is None.
     """
-    model, _ = build_model(config, outputs)
+    model, _ = build_model(config)
+    model.config.trained_outputs = outputs
     if not config.lora_rank:
         checkpoints.load_best(choose_trained(config, model))
         return model
@@ -461,9 +270,12 @@ def build_optimiser(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            rate = config.learning_rate
             # Adapters are new, as heads are; their names begin with peft's prefix.
-            in_encoder = name.startswith(("audio_model.", "text_model."))
-            rate = config.encoder_learning_rate if in_encoder else config.learning_rate
+            if name.startswith(("audio_model.", "text_model.")):
+                rate = config.encoder_learning_rate
+            elif "layer_weights" in name:
+                rate = config.layer_learning_rate
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     optimiser = torch.optim.AdamW(
@@ -508,47 +320,60 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = config.resolve()
     out = Path(config.out)
     began = time.monotonic()
-    refuse_to_overwrite(config, out)
+    if not config.encode_only:
+        refuse_to_overwrite(config, out)
     accelerator = make_accelerator(config)
     leave_cores_to(config.workers, accelerator)
     set_seed(config.seed)
 
-    # ---- data: read, checked, split ----
+    # ---- data and model: read, checked, split; only what is trained keeps its labels ----
     utterances = read_utterances(config)
     fold = choose_fold(config, utterances)
     splits = select(utterances, fold)
+    plain, processor = build_model(config)
+    outputs = plain.config.trained_outputs = trained_outputs(plain.config, splits["train"])
+    splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
     ids = {name: [u.utterance_id for u in splits[name]] for name in SPLITS}
     check_selection(config, counts["validation"])
     check_launch(config, accelerator, counts)
-
-    # ---- model ----
-    outputs = trained_outputs(counts["train"])
-    plain, processor = build_model(config, outputs)
+    check_augmentation(config, processor)
     model = choose_trained(config, plain)
     parameters = parameter_counts(model)
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
     if config.compile:
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
+
+    # ---- states from the cache, or raw inputs; batches ----
     raw = RawInputs(processor, config.emotions, config.dimensions)
-    cached = cached_states(config, plain, processor, splits, accelerator)
+    shown = splits | {"train": with_variants(config, splits["train"])}
+    if config.encode_only:
+        encode_all(config, plain, processor, utterances, accelerator)
+        return
+    everything = [utterance for name in SPLITS for utterance in shown[name]]
+    cached = cached_states(config, plain, processor, everything, accelerator)
     if cached is not None:
         leave_cores_to(0, accelerator)
 
-    def loader_of(split: str, collate: Any) -> DataLoader:
-        batches = LengthBatches(
-            frame_lengths(splits[split]),
+    @functools.cache  # lengths come from the files' headers, which are read once
+    def batches_of(split: str) -> LengthBatches:
+        return LengthBatches(
+            frame_lengths(shown[split]).reshape(-1, len(splits[split])),
             config.batch_size,
             frame_budget=config.frame_budget,
             seed=config.seed,
             shuffle=split == "train",
+            corpora=[u.corpus for u in splits[split]],
+            exponent=config.corpus_exponent,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
+
+    def loader_of(split: str, collate: Any) -> DataLoader:
         # Reading cached states is a copy: a core kept for a worker would lie idle.
         workers = config.workers if collate is raw else 0
-        return make_loader(to_dataset(splits[split]), batches, collate, workers=workers)
+        return make_loader(to_dataset(shown[split]), batches_of(split), collate, workers=workers)
 
     train, validation = loader_of("train", cached or raw), loader_of("validation", cached or raw)
     steps = [
@@ -613,6 +438,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     text_share=config.rmm_text_share,
                     per_batch=config.rmm_per_batch,
                 )
+                mask_frames(batch, config.mask_frames, seed=config.seed, epoch=epoch)
                 del batch["utterance_ids"]
                 # Gradients travel between processes once per step, with the last of its passes.
                 with nullcontext() if number == len(group) else accelerator.no_sync(model):
@@ -692,6 +518,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "validation": predictions["validation"].metrics(best.config, best.config.temperature),
             "test": predictions["test"].metrics(best.config, best.config.temperature),
             "test_ECE_before_temperature": predictions["test"].metrics(best.config)["ECE"],
+            "by_corpus": metrics_by_corpus(predictions["test"], splits["test"], best.config),
             "device": str(accelerator.device),
             "processes": accelerator.num_processes,
             "versions": versions(),
@@ -765,6 +592,15 @@ def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str
         )
 
 
+def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
+    """Refuse a change that the feature extractor undoes."""
+    if "gain" in config.augment and getattr(processor.feature_extractor, "do_normalize", False):
+        raise ValueError(
+            f"`--augment` is {config.augment}, but this model's feature extractor brings every waveform "
+            "to one loudness, so gain would change nothing. Leave gain out."
+        )
+
+
 def identity(config: TrainConfig, ids: dict[str, list[str]]) -> dict[str, Any]:
     """What makes a run this run: its flags, but for those that change no result, and its splits."""
     harmless = ("out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints")
@@ -779,18 +615,26 @@ def cached_states(
     config: TrainConfig,
     model: MTMMModel,
     processor: MTMMProcessor,
-    splits: dict[str, list[Utterance]],
+    utterances: Sequence[Utterance],
     accelerator: Accelerator,
 ) -> CachedStates | None:
-    """The frozen encoders' states of every utterance, encoded now where they never were; or None."""
-    if config.cache_dir == "off" or (config.cache_dir is None and trainable_encoders(model)):
+    """The frozen encoders' states of these utterances, encoded now where they never were.
+
+    None where training goes without a cache: it is off, or an encoder trains.
+    """
+    optional = config.cache_dir is None and not config.encode_only
+    if config.cache_dir == "off" or (optional and trainable_encoders(model)):
+        if config.mask_frames:
+            raise ValueError(
+                f"`--mask_frames` is {config.mask_frames}, but it hides cached states, and there is no "
+                "cache: it is off, or an encoder trains. Leave it out, or freeze both encoders."
+            )
         return None
     folder = config.cache_dir or Path(config.out).parent / "cache"
-    utterances = [utterance for split in splits.values() for utterance in split]
     cache = FeatureCache.open(
         folder, model.to(accelerator.device), processor, dtype=config.cache_dtype
     )
-    cache.encode(
+    encoded = cache.encode(
         utterances,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -798,9 +642,42 @@ def cached_states(
         workers=config.workers,
     )
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        print(cache.precision_line(splits["train"][:8]))
+    print_cache(cache, encoded, utterances, accelerator)
     return cache.collator(utterances, config.emotions, config.dimensions)
+
+
+def with_variants(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The utterances, then as many of each of their variants, if there are any."""
+    variants = add_variants(utterances, config.augment, config.augment_variants, config.seed)
+    return [utterance for variant in variants for utterance in variant]
+
+
+def encode_all(
+    config: TrainConfig,
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    utterances: Sequence[Utterance],
+    accelerator: Accelerator,
+) -> None:
+    """Fill the cache for every fold: all utterances, and variants of those that train in any."""
+    training = {name for fold in folds_of(config, utterances) for name in fold.train}
+    trained = [u for u in utterances if u.utterance_id in training]
+    variants = with_variants(config, trained)[len(trained) :]
+    cached_states(config, model, processor, [*utterances, *variants], accelerator)
+
+
+def metrics_by_corpus(
+    predictions: Predictions, utterances: Sequence[Utterance], config: MTMMConfig
+) -> dict[str, Any]:
+    """Metrics of each corpus in a split by itself; nothing where there is one corpus."""
+    corpora = np.array([u.corpus for u in utterances])  # in the order of the predictions
+    names = np.unique(corpora).tolist()
+    return {
+        name: Predictions(
+            *(np.asarray(column)[corpora == name] for column in vars(predictions).values())
+        ).metrics(config, config.temperature)
+        for name in (names if len(names) > 1 else ())
+    }
 
 
 def calibrate(validation: Predictions, outputs: Sequence[str]) -> float:
@@ -877,6 +754,8 @@ def print_summary(
             f"{split['with_text']} text), speakers: {len(split['speakers'])}; "
             f"{emotions or 'no emotions'}; {dimensions}"
         )
+        if "corpora" in split:
+            print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(
@@ -886,6 +765,24 @@ def print_summary(
         f"precision {config.mixed_precision}",
         flush=True,
     )
+
+
+def print_cache(
+    cache: FeatureCache,
+    encoded: dict[str, int],
+    utterances: Sequence[Utterance],
+    accelerator: Accelerator,
+) -> None:
+    """How much of the cache is new, and what its precision does."""
+    counts = gather_object([encoded])
+    if accelerator.is_main_process:
+        for modality, shards in cache.shards.items():
+            present = sum(getattr(u, modality) is not None for u in utterances)
+            print(
+                f"cache {shards.folder}: {present} {modality} inputs, "
+                f"{sum(count[modality] for count in counts)} encoded now"
+            )
+        print(cache.precision_line(utterances[:8]), flush=True)
 
 
 def epoch_line(config: TrainConfig, epoch: dict[str, Any], best: bool) -> str:
@@ -909,10 +806,13 @@ def print_test(results: dict[str, Any], out: Path) -> None:
         f"{', '.join(results['splits']['test']['speakers'])}; epoch {results['best_epoch']} by "
         f"{results['select_by']}): " + "  ".join(metric_parts(results["test"]))
     )
+    for name, metrics in results["by_corpus"].items():
+        parts = metric_parts(metrics)
+        print(f"  {name} ({metrics['utterances']} utterances): " + "  ".join(parts))
     untrained = set(results["config"]["dimensions"]) | {"emotion"}
     untrained -= set(results["model_config"]["trained_outputs"])
     if untrained:
-        print(f"no labels, so not trained: {', '.join(sorted(untrained))}")
+        print(f"not trained (no labels, or weight 0 in the loss): {', '.join(sorted(untrained))}")
     print(
         f"{results['wall_time_s']:.0f} s; model, results, predictions and pictures are in {out}",
         flush=True,
@@ -955,12 +855,17 @@ def _flat(epoch: dict[str, Any]) -> dict[str, float]:
 
 
 def explain(error: Exception) -> str:
-    """One sentence for the user; of running out of memory, what to lower."""
+    """A sentence or two for the user: what happened, and what to do."""
     if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
         return (
             f"Out of memory ({str(error).splitlines()[0]}). Lower --batch_size (and raise "
             "--accumulation as much), --frame_budget or --unfreeze_..._layers, or add "
             "--gradient_checkpointing, --mixed_precision bf16 or --lora_rank; and choose another --out."
+        )
+    if isinstance(error, SafetensorError):  # of a full disk too, of which it makes no OSError
+        return (
+            f"Weights could not be written or read ({error}). The last complete checkpoint is untouched: "
+            "where the disk is full, free some space and run the same command with --resume."
         )
     return str(error)
 
@@ -968,5 +873,5 @@ def explain(error: Exception) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         sys.exit(f"error: {explain(error)}")

@@ -2,12 +2,12 @@
 
     python benchmarks/killed_runs.py [--runs 20] [--seed 0] [--kills 2] [--cached]
 
-Small runs of train_accelerate.py on the embedded corpus, with dropout, random modality masking, two
-workers and a checkpoint every step; the encoders train too. Each run is killed one to --kills times,
-each time after a time drawn evenly from 0 to what the whole reference run took, and in the end left
-to finish. With --cached the encoders are frozen and each run fills a cache of its own, so that kills
-hit the encoding too. All weights and everything that results.json says of epochs and test must be
-the same, bit for bit.
+Small runs of train_accelerate.py on the embedded corpus, with dropout, random modality masking,
+augmented recordings, two workers and a checkpoint every step; the encoders train too. Each run is
+killed one to --kills times, each time after a time drawn evenly from 0 to what the whole reference
+run took, and in the end left to finish. With --cached the encoders are frozen, acoustic states are
+masked, and each run fills a cache of its own, so that kills hit the encoding too. All weights and
+everything that results.json says of epochs and test must be the same, bit for bit.
 """
 
 import json
@@ -47,7 +47,9 @@ def main() -> None:
         flags = synthetic_flags(work, arguments.utterances, **fields)
         flags += ["--epochs", str(arguments.epochs), "--batch_size", "6", "--workers", "2"]
         flags += ["--checkpoint_steps", "1", "--keep_checkpoints", "2"]
+        flags += ["--augment", "speed", "noise", "lowpass", "--augment_variants", "2"]
         if arguments.cached:
+            flags += ["--mask_frames", "0.2"]
             flags.append("--cache_dir")  # its value is the run's own, see start()
         began = time.monotonic()
         train(work / "reference", flags)

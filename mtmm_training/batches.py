@@ -16,6 +16,7 @@ from datasets import Audio, Dataset
 from torch.utils.data import DataLoader, Sampler
 
 from modeling_mtmm import ABSENT_EMOTION
+from mtmm_training.augment import augment, speed_of
 from mtmm_training.utterances import DIMENSIONS, Utterance
 from processing_mtmm import MTMMProcessor
 
@@ -31,7 +32,8 @@ MASKS = {
 
 def to_dataset(utterances: Sequence[Utterance]) -> Dataset:
     """Utterances as a `datasets.Dataset`; audio stays undecoded until a worker collates it."""
-    columns = ("utterance_id", "audio", "text", "emotion", *DIMENSIONS, "start_s", "end_s")
+    columns = ("utterance_id", "audio", "text", "emotion", *DIMENSIONS)
+    columns += ("start_s", "end_s", "augmentation")
     rows = [{name: getattr(utterance, name) for name in columns} for utterance in utterances]
     dataset = Dataset.from_list(rows)
     if any(utterance.audio is not None for utterance in utterances):
@@ -44,14 +46,17 @@ def frame_lengths(utterances: Sequence[Utterance]) -> np.ndarray:
 
     Text without audio counts two frames a word, about its number of tokens.
     """
+    paths = {utterance.audio for utterance in utterances} - {None}
+    durations = {path: soundfile.info(path).duration for path in paths}
     lengths = []
     for utterance in utterances:
         if utterance.audio is None:
             lengths.append(2 * len((utterance.text or "").split()))
             continue
-        info = soundfile.info(utterance.audio)
-        end_s = info.duration if utterance.end_s is None else min(utterance.end_s, info.duration)
-        lengths.append(math.ceil(FRAMES_PER_SECOND * (end_s - (utterance.start_s or 0.0))))
+        duration_s = durations[utterance.audio]
+        end_s = duration_s if utterance.end_s is None else min(utterance.end_s, duration_s)
+        duration_s = (end_s - (utterance.start_s or 0.0)) / speed_of(utterance)
+        lengths.append(math.ceil(FRAMES_PER_SECOND * duration_s))
     return np.maximum(np.array(lengths, dtype=np.int64), 1)
 
 
@@ -63,44 +68,69 @@ class LengthBatches(Sampler[list[int]]):
     seen exactly once an epoch and all processes make the same number of steps, which accelerate's
     own sharding does not promise for batches of different sizes.
 
+    Of several corpora, an epoch still has as many draws as there are utterances, but a corpus of n
+    gets a share of them in proportion to n ** `exponent`: 1 leaves every utterance its one turn, 0
+    gives every corpus as much. A corpus goes round its utterances, and on in the next epoch from
+    where it stopped.
+
     Args:
-        lengths: (utterances,), in frames.
+        lengths: (utterances,), in frames; or (variants, utterances): every utterance goes from
+            variant to variant, each time that it is drawn, and variant v of utterance u is index
+            v * utterances + u.
         batch_size: Utterances per process and batch, at most.
         frame_budget: Frames per process and batch, padding included, at most; None = no budget. An
             utterance longer than the budget is a batch of its own on its process.
         seed: Of the order of utterances and batches.
-        shuffle: False: from the longest batch to the shortest, every time the same.
+        shuffle: False: from the longest batch to the shortest, every time the same; all variants.
+        corpora: (utterances,), the corpus of each; None = one.
+        exponent: 0 to 1.
         rank, world_size: This process, and how many there are.
 
     Raises:
-        ValueError: Fewer utterances than processes, or a size below 1.
+        ValueError: Fewer utterances than processes, a size below 1, or an exponent out of range.
+
+    Source: shares in proportion to n ** exponent: Arivazhagan et al. 2019, section 3.2, where the
+    exponent is 1/T.
     """
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | np.ndarray,
         batch_size: int,
         *,
         frame_budget: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
+        corpora: Sequence[str] | None = None,
+        exponent: float = 1.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.lengths = np.asarray(lengths)
-        if len(self.lengths) < world_size:
+        table = np.atleast_2d(lengths)
+        self.variants, self.count = table.shape
+        self.lengths = table.reshape(-1)  # by index
+        if self.count < world_size:
             raise ValueError(
-                f"{len(self.lengths)} utterances cannot be dealt out to {world_size} processes; each "
+                f"{self.count} utterances cannot be dealt out to {world_size} processes; each "
                 "needs at least one. Start fewer processes."
             )
         if batch_size < 1 or (frame_budget is not None and frame_budget < 1):
             raise ValueError(
                 f"`batch_size={batch_size}` and `frame_budget={frame_budget}` must be at least 1."
             )
+        if not 0 <= exponent <= 1:
+            raise ValueError(f"`exponent={exponent}` must be from 0 to 1.")
         self.batch_size, self.frame_budget = batch_size, frame_budget
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_batch = 0, 0
+        generator = np.random.default_rng([seed, 0, 1])  # no epoch has three numbers
+        self._first_variants = generator.integers(self.variants, size=self.count)
+        names = np.array(["one"] * self.count if corpora is None else corpora)
+        self._circles = [
+            generator.permutation(np.flatnonzero(names == name)) for name in np.unique(names)
+        ]
+        self._draws = share_out(self.count, [len(circle) ** exponent for circle in self._circles])
         self._batches: tuple[int, list[np.ndarray]] | None = None  # of the epoch they were made for
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
@@ -138,18 +168,29 @@ class LengthBatches(Sampler[list[int]]):
 
     def _make_batches(self, epoch: int) -> list[np.ndarray]:
         generator = np.random.default_rng([self.seed, epoch])
-        count = len(self.lengths)
         if not self.shuffle:
             order = np.argsort(-self.lengths, kind="stable")
             return self._cut(order)
-        order = generator.permutation(count)
-        blurred = self.lengths * generator.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, count)
+        drawn = self._drawn(epoch)
+        order = generator.permutation(self.count)
+        jitter = generator.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, self.count)
+        blurred = self.lengths[drawn] * jitter
         chunk = BUCKET_BATCHES * self.batch_size * self.world_size
         batches = []
-        for start in range(0, count, chunk):
+        for start in range(0, self.count, chunk):
             part = order[start : start + chunk]
-            batches += self._cut(part[np.argsort(-blurred[part])])
+            batches += self._cut(drawn[part[np.argsort(-blurred[part])]])
         return self._mend_small([batches[i] for i in generator.permutation(len(batches))])
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The indices that an epoch shows, in ascending order: (utterances,)."""
+        indices = []
+        for circle, draws in zip(self._circles, self._draws, strict=True):
+            rounds, places = np.divmod(np.arange(epoch * draws, (epoch + 1) * draws), len(circle))
+            utterances = circle[places]
+            variants = (self._first_variants[utterances] + rounds) % self.variants
+            indices.append(variants * self.count + utterances)
+        return np.sort(np.concatenate(indices))
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         """Consecutive global batches from indices sorted, more or less, from long to short."""
@@ -171,6 +212,14 @@ class LengthBatches(Sampler[list[int]]):
             whole[-1] = np.concatenate([whole[-1], *small])
             return whole
         return batches
+
+
+def share_out(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to the weights that add up to `total`: the largest remainders."""
+    exact = total * np.asarray(weights) / np.sum(weights)
+    shares = np.floor(exact + 1e-9).astype(int)  # a share that is whole stays so despite rounding
+    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
+    return shares.tolist()
 
 
 class RawInputs:
@@ -219,6 +268,9 @@ class RawInputs:
         try:
             source = row["audio"]["bytes"] or row["audio"]["path"]
             array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
+            if row["augmentation"] is not None:
+                array = augment(array, rate, row["augmentation"], self.processor)
+                rate = self.processor.sampling_rate
         except (ValueError, OSError) as error:
             raise ValueError(f"Utterance {row['utterance_id']}: {error}") from error
         return {"array": array, "sampling_rate": rate}

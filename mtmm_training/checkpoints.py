@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -104,7 +105,7 @@ class Checkpoints:
                 identity.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
                 shutil.rmtree(final, ignore_errors=True)
                 temporary.rename(final)
-        except (OSError, RuntimeError) as error:  # torch.save tells of a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # by torch.save and safetensors
             shutil.rmtree(temporary, ignore_errors=True)
             raise OSError(
                 f"The checkpoint {final} could not be written ({error}). The last complete one is "

@@ -127,11 +127,10 @@ class FeatureCache:
         missing: dict[str, dict[str, Utterance]] = {}
         for modality, shards in self.shards.items():
             shards.refresh()
-            keys = self._keys(modality, utterances)
             missing[modality] = {
-                keys[u.utterance_id]: u
-                for u in utterances
-                if u.utterance_id in keys and keys[u.utterance_id] not in shards.entries
+                key: utterance
+                for key, utterance in zip(self._keys(modality, utterances), utterances, strict=True)
+                if key is not None and key not in shards.entries
             }
         return missing
 
@@ -149,7 +148,8 @@ class FeatureCache:
         Encoders with group norm get one utterance at a time: in a batch, padding changes their states.
 
         Args:
-            utterances: The same on every process; ids are unique.
+            utterances: The same on every process; variants of one utterance (see augment.py) may
+                be among them.
             rank, world_size: This process, and how many there are. They do not wait for each other.
             batch_size: Utterances at once, at most.
             workers: Processes that decode audio ahead of the encoder.
@@ -207,7 +207,11 @@ class FeatureCache:
                     f"The cache has no {STATES[modality]} states of {len(ids)} utterances ({ids[0]}, ...); "
                     "encode them first, in every process, and wait for all."
                 )
-        keys = {modality: self._keys(modality, utterances) for modality in STATES}
+        names = [u.utterance_id + (u.augmentation or "") for u in utterances]
+        keys = {
+            modality: dict(zip(names, self._keys(modality, utterances), strict=True))
+            for modality in STATES
+        }
         raw = RawInputs(self.processor, emotions, dimension_names)
         return CachedStates(raw, self.shards, keys)
 
@@ -240,18 +244,20 @@ class FeatureCache:
 
     # Keys and sizes.
 
-    def _keys(self, modality: str, utterances: Sequence[Utterance]) -> dict[str, str]:
-        """Of each utterance that has the modality, by id: the key of its content."""
-        present = [u for u in utterances if getattr(u, modality) is not None]
+    def _keys(self, modality: str, utterances: Sequence[Utterance]) -> list[str | None]:
+        """The key of each utterance's content, None where it lacks the modality."""
         if modality == "text":
-            return {u.utterance_id: _digest(u.text) for u in present}
-        paths = list(dict.fromkeys(u.audio for u in present))  # one recording may hold many
+            return [None if u.text is None else _digest(u.text) for u in utterances]
+        # One recording may hold many utterances.
+        paths = list(dict.fromkeys(u.audio for u in utterances if u.audio is not None))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             files = dict(zip(paths, pool.map(self._file_digest, paths), strict=True))
-        return {
-            u.utterance_id: _digest(f"{files[u.audio]} {u.start_s or 0.0} {u.end_s}")
-            for u in present
-        }
+        return [
+            None
+            if u.audio is None
+            else _digest(f"{files[u.audio]} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}")
+            for u in utterances
+        ]
 
     def _file_digest(self, path: str) -> str:
         """Of an audio file's bytes, read once as long as the file does not change."""
@@ -325,7 +331,7 @@ class FeatureCache:
         """Encode the entries from the longest to the shortest, shard by shard."""
         shards = self.shards[modality]
         shards.sweep()
-        keys = {utterance.utterance_id: key for key, utterance in entries.items()}
+        keys = list(entries)
         other = next(name for name in STATES if name != modality)
         rows = to_dataset([replace(u, **{other: None}) for u in entries.values()])
         loader = make_loader(rows, batches, RawInputs(self.processor, (), ()), workers=workers)
@@ -337,11 +343,11 @@ class FeatureCache:
         )
         pending: dict[str, Tensor] = {}
         began = time.monotonic()
-        for batch in loader:
-            for utterance_id, states in self._states(modality, batch).items():
-                pending[keys[utterance_id]] = states
+        for indices, batch in zip(batches, loader, strict=True):
+            states = self._states(modality, batch)
+            pending |= zip([keys[index] for index in indices], states, strict=True)
             progress.update(len(batch["utterance_ids"]))
-            size = sum(states.nbytes for states in pending.values())
+            size = sum(entry.nbytes for entry in pending.values())
             if size >= SHARD_BYTES or time.monotonic() - began >= SHARD_SECONDS:
                 shards.write(pending)
                 pending, began = {}, time.monotonic()
@@ -350,12 +356,12 @@ class FeatureCache:
         progress.close()
 
     @torch.no_grad()
-    def _states(self, modality: str, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """States of a batch of raw inputs by utterance id, without padding, in the cache's dtype."""
+    def _states(self, modality: str, batch: dict[str, Any]) -> list[Tensor]:
+        """States of a batch of raw inputs, each without padding, in the cache's dtype."""
         encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
         states, mask = encode(*(batch[name].to(self.model.device) for name in INPUTS[modality]))
         kept, lengths = states.to(self.dtype).cpu(), mask.sum(-1).tolist()
-        entries = {}
+        entries = []
         for utterance_id, row, length in zip(batch["utterance_ids"], kept, lengths, strict=True):
             # A copy: a view would keep, and write, the padding of the whole batch.
             entry = row[..., :length, :].clone(memory_format=torch.contiguous_format)
@@ -369,7 +375,7 @@ class FeatureCache:
                     f"The {STATES[modality]} states of utterance {utterance_id} are not finite in "
                     f"{self._dtype_name()}; use a cache in bfloat16 or float32, and check the input."
                 )
-            entries[utterance_id] = entry
+            entries.append(entry)
         return entries
 
 
@@ -382,11 +388,14 @@ class CachedStates:
     Args:
         raw: Makes the labels.
         shards: By modality.
-        keys: By modality and utterance id.
+        keys: By modality, and by utterance id with its augmentation, if any, behind it.
     """
 
     def __init__(
-        self, raw: RawInputs, shards: dict[str, "StateShards"], keys: dict[str, dict[str, str]]
+        self,
+        raw: RawInputs,
+        shards: dict[str, "StateShards"],
+        keys: dict[str, dict[str, str | None]],
     ) -> None:
         self.labels, self.shards, self.keys = raw.labels, shards, keys
 
@@ -408,7 +417,8 @@ class CachedStates:
     def _entry(self, modality: str, row: dict[str, Any]) -> Tensor | None:
         if row[modality] is None:
             return None
-        return self.shards[modality][self.keys[modality][row["utterance_id"]]]
+        name = row["utterance_id"] + (row["augmentation"] or "")
+        return self.shards[modality][self.keys[modality][name]]
 
 
 class StateShards:

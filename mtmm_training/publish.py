@@ -52,7 +52,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.utterances import read_manifest
+from mtmm_training.utterances import read_manifests
 
 TEMPLATE = Path(__file__).parents[1] / "model_card" / "template.md"
 HUB_FILES = [f"{name}_mtmm.py" for name in ("configuration", "modeling", "processing", "pipeline")]
@@ -451,7 +451,9 @@ def clean_results(results: Mapping[str, Any], name_speakers: bool = False) -> di
     cleaned = _without_paths(dict(results))
     config = cleaned["config"]
     for name in PATH_FIELDS:
-        if config.get(name):
+        if isinstance(config.get(name), list):
+            config[name] = [_last_part(path) for path in config[name]]
+        elif config.get(name):
             config[name] = _last_part(config[name])
     for name in SOURCE_FIELDS:
         if config.get(name) and not _is_hub_id(results["config"][name]):
@@ -710,12 +712,12 @@ def trainer_predictions(options: Publication, results: Mapping[str, Any], work: 
     exact = config.get("mixed_precision", "no") == "no" and results.get("device") == "cpu"
     tolerance = TRAINER_TOLERANCE if exact else TRAINER_TOLERANCE_HALF
     nothing = Recorded([], [], tolerance)
-    table, manifest = Path(options.run) / "predictions.csv", config.get("manifest")
+    table, manifests = Path(options.run) / "predictions.csv", config.get("manifest") or []
     encoder = results["model_config"]["audio_config"]
     reason = None
     if not table.is_file():
         reason = "the run has none"
-    elif manifest is None or not Path(manifest).is_file():
+    elif not manifests or not all(Path(manifest).is_file() for manifest in manifests):
         reason = "the run's manifest is not here"
     elif encoder.get("feat_extract_norm") == "group":
         reason = "an encoder with group norm depends on its batch"
@@ -726,8 +728,8 @@ def trainer_predictions(options: Publication, results: Mapping[str, Any], work: 
         rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
     known = {
         u.utterance_id: u
-        for u in read_manifest(
-            manifest,
+        for u in read_manifests(
+            manifests,
             audio_dir=config["audio_dir"],
             dimension_range=tuple(config["dimension_range"]),
         )

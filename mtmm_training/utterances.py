@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ class Utterance:
         split: the corpus's official split, "train", "validation" or "test".
         gender: as the corpus gives it.
         start_s, end_s: the stretch of the audio file in seconds; None = its beginning, its end.
+        augmentation: what is done to the waveform in training, see augment.py; None = nothing. No
+            column of a manifest.
 
     Raises:
         ValueError: a string is blank or padded with spaces, audio and text are both absent, a
@@ -94,6 +96,7 @@ class Utterance:
     gender: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+    augmentation: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("utterance_id", "corpus", "speaker_id"):
@@ -143,7 +146,7 @@ def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
         doubled = [name for name, count in counts.items() if count > 1]
         raise ValueError(
             f"{len(doubled)} utterance ids occur more than once, first {doubled[0]!r}; ids must be "
-            "unique. Prefix them with the corpus where corpora are mixed."
+            "unique. Where corpora are mixed, prefix ids with the corpus, or name the corpora apart."
         )
     return keyed
 
@@ -220,6 +223,46 @@ def read_manifest(
         raise ValueError(f"{path} has no rows; a manifest needs at least one utterance.")
     _check_audio_exists(path, utterances)
     return list(utterances.values())
+
+
+def read_manifests(
+    paths: Sequence[str | Path],
+    *,
+    audio_dir: str | Path | None = None,
+    dimension_range: tuple[float, float] = (1.0, 5.0),
+) -> list[Utterance]:
+    """Reads one manifest or several, whose utterances are used together.
+
+    Of several, ids become `<corpus>/<id>`. Speakers keep their names: one name is one person, in
+    whichever manifest, so that no speaker gets into two splits; the log names those that are in
+    several manifests. All share one scale of valence, arousal and dominance.
+
+    Args:
+        paths: as `read_manifest` takes them.
+        audio_dir, dimension_range: as of `read_manifest`, for all of them.
+
+    Raises:
+        ValueError: two utterances have the same id, or a manifest is refused.
+        FileNotFoundError: a manifest or audio files are missing.
+    """
+    tables = [
+        read_manifest(path, audio_dir=audio_dir, dimension_range=dimension_range) for path in paths
+    ]
+    if len(tables) == 1:
+        return tables[0]
+    manifests = Counter(name for table in tables for name in {u.speaker_id for u in table})
+    shared = sorted(name for name, count in manifests.items() if count > 1)
+    if shared:
+        logger.warning(
+            "%d speakers are in several manifests and taken for the same people, first %r; give "
+            "them other names if they are not",
+            len(shared),
+            shared[0],
+        )
+    together = [
+        replace(u, utterance_id=f"{u.corpus}/{u.utterance_id}") for table in tables for u in table
+    ]
+    return list(by_id(together).values())
 
 
 def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:

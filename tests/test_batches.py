@@ -11,6 +11,7 @@ from mtmm_training.batches import (
     RawInputs,
     mask_modalities,
     rmm_probability,
+    share_out,
     to_dataset,
 )
 from mtmm_training.utterances import Utterance
@@ -92,6 +93,106 @@ def test_lengths_of_counts_the_batches_of_each_epoch() -> None:
     for epoch, count in enumerate(counted):
         batches.set_epoch(epoch)
         assert len(list(batches)) == count
+
+
+# ---- variants and corpora ----------------------------------------------------------------------
+
+
+def drawn_in(batches: LengthBatches, epoch: int) -> list[int]:
+    batches.set_epoch(epoch)
+    return [index for batch in batches for index in batch]
+
+
+def test_utterances_take_turns_with_their_variants() -> None:
+    lengths = np.stack([iemocap_like_lengths(50, seed=seed) for seed in range(3)])
+    batches = LengthBatches(lengths, 8, frame_budget=900)
+    epochs = [drawn_in(batches, epoch) for epoch in range(4)]
+    for indices in epochs:
+        assert sorted(index % 50 for index in indices) == list(range(50))
+        assert len({index // 50 for index in indices}) == 3, "all show the same variant"
+    assert sorted(epochs[0] + epochs[1] + epochs[2]) == list(range(150))
+    assert sorted(epochs[3]) == sorted(epochs[0])
+
+
+def test_variants_bring_their_own_lengths() -> None:
+    lengths = np.stack([np.full(40, 10), np.full(40, 100)])
+    batches = LengthBatches(lengths, 16, frame_budget=200)
+    for batch in batches:
+        assert lengths.reshape(-1)[batch].max() * len(batch) <= 200
+    assert batches.padding_share() < 0.2
+
+
+CORPORA = ["big"] * 90 + ["small"] * 10
+
+
+@pytest.mark.parametrize(
+    ("exponent", "shares"), [(1.0, (90, 10)), (0.5, (75, 25)), (0.0, (50, 50))]
+)
+def test_epoch_shares_follow_the_exponent(exponent: float, shares: tuple[int, int]) -> None:
+    batches = LengthBatches(
+        iemocap_like_lengths(100), 7, corpora=CORPORA, exponent=exponent, seed=3
+    )
+    total = np.zeros(100, dtype=int)
+    for epoch in range(9):
+        counts = np.bincount(drawn_in(batches, epoch), minlength=100)
+        assert (counts[:90].sum(), counts[90:].sum()) == shares
+        for part in (counts[:90], counts[90:]):
+            assert part.max() - part.min() <= 1, "an epoch repeats some more than others"
+        total += counts
+        for part in (total[:90], total[90:]):
+            assert part.max() - part.min() <= 1, "some wait longer than others"
+    assert total.min() >= 5
+
+
+def test_repeats_show_other_variants() -> None:
+    lengths = np.tile(iemocap_like_lengths(100), (3, 1))
+    batches = LengthBatches(lengths, 8, corpora=CORPORA, exponent=0.0)
+    indices = np.array(drawn_in(batches, 0))
+    small = indices[indices % 100 >= 90]
+    assert len(small) == 50 and sorted(np.bincount(small)[np.unique(small)]) == [1] * 10 + [2] * 20
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_what_an_epoch_draws(world_size: int) -> None:
+    lengths = np.stack([iemocap_like_lengths(100, seed=seed) for seed in range(2)])
+    ranks = [
+        LengthBatches(
+            lengths,
+            12 // world_size,
+            corpora=CORPORA,
+            exponent=0.3,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
+    alone = LengthBatches(lengths, 12, corpora=CORPORA, exponent=0.3)
+    for epoch in range(3):
+        together = [index for batches in ranks for index in drawn_in(batches, epoch)]
+        assert sorted(together) == sorted(drawn_in(alone, epoch))
+        assert len({len(list(batches)) for batches in ranks}) == 1
+
+
+def test_one_corpus_is_as_no_corpora() -> None:
+    lengths = iemocap_like_lengths(100)
+    for exponent in (0.0, 1.0):
+        named = LengthBatches(lengths, 8, corpora=["a"] * 100, exponent=exponent)
+        assert list(named) == list(LengthBatches(lengths, 8))
+    assert list(LengthBatches(lengths, 8, corpora=CORPORA)) == list(LengthBatches(lengths, 8))
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "expected"),
+    [(10, [1, 1, 1], [4, 3, 3]), (7, [5, 2], [5, 2]), (100, [90**0.7, 10**0.7], [82, 18])],
+)
+def test_shares_add_up(total: int, weights: list[float], expected: list[int]) -> None:
+    assert share_out(total, weights) == expected
+
+
+@pytest.mark.parametrize("exponent", [-0.1, 1.5])
+def test_exponent_out_of_range_is_refused(exponent: float) -> None:
+    with pytest.raises(ValueError, match=f"`exponent={exponent}` must be from 0 to 1"):
+        LengthBatches([5, 6], 2, exponent=exponent)
 
 
 def test_too_few_utterances_for_the_processes_are_refused() -> None:

@@ -20,6 +20,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training import features
+from mtmm_training.augment import add_variants
 from mtmm_training.batches import LengthBatches, RawInputs, make_loader, mask_modalities, to_dataset
 from mtmm_training.features import FeatureCache, StateShards, pad_states
 from mtmm_training.utterances import Utterance
@@ -490,6 +491,68 @@ def test_overflow_is_refused(utterances, open_cache, make_model):
     ):
         open_cache(model, dtype="float16").encode(utterances)
     assert open_cache(model, dtype="bfloat16").encode(utterances)["audio"] == 6
+
+
+# ---- layers, stride and augmentation -------------------------------------------------------------
+
+SETTINGS = [
+    {"encoder_layers": "weighted", "audio_layers": [0, 2], "text_layers": [1]},
+    {"acoustic_stride": 3},
+    {"encoder_layers": "weighted", "audio_layers": [1], "acoustic_stride": 2},
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_chosen_layers_and_stride_come_back(
+    utterances, open_cache, make_model, tiny_processor, setting
+):
+    model = make_model(**setting)
+    cache = open_cache(model)
+    cache.encode(utterances, batch_size=3)
+    rows = list(to_dataset(utterances))
+    cached = cache.collator(utterances, EMOTIONS, DIMENSIONS)(rows)
+    raw = RawInputs(tiny_processor, EMOTIONS, DIMENSIONS)(rows)
+    assert (logits(model, cached) - logits(model, raw)).abs().max() <= 1e-5
+    shape = cached["acoustic_states"].shape
+    assert shape[1:-2] == ((len(setting["audio_layers"]),) if "audio_layers" in setting else ())
+    frames = make_model().encode_audio(raw["input_values"], raw["audio_attention_mask"])[1].sum(-1)
+    stride = setting.get("acoustic_stride", 1)
+    assert cached["acoustic_attention_mask"].sum(-1).tolist() == (-(-frames // stride)).tolist()
+
+
+def test_changed_layers_and_stride_miss(utterances, open_cache, make_model):
+    def misses(**setting: Any) -> tuple[int, int]:
+        missing = open_cache(make_model(**setting)).missing(utterances)
+        return len(missing["audio"]), len(missing["text"])
+
+    open_cache(make_model(**SETTINGS[0])).encode(utterances)
+    assert misses(**SETTINGS[0]) == (0, 0)
+    assert misses(**SETTINGS[0] | {"audio_layers": [0, 1]}) == (6, 0)
+    assert misses(**SETTINGS[0] | {"text_layers": [1, 2]}) == (0, 6)
+    assert misses(**SETTINGS[0] | {"acoustic_stride": 2}) == (6, 0)
+    assert misses(encoder_layers="last") == (6, 6)
+
+
+def test_variants_are_entries_of_their_own(utterances, open_cache, make_model, tiny_processor):
+    model = make_model()
+    cache = open_cache(model)
+    originals, *variants = add_variants(utterances, ["speed", "noise"], 2, seed=0)
+    shown = [*originals, *(u for variant in variants for u in variant)]
+    assert cache.encode(originals) == {"audio": 6, "text": 6}
+    assert cache.encode(shown, batch_size=3) == {"audio": 12, "text": 0}  # text is shared
+    rows = list(to_dataset(shown))
+    cached = cache.collator(shown, EMOTIONS, DIMENSIONS)(rows)
+    raw = RawInputs(tiny_processor, EMOTIONS, DIMENSIONS)(rows)
+    assert cached["utterance_ids"] == raw["utterance_ids"] == [u.utterance_id for u in shown]
+    assert (logits(model, cached) - logits(model, raw)).abs().max() <= 1e-5
+    one, two = cached["acoustic_states"][7], cached["acoustic_states"][14]
+    assert (one[:5] - two[:5]).abs().max() > 1e-2
+    for other in (
+        add_variants(utterances, ["speed", "noise"], 2, seed=1)[1],
+        add_variants(utterances, ["speed"], 2, seed=0)[1],
+    ):
+        missing = cache.missing(other)
+        assert (len(missing["audio"]), len(missing["text"])) == (6, 0)
 
 
 def test_group_norm_is_encoded_one_by_one(utterances, open_cache, make_model, tiny_processor):

@@ -75,7 +75,8 @@ def test_cpu_launch_starts_two_processes(tmp_path: Path) -> None:
     script.write_text(
         "from train_accelerate import TrainConfig, make_accelerator\n"
         "state = make_accelerator(TrainConfig(tracker='none')).state\n"
-        "print('process', state.process_index, 'of', state.num_processes, state.backend, state.device)\n"
+        "line = f'process {state.process_index} of {state.num_processes} {state.backend} {state.device}'\n"
+        "print(line + '\\n', end='')\n"  # in one piece: both write to one pipe
     )
     config = str(LAUNCH / "cpu.yaml")
     output = subprocess.run(

@@ -245,7 +245,8 @@ def test_new_version_removes_old_weights(hub: HubServer, put: Publish) -> None:
 def test_published_files_hold_no_private_path(put: Publish, run: Path, tmp_path: Path) -> None:
     put(dry_run=True)
     private = [str(run), str(run.parent), str(tmp_path.parent), str(Path.home()), WRITER]
-    private += [read(run)["config"][name] for name in ("manifest", "audio_encoder", "out")]
+    config = read(run)["config"]
+    private += [*config["manifest"], config["audio_encoder"], config["out"]]
     for path in (tmp_path / "staged").rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -255,7 +256,7 @@ def test_published_files_hold_no_private_path(put: Publish, run: Path, tmp_path:
 def test_results_lose_paths_and_speakers(run: Path) -> None:
     results = read(run)
     results["config"] |= {
-        "manifest": "/data/private person/manifest.csv",
+        "manifest": ["/data/private person/manifest.csv"],
         "audio_dir": "~/corpora/iemocap",
         "out": "../secret/run",
         "folds_file": r"C:\Users\someone\folds.json",
@@ -266,7 +267,7 @@ def test_results_lose_paths_and_speakers(run: Path) -> None:
     cleaned = clean_results(results)
     config = cleaned["config"]
     assert [config[name] for name in ("manifest", "audio_dir", "out", "folds_file")] == [
-        "manifest.csv",
+        ["manifest.csv"],
         "iemocap",
         "run",
         "folds.json",
@@ -347,7 +348,7 @@ def test_foreign_predictions_are_refused(
 def test_missing_data_skips_comparison(
     put: Publish, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = read(run)["config"] | {"manifest": "/gone/manifest.csv"}
+    config = read(run)["config"] | {"manifest": ["/gone/manifest.csv"]}
     put(copy_of(run, tmp_path, config=config), dry_run=True)
     assert "predictions.csv not compared: the run's manifest is not here" in capsys.readouterr().out
 

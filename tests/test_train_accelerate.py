@@ -16,9 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from configuration_mtmm import MTMMConfig
+from mtmm_training.checkpoints import StopSignal
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.utterances import read_manifest, write_manifest
-from train_accelerate import main
+from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from processing_mtmm import MTMMProcessor
+from train_accelerate import (
+    TrainConfig,
+    check_augmentation,
+    choose_fold,
+    folds_of,
+    main,
+    trained_outputs,
+)
 
 ROOT = Path(__file__).parents[1]
 MODEL_CONFIG = {
@@ -69,9 +79,16 @@ def run(arguments: list[str], expect: int = 0, **environment: str) -> str:
     return output
 
 
+# All that is drawn at random: dropout, modality masking, variants of recordings made in workers.
+RANDOM = (
+    *("--workers", "2", "--checkpoint_steps", "2"),
+    *("--augment", "speed", "noise", "lowpass", "--augment_variants", "2"),
+)
+
+
 @pytest.fixture(scope="module")
 def finished(work: Path) -> Path:
-    run(command(work, "finished", "--workers", "2", "--checkpoint_steps", "2"))
+    run(command(work, "finished", *RANDOM))
     return work / "finished"
 
 
@@ -121,13 +138,12 @@ def test_predictions_come_again_from_the_saved_model(finished: Path, work: Path)
 
 
 def test_killed_run_ends_with_the_weights_of_one_never_killed(work: Path, finished: Path) -> None:
-    flags = ("--workers", "2", "--checkpoint_steps", "2")
-    process = start(command(work, "killed", *flags))
+    process = start(command(work, "killed", *RANDOM))
     wait_for(work / "killed" / "checkpoints" / "step-000000004", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (work / "killed" / "results.json").exists()
-    output = run(command(work, "killed", *flags, "--resume", "True"))
+    output = run(command(work, "killed", *RANDOM, "--resume", "True"))
     assert "resumed from" in output
     assert largest_difference(finished, work / "killed") == 0.0
     kept, again = (
@@ -159,14 +175,188 @@ def test_stopped_run_writes_a_checkpoint_and_says_how_to_go_on(work: Path) -> No
     assert "learning_rate was 0.001, now is 0.5" in refused
 
 
+def test_full_disk_stops_with_the_last_checkpoint_intact(work: Path) -> None:
+    """A limit on the size of files, set on the running process, is to it as a full disk."""
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("this system cannot limit another process")
+    flags = ("--epochs", "50", "--checkpoint_steps", "1")
+    process = start(command(work, "full", *flags))
+    folder = work / "full" / "checkpoints"
+    wait_for(folder / "step-000000001", process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+    output = process.communicate()[0]
+    last = output.strip().splitlines()[-1]
+    assert process.returncode == 1 and last.startswith("error: "), output
+    assert "could not be written" in last and "run the same command with --resume" in last
+    newest = max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    process = start(command(work, "full", *flags, "--resume", "True"))
+    wait_for(folder / f"step-{newest + 1:09d}", process)
+    process.kill()
+    assert f"resumed from {folder}/step-{newest:09d}" in process.communicate()[0]
+
+
+# ---- from the cache, of two corpora ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed(work: Path) -> list[str]:
+    """Flags of a run on speech with emotions and text with dimensions, with all that is random."""
+    import dataclasses
+
+    speech, text = [], []
+    for number, utterance in enumerate(read_manifest(work / "corpus" / "manifest.csv")):
+        split = {"Ses01": "test", "Ses02": "validation"}.get(utterance.session_id, "train")
+        if number % 3:
+            absent = {"valence": None, "arousal": None, "corpus": "speech"}
+            speech.append(dataclasses.replace(utterance, split=split, **absent))
+        else:
+            absent = {"audio": None, "emotion": None, "corpus": "text"}
+            absent |= {"speaker_id": f"{split} writers"}
+            text.append(dataclasses.replace(utterance, split=split, **absent))
+    write_manifest(speech, work / "speech.csv")
+    write_manifest(text, work / "text.csv")
+    frozen = {"freeze_audio_encoder": True, "freeze_text_encoder": True}
+    flags = command(work, "mixed", *RANDOM, **frozen)[1:]
+    flags += ["--manifest", str(work / "speech.csv"), str(work / "text.csv")]
+    flags += ["--protocol", "official", "--fold", "0", "--corpus_exponent", "0.5"]
+    return [
+        *flags,
+        "--epochs",
+        "3",
+        "--mask_frames",
+        "0.2",
+        "--cache_dir",
+        str(work / "mixed-cache"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def encoded(mixed: list[str]) -> str:
+    """What filling the cache beforehand prints."""
+    return run([str(ROOT / "train_accelerate.py"), *mixed, "--encode_only", "True"])
+
+
+def test_encoding_only_fills_the_cache_and_trains_nothing(
+    work: Path, mixed: list[str], encoded: str
+) -> None:
+    # Recordings of the training split have two variants each; text alone has none.
+    recordings = {split: 0 for split in ("train", "validation", "test")}
+    for utterance in read_manifest(work / "speech.csv"):
+        recordings[utterance.split] += 1
+    audio = sum(recordings.values()) + 2 * recordings["train"]
+    assert f": {audio} audio inputs, {audio} encoded now" in encoded
+    assert "cache in float16: emotion logits differ" in encoded and "fold" not in encoded
+    assert not (work / "mixed").exists()
+    with pytest.raises(ValueError, match="`--encode_only` is True; it must be False without"):
+        main([*mixed, "--encode_only", "True", "--cache_dir", "off"])
+
+
+def test_stopped_cached_run_of_two_corpora_goes_on_exactly(
+    work: Path, mixed: list[str], encoded: str, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    main(mixed)
+    printed = capsys.readouterr().out
+    assert " audio inputs, 0 encoded now" in printed and " text inputs, 0 encoded now" in printed
+    steps = iter([False] * 6)
+    monkeypatch.setattr(StopSignal, "requested", lambda *_: next(steps, True))
+    again = [*mixed, "--out", str(work / "mixed-stopped")]
+    with pytest.raises(SystemExit, match="stopped after step 7"):
+        main(again)
+    monkeypatch.undo()
+    main([*again, "--resume", "True"])
+    assert largest_difference(work / "mixed", work / "mixed-stopped") == 0.0
+    one, two = (
+        json.loads((work / name / "results.json").read_text())
+        for name in ("mixed", "mixed-stopped")
+    )
+    assert one["epochs"] == two["epochs"] and one["test"] == two["test"]
+
+
+def test_results_tell_corpora_apart(work: Path, mixed: list[str]) -> None:
+    if not (work / "mixed" / "results.json").exists():
+        main(mixed)
+    results = json.loads((work / "mixed" / "results.json").read_text())
+    for name, split in results["splits"].items():
+        assert sum(split["corpora"].values()) == split["utterances"], name
+        assert split["with_audio"] == split["corpora"]["speech"]
+    parts = results["by_corpus"]
+    assert {name: part["utterances"] for name, part in parts.items()} == (
+        results["splits"]["test"]["corpora"]
+    )
+    assert parts["text"]["UAR"] is None and parts["speech"]["CCC"]["valence"] is None
+    assert parts["speech"]["UAR"] == results["test"]["UAR"]
+    assert parts["text"]["CCC"] == results["test"]["CCC"]
+    rows = (work / "mixed" / "predictions.csv").read_text()
+    assert "speech/" in rows and "text/" in rows
+
+
+# ---- what is trained -------------------------------------------------------------------------
+
+
+def test_outputs_without_weight_are_not_trained() -> None:
+    utterances = [
+        Utterance(utterance_id="a", corpus="c", speaker_id="s", text="x", emotion="sad"),
+        Utterance(utterance_id="b", corpus="c", speaker_id="s", text="x", arousal=2.0),
+    ]
+    config = MTMMConfig.tiny()
+    assert trained_outputs(config, utterances) == ("emotion", "arousal")
+    config.emotion_loss_weight = 0.0
+    assert trained_outputs(config, utterances) == ("arousal",)
+    config.dimension_loss_weights = (0.5, 0.0)
+    with pytest.raises(ValueError, match="no label that counts in the loss.* are 0.0, 0.5, 0.0"):
+        trained_outputs(config, utterances)
+
+
+def test_output_without_weight_is_left_out_everywhere(work: Path) -> None:
+    frozen = {"freeze_audio_encoder": True, "freeze_text_encoder": True}
+    flags = command(work, "dimensions", emotion_loss_weight=0, **frozen)[1:]
+    with pytest.raises(ValueError, match="`select_by='UAR'` has no value"):
+        main([*flags, "--select_by", "UAR"])
+    main(flags)
+    results = json.loads((work / "dimensions" / "results.json").read_text())
+    assert results["model_config"]["trained_outputs"] == ["valence", "arousal"]
+    assert results["test"]["UAR"] is None and results["temperature"] == 1.0
+    for epoch in results["epochs"]:
+        cccs = list(epoch["validation"]["CCC"].values())
+        assert epoch["score"] == pytest.approx(sum(cccs) / 2)
+    assert "emotion" not in (work / "dimensions" / "predictions.csv").read_text()
+
+
+def test_gain_that_the_extractor_undoes_is_refused(tiny_processor: MTMMProcessor) -> None:
+    with pytest.raises(ValueError, match="gain would change nothing. Leave gain out"):
+        check_augmentation(TrainConfig(augment=["speed", "gain"]), tiny_processor)
+    check_augmentation(TrainConfig(augment=["speed"]), tiny_processor)
+
+
+def test_folds_are_those_that_a_fold_is_chosen_from(work: Path) -> None:
+    manifest = [str(work / "corpus" / "manifest.csv")]
+    config = TrainConfig(manifest=manifest, protocol="session", fold=3)
+    utterances = read_manifest(manifest[0])
+    folds = folds_of(config, utterances)
+    assert [fold.name for fold in folds] == [f"Ses0{n}" for n in range(1, 6)]
+    assert choose_fold(config, utterances) == folds[3]
+    named = TrainConfig(validation_speakers=["Ses01F"], test_speakers=["Ses02M"])
+    assert [fold.name for fold in folds_of(named, utterances)] == ["Ses02M"]
+
+
 def test_two_processes_train_as_one(work: Path) -> None:
-    """The same global batch, dropout 0, modality masking on, the default learning rate."""
+    """The same global batch, dropout 0, masking and variants on, the default learning rate."""
     no_dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
     for part in ("audio", "text"):
         config = json.loads((work / "encoders" / part / "config.json").read_text())
         assert part == "text" or config["dropout"] == 0.0
     frozen = {"freeze_audio_encoder": True, "freeze_text_encoder": True}
-    flags = ("--epochs", "2", "--learning_rate", "3e-4")
+    flags = (
+        "--epochs",
+        "2",
+        "--learning_rate",
+        "3e-4",
+        "--augment",
+        "speed",
+        "--mask_frames",
+        ".2",
+    )
     alone = command(work, "alone", *flags, "--batch_size", "6", **no_dropout, **frozen)
     run(alone)
     with socket.socket() as free:
@@ -213,7 +403,7 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
     output = run(
         command(work, "partial", "--manifest", str(work / "partial.jsonl"), "--accumulation", "2")
     )
-    assert "no labels, so not trained: arousal" in output
+    assert "not trained (no labels, or weight 0 in the loss): arousal" in output
     results = json.loads((work / "partial" / "results.json").read_text())
     assert results["model_config"]["trained_outputs"] == ["emotion", "valence"]
     assert results["test"]["CCC"]["arousal"] is None
@@ -236,6 +426,11 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
         (("--model_config", "[]"), "a JSON object"),
         (("--model_config", '{"bridge_wiring": "both"}'), "must be one of 'crossed', 'direct'"),
         (("--model_config", '{"dimension_range": [1, 7]}'), "without dimension_range"),
+        (("--augment", "speed", "--modalities", "text"), r"`--augment` is \['speed'\]; it must be"),
+        (("--augment_variants", "0"), "a whole number of at least 1"),
+        (("--mask_frames", "1.5"), "from 0 to 1"),
+        (("--mask_frames", "0.1"), "there is no cache: it is off, or an encoder trains"),
+        (("--corpus_exponent", "2"), "from 0 to 1"),
         (("--out", "finished"), "holds a finished run"),
     ],
 )

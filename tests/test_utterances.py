@@ -15,6 +15,7 @@ from mtmm_training.utterances import (
     by_id,
     describe,
     read_manifest,
+    read_manifests,
     replacing,
     write_manifest,
 )
@@ -293,6 +294,36 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise RuntimeError("disk")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_one_of_several_manifests_keeps_its_ids(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "id,speaker,text\nu1,anna,Hello.\n")
+    assert read_manifests([path]) == read_manifest(path)
+
+
+def test_several_manifests_come_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = manifest(tmp_path, "id,speaker,text,split\nu1,anna,Hello.,train\n", "one.csv")
+    rows = '{"id": "u1", "speaker": "ben", "text": "Bye.", "corpus": "two"}\n'
+    rows += '{"id": "u2", "speaker": "anna", "text": "No.", "valence": 6}\n'
+    other = manifest(tmp_path, rows, "other.jsonl")
+    with caplog.at_level(logging.WARNING):
+        together = read_manifests([one, other], dimension_range=(1.0, 7.0))
+    assert [(u.utterance_id, u.corpus, u.speaker_id) for u in together] == [
+        ("one/u1", "one", "anna"),
+        ("two/u1", "two", "ben"),
+        ("other/u2", "other", "anna"),
+    ]
+    assert "1 speakers are in several manifests" in caplog.text and "'anna'" in caplog.text
+    assert together[0].split == "train" and together[2].valence == 6
+
+
+def test_manifests_of_one_name_and_ids_are_refused(tmp_path: Path) -> None:
+    content = "id,speaker,text\nu1,anna,Hello.\n"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    paths = [manifest(tmp_path / name, content, "manifest.csv") for name in "ab"]
+    with pytest.raises(ValueError, match="first 'manifest/u1'.*name the corpora apart"):
+        read_manifests(paths)
 
 
 def test_describe_counts() -> None:

@@ -1,0 +1,285 @@
+"""The flags of train_accelerate.py: their defaults, their help texts, and which values are allowed."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from configuration_mtmm import MTMMConfig
+from mtmm_training.augment import CHANGES
+from mtmm_training.corpora import CORPORA
+from mtmm_training.utterances import DIMENSIONS
+
+
+def _flag(default: Any, text: str, **more: Any) -> Any:
+    """A field of TrainConfig: its default and the help text of its flag."""
+    metadata = {"help": text} | more
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainConfig:
+    """All that a run needs beside the weights; written into results.json."""
+
+    out: str = _flag("out/run", "Folder of this run's results.")
+    seed: int = _flag(0, "Of weights, batches, dropout and modality masking.")
+
+    # Data and fold
+    manifest: list[str] | None = _flag(
+        None,
+        "CSV, TSV, JSONL or Parquet tables of utterances (see README), one or several; of several, ids "
+        "become corpus/id.",
+    )
+    audio_dir: str | None = _flag(
+        None, "Where a manifest's relative audio paths begin; its folder if not given."
+    )
+    corpus: str | None = _flag(None, "Name of a corpus with a reader, instead of a manifest.")
+    corpus_dir: str | None = _flag(None, "Folder of the corpus as distributed.")
+    corpus_options: str = _flag(
+        "{}", 'Options of the corpus\'s reader as JSON, for example \'{"labels": "all"}\'.'
+    )
+    emotions: list[str] | None = _flag(
+        None, "Emotions to predict; if not given those of --model, else angry happy sad neutral."
+    )
+    dimensions: list[str] | None = _flag(
+        None, "Dimensions to predict; if not given those of --model, else valence arousal."
+    )
+    dimension_range: list[float] | None = _flag(
+        None,
+        "Lowest and highest value of their labels, one scale for all; if not given that of --model or the "
+        "corpus, else 1 5.",
+    )
+    modalities: list[str] = _flag(
+        ["audio", "text"], "What the model sees, in training and test.", choices=["audio", "text"]
+    )
+    protocol: str = _flag(
+        "speaker",
+        "How folds are made: speaker, session, leave_one_speaker_out, grouped or official.",
+    )
+    k: int | None = _flag(None, "Number of folds of protocol grouped.")
+    fold: int = _flag(0, "Which fold of the protocol, or of --folds_file, from 0.")
+    folds_file: str | None = _flag(None, "Folds saved earlier, instead of a protocol.")
+    validation_speakers: list[str] = _flag(
+        [], "With --test_speakers: the fold by names; all others train."
+    )
+    test_speakers: list[str] = _flag([], "See --validation_speakers.")
+    corpus_exponent: float = _flag(
+        1.0,
+        "Of several corpora, one of n utterances gets a share of each epoch in proportion to n to this "
+        "power: 1 = every utterance once, 0 = every corpus as much.",
+    )
+
+    cache_dir: str | None = _flag(
+        None,
+        "Folder that keeps frozen encoders' states, for all folds and runs; if not given, cache/ beside "
+        "--out where both encoders are frozen; off = encode again in every epoch.",
+    )
+    cache_dtype: str = _flag(
+        "float16", "Precision of those states.", choices=["float16", "bfloat16", "float32"]
+    )
+
+    encode_only: bool = _flag(
+        False, "Fill the cache with all that any fold of the protocol needs; train nothing."
+    )
+
+    # Augmentation, of the training split alone
+    augment: list[str] = _flag(
+        [],
+        "What the variants of a recording differ in, each by a random strength: "
+        + ", ".join(CHANGES)
+        + ".",
+        choices=list(CHANGES),
+    )
+    augment_variants: int = _flag(
+        3, "With --augment: so many variants of each recording; it and they take turns by epoch."
+    )
+    mask_frames: float = _flag(
+        0.0, "Share of an utterance's acoustic states hidden in spans, 0 to 1; from the cache only."
+    )
+
+    # Model
+    model: str | None = _flag(
+        None, "Folder or Hub id of an MTMM model to train on, instead of encoders."
+    )
+    audio_encoder: str = _flag(
+        "facebook/hubert-large-ll60k", "Folder or Hub id of the acoustic encoder."
+    )
+    text_encoder: str = _flag(
+        "microsoft/deberta-v3-large", "Folder or Hub id of the linguistic encoder."
+    )
+    model_config: str = _flag(
+        "{}", 'Fields of MTMMConfig as JSON, for example \'{"encoder_layers": "weighted"}\'.'
+    )
+
+    # What of the encoders trains
+    unfreeze_audio_layers: int = _flag(
+        0,
+        "Train so many of the acoustic encoder's last layers; 0 = as the model's configuration says.",
+    )
+    unfreeze_text_layers: int = _flag(
+        0, "Train so many of the linguistic encoder's last layers; 0 = as its configuration says."
+    )
+    lora_rank: int = _flag(
+        0,
+        "Width of LoRA's adapters in the encoders' attention, which --learning_rate trains; 0 = none.",
+    )
+    lora_alpha: float = _flag(16.0, "LoRA's outputs are multiplied by it and divided by its rank.")
+    lora_dropout: float = _flag(0.05, "Dropout on the adapters' inputs.")
+
+    # Optimisation
+    epochs: int = _flag(20, "Passes over the training split.")
+    batch_size: int = _flag(16, "Utterances per process and forward pass.")
+    frame_budget: int | None = _flag(
+        None, "Acoustic frames per process and forward pass, at most (50 a second)."
+    )
+    accumulation: int = _flag(1, "Forward passes per optimiser step.")
+    learning_rate: float = _flag(3e-4, "Of fusion, heads and LoRA's adapters.")
+    encoder_learning_rate: float = _flag(1e-5, "Of the encoders' own parameters, where they train.")
+    layer_learning_rate: float = _flag(
+        3e-2,
+        "Of the logits that weight an encoder's layers; at a lower rate they stay nearly equal.",
+    )
+    weight_decay: float = _flag(0.01, "Of AdamW, on matrices only.")
+    warmup_share: float = _flag(
+        0.08, "Share of the steps in which the learning rate rises, 0 to 1."
+    )
+    clip_norm: float = _flag(1.0, "Largest norm of the gradient.")
+    class_weights: str = _flag(
+        "none",
+        "balanced: rare emotions count more in the cross-entropy.",
+        choices=["none", "balanced"],
+    )
+    rmm_start: float = _flag(
+        0.8, "Random modality masking: its probability in the first epoch; 0 = off."
+    )
+    rmm_text_share: float = _flag(0.6, "How often it is the text that is masked.")
+    rmm_per_batch: bool = _flag(False, "Draw the masking once per batch, not per utterance.")
+    select_by: str = _flag(
+        "mean",
+        "Validation metric of the best epoch: mean (of UAR and every CCC that has labels), UAR, WAR, "
+        "macro_F1, CCC_valence, ...",
+    )
+    patience: int | None = _flag(
+        None, "Stop after so many epochs without a better one; not at all if not given."
+    )
+
+    # Machine
+    mixed_precision: str = _flag(
+        "no",
+        "no, bf16 or fp16. DeBERTa's attention can overflow in fp16: take bf16 where the device has it.",
+        choices=["no", "bf16", "fp16"],
+    )
+    gradient_checkpointing: bool = _flag(
+        False, "Keep few activations and compute them again: less memory, about a third more time."
+    )
+    compile: bool = _flag(
+        False,
+        "torch.compile: costs minutes before the first step; for long runs on a GPU (on a CPU, torch 2.13 "
+        "fails to build HuBERT with DeBERTa). Not with --gradient_checkpointing.",
+    )
+    workers: int = _flag(1, "Processes that decode audio ahead of the step.")
+    checkpoint_steps: int = _flag(
+        0, "Write a checkpoint every so many steps; 0 = at the end of epochs only."
+    )
+    keep_checkpoints: int = _flag(2, "How many of the newest checkpoints to keep.")
+    resume: bool = _flag(False, "Go on from the newest checkpoint in --out.")
+    tracker: str = _flag("tensorboard", "Any tracker of accelerate by name, or none.")
+
+    def check(self) -> None:
+        """Raise ValueError for the first flag whose value is not allowed."""
+        whole = ("epochs", "batch_size", "accumulation", "keep_checkpoints", "augment_variants")
+        for name in whole:
+            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in (
+            "learning_rate",
+            "encoder_learning_rate",
+            "layer_learning_rate",
+            "clip_norm",
+            "lora_alpha",
+        ):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        shares = ("warmup_share", "rmm_start", "rmm_text_share", "corpus_exponent", "mask_frames")
+        for name in shares:
+            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        for name in ("augment", "mask_frames"):
+            self._require(
+                name,
+                "audio" in self.modalities or not getattr(self, name),
+                "left out without audio in --modalities",
+            )
+        self._require("fold", self.fold >= 0, "a whole number from 0")
+        self._require(
+            "manifest", (self.manifest is None) != (self.corpus is None), "given, or else --corpus"
+        )
+        self._require(
+            "validation_speakers",
+            bool(self.validation_speakers) == bool(self.test_speakers),
+            "given together with --test_speakers",
+        )
+        self._require(
+            "corpus", self.corpus is None or self.corpus in CORPORA, f"one of {', '.join(CORPORA)}"
+        )
+        self._require(
+            "corpus_dir", self.corpus is None or self.corpus_dir is not None, "given with --corpus"
+        )
+        self._require(
+            "encode_only",
+            not (self.encode_only and self.cache_dir == "off"),
+            "False without a cache",
+        )
+        known = ", ".join(DIMENSIONS)
+        for name in self.dimensions or []:
+            self._require("dimensions", name in DIMENSIONS, f"one or more of {known}")
+        fields = json.loads(self.model_config)
+        self._require("model_config", isinstance(fields, dict), "a JSON object")
+        for name in ("id2label", "dimension_names", "dimension_range"):
+            self._require(
+                "model_config", name not in fields, f"without {name}, which has its own flag"
+            )
+        self._check_encoders(fields)
+
+    def _check_encoders(self, fields: dict[str, Any]) -> None:
+        """Refuse flags that contradict each other about what of the encoders trains."""
+        for name in ("unfreeze_audio_layers", "unfreeze_text_layers", "lora_rank"):
+            self._require(name, getattr(self, name) >= 0, "a whole number from 0")
+        self._require(  # torch 2.13 fails to trace checkpoints in batches of changing lengths
+            "compile",
+            not (self.compile and self.gradient_checkpointing),
+            "False with --gradient_checkpointing",
+        )
+        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 up to, not including, 1")
+        for modality in ("audio", "text"):
+            name, frozen = f"unfreeze_{modality}_layers", f"freeze_{modality}_encoder"
+            layers = getattr(self, name)
+            self._require(name, not (layers and self.lora_rank), "0 with --lora_rank")
+            self._require(
+                name,
+                not layers or modality in self.modalities,
+                f"0 without {modality} in --modalities",
+            )
+            self._require(
+                "model_config",
+                fields.get(frozen, True) or not (layers or self.lora_rank),
+                f"without {frozen}=false where --lora_rank or --{name} says what trains",
+            )
+
+    def resolve(self) -> "TrainConfig":
+        """The same flags with the outputs that --model brings, or the defaults, filled in."""
+        known = MTMMConfig() if self.model is None else MTMMConfig.from_pretrained(self.model)
+        corpus_range = None
+        if self.model is None and self.corpus is not None:
+            corpus_range = CORPORA[self.corpus].load().DIMENSION_RANGE
+        return dataclasses.replace(
+            self,
+            emotions=self.emotions or list(known.id2label.values()),
+            dimensions=[
+                name for name in DIMENSIONS if name in (self.dimensions or known.dimension_names)
+            ],
+            dimension_range=self.dimension_range or list(corpus_range or known.dimension_range),
+        )
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"`--{name}` is {getattr(self, name)!r}; it must be {allowed}.")
