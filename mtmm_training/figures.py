@@ -269,10 +269,10 @@ def plot_reliability(
 def plot_ablation(
     rows: Sequence[tuple[str, float, float, float]], path: str | Path, metric: str
 ) -> None:
-    """Draws each variant's mean with its interval; a line marks the first row, the reference.
+    """Draws each variant's value with its interval; a line marks the first row, the reference.
 
     Args:
-        rows: name, mean, low and high of the interval; drawn from top to bottom.
+        rows: name, value, low and high of the interval; drawn from top to bottom.
         path: the PNG file to write.
         metric: the metric's name, for the axis.
 
@@ -297,7 +297,8 @@ def plot_ablation(
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)  # first row on top
-    axes.set_xlabel(f"{metric}: mean and interval; dashed: the first row")
+    axes.set_xlabel(f"{metric}, with interval; dashed: the first row")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", alpha=0.3)
     _save(figure, path)
 

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The paper's ablations on the embedded corpus, made on the spot: about 20 minutes on two cores.
+#   runs/ablation_embedded.sh OUT [JOBS]
+set -euo pipefail
+out=$(realpath -m "${1:?give a folder for the results}")
+jobs=${2:-2}
+cd "$(dirname "$0")/.."
+OMP_NUM_THREADS=1 python -m mtmm_training.ablation --out "$out" --jobs "$jobs"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The paper's tables on IEMOCAP (licensed; the full release as distributed), 10 folds per variant.
+# Frozen HuBERT-large and DeBERTaV3-large are run once per utterance; every variant and fold then
+# reads their states from OUT/ablation/cache.
+#   runs/iemocap.sh IEMOCAP_full_release OUT [JOBS]
+set -euo pipefail
+corpus=$(realpath "${1:?give the folder of IEMOCAP_full_release}")
+out=$(realpath -m "${2:?give a folder for the results}")
+jobs=${3:-1}
+cd "$(dirname "$0")/.."
+recipe=(--corpus iemocap --corpus_dir "$corpus" --jobs "$jobs")
+recipe+=(--audio_encoder facebook/hubert-large-ll60k --text_encoder microsoft/deberta-v3-large)
+
+# Multi-task against each task and modality alone, the parts of the fusion, layers, bridge tokens.
+python -m mtmm_training.ablation --out "$out/ablation" --protocol speaker "${recipe[@]}"
+
+# One session out (5 folds), the other protocol in use.
+python -m mtmm_training.evaluate run --out "$out/session" --protocol session \
+    --cache_dir "$out/ablation/cache" "${recipe[@]}"
