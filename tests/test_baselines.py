@@ -1,0 +1,437 @@
+"""Baselines choose inside the fold, never look at test speakers, and write what training writes."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mtmm_training import baselines
+from mtmm_training.baselines import BaselineConfig, Features, main, run_fold
+from mtmm_training.batches import RawInputs, to_dataset
+from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.features import INPUTS
+from mtmm_training.folds import make_folds
+from mtmm_training.metrics import unweighted_average_recall
+from mtmm_training.tables import read_experiment
+from mtmm_training.train_config import TrainConfig
+from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from train_accelerate import build_model, choose_fold
+
+EMOTIONS = ["angry", "happy", "sad", "neutral"]
+
+
+@pytest.fixture(autouse=True)
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scikit-learn's overhead is most of the time here."""
+    monkeypatch.setattr(baselines, "EMOTION_GRID", (0.1, 1.0))
+    monkeypatch.setattr(baselines, "DIMENSION_GRID", (1.0, 100.0))
+
+
+@pytest.fixture
+def utterances() -> list[Utterance]:
+    """Eight speakers, ten utterances each; the emotion is random, valence follows from it."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(80):
+        emotion = EMOTIONS[rng.integers(4)]
+        valence = 1.0 + EMOTIONS.index(emotion) + rng.uniform(0, 0.5)
+        speaker = f"speaker_{i // 10}"
+        made.append(
+            Utterance(
+                utterance_id=f"u{i:02d}",
+                corpus="numbers",
+                speaker_id=speaker,
+                text=f"sentence {i}",
+                emotion=emotion,
+                valence=valence,
+            )
+        )
+    return made
+
+
+def planted(utterances: list[Utterance], layer: int, layers: int = 3, noise: float = 0.4):
+    """Features of which one layer tells the emotion, and the others are noise."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(len(utterances), layers, 6))
+    for row, utterance in enumerate(utterances):
+        told = np.eye(4)[EMOTIONS.index(utterance.emotion)]
+        values[row, layer, :4] = told + noise * values[row, layer, :4]
+    return Features(values.astype(np.float32), tuple(range(layers)))
+
+
+def configure(out: Path, **flags: object) -> BaselineConfig:
+    given = {"manifest": ["m.csv"], "out": str(out), "protocol": "leave_one_speaker_out"}
+    config = BaselineConfig(**given | {"modalities": ["text"], "emotions": EMOTIONS} | flags)
+    config.check()
+    return config.resolve()
+
+
+@pytest.fixture
+def run(tmp_path: Path, utterances: list[Utterance]) -> Callable[..., tuple[dict, list[dict]]]:
+    """Run fold 0; gives its results and its predictions as they are on disk."""
+
+    def run(features=None, given=utterances, **flags: object) -> tuple[dict, list[dict]]:
+        config = configure(tmp_path, **flags)
+        fold = make_folds(given, config.protocol)[0]
+        run_fold(config, fold, given, features or {"text": planted(given, 1)}, tmp_path / "fold-00")
+        with open(tmp_path / "fold-00" / "predictions.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return json.loads((tmp_path / "fold-00" / "results.json").read_text()), rows
+
+    return run
+
+
+# ---- what is chosen and fitted -------------------------------------------------------------------
+
+
+def test_informative_layer_is_chosen_and_wins(run, utterances):
+    results, rows = run()
+    assert results["chosen"]["emotion"]["layers"] == {"text": [1]}
+    assert results["chosen"]["valence"]["layers"] == {"text": [1]}
+    assert results["test"]["UAR"] > 0.8 and results["test"]["CCC"]["valence"] > 0.8
+    noise, _ = run(layers=["0"])
+    assert noise["chosen"]["emotion"]["layers"] == {"text": [0]}
+    assert noise["test"]["UAR"] < 0.6
+    last, _ = run({"text": planted(utterances, 2)}, layers=["last"])
+    assert last["chosen"]["emotion"]["layers"] == {"text": [2]} and last["test"]["UAR"] > 0.8
+
+
+def test_predictions_are_those_of_a_plain_regression(run, utterances):
+    """Test: of one on all other speakers. Validation: of one that lacks their speakers too."""
+    results, rows = run(layers=["1", "2"])
+    inputs = planted(utterances, 1).values[:, 1:].reshape(80, -1)
+    emotions = np.array([EMOTIONS.index(u.emotion) for u in utterances])
+    valences = np.array([u.valence for u in utterances])
+    speakers = np.array([u.speaker_id for u in utterances])
+    chosen, fitted = results["chosen"], set()
+    for row in rows:
+        number = int(row["id"][1:])
+        others = known = speakers != "speaker_0"  # who is the test speaker of fold 0
+        if row["split"] == "validation":
+            parts = GroupKFold(5).split(speakers[known], groups=speakers[known])
+            rows_of = np.flatnonzero(known)
+            lacking = next(rows_of[a] for a, b in parts if number in rows_of[b])
+            others = np.isin(np.arange(80), lacking)
+        assert row["speaker"] == speakers[number] and row["speaker"] not in speakers[others]
+        scale = StandardScaler().fit(inputs[others])
+        logistic = LogisticRegression(C=chosen["emotion"]["C"], max_iter=2000)
+        logistic.fit(scale.transform(inputs[others]), emotions[others])
+        ridge = Ridge(alpha=chosen["valence"]["alpha"])
+        ridge.fit(scale.transform(inputs[others]), valences[others])
+        one = scale.transform(inputs[[number]])
+        written = [float(row[f"p_{name}"]) for name in EMOTIONS]
+        logits = np.log(logistic.predict_proba(one)[0]) / results["temperature"]
+        assert written == pytest.approx(softmax(logits), abs=5e-4)  # the solver stops early
+        assert row["emotion"] == EMOTIONS[int(np.argmax(written))]
+        assert float(row["valence"]) == pytest.approx(ridge.predict(one)[0], abs=2e-5)
+        fitted.add(int(others.sum()))
+    assert [row["split"] for row in rows].count("test") == 10 and len(rows) == 30
+    assert 70 in fitted and min(fitted) < 70
+
+
+def test_metrics_are_those_of_the_predictions(run):
+    results, rows = run()
+    for split in ("validation", "test"):
+        part = [row for row in rows if row["split"] == split]
+        labels, found = (
+            [EMOTIONS.index(row[name]) for row in part] for name in ("emotion_label", "emotion")
+        )
+        assert results[split]["UAR"] == unweighted_average_recall(labels, found, EMOTIONS)
+        assert results[split]["utterances"] == len(part)
+
+
+def test_test_speakers_are_never_looked_at(run, utterances):
+    results, rows = run()
+    fold = make_folds(utterances, "leave_one_speaker_out")[0]
+    spoilt = [
+        replace(u, emotion="angry", valence=5.0) if u.utterance_id in fold.test else u
+        for u in utterances
+    ]
+    values = planted(utterances, 1).values.copy()
+    values[[u.utterance_id in fold.test for u in utterances]] = 1e6
+    other, other_rows = run({"text": Features(values, (0, 1, 2))}, spoilt)
+    assert other["chosen"] == results["chosen"] and other["validation"] == results["validation"]
+    validation = [row for row in rows if row["split"] == "validation"]
+    assert validation == [row for row in other_rows if row["split"] == "validation"]
+    assert other["test"] != results["test"]
+
+
+def test_inner_splits_keep_speakers_apart(utterances, tmp_path):
+    speakers = np.array([u.speaker_id for u in utterances])
+    rows = {"train": np.arange(0, 50), "validation": np.arange(50, 65)}
+    inner = baselines.inner_splits(configure(tmp_path), rows, speakers)
+    assert len(inner) == 5
+    assert sorted(np.concatenate([scored for _, scored in inner])) == list(range(65))
+    for fitted, scored in inner:
+        assert not set(speakers[fitted]) & set(speakers[scored])
+        assert set(fitted) | set(scored) == set(range(65))
+
+
+def test_official_splits_choose_on_validation(utterances, tmp_path):
+    speakers = np.array([u.speaker_id for u in utterances])
+    rows = {"train": np.arange(0, 50), "validation": np.arange(50, 65)}
+    ((fitted, scored),) = baselines.inner_splits(
+        configure(tmp_path, protocol="official"), rows, speakers
+    )
+    assert fitted is rows["train"] and scored is rows["validation"]
+
+
+def test_official_splits_fit_on_train_alone(utterances, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "DIMENSION_GRID", (1.0,))
+    config = configure(tmp_path, protocol="official", layers=["1"])
+    features = {"text": planted(utterances, 1)}
+    labels = baselines.label_columns(config, utterances)["valence"]
+    spoilt = np.where(np.arange(80) < 50, labels, 6 - labels)
+    inner = [(np.arange(50), np.arange(50, 60))]
+    first, choice = baselines.predict_output(config, "valence", features, labels, inner)
+    second, other = baselines.predict_output(config, "valence", features, spoilt, inner)
+    assert np.array_equal(first, second)
+    assert choice["inner_score"] > 0.6 and other["inner_score"] < -0.3
+
+
+def test_balanced_weights_change_predictions(run, utterances):
+    rare = [u for i, u in enumerate(utterances) if u.emotion != "sad" or i % 3 == 0]
+    features = {"text": planted(rare, 1, noise=1.5)}
+    _, plain = run(features, rare)
+    _, balanced = run(features, rare, class_weights="balanced")
+    sad = [sum(float(row["p_sad"]) for row in rows) for rows in (plain, balanced)]
+    assert sad[1] > sad[0]
+
+
+# ---- what is absent ------------------------------------------------------------------------------
+
+
+def test_output_without_training_labels_is_left_out(run, utterances):
+    fold = make_folds(utterances, "leave_one_speaker_out")[0]
+    unlabelled = [
+        u if u.utterance_id in fold.test else replace(u, emotion=None) for u in utterances
+    ]
+    results, rows = run({"text": planted(utterances, 1)}, unlabelled)
+    assert set(results["chosen"]) == {"valence"}
+    assert list(rows[0]) == ["id", "split", "speaker", "valence_label", "valence"]
+    assert results["test"]["UAR"] is None and results["test"]["emotion_labels"] == 0
+    assert results["test"]["CCC"]["arousal"] is None and results["test"]["CCC"]["valence"] > 0.8
+
+
+def test_unlabelled_utterances_are_predicted_but_not_fitted(run, utterances):
+    partly = [replace(u, emotion=None) if i % 10 < 3 else u for i, u in enumerate(utterances)]
+    results, rows = run({"text": planted(utterances, 1)}, partly)
+    assert results["test"]["emotion_labels"] == 7 and results["test"]["labels"]["valence"] == 10
+    test = [row for row in rows if row["split"] == "test"]
+    assert [row["emotion_label"] for row in test].count("") == 3
+    assert all(row["emotion"] in EMOTIONS for row in test)
+
+
+def test_absent_modality_says_nothing(run, utterances):
+    """What lacks the text is predicted as if the text were average."""
+    audio, text = planted(utterances, 0, noise=1.0), planted(utterances, 1)
+    fold = make_folds(utterances, "leave_one_speaker_out")[0]
+    test = np.array([u.utterance_id in fold.test for u in utterances])
+    predicted = {}
+    for name, filling in (("absent", np.nan), ("average", text.values[~test].mean(0))):
+        values = text.values.copy()
+        values[test] = filling
+        features = {"audio": audio, "text": Features(values, text.layers)}
+        results, rows = run(features, modalities=["audio", "text"])
+        assert results["chosen"]["emotion"]["layers"] == {"audio": [0], "text": [1]}
+        predicted[name] = [float(row["p_angry"]) for row in rows]
+    assert predicted["absent"] == pytest.approx(predicted["average"], abs=3e-6)
+
+
+@pytest.mark.parametrize("classes", [[0, 2], [0, 1, 2]])
+def test_logits_of_emotions_that_training_lacks(classes):
+    rng = np.random.default_rng(0)
+    inputs, labels = (
+        rng.normal(size=(40, 3)),
+        np.array(classes)[rng.integers(len(classes), size=40)],
+    )
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(inputs, labels)
+    logits = torch.tensor(baselines.emotion_logits(model, inputs, 4))
+    probabilities = logits.softmax(-1).numpy()
+    assert probabilities[:, classes] == pytest.approx(model.predict_proba(inputs), abs=1e-9)
+    assert np.delete(probabilities, classes, axis=1).max() < 1e-9
+
+
+def test_too_few_labels_are_refused(run, utterances):
+    single = [
+        replace(u, valence=None) if i not in (35, 45) else u for i, u in enumerate(utterances)
+    ]
+    with (
+        pytest.warns(UserWarning, match="non-finite"),
+        pytest.raises(ValueError, match="valence has too few labels"),
+    ):
+        run(given=single)
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded corpus and its encoders; one utterance lacks its audio, another its text."""
+    folder = tmp_path_factory.mktemp("baselines")
+    write_corpus(folder / "corpus", utterances=60)
+    write_encoders(folder / "encoders")
+    made = read_manifest(folder / "corpus" / "manifest.csv")
+    made[0], made[1] = replace(made[0], audio=None), replace(made[1], text=None)
+    write_manifest(made, folder / "corpus" / "manifest.csv")
+    return folder
+
+
+def arguments(work: Path, out: str, *flags: str) -> list[str]:
+    return [
+        *("--manifest", str(work / "corpus" / "manifest.csv"), "--out", str(work / out)),
+        *("--audio_encoder", str(work / "encoders" / "audio"), "--cache_dtype", "float32"),
+        *("--text_encoder", str(work / "encoders" / "text"), "--protocol", "session"),
+        *("--workers", "0", *flags),
+    ]
+
+
+def test_folds_are_those_of_training(work, capsys):
+    main(arguments(work, "both", "--layers", "1", "--pooling", "mean_std"))
+    data = read_manifest(work / "corpus" / "manifest.csv")
+    tested = []
+    for index in range(5):
+        results = json.loads((work / "both" / f"fold-{index:02d}" / "results.json").read_text())
+        training = TrainConfig(manifest=["m.csv"], protocol="session", fold=index)
+        fold = choose_fold(training, data)
+        assert results["fold"] == fold.name
+        with open(work / "both" / f"fold-{index:02d}" / "predictions.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for split in ("validation", "test"):
+            assert [r["id"] for r in rows if r["split"] == split] == list(getattr(fold, split))
+            assert results["splits"][split]["utterances"] == len(getattr(fold, split))
+        tested += fold.test
+        chosen = results["chosen"]["emotion"]
+        assert chosen["layers"] == {"audio": [1], "text": [1]}
+        assert chosen["C"] in baselines.EMOTION_GRID
+        assert 0.05 < results["temperature"] < 20 and results["wall_time_s"] > 0
+        assert results["config"]["pooling"] == "mean_std"
+    assert sorted(tested) == sorted(u.utterance_id for u in data)
+    experiment = read_experiment(work / "both")
+    assert experiment.emotions == ["angry", "happy", "sad", "neutral"] and not experiment.missing
+    assert experiment.dimensions == ["valence", "arousal"] and len(experiment.rows) == len(data)
+    assert capsys.readouterr().out.count("CCC valence") == 5
+
+
+def test_finished_folds_are_skipped(work, capsys, monkeypatch):
+    flags = ("--modalities", "text", "--layers", "last")
+    main(arguments(work, "text", *flags, "--folds", "1", "3"))
+    assert [path.name for path in sorted((work / "text").glob("fold-*"))] == ["fold-01", "fold-03"]
+    before = (work / "text" / "fold-01" / "results.json").stat().st_mtime_ns
+    main(arguments(work, "text", *flags))
+    assert "2 of 5 folds are there already" in capsys.readouterr().out
+    assert len(list((work / "text").glob("fold-*"))) == 5
+    assert (work / "text" / "fold-01" / "results.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match=r"fold-00 was made with --layers \['last'\], not \['0'\]"):
+        main(arguments(work, "text", "--modalities", "text", "--layers", "0"))
+    monkeypatch.setattr(baselines, "read_features", lambda *_: pytest.fail("encoded for nothing"))
+    main(arguments(work, "text", *flags))
+
+
+@pytest.mark.parametrize("layers", ["last", "best"])
+def test_features_are_means_of_encoder_states(work, layers):
+    manifest = str(work / "corpus" / "manifest.csv")
+    config = BaselineConfig(
+        manifest=[manifest],
+        out=str(work / "features"),
+        audio_encoder=str(work / "encoders" / "audio"),
+        text_encoder=str(work / "encoders" / "text"),
+        cache_dtype="float32",
+        layers=[layers],
+        pooling="mean_std",
+    ).resolve()
+    data = read_manifest(manifest)[:4]
+    features = baselines.read_features(config, data)
+    model, processor = build_model(config.training())
+    for row, utterance in enumerate(to_dataset(data)):
+        batch = RawInputs(processor, (), ())([utterance])
+        for modality in ("audio", "text"):
+            vectors = features[modality].values[row]
+            if utterance[modality] is None:
+                assert np.isnan(vectors).all()
+                continue
+            encode = model.encode_audio if modality == "audio" else model.encode_text
+            with torch.no_grad():
+                states, mask = encode(*(batch[name] for name in INPUTS[modality]))
+            states = states[0][..., mask[0], :].reshape(-1, mask.sum(), states.shape[-1]).numpy()
+            expected = np.concatenate([states.mean(1), states.std(1)], axis=-1)
+            assert vectors.shape == expected.shape
+            assert np.abs(vectors - expected).max() < 1e-5
+            assert features[modality].layers[-1] == 2  # both encoders have two layers
+            assert len(features[modality].layers) == (1 if layers == "last" else 3)
+
+
+def test_modality_that_nobody_has_is_left_out(work):
+    silent = [
+        replace(u, audio=None, utterance_id=f"text {i}")
+        for i, u in enumerate(read_manifest(work / "corpus" / "manifest.csv"))
+        if u.text
+    ]
+    write_manifest(silent, work / "text.csv")
+    flags = arguments(work, "silent", "--folds", "0", "--layers", "2")
+    main([*flags, "--manifest", str(work / "text.csv")])
+    results = json.loads((work / "silent" / "fold-00" / "results.json").read_text())
+    assert results["chosen"]["emotion"]["layers"] == {"text": [2]}
+
+
+def test_unknown_fold_and_layer_are_refused(work):
+    with pytest.raises(ValueError, match="`--folds 5` does not exist: there are 5"):
+        main(arguments(work, "refused", "--folds", "5"))
+    with pytest.raises(ValueError, match="`--layers` is '7'; it must name layers from 0 to 2"):
+        main(arguments(work, "refused", "--layers", "7"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"layers": ["first"]}, "`--layers` is 'first'; it must be best, last, or numbers"),
+        ({"layers": ["best", "1"]}, "`--layers` is 'best 1'"),
+        ({"features": "egemaps"}, "it must be audio with --features egemaps"),
+        ({"cache_dir": "off"}, "`--cache_dir` is 'off'"),
+        ({"manifest": None}, "`--manifest` is None"),
+    ],
+)
+def test_contradicting_flags_are_refused(tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        configure(tmp_path, **flags)
+
+
+# ---- eGeMAPS -------------------------------------------------------------------------------------
+
+
+def test_missing_opensmile_is_named(work, monkeypatch):
+    monkeypatch.setitem(baselines.sys.modules, "opensmile", None)
+    with pytest.raises(ValueError, match="pip install opensmile"):
+        main(arguments(work, "egemaps", "--modalities", "audio", "--features", "egemaps"))
+
+
+def test_functionals_go_to_a_linear_svm(work, monkeypatch):
+    def functionals(utterances: list[Utterance]) -> np.ndarray:
+        return planted(utterances, 0, layers=1).values[:, 0]
+
+    monkeypatch.setattr(baselines, "egemaps_functionals", functionals)
+    monkeypatch.setattr(baselines, "build_model", lambda *_: pytest.fail("needs no encoder"))
+    main(arguments(work, "svm", "--modalities", "audio", "--features", "egemaps", "--folds", "0"))
+    results = json.loads((work / "svm" / "fold-00" / "results.json").read_text())
+    assert results["chosen"]["emotion"]["layers"] == {"egemaps": [0]}
+    assert results["test"]["UAR"] > 0.8
+
+
+def test_functionals_are_of_the_utterance(work):
+    pytest.importorskip("opensmile", reason="openSMILE is an optional extra")
+    data = read_manifest(work / "corpus" / "manifest.csv")[1:3]
+    data[1] = replace(data[0], utterance_id="start", end_s=0.8)
+    functionals = baselines.egemaps_functionals(data)
+    assert functionals.shape == (2, 88) and np.isfinite(functionals).all()
+    assert not np.allclose(functionals[0], functionals[1])
