@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Valence and arousal of sentences: EmoBank's own split, text only, against mean pooling and ridge.
+#   runs/emobank.sh EMOBANK_FOLDER AUDIO_ENCODER TEXT_ENCODER OUT
+set -euo pipefail
+corpus=$(realpath "${1:?give the folder of emobank.csv}")
+audio=$(realpath "${2:?give the folder of the audio encoder, which hears nothing here}")
+text=$(realpath "${3:?give the folder of the text encoder}")
+out=$(realpath -m "${4:?give a folder for the results}")
+cd "$(dirname "$0")/.."
+. runs/small_corpus.sh
+
+data=(--corpus emobank --corpus_dir "$corpus" --protocol official --modalities text)
+encoders=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
+python -m mtmm_training.baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
+python -m mtmm_training.evaluate table "$out/baseline"
+python -m mtmm_training.evaluate run --out "$out/ours" "${data[@]}" "${encoders[@]}" \
+    "${SMALL_CORPUS[@]}" --batch_size 64 --epochs 10
+python -m mtmm_training.evaluate compare "$out/baseline" "$out/ours" --out "$out/comparison"

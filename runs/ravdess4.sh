@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Four emotions of RAVDESS, 24 folds, one speaker left out in each: frozen encoders, the fusion's
+# training alone, then paired with the best-layer regression of runs/baselines_ravdess4.sh.
+#   runs/ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS]
+set -euo pipefail
+manifest=$(realpath "${1:?give the manifest}")
+audio=$(realpath "${2:?give the folder of the audio encoder}")
+text=$(realpath "${3:?give the folder of the text encoder}")
+out=$(realpath -m "${4:?give a folder for the results; that of the baselines}")
+jobs=${5:-2}
+cd "$(dirname "$0")/.."
+. runs/small_corpus.sh
+
+python -m mtmm_training.evaluate run --out "$out/ours" --jobs "$jobs" --cache_dir "$out/cache" \
+    --manifest "$manifest" --protocol leave_one_speaker_out \
+    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
+    --augment speed noise --augment_variants 2 --epochs 40
+if [ -d "$out/best_layer" ]; then
+    python -m mtmm_training.evaluate compare "$out/best_layer" "$out/ours" --out "$out/comparison"
+fi
