@@ -478,11 +478,12 @@ def _substitute_absent(
     a_mask = F.pad(a_mask, (0, keys - a_mask.shape[1]))
     l_mask = F.pad(l_mask, (0, keys - l_mask.shape[1]))
     a_present, l_present = a_mask.any(-1, keepdim=True), l_mask.any(-1, keepdim=True)
+    # Masks by logic: onnxruntime has no `where` of booleans.
     return (
         torch.where(a_present[..., None], acoustic, linguistic),
-        torch.where(a_present, a_mask, l_mask),
+        a_mask | (l_mask & ~a_present),
         torch.where(l_present[..., None], linguistic, acoustic),
-        torch.where(l_present, l_mask, a_mask),
+        l_mask | (a_mask & ~l_present),
     )
 
 
