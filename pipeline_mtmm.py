@@ -4,26 +4,45 @@ Uploaded to the Hub beside the weights.
 """
 
 import io
+import math
 import os
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Pipeline
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import pipeline
+from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+WINDOW_S = (
+    6.0  # unless `window_s` is given: a little more than a mean utterance of the training corpora
+)
+LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
+MOST_PADDED = 1.25  # longest ÷ shortest audio of a batch: at most a fifth of it is padding
+LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
 
 INPUT_FORMS = (
     "a path or URL, the bytes of an audio file, an array together with `sampling_rate`, "
     '{"array": waveform, "sampling_rate": Hz}, or {"audio": any of these, "text": transcript} with '
-    "either key alone"
+    'either key alone; a transcript with times is "words" or "segments"'
 )
+OPTIONS = ("sampling_rate", "window_s", "hop_s", "transcriber", "top_k", "progress")
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
+UTTERANCE_KEYS = ("audio", "text", "words", "segments")
 
 
 @dataclass
 class NumberedInput:
-    """One of several utterances, with its number, for messages."""
+    """One of several inputs, with its number, for messages."""
 
     number: int
     item: Any
@@ -42,18 +61,112 @@ class NumberedDataset(torch.utils.data.Dataset):
         return NumberedInput(index, self.items[index])
 
 
-class MTMMPipeline(Pipeline):
-    """Emotion, scores and dimensions of utterances, as plain Python numbers.
+class TimedText(NamedTuple):
+    """Words that are said from one time to another, seconds."""
+
+    start_s: float
+    end_s: float
+    text: str | None
+
+
+@dataclass
+class Utterance:
+    """One input, taken apart."""
+
+    audio: Any = None
+    sampling_rate: int | None = None
+    text: str | None = None
+    words: list[TimedText] | None = None
+    segments: list[TimedText] | None = None
+
+    def timed_text(self) -> "Transcript | None":
+        if self.words is not None:
+            return Transcript(self.words)
+        said = [segment for segment in self.segments or [] if segment.text is not None]
+        return Transcript(said) if said else None
+
+
+class Transcript:
+    """Words in the order of their middles; a word belongs to the stretch that holds its middle."""
+
+    def __init__(self, words: list[TimedText]) -> None:
+        middles = [(word.start_s + word.end_s) / 2 for word in words]
+        order = sorted(range(len(words)), key=middles.__getitem__)
+        self.middles = [middles[i] for i in order]
+        self.texts = [words[i].text.strip() for i in order]
+
+    def last_s(self) -> float:
+        """Middle of the last word; 0 if there is none."""
+        return self.middles[-1] if self.middles else 0.0
+
+    def between(self, start_s: float, end_s: float) -> str:
+        first, last = bisect_left(self.middles, start_s), bisect_left(self.middles, end_s)
+        return " ".join(text for text in self.texts[first:last] if text)
+
+
+@dataclass
+class Stretch:
+    """A whole input, or what lies between two times in it.
+
+    Args:
+        start_s, end_s: Seconds from the recording's beginning; None of a whole input.
+        missing: Modalities that are not there.
+        shown: What the result repeats: "text", "transcribed".
+    """
+
+    start_s: float | None
+    end_s: float | None
+    missing: list[str]
+    shown: dict[str, Any]
+
+
+@dataclass
+class Window:
+    """What the model is given at once: tensors (1, ...), without those of a missing modality."""
+
+    stretch: Stretch
+    features: dict[str, Tensor]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Samples or frames, and tokens; 0 of a missing modality."""
+        masks = (self.features.get(name) for name in ("audio_attention_mask", "attention_mask"))
+        return tuple(0 if mask is None else mask.shape[-1] for mask in masks)
+
+
+@dataclass
+class Prediction:
+    """The model's answer: a probability per emotion, a value per dimension."""
+
+    stretch: Stretch
+    probabilities: list[float]
+    dimensions: list[float]
+
+
+class MTMMPipeline(ChunkPipeline):
+    """Emotion, scores and dimensions of utterances and long recordings, as plain Python numbers.
 
     Input: a path or http(s) URL, the bytes of an audio file, an array with `sampling_rate`,
     {"array": ..., "sampling_rate": ...}, audio as datasets gives it, decoded or not, or
     {"audio": any of these, "text": transcript} with either key alone; or a list, generator or
-    dataset of these.
+    dataset of these. Instead of "text", a transcript with times: "words", a list of
+    {"text", "start", "end"} in seconds, or of {"text", "timestamp": (start, end)} as transformers'
+    speech recognisers give it; or "segments", the same, which are then the units of the timeline
+    (their text may be left out, or come from "words").
 
     Output, for each utterance: {"emotion": name, "scores": {name: probability, ...} from the highest
     to the lowest, one number for each dimension by its name on the scale of `config.dimension_range`,
     "missing": names of the modalities that were not there ("audio", "text"), "untrained": names of
-    outputs that training never saw labels for, which are left out}.
+    outputs that training never saw labels for, which are left out}. Where a `transcriber` wrote the
+    transcript, also {"text": its words, "transcribed": True}.
+
+    A recording that is longer than the model takes at once (`processor.longest_audio_s()`), or that
+    comes with `window_s`, `hop_s` or "segments", also gets "timeline": for each window or segment
+    {"start", "end" (seconds), "emotion", "scores", the dimensions, "missing", and "text", where there
+    is a transcript: the words whose middle lies in it}. The numbers beside the timeline are its mean
+    over time: every instant counts once, shared by the windows that overlap there; the emotion is the
+    one with the highest mean probability, and a modality is missing that no window had. Files are
+    read block by block, so memory does not grow with their length; URLs, bytes and arrays are held.
     """
 
     _load_processor = None  # where it cannot be loaded, __init__ says more than transformers would
@@ -64,6 +177,7 @@ class MTMMPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._transcribers: dict[str, Any] = {}  # loaded, by repo id or folder
         if self.processor is None:
             raise ValueError(
                 "MTMMPipeline needs the model's processor, and could load none. Save it beside the model "
@@ -72,30 +186,49 @@ class MTMMPipeline(Pipeline):
             )
 
     def _sanitize_parameters(
-        self, sampling_rate: int | None = None, top_k: int | None = None, **kwargs: Any
+        self, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if kwargs:
-            raise TypeError(
-                f"MTMMPipeline has no options {sorted(kwargs)}; it has `sampling_rate` and `top_k`."
-            )
-        if top_k is not None and (
-            isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1
+        unknown = sorted(set(options) - set(OPTIONS))
+        if unknown:
+            raise TypeError(f"MTMMPipeline has no options {unknown}; it has {', '.join(OPTIONS)}.")
+        given = {name: value for name, value in options.items() if value is not None}
+        top_k, transcriber = given.get("top_k"), given.get("transcriber")
+        if top_k is not None:
+            _require_count("top_k", top_k)
+        for name in ("window_s", "hop_s"):
+            _require_seconds(name, given.get(name, 1.0))
+        if not (transcriber is None or callable(transcriber)) and not isinstance(
+            transcriber, (str, os.PathLike)
         ):
-            raise ValueError(
-                f"`top_k={top_k!r}` is not allowed; it must be a whole number of at least 1."
+            raise TypeError(
+                f"`transcriber` is of type {type(transcriber).__name__}; it must be a speech recognition "
+                "pipeline of transformers, its repo id or folder, or a function from "
+                '{"raw": waveform, "sampling_rate": Hz} to {"text": transcript}.'
             )
-        preprocess = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
-        postprocess = {} if top_k is None else {"top_k": top_k}
-        return preprocess, {}, postprocess
+        after = {name: given.pop(name) for name in ("top_k",) if name in given}
+        around = {name: given.pop(name) for name in ("progress",) if name in given}
+        return given, around, after
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Predict.
 
         Args:
-            inputs: One utterance or many; the forms are listed in the class's docstring.
+            inputs: One utterance or recording, or many; the forms are listed in the class's docstring.
             sampling_rate (`int`): Of arrays that come without their own, Hz.
+            window_s (`float`): Cut recordings, short ones too, into windows of so many seconds. Not
+                given: only recordings that are too long for the model, into windows of 6 s, or of as
+                much as the model takes, if that is less.
+            hop_s (`float`): How far a window begins after the one before, seconds; `window_s` if not
+                given. The last window ends with the recording and is as long as the others.
+            transcriber: Writes the transcript of every window whose input has none: a speech
+                recognition pipeline of transformers, its repo id or folder, or a function from
+                {"raw": waveform, "sampling_rate": Hz} to {"text": transcript}.
             top_k (`int`): How many of the scores to return; all if not given.
-            batch_size (`int`): Utterances at a time; 1 if not given.
+            batch_size (`int`): Utterances or windows at a time, at most; 1 if not given. With more, 8
+                batches are read ahead and sorted by length, and only audio of similar length shares
+                one; results come in the order of the inputs.
+            num_workers (`int`): Processes that read ahead; a generator is read by one at most.
+            progress (`bool`): Show a bar of the inputs done; of a single recording, of its windows.
 
         Returns:
             A dict; for a list a list of dicts; for a dataset or generator something to iterate over,
@@ -115,117 +248,472 @@ class MTMMPipeline(Pipeline):
             inputs = (NumberedInput(i, item) for i, item in enumerate(inputs))
         return super().__call__(inputs, **kwargs)
 
-    def preprocess(self, inputs: Any, sampling_rate: int | None = None) -> dict[str, torch.Tensor]:
-        if isinstance(inputs, NumberedInput):
-            try:
-                return self.preprocess(inputs.item, sampling_rate)
-            except (ValueError, TypeError, OSError) as error:
-                kinds = (FileNotFoundError, OSError, TypeError, ValueError)
-                kind = next(kind for kind in kinds if isinstance(error, kind))
-                raise kind(f"Input {inputs.number}: {error}") from error
-        audio, text, sampling_rate = self._split(inputs, sampling_rate)
-        if audio is not None:
-            audio = self._waveform(audio, sampling_rate)
-        features = dict(self.processor(audio=[audio], text=[text]))
-        return features | self._absent(features)
+    def stream(
+        self, source: Any, sampling_rate: int | None = None, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Predict windows while the audio comes: each result follows its window's last sample.
 
-    def _split(self, inputs: Any, sampling_rate: int | None) -> tuple[Any, Any, int | None]:
-        """Audio, transcript and sampling rate of one utterance in any form."""
+        The delay is the window's length, 0.1 s of reading, and the time to compute one window.
+
+        Args:
+            source: An open binary file such as `sys.stdin.buffer`, with wav, or raw 16-bit
+                little-endian mono samples at `sampling_rate`; an iterator of arrays, (time,) or
+                (time, channels), at `sampling_rate`; or any single input that the pipeline takes.
+            sampling_rate: Of raw samples and arrays, Hz.
+            options: `window_s`, `hop_s`, `transcriber`, `top_k`, as in `__call__`.
+
+        Yields:
+            What `__call__` gives as an entry of "timeline".
+
+        Raises:
+            As `__call__`.
+        """
+        options["sampling_rate"] = sampling_rate
+        preprocess, _, postprocess = self._sanitize_parameters(**options)
+        preprocess = self._preprocess_params | preprocess
+        self._window_lengths(preprocess.get("window_s"), preprocess.get("hop_s"))
+        for window in self.preprocess(source, **preprocess, live=True):
+            (prediction,) = self._predict([window], 1)
+            yield self._entry(prediction, **self._postprocess_params | postprocess)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterable[dict[str, Any]]:
+        """Results in the order of the inputs; called by `__call__` of transformers."""
+        _require_count("batch_size", batch_size)
+        self._window_lengths(preprocess_params.get("window_s"), preprocess_params.get("hop_s"))
+        count = len(inputs) if hasattr(inputs, "__len__") else None
+        if num_workers and preprocess_params.get("transcriber") is not None:
+            raise ValueError(
+                f"`num_workers={num_workers}` cannot be had with a `transcriber`, which runs where the "
+                "model runs; leave one of them out."
+            )
+        if num_workers > 1 and count is None:
+            logger.warning("A generator is read by one process: `num_workers` is 1 here.")
+            num_workers = 1
+        windows = DataLoader(
+            _Windows(inputs, self.preprocess, preprocess_params),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # leaves the caller's random numbers alone
+        )
+        progress = forward_params.get("progress", False)
+
+        def predict() -> Iterator[dict[str, Any]]:
+            bar = logging.tqdm(total=count if count != 1 else None, disable=not progress)
+            return self._results(windows, batch_size, postprocess_params, bar, count == 1)
+
+        return predict() if count is None else Results(predict, count)
+
+    def _results(
+        self,
+        windows: Iterable[tuple[int, Window, bool]],
+        batch_size: int,
+        postprocess_params: dict[str, Any],
+        bar: Any,
+        bar_counts_windows: bool,
+    ) -> Iterator[dict[str, Any]]:
+        begun: dict[int, list[Prediction]] = {}  # by number of the input
+        done: dict[int, dict[str, Any]] = {}
+        number_out = 0
+        for read in _portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1):
+            predictions = self._predict([window for _, window, _ in read], batch_size)
+            for (number, _, is_last), prediction in zip(read, predictions, strict=True):
+                begun.setdefault(number, []).append(prediction)
+                if is_last:
+                    done[number] = self.postprocess(begun.pop(number), **postprocess_params)
+                bar.update(bar_counts_windows or is_last)
+            while number_out in done:  # several workers finish their inputs in any order
+                yield done.pop(number_out)
+                number_out += 1
+        bar.close()
+
+    # ---- one input to windows ----
+
+    def preprocess(
+        self,
+        inputs: Any,
+        sampling_rate: int | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        transcriber: Any = None,
+        live: bool = False,
+    ) -> Iterator[Window]:
+        utterance = self._split(inputs, sampling_rate)
+        recording = self._open(utterance, live)
+        words = utterance.timed_text()
+        if utterance.text is not None or words is not None:
+            transcriber = None
+        if recording is None:
+            yield from self._without_audio(utterance)
+            return
+        end_s = recording.duration_s
+        if words is not None and end_s is not None and words.last_s() > end_s + LATE_S:
+            raise ValueError(
+                f"The transcript has words at {words.last_s():g} s, and the recording lasts {end_s:.3f} s; "
+                "its times must be seconds from the beginning of this recording."
+            )
+        asked = live or any(x is not None for x in (window_s, hop_s, utterance.segments))
+        if not asked and end_s <= self.processor.longest_audio_s():
+            window_s = end_s + 1
+            ((_, _, waveform),) = self.processor.windows(recording, window_s, window_s)
+            text = utterance.text if words is None else words.between(0, math.inf)
+            yield self._window(waveform, text, transcriber=transcriber)
+            return
+        units = self._units(utterance, recording, window_s, hop_s)
+        for start_s, stop_s, waveform in units:
+            text = utterance.text
+            if words is not None:
+                at_end = end_s is not None and end_s - stop_s < self.processor.min_duration_s
+                text = words.between(start_s, math.inf if at_end else stop_s)
+            yield self._window(waveform, text, start_s, stop_s, transcriber)
+
+    def _units(
+        self, utterance: Utterance, recording: Any, window_s: float | None, hop_s: float | None
+    ) -> Iterator[tuple[float, float, np.ndarray]]:
+        """The windows of a recording, or its segments, those that are too long cut into windows."""
+        if utterance.segments is None:
+            window_s, hop_s = self._window_lengths(window_s, hop_s)
+            end_s = recording.duration_s
+            if utterance.text is not None and (end_s is None or end_s > window_s):
+                lasts = "has no known end" if end_s is None else f"lasts {end_s:.3f} s"
+                raise ValueError(
+                    f"The recording {lasts} and is cut into windows of {window_s:g} s, but its transcript "
+                    'has no times. Give them ("words" or "segments" instead of "text"), a '
+                    "`transcriber`, or the audio alone."
+                )
+            yield from self.processor.windows(recording, window_s, hop_s)
+            return
+        if recording.duration_s is None:
+            raise ValueError('A stream is cut into windows; "segments" need a whole recording.')
+        window_s, hop_s = self._window_lengths(
+            self.processor.longest_audio_s() if window_s is None else window_s, hop_s
+        )
+        for segment in utterance.segments:
+            yield from self.processor.windows(
+                recording, window_s, hop_s, segment.start_s, segment.end_s
+            )
+
+    def _without_audio(self, utterance: Utterance) -> Iterator[Window]:
+        if utterance.words is not None:
+            raise ValueError(
+                '"words" have times in a recording, and there is none; give "audio" too, or the words as '
+                '"text".'
+            )
+        if utterance.segments is None:
+            yield self._window(None, utterance.text)
+        for segment in utterance.segments or []:
+            yield self._window(None, segment.text, segment.start_s, segment.end_s)
+
+    def _window_lengths(self, window_s: float | None, hop_s: float | None) -> tuple[float, float]:
+        """Window and hop in seconds, checked against what the model takes."""
+        shortest, longest = self.processor.min_duration_s, self.processor.longest_audio_s()
+        window_s = min(WINDOW_S, longest) if window_s is None else window_s
+        hop_s = window_s if hop_s is None else hop_s
+        for name, value, most in (("window_s", window_s, longest), ("hop_s", hop_s, window_s)):
+            if not shortest <= value <= most:
+                raise ValueError(
+                    f"`{name}={value!r}` is not allowed; it must be from {shortest:g} to {most:g} s."
+                )
+        return window_s, hop_s
+
+    def _window(
+        self,
+        waveform: np.ndarray | None,
+        text: str | None,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        transcriber: Any = None,
+    ) -> Window:
+        shown: dict[str, Any] = {}
+        if transcriber is not None and waveform is not None:
+            text = self._transcribe(transcriber, waveform)
+            shown = {"text": text, "transcribed": True}
+        elif start_s is not None and text:
+            shown = {"text": text}
+        try:
+            features = self.processor(
+                audio=[waveform], text=[text], sampling_rate=self.processor.sampling_rate
+            )
+        except ValueError as error:
+            if start_s is None:
+                raise
+            raise ValueError(f"From {start_s:g} to {end_s:g} s: {error}") from error
+        keys = {"audio": "input_values", "text": "input_ids"}
+        missing = [modality for modality, key in keys.items() if key not in features]
+        return Window(Stretch(start_s, end_s, missing, shown), dict(features))
+
+    def _transcribe(self, transcriber: Any, waveform: np.ndarray) -> str:
+        if isinstance(transcriber, (str, os.PathLike)):
+            name = os.fspath(transcriber)
+            if name not in self._transcribers:
+                self._transcribers[name] = pipeline(
+                    "automatic-speech-recognition", model=name, device=self.device
+                )
+            transcriber = self._transcribers[name]
+        said = transcriber({"raw": waveform, "sampling_rate": self.processor.sampling_rate})
+        if not isinstance(said, Mapping) or not isinstance(said.get("text"), str):
+            raise TypeError(f'The transcriber gave {said!r}; it must give {{"text": transcript}}.')
+        return said["text"].strip()
+
+    def _split(self, inputs: Any, sampling_rate: int | None) -> Utterance:
+        """An utterance in any form, taken apart."""
         if not isinstance(inputs, dict) or AUDIO_KEYS & set(inputs):
-            return inputs, None, sampling_rate
-        unknown = sorted(map(str, set(inputs) - {"audio", "text", "sampling_rate"}))
-        if unknown or not {"audio", "text"} & set(inputs):
+            return Utterance(inputs, sampling_rate)
+        unknown = sorted(map(str, set(inputs) - {*UTTERANCE_KEYS, "sampling_rate"}))
+        if unknown or not set(UTTERANCE_KEYS) & set(inputs):
             wrong = f"the unknown keys {unknown}" if unknown else f"only the keys {sorted(inputs)}"
             raise ValueError(f"An utterance has {wrong}; give {INPUT_FORMS}.")
-        return inputs.get("audio"), inputs.get("text"), inputs.get("sampling_rate", sampling_rate)
+        text = inputs.get("text")
+        if isinstance(text, str) and not text.strip():
+            text = None
+        words, segments = _timed("words", inputs), _timed("segments", inputs)
+        if text is not None and (words is not None or segments is not None):
+            raise ValueError('An utterance has "text" and a transcript with times; give one.')
+        rate = inputs.get("sampling_rate", sampling_rate)
+        return Utterance(inputs.get("audio"), rate, text, words, segments)
 
-    def _waveform(self, audio: Any, sampling_rate: int | None) -> Any:
-        """Any form of audio as {"array": ..., "sampling_rate": ...}, or a decoder as it is."""
+    def _open(self, utterance: Utterance, live: bool) -> Any:
+        """The recording of any form of audio, None if there is none."""
+        audio, sampling_rate = utterance.audio, utterance.sampling_rate
+        if audio is None:
+            return None
+        if live and (hasattr(audio, "read") or hasattr(audio, "__next__")):
+            return self.processor.open_stream(audio, sampling_rate)
         if isinstance(audio, dict):
             if "raw" in audio:
                 audio = {"array" if key == "raw" else key: value for key, value in audio.items()}
             if "array" in audio or not AUDIO_KEYS & set(audio):
-                return {"sampling_rate": sampling_rate} | audio
+                return self.processor.open_recording({"sampling_rate": sampling_rate} | audio)
             audio = _undecoded(audio)
-        if isinstance(audio, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(
-            audio, "read"
-        ):
-            array, sampling_rate = self.processor.load_audio(audio)
-            return {"array": array, "sampling_rate": sampling_rate}
-        if isinstance(audio, (np.ndarray, torch.Tensor, list, tuple)):
-            return {"array": audio, "sampling_rate": sampling_rate}
-        if hasattr(audio, "get_all_samples"):  # torchcodec's decoder, which datasets gives
-            return audio
+        known = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray, Tensor, list, tuple)
+        # torchcodec's decoder, which datasets gives, has get_all_samples.
+        if isinstance(audio, known) or hasattr(audio, "read") or hasattr(audio, "get_all_samples"):
+            return self.processor.open_recording(audio, sampling_rate)
         raise TypeError(f"Audio of type {type(audio).__name__} cannot be read; give {INPUT_FORMS}.")
 
-    def _absent(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Stand-ins for an absent modality, masked: all utterances of a batch must have the same keys."""
-        if "input_ids" not in features:
-            ids = torch.full((1, 1), self.processor.tokenizer.pad_token_id)
-            return {"input_ids": ids, "attention_mask": torch.zeros_like(ids)}
-        if "input_values" not in features:
-            extractor = self.processor.feature_extractor
-            if extractor.model_input_names[0] == "input_features":
-                values = torch.zeros(1, extractor.feature_size, extractor.nb_max_frames)
-            else:
-                samples = int(np.ceil(self.processor.min_duration_s * extractor.sampling_rate))
-                values = torch.zeros(1, samples)
-            mask = torch.zeros(1, values.shape[-1], dtype=torch.long)
-            return {"input_values": values, "audio_attention_mask": mask}
-        return {}
+    # ---- windows through the model ----
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        has_audio = model_inputs["audio_attention_mask"].any(-1)
-        has_text = model_inputs["attention_mask"].any(-1)
-        model_inputs = dict(model_inputs)
-        # A modality that the whole batch lacks need not pass through its encoder.
-        for present, keys in (
-            (has_audio, ("input_values", "audio_attention_mask")),
-            (has_text, ("input_ids", "attention_mask")),
-        ):
-            if not bool(present.any()):
-                for key in keys:
-                    del model_inputs[key]
+    def _predict(self, windows: list[Window], batch_size: int) -> Iterator[Prediction]:
+        """The model's answers, in the order of the windows."""
+        predictions: dict[int, Prediction] = {}
+        for batch in self._batches(windows, batch_size):
+            outputs = self.forward(self._collate([windows[i].features for i in batch]))
+            logits = outputs["emotion_logits"].float() / self.model.config.temperature
+            rows = zip(
+                batch, logits.softmax(-1).tolist(), outputs["dimensions"].tolist(), strict=True
+            )
+            for i, probabilities, dimensions in rows:
+                predictions[i] = Prediction(windows[i].stretch, probabilities, dimensions)
+        return (predictions[i] for i in range(len(windows)))
+
+    def _batches(self, windows: list[Window], batch_size: int) -> Iterator[list[int]]:
+        """Numbers of windows of similar lengths, of which all or none have a modality.
+
+        An acoustic encoder that takes no mask (group norm: it normalises over time) would hear the
+        padding; its batches have one length of audio.
+        """
+        audio_config = self.model.config.audio_config
+        hears_padding = getattr(audio_config, "feat_extract_norm", "layer") != "layer"
+        stretch = 1.0 if hears_padding else MOST_PADDED
+        lengths = [window.lengths for window in windows]
+        batch: list[int] = []
+        for i in sorted(range(len(windows)), key=lambda i: (lengths[i][1] > 0, lengths[i])):
+            if batch:
+                (audio, tokens), (shortest, others) = lengths[i], lengths[batch[0]]
+                alike = shortest <= audio <= stretch * shortest and (tokens > 0) == (others > 0)
+                if len(batch) == batch_size or not alike:
+                    yield batch
+                    batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _collate(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = {}
+        for name in rows[0]:
+            longest = max(row[name].shape[-1] for row in rows)
+            fill = self.processor.tokenizer.pad_token_id if name == "input_ids" else 0
+            batch[name] = torch.cat(
+                [F.pad(row[name], (0, longest - row[name].shape[-1]), value=fill) for row in rows]
+            )
+        return batch
+
+    def _forward(self, model_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         output = self.model(**model_inputs)
-        return {
-            "emotion_logits": output.emotion_logits,
-            "dimensions": output.dimensions,
-            "has_audio": has_audio,
-            "has_text": has_text,
-        }
+        return {"emotion_logits": output.emotion_logits, "dimensions": output.dimensions}
+
+    # ---- answers to plain numbers ----
 
     def postprocess(
-        self, model_outputs: dict[str, torch.Tensor], top_k: int | None = None
+        self, model_outputs: list[Prediction], top_k: int | None = None
     ) -> dict[str, Any]:
+        stretches = [prediction.stretch for prediction in model_outputs]
+        config, shown = self.model.config, dict(stretches[0].shown)
+        probabilities, dimensions = model_outputs[0].probabilities, model_outputs[0].dimensions
+        if stretches[0].start_s is not None:
+            weights = _shares_of_time([(s.start_s, s.end_s) for s in stretches])
+            probabilities = (weights @ [p.probabilities for p in model_outputs]).tolist()
+            dimensions = (weights @ [p.dimensions for p in model_outputs]).tolist()
+            shown = {"timeline": [self._entry(prediction, top_k) for prediction in model_outputs]}
+        missing = [m for m in ("audio", "text") if all(m in s.missing for s in stretches)]
+        untrained = [name for name in config.output_names if name not in config.trained_outputs]
+        named = self._named(probabilities, dimensions, top_k)
+        return named | {"missing": missing, "untrained": untrained} | shown
+
+    def _entry(self, prediction: Prediction, top_k: int | None = None) -> dict[str, Any]:
+        """One entry of the timeline."""
+        stretch = prediction.stretch
+        named = self._named(prediction.probabilities, prediction.dimensions, top_k)
+        times = {"start": stretch.start_s, "end": stretch.end_s}
+        return times | named | {"missing": stretch.missing} | stretch.shown
+
+    def _named(
+        self, probabilities: list[float], dimensions: list[float], top_k: int | None
+    ) -> dict[str, Any]:
+        """The outputs that were trained, by name."""
         config = self.model.config
-        result: dict[str, Any] = {}
+        named: dict[str, Any] = {}
         if "emotion" in config.trained_outputs:
-            logits = model_outputs["emotion_logits"][0].float() / config.temperature
-            probabilities = logits.softmax(-1).tolist()
-            scores = {
-                config.id2label[i]: probability for i, probability in enumerate(probabilities)
-            }
+            scores = {config.id2label[i]: share for i, share in enumerate(probabilities)}
             ranked = sorted(scores.items(), key=lambda item: -item[1])
-            result["emotion"] = ranked[0][0]
-            result["scores"] = dict(ranked[:top_k])
-        for name, value in zip(
-            config.dimension_names, model_outputs["dimensions"][0].tolist(), strict=True
-        ):
-            if name in config.trained_outputs:
-                result[name] = value
-        present = {"audio": model_outputs["has_audio"][0], "text": model_outputs["has_text"][0]}
-        result["missing"] = [
-            modality for modality, is_there in present.items() if not bool(is_there)
-        ]
-        result["untrained"] = [
-            name for name in config.output_names if name not in config.trained_outputs
-        ]
-        return result
+            named = {"emotion": ranked[0][0], "scores": dict(ranked[:top_k])}
+        values = zip(config.dimension_names, dimensions, strict=True)
+        return named | {name: value for name, value in values if name in config.trained_outputs}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and processor: the folder loads as a pipeline again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+@dataclass
+class Results:
+    """Results of a list or dataset; every pass over them predicts again."""
+
+    predict: Callable[[], Iterator[dict[str, Any]]]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.predict()
+
+
+class _Windows(IterableDataset):
+    """The windows of all inputs, each with its input's number, and whether it is that one's last."""
+
+    def __init__(
+        self, inputs: Any, cut: Callable[..., Iterator[Window]], options: dict[str, Any]
+    ) -> None:
+        self.inputs, self.cut, self.options = inputs, cut, options
+
+    def __iter__(self) -> Iterator[tuple[int, Window, bool]]:
+        for number, item in self._share():
+            numbered = isinstance(item, NumberedInput)
+            try:
+                windows = self.cut(item.item if numbered else item, **self.options)
+                for window, following in pairwise(chain(windows, [None])):
+                    yield number, window, following is None
+            except (ValueError, TypeError, OSError) as error:
+                if not numbered:
+                    raise
+                kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+                kind = next(kind for kind in kinds if isinstance(error, kind))
+                raise kind(f"Input {number}: {error}") from error
+
+    def _share(self) -> Iterator[tuple[int, Any]]:
+        """This worker's inputs: every so many-th, where they can be had by number."""
+        if not hasattr(self.inputs, "__len__"):
+            yield from enumerate(self.inputs)
+            return
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in range(first, len(self.inputs), step):
+            yield number, self.inputs[number]
+
+
+def _portions(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of so many; what came before an error comes before the error."""
+    portion: list[Any] = []
+    try:
+        for item in items:
+            portion.append(item)
+            if len(portion) == size:
+                yield portion
+                portion = []
+    except Exception:
+        yield portion
+        raise
+    yield portion
+
+
+def _shares_of_time(spans: list[tuple[float, float]]) -> np.ndarray:
+    """Weights that sum to 1: each instant counts once, shared by the spans that overlap there."""
+    starts, ends = np.array(spans).T
+    edges = np.unique(spans)
+    hearing = np.searchsorted(np.sort(starts), edges[:-1], "right") - np.searchsorted(
+        np.sort(ends), edges[:-1], "right"
+    )
+    seconds = np.concatenate([[0.0], np.cumsum(np.diff(edges) / np.maximum(hearing, 1))])
+    shares = seconds[np.searchsorted(edges, ends)] - seconds[np.searchsorted(edges, starts)]
+    return shares / shares.sum()
+
+
+def _timed(name: str, inputs: dict[str, Any]) -> list[TimedText] | None:
+    """The list of timed texts under this key, checked."""
+    items = inputs.get(name)
+    if items is None:
+        return None
+    if not isinstance(items, (list, tuple)) or not (items or name == "words"):
+        raise ValueError(f'"{name}" is {items!r}; {_TIMED_FORMS[name]}.')
+    texts = []
+    for number, item in enumerate(items):
+        try:
+            start_s, end_s = item.get("timestamp") or (item["start"], item["end"])
+            if name == "words" and end_s is None:  # a recogniser's last word
+                end_s = start_s
+            text = item.get("text") if name == "segments" else item["text"]
+            allowed = 0 <= start_s <= end_s < math.inf and (name == "words" or start_s < end_s)
+            allowed = allowed and (text is None or isinstance(text, str))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            allowed = False
+        if not allowed:
+            raise ValueError(f'"{name}" has {item!r} at place {number}; {_TIMED_FORMS[name]}.')
+        texts.append(TimedText(float(start_s), float(end_s), text))
+    return texts
+
+
+_TIMED_FORMS = {
+    "words": 'give a list of {"text": ..., "start": s, "end": s} or {"text": ..., "timestamp": (s, s)}, '
+    "in seconds from the beginning",
+    "segments": 'give a list of at least one {"start": s, "end": s}, in seconds, the end after the start, '
+    'with or without "text"',
+}
+
+
+def _require_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"`{name}={value!r}` is not allowed; it must be a whole number of at least 1."
+        )
+
+
+def _require_seconds(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"`{name}={value!r}` is not allowed; it must be seconds, more than 0.")
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
 
 
 def _is_dataset(inputs: Any) -> bool:
@@ -234,7 +722,7 @@ def _is_dataset(inputs: Any) -> bool:
 
 
 def _is_many(inputs: Any) -> bool:
-    one = (str, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor)
+    one = (str, bytes, bytearray, memoryview, Mapping, np.ndarray, Tensor)
     iterable = hasattr(inputs, "__iter__") or isinstance(inputs, torch.utils.data.Dataset)
     return iterable and not isinstance(inputs, one) and not hasattr(inputs, "read")
 

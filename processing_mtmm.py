@@ -8,7 +8,11 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+import wave
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, Unpack
 
 import numpy as np
@@ -38,10 +42,27 @@ MAX_CHANNELS = 32
 MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
+BLOCK_S = 1.0  # of a file, read at a time
+LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
 # Options of feature extractors that the processor decides: it pads, and never cuts, audio.
 LENGTH_OPTIONS = ("max_length", "padding", "truncation")
 
 Audio = np.ndarray | torch.Tensor | Sequence[float] | dict[str, Any]
+
+
+@dataclass
+class Recording:
+    """One recording of any length, to be read block by block.
+
+    Args:
+        sampling_rate: Its own, Hz.
+        duration_s: Seconds; None of a stream, whose end nobody knows.
+        blocks: From which sample, to which (None = to the end): arrays (time,), mono, float32.
+    """
+
+    sampling_rate: int
+    duration_s: float | None
+    blocks: Callable[[int, int | None], Iterator[np.ndarray]]
 
 
 class MTMMProcessorKwargs(ProcessingKwargs, total=False):
@@ -172,12 +193,7 @@ class MTMMProcessor(ProcessorMixin):
             return None
         array, sampling_rate = _array_and_rate(audio, sampling_rate)
         waveform = to_mono(array)
-        if sampling_rate is None:
-            raise ValueError(
-                f"`sampling_rate` is missing; give the samples a second of the audio, for example "
-                f"`sampling_rate={self.sampling_rate}`."
-            )
-        sampling_rate = _check_rate(sampling_rate)
+        sampling_rate = self._check_rate(sampling_rate)
         duration_s = len(waveform) / sampling_rate  # before resampling, which may take long
         if duration_s < self.min_duration_s:
             raise ValueError(
@@ -191,6 +207,14 @@ class MTMMProcessor(ProcessorMixin):
                 f"most {self.longest_audio_s():.4g} s are taken at once. Cut it into utterances."
             )
         return resample(waveform, sampling_rate, self.sampling_rate)
+
+    def _check_rate(self, sampling_rate: Any) -> int:
+        if sampling_rate is None:
+            raise ValueError(
+                f"`sampling_rate` is missing; give the samples a second of the audio, for example "
+                f"`sampling_rate={self.sampling_rate}`."
+            )
+        return _check_rate(sampling_rate)
 
     def _audio_tensors(
         self, waveforms: list[np.ndarray | None], options: dict[str, Any]
@@ -265,36 +289,19 @@ class MTMMProcessor(ProcessorMixin):
             ValueError: The file cannot be decoded, ends early, or has no audio in this stretch.
             TypeError: No source of audio.
         """
-        if soundfile is None:
-            raise ImportError(
-                "Decoding audio files needs soundfile; run `pip install soundfile`, or give "
-                '{"array": waveform, "sampling_rate": rate}.'
-            )
         _check_stretch(start_s, end_s)
         name, source = _open_source(source)
-        try:
-            with soundfile.SoundFile(source) as file:
-                rate, frames = file.samplerate, file.frames
-                start = round((start_s or 0) * rate)
-                stop = frames if end_s is None else min(round(end_s * rate), frames)
-                waveform = None
-                if start < stop:
-                    file.seek(start)
-                    waveform = file.read(stop - start, dtype="float32")
-                missing_bytes = _missing_bytes(file.extra_info) if stop == frames else 0
-        # TypeError: headerless files, whose rate soundfile would have to be told
-        except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
-            reason = getattr(error, "error_string", error)
-            raise ValueError(
-                f"{name} cannot be decoded as audio ({reason}); wav, flac, ogg and mp3 can. Convert it, or "
-                "leave it out."
-            ) from error
+        with _sound_file(name, source) as file:
+            rate, frames = file.samplerate, file.frames
+            start = round((start_s or 0) * rate)
+            stop = frames if end_s is None else min(round(end_s * rate), frames)
+            waveform = None
+            if start < stop:
+                file.seek(start)
+                waveform = file.read(stop - start, dtype="float32")
+            missing_bytes = _missing_bytes(file.extra_info) if stop == frames else 0
         if missing_bytes or (waveform is not None and len(waveform) < stop - start):
-            found_s = (frames if waveform is None else start + len(waveform)) / rate
-            raise ValueError(
-                f"{name} is cut off: it ends after {found_s:.3f} s, before the end that its header says. "
-                "Fetch it again, convert it, or leave it out."
-            )
+            raise _cut_off(name, (frames if waveform is None else start + len(waveform)) / rate)
         if waveform is None:
             raise ValueError(
                 f"{name} has no audio from {start_s or 0} s to "
@@ -302,6 +309,151 @@ class MTMMProcessor(ProcessorMixin):
                 "another stretch, or leave it out."
             )
         return waveform, rate
+
+    def open_recording(self, audio: Any, sampling_rate: int | None = None) -> Recording:
+        """A recording of any length, to be read block by block.
+
+        A file is read from its path as it goes. The bytes of a URL, of an open file, or given as such
+        stay in memory as they are encoded; so does an array.
+
+        Args:
+            audio: What `load_audio` or `__call__` takes as one recording.
+            sampling_rate: Of an array without its own, Hz.
+
+        Raises:
+            As `load_audio` and `__call__`; what is wrong inside a file, when it is read.
+        """
+        if isinstance(audio, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(
+            audio, "read"
+        ):
+            return _file_recording(audio)
+        (recording,) = _check_each([audio], self._array_recording, sampling_rate)
+        return recording
+
+    def _array_recording(self, audio: Any, sampling_rate: int | None) -> Recording:
+        array, sampling_rate = _array_and_rate(audio, sampling_rate)
+        waveform, rate = to_mono(array), self._check_rate(sampling_rate)
+        return Recording(
+            rate, len(waveform) / rate, lambda first, stop: iter([waveform[first:stop]])
+        )
+
+    def open_stream(self, source: Any, sampling_rate: int | None = None) -> Recording:
+        """A stream of audio that is heard while it comes; it can be read once.
+
+        Args:
+            source: An open binary file, such as `sys.stdin.buffer`: wav, or with `sampling_rate` raw
+                16-bit little-endian mono samples. Or an iterator of arrays, (time,) or
+                (time, channels), at `sampling_rate`.
+            sampling_rate: Hz; of a wav stream None, it says so itself.
+
+        Raises:
+            ValueError, TypeError: No such stream; what is wrong later in it, when it is read.
+        """
+        if not hasattr(source, "read"):
+            rate = self._check_rate(sampling_rate)
+            return Recording(rate, None, lambda first, stop: _array_blocks(source, rate))
+        if sampling_rate is not None:
+            rate = _check_rate(sampling_rate)
+            return Recording(rate, None, lambda first, stop: _raw_blocks(source, rate))
+        try:
+            file = wave.Wave_read(source)
+        except (wave.Error, EOFError) as error:
+            raise ValueError(
+                f"The stream is no wav that can be read while it comes ({error or 'it is empty'}); "
+                "send wav with integer samples, or raw 16-bit mono samples and their "
+                "`sampling_rate`. Other files are given by their path."
+            ) from error
+        return Recording(file.getframerate(), None, lambda first, stop: _wav_blocks(file))
+
+    def windows(
+        self,
+        recording: Recording,
+        window_s: float,
+        hop_s: float,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+    ) -> Iterator[tuple[float, float, np.ndarray]]:
+        """Cut a recording, or a stretch of it, into windows while reading it.
+
+        The last window ends where the stretch ends: it begins earlier than a hop after the one
+        before, and is as long, or as the whole stretch where that is shorter. An end that brings
+        less than `min_duration_s` of new audio gets no window.
+
+        Args:
+            recording: From `open_recording` or `open_stream`; of a stream, the whole.
+            window_s, hop_s: How long a window is, and how far the next begins behind it.
+            start_s, end_s: The stretch, seconds; None = to the end.
+
+        Returns:
+            Start and end in the recording, seconds, and the waveform (time,) at `sampling_rate`.
+
+        Raises:
+            ValueError: The stretch begins after the end.
+        """
+        rate, duration_s = recording.sampling_rate, recording.duration_s
+        if duration_s is not None and round(start_s * rate) >= round(duration_s * rate):
+            raise ValueError(
+                f"The stretch from {start_s:g} s begins after the recording's end at {duration_s:.3f} s; "
+                "give another, or leave it out."
+            )
+        stop = None if end_s is None else round(end_s * rate)
+        first = start_s if start_s == 0 else round(start_s * rate) / rate
+        blocks = _resampled(recording.blocks(round(start_s * rate), stop), rate, self.sampling_rate)
+        samples = [round(s * self.sampling_rate) for s in (window_s, hop_s, self.min_duration_s)]
+        for start, waveform in _cut(blocks, *samples):
+            begin = first + start / self.sampling_rate
+            yield begin, first + (start + len(waveform)) / self.sampling_rate, waveform
+
+
+def _cut(
+    blocks: Iterable[np.ndarray], window: int, hop: int, shortest: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Windows of a stream of samples, each with the number of its first; see `windows`."""
+    kept, first = np.zeros(0, np.float32), 0  # samples in hand, and the number of the first
+    start = heard = 0  # where the next window begins; where the last one ended
+    for block in blocks:
+        kept = np.concatenate([kept, block])
+        while first + len(kept) >= start + window:
+            yield start, kept[start - first : start - first + window]
+            start, heard = start + hop, start + window
+        reach = max(start - window, first)  # the last window may reach back so far
+        kept, first = kept[reach - first :], reach
+    end = first + len(kept)
+    if end - heard >= shortest or heard == 0 < end:
+        start = max(end - window, 0)
+        yield start, kept[start - first :]
+
+
+def read_blocks(
+    source: str | os.PathLike | bytes | BinaryIO, sampling_rate: int
+) -> Iterator[np.ndarray]:
+    """A recording of any length from its beginning to its end, in blocks of about a second.
+
+    Args:
+        source: As of `MTMMProcessor.load_audio`; a path is read from disk as it goes.
+        sampling_rate: Of the blocks, Hz.
+
+    Returns:
+        Blocks (time,), mono, float32.
+
+    Raises:
+        As `MTMMProcessor.load_audio`.
+    """
+    recording = _file_recording(source)
+    blocks = recording.blocks(0, None)
+    yield from _resampled(blocks, recording.sampling_rate, sampling_rate)
+
+
+def _resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """As `resample` of the whole."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    _require_soxr(from_rate, to_rate)
+    stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def to_mono(waveform: Any) -> np.ndarray:
@@ -318,6 +470,13 @@ def to_mono(waveform: Any) -> np.ndarray:
     array = _as_array(waveform)
     if array.size == 0:
         raise ValueError("the audio is empty; leave it out, or give None for absent audio.")
+    if array.ndim == 2 and array.shape[0] < array.shape[1]:
+        array = array.T
+    return _mix(array)
+
+
+def _mix(array: np.ndarray) -> np.ndarray:
+    """Numbers (time,) or (time, channels) as `to_mono` gives them."""
     if array.dtype.kind in "iu":
         if array.dtype.name not in PCM_SCALE:
             raise ValueError(
@@ -327,13 +486,12 @@ def to_mono(waveform: Any) -> np.ndarray:
         offset = 128 if array.dtype.name == "uint8" else 0
         array = (array.astype(np.float64) - offset) / PCM_SCALE[array.dtype.name]
     if array.ndim == 2:
-        channels_last = array if array.shape[0] >= array.shape[1] else array.T
-        if channels_last.shape[1] > MAX_CHANNELS:
+        if array.shape[1] > MAX_CHANNELS:
             raise ValueError(
                 f"the audio has shape {array.shape}: no axis can be channels (at most {MAX_CHANNELS}). "
                 "Give several waveforms as a list."
             )
-        array = channels_last.mean(axis=1, dtype=np.float64)
+        array = array.mean(axis=1, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError(
             f"the audio has {int((~np.isfinite(array)).sum())} samples that are NaN or infinite; "
@@ -394,12 +552,16 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """
     if from_rate == to_rate:
         return waveform
+    _require_soxr(from_rate, to_rate)
+    return soxr.resample(waveform, from_rate, to_rate)
+
+
+def _require_soxr(from_rate: int, to_rate: int) -> None:
     if soxr is None:
         raise ImportError(
             f"Resampling from {from_rate} to {to_rate} Hz needs soxr; run `pip install soxr`, or give audio "
             f"at {to_rate} Hz."
         )
-    return soxr.resample(waveform, from_rate, to_rate)
 
 
 def receptive_field(config: PreTrainedConfig) -> int:
@@ -449,8 +611,117 @@ def _missing_bytes(log: str) -> int:
     return promised - found if found + 1024 < promised < 2**31 - 2**16 else 0
 
 
-def _open_source(source: Any) -> tuple[str, Any]:
-    """A name for messages, and what soundfile can open."""
+def _cut_off(name: str, found_s: float) -> ValueError:
+    return ValueError(
+        f"{name} is cut off: it ends after {found_s:.3f} s, before the end that its header says. "
+        "Fetch it again, convert it, or leave it out."
+    )
+
+
+@contextmanager
+def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
+    """The file opened by soundfile; what that cannot do is a ValueError with the file's name."""
+    if soundfile is None:
+        raise ImportError(
+            "Decoding audio files needs soundfile; run `pip install soundfile`, or give "
+            '{"array": waveform, "sampling_rate": rate}.'
+        )
+    try:
+        with soundfile.SoundFile(source if isinstance(source, str) else io.BytesIO(source)) as file:
+            yield file
+    # TypeError: headerless files, whose rate soundfile would have to be told
+    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
+        reason = getattr(error, "error_string", error)
+        raise ValueError(
+            f"{name} cannot be decoded as audio ({reason}); wav, flac, ogg and mp3 can. Convert it, or "
+            "leave it out."
+        ) from error
+
+
+def _file_recording(source: Any) -> Recording:
+    name, source = _open_source(source)
+    with _sound_file(name, source) as file:
+        rate, frames, missing_bytes = file.samplerate, file.frames, _missing_bytes(file.extra_info)
+    if missing_bytes:
+        raise _cut_off(name, frames / rate)
+    if frames == 0:
+        raise ValueError(f"{name} has no audio: it lasts 0 s. Leave it out.")
+    return Recording(rate, frames / rate, partial(_file_blocks, name, source))
+
+
+def _file_blocks(
+    name: str, source: str | bytes, start: int, stop: int | None
+) -> Iterator[np.ndarray]:
+    with _sound_file(name, source) as file:
+        rate, stop = file.samplerate, file.frames if stop is None else min(stop, file.frames)
+        file.seek(start)
+        while start < stop:
+            size = min(round(BLOCK_S * rate), stop - start)
+            block = file.read(size, dtype="float32", always_2d=True)
+            if len(block):
+                yield _mix_block(block, name, start / rate)
+            start += len(block)
+            if len(block) < size:
+                raise _cut_off(name, start / rate)
+
+
+def _array_blocks(chunks: Iterable[Any], rate: int) -> Iterator[np.ndarray]:
+    start = 0
+    for chunk in chunks:
+        array = _as_array(chunk)
+        if array.size:
+            yield _mix_block(array, "The stream", start / rate)
+        start += len(array)
+
+
+def _raw_blocks(file: BinaryIO, rate: int) -> Iterator[np.ndarray]:
+    """16-bit little-endian mono samples."""
+    rest = None
+    while data := file.read(2 * round(LIVE_BLOCK_S * rate)):
+        if rest is None and data.startswith(b"RIFF"):
+            raise ValueError(
+                "The stream is a wav file; leave `sampling_rate` out, it says so itself."
+            )
+        data = (rest or b"") + data
+        whole = len(data) // 2 * 2
+        if whole:
+            yield _mix(np.frombuffer(data[:whole], "<i2"))
+        rest = data[whole:]
+    if rest:
+        raise _split_sample()
+
+
+def _wav_blocks(file: wave.Wave_read) -> Iterator[np.ndarray]:
+    width, channels = file.getsampwidth(), file.getnchannels()
+    while data := file.readframes(round(LIVE_BLOCK_S * file.getframerate())):
+        if len(data) % (width * channels):
+            raise _split_sample()
+        if width == 3:  # NumPy has no 24-bit integers: shifted up, they are 32-bit ones
+            padded = np.zeros((len(data) // 3, 4), np.uint8)
+            padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+            samples = padded.view("<i4")[:, 0]
+        else:
+            samples = np.frombuffer(data, {1: "u1", 2: "<i2", 4: "<i4"}[width])
+        yield _mix(samples.reshape(-1, channels))
+
+
+def _mix_block(block: np.ndarray, name: str, start_s: float) -> np.ndarray:
+    """As `_mix`; what it refuses is named by the file and the place in it."""
+    try:
+        return _mix(block)
+    except ValueError as error:
+        raise ValueError(f"{name}, from {start_s:g} s on: {error}") from error
+
+
+def _split_sample() -> ValueError:
+    return ValueError(
+        "The stream ends in the middle of a sample; was it cut off, or is it not what it says? "
+        "Raw audio is 16-bit little-endian mono."
+    )
+
+
+def _open_source(source: Any) -> tuple[str, str | bytes]:
+    """A name for messages, and a path or the bytes of a file."""
     if hasattr(source, "read"):
         name = f"The audio ({getattr(source, 'name', 'an open file')})"
         source = source.read()  # soundfile itself would need it to be seekable
@@ -469,7 +740,7 @@ def _open_source(source: Any) -> tuple[str, Any]:
         )
     if not source:
         raise ValueError(f"{name} has no bytes to read; give a whole wav, flac, ogg or mp3 file.")
-    return name, io.BytesIO(source)
+    return name, bytes(source)
 
 
 def _check_file(path: str) -> str:
@@ -619,4 +890,4 @@ def _check_pairs(waveforms: list[Any], transcripts: list[Any]) -> None:
 
 MTMMProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["MTMMProcessor", "receptive_field"]
+__all__ = ["MTMMProcessor", "Recording", "read_blocks", "receptive_field"]

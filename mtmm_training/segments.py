@@ -1,0 +1,74 @@
+"""Where in a recording somebody speaks, by silero-vad: the "segments" that the pipeline takes.
+
+    pip install silero-vad
+    predict({"audio": path, "segments": speech_segments(path)})
+
+The package is MIT-licensed and brings its weights; it is no dependency of this one.
+"""
+
+import os
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from processing_mtmm import read_blocks
+
+try:
+    import silero_vad
+except ImportError:
+    silero_vad = None
+
+RATE = 16000
+FRAME = 512  # samples that the detector takes at a time
+
+
+def speech_segments(
+    source: str | os.PathLike | bytes | BinaryIO,
+    threshold: float = 0.5,
+    min_silence_s: float = 0.3,
+    margin_s: float = 0.1,
+) -> list[dict[str, float]]:
+    """Stretches of speech, in order; the recording is read block by block.
+
+    Args:
+        source: A path, a URL, the bytes of a file, or an open binary file.
+        threshold: Probability of speech from which a stretch begins, 0 to 1.
+        min_silence_s: Shorter pauses end no stretch.
+        margin_s: Added at both ends of a stretch.
+
+    Returns:
+        {"start", "end"} in seconds; empty where nobody speaks.
+
+    Raises:
+        ImportError: silero-vad is not installed.
+        As `MTMMProcessor.load_audio`.
+    """
+    if silero_vad is None:
+        raise ImportError(
+            "Finding speech needs silero-vad; run `pip install silero-vad`, or give the pipeline "
+            '"segments" of your own, or `window_s`.'
+        )
+    detector = silero_vad.VADIterator(
+        silero_vad.load_silero_vad(),
+        threshold=threshold,
+        sampling_rate=RATE,
+        min_silence_duration_ms=round(1000 * min_silence_s),
+        speech_pad_ms=round(1000 * margin_s),
+    )
+    segments: list[dict[str, float]] = []
+    rest, samples = np.zeros(0, np.float32), 0
+    for block in read_blocks(source, RATE):
+        samples += len(block)
+        rest = np.concatenate([rest, block])
+        while len(rest) >= FRAME:
+            found = detector(torch.from_numpy(rest[:FRAME])) or {}
+            rest = rest[FRAME:]
+            if "start" in found:
+                segments.append({"start": max(found["start"], 0) / RATE})
+            if "end" in found:
+                segments[-1]["end"] = found["end"] / RATE
+    duration_s = samples / RATE
+    for segment in segments:
+        segment["end"] = min(segment.get("end", duration_s), duration_s)
+    return segments

@@ -1,0 +1,693 @@
+"""Recordings of any length: windows and segments, timed transcripts, transcribers, streams, memory.
+
+What a window says is always compared with the pipeline on that stretch alone.
+"""
+
+import io
+import subprocess
+import sys
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import (
+    AutomaticSpeechRecognitionPipeline,
+    Wav2Vec2Config,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+    Wav2Vec2Processor,
+    WhisperFeatureExtractor,
+)
+
+import pipeline_mtmm
+from modeling_mtmm import MTMMModel
+from pipeline_mtmm import MTMMPipeline, _shares_of_time
+from processing_mtmm import MTMMProcessor
+
+RATE = 16000
+LONGEST_S = 2.0
+EMOTIONS = ("angry", "happy", "sad", "neutral")
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_mel_bins": 20,
+    "max_source_positions": 50,
+}
+
+
+def noise(duration_s: float, seed: int = 0) -> np.ndarray:
+    """Noise whose loudness and colour drift, so that every window sounds different."""
+    samples = round(duration_s * RATE)
+    white = np.random.default_rng(seed).uniform(-0.5, 0.5, samples)
+    time = np.arange(samples) / RATE
+    return (white * (0.2 + 0.8 * np.cos(time) ** 2) * np.sin(60 * time**1.5)).astype(np.float32)
+
+
+def audio(waveform: np.ndarray) -> dict:
+    return {"array": waveform, "sampling_rate": RATE}
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., MTMMModel]) -> MTMMModel:
+    return make_model(trained_outputs=("emotion", "valence", "arousal"))
+
+
+@pytest.fixture(scope="module")
+def pipe(model: MTMMModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
+    parts = tiny_processor.feature_extractor, tiny_processor.tokenizer
+    processor = MTMMProcessor(*parts, max_tokens=64, max_duration_s=LONGEST_S)
+    return MTMMPipeline(model=model, processor=processor)
+
+
+@pytest.fixture(scope="module")
+def whisper_pipe(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> MTMMPipeline:
+    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
+    model = make_model(audio_config=WHISPER, trained_outputs=("emotion", "valence", "arousal"))
+    return MTMMPipeline(model=model, processor=processor)
+
+
+@pytest.fixture(scope="module")
+def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("audio") / "long.wav"
+    soundfile.write(path, noise(7.3), RATE, subtype="FLOAT")
+    return path
+
+
+def spans(result: dict | list) -> list[tuple[float, float]]:
+    entries = result["timeline"] if isinstance(result, dict) else result
+    return [(entry["start"], entry["end"]) for entry in entries]
+
+
+def assert_alike(entry: dict, alone: dict, tolerance: float = 1e-5) -> None:
+    """An entry of the timeline says what the pipeline says of that stretch alone."""
+    assert entry["emotion"] == alone["emotion"]
+    assert entry["scores"] == pytest.approx(alone["scores"], abs=tolerance)
+    for name in ("valence", "arousal"):
+        assert entry[name] == pytest.approx(alone[name], abs=tolerance)
+    assert entry["missing"] == alone["missing"]
+
+
+def assert_same_timeline(one: list[dict], other: list[dict]) -> None:
+    np.testing.assert_allclose(spans(one), spans(other), atol=1e-9)
+    for entry, expected in zip(one, other, strict=True):
+        assert_alike(entry, expected)
+        assert entry.get("text") == expected.get("text")
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "window_s", "hop_s", "expected"),
+    [
+        (7.3, None, None, [(0, 2), (2, 4), (4, 6), (5.3, 7.3)]),
+        (6.0, None, None, [(0, 2), (2, 4), (4, 6)]),
+        (6.02, None, None, [(0, 2), (2, 4), (4, 6)]),  # 20 ms are less than the encoder needs
+        (6.03, None, None, [(0, 2), (2, 4), (4, 6), (4.03, 6.03)]),
+        (2.5, None, None, [(0, 2), (0.5, 2.5)]),
+        (1.5, 1.0, None, [(0, 1), (0.5, 1.5)]),
+        (1.5, 1.0, 0.5, [(0, 1), (0.5, 1.5)]),
+        (1.6, 1.0, 0.5, [(0, 1), (0.5, 1.5), (0.6, 1.6)]),
+        (0.8, 1.0, None, [(0, 0.8)]),
+        (4.0, None, 1.0, [(0, 2), (1, 3), (2, 4)]),
+        (1.0, 0.3, 0.3, [(0, 0.3), (0.3, 0.6), (0.6, 0.9), (0.7, 1.0)]),
+    ],
+)
+def test_windows_cover_the_recording(
+    pipe: MTMMPipeline, duration_s: float, window_s: float, hop_s: float, expected: list
+) -> None:
+    waveform = noise(duration_s)
+    result = pipe(audio(waveform), window_s=window_s, hop_s=hop_s)
+    np.testing.assert_allclose(spans(result), expected, atol=1e-9)
+    for entry in result["timeline"]:
+        start, end = (round(entry[name] * RATE) for name in ("start", "end"))
+        assert_alike(entry, pipe(audio(waveform[start:end])))
+
+
+def test_default_window_is_six_seconds_or_what_the_model_takes(
+    model: MTMMModel, tiny_processor: MTMMProcessor, whisper_pipe: MTMMPipeline
+) -> None:
+    forty = MTMMPipeline(model=model, processor=tiny_processor)
+    assert "timeline" not in forty(audio(noise(7.0)))
+    assert spans(forty(audio(noise(40.5))))[:2] == [(0, 6), (6, 12)]
+    assert spans(whisper_pipe(audio(noise(2.5)))) == [(0, 1), (1, 2), (1.5, 2.5)]
+
+
+def test_short_input_has_no_timeline(pipe: MTMMPipeline) -> None:
+    result = pipe(audio(noise(LONGEST_S)))
+    assert list(result) == ["emotion", "scores", "valence", "arousal", "missing", "untrained"]
+
+
+def test_whole_result_is_the_mean_over_time(pipe: MTMMPipeline) -> None:
+    result = pipe(audio(noise(5.0)), window_s=2.0, hop_s=1.5)
+    assert spans(result) == [(0, 2), (1.5, 3.5), (3, 5)]
+    # By definition: at each instant the mean of the windows that hear it, then the mean over time.
+    instants = np.linspace(0, 5, 50_001)[:-1] + 5e-5
+    heard = np.array([(a <= instants) & (instants < b) for a, b in spans(result)])
+    for name in ("valence", "arousal", *EMOTIONS):
+        values = [entry[name] if name in entry else entry["scores"][name]
+                  for entry in result["timeline"]]  # fmt: skip
+        at_instants = np.array(values) @ (heard / heard.sum(0))
+        whole = result[name] if name in result else result["scores"][name]
+        assert whole == pytest.approx(at_instants.mean(), abs=1e-4)
+    assert result["emotion"] == max(result["scores"], key=result["scores"].get)
+    assert sum(result["scores"].values()) == pytest.approx(1, abs=1e-6)
+    assert list(result)[-1] == "timeline" and result["missing"] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([(0, 6), (6, 12), (7, 13)], [6, 3.5, 3.5]),
+        ([(0, 2), (10, 14)], [2, 4]),  # the silence between counts for nobody
+        ([(4, 5), (0, 3)], [1, 3]),
+        ([(0, 4), (0, 4), (1, 2)], [1.5 + 1 / 3, 1.5 + 1 / 3, 1 / 3]),
+    ],
+)
+def test_instants_are_shared_by_those_who_hear_them(times: list, expected: list) -> None:
+    assert _shares_of_time(times) * sum(expected) == pytest.approx(expected)
+
+
+def test_top_k_and_untrained_hold_in_the_timeline(
+    make_model: Callable[..., MTMMModel], pipe: MTMMPipeline
+) -> None:
+    result = pipe(audio(noise(3.0)), top_k=2)
+    assert {len(entry["scores"]) for entry in (result, *result["timeline"])} == {2}
+    model = make_model(trained_outputs=("arousal",))
+    result = MTMMPipeline(model=model, processor=pipe.processor)(audio(noise(3.0)))
+    assert list(result) == ["arousal", "missing", "untrained", "timeline"]
+    assert [list(e) for e in result["timeline"]] == [["start", "end", "arousal", "missing"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window_s": 2.1}, "`window_s=2.1` is not allowed; it must be from 0.025 to 2 s"),
+        ({"window_s": 0.01}, "`window_s=0.01` is not allowed"),
+        ({"window_s": 1, "hop_s": 1.5}, "`hop_s=1.5` is not allowed; it must be from 0.025 to 1 s"),
+        ({"hop_s": 0}, "`hop_s=0` is not allowed; it must be seconds, more than 0"),
+        ({"window_s": "6"}, "`window_s='6'` is not allowed"),
+        ({"window_s": float("nan")}, "`window_s=nan` is not allowed"),
+        ({"batch_size": 0}, "`batch_size=0` is not allowed; it must be a whole number"),
+    ],
+)
+def test_bad_option_is_refused(pipe: MTMMPipeline, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe([audio(noise(3.0))], **options)
+
+
+# ---- reading in blocks ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_blocks_of_a_file_are_the_whole_file(tmp_path: Path, extension: str, rate: int) -> None:
+    path = tmp_path / f"speech.{extension}"
+    soundfile.write(path, np.stack([noise(3.3)] * 2, 1), rate)
+    processor = MTMMProcessor.__new__(MTMMProcessor)
+    for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
+        recording = processor.open_recording(source)
+        whole, whole_rate = MTMMProcessor.load_audio(path)
+        assert (recording.sampling_rate, recording.duration_s) == (whole_rate, len(whole) / rate)
+        blocks = np.concatenate(list(recording.blocks(0, None)))
+        np.testing.assert_allclose(blocks, whole.mean(1), atol=1e-6)
+        stretch = np.concatenate(list(recording.blocks(1000, 40000)))
+        np.testing.assert_allclose(stretch, whole[1000:40000].mean(1), atol=1e-3)
+
+
+def test_every_form_gives_the_same_timeline(pipe: MTMMPipeline, long_wav: Path) -> None:
+    expected = pipe(audio(noise(7.3)))["timeline"]
+    data = long_wav.read_bytes()
+    for form in (long_wav, str(long_wav), data, io.BytesIO(data), {"bytes": data, "path": None},
+                 {"audio": str(long_wav), "text": " "}):  # fmt: skip
+        assert_same_timeline(pipe(form)["timeline"], expected)
+
+
+def test_resampling_in_blocks_is_that_of_the_whole(pipe: MTMMPipeline, tmp_path: Path) -> None:
+    path = tmp_path / "speech.wav"
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (44100 * 4, 2)).astype(np.float32)
+    soundfile.write(path, samples, 44100, subtype="FLOAT")
+    mono = pipe.processor._waveform(audio(samples[:80000]) | {"sampling_rate": 44100}, None)
+    (_, _, first), *_ = pipe.processor.windows(pipe.processor.open_recording(path), 1.5, 1.5)
+    np.testing.assert_allclose(first, mono[:24000], atol=1e-6)
+
+
+def damaged(waveform: np.ndarray) -> np.ndarray:
+    waveform = waveform.copy()
+    waveform[round(5.5 * RATE)] = np.nan
+    return waveform
+
+
+def test_damage_far_into_a_file_is_named(pipe: MTMMPipeline, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.wav"
+    soundfile.write(path, damaged(noise(7.0)), RATE, subtype="FLOAT")
+    with pytest.raises(
+        ValueError, match="Input 1: .*damaged.wav', from 5 s on: .*1 samples .* NaN"
+    ):
+        pipe([audio(noise(1.0)), str(path)])
+    cut = tmp_path / "cut.wav"
+    soundfile.write(cut, noise(7.0), RATE)
+    cut.write_bytes(cut.read_bytes()[:150_000])
+    with pytest.raises(ValueError, match=r"cut.wav' is cut off: it ends after 4.68. s"):
+        pipe(str(cut))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
+import numpy as np, soundfile, torch
+from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from pipeline_mtmm import MTMMPipeline
+from processing_mtmm import MTMMProcessor
+tokenizer = DebertaV2Tokenizer(vocab=[("[PAD]", -1.0), ("[CLS]", -1.0), ("[SEP]", -1.0), ("[UNK]", -1.0)])
+processor = MTMMProcessor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer, max_duration_s=1.0)
+model = MTMMModel(MTMMConfig.tiny(trained_outputs=["valence"])).eval()
+predict = MTMMPipeline(model=model, processor=processor)
+peaks = []
+for path in sys.argv[2:]:
+    print(len(predict(path)["timeline"]), file=sys.stderr)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
+"""
+
+
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    """Five minutes take 19 MB as float32; the peak may not grow by half of that."""
+    for name, repeats in (("short", 1), ("long", 10)):
+        with soundfile.SoundFile(tmp_path / f"{name}.wav", "w", RATE, 1) as file:
+            for _ in range(repeats):
+                file.write(noise(30.0))
+    script = [sys.executable, "-c", MEMORY, str(Path(__file__).parents[1])]
+    files = [str(tmp_path / f"{name}.wav") for name in ("short", "long")]
+    done = subprocess.run([*script, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.split()[-2:] == ["30", "300"]
+    short, long = map(int, done.stdout.split())  # kB
+    assert long - short < 9_500
+
+
+# ---- transcripts with times ----------------------------------------------------------------------
+
+WORDS = [
+    {"text": "so", "start": 0.1, "end": 0.4},
+    {"text": " you ", "start": 1.8, "end": 2.1},  # its middle is in the first window
+    {"text": "won", "start": 1.9, "end": 2.2},
+    {"text": "at", "start": 6.6, "end": 6.8},
+    {"text": "last", "start": 7.1, "end": 7.5},  # ends after the recording, as recognisers say it
+]
+CHUNKS = [{"text": w["text"], "timestamp": (w["start"], w["end"])} for w in WORDS]
+
+
+@pytest.mark.parametrize("words", [WORDS, CHUNKS, tuple(WORDS[::-1])])
+def test_words_go_to_the_window_of_their_middle(pipe: MTMMPipeline, words: list) -> None:
+    waveform = noise(7.3)
+    result = pipe({"audio": audio(waveform), "words": words})
+    assert [entry.get("text") for entry in result["timeline"]] == [
+        "so you", "won", None, "at last",
+    ]  # fmt: skip
+    assert [entry["missing"] for entry in result["timeline"]] == [[], [], ["text"], []]
+    assert result["missing"] == []
+    for number, text in ((0, "so you"), (2, None)):
+        entry = result["timeline"][number]
+        start, end = (round(entry[name] * RATE) for name in ("start", "end"))
+        assert_alike(entry, pipe({"audio": audio(waveform[start:end]), "text": text}))
+
+
+def test_words_of_a_short_recording_are_its_transcript(pipe: MTMMPipeline) -> None:
+    given = {
+        "audio": audio(noise(1.0)),
+        "words": [WORDS[0], {"text": "x", "timestamp": (0.9, None)}],
+    }
+    assert pipe(given) == pipe({"audio": audio(noise(1.0)), "text": "so x"})
+    assert pipe({"audio": audio(noise(1.0)), "words": []}) == pipe(audio(noise(1.0)))
+
+
+def test_segments_are_the_timeline(pipe: MTMMPipeline, long_wav: Path) -> None:
+    waveform = noise(7.3)
+    segments = [
+        {"start": 5.0, "end": 6.5, "text": "hello"},
+        {"start": 0.5, "end": 1.25},
+        {"start": 1.0, "end": 5.5, "text": "in the middle"},  # longer than the model takes
+        {"start": 7.0, "end": 9.0, "text": "end"},
+    ]
+    result = pipe({"audio": str(long_wav), "segments": segments})
+    expected = [(5, 6.5), (0.5, 1.25), (1, 3), (3, 5), (3.5, 5.5), (7, 7.3)]
+    np.testing.assert_allclose(spans(result), expected, atol=1e-9)
+    texts = [entry.get("text") for entry in result["timeline"]]
+    # A text belongs where its middle is: 3.25 s, in one of the three windows of its segment.
+    assert texts == ["hello", None, None, "in the middle", None, "end"]
+    assert_alike(
+        result["timeline"][0], pipe({"audio": audio(waveform[80000:104000]), "text": "hello"})
+    )
+    assert_alike(result["timeline"][1], pipe(audio(waveform[8000:20000])))
+    with_words = pipe({"audio": str(long_wav), "segments": segments[:2], "words": WORDS})
+    assert [entry.get("text") for entry in with_words["timeline"]] == [None, None]
+
+
+def test_segments_of_text_need_no_audio(pipe: MTMMPipeline) -> None:
+    segments = [{"start": 0, "end": 2, "text": "hello"}, {"start": 2, "end": 8, "text": "no"}]
+    result = pipe({"segments": segments})
+    assert spans(result) == [(0, 2), (2, 8)] and result["missing"] == ["audio"]
+    assert_alike(result["timeline"][1], pipe({"text": "no"}))
+    first, second = (entry["valence"] for entry in result["timeline"])
+    assert result["valence"] == pytest.approx((2 * first + 6 * second) / 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": "a"}, "The recording lasts 3.000 s and is cut into windows of 2 s, but its tran"),
+        ({"text": "a", "words": []}, 'has "text" and a transcript with times; give one'),
+        ({"words": [{"text": "a", "start": 70, "end": 71}]}, "has words at 70.5 s, and the recor"),
+        (
+            {"words": [{"text": "a", "start": 2, "end": 1}]},
+            '"words" has .* at place 0; give a list',
+        ),
+        ({"words": [WORDS[0], {"text": "a"}]}, '"words" has .* at place 1'),
+        ({"words": [{"start": 0, "end": 1}]}, '"words" has .* at place 0'),
+        ({"words": "so you won"}, "\"words\" is 'so you won'; give a list"),
+        ({"segments": []}, r'"segments" is \[\]; give a list of at least one'),
+        ({"segments": [{"start": 1, "end": None}]}, '"segments" has .* the end after the start'),
+        ({"segments": [{"start": 1, "end": 1}]}, '"segments" has .* the end after the start'),
+        (
+            {"segments": [{"start": 5, "end": 6}]},
+            "The stretch from 5 s begins after the recording's",
+        ),
+        ({"segments": [{"start": 1, "end": 1.01}]}, "From 1 to 1.01 s: The audio lasts 0.01 s"),
+    ],
+)
+def test_bad_transcript_is_refused(pipe: MTMMPipeline, given: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipe({"audio": audio(noise(3.0))} | given)
+
+
+def test_words_need_audio(pipe: MTMMPipeline) -> None:
+    with pytest.raises(ValueError, match='"words" have times in a recording, and there is none'):
+        pipe({"words": WORDS})
+
+
+# ---- transcribers --------------------------------------------------------------------------------
+
+
+class Recogniser:
+    """Says how loud it was, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.heard: list[np.ndarray] = []
+
+    def __call__(self, given: dict) -> dict:
+        assert given["sampling_rate"] == RATE and given["raw"].dtype == np.float32
+        self.heard.append(given["raw"])
+        return {"text": " loud " if given["raw"].std() > 0.05 else ""}
+
+
+def test_transcriber_writes_what_is_missing(pipe: MTMMPipeline) -> None:
+    recogniser, waveform = Recogniser(), noise(1.0)
+    result = pipe(audio(waveform), transcriber=recogniser)
+    spoken = pipe({"audio": audio(waveform), "text": "loud"})
+    assert result == spoken | {"text": "loud", "transcribed": True}
+    np.testing.assert_array_equal(recogniser.heard[0], waveform)
+    silent = pipe(audio(waveform / 100), transcriber=recogniser)
+    assert (silent["text"], silent["transcribed"], silent["missing"]) == ("", True, ["text"])
+    count = len(recogniser.heard)
+    for given in ({"text": "a"}, {"words": [WORDS[0]]}):
+        with_text = {"audio": audio(waveform)} | given
+        assert pipe(with_text, transcriber=recogniser) == pipe(with_text)
+    assert pipe({"text": "a"}, transcriber=recogniser) == pipe({"text": "a"})
+    assert len(recogniser.heard) == count
+
+
+def test_transcriber_runs_once_per_window(model: MTMMModel, pipe: MTMMPipeline) -> None:
+    recogniser, waveform = Recogniser(), noise(5.0)
+    with_ears = MTMMPipeline(model=model, processor=pipe.processor, transcriber=recogniser)
+    result = with_ears(audio(waveform), batch_size=2)
+    assert [len(heard) for heard in recogniser.heard] == [2 * RATE] * 3
+    for entry, heard in zip(result["timeline"], recogniser.heard, strict=True):
+        assert entry["transcribed"] and entry["text"] == ("loud" if heard.std() > 0.05 else "")
+        assert_alike(entry, pipe({"audio": audio(heard), "text": entry["text"]}))
+    segments = [{"start": 1, "end": 2}]
+    result = with_ears({"audio": audio(waveform), "segments": segments})
+    assert [entry["transcribed"] for entry in result["timeline"]] == [True]
+
+
+@pytest.fixture(scope="module")
+def recogniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recogniser of the real classes with random weights."""
+    folder = tmp_path_factory.mktemp("asr")
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefghijklmnopqrstuvwxyz'"]
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(str({letter: i for i, letter in enumerate(letters)}).replace("'", '"')
+                          .replace('"""', '"\'"'))  # fmt: skip
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(letters),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=[16, 16, 16],
+        conv_kernel=[20, 20, 10],
+        conv_stride=[20, 20, 10],
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )
+    recogniser = Wav2Vec2ForCTC(config)
+    torch.nn.init.normal_(recogniser.lm_head.weight)
+    recogniser.save_pretrained(folder)
+    tokenizer = Wav2Vec2CTCTokenizer(str(vocabulary))
+    Wav2Vec2Processor(Wav2Vec2FeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_recogniser_of_transformers_is_loaded_by_its_folder(
+    pipe: MTMMPipeline, recogniser_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    make = pipeline_mtmm.pipeline
+    monkeypatch.setattr(
+        pipeline_mtmm, "pipeline", lambda *a, **k: loads.append(k["model"]) or make(*a, **k)
+    )
+    waveform = noise(3.0)
+    assert "timeline" in pipe({"audio": audio(waveform)}) and not loads
+    result = pipe([audio(waveform), audio(noise(1.0))], transcriber=recogniser_folder)
+    assert loads == [str(recogniser_folder)]
+    recogniser = make("automatic-speech-recognition", model=str(recogniser_folder), device="cpu")
+    assert isinstance(recogniser, AutomaticSpeechRecognitionPipeline)
+    first = recogniser(audio(waveform[: 2 * RATE]))["text"]
+    assert first and result[0]["timeline"][0]["text"] == first.strip()
+    assert pipe([audio(waveform), audio(noise(1.0))], transcriber=recogniser) == result
+
+
+@pytest.mark.parametrize(
+    ("transcriber", "options", "error", "message"),
+    [
+        (
+            3,
+            {},
+            TypeError,
+            "`transcriber` is of type int; it must be a speech recognition pipeline",
+        ),
+        (lambda given: "hello", {}, TypeError, "The transcriber gave 'hello'; it must give"),
+        (
+            Recogniser(),
+            {"num_workers": 1},
+            ValueError,
+            "`num_workers=1` cannot be had with a `tran",
+        ),
+    ],
+)
+def test_bad_transcriber_is_refused(
+    pipe: MTMMPipeline, transcriber: object, options: dict, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipe([audio(noise(1.0))], transcriber=transcriber, **options)
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def wav_bytes(waveform: np.ndarray, subtype: str, channels: int = 1) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, np.stack([waveform] * channels, 1), RATE, subtype, format="WAV")
+    return file.getvalue()
+
+
+class Pipe(io.RawIOBase):
+    """Bytes that can be read once, and not sought in: as standard input."""
+
+    def __init__(self, data: bytes) -> None:
+        self.file = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:
+        return self.file.readinto(buffer)
+
+
+def pcm(waveform: np.ndarray) -> np.ndarray:
+    return np.round(waveform * 32768).astype("<i2")
+
+
+def test_every_stream_gives_the_timeline_of_the_file(pipe: MTMMPipeline, long_wav: Path) -> None:
+    waveform = noise(7.3)
+    expected = pipe(audio(waveform), window_s=2.0, hop_s=1.5)["timeline"]
+    raw = pcm(waveform).tobytes()
+    odd = iter(np.array_split(waveform, [100, 101, 50_000, 50_000, 90_000]))
+    endless = bytearray(wav_bytes(waveform, "PCM_16"))
+    endless[4:8] = endless[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg writes into a pipe
+    streams = {
+        "wav": (Pipe(wav_bytes(waveform, "PCM_16")), None),
+        "24 bits, stereo": (Pipe(wav_bytes(waveform, "PCM_24", 2)), None),
+        "32 bits": (io.BufferedReader(Pipe(wav_bytes(waveform, "PCM_32"))), None),
+        "length unknown": (Pipe(bytes(endless)), None),
+        "raw": (io.BufferedReader(Pipe(raw)), RATE),
+        "chunks": (odd, RATE),
+        "integers": (iter(np.array_split(pcm(waveform), 9)), RATE),
+        "stereo chunks": (iter(np.array_split(np.stack([waveform] * 2, 1), 7)), RATE),
+        "path": (str(long_wav), None),
+        "array": (waveform, RATE),
+        "dict": ({"audio": iter([waveform])}, RATE),
+    }
+    for name, (source, rate) in streams.items():
+        entries = list(pipe.stream(source, sampling_rate=rate, window_s=2.0, hop_s=1.5))
+        np.testing.assert_allclose(spans(entries), spans(expected), err_msg=name)
+        for entry, wanted in zip(entries, expected, strict=True):
+            assert_alike(entry, wanted, tolerance=1e-3)
+
+
+def test_result_follows_the_last_sample_of_its_window(pipe: MTMMPipeline) -> None:
+    given: list[float] = []
+
+    def microphone() -> Iterator[np.ndarray]:
+        for start in range(0, 5 * RATE, 1600):
+            given.append((start + 1600) / RATE)
+            yield noise(5.0)[start : start + 1600]
+
+    results = pipe.stream(microphone(), sampling_rate=RATE, window_s=1.0, hop_s=0.5)
+    assert given == []
+    for end in (1.0, 1.5, 2.0):
+        assert next(results)["end"] == end == given[-1]
+
+
+def test_stream_hears_words_and_transcriber(pipe: MTMMPipeline) -> None:
+    source = {"audio": iter([noise(4.0)]), "words": WORDS[:3]}
+    texts = [entry.get("text") for entry in pipe.stream(source, sampling_rate=RATE)]
+    assert texts == ["so you", "won"]
+    entries = list(pipe.stream(iter([noise(4.0)]), RATE, transcriber=Recogniser(), top_k=1))
+    assert all(entry["transcribed"] and len(entry["scores"]) == 1 for entry in entries)
+
+
+@pytest.mark.parametrize(
+    ("source", "rate", "error", "message"),
+    [
+        (Pipe(b""), None, ValueError, "The stream is no wav that can be read while it comes"),
+        (Pipe(b"fLaC" + bytes(99)), None, ValueError, "The stream is no wav .*`sampling_rate`"),
+        (Pipe(wav_bytes(noise(1), "FLOAT")), None, ValueError, "no wav .*unknown format: 3"),
+        (Pipe(wav_bytes(noise(1), "PCM_16")), RATE, ValueError, "is a wav file; leave `sampling"),
+        (Pipe(bytes(3201)), RATE, ValueError, "ends in the middle of a sample"),
+        (Pipe(wav_bytes(noise(1), "PCM_16", 2)[:-1]), None, ValueError, "ends in the middle of a"),
+        (iter([noise(1)]), None, ValueError, "`sampling_rate` is missing"),
+        (iter([noise(1), np.full(9, np.nan)]), RATE, ValueError, "stream, from 1 s on: .* NaN"),
+        (iter([np.zeros((2, 1600))]), RATE, ValueError, "no axis can be channels"),
+        (iter(["a"]), RATE, TypeError, "the audio is of type str"),
+        ({"audio": iter([noise(1)]), "text": "a"}, RATE, ValueError, "has no known end and is cut"),
+        ({"audio": iter([noise(1)]), "segments": [{"start": 0, "end": 1}]}, RATE, ValueError,
+         '"segments" need a whole recording'),
+    ],
+)  # fmt: skip
+def test_bad_stream_is_refused(
+    pipe: MTMMPipeline, source: object, rate: int | None, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        list(pipe.stream(source, sampling_rate=rate))
+
+
+def test_standard_input_is_heard(pipe: MTMMPipeline, tmp_path: Path) -> None:
+    """A real pipe between two processes."""
+    path = tmp_path / "speech.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", None))
+        file.writeframes(pcm(noise(3.0)).tobytes())
+    copy = [
+        sys.executable,
+        "-c",
+        "import sys; sys.stdout.buffer.write(open(sys.argv[1],'rb').read())",
+    ]
+    with subprocess.Popen([*copy, str(path)], stdout=subprocess.PIPE) as process:
+        entries = list(pipe.stream(process.stdout))
+    assert_same_timeline(entries, pipe(str(path))["timeline"])
+
+
+# ---- in batches, beside short ones -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["pipe", "whisper_pipe"])
+def test_long_and_short_inputs_share_batches(
+    request: pytest.FixtureRequest, which: str, long_wav: Path
+) -> None:
+    pipe = request.getfixturevalue(which)
+    inputs = [
+        audio(noise(0.7)),
+        str(long_wav),
+        {"text": "hello"},
+        {"audio": audio(noise(3.5, seed=1)), "words": WORDS[:3]},
+        {
+            "segments": [
+                {"start": 0, "end": 1, "text": "a"},
+                {"start": 1, "end": 2, "text": "b c d"},
+            ]
+        },
+        {"audio": audio(noise(0.4)), "text": "a"},
+    ]
+    singles = [pipe(given) for given in inputs]
+    for batch_size in (2, 5):
+        for result, single in zip(pipe(inputs, batch_size=batch_size), singles, strict=True):
+            assert_alike(result, single)
+            assert_same_timeline(result.get("timeline", []), single.get("timeline", []))
+
+
+# ---- where somebody speaks -----------------------------------------------------------------------
+
+
+def test_speech_is_found_between_silences(real_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("silero_vad", reason="silero-vad is not installed: pip install silero-vad")
+    from mtmm_training.segments import speech_segments
+
+    speech, rate = soundfile.read(next((real_data / "ravdess4" / "audio").rglob("*.flac")))
+    silence = np.zeros(2 * rate)
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, np.concatenate([silence, speech, silence, speech, silence]), rate)
+    first, second = speech_segments(path)
+    length_s = len(speech) / rate
+    assert 2 < first["start"] < first["end"] < 2 + length_s
+    assert second["start"] - first["start"] == pytest.approx(2 + length_s, abs=0.1)
+    soundfile.write(path, silence, rate)
+    assert speech_segments(path) == []
+
+
+def test_missing_detector_says_what_to_install(
+    long_wav: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtmm_training import segments
+
+    monkeypatch.setattr(segments, "silero_vad", None)
+    with pytest.raises(ImportError, match="needs silero-vad; run `pip install silero-vad`"):
+        segments.speech_segments(long_wav)
