@@ -1,0 +1,92 @@
+"""The exported model ÷ eager torch: ONNX, ONNX in 8 bits, and torch.compile; on the CPU.
+
+    python benchmarks/onnx_speed.py [--threads 2] [--batch_size 1] [--rounds 20] [--random]
+
+Whisper-base's encoder with a 6 s window and MiniLM (the folder that MTMM_REAL_DATA names, or
+../shared/real) with new heads; without them, or with --random, HuBERT and DeBERTa-v3 of base size with
+random weights. Utterances of 3.6 s with 15 tokens. Exporting and compiling are not timed; each round
+times all, one after the other, on the same input.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from common import MEDIAN_S, TOKENS, Stopwatch, begin, make_parser, real_data
+
+from configuration_mtmm import DEBERTA_V3_LARGE, HUBERT_LARGE, MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training.export import ExportedModel, export, quantise, random_batch, size_of
+
+TARGETS = {"ONNX": 1.0, "ONNX int8": 0.8, "torch.compile": 1.0}
+BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+LIMITS = SimpleNamespace(sampling_rate=16000, max_tokens=64)  # all that exporting asks a processor
+
+
+def main() -> None:
+    parser = make_parser(__doc__, rounds=20)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--random", action="store_true", help="HuBERT and DeBERTa of base size")
+    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
+    arguments = parser.parse_args()
+    device = begin(arguments)
+    if device.type != "cpu":
+        parser.error(f"--device is {arguments.device}; exported files run on the cpu here.")
+    model = make_model(arguments)
+    batch = random_batch(model, LIMITS, arguments.batch_size, MEDIAN_S, TOKENS)
+    print(
+        f"{model.config.audio_config.model_type} and {model.config.text_config.model_type}, "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
+        f"{arguments.batch_size} utterances of {MEDIAN_S} s and {TOKENS} tokens"
+    )
+    steps = {"eager": lambda: model(**batch)}
+    if not arguments.no_compile:
+        compiled = torch.compile(model)
+        steps["torch.compile"] = lambda: compiled(**batch)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        paths = {name: Path(folder, f"{name}.onnx") for name in ("ONNX", "ONNX int8")}
+        export(model, LIMITS, paths["ONNX"])
+        quantise(paths["ONNX"], paths["ONNX int8"])
+        for name, path in paths.items():
+            exported = ExportedModel(path)
+            steps[name] = lambda exported=exported: exported(**batch)
+            print(f"{name}: {size_of(path) / 1e6:.1f} MB")
+        watch = Stopwatch(device, arguments.clock)
+        for step in steps.values():  # warm up
+            step()
+        for number in range(arguments.rounds):
+            watch.round(number, steps)
+    watch.print_table()
+    for name in list(steps)[1:]:
+        watch.print_ratio(f"{name} ÷ eager", name, "eager", TARGETS[name])
+
+
+def make_model(arguments: argparse.Namespace) -> MTMMModel:
+    real = real_data()
+    if arguments.quick:
+        return MTMMModel(MTMMConfig.tiny()).eval()
+    if real is not None and not arguments.random:
+        names = ("whisper-base-6s", "all-MiniLM-L6-v2")
+        fields = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
+        return MTMMModel.from_encoders_pretrained(
+            *(str(real / "encoders" / name) for name in names), **fields
+        )
+    return MTMMModel(
+        MTMMConfig(
+            audio_config=HUBERT_LARGE | BASE | {"model_type": "hubert"},
+            text_config=DEBERTA_V3_LARGE | BASE | {"model_type": "deberta-v2"},
+            hidden_size=768,
+            num_attention_heads=12,
+        )
+    ).eval()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Seconds of compute for a second of audio, at the paper's shapes with random weights.
+
+    python benchmarks/real_time_factor.py [--device cuda] [--batch_size 1] [--seconds 3.6 30]
+
+Whole forward passes, audio and text, without gradients: in float32 and bfloat16, and the latter
+compiled too on a GPU, or anywhere with --compile. HuBERT and the fusion use SDPA, DeBERTa eager
+attention, which is all it has. Below 1 is faster than the speech itself.
+"""
+
+import torch
+from common import Stopwatch, begin, make_config, make_parser, print_result, raw_batch, tokens_of
+
+from modeling_mtmm import MTMMModel
+
+TARGETS = {"cpu": 1.0, "cuda": 0.05, "mps": 0.5}
+
+
+def main() -> None:
+    parser = make_parser(__doc__, rounds=5)
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[3.6, 30.0])
+    parser.add_argument("--compile", action="store_true", help="time torch.compile on a CPU too")
+    arguments = parser.parse_args()
+    device = begin(arguments)
+    config = make_config(arguments.quick)
+    if arguments.quick:
+        arguments.seconds = arguments.seconds[:1]
+    watch = Stopwatch(device, arguments.clock)
+    audio_s = {}  # of the batch that each name times
+    for dtype in (torch.float32, torch.bfloat16):  # one after the other: two would need the memory
+        torch.manual_seed(0)
+        model = MTMMModel(config).to(device, dtype).eval()
+        ways = {str(dtype).removeprefix("torch."): model}
+        if dtype is torch.bfloat16 and (device.type == "cuda" or arguments.compile):
+            ways["bfloat16 compiled"] = torch.compile(model)
+        for seconds in arguments.seconds:
+            batch = raw_batch(config, [seconds] * arguments.batch_size, device)
+            raw = {name: tensor for name, tensor in batch.items() if "labels" not in name}
+            steps = {
+                f"{way}, {seconds:g} s": lambda run=run, raw=raw: run(**raw)
+                for way, run in ways.items()
+            }
+            audio_s |= dict.fromkeys(steps, seconds * arguments.batch_size)
+            with torch.inference_mode():
+                for step in steps.values():  # warm up, compile
+                    step()
+                for number in range(arguments.rounds):
+                    watch.round(number, steps)
+        del model, ways, steps
+    watch.print_table()
+    print(f"batches of {arguments.batch_size}; tokens: {[tokens_of(s) for s in arguments.seconds]}")
+    for name, total in audio_s.items():
+        factor = watch.median(name) / total
+        remark = f"{1 / factor:.3g} times as fast as speech"
+        print_result(f"real-time factor, {name}", factor, TARGETS[device.type], remark)
+
+
+if __name__ == "__main__":
+    main()

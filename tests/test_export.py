@@ -1,0 +1,397 @@
+"""Exported files: parity with the model over lengths, sizes and missing modalities; what they tell a user."""
+
+import contextlib
+import copy
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from scipy.special import softmax
+from sklearn.metrics import recall_score
+from torch import Tensor, nn
+from transformers import WhisperFeatureExtractor
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed; pip install 'mtmm[onnx]'")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed; pip install 'mtmm[onnx]'"
+)
+
+from configuration_mtmm import MTMMConfig  # noqa: E402
+from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
+from mtmm_training import export as export_module  # noqa: E402
+from mtmm_training.export import ExportedModel, export, main, measure, quantise  # noqa: E402
+from train_accelerate import TrainConfig  # noqa: E402
+
+NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
+INPUTS = ["input_values", "audio_attention_mask", "input_ids", "attention_mask"]
+AUDIO, TEXT = INPUTS[:2], INPUTS[2:]
+TEMPERATURE = 2.0
+ENCODER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 0,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 64,
+    "max_source_positions": 20,
+    "max_target_positions": 4,
+    "num_mel_bins": 8,
+    "vocab_size": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 1,
+}
+BERT = ENCODER | {
+    "model_type": "bert",
+    "num_hidden_layers": 1,
+    "vocab_size": 128,
+    "max_position_embeddings": 64,
+}
+
+
+def one_layer(name: str) -> dict:
+    return getattr(MTMMConfig.tiny(), name).to_dict() | {"num_hidden_layers": 1}
+
+
+PAIRS = {  # few layers: converting them takes the time
+    "hubert-deberta": {name: one_layer(name) for name in ("audio_config", "text_config")},
+    "whisper-bert": {
+        "audio_config": WHISPER,
+        "text_config": BERT,
+        "encoder_layers": "weighted",
+        "bridge_wiring": "direct",
+        "acoustic_stride": 3,
+    },
+}
+
+
+@dataclasses.dataclass
+class Exported:
+    model: MTMMModel
+    processor: MTMMProcessor
+    path: Path
+    printed: str
+    program: torch.export.ExportedProgram
+
+    @property
+    def is_whisper(self) -> bool:
+        return self.model.config.audio_config.model_type == "whisper"
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def exported(
+    request: pytest.FixtureRequest,
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
+    """A tiny model, and the .onnx that the command wrote of its folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    outputs = {"temperature": TEMPERATURE, "trained_outputs": ["emotion", "arousal"]}
+    model = make_model(**PAIRS[request.param], **outputs)
+    processor = tiny_processor
+    if request.param == "whisper-bert":
+        extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=400)
+        processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    path = folder / "out" / "mtmm.onnx"
+    programs = []
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+    ):
+        trace = export_module.trace  # kept, since tracing takes the time
+        patch.setattr(
+            export_module, "trace", lambda *args: programs.append(trace(*args)) or programs[0]
+        )
+        main([str(folder / "model"), str(path)])
+    return Exported(model, processor, path, printed.getvalue(), programs[0])
+
+
+def make_batch(exported: Exported, samples: list[int], tokens: list[int]) -> dict[str, Tensor]:
+    """Noise and random tokens of these lengths; of Whisper, whole windows with so many real frames."""
+    generator = torch.Generator().manual_seed(sum(samples))
+    shape: tuple[int, ...] = (max(samples),)
+    if exported.is_whisper:
+        samples, shape = [min(n // 100, 40) for n in samples], (8, 40)
+    return {
+        "input_values": torch.randn(len(samples), *shape, generator=generator),
+        "audio_attention_mask": first_ones(samples, shape[-1]),
+        "input_ids": torch.randint(5, 30, (len(tokens), max(tokens)), generator=generator),
+        "attention_mask": first_ones(tokens, max(tokens)),
+    }
+
+
+def first_ones(lengths: list[int], width: int) -> Tensor:
+    return torch.tensor([[int(i < length) for i in range(width)] for length in lengths])
+
+
+def of_model(model: MTMMModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    with torch.no_grad():
+        output = model(**inputs)
+    scores = np.asarray(output.emotion_logits, dtype=np.float64) / TEMPERATURE
+    return [output.emotion_logits, torch.tensor(softmax(scores, axis=-1)), output.dimensions]
+
+
+def assert_equal(found: dict[str, Tensor], expected: list[Tensor], atol: float = 2e-5) -> None:
+    assert list(found) == NAMES
+    for name, values in zip(NAMES, expected, strict=True):
+        torch.testing.assert_close(found[name].double(), values.double(), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "tokens"),
+    [([3000], [5]), ([4000, 1500, 2222], [3, 17, 9]), ([40_000], [64]), ([900, 800], [1, 1])],
+)
+def test_onnx_equals_model(exported: Exported, samples: list[int], tokens: list[int]) -> None:
+    inputs = make_batch(exported, samples, tokens)
+    assert_equal(ExportedModel(exported.path).run(**inputs), of_model(exported.model, inputs))
+
+
+@pytest.mark.parametrize("absent", [AUDIO, TEXT])
+def test_onnx_equals_model_without_a_modality(exported: Exported, absent: list[str]) -> None:
+    runtime = ExportedModel(exported.path)
+    inputs = make_batch(exported, [4000, 1500, 2222], [3, 17, 9])
+    left_out = {name: value for name, value in inputs.items() if name not in absent}
+    assert_equal(runtime.run(**left_out), of_model(exported.model, left_out))
+    mixed = inputs | {absent[1]: inputs[absent[1]].clone()}
+    mixed[absent[1]][1] = 0
+    found = runtime.run(**mixed)
+    assert_equal(found, of_model(exported.model, mixed))
+    alone = {name: value[1:2] for name, value in left_out.items()}
+    assert_equal(
+        {name: value[1:2] for name, value in found.items()}, of_model(exported.model, alone)
+    )
+
+
+def test_onnx_takes_audio_of_one_frame(exported: Exported) -> None:
+    if exported.is_whisper:
+        pytest.skip("Whisper takes whole windows only")
+    inputs = make_batch(exported, [105], [4])  # the receptive field of 10, 8, 4 by 5, 4, 4
+    assert exported.model.encode_audio(inputs["input_values"])[0].shape[1] == 1
+    assert_equal(ExportedModel(exported.path).run(**inputs), of_model(exported.model, inputs))
+
+
+def test_onnx_gives_nan_where_the_model_refuses(exported: Exported) -> None:
+    inputs = make_batch(exported, [4000, 1500, 2222], [3, 17, 9])
+    expected = of_model(exported.model, inputs)
+    inputs["audio_attention_mask"][1] = inputs["attention_mask"][1] = 0
+    if not exported.is_whisper:
+        inputs["audio_attention_mask"][2, 104:] = 0  # one sample less than a frame
+    with pytest.raises(ValueError):
+        exported.model(**inputs)
+    found = ExportedModel(exported.path).run(**inputs)
+    refused = [1] if exported.is_whisper else [1, 2]
+    for name, values in zip(NAMES, expected, strict=True):
+        assert found[name].isnan().all(dim=1).nonzero().flatten().tolist() == refused
+        torch.testing.assert_close(found[name][0].double(), values[0].double(), atol=2e-5, rtol=0)
+
+
+def test_onnx_file_says_what_its_numbers_mean(exported: Exported) -> None:
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == INPUTS
+    assert [each.name for each in session.get_outputs()] == NAMES
+    audio = ["batch", 8, 40] if exported.is_whisper else ["batch", "time"]
+    assert session.get_inputs()[0].shape == audio
+    assert session.get_inputs()[2].shape == ["batch", "tokens"]
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["mtmm"])
+    assert metadata["input_shapes"]["input_values"] == audio
+    del metadata["input_shapes"]
+    assert metadata == {
+        "emotions": ["angry", "happy", "sad", "neutral"],
+        "dimension_names": ["valence", "arousal"],
+        "dimension_range": [1.0, 5.0],
+        "trained_outputs": ["emotion", "arousal"],
+        "temperature": TEMPERATURE,
+        "sampling_rate": 16000,
+        "max_tokens": 64,
+    }
+
+
+def test_command_prints_size_and_difference(exported: Exported) -> None:
+    assert f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB" in exported.printed
+    difference = float(exported.printed.split("by ")[1].split()[0])
+    assert 0 < difference < 1e-4
+    assert [file.name for file in exported.path.parent.iterdir()] == ["mtmm.onnx"]
+
+
+def test_file_names_no_folder_of_this_machine(exported: Exported) -> None:
+    content = exported.path.read_bytes()
+    for module in (export_module, torch, onnx):
+        assert str(Path(module.__file__).parent).encode() not in content
+
+
+def test_program_of_torch_export_equals_model(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exported.is_whisper:
+        pytest.skip("loading HuBERT's program takes long, and its graph is that of the .onnx")
+    monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    path = tmp_path / "mtmm.pt2"
+    assert export(exported.model, exported.processor, path) < 1e-4
+    runtime = ExportedModel(path)
+    assert runtime.metadata == ExportedModel(exported.path).metadata
+    for samples, tokens in (([3000], [5]), ([4000, 1500, 2222], [3, 17, 9])):
+        inputs = make_batch(exported, samples, tokens)
+        assert_equal(runtime.run(**inputs), of_model(exported.model, inputs))
+    del inputs["input_values"], inputs["audio_attention_mask"]
+    assert_equal(runtime.run(**inputs), of_model(exported.model, inputs))
+    assert str(Path(torch.__file__).parent).encode() not in path.read_bytes()
+
+
+def test_int8_keeps_matrices_in_8_bits_and_answers_nearly_the_same(
+    exported: Exported, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "float32.onnx", tmp_path / "int8.onnx"
+    source.write_bytes(exported.path.read_bytes())
+    quantise(source, target)
+    weights = {
+        name: {
+            each.name: each.data_type
+            for each in onnx.load(path).graph.initializer
+            if np.prod(each.dims) >= 32 * 32 and len(each.dims) == 2
+        }
+        for name, path in (("float32", source), ("int8", target))
+    }
+    assert onnx.TensorProto.FLOAT in weights["float32"].values()
+    kept = [kind for kind in weights["int8"].values() if kind == onnx.TensorProto.FLOAT]
+    assert len(kept) == 1 < len(weights["int8"])  # the acoustic layer's second feed-forward matrix
+    runtime = ExportedModel(target)
+    assert runtime.metadata == ExportedModel(exported.path).metadata
+    inputs = make_batch(exported, [4000, 1500, 2222], [3, 17, 9])
+    found, expected = runtime.run(**inputs), of_model(exported.model, inputs)
+    assert_equal(found, expected, atol=0.3)
+    with pytest.raises(AssertionError):
+        assert_equal(found, expected)
+
+
+def test_export_that_differs_is_refused_and_leaves_nothing(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = copy.deepcopy(exported.model)
+    with torch.no_grad():
+        other.emotion_head.projection.bias += 1e-3
+    monkeypatch.setattr(export_module, "trace", lambda *args: None)
+    monkeypatch.setattr(
+        export_module,
+        "_write",
+        lambda program, metadata, path: path.write_bytes(exported.path.read_bytes()),
+    )
+    path = tmp_path / "mtmm.onnx"
+    path.write_bytes(b"an older export")
+    with pytest.raises(
+        ValueError, match=r"differs from the model by up to 0.001; .* was not written"
+    ):
+        export(other, exported.processor, path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
+    assert path.read_bytes() == b"an older export"
+
+
+def test_weights_beside_the_file_move_with_it(exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "mtmm.onnx"
+    with export_module._appearing(path) as staged:
+        onnx.save(
+            onnx.load(exported.path),
+            staged,
+            save_as_external_data=True,
+            location=f"{staged.name}.data",
+            size_threshold=1024,  # shapes stay inside, where onnxruntime needs them
+        )
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mtmm.onnx", "mtmm.onnx.data"]
+    assert export_module.size_of(path) > path.stat().st_size
+    inputs = make_batch(exported, [3000], [5])
+    assert_equal(ExportedModel(path).run(**inputs), of_model(exported.model, inputs))
+    with export_module._appearing(path) as staged:
+        staged.write_bytes(exported.path.read_bytes())
+    assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "int8", "message"),
+    [
+        ("mtmm.pb", False, r"ends in '.pb'; an export ends in .onnx or .pt2"),
+        ("mtmm.pt2", True, "int8"),
+    ],
+)
+def test_unknown_format_is_refused(
+    name: str,
+    int8: bool,
+    message: str,
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(make_model(), tiny_processor, tmp_path / name, int8=int8)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- what an export costs ----------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """In the place of an exported model: the model itself, the first emotion's logit raised."""
+
+    def __init__(self, model: MTMMModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> MTMMOutput:
+        output = self.model(**inputs)
+        raised = output.emotion_logits + torch.tensor([3.0, 0.0, 0.0, 0.0])
+        return MTMMOutput(emotion_logits=raised, dimensions=output.dimensions)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder with all that tells which utterances it tested on: those of speaker s2."""
+    generator = np.random.default_rng(0)
+    rows = ["audio,text,emotion,arousal,speaker"]
+    emotions = ("angry", "happy", "sad", "neutral")
+    for speaker in range(3):
+        for number in range(8):
+            name = f"{speaker}-{number}.wav"
+            soundfile.write(tmp_path / name, generator.uniform(-0.5, 0.5, 3000), 16000)
+            rows.append(
+                f"{name},so {number * 'o'},{emotions[number % 4]},{1 + number / 2},s{speaker}"
+            )
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    flags = TrainConfig(
+        manifest=[str(tmp_path / "manifest.csv")], validation_speakers=["s1"], test_speakers=["s2"]
+    ).resolve()
+    results = {"config": dataclasses.asdict(flags), "model_config": {}, "splits": {}, "test": {}}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"wall_time_s": 0.0}))
+    return tmp_path
+
+
+def test_measure_scores_both_on_the_test_split(
+    run: Path, make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> None:
+    model = make_model(temperature=TEMPERATURE, trained_outputs=["emotion", "arousal"])
+    measured = measure(model, tiny_processor, Shifted(model), run)
+    assert list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
+    logits = []
+    for number in range(8):
+        waveform, _ = soundfile.read(run / f"2-{number}.wav", dtype="float32")
+        inputs = tiny_processor(audio=waveform, text=f"so {number * 'o'}", sampling_rate=16000)
+        logits.append(of_model(model, inputs)[0][0].numpy())
+    before, after = np.stack(logits), np.stack(logits) + [3.0, 0.0, 0.0, 0.0]
+    labels = [0, 1, 2, 3] * 2
+    recalls = [recall_score(labels, x.argmax(-1), average="macro") for x in (before, after)]
+    assert measured["UAR"] == pytest.approx(recalls)
+    p, q = softmax(before / TEMPERATURE, axis=-1), softmax(after / TEMPERATURE, axis=-1)
+    assert measured["largest change of a probability"][1] == pytest.approx(
+        abs(p - q).max(), abs=1e-4
+    )
+    assert measured["CCC arousal"][0] == measured["CCC arousal"][1]
