@@ -359,7 +359,7 @@ class MTMMProcessor(ProcessorMixin):
             file = wave.Wave_read(source)
         except (wave.Error, EOFError) as error:
             raise ValueError(
-                f"The stream is no wav that can be read while it comes ({error or 'it is empty'}); "
+                f"The stream is no wav that can be read while it comes ({str(error) or 'it is empty'}); "
                 "send wav with integer samples, or raw 16-bit mono samples and their "
                 "`sampling_rate`. Other files are given by their path."
             ) from error

@@ -183,6 +183,7 @@ def read_manifest(
     audio_dir: str | Path | None = None,
     corpus: str | None = None,
     dimension_range: tuple[float, float] = (1.0, 5.0),
+    labelled: bool = True,
 ) -> list[Utterance]:
     """Reads a table with one utterance per row and the columns of `COLUMNS`.
 
@@ -194,6 +195,8 @@ def read_manifest(
         audio_dir: what relative audio paths are relative to; the manifest's folder by default.
         corpus: name for rows without one in column `corpus`; the file's stem by default.
         dimension_range: lowest and highest legal valence, arousal and dominance.
+        labelled: if not, for predictions alone: emotions and dimensions are not read, speakers may be
+            missing, and so may audio files, which is seen when each is read.
 
     Returns:
         Utterances in the order of the rows, with absolute audio paths. Without an `id`, the id is
@@ -207,6 +210,8 @@ def read_manifest(
     path = Path(path)
     problems: dict[int, str] = {}
     columns, rows = _reader(path)(path, problems)
+    if not labelled:
+        columns, rows = _without_labels(columns, rows)
     _check_columns(path, columns)
     parsed = {}
     for number, row in rows.items():
@@ -221,7 +226,8 @@ def read_manifest(
         raise ValueError(_listing(path, "bad rows", problems))
     if not utterances:
         raise ValueError(f"{path} has no rows; a manifest needs at least one utterance.")
-    _check_audio_exists(path, utterances)
+    if labelled:
+        _check_audio_exists(path, utterances)
     return list(utterances.values())
 
 
@@ -386,6 +392,17 @@ def _read_parquet(path: Path, problems: dict[int, str]) -> Table:
 
     table = pyarrow.parquet.read_table(path)
     return table.column_names, dict(enumerate(table.to_pylist(), start=1))
+
+
+def _without_labels(columns: list[str], rows: dict[int, Row]) -> Table:
+    """The table without emotions and dimensions, and with some speaker in every row."""
+    kept = [name for name in columns if name not in ("emotion", "speaker", *DIMENSIONS)]
+    bare = {
+        number: {name: row.get(name) for name in kept}
+        | {"speaker": row.get("speaker") or "unknown"}
+        for number, row in rows.items()
+    }
+    return [*kept, "speaker"], bare
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:

@@ -1,0 +1,425 @@
+"""What `mtmm predict` works on: the inputs by name, their results in order, and many as Parquet parts.
+
+The parts are made by any number of processes that share a folder and nothing else. Each takes every
+so many-th part, writes it under a temporary name and renames it; whichever finds the last part in
+place checks them all. A run that was killed goes on with the parts that are missing.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mtmm_training.utterances import Utterance, read_manifest, replacing
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TIMED = {"words": "words", "segments": "segments", "chunks": "words"}  # in a file: to the pipeline
+TRANSCRIPT_FORMS = (
+    'a list of words {"text", "start", "end"}, or an object with "words", "segments" or "chunks" '
+    '(what speech recognisers write), or with "text"'
+)
+RUN_FILE = "_run.json"  # readers of folders of Parquet files pass over names that begin so
+RUN_KEY = b"mtmm_run"
+
+
+class InputFailed(Exception):
+    """An input that cannot be predicted, where that is to end the run."""
+
+
+# ---- inputs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Input:
+    """One utterance or recording.
+
+    Args:
+        name: How it is called in the output, different from all others: its path, or its id.
+        audio: Path or URL; None = no audio.
+        transcript: {"text": ...}, or "words" or "segments" with times, as the pipeline takes them;
+            empty = none.
+        start_s, end_s: The stretch of the audio file in seconds; None = its beginning, its end.
+    """
+
+    name: str
+    audio: str | None = None
+    transcript: dict[str, Any] = field(default_factory=dict)
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def waveform(self) -> tuple[Any, int]:
+        """The audio, (time,), and its sampling rate in Hz."""
+        from processing_mtmm import MTMMProcessor, to_mono
+
+        waveform, sampling_rate = MTMMProcessor.load_audio(self.audio, self.start_s, self.end_s)
+        return to_mono(waveform), sampling_rate
+
+    def given(self) -> dict[str, Any]:
+        """What the pipeline takes; a stretch of a file is read when the pipeline asks for it."""
+        audio: Any = self.audio
+        if self.start_s is not None or self.end_s is not None:
+            audio = SimpleNamespace(get_all_samples=self._samples)
+        return {"audio": audio} | self.transcript
+
+    def _samples(self) -> SimpleNamespace:
+        """The stretch, in the form of a decoder of datasets."""
+        waveform, sampling_rate = self.waveform()
+        return SimpleNamespace(data=waveform, sample_rate=sampling_rate)
+
+
+def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[Input]:
+    """Finds everything that the command line names.
+
+    Args:
+        places: Audio files, URLs, folders (all audio files below them, by name) and manifests
+            (`read_manifest` of utterances.py says what one has; here "speaker" may be left out, and
+            labels are not read). Whether a file exists is seen when it is read.
+        transcripts: Folder with <name>.json or <name>.txt for the audio file <name>; for a folder's
+            files with their path below that folder. Where both are there, the .json counts.
+
+    Raises:
+        ValueError: A folder without audio, a bad manifest or transcript, a name that comes twice.
+        FileNotFoundError: No such manifest.
+    """
+    taken: dict[Path, str] = {}  # transcript -> audio
+
+    def said(audio: str, relative: Path) -> dict[str, Any]:
+        if transcripts is None:
+            return {}
+        paths = (transcripts / relative.with_suffix(suffix) for suffix in (".json", ".txt"))
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            return {}
+        if taken.setdefault(path, audio) != audio:
+            raise ValueError(
+                f"{path} would be the transcript of both {taken[path]} and {audio}; give the folder "
+                "above them instead of the files, or a manifest."
+            )
+        return read_transcript(path)
+
+    inputs: list[Input] = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir():
+            found = audio_files(path)
+            inputs += [Input(str(p), str(p), said(str(p), p.relative_to(path))) for p in found]
+        elif path.suffix.lower() in MANIFEST_SUFFIXES:
+            inputs += map(_as_input, read_manifest(path, labelled=False))
+        else:
+            inputs.append(Input(place, place, said(place, Path(path.name))))
+    name, count = Counter(one.name for one in inputs).most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"{count} inputs are called {name!r}; each may be given once, and ids in manifests must be "
+            "different."
+        )
+    return inputs
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """The audio files below a folder by name, hidden ones left out.
+
+    Raises:
+        ValueError: There are none.
+    """
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise ValueError(
+            f"There is no audio in {str(folder)!r}; looked for {', '.join(AUDIO_SUFFIXES)}."
+        )
+    return found
+
+
+def _as_input(utterance: Utterance) -> Input:
+    return Input(
+        utterance.utterance_id,
+        utterance.audio,
+        {} if utterance.text is None else {"text": utterance.text},
+        utterance.start_s,
+        utterance.end_s,
+    )
+
+
+def read_transcript(path: Path) -> dict[str, Any]:
+    """A transcript file as the pipeline takes it: .txt as it is, .json with times; {} if it is blank.
+
+    Raises:
+        ValueError: Not UTF-8, not JSON, or JSON without a transcript.
+        FileNotFoundError: No such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no transcript at {str(path)!r}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+        raise ValueError(
+            f"{path} cannot be read as a transcript ({error}); give UTF-8 text as .txt, or as .json "
+            f"{TRANSCRIPT_FORMS}."
+        ) from error
+    if isinstance(content, list):
+        return {"words": content}
+    if isinstance(content, dict):
+        timed = {name: content[key] for key, name in TIMED.items() if content.get(key)}
+        if timed:  # "text" beside them has the same words
+            return timed
+        if isinstance(content.get("text"), str):
+            return {"text": content["text"]} if content["text"].strip() else {}
+    raise ValueError(f"{path} has no transcript; it must be {TRANSCRIPT_FORMS}.")
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def predict_each(
+    pipe: Any, inputs: Sequence[Input], options: Mapping[str, Any], *, stop: bool = False
+) -> Iterator[tuple[Input, dict[str, Any]]]:
+    """Results in the order of the inputs, while they come.
+
+    Args:
+        pipe: An `MTMMPipeline`.
+        options: Of its `__call__`.
+        stop: Whether the first input that fails ends it.
+
+    Yields:
+        The input and what the pipeline gives for it, or {"error": message}.
+
+    Raises:
+        InputFailed: An input cannot be read, and `stop`.
+        ValueError, TypeError: The options are wrong.
+    """
+    done = 0
+    while done < len(inputs):
+        first = done  # the pipeline stops at an input that it cannot read; it is begun again behind
+        try:
+            for result in pipe((one.given() for one in inputs[first:]), **options):
+                yield inputs[done], result
+                done += 1
+        except (ValueError, TypeError, OSError) as error:
+            prefix = f"Input {done - first}: "
+            if not str(error).startswith(prefix):
+                raise
+            message = str(error).removeprefix(prefix)
+            if stop:
+                raise InputFailed(f"{inputs[done].name}: {message}") from error
+            yield inputs[done], {"error": message}
+            done += 1
+
+
+def entries(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The windows or segments of a result; of one that was not cut, or failed, itself."""
+    return result.get("timeline") or [result]
+
+
+def result_columns(config: Any, *, explain: bool = False) -> dict[str, type]:
+    """The columns of a table of results, and of their timelines: name -> str or float."""
+    columns: dict[str, type] = {}
+    if "emotion" in config.trained_outputs:
+        columns["emotion"] = str
+        columns |= {f"p_{name}": float for name in config.id2label.values()}
+    columns |= {name: float for name in config.dimension_names if name in config.trained_outputs}
+    columns |= {"missing": str, "text": str}
+    return columns | ({"explanation": str} if explain else {})
+
+
+def result_row(result: Mapping[str, Any], columns: Mapping[str, type]) -> dict[str, Any]:
+    """The cells of these columns; None where the result has nothing."""
+    known = dict(result)
+    known |= {f"p_{name}": share for name, share in result.get("scores", {}).items()}
+    if "missing" in result:
+        known["missing"] = " ".join(result["missing"])
+    if "explanation" in result:
+        known["explanation"] = json.dumps(result["explanation"], ensure_ascii=False)
+    return {name: known.get(name) for name in columns}
+
+
+# ---- many of them: Parquet parts -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Predictions of many inputs in one folder: `size` of them to a part, in their order.
+
+    Args:
+        folder: Seen by all processes.
+        inputs: All of them, the same in every process.
+        size: Inputs to a part; the last may have fewer.
+        settings: What the results depend on, beside the inputs: JSON values by name.
+    """
+
+    folder: Path
+    inputs: Sequence[Input]
+    size: int
+    settings: Mapping[str, Any]
+
+    @property
+    def count(self) -> int:
+        return -(-len(self.inputs) // self.size)
+
+    def path(self, number: int) -> Path:
+        width = max(5, len(str(self.count)))  # so that their order by name is their order
+        return self.folder / f"part-{number:0{width}}-of-{self.count:0{width}}.parquet"
+
+    def of(self, number: int) -> Sequence[Input]:
+        return self.inputs[number * self.size : (number + 1) * self.size]
+
+    def missing(self, share: tuple[int, int] = (0, 1)) -> list[int]:
+        """The numbers of the parts that are not there: all, or those of process i of n."""
+        mine = range(share[0], self.count, share[1])
+        return [number for number in mine if not self.path(number).exists()]
+
+    def record(self) -> dict[str, Any]:
+        """What makes this run this run."""
+        digest = hashlib.sha256()
+        for one in self.inputs:
+            digest.update(json.dumps(asdict(one), sort_keys=True).encode() + b"\n")
+        own = {"utterances": len(self.inputs), "part_size": self.size, "inputs": digest.hexdigest()}
+        return json.loads(json.dumps(dict(self.settings) | own))
+
+    def begin(self) -> str:
+        """Writes the run's record, or checks that the folder's is the same.
+
+        Returns:
+            The record's digest, which every part carries.
+
+        Raises:
+            ValueError: The folder was begun with something else, or holds parts of nobody knows what.
+        """
+        record, path = self.record(), self.folder / RUN_FILE
+        if not path.exists():
+            if any(self.folder.glob("*.parquet")):
+                raise ValueError(
+                    f"{self.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
+                )
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        for name in sorted(begun.keys() | record.keys()):
+            if begun.get(name) != record.get(name):
+                raise ValueError(
+                    f"{self.folder} was begun with other settings: {name} was {begun.get(name)!r}, now "
+                    f"is {record.get(name)!r}. Choose another --out, or delete it."
+                )
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def write(self, number: int, rows: list[dict[str, Any]], schema: Any) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        with replacing(self.path(number)) as temporary:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+
+    def check(self, digest: str) -> int:
+        """Reads every part's ids back: all inputs, once, in order, and of this run.
+
+        Returns:
+            How many inputs failed.
+
+        Raises:
+            ValueError: A part is not what it should be.
+        """
+        import pyarrow.parquet
+
+        failed = 0
+        for number in range(self.count):
+            path, expected = self.path(number), [one.name for one in self.of(number)]
+            try:
+                table = pyarrow.parquet.read_table(path, columns=["id", "error"])
+                names, run = table["id"].to_pylist(), table.schema.metadata.get(RUN_KEY)
+            except (ValueError, KeyError, AttributeError) as error:  # no Parquet, or not ours
+                raise ValueError(f"{path} cannot be read ({error}); {_REMOVE}") from error
+            if names != expected or run != digest.encode():
+                raise ValueError(f"{path} is not the part {number} of this run; {_REMOVE}")
+            failed += len(table) - table["error"].null_count
+        for left in self.folder.glob(".part-*.tmp"):  # of processes that were killed
+            left.unlink(missing_ok=True)
+        return failed
+
+
+_REMOVE = "delete it and run the same command again."
+
+
+def predict_parts(
+    parts: Parts,
+    load: Callable[[], tuple[Any, Mapping[str, Any]]],
+    *,
+    share: tuple[int, int] = (0, 1),
+    stop: bool = False,
+    tell: Callable[[str], None] = print,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> int:
+    """Makes this process's parts, as far as they are missing; checks all, if they are all there.
+
+    Args:
+        parts: What is to be made.
+        load: Gives the pipeline and the options of its call; called only where a part is missing.
+        share: Number of this process, from 0, and how many there are; it need not be the same
+            number of processes that began the run.
+        stop: Whether an input that cannot be read ends the process, before its part is written.
+        tell: Is given each message for people.
+        advance: Is given the number of inputs done since the last time.
+
+    Returns:
+        How many inputs failed: of all if this process was the last, else of those that it did.
+
+    Raises:
+        InputFailed: See `stop`.
+        ValueError: The folder belongs to another run, a part is damaged, the options are wrong.
+    """
+    import pyarrow.parquet  # noqa: F401  before any work: it comes with the training extra
+
+    digest = parts.begin()
+    mine, failed = parts.missing(share), 0
+    if mine:
+        pipe, options = load()
+        columns = result_columns(pipe.model.config, explain=bool(options.get("explain")))
+        schema = _schema(columns, digest)
+    for number in mine:
+        rows = []
+        for one, result in predict_each(pipe, parts.of(number), options, stop=stop):
+            rows.append(_part_row(one, result, columns))
+            if "error" in result:
+                tell(f"{one.name}: {result['error']}")
+                failed += 1
+            advance(1)
+        parts.write(number, rows, schema)
+    if missing := parts.missing():
+        tell(f"This share is done; {len(missing)} of {parts.count} parts are left to others.")
+        return failed
+    failed = parts.check(digest)
+    tell(
+        f"{parts.folder}: {len(parts.inputs)} utterances in {parts.count} parts, complete and in order; "
+        f"{failed} failed."
+    )
+    return failed
+
+
+def _part_row(one: Input, result: dict[str, Any], columns: Mapping[str, type]) -> dict[str, Any]:
+    timeline = [
+        {"start": entry["start"], "end": entry["end"]} | result_row(entry, columns)
+        for entry in result.get("timeline", ())
+    ]
+    own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
+    return own | result_row(result, columns)
+
+
+def _schema(columns: Mapping[str, type], digest: str) -> Any:
+    """The same for every part, also where all values of a column are absent."""
+    import pyarrow
+
+    kinds = {str: pyarrow.string(), float: pyarrow.float64()}
+    cells = [(name, kinds[kind]) for name, kind in columns.items()]
+    times = [(name, pyarrow.float64()) for name in ("start", "end")]
+    timeline = ("timeline", pyarrow.list_(pyarrow.struct([*times, *cells])))
+    fields = [("id", pyarrow.string()), *cells, timeline, ("error", pyarrow.string())]
+    return pyarrow.schema(fields, metadata={RUN_KEY: digest})

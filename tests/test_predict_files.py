@@ -1,0 +1,478 @@
+"""Inputs by name, results in order, and Parquet parts: resumed, shared, checked.
+
+Run alone: python -m pytest tests/test_predict_files.py
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow.parquet
+import pytest
+import soundfile
+
+from mtmm_training import predict_files
+from mtmm_training.cli import main
+from mtmm_training.predict_files import (
+    Input,
+    InputFailed,
+    Parts,
+    predict_each,
+    predict_parts,
+    read_inputs,
+    read_transcript,
+)
+from pipeline_mtmm import MTMMPipeline
+from processing_mtmm import MTMMProcessor
+
+ROOT = Path(__file__).parents[1]
+RATE = 16000
+WORDS = ["so you won", "no", "go away now", "we lost", "what is it"]
+
+
+def write_wav(path: Path, duration_s: float = 0.3, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(duration_s * RATE))
+    soundfile.write(path, noise.astype(np.float32), RATE, subtype="FLOAT")
+    return path
+
+
+def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipe(make_model: Callable, tiny_processor: MTMMProcessor) -> MTMMPipeline:
+    model = make_model(trained_outputs=("emotion", "valence"))
+    return MTMMPipeline(model=model, processor=tiny_processor)
+
+
+@pytest.fixture(scope="module")
+def saved(pipe: MTMMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def texts(count: int) -> list[Input]:
+    return [
+        Input(f"u{i:03}", transcript={"text": " ".join(WORDS[i % 5] for _ in range(1 + i % 3))})
+        for i in range(count)
+    ]
+
+
+def frame(folder: Path) -> pandas.DataFrame:
+    return pandas.concat(
+        map(pandas.read_parquet, sorted(folder.glob("part-*.parquet"))), ignore_index=True
+    )
+
+
+# ---- inputs --------------------------------------------------------------------------------------
+
+
+def test_folder_gives_its_audio_by_name(tmp_path: Path) -> None:
+    for name in (
+        "b/x.wav",
+        "a/y.FLAC",
+        "a/x.mp3",
+        ".hidden/z.wav",
+        "a/.z.wav",
+        "a/x.txt",
+        "c.opus",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [one.name for one in read_inputs([str(tmp_path)])]
+    assert names == [str(tmp_path / name) for name in ("a/x.mp3", "a/y.FLAC", "b/x.wav", "c.opus")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="There is no audio in .*empty.*looked for .wav, .flac"):
+        read_inputs([str(tmp_path / "empty")])
+
+
+def test_inputs_keep_the_order_of_the_words(tmp_path: Path) -> None:
+    manifest = write_table(tmp_path / "m.csv", [{"id": "u1", "text": "no"}])
+    url = "https://example.org/a.wav"
+    inputs = read_inputs([url, str(manifest), "missing.wav"])
+    assert [one.name for one in inputs] == [url, "u1", "missing.wav"]
+    assert [one.audio for one in inputs] == [url, None, "missing.wav"]
+    with pytest.raises(ValueError, match="2 inputs are called 'u1'"):
+        read_inputs([str(manifest), str(manifest)])
+
+
+def test_manifest_needs_no_speaker_and_its_labels_are_not_read(tmp_path: Path) -> None:
+    rows = [
+        {
+            "audio": "x.wav",
+            "text": "",
+            "emotion": "?!",
+            "valence": "99",
+            "start": "0.5",
+            "end": "2",
+        },
+        {"audio": "", "text": "no", "emotion": "", "valence": "high", "start": "", "end": ""},
+    ]
+    first, second = read_inputs([str(write_table(tmp_path / "m.csv", rows))])
+    assert first == Input("x.wav", str(tmp_path / "x.wav"), {}, 0.5, 2.0)
+    assert second == Input("m#3", None, {"text": "no"})
+    rows[1]["text"] = ""
+    with pytest.raises(ValueError, match="1 bad rows, the first 1:\n  row 3: .*`text`=None"):
+        read_inputs([str(write_table(tmp_path / "m.csv", rows))])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", " We won! \n", {"text": "We won!"}),
+        ("a.txt", "\ufeff \n", {}),
+        ("a.json", '{"text": "We won!"}', {"text": "We won!"}),
+        ("a.json", '{"text": " ", "segments": []}', {}),
+        ("a.json", '{"text": "no", "segments": [{"start": 0, "end": 1, "text": "no"}], "language": "en"}',
+         {"segments": [{"start": 0, "end": 1, "text": "no"}]}),
+        ("a.json", '{"text": "no", "chunks": [{"timestamp": [0, 1], "text": "no"}]}',
+         {"words": [{"timestamp": [0, 1], "text": "no"}]}),
+        ("a.json", '[{"text": "no", "start": 0, "end": 1}]',
+         {"words": [{"text": "no", "start": 0, "end": 1}]}),
+    ],
+)  # fmt: skip
+def test_transcript_file_to_what_the_pipeline_takes(
+    tmp_path: Path, name: str, content: str, expected: dict
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_transcript(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": 3}', 'has no transcript; it must be a list of words .*or with "text"'),
+        (b'"We won"', "has no transcript"),
+        (b"{", r"cannot be read as a transcript \(Expecting property name"),
+        (b"\xff", "cannot be read as a transcript .*utf-8"),
+    ],
+)
+def test_bad_transcript_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.json {message}"):
+        read_transcript(tmp_path / "a.json")
+
+
+def test_transcripts_folder_follows_the_audio_folder(tmp_path: Path) -> None:
+    audio, words = tmp_path / "audio", tmp_path / "words"
+    for name in ("a/x.wav", "b/x.wav", "y.wav"):
+        write_wav(audio / name)
+        (words / name).parent.mkdir(parents=True, exist_ok=True)
+    (words / "a/x.txt").write_text("first")
+    (words / "b/x.txt").write_text("not read")
+    (words / "b/x.json").write_text('{"text": "second"}')
+    given = [one.transcript for one in read_inputs([str(audio)], transcripts=words)]
+    assert given == [{"text": "first"}, {"text": "second"}, {}]
+    (alone,) = read_inputs([str(audio / "a/x.wav")], transcripts=words / "a")
+    assert alone.transcript == {"text": "first"}
+
+
+def test_transcript_of_two_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("whose?")
+    with pytest.raises(
+        ValueError, match="x.txt would be the transcript of both a/x.wav and b/x.wav"
+    ):
+        read_inputs(["a/x.wav", "b/x.wav"], transcripts=tmp_path)
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def test_stretch_of_a_file_is_what_the_pipeline_hears(pipe: MTMMPipeline, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "x.wav", 2.0)
+    waveform, _ = soundfile.read(path, dtype="float32")
+    ((_, result),) = predict_each(pipe, [Input("x", str(path), {}, 0.5, 1.25)], {})
+    assert result == pipe(waveform[8000:20000], sampling_rate=RATE)
+    assert result["valence"] != pipe(path)["valence"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_failures_stand_where_they_were_given(
+    pipe: MTMMPipeline, tmp_path: Path, batch_size: int
+) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF, not really")
+    inputs = texts(9)
+    for place in (0, 4, 5, 8):
+        inputs[place] = Input(
+            f"bad{place}", str(tmp_path / ("broken.wav" if place else "none.wav"))
+        )
+    inputs[3] = Input(
+        "short", str(write_wav(tmp_path / "x.wav", 1.0)), {}, 3.0, 4.0
+    )  # past its end
+    results = list(predict_each(pipe, inputs, {"batch_size": batch_size}))
+    assert [one for one, _ in results] == inputs
+    failed = {one.name: result["error"] for one, result in results if "error" in result}
+    assert set(failed) == {"bad0", "bad4", "bad5", "bad8", "short"}
+    assert failed["bad0"].startswith("No audio file at") and "cannot be decoded" in failed["bad4"]
+    assert "has no audio from 3.0 s" in failed["short"]
+    for one, result in results:
+        if one.name not in failed:
+            assert result["valence"] == pytest.approx(pipe(one.given())["valence"], abs=1e-4)
+
+
+def test_stop_names_the_first_failure(pipe: MTMMPipeline) -> None:
+    results = predict_each(pipe, [*texts(1), Input("gone", "gone.wav")], {}, stop=True)
+    assert next(results)[0].name == "u000"
+    with pytest.raises(InputFailed, match="^gone: No audio file at 'gone.wav'"):
+        next(results)
+
+
+def test_wrong_option_is_no_failure_of_an_input(pipe: MTMMPipeline) -> None:
+    with pytest.raises(ValueError, match="^`window_s=99.0` is not allowed"):
+        list(predict_each(pipe, texts(2), {"window_s": 99.0}))
+    with pytest.raises(TypeError, match="has no options"):
+        list(predict_each(pipe, texts(2), {"window": 3.0}))
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(pipe: MTMMPipeline, tmp_path: Path) -> Callable[..., int]:
+    """Run `predict_parts` into tmp_path/out; what it tells is in `make.told`."""
+
+    def run(inputs: Sequence[Input], size: int = 4, settings: dict | None = None, **given) -> int:
+        given = {"options": {}, "load": None} | given
+        options = given.pop("options")
+        load = given.pop("load") or (lambda: (pipe, options))
+        parts = Parts(tmp_path / "out", inputs, size, {"model": "m"} | (settings or {}))
+        return predict_parts(parts, load, tell=run.told.append, **given)
+
+    run.told = []
+    return run
+
+
+def test_parts_hold_every_input_in_order(
+    make: Callable[..., int], pipe: MTMMPipeline, tmp_path: Path
+) -> None:
+    inputs = [*texts(9), Input("heard", str(write_wav(tmp_path / "x.wav", 0.9)))]
+    assert make(inputs, options={"batch_size": 3, "window_s": 0.4}) == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["_run.json", *(f"part-0000{i}-of-00003.parquet" for i in range(3))]
+    table = frame(tmp_path / "out")
+    assert table["id"].tolist() == [one.name for one in inputs]
+    expected = pipe([one.given() for one in inputs], window_s=0.4)
+    for name in ("valence", "emotion"):
+        values = [result[name] for result in expected]
+        assert table[name].tolist() == (
+            pytest.approx(values, abs=1e-4) if name == "valence" else values
+        )
+    for name, share in expected[3]["scores"].items():
+        assert table[f"p_{name}"][3] == pytest.approx(share, abs=1e-4)
+    assert "arousal" not in table  # was never trained
+    assert table["missing"].tolist() == ["audio"] * 9 + ["text"]
+    assert table["timeline"][:9].isna().all()
+    timeline = table["timeline"][9]
+    assert [entry["end"] for entry in timeline] == pytest.approx([0.4, 0.8, 0.9])
+    assert [e["valence"] for e in timeline] == pytest.approx(
+        [e["valence"] for e in expected[9]["timeline"]], abs=1e-4
+    )
+    assert make.told == [
+        f"{tmp_path / 'out'}: 10 utterances in 3 parts, complete and in order; 0 failed."
+    ]
+
+
+def test_folder_reads_as_one_table(make: Callable[..., int], tmp_path: Path) -> None:
+    """Also where a column has no value in one part, and though the run's record lies beside."""
+    make([*texts(4), Input("gone", "gone.wav")])
+    table = pyarrow.parquet.read_table(tmp_path / "out")
+    assert table.num_rows == 5 and table["error"].null_count == 4
+    schemas = [pyarrow.parquet.read_schema(p) for p in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert schemas[0].equals(schemas[1], check_metadata=True)
+
+
+def test_finished_run_loads_no_model(make: Callable[..., int]) -> None:
+    make(texts(5))
+    assert make(texts(5), load=lambda: pytest.fail("nothing is missing")) == 0
+
+
+def test_missing_part_is_made_again_and_others_stay(
+    make: Callable[..., int], tmp_path: Path
+) -> None:
+    make(texts(10))
+    before = frame(tmp_path / "out")
+    first, second, third = sorted((tmp_path / "out").glob("part-*"))
+    stamps = [path.stat().st_mtime_ns for path in (first, third)]
+    second.unlink()
+    (tmp_path / "out" / f".{second.name}.4711.tmp").write_bytes(b"PAR1")  # of one that was killed
+    done = []
+    make(texts(10), advance=done.append)
+    assert sum(done) == 4
+    assert [path.stat().st_mtime_ns for path in (first, third)] == stamps
+    pandas.testing.assert_frame_equal(frame(tmp_path / "out"), before)
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "change", "name"),
+    [
+        (texts(6), {"settings": {"model": "other"}}, "model was 'm', now is 'other'"),
+        (texts(6), {"settings": {"window_s": 3.0}}, "window_s was None, now is 3.0"),
+        (texts(6), {"size": 3}, "part_size was 4, now is 3"),
+        (texts(5), {}, "inputs was"),
+        (texts(6)[::-1], {}, "inputs was"),
+    ],
+)
+def test_other_run_is_refused(
+    make: Callable[..., int], tmp_path: Path, inputs: list[Input], change: dict, name: str
+) -> None:
+    make(texts(6))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(ValueError, match=f"was begun with other settings: {name}"):
+        make(inputs, **change)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_folder_with_other_parquet_files_is_refused(
+    make: Callable[..., int], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "data.parquet").touch()
+    with pytest.raises(ValueError, match="holds Parquet files but no _run.json"):
+        make(texts(2))
+
+
+def test_damaged_and_foreign_parts_are_named(make: Callable[..., int], tmp_path: Path) -> None:
+    make(texts(8))
+    first, second = sorted((tmp_path / "out").glob("part-*"))
+    good = first.read_bytes()
+    for content in (second.read_bytes(), good[:-9], b""):
+        first.write_bytes(content)
+        with pytest.raises(ValueError, match="part-00000-of-00002.parquet .*delete it and run"):
+            make(texts(8))
+    table = pyarrow.parquet.read_table(second)
+    first.write_bytes(good)
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"mtmm_run": "another"}), second)
+    with pytest.raises(
+        ValueError, match="part-00001-of-00002.parquet is not the part 1 of this run"
+    ):
+        make(texts(8))
+
+
+def test_failed_inputs_are_rows_that_say_why(make: Callable[..., int], tmp_path: Path) -> None:
+    inputs = [*texts(5), Input("gone", "gone.wav"), *texts(9)[6:]]
+    assert make(inputs) == 1
+    table = frame(tmp_path / "out")
+    assert table["id"].tolist() == [one.name for one in inputs]
+    (row,) = table[table["error"].notna()].dropna(axis="columns").to_dict("records")
+    assert set(row) == {"id", "error"}
+    assert row["id"] == "gone" and row["error"].startswith("No audio file at 'gone.wav'")
+    assert make.told[0].startswith("gone: No audio file") and make.told[-1].endswith("1 failed.")
+    assert make(inputs) == 1  # counted again by the check
+
+
+def test_stop_writes_no_part_with_a_failure(make: Callable[..., int], tmp_path: Path) -> None:
+    inputs = [*texts(6), Input("gone", str(tmp_path / "late.wav"))]
+    with pytest.raises(InputFailed, match="gone: No audio file"):
+        make(inputs, stop=True)
+    assert len(list((tmp_path / "out").glob("part-*"))) == 1
+    write_wav(tmp_path / "late.wav")
+    assert make(inputs, stop=True) == 0
+    assert frame(tmp_path / "out")["error"].isna().all()
+
+
+def test_shares_come_together_whoever_is_last(make: Callable[..., int], tmp_path: Path) -> None:
+    inputs = texts(18)
+    done = {rank: [] for rank in range(3)}
+    for rank in (2, 0):
+        make(inputs, share=(rank, 3), advance=done[rank].append)
+    assert make.told == [
+        "This share is done; 4 of 5 parts are left to others.",
+        "This share is done; 2 of 5 parts are left to others.",
+    ]
+    make(inputs, share=(1, 3), advance=done[1].append)
+    assert {rank: sum(counts) for rank, counts in done.items()} == {0: 8, 1: 6, 2: 4}
+    assert make.told[-1].endswith("18 utterances in 5 parts, complete and in order; 0 failed.")
+    assert frame(tmp_path / "out")["id"].tolist() == [one.name for one in inputs]
+
+
+def test_other_number_of_processes_goes_on(make: Callable[..., int], tmp_path: Path) -> None:
+    make(texts(20), share=(1, 2))
+    make(texts(20), share=(0, 1))
+    assert frame(tmp_path / "out")["id"].tolist() == [one.name for one in texts(20)]
+
+
+def test_names_of_parts_sort_as_their_numbers() -> None:
+    parts = Parts(Path("out"), texts(1) * 100_001, 1, {})
+    assert parts.path(7).name == "part-000007-of-100001.parquet"
+    assert parts.path(9).name < parts.path(10).name < parts.path(100_000).name
+
+
+# ---- real processes ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    rows = [{"id": one.name, "text": one.transcript["text"]} for one in texts(120)]
+    return write_table(tmp_path / "manifest.csv", rows)
+
+
+def command(manifest: Path, saved: Path, out: Path) -> list[str]:
+    words = ["-m", "mtmm_training.cli", "predict", str(manifest), "--model", str(saved)]
+    return [*words, "--out", str(out), "--part_size", "1", "--device", "cpu"]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def test_run_killed_in_the_middle_goes_on(
+    pipe: MTMMPipeline, manifest: Path, saved: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = command(manifest, saved, out)
+    process = subprocess.Popen([sys.executable, *words], env=environment(), stderr=subprocess.PIPE)
+    while not list(out.glob("part-*.parquet")):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert 1 <= len(stamps) < 120
+    assert main(words[2:]) == 0
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    table = frame(out)
+    assert table["id"].tolist() == [one.name for one in texts(120)]
+    expected = [result["valence"] for result in pipe([one.given() for one in texts(120)])]
+    assert table["valence"].tolist() == pytest.approx(expected, abs=1e-4)
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_two_processes_of_accelerate_share_the_parts(
+    pipe: MTMMPipeline, manifest: Path, saved: Path, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out", str(ROOT / "launch" / "cpu.yaml")
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        config,
+        "--main_process_port",
+        "0",
+    ]
+    words = command(manifest, saved, out)
+    words[words.index("--part_size") + 1] = "20"
+    done = subprocess.run(
+        [sys.executable, *launch, *words], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-1200:]
+    assert done.stdout == ""
+    assert "120 utterances in 6 parts, complete and in order; 0 failed." in done.stderr
+    assert frame(out)["id"].tolist() == [one.name for one in texts(120)]
+    record = json.loads((out / predict_files.RUN_FILE).read_text())
+    assert record["utterances"] == 120 and record["model"].startswith("files ")
