@@ -386,7 +386,8 @@ class MTMMConfig(PreTrainedConfig):
             self.dimension_range,
             self.dimension_loss_weights,
         )
-        reserved = {"emotion", "scores", "missing", "untrained"}  # the pipeline's own keys
+        reserved = {"emotion", "scores", "missing", "untrained", "timeline", "start", "end"}
+        reserved |= {"text", "transcribed", "explanation"}  # the pipeline's own keys
         self._require(
             "dimension_names",
             len(names) >= 1

@@ -6,6 +6,8 @@ Uploaded to the Hub beside the weights.
 import io
 import math
 import os
+import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,15 +31,22 @@ WINDOW_S = (
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
 MOST_PADDED = 1.25  # longest ÷ shortest audio of a batch: at most a fifth of it is padding
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
+EXPLAINED_S = 0.5  # about as long are the stretches of time of an explanation, equal in a window
+LEAST = 1e-300  # of a probability whose logarithm is taken
 
 INPUT_FORMS = (
     "a path or URL, the bytes of an audio file, an array together with `sampling_rate`, "
     '{"array": waveform, "sampling_rate": Hz}, or {"audio": any of these, "text": transcript} with '
     'either key alone; a transcript with times is "words" or "segments"'
 )
-OPTIONS = ("sampling_rate", "window_s", "hop_s", "transcriber", "top_k", "progress")
+OPTIONS = ("sampling_rate", "window_s", "hop_s", "transcriber", "explain", "top_k", "progress")
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
 UTTERANCE_KEYS = ("audio", "text", "words", "segments")
+# What the model is given of each modality: its input and its mask.
+FEATURES = {
+    "audio": ("input_values", "audio_attention_mask"),
+    "text": ("input_ids", "attention_mask"),
+}
 
 
 @dataclass
@@ -111,7 +120,7 @@ class Stretch:
     Args:
         start_s, end_s: Seconds from the recording's beginning; None of a whole input.
         missing: Modalities that are not there.
-        shown: What the result repeats: "text", "transcribed".
+        shown: What the result has beside the numbers: "text", "transcribed", "explanation".
     """
 
     start_s: float | None
@@ -120,17 +129,61 @@ class Stretch:
     shown: dict[str, Any]
 
 
+class Word(NamedTuple):
+    """A word of a transcript: from which character to which, and the places of its tokens."""
+
+    text: str
+    start_char: int
+    end_char: int
+    tokens: list[int]
+
+
+@dataclass
+class Places:
+    """What an explanation looks at, one by one.
+
+    Args:
+        of: The output that is explained.
+        edges: Of the stretches of time, positions in `audio_attention_mask`; none without audio.
+        times: The same in seconds from the recording's beginning.
+        words: In their order; none without text.
+    """
+
+    of: str
+    edges: list[int]
+    times: list[float]
+    words: list[Word]
+
+    def described(
+        self, modalities: Iterable[Any], time: Iterable[Any], words: Iterable[Any]
+    ) -> dict[str, Any]:
+        """One number for each modality, stretch and word, by name."""
+        stretches = zip(pairwise(self.times), time, strict=True)
+        return {
+            "modalities": dict(zip(FEATURES, modalities, strict=True)),
+            "time": [{"start": s, "end": e, "share": share} for (s, e), share in stretches],
+            "words": [
+                {"text": w.text, "start_char": w.start_char, "end_char": w.end_char, "share": share}
+                for w, share in zip(self.words, words, strict=True)
+            ],
+        }
+
+
 @dataclass
 class Window:
-    """What the model is given at once: tensors (1, ...), without those of a missing modality."""
+    """What the model is given at once: tensors (1, ...), without those of a missing modality.
+
+    `places` is None unless an explanation is asked for.
+    """
 
     stretch: Stretch
     features: dict[str, Tensor]
+    places: Places | None = None
 
     @property
     def lengths(self) -> tuple[int, int]:
         """Samples or frames, and tokens; 0 of a missing modality."""
-        masks = (self.features.get(name) for name in ("audio_attention_mask", "attention_mask"))
+        masks = (self.features.get(mask) for _, mask in FEATURES.values())
         return tuple(0 if mask is None else mask.shape[-1] for mask in masks)
 
 
@@ -167,6 +220,27 @@ class MTMMPipeline(ChunkPipeline):
     over time: every instant counts once, shared by the windows that overlap there; the emotion is the
     one with the highest mean probability, and a modality is missing that no window had. Files are
     read block by block, so memory does not grow with their length; URLs, bytes and arrays are held.
+
+    With `explain`, each utterance, or each entry of its timeline (the mean over them has none), also
+    gets "explanation": {"modalities": {"audio": share, "text": share}, "time": [{"start", "end"
+    (seconds from the recording's beginning), "share"}, ...], "words": [{"text", "start_char",
+    "end_char" (in the transcript; of "words", joined by spaces), "share"}, ...], "occlusion": {"of":
+    the predicted emotion or the dimension, and again "modalities", "time", "words"}, "agreement":
+    {"time", "words"}}.
+
+    The first shares say what the bridge tokens read: their attention, carried to the modality of
+    the values (`MTMMModel.bridge_contributions`), which is no proof that it mattered. Over time and
+    words together they sum to 1; what the tokenizer's special tokens got is shared by the words in
+    proportion. The two sets of bridge tokens count alike, so where both modalities are there each
+    has a half.
+
+    The shares under "occlusion" say what mattered: how far the emotion's log probability, or the
+    dimension, falls when this one is left out of the same input and the rest stays; below 0, it
+    rises. A modality is then absent, and a word's tokens are removed. A stretch becomes silent in
+    what the encoder hears: 0, the mean of a normalised waveform, or the lowest value of a log-mel
+    spectrum; the rest keeps its level. An absent modality has 0, and None stands where nothing would
+    be left. "agreement" is Spearman's correlation between the shares and the sizes of the falls, None
+    of fewer than 3 places.
     """
 
     _load_processor = None  # where it cannot be loaded, __init__ says more than transformers would
@@ -205,9 +279,25 @@ class MTMMPipeline(ChunkPipeline):
                 "pipeline of transformers, its repo id or folder, or a function from "
                 '{"raw": waveform, "sampling_rate": Hz} to {"text": transcript}.'
             )
+        self._check_explain(given.get("explain", False))
         after = {name: given.pop(name) for name in ("top_k",) if name in given}
         around = {name: given.pop(name) for name in ("progress",) if name in given}
         return given, around, after
+
+    def _check_explain(self, explain: Any) -> None:
+        config = self.model.config
+        if explain is False:
+            return
+        if ("emotion" if explain is True else explain) not in config.trained_outputs:
+            raise ValueError(
+                f"`explain={explain!r}` is not allowed; it must be True, for the emotion, or the name of "
+                f"an output that this model was trained for: {', '.join(config.trained_outputs) or 'none'}."
+            )
+        if not config.use_bridge_tokens:
+            raise ValueError(
+                f"`explain={explain!r}` reads the attention of bridge tokens, which this model was built "
+                "without (`use_bridge_tokens=False` in its configuration); leave it out."
+            )
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Predict.
@@ -223,6 +313,9 @@ class MTMMPipeline(ChunkPipeline):
             transcriber: Writes the transcript of every window whose input has none: a speech
                 recognition pipeline of transformers, its repo id or folder, or a function from
                 {"raw": waveform, "sampling_rate": Hz} to {"text": transcript}.
+            explain (`bool` or `str`): Say what the answer came from: of the emotion (True), or of the
+                dimension of this name. Takes one more forward pass for each word and each half second
+                of audio, and three more, `batch_size` of them at a time.
             top_k (`int`): How many of the scores to return; all if not given.
             batch_size (`int`): Utterances or windows at a time, at most; 1 if not given. With more, 8
                 batches are read ahead and sorted by length, and only audio of similar length shares
@@ -260,7 +353,7 @@ class MTMMPipeline(ChunkPipeline):
                 little-endian mono samples at `sampling_rate`; an iterator of arrays, (time,) or
                 (time, channels), at `sampling_rate`; or any single input that the pipeline takes.
             sampling_rate: Of raw samples and arrays, Hz.
-            options: `window_s`, `hop_s`, `transcriber`, `top_k`, as in `__call__`.
+            options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, as in `__call__`.
 
         Yields:
             What `__call__` gives as an entry of "timeline".
@@ -273,7 +366,7 @@ class MTMMPipeline(ChunkPipeline):
         preprocess = self._preprocess_params | preprocess
         self._window_lengths(preprocess.get("window_s"), preprocess.get("hop_s"))
         for window in self.preprocess(source, **preprocess, live=True):
-            (prediction,) = self._predict([window], 1)
+            (prediction,) = self._answers([window], 1)
             yield self._entry(prediction, **self._postprocess_params | postprocess)
 
     def get_iterator(
@@ -324,7 +417,7 @@ class MTMMPipeline(ChunkPipeline):
         done: dict[int, dict[str, Any]] = {}
         number_out = 0
         for read in _portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1):
-            predictions = self._predict([window for _, window, _ in read], batch_size)
+            predictions = self._answers([window for _, window, _ in read], batch_size)
             for (number, _, is_last), prediction in zip(read, predictions, strict=True):
                 begun.setdefault(number, []).append(prediction)
                 if is_last:
@@ -344,6 +437,7 @@ class MTMMPipeline(ChunkPipeline):
         window_s: float | None = None,
         hop_s: float | None = None,
         transcriber: Any = None,
+        explain: bool | str = False,
         live: bool = False,
     ) -> Iterator[Window]:
         utterance = self._split(inputs, sampling_rate)
@@ -352,7 +446,7 @@ class MTMMPipeline(ChunkPipeline):
         if utterance.text is not None or words is not None:
             transcriber = None
         if recording is None:
-            yield from self._without_audio(utterance)
+            yield from self._without_audio(utterance, explain)
             return
         end_s = recording.duration_s
         if words is not None and end_s is not None and words.last_s() > end_s + LATE_S:
@@ -365,7 +459,7 @@ class MTMMPipeline(ChunkPipeline):
             window_s = end_s + 1
             ((_, _, waveform),) = self.processor.windows(recording, window_s, window_s)
             text = utterance.text if words is None else words.between(0, math.inf)
-            yield self._window(waveform, text, transcriber=transcriber)
+            yield self._window(waveform, text, transcriber=transcriber, explain=explain)
             return
         units = self._units(utterance, recording, window_s, hop_s)
         for start_s, stop_s, waveform in units:
@@ -373,7 +467,7 @@ class MTMMPipeline(ChunkPipeline):
             if words is not None:
                 at_end = end_s is not None and end_s - stop_s < self.processor.min_duration_s
                 text = words.between(start_s, math.inf if at_end else stop_s)
-            yield self._window(waveform, text, start_s, stop_s, transcriber)
+            yield self._window(waveform, text, start_s, stop_s, transcriber, explain)
 
     def _units(
         self, utterance: Utterance, recording: Any, window_s: float | None, hop_s: float | None
@@ -401,16 +495,17 @@ class MTMMPipeline(ChunkPipeline):
                 recording, window_s, hop_s, segment.start_s, segment.end_s
             )
 
-    def _without_audio(self, utterance: Utterance) -> Iterator[Window]:
+    def _without_audio(self, utterance: Utterance, explain: bool | str) -> Iterator[Window]:
         if utterance.words is not None:
             raise ValueError(
                 '"words" have times in a recording, and there is none; give "audio" too, or the words as '
                 '"text".'
             )
         if utterance.segments is None:
-            yield self._window(None, utterance.text)
+            yield self._window(None, utterance.text, explain=explain)
         for segment in utterance.segments or []:
-            yield self._window(None, segment.text, segment.start_s, segment.end_s)
+            times = segment.start_s, segment.end_s
+            yield self._window(None, segment.text, *times, explain=explain)
 
     def _window_lengths(self, window_s: float | None, hop_s: float | None) -> tuple[float, float]:
         """Window and hop in seconds, checked against what the model takes."""
@@ -431,6 +526,7 @@ class MTMMPipeline(ChunkPipeline):
         start_s: float | None = None,
         end_s: float | None = None,
         transcriber: Any = None,
+        explain: bool | str = False,
     ) -> Window:
         shown: dict[str, Any] = {}
         if transcriber is not None and waveform is not None:
@@ -446,9 +542,45 @@ class MTMMPipeline(ChunkPipeline):
             if start_s is None:
                 raise
             raise ValueError(f"From {start_s:g} to {end_s:g} s: {error}") from error
-        keys = {"audio": "input_values", "text": "input_ids"}
-        missing = [modality for modality, key in keys.items() if key not in features]
-        return Window(Stretch(start_s, end_s, missing, shown), dict(features))
+        missing = [modality for modality, (key, _) in FEATURES.items() if key not in features]
+        window = Window(Stretch(start_s, end_s, missing, shown), dict(features))
+        if explain:
+            of = "emotion" if explain is True else explain
+            words = [] if "text" in missing else self._words(text, features["input_ids"])
+            window.places = Places(of, *self._stretches(waveform, start_s or 0.0, features), words)
+        return window
+
+    def _stretches(
+        self, waveform: np.ndarray | None, start_s: float, features: Mapping[str, Tensor]
+    ) -> tuple[list[int], list[float]]:
+        """Edges of equal stretches of time, in positions of the mask and in seconds."""
+        if waveform is None:
+            return [], []
+        duration_s = len(waveform) / self.processor.sampling_rate
+        count = max(round(duration_s / EXPLAINED_S), 1)
+        positions = int(features["audio_attention_mask"].sum())  # a log-mel window has padding
+        edges = np.linspace(0, positions, count + 1).round().astype(int)
+        return edges.tolist(), (start_s + np.linspace(0, duration_s, count + 1)).tolist()
+
+    def _words(self, text: str, input_ids: Tensor) -> list[Word]:
+        """What white space separates; a word that the tokenizer has no token for is left out."""
+        tokenizer = self.processor.tokenizer
+        if not tokenizer.is_fast:
+            raise ValueError(
+                f"`explain` needs to know which characters each token stands for, and the tokenizer "
+                f"{type(tokenizer).__name__} cannot say; give a model with a fast tokenizer."
+            )
+        read = unicodedata.normalize("NFKC", text).strip()  # as the processor does
+        offsets = tokenizer(read, return_offsets_mapping=True)["offset_mapping"]
+        assert len(offsets) == input_ids.shape[1], "the processor tokenizes in another way"
+        found = list(re.finditer(r"\S+", text))
+        # Normalising may change lengths, so the words' ends are looked up in what was read.
+        ends = [len(unicodedata.normalize("NFKC", text[: w.end()]).lstrip()) for w in found]
+        tokens: list[list[int]] = [[] for _ in found]
+        for token, (start, end) in enumerate(offsets):
+            if start < end <= ends[-1]:  # special tokens stand for no characters
+                tokens[bisect_left(ends, end)].append(token)
+        return [Word(w.group(), *w.span(), t) for w, t in zip(found, tokens, strict=True) if t]
 
     def _transcribe(self, transcriber: Any, waveform: np.ndarray) -> str:
         if isinstance(transcriber, (str, os.PathLike)):
@@ -501,6 +633,14 @@ class MTMMPipeline(ChunkPipeline):
 
     # ---- windows through the model ----
 
+    def _answers(self, windows: list[Window], batch_size: int) -> Iterator[Prediction]:
+        """As `_predict`, explained where that is asked for."""
+        for window, prediction in zip(windows, self._predict(windows, batch_size), strict=True):
+            if window.places is not None:
+                explanation = self._explain(window, window.places, prediction, batch_size)
+                prediction.stretch.shown["explanation"] = explanation
+            yield prediction
+
     def _predict(self, windows: list[Window], batch_size: int) -> Iterator[Prediction]:
         """The model's answers, in the order of the windows."""
         predictions: dict[int, Prediction] = {}
@@ -546,9 +686,83 @@ class MTMMPipeline(ChunkPipeline):
             )
         return batch
 
-    def _forward(self, model_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _forward(
+        self, model_inputs: dict[str, Tensor], contributions: bool = False
+    ) -> dict[str, Tensor]:
+        if contributions:
+            return self._contributions(model_inputs)
         output = self.model(**model_inputs)
         return {"emotion_logits": output.emotion_logits, "dimensions": output.dimensions}
+
+    # ---- explanations ----
+
+    def _explain(
+        self, window: Window, places: Places, prediction: Prediction, batch_size: int
+    ) -> dict[str, Any]:
+        """What the prediction came from; the class's docstring says what is in it."""
+        read = self.forward(window.features, contributions=True)
+        frames, tokens = (read[modality].double().numpy() for modality in FEATURES)
+        heard = np.linspace(0, max(places.edges, default=1), len(frames) + 1)  # frames' edges
+        time = np.diff(np.interp(places.edges, heard, np.append(0, frames.cumsum())))
+        words = np.array([tokens[word.tokens].sum() for word in places.words])
+        words *= tokens.sum() / max(words.sum(), LEAST)
+        modalities, time_falls, word_falls = self._falls(window, places, prediction, batch_size)
+        emotion = int(np.argmax(prediction.probabilities))
+        of = self.model.config.id2label[emotion] if places.of == "emotion" else places.of
+        shares = places.described(
+            [frames.sum().item(), tokens.sum().item()], time.tolist(), words.tolist()
+        )
+        return shares | {
+            "occlusion": {"of": of} | places.described(modalities, time_falls, word_falls),
+            "agreement": {
+                "time": _rank_correlation(time, time_falls),
+                "words": _rank_correlation(words, word_falls),
+            },
+        }
+
+    def _contributions(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of one window: what the bridge tokens read of each frame and of each token."""
+        states: dict[str, Tensor] = {}
+        if "input_values" in features:
+            names = "acoustic_states", "acoustic_attention_mask"
+            encoded = self.model.encode_audio(*(features[name] for name in FEATURES["audio"]))
+            states |= zip(names, encoded, strict=True)
+        if "input_ids" in features:
+            names = "linguistic_states", "linguistic_attention_mask"
+            encoded = self.model.encode_text(*(features[name] for name in FEATURES["text"]))
+            states |= zip(names, encoded, strict=True)
+        output = self.model(**states, output_attentions=True)
+        absent = torch.zeros(1, 1, dtype=torch.bool, device=output.fused_state.device)
+        masks = [
+            states.get(f"{kind}_attention_mask", absent) for kind in ("acoustic", "linguistic")
+        ]
+        shares = self.model.bridge_contributions(output, *masks)
+        rows = zip(FEATURES, shares, masks, strict=True)
+        return {modality: share[mask] for modality, share, mask in rows}
+
+    def _falls(
+        self, window: Window, places: Places, prediction: Prediction, batch_size: int
+    ) -> tuple[list[float | None], list[float], list[float | None]]:
+        """How far the explained output falls without each modality, stretch and word."""
+        features, missing = window.features, window.stretch.missing
+        rests = [] if missing else [_without(features, modality) for modality in FEATURES]
+        rests += [_silenced(features, *edges) for edges in pairwise(places.edges)]
+        rests += [_without_tokens(features, word.tokens) for word in places.words]
+        emotion = int(np.argmax(prediction.probabilities))
+
+        def level(prediction: Prediction) -> float:
+            if places.of == "emotion":
+                return math.log(max(prediction.probabilities[emotion], LEAST))
+            return prediction.dimensions[self.model.config.dimension_names.index(places.of)]
+
+        left = self._predict([Window(window.stretch, rest) for rest in rests if rest], batch_size)
+        falls = [level(prediction) - level(next(left)) if rest else None for rest in rests]
+        # Without the only modality nothing is left; without an absent one, everything.
+        modalities = [0.0 if modality in missing else None for modality in FEATURES]
+        if not missing:
+            modalities, falls = falls[:2], falls[2:]
+        stretches = max(len(places.edges) - 1, 0)
+        return modalities, falls[:stretches], falls[stretches:]
 
     # ---- answers to plain numbers ----
 
@@ -606,6 +820,41 @@ class Results:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.predict()
+
+
+def _without(features: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
+    return {name: value for name, value in features.items() if name not in FEATURES[modality]}
+
+
+def _silenced(features: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
+    """The audio silent between two positions of its mask."""
+    values = features["input_values"].clone()
+    log_mel = values.dim() == 3
+    values[..., start:end] = values.min() if log_mel else 0.0
+    return features | {"input_values": values}
+
+
+def _without_tokens(features: dict[str, Tensor], tokens: list[int]) -> dict[str, Tensor]:
+    """Fewer tokens; without any, the text is absent."""
+    kept = [i for i in range(features["input_ids"].shape[1]) if i not in tokens]
+    if not kept:
+        return _without(features, "text")
+    return features | {name: features[name][:, kept] for name in FEATURES["text"]}
+
+
+def _rank_correlation(shares: np.ndarray, falls: list[float | None]) -> float | None:
+    """Spearman's, between shares and sizes of falls; None of fewer than 3, or where all are alike."""
+    if len(falls) < 3:
+        return None
+    x, y = (ranks - ranks.mean() for ranks in (_ranks(shares), _ranks(np.abs(falls))))
+    size = math.sqrt((x @ x) * (y @ y))
+    return float(x @ y) / size if size else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """1 for the lowest; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[place]
 
 
 class _Windows(IterableDataset):

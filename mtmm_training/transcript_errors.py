@@ -10,7 +10,6 @@ without any transcript, where every utterance has audio. Nothing is chosen by th
 import argparse
 import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ from matplotlib.figure import Figure
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches import LengthBatches, RawInputs, frame_lengths, make_loader, to_dataset
 from mtmm_training.figures import COLOURS, DPI, GREY, LINES, MARKERS
-from mtmm_training.folds import select
+from mtmm_training.finished_run import read_flags, read_test_split
 from mtmm_training.predictions import predict
-from mtmm_training.train_config import TrainConfig
 from mtmm_training.utterances import Utterance, replacing
-from train_accelerate import choose_fold, read_utterances
 
 # Of all errors, about as recognisers of conversations make them.
 KINDS = {"substitution": 0.6, "deletion": 0.25, "insertion": 0.15}
@@ -101,17 +98,6 @@ def measure(
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def read_test_split(run: Path) -> list[Utterance]:
-    """The test split of a finished run, found again from its results.json."""
-    if not (run / "results.json").is_file():
-        raise SystemExit(f"error: {run} has no results.json; give the folder of a finished run.")
-    config = TrainConfig(**json.loads((run / "results.json").read_text(encoding="utf-8"))["config"])
-    if "text" not in config.modalities:
-        raise SystemExit(f"error: the model of {run} reads no text, so its errors change nothing.")
-    utterances = read_utterances(config)
-    return select(utterances, choose_fold(config, utterances))["test"]
-
-
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -157,7 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     if not all(0 <= rate <= 1 for rate in flags.rates):
         parser.error(f"--rates is {flags.rates}; each must be from 0 to 1")
-    test = read_test_split(flags.run)
+    try:
+        if "text" not in read_flags(flags.run).modalities:
+            raise ValueError(
+                f"the model of {flags.run} reads no text, so its errors change nothing."
+            )
+        test = read_test_split(flags.run)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     true = [utterance.text or "" for utterance in test]
     if not any(true):
         raise SystemExit("error: the test split has no transcripts.")

@@ -76,7 +76,7 @@ def test_tiny_model_stays_tiny() -> None:
         ("dimension_names", (), "one or more"),
         ("dimension_names", ("valence", "valence"), "different names"),
         ("dimension_names", ("valence", ""), "none of them blank"),
-        ("dimension_names", ("scores",), "other than emotion, missing, scores, untrained"),
+        ("dimension_names", ("scores",), "other than emotion, end, explanation"),
         ("dimension_range", (1.0,), "two finite numbers"),
         ("dimension_range", (5, 1), "the lower one first"),
         ("dimension_range", (0.0, float("inf")), "two finite numbers"),
