@@ -1,0 +1,540 @@
+"""The demo: what it refuses, what it draws, its Space's files, and the page in a real browser."""
+
+import importlib
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from modeling_mtmm import MTMMModel
+from pipeline_mtmm import MTMMPipeline
+from processing_mtmm import MTMMProcessor
+
+ROOT = Path(__file__).parents[1]
+RATE = 16000
+TRAINED = ("emotion", "valence", "arousal")
+SAID = "we won <b>it</b>"
+PATIENCE_S = 300  # for a page on a machine that is busy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def demo_folder() -> Iterator[None]:
+    """As `python demo/app.py` has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "demo")
+        yield
+
+
+@pytest.fixture(scope="module")
+def app() -> ModuleType:
+    pytest.importorskip("gradio", reason='needs gradio; run `pip install -e ".[demo]"`')
+    return importlib.import_module("app")
+
+
+@pytest.fixture(scope="module")
+def drawings() -> ModuleType:
+    return importlib.import_module("drawings")
+
+
+@pytest.fixture(scope="module")
+def pipes(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> dict[str, MTMMPipeline]:
+    """Two models that answer differently."""
+    models = {f"model{i}": make_model(seed=i, trained_outputs=TRAINED) for i in range(2)}
+    return {name: MTMMPipeline(model=m, processor=tiny_processor) for name, m in models.items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Recordings that are answered, and files that are not."""
+    folder = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 45 * RATE)
+    waveforms = {
+        "speech": (noise[: 2 * RATE], RATE),
+        "windows": (noise, RATE),  # longer than the 40 s that are heard at once
+        "silence": (np.full(RATE, 1e-4), RATE),
+        "zeros": (np.zeros(RATE), RATE),
+        "short": (noise[: RATE // 10], RATE),
+        "long": (np.resize(noise, 601 * 4000), 4000),
+    }
+    paths = {name: folder / f"{name}.wav" for name in (*waveforms, "rubbish")}
+    for name, (waveform, rate) in waveforms.items():
+        soundfile.write(paths[name], waveform, rate, subtype="PCM_16")
+    paths["rubbish"].write_bytes(b"this is no audio" * 100)
+    soundfile.write(folder / "large.wav", np.resize(noise, 11_000_000), RATE, subtype="PCM_16")
+    paths["large"] = folder / "large.wav"
+    paths["text"] = folder / "notes.txt"
+    paths["text"].write_text("this is no audio")
+    return paths
+
+
+REFUSED = {
+    "silence": r"^silence.wav is silent \(-8\d dB\)\.",
+    "zeros": r"^zeros.wav is silent \(all zeros\)\.",
+    "short": r"^short.wav lasts 0.10 s; at least 0.3 s are needed\.",
+    "long": r"^long.wav lasts 10 min 1 s; at most 10 min are taken here\.",
+    "rubbish": r"^'rubbish.wav' cannot be decoded as audio",
+}
+
+
+# ---- from an input to an answer ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_recordings_are_named(
+    app: ModuleType, pipes: dict, files: dict[str, Path], name: str
+) -> None:
+    with pytest.raises(ValueError, match=REFUSED[name]) as refusal:
+        app.analyse(pipes["model0"], str(files[name]), "")
+    assert str(files[name].parent) not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_no_input_is_refused(app: ModuleType, pipes: dict, text: str) -> None:
+    with pytest.raises(ValueError, match="nothing to hear or read yet"):
+        app.analyse(pipes["model0"], None, text)
+
+
+def test_words_without_times_do_not_go_with_windows(
+    app: ModuleType, pipes: dict, files: dict[str, Path]
+) -> None:
+    with pytest.raises(ValueError, match="windows.wav lasts 45 s; more than 40 s are heard in"):
+        app.analyse(pipes["model0"], str(files["windows"]), SAID)
+
+
+def test_answer_is_the_pipelines_explained(
+    app: ModuleType, pipes: dict, files: dict[str, Path]
+) -> None:
+    pipe, path = pipes["model0"], str(files["speech"])
+    for given, utterance in (
+        ((path, SAID), {"audio": path, "text": SAID}),
+        ((path, " "), path),
+        ((None, SAID), {"text": SAID}),
+    ):
+        result, peaks = app.analyse(pipe, *given)
+        assert result == pipe(utterance, explain=True, batch_size=app.BATCH_SIZE)
+        assert (peaks is None) == (given[0] is None)
+
+
+def test_long_recordings_get_a_timeline_instead(
+    app: ModuleType, pipes: dict, files: dict[str, Path]
+) -> None:
+    result, _ = app.analyse(pipes["model0"], str(files["windows"]), "")
+    assert len(result["timeline"]) == math.ceil(45 / 6)
+    assert all("explanation" not in entry for entry in [result, *result["timeline"]])
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"use_bridge_tokens": False}, {"trained_outputs": ("valence", "arousal")}]
+)
+def test_unexplainable_models_still_answer(
+    app: ModuleType,
+    drawings: ModuleType,
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    overrides: dict[str, Any],
+) -> None:
+    model = make_model(**{"trained_outputs": TRAINED} | overrides)
+    pipe = MTMMPipeline(model=model, processor=tiny_processor)
+    result, peaks = app.analyse(pipe, None, SAID)
+    assert drawings.explanation(result, peaks) == ""
+    updates = app.respond({"only": pipe}, "only", None, SAID)
+    assert updates[2]["visible"] == ("emotion" in model.config.trained_outputs)
+
+
+def test_peaks_are_where_the_sound_is(
+    app: ModuleType, tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    waveform = np.full(2 * 11025, 0.01)  # a rate that is no multiple of the peaks' own
+    waveform[round(1.5 * 11025)] = -0.5
+    soundfile.write(tmp_path / "click.wav", waveform, 11025)
+    duration_s, peaks = app.listen(tiny_processor, str(tmp_path / "click.wav"))
+    assert duration_s == 2
+    assert peaks.argmax() / len(peaks) == pytest.approx(0.75, abs=0.01)
+    assert peaks.max() == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "0 s"), (40, "40 s"), (600, "10 min"), (725.4, "12 min 5 s")]
+)
+def test_durations_read_well(app: ModuleType, seconds: float, words: str) -> None:
+    assert app.spoken(seconds) == words
+
+
+def test_examples_have_each_emotion_once(app: ModuleType, tmp_path: Path) -> None:
+    examples = app.make_examples(str(tmp_path))
+    assert len(examples) == len({text for _, text in examples}) == 4
+    assert all(soundfile.info(path).duration > 1 for path, _ in examples)
+
+
+def test_examples_of_a_space_are_sentences(
+    app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mtmm_training.corpora.synthetic", None)
+    assert app.make_examples(str(tmp_path)) == [[None, text] for text in app.SENTENCES]
+
+
+def test_models_are_folders_or_commits_on_the_hub(
+    app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr(app, "pipeline", lambda **given: asked.append(given))
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    for name in (str(folder), "someone/mtmm", "someone/mtmm@1a2b3c"):
+        app.load(name)
+    assert all(given.pop("trust_remote_code") for given in asked)
+    assert asked == [
+        {"model": str(folder)},
+        {"model": "someone/mtmm", "revision": None},
+        {"model": "someone/mtmm", "revision": "1a2b3c"},
+    ]
+
+
+def test_demo_without_models_says_what_to_give(
+    app: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py"])
+    monkeypatch.delenv(app.MODELS, raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        app.main()
+    assert "no MODEL; give folders or ids on the Hub, or set MTMM_MODELS" in capsys.readouterr().err
+
+
+# ---- drawings ------------------------------------------------------------------------------------
+
+RESULT = {
+    "emotion": "happy",
+    "scores": {"happy": 0.75, "sad": 0.25},
+    "valence": 5.0,
+    "arousal": 1.0,
+    "missing": [],
+    "untrained": [],
+}
+NAMES = ["happy", "sad"]
+
+
+def test_plane_puts_valence_right_and_arousal_up(drawings: ModuleType) -> None:
+    drawn = drawings.plane(RESULT, NAMES, (1, 5))
+    (x, y), *others = re.findall(r'<circle.* cx="(.*?)" cy="(.*?)"', drawn)
+    assert (float(x), float(y)) == (270, 270)  # the lower right corner of 240, 30 from the edges
+    assert not others
+    assert drawings.plane({k: v for k, v in RESULT.items() if k != "arousal"}, NAMES, (1, 5)) == ""
+
+
+def test_timeline_has_a_bar_and_a_row_for_each_window(drawings: ModuleType) -> None:
+    # The last window reaches back, as the pipeline's does.
+    entries = [
+        RESULT | {"start": start, "end": start + 6, "emotion": emotion, "scores": {emotion: 0.5}}
+        for start, emotion in ((0.0, "happy"), (6.0, "sad"), (9.0, "happy"))
+    ]
+    drawn = drawings.timeline(RESULT | {"timeline": entries}, NAMES, (1, 5))
+    bars = re.findall(r"left:(.*?)%;width:(.*?)%;height:(.*?)%;background:(.*?)\"", drawn)
+    assert [tuple(map(float, bar[:3])) for bar in bars] == [(0, 40, 50), (40, 20, 50), (60, 40, 50)]
+    assert bars[0][3] == bars[2][3] != bars[1][3]
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", drawn)
+    assert rows == [("0:00–0:06", "happy"), ("0:06–0:12", "sad"), ("0:09–0:15", "happy")]
+    assert drawings.timeline(RESULT, NAMES, (1, 5)) == ""
+
+
+def test_explanation_shades_by_size_and_marks_what_speaks_against(drawings: ModuleType) -> None:
+    def words(*shares: float | None) -> list[dict]:
+        return [
+            {"text": text, "share": s} for text, s in zip(("<i>", "b", "c"), shares, strict=True)
+        ]
+
+    occlusion = {
+        "of": "happy",
+        "modalities": {"audio": math.log(2), "text": None},
+        "time": [],
+        "words": words(0.5, -1.0, None),
+    }
+    found = {
+        "modalities": {"audio": 0.5, "text": 0.5},
+        "time": [],
+        "words": words(0.5, 0.25, 0.25),
+        "occlusion": occlusion,
+        "agreement": {"time": None, "words": 0.5},
+    }
+    drawn = drawings.explanation(RESULT | {"explanation": found}, None)
+    shaded = re.findall(r'class="(\w+(?: against)?)" style="--share:(.*?)".*?>(.*?)</span>', drawn)
+    assert shaded[:3] == [
+        ("mattered", "0.500", "&lt;i&gt;"), ("mattered against", "1.000", "b"), ("mattered", "0.000", "c")
+    ]  # fmt: skip
+    assert [float(share) for _, share, _ in shaded[3:]] == [1, 0.5, 0.5]
+    assert "without audio: <b>−50 %</b>" in drawn and "without text: <b>–</b>" in drawn
+    assert "0.50 over words" in drawn and "over time" not in drawn
+    assert "<svg" not in drawn
+
+
+def test_words_of_others_are_escaped(drawings: ModuleType) -> None:
+    result = RESULT | {"untrained": ["<script>"], "emotion": "<x>", "scores": {"<x>": 1.0}}
+    entries = [result | {"start": 0.0, "end": 1.0}]
+    pages = [
+        drawings.message("<script>"),
+        drawings.summary(result, (1, 5)),
+        drawings.plane(result, ["<x>"], (1, 5)),
+        drawings.timeline(result | {"timeline": entries}, ["<x>"], (1, 5)),
+    ]
+    assert all("&lt;" in page for page in pages)
+    assert not any("<x>" in page or "<script>" in page for page in pages)
+
+
+def test_emotions_have_the_pictures_colours(drawings: ModuleType) -> None:
+    pictures = pytest.importorskip("mtmm_training.pictures", reason="needs matplotlib")
+    for name, (colour, _) in pictures.EMOTION_STYLES.items():
+        grey = colour == pictures.GREY  # a share of white, as matplotlib writes it
+        expected = "#{0:02X}{0:02X}{0:02X}".format(round(255 * float(colour))) if grey else colour
+        assert drawings.colours([name])[name] == expected
+
+
+# ---- the Space -----------------------------------------------------------------------------------
+
+
+def test_space_installs_what_the_package_needs() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / "demo" / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == package
+
+
+def test_space_has_the_gradio_that_is_tested() -> None:
+    _, metadata, _ = (ROOT / "demo" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    space = yaml.safe_load(metadata)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    assert f"gradio=={space['sdk_version']}" in pins
+    assert (ROOT / "demo" / space["app_file"]).is_file()
+    assert len(space["short_description"]) <= 60  # the Hub refuses longer ones
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(
+    app: ModuleType, pipes: dict[str, MTMMPipeline], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Of the demo with both models, run as anybody would run it."""
+    folder = tmp_path_factory.mktemp("server")
+    for name, pipe in pipes.items():
+        pipe.save_pretrained(folder / name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "demo" / "app.py"), *pipes, "--port", str(port)]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "code"),
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+    }  # fmt: skip
+    environment.pop("GRADIO_SERVER_NAME", None)
+    with open(folder / "log", "w+") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            _wait_for(port, server, folder / "log")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(PATIENCE_S)
+
+
+def _wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
+    late = time.monotonic() + PATIENCE_S
+    while time.monotonic() < late and server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"the demo did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium; on Debian run `apt-get install chromium`")
+    with playwright.sync_playwright() as started:
+        # Containers' root may not use the sandbox, and the page is our own; the microphone beeps.
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+        arguments += ["--use-fake-ui-for-media-stream"]
+        opened = started.chromium.launch(executable_path=chromium, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
+    """Open the page in a window of some size; in the end, it asked no other host for anything."""
+    contexts, asked = [], set()
+
+    def start(width: int = 1280, height: int = 900) -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(1000 * PATIENCE_S)
+        page.on("request", lambda request: asked.add(request.url))
+        page.goto(address)
+        page.get_by_role("button", name="Analyse").wait_for()
+        return page
+
+    yield start
+    for context in contexts:
+        context.close()
+    urls = [urlsplit(url) for url in asked]
+    assert {url.hostname for url in urls if url.scheme in ("http", "https")} == {"127.0.0.1"}
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("MTMM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def upload(page: Any, path: Path) -> None:
+    page.locator("input[type=file]").first.set_input_files(path)
+    page.get_by_label("Clear").first.wait_for()
+
+
+def answer(page: Any) -> dict[str, Any]:
+    """Press the button and read the answer off the page."""
+    page.get_by_role("button", name="Analyse").click()
+    page.locator("#summary b").first.wait_for()
+    numbers = page.locator("#summary .numbers span").all_inner_texts()
+    return {
+        "emotion": page.get_by_test_id("label-output-value").inner_text(),
+        "valence": numbers[0],
+        "arousal": numbers[1],
+    }
+
+
+def refusal(page: Any) -> str:
+    page.get_by_role("button", name="Analyse").click()
+    return page.locator(".refused").inner_text()
+
+
+def rounded(result: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: f"{name} {result[name]:.2f}" for name in ("valence", "arousal")}
+    return {"emotion": result["emotion"]} | numbers
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)])
+def test_page_shows_the_pipelines_answer(
+    open_page: Callable[..., Any],
+    pipes: dict[str, MTMMPipeline],
+    files: dict[str, Path],
+    screenshots: Path,
+    width: int,
+    height: int,
+) -> None:
+    page = open_page(width, height)
+    upload(page, files["speech"])
+    page.get_by_label("What was said").fill(SAID)
+    utterance = {"audio": str(files["speech"]), "text": SAID}
+    result = pipes["model0"](utterance, explain=True)
+    assert answer(page) == rounded(result)
+    for name, share in result["scores"].items():
+        bar = page.get_by_test_id(f"{name}-confidence-set")
+        assert bar.locator(".confidence").inner_text() == f"{share:.0%}"
+    assert page.locator(".words").first.inner_text() == SAID  # escaped, as it was said
+    assert page.locator(".stretches i").count() == 2 * len(result["explanation"]["time"])
+    in_sight = f"document.querySelector('#outcome').getBoundingClientRect().top < {height / 2}"
+    page.wait_for_function(in_sight)  # on the phone it scrolls there
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=screenshots / f"demo_{width}.png", full_page=True)
+
+
+def test_page_offers_the_models(
+    open_page: Callable[..., Any], pipes: dict[str, MTMMPipeline]
+) -> None:
+    page = open_page()
+    page.get_by_label("What was said").fill("we lost")
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name="model1").click()
+    first, second = (rounded(pipe({"text": "we lost"})) for pipe in pipes.values())
+    assert answer(page) == second != first
+    assert "No recording was heard." in page.locator("#summary").inner_text()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 1000), (390, 844)])
+def test_page_draws_the_timeline(
+    open_page: Callable[..., Any],
+    pipes: dict[str, MTMMPipeline],
+    files: dict[str, Path],
+    screenshots: Path,
+    width: int,
+    height: int,
+) -> None:
+    page = open_page(width, height)
+    upload(page, files["windows"])
+    result = pipes["model0"](str(files["windows"]))
+    assert answer(page) == rounded(result)
+    page.get_by_text("All windows in numbers").click()
+    cells = page.locator(".timeline tbody td:nth-child(2)").all_inner_texts()
+    assert cells == [entry["emotion"] for entry in result["timeline"]]
+    assert page.locator(".band i").count() == len(result["timeline"])
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=screenshots / f"demo_timeline_{width}.png", full_page=True)
+
+
+def test_page_says_what_it_refuses(
+    open_page: Callable[..., Any], files: dict[str, Path], screenshots: Path
+) -> None:
+    page = open_page()
+    assert "nothing to hear or read yet" in refusal(page)
+    for name in ("rubbish", "long", "silence"):
+        page = open_page()
+        upload(page, files[name])
+        said = refusal(page)
+        assert re.search(REFUSED[name], said), said
+        assert "Traceback" not in page.content()
+    page.screenshot(path=screenshots / "demo_refused.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("text", "This is no audio file. Give wav, flac, ogg or mp3."),
+        ("large", 'maximum allowed size of 20.0 Mb: "large.wav"'),
+    ],
+)
+def test_page_takes_no_other_files(
+    open_page: Callable[..., Any], files: dict[str, Path], name: str, words: str
+) -> None:
+    page = open_page()
+    page.locator("input[type=file]").first.set_input_files(files[name])
+    page.get_by_text(words).wait_for()
+
+
+def test_page_records_and_answers(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    page.get_by_label("Record audio").click()
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(2000)
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_label("Clear").first.wait_for()
+    assert answer(page)["emotion"] in ("angry", "happy", "neutral", "sad")
+
+
+def test_page_has_examples(open_page: Callable[..., Any], app: ModuleType, tmp_path: Path) -> None:
+    path, said = app.make_examples(str(tmp_path))[0]
+    page = open_page()
+    page.get_by_role("button", name=said).click()
+    page.get_by_label("Clear").first.wait_for()
+    assert page.get_by_label("What was said").input_value() == said
+    assert answer(page)["emotion"]
+    assert page.locator(".words span").all_inner_texts() == 2 * said.split()
