@@ -82,13 +82,24 @@ def weighted_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Averages F1 over the emotions that occur in the labels: 0..1, or NaN without labels."""
+    return _f1(labels, predictions, "macro")
+
+
+def weighted_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """Averages F1 over emotions by how often each is in the labels: 0..1, or NaN without labels.
+
+    What is usually reported for MELD.
+    """
+    return _f1(labels, predictions, "weighted")
+
+
+def _f1(labels: ArrayLike, predictions: ArrayLike, average: str) -> float:
     labels, predictions = _labelled_emotions(labels, predictions)
     if not labels.size:
         return np.nan
-    occurring = np.unique(labels)
     return float(
         sklearn_metrics.f1_score(
-            labels, predictions, labels=occurring, average="macro", zero_division=0.0
+            labels, predictions, labels=np.unique(labels), average=average, zero_division=0.0
         )
     )
 
@@ -251,8 +262,8 @@ def emotion_metrics(
         temperature: divides the logits; changes only the calibration error.
 
     Returns:
-        "emotion_labels", "UAR", "WAR", "macro_F1", "ECE" (numbers), "recall" (by emotion) and
-        "confusion" (rows are labels, columns predictions, both in the order of `emotions`).
+        "emotion_labels", "UAR", "WAR", "macro_F1", "weighted_F1", "ECE" (numbers), "recall" (by
+        emotion) and "confusion" (rows are labels, columns predictions, both in the order of `emotions`).
 
     Raises:
         ValueError: if shapes disagree, a logit is not finite or a label is outside `emotions`.
@@ -262,7 +273,7 @@ def emotion_metrics(
     _check_finite("emotion logits", logits)
     present = int((labels != ABSENT_EMOTION).sum())
     if not present:
-        scores = dict.fromkeys(["UAR", "WAR", "macro_F1", "ECE"])
+        scores = dict.fromkeys(["UAR", "WAR", "macro_F1", "weighted_F1", "ECE"])
         recall = dict.fromkeys(emotions)
         return {"emotion_labels": 0, **scores, "recall": recall, "confusion": None}
     predictions = logits.argmax(axis=1)
@@ -273,6 +284,7 @@ def emotion_metrics(
         "UAR": unweighted_average_recall(labels, predictions, emotions),
         "WAR": weighted_accuracy(labels, predictions),
         "macro_F1": macro_f1(labels, predictions),
+        "weighted_F1": weighted_f1(labels, predictions),
         "ECE": expected_calibration_error(probabilities, labels),
         "recall": {name: _or_none(value) for name, value in zip(emotions, recalls, strict=True)},
         "confusion": confusion(labels, predictions, emotions).tolist(),

@@ -23,13 +23,13 @@ from mtmm_training.metrics import ABSENT_EMOTION, Interval
 from mtmm_training.utterances import DIMENSIONS, replacing
 
 FOLD_PREFIX = "fold-"
-EMOTION_SCORES = ("UAR", "WAR", "macro_F1", "ECE_before_temperature", "ECE")
+EMOTION_SCORES = ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
 DIMENSION_SCORES = {
     "CCC": metrics.concordance_correlation,
     "MAE": metrics.mean_absolute_error,
     "RMSE": metrics.root_mean_squared_error,
 }
-COMPARED = ("UAR", "WAR", "macro_F1", *(f"CCC_{name}" for name in DIMENSIONS))
+COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", *(f"CCC_{name}" for name in DIMENSIONS))
 LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
 RESAMPLES = 2000  # of the bootstrap
 FEW_SPEAKERS = 10  # below it percentile intervals over speakers are known to be too narrow
@@ -93,6 +93,7 @@ class Experiment:
                 "UAR": lambda rows: uar(labels[rows], predicted[rows], emotions),
                 "WAR": lambda rows: metrics.weighted_accuracy(labels[rows], predicted[rows]),
                 "macro_F1": lambda rows: metrics.macro_f1(labels[rows], predicted[rows]),
+                "weighted_F1": lambda rows: metrics.weighted_f1(labels[rows], predicted[rows]),
                 "ECE_before_temperature": lambda rows: ece(before[rows], labels[rows]),
                 "ECE": lambda rows: ece(after[rows], labels[rows]),
             }
@@ -329,7 +330,7 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
     """Pairs two experiments by fold and by utterance: `other` minus `reference`.
 
     Returns:
-        UAR, WAR, macro F1 and the CCC of each dimension, as far as both have that output.
+        UAR, WAR, the two F1 and the CCC of each dimension, as far as both have that output.
 
     Raises:
         ValueError: they do not have the same test utterances with the same labels in the same folds.

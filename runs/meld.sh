@@ -11,9 +11,9 @@ cd "$(dirname "$0")/.."
 . runs/small_corpus.sh
 
 data=(--corpus meld --corpus_dir "$corpus" --protocol official --modalities text)
-data+=(--emotions anger disgust fear joy neutral sadness surprise)
+data+=(--emotions anger disgust fear joy neutral sadness surprise --class_weights balanced)
 encoders=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
-ours=("${data[@]}" "${encoders[@]}" "${SMALL_CORPUS[@]}" --class_weights balanced --select_by UAR)
+ours=("${data[@]}" "${encoders[@]}" "${SMALL_CORPUS[@]}" --select_by UAR)
 ours+=(--batch_size 64 --epochs 10)
 python -m mtmm_training.baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
 python -m mtmm_training.evaluate run --out "$out/emotions" "${ours[@]}"

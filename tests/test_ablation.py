@@ -93,16 +93,17 @@ def test_table_has_intervals_and_dashes(tmp_path: Path, monkeypatch: pytest.Monk
     write_experiment(tmp_path / "categories_only", categories)
     names = ["full", "categories_only"]
     header, _, full, changed = table_lines(ablation.write_ablation(tmp_path, names))
-    assert header == ["variant", "UAR", "WAR", "macro F1", "CCC valence", "CCC arousal"]
+    assert header[:5] == ["variant", "UAR", "WAR", "macro F1", "weighted F1"]
+    assert header[5:] == ["CCC valence", "CCC arousal"]
     content = json.loads((tmp_path / "ablation.json").read_text())["variants"]
     assert full[0] == VARIANTS["full"].label and "<br>" not in full[1]
-    assert full[4].startswith(f"{content['full']['summary']['metrics']['CCC_valence']['mean']:.3f}")
-    assert changed[4:] == ["–", "–"]  # not trained, so neither a score nor a difference
+    assert full[5].startswith(f"{content['full']['summary']['metrics']['CCC_valence']['mean']:.3f}")
+    assert changed[5:] == ["–", "–"]  # not trained, so neither a score nor a difference
     difference = content["categories_only"]["minus_reference"]["UAR"]["pooled"]
     shown = "<br>{point:+.3f} [{low:+.3f}, {high:+.3f}]".format(**difference).replace("-", "−")
     assert changed[1].endswith(shown)
     pictures = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert pictures == {"ablation_UAR", "ablation_WAR", "ablation_macro_F1"}
+    assert pictures == {f"ablation_{name}" for name in ("UAR", "WAR", "macro_F1", "weighted_F1")}
 
 
 def table_lines(markdown: str) -> list[list[str]]:
@@ -138,4 +139,4 @@ def test_task_that_is_not_trained_has_no_scores(
     main(["--out", str(tmp_path / "out"), *flags])
     _, _, full, categories = table_lines(capsys.readouterr().out)
     assert "–" not in full
-    assert "–" not in categories[1:4] and categories[4:] == ["–", "–"]
+    assert "–" not in categories[1:5] and categories[5:] == ["–", "–"]

@@ -127,6 +127,7 @@ def test_summary_matches_direct_formulas(tmp_path: Path) -> None:
         "UAR": lambda rows: balanced_accuracy_score(*emotion_pair(rows)),
         "WAR": lambda rows: accuracy_score(*emotion_pair(rows)),
         "macro_F1": lambda rows: f1_score(*emotion_pair(rows), average="macro"),
+        "weighted_F1": lambda rows: f1_score(*emotion_pair(rows), average="weighted"),
         "CCC_valence": lambda rows: direct_ccc(rows, "valence"),
         "CCC_arousal": lambda rows: direct_ccc(rows, "arousal"),
         "MAE_valence": lambda rows: mean_absolute_error(
@@ -261,7 +262,7 @@ def test_only_shared_outputs_are_compared(tmp_path: Path, few_draws: None) -> No
     }
     a, b = write_experiment(tmp_path / "a", folds), write_experiment(tmp_path / "b", categories)
     found = tables.compare(tables.read_experiment(a), tables.read_experiment(b))
-    assert set(found) == {"UAR", "WAR", "macro_F1"}
+    assert set(found) == {"UAR", "WAR", "macro_F1", "weighted_F1"}
 
 
 def test_gain_is_never_shown_without_interval(tmp_path: Path) -> None:
@@ -518,7 +519,7 @@ def test_stopped_run_goes_on_and_ends_in_tables(corpus: Path, tmp_path: Path) ->
     for fold in ("0", "4"):  # scores from predictions.csv are those that the run itself saw
         results = json.loads((out / f"fold-0{fold}" / "results.json").read_text())
         found = {name: summary["metrics"][name]["by_fold"][fold] for name in summary["metrics"]}
-        for name in ("UAR", "WAR", "macro_F1", "ECE"):
+        for name in ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE"):
             assert found[name] == pytest.approx(results["test"][name], abs=1e-4)
         before = results["test_ECE_before_temperature"]
         assert found["ECE_before_temperature"] == pytest.approx(before, abs=1e-4)

@@ -53,6 +53,8 @@ def test_emotion_scores_match_direct_formulas() -> None:
     assert metrics.weighted_accuracy(labels, predictions) == pytest.approx(6 / 9, abs=1e-12)
     f1 = (2 * 2 / (3 + 3) + 2 * 1 / (2 + 2) + 2 * 3 / (4 + 3)) / 3
     assert metrics.macro_f1(labels, predictions) == pytest.approx(f1, abs=1e-12)
+    weighted = (3 * 2 * 2 / (3 + 3) + 2 * 2 * 1 / (2 + 2) + 4 * 2 * 3 / (4 + 3)) / 9
+    assert metrics.weighted_f1(labels, predictions) == pytest.approx(weighted, abs=1e-12)
 
 
 def test_emotion_scores_match_scikit_learn() -> None:
@@ -263,7 +265,7 @@ def test_absent_task_is_none_in_json() -> None:
     split["dimension_labels"][:, 0] = NAN
     found = json.loads(json.dumps(metrics.split_metrics(**split), allow_nan=False))
     assert found["emotion_labels"] == found["labels"]["valence"] == 0
-    assert [found[name] for name in ("UAR", "WAR", "macro_F1", "ECE", "confusion")] == [None] * 5
+    assert [found[name] for name in ("UAR", "WAR", "weighted_F1", "ECE", "confusion")] == [None] * 5
     assert found["recall"] == dict.fromkeys(EMOTIONS)
     for score in ("CCC", "MAE", "RMSE"):
         assert found[score]["valence"] is None
