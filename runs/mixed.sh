@@ -49,7 +49,7 @@ out = Path(sys.argv[1])
 (run,) = (out / "both").glob("fold-*")
 rows = pd.read_csv(run / "predictions.csv")
 for corpus in ("ravdess", "emobank"):
-    own = rows[rows["id"].str.startswith(f"{corpus}/")].dropna(axis="columns", how="all")
+    own = rows[rows["id"].str.startswith(f"{corpus}/")]
     part = out / f"both_on_{corpus}" / run.name
     part.mkdir(parents=True, exist_ok=True)
     own.assign(id=own["id"].str.removeprefix(f"{corpus}/")).to_csv(part / "predictions.csv", index=False)
