@@ -3,8 +3,8 @@
     python benchmarks/long_file_memory.py [--long_s 3600] [--encoders real]
 
 The files hold the same noise, or with `real` the same real recordings, again and again; they are cut
-into the pipeline's default windows. The peak is the process's largest resident size, libraries and
-weights included.
+into windows of 6 s, the pipeline's default. The peak is the process's largest resident size,
+libraries and weights included.
 """
 
 import argparse

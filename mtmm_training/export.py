@@ -7,11 +7,12 @@
 The suffix says which. One graph takes any number of utterances of any length; a mask row that is all
 zero means an absent modality, also for a single utterance. The file is compared with the model before
 it gets its name. --int8 keeps the matrices of linear layers and embeddings in 8 bits; --run measures
-on that run's test split what the export cost.
+on that run's test split what the export cost, which needs the training extra too.
 """
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -19,7 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ except ImportError as error:
     raise ImportError(
         "mtmm_training.export needs onnx, onnxscript and onnxruntime; run `pip install 'mtmm[onnx]'`."
     ) from error
+
+if TYPE_CHECKING:
+    from mtmm_training.utterances import Utterance
 
 TOLERANCE = 1e-4  # largest difference from the model, in logits, probabilities and dimensions
 SUFFIXES = (".onnx", ".pt2")
@@ -157,7 +161,8 @@ def export(
         batches of several sizes and lengths, with and without one modality.
 
     Raises:
-        ValueError: The suffix is unknown or has no int8; or the difference is above `TOLERANCE`.
+        ValueError: The suffix is unknown or has no int8; or the difference is above `TOLERANCE`; or
+            the file in 8 bits does not answer with numbers.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -174,6 +179,11 @@ def export(
             )
         if int8:
             quantise(float32, staged)
+            if not math.isfinite(largest_difference(model, processor, ExportedModel(staged))):
+                raise ValueError(
+                    f"In 8 bits the model answers with NaN, so {path} was not written. Export it without "
+                    "--int8, and please report this with both encoders' names."
+                )
     return difference
 
 
@@ -388,16 +398,16 @@ def _ragged_mask(rows: int, longest: int, width: int) -> Tensor:
 
 
 def measure(
-    model: MTMMModel, processor: MTMMProcessor, exported: ExportedModel, run: str | Path
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    exported: ExportedModel,
+    utterances: "Sequence[Utterance]",
 ) -> dict[str, tuple[float, float]]:
-    """What an export costs on the test split of the run that trained the model.
+    """What an export costs: both predict these utterances, one at a time.
 
     Returns:
         By name, the model's and the export's score: UAR and the CCC of each dimension, those of
         `trained_outputs`; and "largest change of a probability": 0 and what the name says.
-
-    Raises:
-        FileNotFoundError: The folder has no results.json, or its data is not where it was.
     """
     # All of the training extra, which exporting itself does not need.
     from accelerate import Accelerator
@@ -410,19 +420,11 @@ def measure(
         make_loader,
         to_dataset,
     )
-    from mtmm_training.folds import select
     from mtmm_training.predictions import predict
-    from mtmm_training.publish import read_results
-    from train_accelerate import TrainConfig, choose_fold, read_utterances
 
-    flags = TrainConfig(**read_results(run)["config"])
-    utterances = read_utterances(flags)
-    test = select(utterances, choose_fold(flags, utterances))["test"]
-    if not test:
-        raise ValueError(f"The fold of {run} has no test utterances to measure on.")
     config, accelerator = model.config, Accelerator(cpu=True)
-    dataset, ids = to_dataset(test), [utterance.utterance_id for utterance in test]
-    batches = LengthBatches(frame_lengths(test), flags.batch_size, shuffle=False)
+    dataset, ids = to_dataset(utterances), [utterance.utterance_id for utterance in utterances]
+    batches = LengthBatches(frame_lengths(utterances), 1, shuffle=False)
     collate = RawInputs(processor, list(config.id2label.values()), config.dimension_names)
     before, after = (
         predict(each, make_loader(dataset, batches, collate), ids, accelerator)
@@ -441,6 +443,17 @@ def measure(
     return measured
 
 
+def _test_split(run: Path) -> "list[Utterance]":
+    try:
+        from mtmm_training.finished_run import read_test_split
+    except ImportError as error:
+        raise ValueError(
+            f"--run needs what training needs, and {error.name} is not installed; run "
+            "`pip install 'mtmm[train]'`, or leave --run out."
+        ) from error
+    return read_test_split(run)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mtmm_training.export",
@@ -455,6 +468,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     try:
+        test = (
+            None if options.run is None else _test_split(options.run)
+        )  # first: it is quick to fail
         model = MTMMModel.from_pretrained(options.model, dtype=torch.float32).eval()
         processor = MTMMProcessor.from_pretrained(options.model)
         difference = export(model, processor, options.out, int8=options.int8)
@@ -462,11 +478,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{options.out}: {size_of(options.out) / 1e6:.1f} MB; the graph differs from the model by "
             f"{difference:.1e} at most{', before 8 bits' * options.int8}"
         )
-        if options.run is not None:
-            for name, (before, after) in measure(
-                model, processor, ExportedModel(options.out), options.run
-            ).items():
+        if test is not None:
+            exported = ExportedModel(options.out)
+            print(f"{len(test)} test utterances, one at a time: model -> export")
+            for name, (before, after) in measure(model, processor, exported, test).items():
                 print(f"{name:<34}{before:>8.4f} ->{after:>8.4f}")
+        elif options.int8:
+            print(
+                "what the 8 bits cost in accuracy is not known; --run measures it on a test split"
+            )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

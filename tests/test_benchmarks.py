@@ -20,8 +20,10 @@ QUICK = {
     "cached_step": ("--batch_size", "2", "--rounds", "1", "--batches", "2"),
     "long_file_memory": (),
     "forward_overhead": ("--batch_size", "1", "--rounds", "2"),
+    "load_time": ("--rounds", "1"),
     "memory_throughput": ("--threads", "1", "--steps", "1", "--modes", "frozen, cached"),
     "padding": (),
+    "real_time_factor": ("--rounds", "1"),
 }
 
 

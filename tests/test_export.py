@@ -5,6 +5,8 @@ import copy
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from configuration_mtmm import MTMMConfig  # noqa: E402
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
 from mtmm_training import export as export_module  # noqa: E402
 from mtmm_training.export import ExportedModel, export, main, measure, quantise  # noqa: E402
+from mtmm_training.finished_run import read_test_split  # noqa: E402
 from train_accelerate import TrainConfig  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
@@ -276,6 +279,53 @@ def test_int8_keeps_matrices_in_8_bits_and_answers_nearly_the_same(
         assert_equal(found, expected)
 
 
+def test_int8_of_a_model_with_weights_beside_it(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exported.is_whisper:
+        pytest.skip("the same for every encoder")
+    monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    monkeypatch.setattr(export_module, "PROTOBUF_LIMIT", 10_000)  # as if it were 2 GB
+    path = tmp_path / "mtmm.onnx"
+    assert export(exported.model, exported.processor, path) < 1e-4
+    names = {"mtmm.onnx", "mtmm.onnx.data"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    inputs = make_batch(exported, [4000, 1500, 2222], [3, 17, 9])
+    expected = of_model(exported.model, inputs)
+    assert_equal(ExportedModel(path).run(**inputs), expected)
+    export(exported.model, exported.processor, path, int8=True)
+    assert {file.name for file in tmp_path.iterdir()} == names
+    locations = {
+        entry.value
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert locations == {"mtmm.onnx.data"}
+    assert_equal(ExportedModel(path).run(**inputs), expected, atol=0.3)
+
+
+def test_int8_that_gives_nan_is_refused(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exported.is_whisper:
+        pytest.skip("the same for every encoder")
+
+    def broken(source: Path, target: Path) -> None:
+        graph = onnx.load(source)
+        for tensor in graph.graph.initializer:
+            if tensor.name.endswith("emotion_head.projection.bias"):
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.nan, "f"), tensor.name))
+        onnx.save(graph, target)
+
+    monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    monkeypatch.setattr(export_module, "quantise", broken)
+    with pytest.raises(ValueError, match="In 8 bits the model answers with NaN, so .* not written"):
+        export(exported.model, exported.processor, tmp_path / "mtmm.onnx", int8=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_that_differs_is_refused_and_leaves_nothing(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,7 +429,7 @@ def test_measure_scores_both_on_the_test_split(
     run: Path, make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
 ) -> None:
     model = make_model(temperature=TEMPERATURE, trained_outputs=["emotion", "arousal"])
-    measured = measure(model, tiny_processor, Shifted(model), run)
+    measured = measure(model, tiny_processor, Shifted(model), read_test_split(run))
     assert list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
     logits = []
     for number in range(8):
@@ -395,3 +445,52 @@ def test_measure_scores_both_on_the_test_split(
         abs(p - q).max(), abs=1e-4
     )
     assert measured["CCC arousal"][0] == measured["CCC arousal"][1]
+
+
+def test_command_prints_what_8_bits_cost(
+    exported: Exported,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    if not exported.is_whisper:
+        pytest.skip("the same for every encoder")
+    monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    folder, path = exported.path.parents[1] / "model", tmp_path / "int8.onnx"
+    main([str(folder), str(path), "--int8", "--run", str(run)])
+    printed = capsys.readouterr().out
+    assert f"int8.onnx: {path.stat().st_size / 1e6:.1f} MB" in printed
+    assert "at most, before 8 bits" in printed and "8 test utterances" in printed
+    rows = {line[:34].strip(): line[34:].split(" ->") for line in printed.splitlines()[-3:]}
+    measured = measure(
+        exported.model, exported.processor, ExportedModel(path), read_test_split(run)
+    )
+    assert list(rows) == list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
+    for name, pair in measured.items():
+        assert list(map(float, rows[name])) == pytest.approx(pair, abs=1e-4)
+    assert 0 < measured["largest change of a probability"][1] < 0.1
+    assert measured["CCC arousal"][0] != measured["CCC arousal"][1]
+
+
+def test_run_without_results_fails_before_exporting(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "trace", lambda *args: pytest.fail("exported first"))
+    folder = exported.path.parents[1] / "model"
+    with pytest.raises(SystemExit, match="error: .* has no results.json"):
+        main([str(folder), str(tmp_path / "mtmm.onnx"), "--run", str(tmp_path)])
+
+
+def test_exporting_needs_no_training_extra() -> None:
+    code = """
+import sys
+for name in ("accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "matplotlib"):
+    sys.modules[name] = None
+from mtmm_training import export
+export.main(["model", "out.onnx", "--run", "run"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: --run needs what training needs, and " in done.stderr
+    assert "pip install 'mtmm[train]'" in done.stderr

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# An hour of speech with known changes of emotion, and how well a model's timeline finds them: RAVDESS's
+# four emotions, actors 1-18 to train and 19-20 to validate; the hour is of actors 21-24 only.
+#   runs/hour.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [SECONDS [FLAGS OF TRAINING]]
+set -euo pipefail
+manifest=$(realpath "${1:?give the manifest}")
+audio=$(realpath "${2:?give the folder of the audio encoder}")
+text=$(realpath "${3:?give the folder of the text encoder}")
+out=$(realpath -m "${4:?give a folder for the results}")
+length=${5:-3600}
+cd "$(dirname "$0")/.."
+. runs/small_corpus.sh
+
+[ -f "$out/run/results.json" ] || python train_accelerate.py --out "$out/run" --resume True \
+    --manifest "$manifest" --validation_speakers actor_19 actor_20 \
+    --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" \
+    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
+    --augment speed noise --augment_variants 2 --epochs 40 "${@:6}"
+python -m mtmm_training.hour --run "$out/run" --out "$out/hour" --seconds "$length"
