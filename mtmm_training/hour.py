@@ -225,7 +225,7 @@ def run(folder: Path, out: Path, seconds: float, seed: int) -> None:
     print_score(score(windows, truth, emotions), emotions)
     with replacing(out / "timeline.json") as temporary:
         temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
-    title = f"{len(truth)} blocks of one emotion (black), heard without a transcript"
+    title = f"{seconds / 60:g} minutes in {len(truth)} blocks of one emotion each"
     figure = draw_timeline(result, truth, title, model.config.dimension_range)
     save(figure, out / "timeline.png")
     print(f"recording.wav, truth.csv, timeline.json and timeline.png are in {out}")

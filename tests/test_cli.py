@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -401,7 +402,10 @@ def test_model_that_does_not_fit_is_refused(
 def test_interrupt_and_closed_pipe_are_quiet(saved: Path, tmp_path: Path) -> None:
     """Ctrl-C while it waits for standard input; and a reader that has seen enough."""
     raw = ("--sampling_rate", RATE, "--window_s", "0.5")
-    waiting = start("predict", "-", *raw, "--model", saved, stdin=subprocess.PIPE)
+    # A test run in a shell's background has SIGINT ignored, and children inherit that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    words = ("predict", "-", *raw, "--model", saved)
+    waiting = start(*words, stdin=subprocess.PIPE, preexec_fn=heard)
     waiting.stdin.write("ab" * RATE)  # two windows; the end never comes
     waiting.stdin.flush()
     many = tmp_path / "m.csv"
