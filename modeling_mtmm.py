@@ -475,8 +475,9 @@ def _substitute_absent(
     keys = max(acoustic.shape[1], linguistic.shape[1])
     acoustic = F.pad(acoustic, (0, 0, 0, keys - acoustic.shape[1]))
     linguistic = F.pad(linguistic, (0, 0, 0, keys - linguistic.shape[1]))
-    a_mask = F.pad(a_mask, (0, keys - a_mask.shape[1]))
-    l_mask = F.pad(l_mask, (0, keys - l_mask.shape[1]))
+    # As numbers: of padded booleans torch 2.13 makes C++ code that does not compile.
+    a_mask = F.pad(a_mask.long(), (0, keys - a_mask.shape[1])) != 0
+    l_mask = F.pad(l_mask.long(), (0, keys - l_mask.shape[1])) != 0
     a_present, l_present = a_mask.any(-1, keepdim=True), l_mask.any(-1, keepdim=True)
     # Masks by logic: onnxruntime has no `where` of booleans.
     return (

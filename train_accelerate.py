@@ -342,8 +342,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parameters = parameter_counts(model)
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
-    if config.compile:
-        plain.compile(dynamic=True)  # in place: names of parameters stay as they are
 
     # ---- states from the cache, or raw inputs; batches ----
     raw = RawInputs(processor, config.emotions, config.dimensions)
@@ -355,6 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cached = cached_states(config, plain, processor, everything, accelerator)
     if cached is not None:
         leave_cores_to(0, accelerator)
+    if config.compile:  # only now: training from the cache never enters the encoders
+        plain.compile(dynamic=True)  # in place: names of parameters stay as they are
 
     @functools.cache  # lengths come from the files' headers, which are read once
     def batches_of(split: str) -> LengthBatches:

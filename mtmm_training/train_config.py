@@ -176,8 +176,8 @@ class TrainConfig:
     )
     compile: bool = _flag(
         False,
-        "torch.compile: costs minutes before the first step; for long runs on a GPU (on a CPU, torch 2.13 "
-        "fails to build HuBERT with DeBERTa). Not with --gradient_checkpointing.",
+        "torch.compile: costs minutes before the first step; for long runs. Verified from the cache, on "
+        "a CPU. Not with --gradient_checkpointing.",
     )
     workers: int = _flag(1, "Processes that decode audio ahead of the step.")
     checkpoint_steps: int = _flag(
