@@ -97,6 +97,13 @@ class Stopwatch:
         for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
             self.time(name, steps[name])
 
+    def rounds(self, count: int, steps: dict[str, Callable[[], object]]) -> None:
+        """Every step once to warm up, then so many rounds."""
+        for step in steps.values():
+            step()
+        for number in range(count):
+            self.round(number, steps)
+
     def of(self, name: str) -> list[float]:
         """By the chosen clock, one number per round."""
         return [seconds[self.clock == "cpu"] for seconds in self.seconds[name]]

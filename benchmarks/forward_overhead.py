@@ -32,10 +32,7 @@ def main() -> None:
     steps = {"bare encoders": encoders, "whole forward": lambda: model(**raw)}
     watch = Stopwatch(device, arguments.clock)
     with torch.no_grad():
-        for step in steps.values():  # warm up
-            step()
-        for number in range(arguments.rounds):
-            watch.round(number, steps)
+        watch.rounds(arguments.rounds, steps)
     watch.print_table()
     watch.print_ratio("whole forward ÷ bare encoders", "whole forward", "bare encoders", TARGET)
 

@@ -34,10 +34,7 @@ def main() -> None:
             ).to(device),
         }
         watch = Stopwatch(device, arguments.clock)
-        for step in steps.values():  # warm up
-            step()
-        for number in range(arguments.rounds):
-            watch.round(number, steps)
+        watch.rounds(arguments.rounds, steps)
     watch.print_table()
     watch.print_ratio(
         "loading the whole model ÷ two bare encoders", "whole model", "two bare encoders", TARGET

@@ -59,10 +59,7 @@ def main() -> None:
             steps[name] = lambda exported=exported: exported(**batch)
             print(f"{name}: {size_of(path) / 1e6:.1f} MB")
         watch = Stopwatch(device, arguments.clock)
-        for step in steps.values():  # warm up
-            step()
-        for number in range(arguments.rounds):
-            watch.round(number, steps)
+        watch.rounds(arguments.rounds, steps)
     watch.print_table()
     for name in list(steps)[1:]:
         watch.print_ratio(f"{name} ÷ eager", name, "eager", TARGETS[name])

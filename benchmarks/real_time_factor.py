@@ -42,10 +42,7 @@ def main() -> None:
             }
             audio_s |= dict.fromkeys(steps, seconds * arguments.batch_size)
             with torch.inference_mode():
-                for step in steps.values():  # warm up, compile
-                    step()
-                for number in range(arguments.rounds):
-                    watch.round(number, steps)
+                watch.rounds(arguments.rounds, steps)
         del model, ways, steps
     watch.print_table()
     print(f"batches of {arguments.batch_size}; tokens: {[tokens_of(s) for s in arguments.seconds]}")
