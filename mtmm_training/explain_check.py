@@ -135,29 +135,38 @@ def is_planted(place: dict[str, Any], planted: tuple[float, float] | None) -> bo
     return inside >= (place["end"] - place["start"]) / 2
 
 
-def hit_rows(pipe: MTMMPipeline, utterances: Sequence[Utterance]) -> Iterator[tuple[str, Hits]]:
-    """What was planted and how it was looked for, and the hits."""
+def hit_rows(
+    pipe: MTMMPipeline,
+    utterances: Sequence[Utterance],
+    explained: dict[str, list[dict[str, Any]]],
+) -> Iterator[tuple[str, Hits]]:
+    """What was planted and how it was looked for, and the hits; `explained` by output, as they are."""
+    of_words = {output: explained[output] for output in ("emotion", "valence")}
+    yield from _rows_of("valence words", words_probes(utterances), of_words)
     kinds = {
-        "valence words": (words_probes(utterances), ("emotion", "valence")),
         "speech in silence, no text": (silence_probes(utterances, False), ("emotion", "arousal")),
         "speech in silence, text": (silence_probes(utterances, True), ("emotion", "arousal")),
         "aroused in calm speech": (arousal_probes(utterances), ("arousal",)),
     }
     for planted, (probes, outputs) in kinds.items():
-        for output in outputs:
-            explanations = explain(pipe, probes, output)
-            if output == outputs[0]:  # what was read is the same for all outputs
-                yield f"{planted}: attention", count_hits(probes, explanations, False)
-            yield f"{planted}: occlusion, {output}", count_hits(probes, explanations, True)
+        found = {output: explain(pipe, probes, output) for output in outputs}
+        yield from _rows_of(planted, probes, found)
+
+
+def _rows_of(
+    planted: str, probes: Sequence[Probe], explained: dict[str, list[dict[str, Any]]]
+) -> Iterator[tuple[str, Hits]]:
+    for number, (output, explanations) in enumerate(explained.items()):
+        if number == 0:  # what was read is the same for all outputs
+            yield f"{planted}: attention", count_hits(probes, explanations, False)
+        yield f"{planted}: occlusion, {output}", count_hits(probes, explanations, True)
 
 
 def modality_rows(
-    pipe: MTMMPipeline, utterances: Sequence[Utterance]
+    explained: dict[str, list[dict[str, Any]]],
 ) -> Iterator[tuple[str, float, float]]:
     """Each output's mean change without audio, and without text."""
-    probes = words_probes(utterances)
-    for output in OUTPUTS:
-        explanations = explain(pipe, probes, output)
+    for output, explanations in explained.items():
         changes = [e["occlusion"]["modalities"] for e in explanations]
         yield (output, *_means([{m: abs(x) for m, x in row.items()} for row in changes]))
 
@@ -186,11 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model=MTMMModel.from_pretrained(flags.run / "model"),
         processor=MTMMProcessor.from_pretrained(flags.run / "model"),
     )
+    explained = {output: explain(pipe, words_probes(test), output) for output in OUTPUTS}
     print(f"{'place on top was planted':<46} {'rate':>6} {'chance':>7} {'agreement':>10}")
-    for name, hits in hit_rows(pipe, test):
+    for name, hits in hit_rows(pipe, test, explained):
         print(f"{name:<46} {hits.rate:6.3f} {hits.chance:7.3f} {hits.agreement:10.3f}", flush=True)
     print(f"\n{'mean change of the output':<46} {'no audio':>9} {'no text':>9}")
-    for name, audio, text in modality_rows(pipe, test):
+    for name, audio, text in modality_rows(explained):
         print(f"{name:<46} {audio:9.3f} {text:9.3f}", flush=True)
     print(f"{len(test)} utterances of the test split of {flags.run}")
 
