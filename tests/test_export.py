@@ -178,9 +178,8 @@ def test_onnx_equals_model_without_a_modality(exported: Exported, absent: list[s
     )
 
 
+@pytest.mark.parametrize("exported", ["hubert-deberta"], indirect=True)
 def test_onnx_takes_audio_of_one_frame(exported: Exported) -> None:
-    if exported.is_whisper:
-        pytest.skip("Whisper takes whole windows only")
     inputs = make_batch(exported, [105], [4])  # the receptive field of 10, 8, 4 by 5, 4, 4
     assert exported.model.encode_audio(inputs["input_values"])[0].shape[1] == 1
     assert_equal(ExportedModel(exported.path).run(**inputs), of_model(exported.model, inputs))
@@ -235,11 +234,10 @@ def test_file_names_no_folder_of_this_machine(exported: Exported) -> None:
         assert str(Path(module.__file__).parent).encode() not in content
 
 
+@pytest.mark.parametrize("exported", ["whisper-bert"], indirect=True)
 def test_program_of_torch_export_equals_model(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not exported.is_whisper:
-        pytest.skip("loading HuBERT's program takes long, and its graph is that of the .onnx")
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
     path = tmp_path / "mtmm.pt2"
     assert export(exported.model, exported.processor, path) < 1e-4
@@ -279,11 +277,10 @@ def test_int8_keeps_matrices_in_8_bits_and_answers_nearly_the_same(
         assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("exported", ["whisper-bert"], indirect=True)
 def test_int8_of_a_model_with_weights_beside_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not exported.is_whisper:
-        pytest.skip("the same for every encoder")
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
     monkeypatch.setattr(export_module, "PROTOBUF_LIMIT", 10_000)  # as if it were 2 GB
@@ -302,12 +299,10 @@ def test_int8_of_a_model_with_weights_beside_it(
     assert_equal(found, expected, atol=0.3)
 
 
+@pytest.mark.parametrize("exported", ["whisper-bert"], indirect=True)
 def test_int8_that_gives_nan_is_refused(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not exported.is_whisper:
-        pytest.skip("the same for every encoder")
-
     def broken(source: Path, target: Path) -> None:
         graph = onnx.load(source)
         for tensor in graph.graph.initializer:
@@ -443,6 +438,7 @@ def test_measure_scores_both_on_the_test_split(
     assert measured["CCC arousal"][0] == measured["CCC arousal"][1]
 
 
+@pytest.mark.parametrize("exported", ["whisper-bert"], indirect=True)
 def test_command_prints_what_8_bits_cost(
     exported: Exported,
     run: Path,
@@ -450,8 +446,6 @@ def test_command_prints_what_8_bits_cost(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    if not exported.is_whisper:
-        pytest.skip("the same for every encoder")
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
     folder, path = exported.path.parents[1] / "model", tmp_path / "int8.onnx"
     main([str(folder), str(path), "--int8", "--run", str(run)])
