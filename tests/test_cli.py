@@ -517,7 +517,10 @@ def test_hub_model_by_commit_and_its_own_code_only_where_trusted(
     assert lines.index("ITS OWN CODE RAN") > statuses[2]
     results = [json.loads(line) for line in lines if line.startswith("{")]
     expected = {"id": "transcript"} | pipe({"text": "so you won"})
-    assert results == [expected, expected]
+    assert results[0] == results[1]
+    for name in ("scores", "valence", "arousal"):  # other threads, other rounding
+        assert results[0].pop(name) == pytest.approx(expected.pop(name))
+    assert results[0] == expected
     record = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert record["model"] == f"commit {old}"
     assert f"model was 'commit {old}', now is 'commit {new}'" in err
