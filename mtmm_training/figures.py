@@ -4,7 +4,6 @@ All are made for print and for colour-blind readers: where colours differ, marke
 differ too, and matrices carry their numbers. Nothing here touches matplotlib's global state.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mtmm_training.metrics import (
     expected_calibration_error,
     selection_score,
 )
+from mtmm_training.utterances import replacing
 
 DPI = 160
 # Okabe and Ito, "Color Universal Design", 2008; yellow is left out, it vanishes on white paper.
@@ -71,7 +71,7 @@ def plot_confusion(
     )
     axes.set(xlabel="predicted emotion", ylabel="labelled emotion", title=title)
     figure.colorbar(image, ax=axes, label="share of the labelled emotion", shrink=0.8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_dimensions(
@@ -135,7 +135,7 @@ def plot_dimensions(
             *left.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False,
             markerscale=0.75, handletextpad=0.2, columnspacing=1.2,
         )  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_curves(epochs: Sequence[Mapping], path: str | Path, select_by: str = "mean") -> None:
@@ -176,7 +176,7 @@ def plot_curves(epochs: Sequence[Mapping], path: str | Path, select_by: str = "m
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="validation metric")
     right.set_title(f"validation; best epoch {numbers[best]}: {select_by} {scores[best]:.3f}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_fold_spread(values: Mapping[str, Sequence[float]], path: str | Path, metric: str) -> None:
@@ -217,7 +217,7 @@ def plot_fold_spread(values: Mapping[str, Sequence[float]], path: str | Path, me
     axes.set_ylabel(metric)
     axes.set_title("a mark per fold; bar: mean ± sd", fontsize="medium")
     axes.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_reliability(
@@ -263,7 +263,7 @@ def plot_reliability(
     upper.grid(alpha=0.3)
     lower.set(xlabel="confidence (probability of the predicted emotion)", ylabel="utterances")
     lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_ablation(
@@ -300,7 +300,7 @@ def plot_ablation(
     axes.set_xlabel(f"{metric}, with interval; dashed: the first row")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_plane(
@@ -355,13 +355,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    """Writes beside the target and renames, so that a reader never sees half a picture."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG file, under a temporary name first: a reader never sees half a picture."""
+    with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=DPI)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -23,9 +23,10 @@ import soundfile
 from numpy.typing import NDArray
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from mtmm_training.figures import save
 from mtmm_training.finished_run import read_test_split
 from mtmm_training.metrics import confusion, unweighted_average_recall, weighted_accuracy
-from mtmm_training.pictures import draw_timeline, save
+from mtmm_training.pictures import draw_timeline
 from mtmm_training.utterances import Utterance, replacing
 from pipeline_mtmm import WINDOW_S
 from processing_mtmm import resample, to_mono

@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.corpora.labels import LABELS
-from mtmm_training.figures import COLOURS, DPI, _save
+from mtmm_training.figures import COLOURS, DPI, save
 from mtmm_training.folds import doubled_recordings, recording_digests, script_of
 from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest, replacing
 
@@ -192,7 +192,7 @@ def plot_corpus(utterances: Sequence[Utterance], path: str | Path, name: str) ->
         last_alone = i == len(panels) - 1 and i % 2 == 0
         axes = figure.add_subplot(grid[i // 2, :] if last_alone else grid[i // 2, i % 2])
         draw(axes, utterances, seconds)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_emotions(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:

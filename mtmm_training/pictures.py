@@ -1,7 +1,7 @@
 """Pictures of what the pipeline answers: timelines, explanations, the valence–arousal plane.
 
     figure = draw_timeline(predict("meeting.wav"))
-    save(figure, "meeting.png")
+    figures.save(figure, "meeting.png")
 
 Each function takes results as the pipeline gives them and returns a figure. As in figures.py, colour
 never stands alone: emotions have rows or markers of their own, dimensions their line styles.
@@ -9,7 +9,6 @@ never stands alone: emotions have rows or markers of their own, dimensions their
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from numpy.typing import NDArray
 
 from mtmm_training.figures import COLOURS, DPI, GREY, LINES, MARKERS
-from mtmm_training.utterances import replacing
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
 # The same colour and marker in every picture; emotions of other names get what is left.
@@ -39,12 +37,6 @@ TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 360
 MOST_TICKS = 12
 MOST_WORDS = 40  # of an explanation: as many as a page can hold
 DIMENSION_RANGE = (1.0, 5.0)  # as in the configuration
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG file, under a temporary name first."""
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=DPI)
 
 
 # ---- the timeline ------------------------------------------------------------------------------

@@ -99,9 +99,9 @@ class Pictures:
     """The pictures of results, drawn as they come, into a folder."""
 
     def __init__(self, folder: Path, config: Any) -> None:
-        from mtmm_training import pictures
+        from mtmm_training import figures, pictures
 
-        self.pictures, self.folder = pictures, folder
+        self.pictures, self.write, self.folder = pictures, figures.save, folder
         self.range = {"dimension_range": config.dimension_range}
         self.results: dict[str, dict[str, Any]] = {}
 
@@ -130,4 +130,4 @@ class Pictures:
 
     def _save(self, figure: Any, name: str) -> None:
         name = re.sub(r"[^\w.-]+", "_", name)
-        self.pictures.save(figure, self.folder / f"{name}.png")
+        self.write(figure, self.folder / f"{name}.png")

@@ -15,6 +15,20 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from processing_mtmm import MTMMProcessor
 
+# A tiny acoustic encoder that takes windows of 1 s as 20 log-mel bands.
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_mel_bins": 20,
+    "max_source_positions": 50,
+}
+
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., MTMMModel]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import WHISPER
 from hub_server import trained_run
 from scipy.stats import spearmanr
 from transformers import BertTokenizer, RobertaTokenizer, WhisperFeatureExtractor
@@ -24,18 +25,7 @@ from processing_mtmm import MTMMProcessor
 
 RATE = 16000
 TRAINED = ("emotion", "valence", "arousal")
-WHISPER = {
-    "model_type": "whisper",
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "num_mel_bins": 20,
-    "max_source_positions": 100,
-}
+WINDOWS_OF_2_S = WHISPER | {"max_source_positions": 100}
 TEXT = "hello, good old world"
 
 
@@ -66,7 +56,7 @@ def pipe(model: MTMMModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
 def whisper_pipe(make_model: MakeModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
     extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=2)
     processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
-    model = make_model(audio_config=WHISPER, trained_outputs=TRAINED)
+    model = make_model(audio_config=WINDOWS_OF_2_S, trained_outputs=TRAINED)
     return MTMMPipeline(model=model, processor=processor)
 
 

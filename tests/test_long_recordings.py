@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import WHISPER
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     Wav2Vec2Config,
@@ -32,18 +33,6 @@ from processing_mtmm import MTMMProcessor
 RATE = 16000
 LONGEST_S = 2.0
 EMOTIONS = ("angry", "happy", "sad", "neutral")
-WHISPER = {
-    "model_type": "whisper",
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "num_mel_bins": 20,
-    "max_source_positions": 50,
-}
 
 
 def noise(duration_s: float, seed: int = 0) -> np.ndarray:

@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from mtmm_training.figures import save
 from mtmm_training.pictures import (
     EMOTION_STYLES,
     MOST_WORDS,
@@ -15,7 +16,6 @@ from mtmm_training.pictures import (
     draw_explanation,
     draw_plane,
     draw_timeline,
-    save,
 )
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from conftest import WHISPER
 from transformers import WhisperFeatureExtractor
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -23,18 +24,6 @@ from processing_mtmm import MTMMProcessor
 
 RATE = 16000
 TRAINED = ("emotion", "valence", "arousal")
-WHISPER = {
-    "model_type": "whisper",
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 32,
-    "num_mel_bins": 20,
-    "max_source_positions": 50,
-}
 
 
 def noise(duration_s: float = 0.5, seed: int = 0) -> np.ndarray:
