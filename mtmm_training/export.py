@@ -11,6 +11,7 @@ on that run's test split what the export cost, which needs the training extra to
 """
 
 import argparse
+import io
 import json
 import math
 import os
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor
+from mtmm_training.files import sweep, writing
 
 try:
     import onnx
@@ -163,6 +165,7 @@ def export(
     Raises:
         ValueError: The suffix is unknown or has no int8; or the difference is above `TOLERANCE`; or
             the file in 8 bits does not answer with numbers.
+        OSError: The disk is full, or cannot be written to; an older export at `path` is untouched.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -245,7 +248,9 @@ def _free_axes(shapes: dict[str, Sequence[str | int]]) -> dict[str, dict[int, st
 def _write(program: torch.export.ExportedProgram, metadata: dict[str, Any], path: Path) -> None:
     text = json.dumps(metadata)
     if path.suffix == ".pt2":
-        torch.export.save(program, path, extra_files={f"{METADATA}.json": text})
+        content = io.BytesIO()  # given a path, torch ends the whole process where the disk is full
+        torch.export.save(program, content, extra_files={f"{METADATA}.json": text})
+        path.write_bytes(content.getbuffer())
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own old names
@@ -327,15 +332,20 @@ def _appearing(path: Path) -> Iterator[Path]:
 
     Not by a temporary name: an ONNX file holds the name of the file with its weights.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        staged = Path(folder, path.name)
-        yield staged
-        if _data_of(staged).exists():
-            os.replace(_data_of(staged), _data_of(path))  # first: the file is of no use without
-        else:
-            _data_of(path).unlink(missing_ok=True)  # of an older export
-        os.replace(staged, path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the file to write.")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, f".{path.name}.*.tmp")
+        with tempfile.TemporaryDirectory(".tmp", f".{path.name}.", path.parent) as folder:
+            staged = Path(folder, path.name)
+            yield staged
+            if _data_of(path).exists():  # an older export's, which must not meet another's weights
+                path.unlink(missing_ok=True)
+                _data_of(path).unlink()
+            if _data_of(staged).exists():
+                os.replace(_data_of(staged), _data_of(path))  # first: the file is of no use without
+            os.replace(staged, path)
 
 
 # ---- comparing ---------------------------------------------------------------------------------

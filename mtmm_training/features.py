@@ -9,14 +9,14 @@ an encoder's states but the input; a shard is named by its own checksum and its 
 so nothing on disk is ever changed and any number of processes may write at once.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -38,7 +38,8 @@ from mtmm_training.batches import (
     make_loader,
     to_dataset,
 )
-from mtmm_training.utterances import Utterance, replacing
+from mtmm_training.files import replacing, sweep
+from mtmm_training.utterances import Utterance
 from processing_mtmm import MTMMProcessor
 
 FORMAT = 1  # part of every fingerprint: raise it when the same input would give other states
@@ -52,7 +53,6 @@ INPUTS = {
 # A shard is written when it is so large or so old; a killed process loses no more than one.
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
-FORGOTTEN_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 ENCODING_FRAMES = 6000  # padded positions in a batch of encoding, at most: two minutes of speech
 
 # Fields of configurations that saving and loading changes, and that change no state.
@@ -160,7 +160,8 @@ class FeatureCache:
         Raises:
             ValueError: The disk cannot hold the states, a shard is damaged, an input cannot be
                 read, or a state cannot be kept in the cache's dtype.
-            OSError: The disk is full after all; what was written stays and is used next time.
+            OSError: The disk is full after all, or cannot be written to; what was written stays and
+                is used next time.
         """
         missing = self.missing(utterances)
         positions = {
@@ -330,7 +331,7 @@ class FeatureCache:
     ) -> None:
         """Encode the entries from the longest to the shortest, shard by shard."""
         shards = self.shards[modality]
-        shards.sweep()
+        sweep(shards.folder)
         keys = list(entries)
         other = next(name for name in STATES if name != modality)
         rows = to_dataset([replace(u, **{other: None}) for u in entries.values()])
@@ -438,26 +439,25 @@ class StateShards:
         """Check and index the shards that came since the last time.
 
         Raises:
-            ValueError: A shard's bytes are not those that were written.
+            ValueError: A shard cannot be read, or its bytes are not those that were written.
         """
         new = sorted(set(self.folder.glob("*.safetensors")) - self._indexed)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for path, digest in zip(new, pool.map(file_digest, new), strict=True):
-                if digest != path.stem:
-                    raise ValueError(
-                        f"The cache's shard {path} is damaged: its bytes do not give the checksum that is "
-                        "its name. Delete this file; what it held is then encoded again."
-                    )
-                with safe_open(path, framework="pt") as shard:
-                    self.entries |= dict.fromkeys(shard.keys(), path)
+            for path, keys in zip(new, pool.map(_checked_keys, new), strict=True):
+                self.entries |= dict.fromkeys(keys, path)
                 self._indexed.add(path)
 
     def __getitem__(self, key: str) -> Tensor:
-        """(frames, width), or (layers, frames, width): a view of the memory-mapped file."""
+        """(frames, width), or (layers, frames, width): a view of the memory-mapped file.
+
+        Raises:
+            ValueError: The shard is gone, or cannot be read any more.
+        """
         path = self.entries[key]
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        return self._open[path].get_tensor(key)
+        with _reading(path):
+            if path not in self._open:
+                self._open[path] = safe_open(path, framework="pt")
+            return self._open[path].get_tensor(key)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}  # a spawned worker opens the files itself
@@ -470,28 +470,34 @@ class StateShards:
         """
         content = save(states)
         path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise OSError(
-                errno.ENOSPC,
-                f"The disk of {self.folder} is full. Free some space and start again: encoding goes on "
-                "behind the shards that are written",
-            ) from error
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
         self.entries |= dict.fromkeys(states, path)
         self._indexed.add(path)
 
-    def sweep(self) -> None:
-        """Delete what killed processes left half written."""
-        for path in self.folder.glob(".*.tmp"):
-            try:
-                if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-                    path.unlink()
-            except FileNotFoundError:  # finished, or swept by another process
-                pass
+
+def _checked_keys(path: Path) -> list[str]:
+    """What a shard holds, if its bytes are those that were written."""
+    with _reading(path):
+        if file_digest(path) != path.stem:
+            raise ValueError(
+                f"The cache's shard {path} is damaged: its bytes do not give the checksum that is "
+                "its name. Delete this file; what it held is then encoded again."
+            )
+        with safe_open(path, framework="pt") as shard:
+            return list(shard.keys())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says what to do where a shard cannot be read."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"The cache's shard {path} cannot be read ({error}). Delete it if it is still there, and "
+            "start again: what it held is then encoded again."
+        ) from error
 
 
 def pad_states(entries: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:

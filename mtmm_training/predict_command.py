@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mtmm_training.files import writing
 from mtmm_training.predict_files import (
     Input,
     InputFailed,
@@ -62,7 +63,8 @@ window), error; with --timeline, start and end in seconds before them. The parts
 the column timeline. --json has the pipeline's own keys, with the id before them.
 
 exit status: 0 all inputs predicted, 1 some failed (named on standard error), 2 wrong usage, which a
-model or manifest that cannot be read is too, 130 interrupted. Standard output has results only."""
+model or manifest that cannot be read and output that cannot be written are too, 130 interrupted.
+Standard output has results only."""
 
 
 # ---- flags -------------------------------------------------------------------------
@@ -201,8 +203,18 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 
 def _share() -> tuple[int, int]:
-    """This process's number and how many there are, as accelerate and torchrun set them."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """This process's number and how many there are, as accelerate and torchrun set them.
+
+    Raises:
+        ValueError: They are no numbers, or the first is not below the second.
+    """
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise ValueError(
+            f"RANK={rank!r} and WORLD_SIZE={world_size!r} must be whole numbers, this process's from 0 "
+            "and how many there are; set both, or none."
+        )
+    return int(rank), int(world_size)
 
 
 # ---- work --------------------------------------------------------------------------
@@ -212,8 +224,8 @@ def main(words: Sequence[str]) -> int:
     """Runs `mtmm predict` with these words; returns its exit status."""
     parser = _parser()
     given = parser.parse_args(words)
-    _check(parser, given)
     try:
+        _check(parser, given)
         if given.inputs == ["-"]:
             return _stream(given)
         inputs = _inputs(given)
@@ -308,8 +320,11 @@ def _loading(model: str) -> Iterator[None]:
             f"`--model {model}` is no folder, and no id on the Hub, which is OWNER/NAME."
         )
     else:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
         try:
-            yield
+            with writing(HF_HUB_CACHE):
+                yield
         except OSError as error:
             raise OSError(
                 f"`--model {model}` is no folder here, and cannot be had from the Hub: {error}"

@@ -5,6 +5,7 @@ so many-th part, writes it under a temporary name and renames it; whichever find
 place checks them all. A run that was killed goes on with the parts that are missing.
 """
 
+import base64
 import hashlib
 import json
 from collections import Counter
@@ -14,7 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mtmm_training.utterances import Utterance, read_manifest, replacing
+from mtmm_training.files import replacing, sweep
+from mtmm_training.utterances import Utterance, read_manifest
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -293,7 +295,8 @@ class Parts:
             The record's digest, which every part carries.
 
         Raises:
-            ValueError: The folder was begun with something else, or holds parts of nobody knows what.
+            ValueError: The folder was begun with something else, or holds parts of nobody knows what,
+                or its record is damaged.
         """
         record, path = self.record(), self.folder / RUN_FILE
         if not path.exists():
@@ -303,7 +306,7 @@ class Parts:
                 )
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = _read_record(path)
         for name in sorted(begun.keys() | record.keys()):
             if begun.get(name) != record.get(name):
                 raise ValueError(
@@ -317,10 +320,11 @@ class Parts:
         import pyarrow.parquet
 
         with replacing(self.path(number)) as temporary:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+            table = pyarrow.Table.from_pylist(rows, schema)
+            pyarrow.parquet.write_table(table, temporary, write_page_checksum=True)
 
     def check(self, digest: str) -> int:
-        """Reads every part's ids back: all inputs, once, in order, and of this run.
+        """Reads every part back: undamaged, all inputs, once, in order, and of this run.
 
         Returns:
             How many inputs failed.
@@ -328,25 +332,45 @@ class Parts:
         Raises:
             ValueError: A part is not what it should be.
         """
-        import pyarrow.parquet
-
         failed = 0
         for number in range(self.count):
             path, expected = self.path(number), [one.name for one in self.of(number)]
             try:
-                table = pyarrow.parquet.read_table(path, columns=["id", "error"])
+                table = _read_part(path)
                 names, run = table["id"].to_pylist(), table.schema.metadata.get(RUN_KEY)
-            except (ValueError, KeyError, AttributeError) as error:  # no Parquet, or not ours
+                errors = table["error"]
+            except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
                 raise ValueError(f"{path} cannot be read ({error}); {_REMOVE}") from error
             if names != expected or run != digest.encode():
                 raise ValueError(f"{path} is not the part {number} of this run; {_REMOVE}")
-            failed += len(table) - table["error"].null_count
-        for left in self.folder.glob(".part-*.tmp"):  # of processes that were killed
-            left.unlink(missing_ok=True)
+            failed += len(errors) - errors.null_count
+        sweep(self.folder)
         return failed
 
 
 _REMOVE = "delete it and run the same command again."
+
+
+def _read_part(path: Path) -> Any:
+    """The table of a part, whose columns are those that were written and its pages undamaged."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        # No checksum covers the columns' names, but they are there twice.
+        written = base64.b64decode(file.metadata.metadata[b"ARROW:schema"])
+        if file.schema_arrow != pyarrow.ipc.read_schema(pyarrow.py_buffer(written)):
+            raise ValueError("its columns are not those that were written")
+        return file.read()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another --out.") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is no record of a run; choose another --out.")
+    return record
 
 
 def predict_parts(

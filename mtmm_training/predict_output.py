@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mtmm_training.files import writing
 from mtmm_training.predict_files import Input, entries, result_columns, result_row
+
+LONGEST_STEM = 150  # bytes; file names have 255, and ours say more behind it
 
 
 def tell(message: object) -> None:
@@ -96,7 +99,11 @@ def _shares(side: Mapping[str, Any], both: bool, form: str) -> str:
 
 
 class Pictures:
-    """The pictures of results, drawn as they come, into a folder."""
+    """The pictures of results, drawn as they come, into a folder; made here, before any work.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
 
     def __init__(self, folder: Path, config: Any) -> None:
         from mtmm_training import figures, pictures
@@ -104,22 +111,27 @@ class Pictures:
         self.pictures, self.write, self.folder = pictures, figures.save, folder
         self.range = {"dimension_range": config.dimension_range}
         self.results: dict[str, dict[str, Any]] = {}
+        self.stems: dict[str, str] = {}  # of file names -> inputs
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, one: Input, result: dict[str, Any]) -> None:
         self.results[one.name] = {k: v for k, v in result.items() if k != "timeline"}
+        stem = self._stem(one)
         if "timeline" in result:
             figure = self.pictures.draw_timeline(result, title=one.name, **self.range)
-            self._save(figure, f"{one.name}.timeline")
+            self._save(figure, f"{stem}.timeline")
         for entry in entries(result):
             if "explanation" not in entry:
                 continue
-            title, waveform, rate = one.name, None, None
+            title, name, waveform, rate = one.name, stem, None, None
             if "start" in entry:
                 title += f" {entry['start']:08.2f} s"
+                name += f"_{entry['start']:08.2f}_s"
             elif one.audio is not None:  # a long recording is never held whole
                 waveform, rate = one.waveform()
             figure = self.pictures.draw_explanation(entry, waveform, rate, title=title)
-            self._save(figure, f"{title}.explanation")
+            self._save(figure, f"{name}.explanation")
 
     def draw_plane(self) -> None:
         """All results in the valence-arousal plane, where the model knows both."""
@@ -128,6 +140,13 @@ class Pictures:
             points, names = list(known.values()), list(known)
             self._save(self.pictures.draw_plane(points, names, **self.range), "plane")
 
-    def _save(self, figure: Any, name: str) -> None:
-        name = re.sub(r"[^\w.-]+", "_", name)
-        self.write(figure, self.folder / f"{name}.png")
+    def _stem(self, one: Input) -> str:
+        """The input's name as a file's: of the characters and length of one, and like no other's."""
+        cleaned = re.sub(r"[^\w.-]+", "_", one.name)
+        stem = cleaned.encode()[-LONGEST_STEM:].decode(errors="ignore")
+        while self.stems.setdefault(stem, one.name) != one.name:
+            stem += "_"
+        return stem
+
+    def _save(self, figure: Any, stem: str) -> None:
+        self.write(figure, self.folder / f"{stem}.png")

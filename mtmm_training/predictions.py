@@ -15,8 +15,9 @@ from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, multi_task_loss
+from mtmm_training.files import replacing
 from mtmm_training.metrics import ABSENT_EMOTION, split_metrics
-from mtmm_training.utterances import Utterance, replacing
+from mtmm_training.utterances import Utterance
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def predict(
         max_batches: Stop after so many.
 
     Raises:
-        RuntimeError: An utterance came twice, or not at all.
+        RuntimeError: An utterance came twice, or not at all, or has outputs that are not finite.
     """
     model.eval()
     rows: list[tuple] = []
@@ -93,6 +94,13 @@ def predict(
         )
         rows += zip(ids, *(column.cpu().numpy() for column in columns), strict=True)
     rows = gather_object(rows)
+    infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
+    if infinite:
+        raise RuntimeError(
+            f"The model's outputs for {len(infinite)} of {len(rows)} utterances are NaN or infinite, "
+            f"such as {', '.join(infinite[:3])}: its weights have diverged, or these inputs overflow "
+            "in this precision. Lower --learning_rate, or take --mixed_precision bf16 or no."
+        )
     by_id = {row[0]: row for row in rows}
     if len(by_id) != len(rows) or (max_batches is None and set(by_id) != set(utterance_ids)):
         raise RuntimeError(

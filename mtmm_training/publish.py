@@ -52,6 +52,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from mtmm_training.files import replacing, writing
+from mtmm_training.tables import read_json
 from mtmm_training.utterances import read_manifests
 
 TEMPLATE = Path(__file__).parents[1] / "model_card" / "template.md"
@@ -253,12 +255,13 @@ def publish(options: Publication, api: HfApi | None = None) -> CommitInfo | None
         FileNotFoundError: The run is not complete.
         PermissionError: The Hub refuses the token, or the token may not write there.
         ConnectionError: The Hub cannot be reached, or the upload broke off.
+        OSError: The disk is full: of temporary files (TMPDIR says where they are), or of `out`.
     """
     options.check()
     api = api or HfApi()
     if not options.dry_run:
         check_target(api, options)  # before the work, not after it
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, writing(scratch):
         work = Path(scratch)
         folder = work / "staged"
         folder.mkdir()
@@ -282,7 +285,7 @@ def publish(options: Publication, api: HfApi | None = None) -> CommitInfo | None
             options, results, model.config, example.shown(options.repo_id), printed, folder
         )
         if options.out is not None:
-            shutil.copytree(folder, options.out, dirs_exist_ok=True)
+            copy_files(folder, Path(options.out))
         files = allowed_files(folder)
         refuse_private_text(folder, files, private_folders(options), _token(api))
         print_plan(options, folder, files)
@@ -312,14 +315,7 @@ def read_results(run: str | Path) -> dict[str, Any]:
     path = Path(run) / "results.json"
     if not path.is_file():
         raise FileNotFoundError(f"{run} has no results.json; give the folder of a finished run.")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"config", "model_config", "splits", "test", "wall_time_s"} - set(results)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); run the training again.") from error
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; run the training again.")
-    return results
+    return read_json(path, "config", "model_config", "splits", "test", "wall_time_s")
 
 
 def stage_model(
@@ -412,6 +408,14 @@ def stage_papers(
         (folder / ".eval_results").mkdir()
         listing = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
         (folder / ".eval_results" / "mtmm.yaml").write_text(listing, encoding="utf-8")
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy all files below a folder to below another, which may be there and hold others."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            with replacing(target / path.relative_to(source)) as temporary:
+                shutil.copy(path, temporary)
 
 
 def allowed_files(folder: Path) -> list[str]:

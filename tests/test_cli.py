@@ -27,6 +27,8 @@ import train_accelerate
 from modeling_mtmm import MTMMModel
 from mtmm_training import cli, predict_command
 from mtmm_training.cli import main
+from mtmm_training.predict_files import Input
+from mtmm_training.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -372,6 +374,30 @@ def test_several_processes_need_a_folder(mtmm: Callable, monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = mtmm("a.wav")
     assert done.status == 2 and "need --out" in done.err
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size"), [("two", "2"), ("2", "2"), ("-1", "2"), ("0", "0"), ("1", None)]
+)
+def test_impossible_process_number_is_refused(
+    mtmm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world_size: str
+) -> None:
+    """It would leave parts that no process makes."""
+    monkeypatch.setenv("RANK", rank)
+    if world_size is not None:
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+    done = mtmm("--transcript", "no", "--out", tmp_path / "out")
+    assert done.status == 2 and f"RANK='{rank}'" in done.err and "set both, or none" in done.err
+
+
+def test_names_of_pictures_fit_and_differ(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path, SimpleNamespace(dimension_range=(1, 5)))
+    names = ["a/b.wav", "a_b.wav", "x" * 300 + "1.wav", "x" * 300 + "2.wav", "é" * 200, "a/b.wav"]
+    stems = [pictures._stem(Input(name)) for name in names]
+    assert stems[0] == stems[-1] == "a_b.wav" and stems[2].endswith("1.wav")
+    assert len(set(stems)) == len(names) - 1
+    for stem in stems:
+        (tmp_path / f"{stem}_00000.00_s.explanation.png").touch()
 
 
 def test_model_that_does_not_fit_is_refused(

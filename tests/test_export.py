@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import dataclasses
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -356,6 +358,67 @@ def test_weights_beside_the_file_move_with_it(exported: Exported, tmp_path: Path
     with export_module._appearing(path) as staged:
         staged.write_bytes(exported.path.read_bytes())
     assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
+
+
+def test_folder_in_the_place_of_the_file_is_refused_first(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    (tmp_path / "m.onnx").mkdir()
+    with pytest.raises(IsADirectoryError, match="m.onnx is a folder; name the file to write"):
+        export(make_model(), tiny_processor, tmp_path / "m.onnx")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_program_on_a_full_disk_is_an_error(exported: Exported, tmp_path: Path) -> None:
+    """torch's own writer of files ends the process."""
+    path = tmp_path / "m.pt2"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        export_module._write(exported.program, {}, path)
+
+
+def test_failed_export_leaves_the_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    older = {"m.onnx": b"older", "m.onnx.data": b"older weights"}
+    for name, content in older.items():
+        (tmp_path / name).write_bytes(content)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match=f"{path} could not be written .*Free some space"):
+        with export_module._appearing(path) as staged:
+            staged.write_bytes(b"half")
+            raise full
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == older
+
+
+def test_older_export_never_meets_new_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the process ends between the renaming of the one and of the other."""
+    path = tmp_path / "m.onnx"
+    for name in ("m.onnx", "m.onnx.data"):
+        (tmp_path / name).write_bytes(b"older")
+    rename, done = os.replace, []
+
+    def ends_after_one(source: Path, target: Path) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(rename(source, target))
+
+    monkeypatch.setattr(os, "replace", ends_after_one)
+    with pytest.raises(KeyboardInterrupt), export_module._appearing(path) as staged:
+        staged.write_bytes(b"new")
+        staged.with_name("m.onnx.data").write_bytes(b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx.data": b"new"}
+
+
+def test_leavings_of_a_killed_export_are_swept(tmp_path: Path) -> None:
+    left = tmp_path / ".m.onnx.abc.tmp"
+    left.mkdir()
+    (left / "m.onnx").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    with export_module._appearing(tmp_path / "m.onnx") as staged:
+        staged.write_bytes(b"whole")
+    assert os.listdir(tmp_path) == ["m.onnx"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The cache returns what was encoded, encodes once, never anything stale, and survives being killed."""
 
+import hashlib
 import multiprocessing
+import os
 import pickle
 import shutil
 import time
@@ -23,6 +25,7 @@ from mtmm_training import features
 from mtmm_training.augment import add_variants
 from mtmm_training.batches import LengthBatches, RawInputs, make_loader, mask_modalities, to_dataset
 from mtmm_training.features import FeatureCache, StateShards, pad_states
+from mtmm_training.files import FORGOTTEN_SECONDS
 from mtmm_training.utterances import Utterance
 from processing_mtmm import MTMMProcessor
 
@@ -378,15 +381,38 @@ def test_processes_encode_disjoint_shares(utterances, open_cache, start_encoding
     assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
 
 
-def test_half_written_shard_is_ignored_and_swept(utterances, open_cache, tmp_path):
+def test_half_written_shard_is_ignored_and_swept(utterances, open_cache):
     cache = open_cache()
     folder = cache.shards["audio"].folder
     for name in (".old.safetensors.1.tmp", ".new.safetensors.2.tmp"):
         (folder / name).write_bytes(b"half")
-    hour_ago = time.time() - features.FORGOTTEN_SECONDS - 60
-    features.os.utime(folder / ".old.safetensors.1.tmp", (hour_ago, hour_ago))
+    hour_ago = time.time() - FORGOTTEN_SECONDS - 60
+    os.utime(folder / ".old.safetensors.1.tmp", (hour_ago, hour_ago))
     cache.encode(utterances)
     assert [path.name for path in folder.glob(".*")] == [".new.safetensors.2.tmp"]
+
+
+def test_processes_killed_again_and_again_lose_no_shard(utterances, open_cache, start_encoding):
+    """Two at a time fill one cache; one is killed after each of its first shards."""
+    folder = open_cache().shards["audio"].folder.parent
+    shards = set()
+    for _ in range(3):
+        killed, _ = start_encoding(open_cache(), utterances, pause=60)
+        other, _ = start_encoding(open_cache(), utterances[:3], pause=60)
+        while len(set(folder.rglob("*.safetensors")) - shards) == 0:
+            time.sleep(0.01)
+        for process in (killed, other):
+            process.kill()
+            process.join()
+        now = set(folder.rglob("*.safetensors"))
+        assert shards < now
+        shards = now
+    cache = open_cache()
+    cache.encode(utterances)
+    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    expected = raw_states(cache.model, cache.processor, utterances[0], "audio")
+    mask = batch["acoustic_attention_mask"][0]
+    assert torch.allclose(batch["acoustic_states"][0][mask], expected, atol=1e-5)
 
 
 def test_unrelated_processes_share_a_cache(utterances, open_cache, make_model):
@@ -402,13 +428,12 @@ def test_unrelated_processes_share_a_cache(utterances, open_cache, make_model):
         assert batch["acoustic_attention_mask"].any(-1).sum() == 6
 
 
-@pytest.mark.parametrize("place", [0, 9, 40, -1])  # header's length, header, index, data
-def test_damaged_shard_is_named(utterances, open_cache, place):
+def test_damaged_shard_is_named_and_encoded_again(utterances, open_cache):
     cache = open_cache()
     cache.encode(utterances)
     path = next(cache.shards["audio"].folder.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path.name} is damaged.* Delete this file"):
         open_cache().encode(utterances)
@@ -416,13 +441,57 @@ def test_damaged_shard_is_named(utterances, open_cache, place):
     assert open_cache().encode(utterances)["audio"] > 0
 
 
-def test_truncated_shard_is_named(utterances, open_cache):
-    cache = open_cache()
-    cache.encode(utterances)
-    path = next(cache.shards["text"].folder.glob("*.safetensors"))
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
-        open_cache().collator(utterances, EMOTIONS, DIMENSIONS)
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """A small one, of two tensors."""
+    StateShards(tmp_path).write({"a": torch.ones(2, 3), "b": torch.zeros(1, 3)})
+    return next(tmp_path.glob("*.safetensors"))
+
+
+def test_no_damaged_byte_of_a_shard_goes_unseen(shard: Path):
+    """Of the header's length, the header, each tensor, and the end; each bit that matters."""
+    good = shard.read_bytes()
+    for place in range(len(good)):
+        shard.write_bytes(good[:place] + bytes([good[place] ^ 0x41]) + good[place + 1 :])
+        with pytest.raises(ValueError, match=f"{shard} is damaged.*Delete this file"):
+            StateShards(shard.parent).refresh()
+    shard.write_bytes(good)
+    StateShards(shard.parent).refresh()
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", None])  # None: cut after every byte
+def test_foreign_or_cut_shard_is_named(shard: Path, content: bytes | None):
+    good = shard.read_bytes()
+    for bad in [content] if content is not None else [good[:n] for n in range(len(good))]:
+        shard.write_bytes(bad)
+        with pytest.raises(ValueError, match=f"{shard} is damaged.*Delete this file"):
+            StateShards(shard.parent).refresh()
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF" * 9])
+def test_foreign_file_named_by_its_checksum_is_named(tmp_path: Path, content: bytes):
+    path = tmp_path / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"shard {path} cannot be read .*Delete it"):
+        StateShards(tmp_path).refresh()
+
+
+def test_folder_in_the_place_of_a_shard_is_named(tmp_path: Path):
+    (tmp_path / "x.safetensors").mkdir()
+    with pytest.raises(ValueError, match="x.safetensors cannot be read .*directory.*Delete it"):
+        StateShards(tmp_path).refresh()
+
+
+@pytest.mark.parametrize("change", ["gone", "cut"])
+def test_shard_that_changes_after_it_was_checked_is_named(shard: Path, change: str):
+    shards = StateShards(shard.parent)
+    shards.refresh()
+    if change == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=f"shard {shard} cannot be read .*encoded again"):
+        shards["a"]
 
 
 def test_small_disk_is_refused(utterances, open_cache, make_model, monkeypatch, capsys):
@@ -445,23 +514,6 @@ def test_announced_size_is_right(utterances, open_cache, make_model, monkeypatch
     for modality, shards in cache.shards.items():
         written = sum(shards[key].shape[-2] for key in shards.entries)
         assert abs(written - announced[modality]) <= 0.05 * written + 6
-
-
-def test_full_disk_keeps_what_is_written(utterances, open_cache, monkeypatch):
-    monkeypatch.setattr(features, "SHARD_BYTES", 1)
-    write_bytes, written = Path.write_bytes, []
-
-    def fill_up(path: Path, content: bytes) -> int:
-        if len(written) == 2:
-            raise OSError(features.errno.ENOSPC, "No space left on device")
-        written.append(path)
-        return write_bytes(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", fill_up)
-    with pytest.raises(OSError, match="is full. Free some space and start again"):
-        open_cache().encode(utterances, batch_size=1)
-    monkeypatch.undo()
-    assert open_cache().encode(utterances) == {"audio": 4, "text": 6}
 
 
 # ---- what cannot be cached -----------------------------------------------------------------------

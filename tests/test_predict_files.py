@@ -127,7 +127,7 @@ def test_manifest_needs_no_speaker_and_its_labels_are_not_read(tmp_path: Path) -
     assert first == Input("x.wav", str(tmp_path / "x.wav"), {}, 0.5, 2.0)
     assert second == Input("m#3", None, {"text": "no"})
     rows[1]["text"] = ""
-    with pytest.raises(ValueError, match="1 bad rows, the first 1:\n  row 3: .*`text`=None"):
+    with pytest.raises(ValueError, match="1 bad row:\n  row 3: .*`text`=None"):
         read_inputs([str(write_table(tmp_path / "m.csv", rows))])
 
 
@@ -309,7 +309,9 @@ def test_missing_part_is_made_again_and_others_stay(
     first, second, third = sorted((tmp_path / "out").glob("part-*"))
     stamps = [path.stat().st_mtime_ns for path in (first, third)]
     second.unlink()
-    (tmp_path / "out" / f".{second.name}.4711.tmp").write_bytes(b"PAR1")  # of one that was killed
+    left = tmp_path / "out" / f".{second.name}.4711.tmp"  # by one that was killed long ago
+    left.write_bytes(b"PAR1")
+    os.utime(left, (0, 0))
     done = []
     make(texts(10), advance=done.append)
     assert sum(done) == 4
@@ -362,6 +364,72 @@ def test_damaged_and_foreign_parts_are_named(make: Callable[..., int], tmp_path:
         ValueError, match="part-00001-of-00002.parquet is not the part 1 of this run"
     ):
         make(texts(8))
+
+
+def test_no_damaged_byte_of_a_part_changes_a_number(
+    make: Callable[..., int], tmp_path: Path
+) -> None:
+    """Either it is named, or, where the byte says nothing, the table is as it was."""
+    make(texts(3))
+    (part,) = (tmp_path / "out").glob("part-*")
+    good, table = part.read_bytes(), pyarrow.parquet.read_table(part)
+    named = 0
+    places = [*range(0, len(good), 23), *range(len(good) - 12, len(good))]
+    for place in places:
+        part.write_bytes(good[:place] + bytes([good[place] ^ 0x41]) + good[place + 1 :])
+        try:
+            make(texts(3))
+        except ValueError as error:
+            assert f"{part} " in str(error) and "delete it and run the same" in str(error)
+            named += 1
+        else:
+            assert pyarrow.parquet.read_table(part).equals(table)
+    assert named > len(places) / 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "no metadata", "other columns", "renamed column"])
+def test_foreign_part_is_named(make: Callable[..., int], tmp_path: Path, kind: str) -> None:
+    make(texts(3))
+    (part,) = (tmp_path / "out").glob("part-*")
+    good = part.read_bytes()
+    part.unlink()
+    if kind == "folder":
+        part.mkdir()
+    elif kind == "renamed column":  # in Parquet's own footer; Arrow's has it in base64
+        part.write_bytes(good.replace(b"valence", b"valenze"))
+    else:
+        table = pyarrow.table({"id": ["u000"]} if kind == "other columns" else {"x": [1]})
+        pyarrow.parquet.write_table(table, part, store_schema=kind == "other columns")
+    with pytest.raises(ValueError, match=f"{part} .*delete it and run the same command again"):
+        make(texts(3))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_damaged_record_of_a_run_is_named(
+    make: Callable[..., int], tmp_path: Path, content: bytes
+) -> None:
+    make(texts(3))
+    (tmp_path / "out" / "_run.json").write_bytes(content)
+    with pytest.raises(ValueError, match="_run.json is .*choose another --out"):
+        make(texts(3))
+
+
+def test_same_run_twice_at_once_ends_well(
+    make: Callable[..., int], pipe: MTMMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second ends, checks and sweeps while the first has its last part half written."""
+    write, second = pyarrow.parquet.write_table, []
+
+    def write_slowly(table: object, path: Path, **options: object) -> None:
+        write(table, path, **options)
+        if not second:
+            second.append("begins")
+            assert make(texts(4)) == 0
+
+    monkeypatch.setattr(pyarrow.parquet, "write_table", write_slowly)
+    assert make(texts(4)) == 0
+    assert frame(tmp_path / "out")["id"].tolist() == [one.name for one in texts(4)]
+    assert sorted(os.listdir(tmp_path / "out")) == ["_run.json", "part-00000-of-00001.parquet"]
 
 
 def test_failed_inputs_are_rows_that_say_why(make: Callable[..., int], tmp_path: Path) -> None:

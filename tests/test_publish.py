@@ -24,6 +24,7 @@ from mtmm_training.publish import (
     HUB_FILES,
     Publication,
     clean_results,
+    copy_files,
     main,
     metric_values,
     publish,
@@ -551,6 +552,34 @@ def test_unreachable_hub_is_named(put: Publish, run: Path) -> None:
     options = Publication(run=str(run), repo_id="writer/mtmm")
     with pytest.raises(ConnectionError, match="connection to the Hub failed"):
         publish(options, HfApi("http://127.0.0.1:9", token=WRITER))
+
+
+def test_staged_folder_is_kept_whole_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "staged" / "figures").mkdir(parents=True)
+    (tmp_path / "staged" / "figures" / "a.png").write_bytes(b"new")
+    (tmp_path / "staged" / "README.md").write_bytes(b"new")
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    (tmp_path / "out" / "figures" / "b.png").write_bytes(b"old")
+    (tmp_path / "out" / "README.md").mkdir()
+    with pytest.raises(OSError, match="out/README.md could not be written .*There is a file"):
+        copy_files(tmp_path / "staged", tmp_path / "out")
+    (tmp_path / "out" / "README.md").rmdir()
+    copy_files(tmp_path / "staged", tmp_path / "out")
+    found = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert found == {"README.md": b"new", "a.png": b"new", "b.png": b"old"}
+
+
+def test_full_disk_of_temporary_files_is_named(
+    put: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tokenizers has no type of its own for it."""
+
+    def refuse(*given: object) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(publishing.MTMMProcessor, "save_pretrained", refuse)
+    with pytest.raises(OSError, match="could not be written .*MiB are free.*Free some space"):
+        put(dry_run=True)
 
 
 def test_command_ends_in_one_sentence(run: Path, tmp_path: Path) -> None:
