@@ -5,12 +5,13 @@ This file is uploaded to the Hub beside the weights. It imports transformers and
 
 import copy
 import difflib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")  # IEMOCAP's four classes, excited merged into happy
@@ -51,6 +52,10 @@ DEBERTA_V3_LARGE = {
 FORMAT_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: dict}
 
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+LARGEST_SIZE = 1_000_000  # of widths and counts; what is larger was mistyped, and fills any memory
+LARGEST_NUMBER = 1e30  # float32, in which all is computed, has room for its products
+
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",
     "AutoModel": "modeling_mtmm.MTMMModel",
@@ -66,6 +71,28 @@ CUSTOM_PIPELINES = {
 }
 
 
+def with_value_errors(cls: type) -> type:
+    """Let a class made `@strict` refuse wrong types by ValueError, as it refuses wrong values.
+
+    The errors of `@strict` are neither ValueErrors nor TypeErrors, so nobody expects them.
+    """
+    set_strictly = cls.__setattr__
+
+    def set_plainly(self: Any, name: str, value: Any) -> None:
+        try:
+            set_strictly(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            allowed = cls.__dataclass_fields__[name].type
+            raise ValueError(
+                f"{cls.__name__}: `{name}={value!r}` is not allowed; its type must be "
+                f"{allowed.__name__ if isinstance(allowed, type) else allowed}."
+            ) from error
+
+    cls.__setattr__ = set_plainly
+    return cls
+
+
+@with_value_errors
 @strict
 class MTMMConfig(PreTrainedConfig):
     """Configuration of [`MTMMModel`]; the defaults are the paper's model.
@@ -126,8 +153,8 @@ class MTMMConfig(PreTrainedConfig):
             older one is migrated.
 
     Raises:
-        ValueError: A value is not allowed; the message names field, value and what is allowed.
-        StrictDataclassFieldValidationError: A value has the wrong type.
+        ValueError: A value or its type is not allowed; the message names field, value and what is
+            allowed.
 
     Source: paper, sections on architecture and training; loss weights and 30 bridge tokens from a
     re-implementation; head shapes are ours.
@@ -188,11 +215,24 @@ class MTMMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt_fields(kwargs)
         num_labels = kwargs.pop("num_labels", None)
+        if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
+            raise ValueError(
+                f"MTMMConfig: `num_labels={num_labels!r}` is not allowed; it must be a whole number of "
+                "at least 2."
+            )
         if self.id2label is None:
             count = len(EMOTIONS) if num_labels is None else num_labels
             names = EMOTIONS if count == len(EMOTIONS) else [f"LABEL_{i}" for i in range(count)]
             self.id2label = dict(enumerate(names))
-        super().__post_init__(**kwargs)
+        self.id2label = _by_index(self.id2label)
+        dtype = str(self.dtype).removeprefix("torch.")
+        self._require("dtype", dtype in ("None", *DTYPES), f"None or one of {', '.join(DTYPES)}")
+        try:
+            super().__post_init__(**kwargs)  # makes the encoders' configurations
+        except StrictDataclassError as error:
+            raise ValueError(
+                f"MTMMConfig: an encoder's configuration is not allowed: {' '.join(str(error).split())}"
+            ) from error
         if num_labels is not None and num_labels != self.num_labels:
             self.num_labels = num_labels  # new names, and an emotion head that is yet to be trained
             self.trained_outputs = [name for name in self.trained_outputs if name != "emotion"]
@@ -220,7 +260,7 @@ class MTMMConfig(PreTrainedConfig):
         # `from_pretrained(..., id2label=...)` sets the field after the configuration was made: rename
         # both ways, and where the number of emotions changes the head is yet to be trained.
         if name == "id2label" and value is not None and getattr(self, "_post_init_done", False):
-            value = {int(index): label for index, label in value.items()}
+            value = _by_index(value)
             if len(value) != self.num_labels:
                 kept = tuple(output for output in self.trained_outputs if output != "emotion")
                 super().__setattr__("trained_outputs", kept)
@@ -228,9 +268,43 @@ class MTMMConfig(PreTrainedConfig):
         super().__setattr__(name, value)
 
     @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As `PreTrainedConfig.get_config_dict`, of an MTMM model only.
+
+        transformers would take a missing file for an empty one, and any model's for ours.
+
+        Raises:
+            ValueError: The configuration is another model's, none at all, or not a JSON object.
+        """
+        name = pretrained_model_name_or_path
+        try:
+            config_dict, kwargs = super().get_config_dict(name, **kwargs)
+            kind = config_dict.get("model_type")
+        except (AttributeError, TypeError) as error:  # of a JSON list or number
+            raise ValueError(
+                f"{name}: config.json has no JSON object; save the model again or download it anew."
+            ) from error
+        if kind != cls.model_type:
+            found = (
+                "has no config.json with a `model_type`" if kind is None else f"is a {kind!r} model"
+            )
+            raise ValueError(
+                f"{name} {found}, where {cls.model_type!r} is needed; give the folder or the Hub id of "
+                "an MTMM model."
+            )
+        return config_dict, kwargs
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As `PreTrainedConfig.from_dict`, of a dict that this or an older version saved."""
         version = config_dict.get("format_version", 0)
+        if type(version) is not int or version < 0:
+            raise ValueError(
+                f"MTMMConfig: `format_version={version!r}` is not allowed; it must be a whole number, "
+                f"{FORMAT_VERSION} for what this code saves."
+            )
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"This checkpoint has format {version}, newer than the {FORMAT_VERSION} that this "
@@ -324,7 +398,11 @@ class MTMMConfig(PreTrainedConfig):
             "num_bridge_tokens",
             "acoustic_stride",
         ):
-            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+            self._require(
+                name,
+                1 <= getattr(self, name) <= LARGEST_SIZE,
+                f"a whole number of at least 1 and at most {LARGEST_SIZE:,}",
+            )
         self._require(
             "num_attention_heads",
             self.hidden_size % self.num_attention_heads == 0,
@@ -335,8 +413,10 @@ class MTMMConfig(PreTrainedConfig):
                 name, 0 <= getattr(self, name) < 1, "a number from 0 up to, not including, 1"
             )
         for name in ("temperature", "layer_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            self._require(name, value > 0 and math.isfinite(value), "a finite number above 0")
+            allowed = 1 / LARGEST_NUMBER <= getattr(self, name) <= LARGEST_NUMBER
+            self._require(name, allowed, "a finite number above 0, from 1e-30 to 1e30")
+        self._check_choice("hidden_act", tuple(ACT2FN))
+        self._require("format_version", self.format_version == FORMAT_VERSION, str(FORMAT_VERSION))
         self._check_layers("audio_layers", self.audio_config)
         self._check_layers("text_layers", self.text_config)
         self._check_emotions()
@@ -371,8 +451,8 @@ class MTMMConfig(PreTrainedConfig):
         )
         self._require(
             "id2label",
-            len(set(names)) == len(names) and all(name.strip() for name in names),
-            "different names, none of them blank",
+            _are_names(names),
+            "different names, none of them blank or padded with spaces",
         )
         self._require(
             "label2id",
@@ -390,10 +470,8 @@ class MTMMConfig(PreTrainedConfig):
         reserved |= {"text", "transcribed", "explanation"}  # the pipeline's own keys
         self._require(
             "dimension_names",
-            len(names) >= 1
-            and len(set(names)) == len(names)
-            and all(name.strip() for name in names),
-            "one or more different names, none of them blank",
+            len(names) >= 1 and _are_names(names),
+            "one or more different names, none of them blank or padded with spaces",
         )
         self._require(
             "dimension_names",
@@ -402,17 +480,17 @@ class MTMMConfig(PreTrainedConfig):
         )
         self._require(
             "dimension_range",
-            len(limits) == 2 and all(map(math.isfinite, limits)) and limits[0] < limits[1],
+            len(limits) == 2 and all(map(_is_finite, limits)) and limits[0] < limits[1],
             "two finite numbers, the lower one first",
         )
         self._require(
             "dimension_loss_weights",
-            len(weights) == len(names) and all(w >= 0 and math.isfinite(w) for w in weights),
+            len(weights) == len(names) and all(w >= 0 and _is_finite(w) for w in weights),
             f"one finite number of at least 0 for each of {', '.join(names)}",
         )
         self._require(
             "emotion_loss_weight",
-            self.emotion_loss_weight >= 0 and math.isfinite(self.emotion_loss_weight),
+            self.emotion_loss_weight >= 0 and _is_finite(self.emotion_loss_weight),
             "a finite number of at least 0",
         )
         self._require(
@@ -439,6 +517,26 @@ class MTMMConfig(PreTrainedConfig):
             close = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
             if close and not hasattr(type(self), name):
                 raise ValueError(f"MTMMConfig has no field `{name}`; did you mean `{close[0]}`?")
+
+
+def _by_index(id2label: dict[Any, str]) -> dict[int, str]:
+    """JSON has only strings as keys."""
+    try:
+        return {int(index): name for index, name in id2label.items()}
+    except ValueError as error:
+        raise ValueError(
+            f"MTMMConfig: `id2label={id2label!r}` is not allowed; its keys must be the indices 0, 1, 2, ..."
+        ) from error
+
+
+def _are_names(names: Sequence[str]) -> bool:
+    """Different, and as a manifest's cells are read: not blank, no space around them."""
+    return len(set(names)) == len(names) and all(name and name == name.strip() for name in names)
+
+
+def _is_finite(number: float) -> bool:
+    """In float32 too; JSON has whole numbers of any size."""
+    return -LARGEST_NUMBER <= number <= LARGEST_NUMBER
 
 
 __all__ = ["MTMMConfig"]

@@ -7,12 +7,15 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 "tokens" the linguistic one's, "keys" the longer of the two, "width" an encoder's hidden size.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import get_local_safetensors_metadata
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -35,6 +38,7 @@ except ImportError:
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor, receptive_field
 
+FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 ABSENT_EMOTION = -100  # the emotion label of an utterance that has none; an absent dimension is NaN
 
 
@@ -97,7 +101,7 @@ def eager_attention_forward(
     Returns:
         Output (batch, queries, heads, head width) and weights (batch, heads, queries, keys).
     """
-    scores = query @ key.transpose(2, 3) * scaling
+    scores = (query * scaling) @ key.transpose(2, 3)  # scaled first, or float16 overflows earlier
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     half = scores.dtype in (torch.float16, torch.bfloat16)
@@ -409,14 +413,19 @@ def align_weights(value_lengths: Tensor, key_lengths: Tensor, values: int, keys:
     Source: ours (the paper is silent; a re-implementation pads the shorter sequence with zeros).
     """
     device = value_lengths.device
-    n_v, n_k = value_lengths[:, None, None].double(), key_lengths[:, None, None].double()
-    i = torch.arange(keys, device=device, dtype=torch.float64)[None, :, None]
-    j = torch.arange(values, device=device, dtype=torch.float64)[None, None, :]
+    dtype = _exact_dtype(device)
+    n_v, n_k = value_lengths[:, None, None].to(dtype), key_lengths[:, None, None].to(dtype)
+    i = torch.arange(keys, device=device, dtype=dtype)[None, :, None]
+    j = torch.arange(values, device=device, dtype=dtype)[None, None, :]
     position = ((i + 0.5) * n_v / n_k - 0.5).clamp(min=0).minimum(n_v - 1)
     interpolated = (1 - (position - j).abs()).clamp(min=0)
     start, stop = i * n_v / n_k, (i + 1) * n_v / n_k
     overlap = (torch.minimum(stop, j + 1) - torch.maximum(start, j)).clamp(min=0)
     return torch.where(n_v <= n_k, interpolated, overlap * n_k / n_v)
+
+
+def _exact_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
 
 
 def align_values(values: Tensor, value_mask: Tensor, key_mask: Tensor) -> Tensor:
@@ -533,7 +542,8 @@ def multi_task_loss(
         dimensions: (batch, dimensions), on the labels' scale.
         emotion_labels: (batch,), −100 = absent; None = all absent.
         dimension_labels: (batch, dimensions), NaN = absent; None = all absent.
-        class_weights: (emotions,), weights of the emotions in the cross-entropy, or None.
+        class_weights: (emotions,), weights of the emotions in the cross-entropy, or None; only their
+            ratios count.
         reduce_sum: Adds a vector of sums over all processes, differentiably; None = one process.
 
     Returns:
@@ -557,7 +567,8 @@ def multi_task_loss(
         concordance, defined = _concordance(sums[2:].view(6, -1))
         weights = concordance.new_tensor(config.dimension_loss_weights)
         dimension_loss = (weights * torch.where(defined, 1 - concordance, concordance)).sum()
-        return config.emotion_loss_weight * emotion_loss, dimension_loss
+        emotion_loss = config.emotion_loss_weight * emotion_loss
+        return emotion_loss.to(logits), dimension_loss.to(predictions)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -573,6 +584,8 @@ def _emotion_sums(
     weights = (
         logits.new_ones(logits.shape[1]) if class_weights is None else class_weights.to(logits)
     )
+    # Their common factor cancels below, where sums of huge weights would have overflown before.
+    weights = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
     cross_entropy = F.cross_entropy(
         logits,
         labels,
@@ -587,11 +600,13 @@ def _emotion_sums(
 
 
 def _dimension_sums(config: MTMMConfig, predictions: Tensor, labels: Tensor | None) -> Tensor:
-    """Count, sums, squares and products of the pairs that have a label: (6, dimensions).
+    """Count, sums, squares and products of the pairs that have a label: (6, dimensions), float64.
 
-    Centred and scaled by the dimension range, to which CCC is indifferent: squares of numbers
-    around zero keep float32's precision.
+    In float32 the variance of nearly constant predictions would be a difference of rounding errors.
+    Centred and scaled by the dimension range, to which CCC is indifferent, for the limit below which
+    there is no spread.
     """
+    predictions = predictions.to(_exact_dtype(predictions.device))
     if labels is None:
         labels = torch.full_like(predictions, torch.nan)
     present = ~labels.isnan()
@@ -665,6 +680,8 @@ def _encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
 
 def _build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder from its configuration; of an encoder-decoder (Whisper) the encoder alone."""
+    if type(config) not in AutoModel._model_mapping:
+        raise ValueError(f"A {config.model_type!r} model is no encoder; give one of audio or text.")
     if not getattr(AutoModel._model_mapping[type(config)], "_supports_sdpa", False):
         config._attn_implementation = "eager"  # DeBERTa refuses what the other parts can use
     if not config.is_encoder_decoder:
@@ -735,6 +752,16 @@ class MTMMModel(MTMMPreTrainedModel):
     def _adopt_encoders(self) -> None:
         """What must hold for the encoders, wherever they came from."""
         config = self.config
+        if not hasattr(self.audio_model, "_get_feat_extract_output_lengths"):
+            raise ValueError(
+                f"{type(self.audio_model).__name__} is no acoustic encoder of waveforms or log-mel "
+                "spectra; use HuBERT, wav2vec 2.0, WavLM or Whisper."
+            )
+        if self.text_model.main_input_name != "input_ids":
+            raise ValueError(
+                f"{type(self.text_model).__name__} is no linguistic encoder; use BERT, RoBERTa, DeBERTa "
+                "or another that takes input_ids."
+            )
         for encoder in (self.audio_model, self.text_model):
             encoder.config._name_or_path = ""  # else a private path is saved and published
         self._freeze_encoders()
@@ -761,12 +788,32 @@ class MTMMModel(MTMMPreTrainedModel):
             self.audio_model.embed_positions.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MTMMModel":
-        """Load a saved model; as `PreTrainedModel.from_pretrained`, with its frozen encoders frozen."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> "MTMMModel":
+        """Load a saved model; as `PreTrainedModel.from_pretrained`, with its frozen encoders frozen.
+
+        transformers draws weights that it does not find at random, and goes on with a warning. Here
+        that must be asked for: by `ignore_mismatched_sizes=True`, or by `output_loading_info=True`
+        where weights are missing or left over, since the caller is then told.
+
+        Raises:
+            ValueError: The configuration is not allowed; the weights are others than it describes,
+                or not finite.
+            OSError: A file is missing or damaged.
+        """
+        name = pretrained_model_name_or_path
+        if name is not None and os.path.exists(name):
+            _refuse_damaged_files(name)
+        told = kwargs.pop("output_loading_info", False)
+        drawn = kwargs.pop("ignore_mismatched_sizes", False)
+        options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = super().from_pretrained(name, *args, **options, **kwargs)
+        if not drawn:
+            _refuse_other_weights(name, found, told)
+        _refuse_infinite_weights(name, model)
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
-        return loaded
+        return (model, found) if told else model
 
     @classmethod
     def from_encoders_pretrained(
@@ -827,8 +874,9 @@ class MTMMModel(MTMMPreTrainedModel):
             `encoder_layers="weighted"`, and `acoustic_attention_mask` (batch, frames) of booleans;
             with an `acoustic_stride`, a frame is the mean of so many of the encoder's.
         """
-        mask = _as_mask(audio_attention_mask, input_values, axes=(0, -1))
         encoder = self.audio_model
+        self._refuse_other_audio(input_values)
+        mask = _as_mask(audio_attention_mask, input_values, axes=(0, -1))
         if input_values.dim() == 2:  # waveforms: the encoder fails on less than one frame
             missing = max(receptive_field(encoder.config) - input_values.shape[1], 0)
             input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
@@ -841,6 +889,19 @@ class MTMMModel(MTMMPreTrainedModel):
         lengths = encoder._get_feat_extract_output_lengths(mask.sum(-1))
         frames = torch.arange(states.shape[-2], device=states.device)
         return _average_frames(states, frames < lengths[:, None], self.config.acoustic_stride)
+
+    def _refuse_other_audio(self, input_values: Tensor) -> None:
+        """A processor of another acoustic encoder gives other inputs."""
+        if self.audio_model.main_input_name == "input_features":
+            mels = self.audio_model.config.num_mel_bins
+            fits, wanted = input_values.shape[1:-1] == (mels,), f"(batch, {mels}, frames)"
+        else:
+            fits, wanted = input_values.dim() == 2, "(batch, time)"
+        if not fits:
+            raise ValueError(
+                f"`input_values` are {tuple(input_values.shape)}, but {type(self.audio_model).__name__} "
+                f"takes {wanted}; use the processor that was saved with this model."
+            )
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -855,6 +916,8 @@ class MTMMModel(MTMMPreTrainedModel):
             `linguistic_states` (batch, tokens, width), or (batch, layers, tokens, width) with
             `encoder_layers="weighted"`, and `linguistic_attention_mask` (batch, tokens) of booleans.
         """
+        if not torch.compiler.is_compiling():  # reads values, which a traced graph cannot
+            _refuse_unknown_tokens(input_ids, self.get_input_embeddings().num_embeddings)
         mask = _as_mask(attention_mask, input_ids, axes=(0, -1))
         inputs = {"input_ids": input_ids, "attention_mask": _unmask_absent(mask).long()}
         return self._run_encoder("text", inputs), mask
@@ -1149,6 +1212,15 @@ def _refuse_too_short(too_short: Tensor) -> None:
         )
 
 
+def _refuse_unknown_tokens(input_ids: Tensor, known: int) -> None:
+    """On a GPU an id beyond the embeddings would end the process."""
+    if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
+        raise ValueError(
+            f"`input_ids` go from {int(input_ids.min())} to {int(input_ids.max())}, but the linguistic "
+            f"encoder knows 0 to {known - 1}; use the processor that was saved with this model."
+        )
+
+
 def _refuse_absent(absent: Tensor) -> None:
     """(batch,): has neither modality."""
     if bool(absent.any()):
@@ -1157,6 +1229,62 @@ def _refuse_absent(absent: Tensor) -> None:
             f"Utterances {rows} of this batch have neither audio nor text; each needs at least one "
             "(a mask row that is all zero means absent)."
         )
+
+
+def _refuse_damaged_files(folder: str) -> None:
+    """Weights that are cut off, or no safetensors at all, or whose numbers are no floats."""
+    again = "Copy or save them again."
+    try:
+        files = get_local_safetensors_metadata(folder).files_metadata
+    except NotASafetensorsRepoError:
+        return  # transformers says what it looked for
+    except (SafetensorsParsingError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise OSError(f"The weights in {folder} are damaged: {error}. {again}") from error
+    for file, content in files.items():
+        path = f"{folder}/{file}"
+        # The length of the header comes first, eight bytes; then the header, then the tensors.
+        header = torch.from_file(path, size=8, dtype=torch.uint8).view(torch.int64).item()
+        ends = [tensor.data_offsets[1] for tensor in content.tensors.values()]
+        size, whole = os.path.getsize(path), 8 + header + max(ends, default=0)
+        if size != whole:
+            raise OSError(
+                f"The weights in {path} are damaged: {size:,} bytes of {whole:,}. {again}"
+            )
+        kinds = {tensor.dtype for tensor in content.tensors.values()} - FLOATS
+        if kinds:
+            raise ValueError(
+                f"The weights in {path} are of type {', '.join(sorted(kinds))}, which would be cast; "
+                "save the model again as float32, float16 or bfloat16."
+            )
+
+
+def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
+    """`found` is what transformers tells of loading; `told`: the caller will read of it."""
+    problems = []
+    for words, keys in (
+        ("missing", () if told else found["missing_keys"]),
+        ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
+        ("left over", () if told else found["unexpected_keys"]),
+    ):
+        if keys:
+            problems.append(f"{len(keys)} {words}, such as {min(keys)!r}")
+    if problems:
+        raise ValueError(
+            f"{name} does not have the weights that its configuration describes: {'; '.join(problems)}. "
+            "Give the folder as it was saved; to draw new weights in their place, and train them, give "
+            "ignore_mismatched_sizes=True."
+        )
+
+
+def _refuse_infinite_weights(name: Any, model: nn.Module) -> None:
+    for key, weights in model.named_parameters():
+        if weights.is_meta or not weights.numel() or weights.element_size() < 2:
+            continue  # kept on disk, or quantised
+        if not bool(torch.stack(weights.detach().aminmax()).isfinite().all()):
+            raise ValueError(
+                f"The weights {key!r} of {name} are NaN or infinite: its training diverged, or the file "
+                "is damaged. Give an earlier checkpoint, or train again with a lower learning rate."
+            )
 
 
 MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the four Hub files with it

@@ -24,6 +24,7 @@ from transformers import HfArgumentParser
 
 import train_accelerate
 from configuration_mtmm import MTMMConfig
+from mtmm_training.files import replacing
 from mtmm_training.folds import Fold, save_folds, select
 from mtmm_training.tables import (
     as_json,
@@ -31,11 +32,11 @@ from mtmm_training.tables import (
     comparison_markdown,
     fold_folder,
     read_experiment,
+    read_json,
     write_json,
     write_tables,
 )
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import replacing
 
 # Flags that change no result, so that an experiment may go on with others.
 HARMLESS = {"out", "fold", "cache_dir", "resume", "tracker", "workers", "encode_only"}
@@ -114,15 +115,15 @@ def keep_record(plan: Plan) -> None:
     """Writes run.json and folds.json, or checks that this experiment is the one that was begun.
 
     Raises:
-        ValueError: the folder was begun with other flags or other folds.
+        ValueError: the folder was begun with other flags or other folds, or its record is damaged.
     """
     flags = {name: value for name, value in asdict(plan.config).items() if name not in HARMLESS}
     record, folds = plan.out / "run.json", plan.out / "folds.json"
     if record.exists() and folds.exists():
-        begun = json.loads(record.read_text(encoding="utf-8"))["flags"]
+        begun = read_json(record, "flags")["flags"]
         for name in sorted(begun.keys() | flags.keys()):
             _refuse_change(plan.out, name, begun.get(name), flags.get(name))
-        old = json.loads(folds.read_text(encoding="utf-8"))["folds"]
+        old = read_json(folds, "folds")["folds"]
         _refuse_change(plan.out, "number of folds", len(old), len(plan.folds))
         for index, fold in enumerate(plan.folds):
             _refuse_change(
@@ -236,7 +237,7 @@ def finish(process: subprocess.Popen, plan: Plan, fold: int) -> None:
             f"{_named(plan, fold)} failed with exit status {process.returncode}: {last_words(log)}\n"
             f"The whole log is in {log}. Finished folds stay; the same command goes on from here."
         )
-    test = json.loads(results.read_text(encoding="utf-8"))["test"]
+    test = read_json(results, "test")["test"]
     parts = "  ".join(train_accelerate.metric_parts(test))
     print(f"{_named(plan, fold)}: {parts}", flush=True)
 

@@ -1,5 +1,6 @@
 """What a finished run was trained and tested with, found again from its results.json."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from mtmm_training.folds import select
@@ -13,9 +14,17 @@ def read_flags(run: str | Path) -> TrainConfig:
     """The flags of a run.
 
     Raises:
-        FileNotFoundError, ValueError: The folder has no results.json, or another program's.
+        FileNotFoundError, ValueError: The folder has no results.json, or another program's or
+            version's.
     """
-    return TrainConfig(**read_results(run)["config"])
+    flags = read_results(run)["config"]
+    unknown = sorted(set(flags) - {field.name for field in fields(TrainConfig)})
+    if unknown:
+        raise ValueError(
+            f"{run}/results.json has the flag {unknown[0]!r}, which this version does not know; use the "
+            "version that trained it, or train again."
+        )
+    return TrainConfig(**flags)
 
 
 def read_test_split(run: str | Path) -> list[Utterance]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from mtmm_training import figures, metrics
+from mtmm_training.files import replacing
 from mtmm_training.metrics import ABSENT_EMOTION, Interval
-from mtmm_training.utterances import DIMENSIONS, replacing
+from mtmm_training.utterances import DIMENSIONS
 
 FOLD_PREFIX = "fold-"
 EMOTION_SCORES = ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
@@ -125,12 +126,11 @@ def read_experiment(folder: str | Path) -> Experiment:
 
     Raises:
         FileNotFoundError: no fold is finished, or a finished one has no predictions.csv.
-        ValueError: predictions name an utterance twice.
+        ValueError: a file is damaged or of another version, or predictions name an utterance twice.
     """
     folder = Path(folder)
-    folders = {
-        int(p.name.removeprefix(FOLD_PREFIX)): p for p in folder.glob(f"{FOLD_PREFIX}[0-9]*")
-    }
+    named = ((p.name.removeprefix(FOLD_PREFIX), p) for p in folder.glob(f"{FOLD_PREFIX}*"))
+    folders = {int(number): path for number, path in named if number.isdecimal()}
     finished = {i: p for i, p in sorted(folders.items()) if (p / "results.json").is_file()}
     if not finished:
         raise FileNotFoundError(
@@ -139,25 +139,63 @@ def read_experiment(folder: str | Path) -> Experiment:
         )
     planned = len(folders)
     if (folder / "folds.json").is_file():
-        content = json.loads((folder / "folds.json").read_text(encoding="utf-8"))
-        planned = len(content["folds"])
+        planned = len(read_json(folder / "folds.json", "folds")["folds"])
     expected = {*range(planned), *folders}
-    runs = {i: json.loads((p / "results.json").read_text("utf-8")) for i, p in finished.items()}
-    frames = [_test_rows(p, i, runs[i]["temperature"]) for i, p in finished.items()]
+    needed = ("fold", "config", "splits", "temperature", "wall_time_s")
+    runs = {i: read_json(p / "results.json", *needed) for i, p in finished.items()}
+    frames = [_test_rows(p, i, runs[i]) for i, p in finished.items()]
     rows = pd.concat(frames, ignore_index=True)
     return Experiment(folder.resolve().name, runs, sorted(expected - set(finished)), rows)
 
 
-def _test_rows(folder: Path, fold: int, temperature: float | None) -> pd.DataFrame:
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """A JSON object that a run left, with the keys that are needed of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or was written by another version or program.
+    """
+    again = "move it away, and run the command that wrote it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {again}.") from error
+    lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {', '.join(lacking)}: another version or program wrote it; {again}."
+        )
+    return content
+
+
+def _test_rows(folder: Path, fold: int, results: Mapping[str, Any]) -> pd.DataFrame:
     path = folder / "predictions.csv"
+    again = "move results.json away, and run this fold again"
     # Only an empty field is absent; an utterance, speaker or emotion may be called "NA" or "1".
     names = dict.fromkeys(("id", "split", "speaker", "emotion_label", "emotion"), str)
-    rows = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
-    rows = rows[rows["split"] == "test"].assign(fold=fold, temperature=temperature)
+    try:
+        rows = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+        numbers = [name for name in rows.columns if _is_number_column(name)]
+        rows[numbers] = rows[numbers].apply(pd.to_numeric)
+    except ValueError as error:  # of pandas' parser and of the decoder too
+        raise ValueError(f"{path} cannot be read ({error}); {again}.") from error
+    lacking = [name for name in ("id", "split", "speaker") if name not in rows]
+    if lacking:
+        raise ValueError(f"{path} has no column {lacking[0]!r}; {again}.")
+    rows = rows[rows["split"] == "test"].assign(fold=fold, temperature=results["temperature"])
     if rows["id"].duplicated().any():
         twice = rows["id"][rows["id"].duplicated()].iloc[0]
         raise ValueError(f"{path} has test utterance {twice!r} twice; it must come once.")
+    tested = results["splits"].get("test", {}).get("utterances", len(rows))
+    if len(rows) != tested:
+        raise ValueError(
+            f"{path} has {len(rows)} test utterances, results.json beside it says {tested}; {again}."
+        )
     return rows
+
+
+def _is_number_column(name: str) -> bool:
+    return name.startswith("p_") or name.removesuffix("_label") in DIMENSIONS
 
 
 def _indices(names: pd.Series, emotions: Sequence[str]) -> NDArray:

@@ -12,11 +12,13 @@ import logging
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
+
+from mtmm_training.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ _VERBATIM_COLUMNS = ("audio", "text")
 _LISTED_PROBLEMS = 5
 # "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
 _NEAR_MISS = 0.81
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 # float() would also take "1_000", "nan" and full-width digits.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -117,6 +120,10 @@ class Utterance:
     def _check_string(self, name: str, value: str) -> None:
         if not value.strip():
             self._refuse(name, "is blank; give a non-empty string, or None where it may be absent")
+        if _UNWRITABLE.search(value):
+            self._refuse(
+                name, "has a NUL or half a surrogate pair, which no text file holds; remove it"
+            )
         if name not in _VERBATIM_COLUMNS and value != value.strip():
             self._refuse(name, "has white space around it; strip it")
 
@@ -144,8 +151,9 @@ def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
     if len(keyed) < len(utterances):
         counts = Counter(utterance.utterance_id for utterance in utterances)
         doubled = [name for name, count in counts.items() if count > 1]
+        occur = "utterance id occurs" if len(doubled) == 1 else "utterance ids occur"
         raise ValueError(
-            f"{len(doubled)} utterance ids occur more than once, first {doubled[0]!r}; ids must be "
+            f"{len(doubled)} {occur} more than once, first {doubled[0]!r}; ids must be "
             "unique. Where corpora are mixed, prefix ids with the corpus, or name the corpora apart."
         )
     return keyed
@@ -184,11 +192,14 @@ def read_manifest(
     corpus: str | None = None,
     dimension_range: tuple[float, float] = (1.0, 5.0),
     labelled: bool = True,
+    audio_exists: bool = True,
 ) -> list[Utterance]:
     """Reads a table with one utterance per row and the columns of `COLUMNS`.
 
     Only `speaker` and one of `audio` and `text` are required. Only an empty (or blank) field is
-    absent: "NA" is a transcript. Rows that are empty throughout are skipped.
+    absent: "NA" is a transcript. Rows that are empty throughout are skipped. Audio may lie anywhere,
+    above the manifest's folder too: a manifest is its user's own. Ids, speakers and emotions are
+    compared letter by letter; speakers that differ by case or Unicode form alone are warned of.
 
     Args:
         path: .csv or .tsv (comma, tab or semicolon, told from the header; UTF-8), .jsonl, .parquet.
@@ -197,19 +208,27 @@ def read_manifest(
         dimension_range: lowest and highest legal valence, arousal and dominance.
         labelled: if not, for predictions alone: emotions and dimensions are not read, speakers may be
             missing, and so may audio files, which is seen when each is read.
+        audio_exists: refuse labelled rows whose audio file is missing; if not, that is seen when each
+            is read.
 
     Returns:
         Utterances in the order of the rows, with absolute audio paths. Without an `id`, the id is
         the audio path as written; where that is absent or repeated, `<audio or stem>#<row>`.
 
     Raises:
-        ValueError: columns are missing, doubled or misspelt, or rows are bad: the first five are
-            listed by number (CSV: the header is row 1; JSONL and Parquet: the first record is).
+        ValueError: the file cannot be read as what its name says; columns are missing, doubled or
+            misspelt; or rows are bad: the first five are listed by number (CSV: the header is row 1;
+            JSONL and Parquet: the first record is).
         FileNotFoundError: the manifest or audio files are missing.
     """
     path = Path(path)
     problems: dict[int, str] = {}
     columns, rows = _reader(path)(path, problems)
+    if not columns:
+        empty = (
+            f"{path} is empty; it needs a header with 'speaker' and 'audio' or 'text', and rows."
+        )
+        raise ValueError(_listing(path, "bad rows", problems) if problems else empty)
     if not labelled:
         columns, rows = _without_labels(columns, rows)
     _check_columns(path, columns)
@@ -226,8 +245,10 @@ def read_manifest(
         raise ValueError(_listing(path, "bad rows", problems))
     if not utterances:
         raise ValueError(f"{path} has no rows; a manifest needs at least one utterance.")
-    if labelled:
+    if labelled and audio_exists:
         _check_audio_exists(path, utterances)
+    if labelled:
+        _warn_of_like_speakers(path, utterances.values())
     return list(utterances.values())
 
 
@@ -236,6 +257,7 @@ def read_manifests(
     *,
     audio_dir: str | Path | None = None,
     dimension_range: tuple[float, float] = (1.0, 5.0),
+    audio_exists: bool = True,
 ) -> list[Utterance]:
     """Reads one manifest or several, whose utterances are used together.
 
@@ -245,14 +267,17 @@ def read_manifests(
 
     Args:
         paths: as `read_manifest` takes them.
-        audio_dir, dimension_range: as of `read_manifest`, for all of them.
+        audio_dir, dimension_range, audio_exists: as of `read_manifest`, for all of them.
 
     Raises:
         ValueError: two utterances have the same id, or a manifest is refused.
         FileNotFoundError: a manifest or audio files are missing.
     """
     tables = [
-        read_manifest(path, audio_dir=audio_dir, dimension_range=dimension_range) for path in paths
+        read_manifest(
+            path, audio_dir=audio_dir, dimension_range=dimension_range, audio_exists=audio_exists
+        )
+        for path in paths
     ]
     if len(tables) == 1:
         return tables[0]
@@ -260,8 +285,8 @@ def read_manifests(
     shared = sorted(name for name, count in manifests.items() if count > 1)
     if shared:
         logger.warning(
-            "%d speakers are in several manifests and taken for the same people, first %r; give "
-            "them other names if they are not",
+            "speakers of the same name in several manifests are taken for the same people: %d, first "
+            "%r; give them other names if they are not",
             len(shared),
             shared[0],
         )
@@ -299,22 +324,6 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
         writers[path.suffix](rows, temporary)
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` and renames it to `path` if the block succeeds.
-
-    A reader, or a run that is killed, therefore never sees half a file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 # Files to rows. A reader returns the columns and the rows by number; rows that it cannot take apart
 # go into `problems`.
 
@@ -331,21 +340,26 @@ def _reader(path: Path) -> Callable[[Path, dict[int, str]], Table]:
     }
     if path.suffix.lower() not in readers:
         raise ValueError(f"`path`={str(path)!r} must end in one of {', '.join(readers)}.")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"There is no manifest at {str(path)!r}.")
+    if not path.is_file():  # a directory, or a pipe that would be waited for
+        raise ValueError(f"`path`={str(path)!r} is no file; give a manifest's.")
     return readers[path.suffix.lower()]
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
+    if "\0" in text:
+        raise ValueError(f"{path} has NUL bytes, as UTF-16 and damaged files do; save it as UTF-8.")
+    return text
 
 
 def _read_delimited(path: Path, problems: dict[int, str]) -> Table:
     text = _read_text(path)
-    header = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     delimiter = max(",\t;", key=header.count)
     # newline="" keeps the line ends inside quoted fields; strict refuses an unclosed quote, which
     # would otherwise swallow the rest of the file.
@@ -355,18 +369,21 @@ def _read_delimited(path: Path, problems: dict[int, str]) -> Table:
     number = 0
     try:
         for number, record in enumerate(records, start=1):
-            if number == 1:
+            if not any(field.strip() for field in record):
+                continue
+            if not columns:
                 columns = record
             elif len(record) == len(columns):
                 rows[number] = dict(zip(columns, record, strict=True))
-            elif record:
+            else:
                 problems[number] = (
-                    f"has {len(record)} fields, the header has {len(columns)}; put fields that "
-                    f"contain {delimiter!r} in double quotes."
+                    f"has {len(record)} {'field' if len(record) == 1 else 'fields'}, the header has "
+                    f"{len(columns)}; separate fields by {delimiter!r}, and put fields that contain it "
+                    "in double quotes."
                 )
     except csv.Error as error:
         problems[number + 1] = f"cannot be taken apart ({error}); check its double quotes."
-    return columns, {number: row for number, row in rows.items() if any(row.values())}
+    return columns, rows
 
 
 def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
@@ -376,8 +393,8 @@ def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(line, object_pairs_hook=_unique_keys)
+        except (ValueError, RecursionError) as error:
             problems[number] = f"is not JSON ({error}); give one object per line."
             continue
         if isinstance(row, dict):
@@ -387,11 +404,25 @@ def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
     return list(dict.fromkeys(column for row in rows.values() for column in row)), rows
 
 
+def _unique_keys(pairs: list[tuple[str, object]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {name!r} occurs twice")
+    return row
+
+
 def _read_parquet(path: Path, problems: dict[int, str]) -> Table:
     import pyarrow.parquet  # comes with the training extra
 
-    table = pyarrow.parquet.read_table(path)
-    return table.column_names, dict(enumerate(table.to_pylist(), start=1))
+    with path.open("rb") as file:
+        try:
+            table = pyarrow.parquet.ParquetFile(file).read()
+            return table.column_names, dict(enumerate(table.to_pylist(), start=1))
+        except (pyarrow.ArrowException, ValueError, OSError) as error:
+            raise ValueError(
+                f"{path} cannot be read as Parquet ({str(error).strip()}); write it again."
+            ) from error
 
 
 def _without_labels(columns: list[str], rows: dict[int, Row]) -> Table:
@@ -523,6 +554,18 @@ def _make_utterances(
     return utterances
 
 
+def _warn_of_like_speakers(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Two spellings of one person would be put on both sides of a fold."""
+    spellings: dict[str, str] = {}
+    for name in dict.fromkeys(u.speaker_id for u in utterances):
+        like = spellings.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if like != name:
+            logger.warning(
+                "%s: speakers %r and %r are spelt alike and taken for different people; give them one "
+                "name if they are not", path, like, name,
+            )  # fmt: skip
+
+
 def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
     exists = {u.audio: os.path.isfile(u.audio) for u in utterances.values() if u.audio is not None}
     missing = {
@@ -538,7 +581,10 @@ def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
 def _listing(path: Path, what: str, problems: dict[int, str]) -> str:
     numbers = sorted(problems)[:_LISTED_PROBLEMS]
     lines = [f"\n  row {number}: {problems[number]}" for number in numbers]
-    return f"{path}: {len(problems)} {what}, the first {len(lines)}:{''.join(lines)}"
+    if len(problems) == 1:
+        what = what.replace("rows", "row", 1)
+    first = f", the first {len(lines)}" if len(lines) < len(problems) else ""
+    return f"{path}: {len(problems)} {what}{first}:{''.join(lines)}"
 
 
 # Rows to files.

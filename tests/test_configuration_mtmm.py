@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoModel, BertConfig, WhisperConfig
 
 from configuration_mtmm import AUTO_MAP, CUSTOM_PIPELINES, MTMMConfig
@@ -84,6 +83,15 @@ def test_tiny_model_stays_tiny() -> None:
         ("dimension_loss_weights", (0.5, -0.1), "at least 0"),
         ("emotion_loss_weight", -0.1, "at least 0"),
         ("emotion_loss_weight", float("nan"), "at least 0"),
+        ("hidden_size", 10**12, "at most 1,000,000"),
+        ("dimension_range", (1, 10**400), "two finite numbers"),
+        ("dimension_range", (0, 1e308), "two finite numbers"),
+        ("temperature", 1e-320, "above 0"),
+        ("hidden_act", "gelux", "one of 'gelu'"),
+        ("dtype", "float23", "one of float32"),
+        ("format_version", 2, "must be 1"),
+        ("id2label", {"a": "sad", "b": "happy"}, "the indices 0, 1, 2"),
+        ("id2label", {0: "sad", 1: "happy "}, "padded with spaces"),
         ("trained_outputs", ("dominance",), "names among emotion, valence, arousal"),
     ],
 )
@@ -107,11 +115,58 @@ def test_config_refuses_loss_without_weight() -> None:
         ("hidden_dropout", "0.1"),
         ("use_refinement", "yes"),
         ("dimension_names", "valence"),
+        ("num_bridge_tokens", True),
+        ("num_bridge_tokens", None),
+        ("hidden_size", float("nan")),
+        ("id2label", ["sad", "happy"]),
+        ("audio_config", "hubert"),
     ],
 )
-def test_config_refuses_wrong_type(field: str, value: object) -> None:
-    with pytest.raises(StrictDataclassFieldValidationError, match=field):
+def test_config_refuses_wrong_type(tmp_path: Path, field: str, value: object) -> None:
+    message = re.escape(f"MTMMConfig: `{field}={value!r}` is not allowed; its type must be ")
+    with pytest.raises(ValueError, match=message):
         MTMMConfig.tiny(**{field: value})
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        MTMMConfig.from_pretrained(tmp_path, **{field: value})
+
+
+def test_config_refuses_wrong_type_in_encoder() -> None:
+    text_config = {"model_type": "bert", "hidden_size": "x"}
+    with pytest.raises(ValueError, match="encoder's configuration .* 'hidden_size' expected int"):
+        MTMMConfig.tiny(text_config=text_config)
+
+
+@pytest.mark.parametrize("count", [0, 1, -3, "3", True])
+def test_config_refuses_number_of_labels(count: object) -> None:
+    with pytest.raises(ValueError, match=f"`num_labels={count!r}` .* whole number of at least 2"):
+        MTMMConfig.tiny(num_labels=count)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "config.json has no JSON object"),
+        ("null", "config.json has no JSON object"),
+        ('{"model_type": "bert"}', "is a 'bert' model, where 'mtmm' is needed"),
+        ("{}", "has no config.json with a `model_type`"),
+        (None, "has no config.json with a `model_type`"),
+    ],
+)
+def test_config_of_no_mtmm_model_is_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*{message}"):
+        MTMMConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("version", ["1", None, 1.0, True, -1])
+def test_format_version_must_be_number(version: object) -> None:
+    saved = MTMMConfig.tiny().to_dict() | {"format_version": version}
+    with pytest.raises(ValueError, match=f"`format_version={version!r}` .* a whole number"):
+        MTMMConfig.from_dict(saved)
 
 
 @pytest.mark.parametrize(

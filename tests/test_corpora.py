@@ -20,6 +20,7 @@ from mtmm_training.corpora import (
     ravdess,
     read_corpus,
 )
+from mtmm_training.corpora.checks import read_rows
 from mtmm_training.corpora.labels import FOUR, LABELS, emotion_map
 from mtmm_training.folds import make_folds
 from mtmm_training.utterances import Utterance, read_manifest, write_manifest
@@ -416,6 +417,12 @@ def test_meld_official_split_is_asked_for(
     assert "1 of 3 speakers are in several official splits" in caplog.text
     (fold,) = make_folds(apart, "official")
     assert len(fold.test) == 1
+
+
+def test_unclosed_quote_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('a,b\n"1,2\n3,4\n')
+    with pytest.raises(ValueError, match="rows.csv cannot be taken apart .unexpected end of data"):
+        read_rows(tmp_path / "rows.csv", ["a"])
 
 
 def test_meld_refuses_bad_rows(meld_folder: Path) -> None:

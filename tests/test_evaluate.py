@@ -22,6 +22,7 @@ from sklearn.metrics import (
 from mtmm_training import evaluate, tables
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.evaluate import main
+from mtmm_training.finished_run import read_flags
 
 EMOTIONS = ["angry", "happy", "sad"]
 TEMPERATURES = (0.5, 2.0, 1.25)
@@ -200,6 +201,73 @@ def test_experiment_without_folds_file_misses_begun_folds(tmp_path: Path) -> Non
     assert tables.read_experiment(folder).missing == [1]
     with pytest.raises(FileNotFoundError, match="has no finished fold"):
         tables.read_experiment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("fold-01/results.json", '{"fold": ', "results.json is not JSON .* run the command"),
+        ("fold-01/results.json", "", "results.json is not JSON"),
+        ("fold-01/results.json", "[1]", "results.json lacks fold, config"),
+        (
+            "fold-01/results.json",
+            '{"fold": "f1"}',
+            "lacks config, splits, temperature, wall_time_s",
+        ),
+        ("folds.json", "{}", "folds.json lacks folds: another version or program"),
+        ("fold-01/predictions.csv", "", "predictions.csv cannot be read .* run this fold again"),
+        ("fold-01/predictions.csv", "a,b\n1,2\n", "predictions.csv has no column 'id'"),
+        (
+            "fold-01/predictions.csv",
+            "id,split,speaker,valence_label,valence\nu,test,s,3,x\n",
+            "predictions.csv cannot be read .Unable to parse string .x",
+        ),
+    ],
+)
+def test_damaged_file_of_experiment_is_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    folder = write_experiment(tmp_path / "out", all_folds(0, 2.0))
+    (folder / name).write_text(content)
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main(["table", str(folder)])
+
+
+def test_cut_off_predictions_are_noticed(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "out", all_folds(0, 2.0))
+    run = folder / "fold-02"
+    results = json.loads((run / "results.json").read_text())
+    results["splits"] = {"test": {"utterances": 40}}
+    (run / "results.json").write_text(json.dumps(results))
+    tables.read_experiment(folder)
+    lines = (run / "predictions.csv").read_text().splitlines(keepends=True)
+    (run / "predictions.csv").write_text("".join(lines[:-5]))
+    with pytest.raises(ValueError, match="has 35 test utterances, results.json beside it says 40"):
+        tables.read_experiment(folder)
+
+
+def test_other_folders_are_no_folds(tmp_path: Path) -> None:
+    folder = write_experiment(tmp_path / "out", all_folds(0, 2.0))
+    (folder / "fold-02-old").mkdir()
+    assert sorted(tables.read_experiment(folder).runs) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no results.json; give the folder of a finished run"),
+        ('{"config": {}', "results.json is not JSON"),
+        ({"fusion_kind": "bridge"}, "the flag 'fusion_kind', which this version does not know"),
+    ],
+)
+def test_flags_of_other_version_are_refused(tmp_path: Path, content: object, message: str) -> None:
+    if isinstance(content, dict):
+        keys = ("model_config", "splits", "test", "wall_time_s")
+        content = json.dumps(dict.fromkeys(keys) | {"config": content})
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises((ValueError, OSError), match=message):
+        read_flags(tmp_path)
 
 
 def test_names_that_look_absent_or_numeric_stay_names(tmp_path: Path) -> None:

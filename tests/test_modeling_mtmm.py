@@ -9,6 +9,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
@@ -884,6 +885,123 @@ def test_frozen_encoders_survive_loading(
             assert not frozen or not any(p.requires_grad for p in encoder.parameters())
     changed = MTMMModel.from_pretrained(tmp_path, freeze_audio_encoder=not freeze_audio)
     assert trainable(changed.audio_model) == {freeze_audio}
+
+
+def damaged_copy(model: MTMMModel, folder: Path, change: Callable[[dict], object]) -> Path:
+    """The saved model with its weights changed."""
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("fusion.output_norm.weight"), "1 missing, such as 'fusion.output_norm"),
+        (lambda w: w.update(extra=torch.ones(1)), "1 left over, such as 'extra'"),
+        (
+            lambda w: w.update({"emotion_head.projection.bias": torch.ones(7)}),
+            "1 of another shape, such as 'emotion_head.projection.bias'",
+        ),
+        (  # an encoder's file in place of the model's
+            lambda w: [w.update({k.removeprefix("audio_model."): w.pop(k)}) for k in list(w)],
+            r"\d+ missing, .*; \d+ left over",
+        ),
+        (
+            lambda w: w["fusion.output_norm.weight"].fill_(math.nan),
+            "'fusion.output_norm.weight' of .* are NaN or infinite: its training diverged",
+        ),
+        (
+            lambda w: w.update({k: t.to(torch.int8) for k, t in w.items()}),
+            "are of type I8, which would be cast",
+        ),
+    ],
+)
+def test_loading_refuses_other_weights(
+    make_model: MakeModel, tmp_path: Path, change: Callable, message: str
+) -> None:
+    folder = damaged_copy(make_model(), tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        MTMMModel.from_pretrained(folder)
+
+
+def test_new_weights_are_drawn_when_asked_for(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model()
+    folder = damaged_copy(model, tmp_path, lambda w: w.pop("emotion_head.projection.weight"))
+    loaded = MTMMModel.from_pretrained(folder, ignore_mismatched_sizes=True, num_labels=2)
+    assert loaded.emotion_head.projection.out_features == 2
+    assert torch.equal(loaded.dimension_head.dense.weight, model.dimension_head.dense.weight)
+    _, found = MTMMModel.from_pretrained(folder, output_loading_info=True)
+    assert found["missing_keys"] == {"emotion_head.projection.weight"}
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 0.3, 0.99])
+def test_loading_refuses_cut_off_weights(
+    make_model: MakeModel, tmp_path: Path, kept: float
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else kept])
+    with pytest.raises(
+        OSError, match=f"weights in {tmp_path}.* damaged: .* [Cc]opy or save them again"
+    ):
+        MTMMModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>not found</html>", b"version https://git-lfs", b"x" * 99]
+)
+def test_loading_refuses_what_is_no_safetensors(
+    make_model: MakeModel, tmp_path: Path, content: bytes
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(OSError, match=f"weights in {tmp_path} are damaged: .*model.safetensors"):
+        MTMMModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"audio_config": BERT}, "BertModel is no acoustic encoder .* HuBERT"),
+        ({"text_config": WAVE}, "HubertModel is no linguistic encoder; use BERT"),
+        (
+            {"audio_config": {"model_type": "clap_audio_model"}},
+            "'clap_audio_model' model is no enc",
+        ),
+    ],
+)
+def test_model_refuses_encoder_of_other_kind(overrides: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MTMMModel(MTMMConfig.tiny(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("pair", "shape", "message"),
+    [
+        ("hubert-deberta", (1, 80, 100), r"\(1, 80, 100\), but HubertModel takes \(batch, time\)"),
+        (
+            "whisper-bert",
+            (1, 4000),
+            r"WhisperEncoder takes \(batch, 8, frames\); use the processor",
+        ),
+        ("whisper-bert", (1, 80, 40), r"WhisperEncoder takes \(batch, 8, frames\)"),
+    ],
+)
+def test_model_refuses_input_of_another_processor(
+    make_model: MakeModel, pair: str, shape: tuple, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(**PAIRS[pair])(input_values=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("token", [-1, 128])
+def test_model_refuses_unknown_tokens(make_model: MakeModel, token: int) -> None:
+    with pytest.raises(ValueError, match=f"{token}.* but the linguistic encoder knows 0 to 127"):
+        make_model()(input_ids=torch.tensor([[5, token]]))
 
 
 @pytest.mark.parametrize("overrides", [{}, TRAINABLE, TRAINABLE | WEIGHTED])

@@ -54,6 +54,8 @@ def manifest(folder: Path, content: str, name: str = "m.csv") -> Path:
         ({"split": "dev"}, "`split`='dev'.*train, validation, test"),
         ({"start_s": 2.0, "end_s": 2.0}, "not after the start, 2.0 s"),
         ({"end_s": 0.0}, "not after the start"),
+        ({"text": "a\0b"}, "`text`='a.x00b' has a NUL"),
+        ({"emotion": "\ud800"}, "half a surrogate pair, which no text file holds"),
         ({"start_s": -1.0}, "negative"),
     ],
 )
@@ -68,7 +70,7 @@ def test_utterance_is_frozen() -> None:
 
 
 def test_by_id_refuses_doubled_ids() -> None:
-    with pytest.raises(ValueError, match="1 utterance ids occur more than once, first 'u1'"):
+    with pytest.raises(ValueError, match="1 utterance id occurs more than once, first 'u1'"):
         by_id([utterance(), utterance(text="Bye.")])
 
 
@@ -131,7 +133,8 @@ def test_bad_field_is_named(tmp_path: Path, column: str, value: str, message: st
     [
         ("Hi,,x", "row 3: `speaker` is empty"),
         (",ben,x", "row 3: .*at least one"),
-        ("Hi,ben", "row 3: has 2 fields, the header has 3"),
+        ("Hi,ben", "row 3: has 2 fields, the header has 3; separate fields by ','"),
+        ("Hi;ben;x", "row 3: has 1 field, the header has 3; separate fields by ','"),
         ("Hi, there,ben,x", "row 3: has 4 fields, the header has 3"),
         ('"Hi,ben,x', "row 3: cannot be taken apart.*double quotes"),
     ],
@@ -184,7 +187,17 @@ def test_ignored_columns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
     ("name", "content", "message"),
     [
         ("m.csv", "text,speaker\n", "no rows"),
-        ("m.csv", "", "needs 'speaker'"),
+        ("m.csv", "", "m.csv is empty; it needs a header with 'speaker'"),
+        ("m.csv", "\ufeff\n\n", "m.csv is empty"),
+        ("m.csv", "t\0e\0x\0t\0", "NUL bytes, as UTF-16 and damaged files do"),
+        ("m.jsonl", "", "m.jsonl is empty"),
+        ("m.jsonl", '[{"text": "a", "speaker": "b"}]', "1 bad row:\n  row 1: is .*one JSON object"),
+        ("m.jsonl", '{\n"text": "a"\n}', "3 bad rows:\n  row 1: is not JSON"),
+        ("m.jsonl", '{"text": "a", "text": "b", "speaker": "c"}', "row 1: .*'text' occurs twice"),
+        ("m.jsonl", "[" * 100_000, "row 1: is not JSON .*recursion"),
+        ("m.jsonl", '{"speaker": ' + "1" * 5000 + "}", "row 1: is not JSON .*4300 digits"),
+        ("m.parquet", "text,speaker\nHi,anna\n", "m.parquet cannot be read as Parquet"),
+        ("m.parquet", "", "m.parquet cannot be read as Parquet"),
         ("m.xlsx", "text,speaker\nHi,anna\n", "must end in one of"),
         ("m.jsonl", '{"text": "a", "speaker": "b"}\n[1]\n', "row 2: .*one JSON object"),
         ("m.jsonl", '{"text": "a", "speaker": "b"}\n{"text"\n', "row 2: is not JSON"),
@@ -198,6 +211,66 @@ def test_unreadable_manifest_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         read_manifest(manifest(tmp_path, content, name))
+
+
+def test_blank_rows_are_skipped(tmp_path: Path) -> None:
+    content = "\ntext,speaker\n  , \n   \nHi,anna\n,\n"
+    (read,) = read_manifest(manifest(tmp_path, content))
+    assert (read.text, read.utterance_id) == ("Hi", "m#5")
+
+
+def test_one_bad_row_is_singular(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "text,speaker,valence\nHi,anna,9\n")
+    with pytest.raises(ValueError, match="m.csv: 1 bad row:\n  row 2: `valence`='9' is outside"):
+        read_manifest(path)
+    path = manifest(tmp_path, "audio,speaker\nnone.wav,anna\n")
+    with pytest.raises(FileNotFoundError, match="1 row whose audio file is missing:\n  row 2"):
+        read_manifest(path)
+
+
+def test_what_is_no_file_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")  # reading it would wait for ever
+    for name in ("folder.csv", "pipe.csv"):
+        with pytest.raises(ValueError, match=f"{name}' is no file"):
+            read_manifest(tmp_path / name)
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    rows = {"text": [f"words {i}" for i in range(1000)], "speaker": ["anna"] * 1000}
+    pyarrow.parquet.write_table(pyarrow.table(rows), path)
+    whole = path.read_bytes()
+    flipped = whole[:60] + bytes(byte ^ 255 for byte in whole[60:400]) + whole[400:]
+    for damaged in (whole[:200], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path} cannot be read as Parquet .*write it again"):
+            read_manifest(path)
+
+
+def test_doubled_parquet_column_is_named(tmp_path: Path) -> None:
+    arrays = [pyarrow.array([word]) for word in ("a", "b", "c")]
+    table = pyarrow.Table.from_arrays(arrays, names=["text", "speaker", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match="column 'text' occurs twice"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+@pytest.mark.parametrize("other", ["anna", "\uff21nna"])
+def test_speakers_spelt_alike_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str
+) -> None:
+    path = manifest(tmp_path, f"text,speaker\nHi,Anna\nHo,{other}\nHa,ben\n")
+    with caplog.at_level(logging.WARNING):
+        assert len({u.speaker_id for u in read_manifest(path)}) == 3
+    assert caplog.text.count("are spelt alike and taken for different people") == 1
+
+
+def test_audio_may_lie_above_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "m").mkdir()
+    path = manifest(tmp_path / "m", "audio,speaker\n../a.wav,anna\n")
+    assert read_manifest(path)[0].audio == str(tmp_path / "a.wav")
 
 
 def test_manifest_must_be_utf8(tmp_path: Path) -> None:
@@ -313,7 +386,7 @@ def test_several_manifests_come_together(tmp_path: Path, caplog: pytest.LogCaptu
         ("two/u1", "two", "ben"),
         ("other/u2", "other", "anna"),
     ]
-    assert "1 speakers are in several manifests" in caplog.text and "'anna'" in caplog.text
+    assert "taken for the same people: 1, first 'anna'" in caplog.text
     assert together[0].split == "train" and together[2].valence == 6
 
 

@@ -90,17 +90,21 @@ def read_rows(path: Path, columns: Sequence[str]) -> dict[int, dict[str, str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column is missing, or a row has another number of fields than the header.
+        ValueError: it is no CSV file, a column is missing, or a row has another number of fields than
+            the header.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no {str(path)!r}; the corpus is not complete without.")
-    records = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    header = [name.strip() for name in next(records, [])]
+    try:
+        records = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be taken apart ({error}); unpack it again.") from error
+    header = [name.strip() for name in records[0]] if records else []
     missing = [name for name in columns if name not in header]
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(header)}.")
     rows = {}
-    for number, record in enumerate(records, start=2):
+    for number, record in enumerate(records[1:], start=2):
         if record and len(record) != len(header):
             raise ValueError(
                 f"{path}: row {number} has {len(record)} fields, the header {len(header)}."
