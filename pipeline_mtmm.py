@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -380,6 +381,7 @@ class MTMMPipeline(ChunkPipeline):
     ) -> Iterable[dict[str, Any]]:
         """Results in the order of the inputs; called by `__call__` of transformers."""
         _require_count("batch_size", batch_size)
+        _require_count("num_workers", num_workers, least=0)
         self._window_lengths(preprocess_params.get("window_s"), preprocess_params.get("hop_s"))
         count = len(inputs) if hasattr(inputs, "__len__") else None
         if num_workers and preprocess_params.get("transcriber") is not None:
@@ -407,7 +409,7 @@ class MTMMPipeline(ChunkPipeline):
 
     def _results(
         self,
-        windows: Iterable[tuple[int, Window, bool]],
+        windows: Iterable[tuple[int, Window, bool] | Exception],
         batch_size: int,
         postprocess_params: dict[str, Any],
         bar: Any,
@@ -416,7 +418,7 @@ class MTMMPipeline(ChunkPipeline):
         begun: dict[int, list[Prediction]] = {}  # by number of the input
         done: dict[int, dict[str, Any]] = {}
         number_out = 0
-        for read in _portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1):
+        for read in _portions(_raised(windows), batch_size * LOOK_AHEAD if batch_size > 1 else 1):
             predictions = self._answers([window for _, window, _ in read], batch_size)
             for (number, _, is_last), prediction in zip(read, predictions, strict=True):
                 begun.setdefault(number, []).append(prediction)
@@ -646,7 +648,14 @@ class MTMMPipeline(ChunkPipeline):
         predictions: dict[int, Prediction] = {}
         for batch in self._batches(windows, batch_size):
             outputs = self.forward(self._collate([windows[i].features for i in batch]))
-            logits = outputs["emotion_logits"].float() / self.model.config.temperature
+            if not all(output.isfinite().all() for output in outputs.values()):
+                raise ValueError(
+                    "The model's outputs are not finite: its numbers overflow in "
+                    f"{str(self.model.dtype).removeprefix('torch.')}, or its weights are damaged. Load it "
+                    'with dtype="float32"; if that does not help, fetch the weights again.'
+                )
+            # float64: the quotient by a small temperature may be beyond float32.
+            logits = outputs["emotion_logits"].double() / self.model.config.temperature
             rows = zip(
                 batch, logits.softmax(-1).tolist(), outputs["dimensions"].tolist(), strict=True
             )
@@ -858,14 +867,17 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 class _Windows(IterableDataset):
-    """The windows of all inputs, each with its input's number, and whether it is that one's last."""
+    """The windows of all inputs, each with its input's number, and whether it is that one's last.
+
+    What is wrong with an input is the last item: raised here, a worker would wrap it in its traceback.
+    """
 
     def __init__(
         self, inputs: Any, cut: Callable[..., Iterator[Window]], options: dict[str, Any]
     ) -> None:
         self.inputs, self.cut, self.options = inputs, cut, options
 
-    def __iter__(self) -> Iterator[tuple[int, Window, bool]]:
+    def __iter__(self) -> Iterator[tuple[int, Window, bool] | Exception]:
         for number, item in self._share():
             numbered = isinstance(item, NumberedInput)
             try:
@@ -873,11 +885,8 @@ class _Windows(IterableDataset):
                 for window, following in pairwise(chain(windows, [None])):
                     yield number, window, following is None
             except (ValueError, TypeError, OSError) as error:
-                if not numbered:
-                    raise
-                kinds = (FileNotFoundError, OSError, TypeError, ValueError)
-                kind = next(kind for kind in kinds if isinstance(error, kind))
-                raise kind(f"Input {number}: {error}") from error
+                yield _numbered(error, number) if numbered else error
+                return
 
     def _share(self) -> Iterator[tuple[int, Any]]:
         """This worker's inputs: every so many-th, where they can be had by number."""
@@ -888,6 +897,20 @@ class _Windows(IterableDataset):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number in range(first, len(self.inputs), step):
             yield number, self.inputs[number]
+
+
+def _numbered(error: Exception, number: int) -> Exception:
+    kinds = (FileNotFoundError, OSError, TypeError, ValueError)
+    named = next(kind for kind in kinds if isinstance(error, kind))(f"Input {number}: {error}")
+    named.__cause__ = error
+    return named
+
+
+def _raised(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        yield item
 
 
 def _portions(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -932,7 +955,7 @@ def _timed(name: str, inputs: dict[str, Any]) -> list[TimedText] | None:
                 end_s = start_s
             text = item.get("text") if name == "segments" else item["text"]
             allowed = 0 <= start_s <= end_s < math.inf and (name == "words" or start_s < end_s)
-            allowed = allowed and (text is None or isinstance(text, str))
+            allowed = allowed and (isinstance(text, str) or (text is None and name == "segments"))
         except (AttributeError, KeyError, TypeError, ValueError):
             allowed = False
         if not allowed:
@@ -949,15 +972,15 @@ _TIMED_FORMS = {
 }
 
 
-def _require_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _require_count(name: str, value: Any, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(
-            f"`{name}={value!r}` is not allowed; it must be a whole number of at least 1."
+            f"`{name}={value!r}` is not allowed; it must be a whole number of at least {least}."
         )
 
 
 def _require_seconds(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise ValueError(f"`{name}={value!r}` is not allowed; it must be seconds, more than 0.")
 
 
@@ -987,6 +1010,11 @@ def _undecoded(audio: dict[str, Any]) -> Any:
         )
     if data is None:
         return path
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            f'An audio dict has "bytes" of type {type(data).__name__}; give the contents of a file, '
+            'read in mode "rb".'
+        )
     file = io.BytesIO(data)
     file.name = path or f"{len(data)} bytes"  # for messages
     return file

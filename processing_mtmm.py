@@ -7,6 +7,7 @@ without them whatever does not need them still works, and the rest says what to 
 import io
 import os
 import re
+import stat
 import unicodedata
 import wave
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,8 +40,12 @@ except ImportError:
 # Full scale of integer PCM, by NumPy's type names; uint8 is centred on 128.
 PCM_SCALE = {"int8": 2**7, "uint8": 2**7, "int16": 2**15, "int32": 2**31}
 MAX_CHANNELS = 32
+LOWEST_RATE, HIGHEST_RATE = 1000, 10**6  # Hz; 16 is meant to be kHz
+UNKNOWN_FRAMES = 2**62  # and more: libsndfile's count where the header has none
 MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
+LONGEST_PATH = 4096  # characters; Linux takes no more
+TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # where one may have been taken for a path
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
 BLOCK_S = 1.0  # of a file, read at a time
 LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
@@ -155,9 +160,10 @@ class MTMMProcessor(ProcessorMixin):
                 or a dict {"array": ..., "sampling_rate": ...}; or a decoder as datasets gives it.
             text: One transcript or a list of them; None, in the list too, and blank text are absent
                 text. NFKC-normalised.
-            kwargs: `sampling_rate` of arrays, Hz; `text_kwargs`, `audio_kwargs` for the tokenizer and
-                the feature extractor; `return_tensors` ("pt" unless given). `padding`, `truncation`
-                and `max_length` are the tokenizer's alone: audio is padded here and never cut.
+            kwargs: `sampling_rate` of arrays, 1000 to 1,000,000 Hz; `text_kwargs`, `audio_kwargs` for
+                the tokenizer and the feature extractor; `return_tensors` ("pt" unless given). `padding`,
+                `truncation` and `max_length` are the tokenizer's alone: audio is padded here and never
+                cut.
 
         Returns:
             `input_values` (batch, time), or (batch, mels, frames) of log-mel encoders,
@@ -299,8 +305,8 @@ class MTMMProcessor(ProcessorMixin):
             if start < stop:
                 file.seek(start)
                 waveform = file.read(stop - start, dtype="float32")
-            missing_bytes = _missing_bytes(file.extra_info) if stop == frames else 0
-        if missing_bytes or (waveform is not None and len(waveform) < stop - start):
+            cut_off = stop == frames and _is_cut_off(file.extra_info)
+        if cut_off or (waveform is not None and len(waveform) < stop - start):
             raise _cut_off(name, (frames if waveform is None else start + len(waveform)) / rate)
         if waveform is None:
             raise ValueError(
@@ -363,7 +369,12 @@ class MTMMProcessor(ProcessorMixin):
                 "send wav with integer samples, or raw 16-bit mono samples and their "
                 "`sampling_rate`. Other files are given by their path."
             ) from error
-        return Recording(file.getframerate(), None, lambda first, stop: _wav_blocks(file))
+        if file.getsampwidth() > 4:
+            raise ValueError(
+                f"The stream is a wav of {8 * file.getsampwidth()} bits a sample; send 8, 16, 24 or 32."
+            )
+        rate = _check_rate(file.getframerate())
+        return Recording(rate, None, lambda first, stop: _wav_blocks(file))
 
     def windows(
         self,
@@ -388,7 +399,7 @@ class MTMMProcessor(ProcessorMixin):
             Start and end in the recording, seconds, and the waveform (time,) at `sampling_rate`.
 
         Raises:
-            ValueError: The stretch begins after the end.
+            ValueError: The stretch begins after the end, or has nothing to hear.
         """
         rate, duration_s = recording.sampling_rate, recording.duration_s
         if duration_s is not None and round(start_s * rate) >= round(duration_s * rate):
@@ -400,9 +411,17 @@ class MTMMProcessor(ProcessorMixin):
         first = start_s if start_s == 0 else round(start_s * rate) / rate
         blocks = _resampled(recording.blocks(round(start_s * rate), stop), rate, self.sampling_rate)
         samples = [round(s * self.sampling_rate) for s in (window_s, hop_s, self.min_duration_s)]
+        heard = False
         for start, waveform in _cut(blocks, *samples):
+            heard = True
             begin = first + start / self.sampling_rate
             yield begin, first + (start + len(waveform)) / self.sampling_rate, waveform
+        if not heard:
+            end = "its end" if end_s is None else f"{end_s:g} s"
+            raise ValueError(
+                f"The recording has no audio from {start_s:g} s to {end}, or next to none; the acoustic "
+                f"encoder needs at least {self.min_duration_s:.4g} s. Leave it out."
+            )
 
 
 def _cut(
@@ -489,7 +508,7 @@ def _mix(array: np.ndarray) -> np.ndarray:
         if array.shape[1] > MAX_CHANNELS:
             raise ValueError(
                 f"the audio has shape {array.shape}: no axis can be channels (at most {MAX_CHANNELS}). "
-                "Give several waveforms as a list."
+                "Give several waveforms as a list, and mix more channels down."
             )
         array = array.mean(axis=1, dtype=np.float64)
     if not np.isfinite(array).all():
@@ -508,8 +527,7 @@ def _mix(array: np.ndarray) -> np.ndarray:
 
 def _as_array(waveform: Any) -> np.ndarray:
     if isinstance(waveform, torch.Tensor):
-        waveform = waveform.detach().cpu()
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+        waveform = _tensor_array(waveform)
     if isinstance(waveform, (str, bytes, bytearray, memoryview, os.PathLike)):
         raise TypeError(
             f"the audio is of type {type(waveform).__name__}; the processor takes waveforms. Decode a file "
@@ -527,15 +545,27 @@ def _as_array(waveform: Any) -> np.ndarray:
     return array
 
 
+def _tensor_array(tensor: torch.Tensor) -> np.ndarray:
+    try:
+        tensor = tensor.detach().cpu().resolve_neg()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (RuntimeError, TypeError) as error:  # on "meta", sparse, quantised
+        raise TypeError(
+            f"the audio is a tensor on {str(tensor.device)!r}, of layout {tensor.layout} and type "
+            f"{tensor.dtype}, whose numbers cannot be read; give a dense tensor with numbers in it."
+        ) from error
+
+
 def _check_rate(sampling_rate: Any) -> int:
     try:
         rate = int(sampling_rate)
-        allowed = rate == sampling_rate and rate > 0 and not isinstance(sampling_rate, bool)
+        allowed = rate == sampling_rate and LOWEST_RATE <= rate <= HIGHEST_RATE
     except (TypeError, ValueError, OverflowError):
         allowed = False
     if not allowed:
         raise ValueError(
-            f"`sampling_rate={sampling_rate!r}` is not allowed; it must be a whole number of Hz above 0."
+            f"`sampling_rate={sampling_rate!r}` is not allowed; it must be a whole number of Hz from "
+            f"{LOWEST_RATE} to {HIGHEST_RATE} (16 kHz are 16000)."
         )
     return rate
 
@@ -600,15 +630,21 @@ def _check_stretch(start_s: float | None, end_s: float | None) -> None:
         )
 
 
-def _missing_bytes(log: str) -> int:
-    """How many bytes of samples a wav, aiff, au or caf file lacks, from libsndfile's log.
+def _is_cut_off(log: str) -> bool:
+    """Whether a wav, aiff, au, caf or ogg file lacks its end, from libsndfile's log.
 
-    libsndfile reads such a file as a shorter one. Writers that cannot know the size put in 2 GiB or
-    more, and some are wrong by a few bytes.
+    libsndfile reads such a file as a shorter one. The last page of ogg is marked as the last, and
+    half a page is junk.
     """
     sizes = re.search(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", log)
     promised, found = map(int, sizes.groups()) if sizes else (0, 0)
-    return promised - found if found + 1024 < promised < 2**31 - 2**16 else 0
+    half_ogg = re.search("lacks an end-of-stream bit|Junk after the last page", log)
+    return _lacks_bytes(promised, found) or half_ogg is not None
+
+
+def _lacks_bytes(promised: int, found: int) -> bool:
+    """Writers that cannot know the size promise 2 GiB or more; some are wrong by a few bytes."""
+    return found + 1024 < promised < 2**31 - 2**16
 
 
 def _cut_off(name: str, found_s: float) -> ValueError:
@@ -627,10 +663,17 @@ def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
             '{"array": waveform, "sampling_rate": rate}.'
         )
     try:
-        with soundfile.SoundFile(source if isinstance(source, str) else io.BytesIO(source)) as file:
+        # soundfile itself opens no path that is not UTF-8, and does not say what it may not read
+        opened = open(source, "rb") if isinstance(source, str) else io.BytesIO(source)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    try:
+        with opened, soundfile.SoundFile(opened) as file:
+            _check_header(name, file)
             yield file
     # TypeError: headerless files, whose rate soundfile would have to be told
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
+    # MemoryError: longer than the memory, or so it says
+    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, MemoryError) as error:
         reason = getattr(error, "error_string", error)
         raise ValueError(
             f"{name} cannot be decoded as audio ({reason}); wav, flac, ogg and mp3 can. Convert it, or "
@@ -638,11 +681,24 @@ def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
         ) from error
 
 
+def _check_header(name: str, file: Any) -> None:
+    if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+        raise ValueError(
+            f"{name} has {file.samplerate} samples a second; it must be from {LOWEST_RATE} to "
+            f"{HIGHEST_RATE} Hz. Convert it, or leave it out."
+        )
+    if file.frames >= UNKNOWN_FRAMES:
+        raise ValueError(
+            f"{name} does not say how long it is, as if written into a pipe; convert it to wav, for "
+            "example with `ffmpeg -i FILE out.wav`."
+        )
+
+
 def _file_recording(source: Any) -> Recording:
     name, source = _open_source(source)
     with _sound_file(name, source) as file:
-        rate, frames, missing_bytes = file.samplerate, file.frames, _missing_bytes(file.extra_info)
-    if missing_bytes:
+        rate, frames, cut_off = file.samplerate, file.frames, _is_cut_off(file.extra_info)
+    if cut_off:
         raise _cut_off(name, frames / rate)
     if frames == 0:
         raise ValueError(f"{name} has no audio: it lasts 0 s. Leave it out.")
@@ -692,7 +748,7 @@ def _raw_blocks(file: BinaryIO, rate: int) -> Iterator[np.ndarray]:
 
 
 def _wav_blocks(file: wave.Wave_read) -> Iterator[np.ndarray]:
-    width, channels = file.getsampwidth(), file.getnchannels()
+    width, channels, found = file.getsampwidth(), file.getnchannels(), 0
     while data := file.readframes(round(LIVE_BLOCK_S * file.getframerate())):
         if len(data) % (width * channels):
             raise _split_sample()
@@ -703,6 +759,9 @@ def _wav_blocks(file: wave.Wave_read) -> Iterator[np.ndarray]:
         else:
             samples = np.frombuffer(data, {1: "u1", 2: "<i2", 4: "<i4"}[width])
         yield _mix(samples.reshape(-1, channels))
+        found += len(data)
+    if _lacks_bytes(file.getnframes() * width * channels, found):
+        raise _cut_off("The stream", found / (width * channels * file.getframerate()))
 
 
 def _mix_block(block: np.ndarray, name: str, start_s: float) -> np.ndarray:
@@ -730,9 +789,9 @@ def _open_source(source: Any) -> tuple[str, str | bytes]:
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name = f"The audio ({len(source)} bytes)"
     elif isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
+        path = os.fsdecode(source)
         if not path.lower().startswith(("http://", "https://")):
-            return repr(path), _check_file(path)
+            return _shown(path), _check_file(path)
         name, source = path, _fetch(path)
     else:
         raise TypeError(
@@ -744,15 +803,29 @@ def _open_source(source: Any) -> tuple[str, str | bytes]:
 
 
 def _check_file(path: str) -> str:
-    if not os.path.exists(path):
-        raise FileNotFoundError(
-            f'No audio file at {path!r}; check the path. A transcript is given as {{"text": ...}}.'
-        )
-    if not os.path.isfile(path):
-        raise ValueError(f"{path!r} is not a regular file; give a wav, flac, ogg or mp3 file.")
-    if os.path.getsize(path) == 0:
-        raise ValueError(f"{path!r} is empty (0 bytes); give a wav, flac, ogg or mp3 file.")
+    name = _shown(path)
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, ValueError) as error:  # ValueError: no file can have such a name
+        raise FileNotFoundError(f"No audio file at {name}; check the path. {TRANSCRIPT}") from error
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{name} is not a regular file; give a wav, flac, ogg or mp3 file.")
+    if status.st_size == 0:
+        raise ValueError(f"{name} is empty (0 bytes); give a wav, flac, ogg or mp3 file.")
     return path
+
+
+def _unreadable(name: str, error: OSError) -> OSError:
+    return OSError(
+        f"{name} cannot be read ({error.strerror}); check the path and its permissions. {TRANSCRIPT}"
+    )
+
+
+def _shown(path: str) -> str:
+    """For messages; what is long is a transcript, or data, that came as a path."""
+    return repr(path if len(path) <= LONGEST_PATH else f"{path[:100]}… ({len(path)} characters)")
 
 
 def _fetch(url: str) -> bytes:
@@ -813,7 +886,8 @@ def _transcript(text: str | None) -> str | None:
             f"the transcript is not valid Unicode ({error}); decode it with the right encoding."
         ) from error
     text = unicodedata.normalize("NFKC", text).strip()
-    return text or None
+    # Zero-width and control characters, which str.strip leaves, are blank too.
+    return text if any(map(str.isprintable, text.replace(" ", ""))) else None
 
 
 def _as_audio_list(audio: Any) -> list[Any]:

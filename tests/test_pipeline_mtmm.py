@@ -291,6 +291,11 @@ def test_results_before_an_error_come_out(pipe: MTMMPipeline) -> None:
         next(results)
 
 
+def test_bad_input_of_a_worker_is_said_as_plainly(pipe: MTMMPipeline) -> None:
+    with pytest.raises(ValueError, match=r"^Input 1: The audio \(4 bytes\) cannot be decoded"):
+        list(pipe([noise(), b"RIFF"], sampling_rate=RATE, num_workers=2))
+
+
 def test_random_numbers_of_the_caller_stay(pipe: MTMMPipeline) -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)

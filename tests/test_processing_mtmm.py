@@ -218,10 +218,10 @@ def test_refused_audio_is_named_by_its_number(processor: MTMMProcessor) -> None:
 
 
 @pytest.mark.parametrize(
-    "rate", [0, -16000, 16000.5, True, "16000", float("nan"), float("inf"), []]
+    "rate", [0, 16, 10**7, -16000, 16000.5, True, "16000", float("nan"), float("inf"), []]
 )
 def test_illegal_rate_is_refused(processor: MTMMProcessor, rate: object) -> None:
-    with pytest.raises(ValueError, match="whole number of Hz above 0"):
+    with pytest.raises(ValueError, match="whole number of Hz from 1000 to 1000000"):
         processor(audio={"array": noise(), "sampling_rate": rate})
 
 
@@ -238,8 +238,8 @@ def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
     with pytest.raises(ValueError, match="199 samples at 8000 Hz"):
         processor(audio=np.zeros(199, np.float32), sampling_rate=8000)
     # A rate that is a hundred times too low must not make a hundred times the samples first.
-    with pytest.raises(ValueError, match=r"lasts 1e\+07 s \(10000000 samples at 1 Hz\)"):
-        processor(audio=np.zeros(10_000_000, np.float32), sampling_rate=1)
+    with pytest.raises(ValueError, match=r"lasts 1e\+04 s \(10000000 samples at 1000 Hz\)"):
+        processor(audio=np.zeros(10_000_000, np.float32), sampling_rate=1000)
 
 
 def test_resampling_without_soxr_says_what_to_install(
@@ -413,7 +413,7 @@ def test_text_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: 
     assert set(batch) == {"input_values", "audio_attention_mask"}
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u00a0", "\u3000"])
+@pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u00a0", "\u3000", "\u200b \ufeff", "\0"])
 def test_blank_text_is_absent(processor: MTMMProcessor, blank: str) -> None:
     assert "input_ids" not in processor(audio=noise(), text=blank, sampling_rate=RATE)
     with pytest.raises(ValueError, match="neither audio nor text .blank text is absent text."):
