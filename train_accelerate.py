@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_functional
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedType,
     ProjectConfiguration,
@@ -46,8 +46,8 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training import adapters, figures
+from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor
+from mtmm_training import adapters, divergence, figures
 from mtmm_training.augment import add_variants, mask_frames
 from mtmm_training.batches import (
     LengthBatches,
@@ -58,25 +58,50 @@ from mtmm_training.batches import (
     rmm_probability,
     to_dataset,
 )
-from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal
+from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal, alone_in
 from mtmm_training.corpora import read_corpus
 from mtmm_training.features import CachedStates, FeatureCache, trainable_encoders
+from mtmm_training.files import replacing, writing
 from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
 from mtmm_training.metrics import fit_temperature, selection_score
 from mtmm_training.predictions import Predictions, predict, write_predictions
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import SPLITS, Utterance, read_manifests, replacing
+from mtmm_training.utterances import SPLITS, Utterance, read_manifests
 
 # ---- data --------------------------------------------------------------------------------------
 
 
 def read_utterances(config: TrainConfig) -> list[Utterance]:
-    """The utterances that the flags name, reduced to the modalities that the model may see."""
+    """The utterances that the flags name and that can be used; see `read_usable`."""
+    return read_usable(config)[0]
+
+
+def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
+    """The utterances that the flags name, reduced to the modalities that the model may see.
+
+    Under --on_error skip also what is wrong with those that are left out for it, by id: before any
+    folds are made, so that all that follows is of the same utterances.
+    """
+    utterances = read_all(config)
+    if config.on_error == "stop":
+        return utterances, {}
+    bad = find_bad(utterances, config, load_processor(config))
+    if len(bad) == len(utterances):
+        raise ValueError(
+            f"None of the {len(utterances)} utterances can be used:{listing(bad)}\nCheck --audio_dir and "
+            "the files."
+        )
+    return [u for u in utterances if u.utterance_id not in bad], bad
+
+
+def read_all(config: TrainConfig) -> list[Utterance]:
+    """The utterances that the flags name, usable or not."""
     if config.manifest is not None:
         utterances = read_manifests(
             config.manifest,
             audio_dir=config.audio_dir,
             dimension_range=tuple(config.dimension_range),
+            audio_exists=config.on_error == "stop",
         )
     else:
         official = config.protocol == "official"
@@ -135,6 +160,41 @@ def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
             f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
         )
     return folds[config.fold]
+
+
+def find_bad(
+    utterances: Sequence[Utterance], config: TrainConfig, processor: MTMMProcessor
+) -> dict[str, str]:
+    """What is wrong with the utterances that cannot be used, by id: each is read once.
+
+    Every process reads its share and gets the answer about all.
+    """
+    state = PartialState()
+    mine = utterances[state.process_index :: state.num_processes]
+    batches = [range(start, min(start + 16, len(mine))) for start in range(0, len(mine), 16)]
+    collate = RawInputs(processor, (), ()).problems
+    loader = make_loader(to_dataset(mine), batches, collate, workers=config.workers)
+    found = dict(gather_object([item for problems in loader for item in problems.items()]))
+    return {u.utterance_id: found[u.utterance_id] for u in utterances if u.utterance_id in found}
+
+
+def refuse_bad(
+    utterances: Sequence[Utterance], config: TrainConfig, processor: MTMMProcessor
+) -> None:
+    """Raise ValueError that names all utterances that cannot be used, if there are any."""
+    bad = find_bad(utterances, config, processor)
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(utterances)} utterances cannot be used:{listing(bad)}\nRepair their files "
+            "or take them out of the data, or add --on_error skip, which leaves them out."
+        )
+
+
+def listing(bad: dict[str, str], most: int = 5) -> str:
+    """Bad utterances and what is wrong with them, a line each."""
+    lines = [f"\n  {utterance_id}: {problem}" for utterance_id, problem in bad.items()]
+    more = [f"\n  and {len(bad) - most} more"] if len(bad) > most else []
+    return "".join(lines[:most] + more)
 
 
 def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
@@ -215,13 +275,18 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
     }
     if config.model is not None:
         model = MTMMModel.from_pretrained(config.model, dtype=torch.float32, **fields)
-        processor = MTMMProcessor.from_pretrained(config.model)
     else:
         encoders = config.audio_encoder, config.text_encoder
         model = MTMMModel.from_encoders_pretrained(*encoders, **fields)
-        processor = MTMMProcessor.from_encoders_pretrained(*encoders)
     model.config.temperature = 1.0
-    return model, processor
+    return model, load_processor(config)
+
+
+def load_processor(config: TrainConfig) -> MTMMProcessor:
+    """The processor of the encoders, or of the model that was trained before."""
+    if config.model is not None:
+        return MTMMProcessor.from_pretrained(config.model)
+    return MTMMProcessor.from_encoders_pretrained(config.audio_encoder, config.text_encoder)
 
 
 def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
@@ -319,18 +384,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.check()
     config = config.resolve()
     out = Path(config.out)
+    # What only encodes may share its folder and its cache with any number of others.
+    with StopSignal() as stop, nullcontext() if config.encode_only else alone_in(out):
+        if not config.encode_only:
+            refuse_to_overwrite(config, out)
+        run(config, out, stop)
+
+
+def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
+    """Train, and test once; or only encode."""
     began = time.monotonic()
-    if not config.encode_only:
-        refuse_to_overwrite(config, out)
     accelerator = make_accelerator(config)
     leave_cores_to(config.workers, accelerator)
     set_seed(config.seed)
 
     # ---- data and model: read, checked, split; only what is trained keeps its labels ----
-    utterances = read_utterances(config)
+    utterances, bad = read_usable(config)
     fold = choose_fold(config, utterances)
     splits = select(utterances, fold)
     plain, processor = build_model(config)
+    model = choose_trained(config, plain)
     outputs = plain.config.trained_outputs = trained_outputs(plain.config, splits["train"])
     splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
@@ -338,7 +411,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_selection(config, counts["validation"])
     check_launch(config, accelerator, counts)
     check_augmentation(config, processor)
-    model = choose_trained(config, plain)
+    if config.on_error == "stop" and not uses_cache(config, plain):  # else encoding reads them all
+        refuse_bad([u for name in SPLITS for u in splits[name]], config, processor)
     parameters = parameter_counts(model)
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
@@ -392,16 +466,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     progress = Progress()
     accelerator.register_for_checkpointing(schedule, progress)
     checkpoints = Checkpoints(
-        out / "checkpoints", accelerator, model, config.keep_checkpoints, identity(config, ids)
+        out / "checkpoints",
+        accelerator,
+        model,
+        config.keep_checkpoints,
+        identity(config, ids, bad),
     )
     newest = checkpoints.newest() if config.resume else None
     if newest is not None:
         checkpoints.load(newest)
     seconds_before = progress.seconds
-    stop = StopSignal()
 
     if accelerator.is_main_process:
-        print_summary(config, fold.name, counts, parameters, accelerator, train, steps)
+        print_summary(config, fold.name, counts, bad, parameters, accelerator, train, steps)
         if config.resume:
             print(
                 f"resumed from {newest}" if newest else "nothing to resume: starting anew",
@@ -414,6 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator.init_trackers("mtmm", config=_trackable(config))
 
     # ---- train ----
+    stop.training = True
     for epoch in range(progress.epoch, config.epochs):
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
             break
@@ -439,22 +517,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     per_batch=config.rmm_per_batch,
                 )
                 mask_frames(batch, config.mask_frames, seed=config.seed, epoch=epoch)
-                del batch["utterance_ids"]
+                inputs = {name: value for name, value in batch.items() if name != "utterance_ids"}
                 # Gradients travel between processes once per step, with the last of its passes.
-                with nullcontext() if number == len(group) else accelerator.no_sync(model):
+                synchronised = number == len(group)
+                with (
+                    nullcontext() if synchronised else accelerator.no_sync(model),
+                    naming_shapes(inputs),
+                ):
                     output = model(
-                        **send_to_device(batch, accelerator.device),
+                        **send_to_device(inputs, accelerator.device),
                         class_weights=weights,
                         reduce_sum=sum_over_processes,
                     )
                     accelerator.backward(output.loss / len(group))
                 progress.losses.append(float(output.loss.detach()))
-            if not math.isfinite(progress.losses[-1]):
-                raise RuntimeError(
-                    f"The loss is {progress.losses[-1]} in epoch {epoch + 1}, step {progress.step + 1}; "
-                    "lower --learning_rate, or --clip_norm."
-                )
-            accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
+                if not math.isfinite(progress.losses[-1]):
+                    what = f"The loss is {progress.losses[-1]}"
+                    raise diverged(what, group[:number], output, progress, out, accelerator)
+            parts = divergence.gradient_norms(
+                adapters.without_adapters(accelerator.unwrap_model(model))
+            )
+            norm = clip_gradients(accelerator, model, config.clip_norm)
+            if norm is None:
+                what = f"The gradient is not finite in {divergence.not_finite(parts)}"
+                raise diverged(what, group, output, progress, out, accelerator)
+            warning = divergence.explosion(norm, progress.norms, parts)
+            if warning and accelerator.is_main_process:
+                tqdm.write(f"epoch {epoch + 1}, step {progress.step + 1}: {warning}")
+            if math.isfinite(norm):
+                progress.norms.append(norm)
             optimiser.step()
             optimiser.zero_grad()
             if not accelerator.optimizer_step_was_skipped:
@@ -485,7 +576,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "epoch": epoch + 1,
                 "rmm_probability": probability,
                 "padding_share": train.batch_sampler.padding_share(),
-                "train": {"loss": sum(progress.losses) / len(progress.losses)},
+                "train": {
+                    "loss": sum(progress.losses) / len(progress.losses),
+                    "gradient_norm": float(np.median(progress.norms)) if progress.norms else None,
+                },
                 "validation": metrics,
                 "score": score,
             }
@@ -493,8 +587,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if accelerator.is_main_process:
             print(epoch_line(config, progress.history[-1], better), flush=True)
         accelerator.log(_flat(progress.history[-1]), step=epoch + 1)
-        progress.epoch, progress.step, progress.losses = epoch + 1, 0, []
+        progress.epoch, progress.step, progress.losses, progress.norms = epoch + 1, 0, [], []
         checkpoints.save(progress.total_steps)
+    if stop.requested(accelerator):
+        raise SystemExit(
+            f"{stop.name or 'another process'}: stopped after the last epoch. Run the same command with "
+            "--resume to test."
+        )
+    stop.training = False
 
     # ---- the best epoch, calibrated on validation; then the test split, once ----
     adapter = out / "adapter" if accelerator.is_main_process else None
@@ -510,6 +610,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "config": dataclasses.asdict(config),
             "model_config": best.config.to_dict(),
             "splits": counts,
+            "skipped": bad,
             "parameters": parameters,
             "epochs": progress.history,
             "best_epoch": progress.best_epoch,
@@ -536,8 +637,64 @@ def leave_cores_to(workers: int, accelerator: Accelerator) -> None:
         torch.set_num_threads(max(cores // accelerator.num_processes - workers, 1))
 
 
+@contextmanager
+def naming_shapes(batch: dict[str, Any]) -> Iterator[None]:
+    """Says of which shapes a batch is that does not fit into memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        shapes = ", ".join(
+            f"{name} {' x '.join(map(str, tensor.shape))}"
+            for name, tensor in batch.items()
+            if isinstance(tensor, Tensor) and not name.endswith(("labels", "mask"))
+        )
+        raise torch.OutOfMemoryError(f"{first_line(error)}, for a batch of {shapes}") from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or should_reduce_batch_size(error)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def diverged(
+    what: str,
+    batches: Sequence[dict[str, Any]],
+    output: MTMMOutput,
+    progress: Progress,
+    out: Path,
+    accelerator: Accelerator,
+) -> RuntimeError:
+    """The error of a step that would ruin the weights; its batches are kept."""
+    name = f"diverged-step-{progress.total_steps + 1:09d}-process-{accelerator.process_index}.pt"
+    return RuntimeError(
+        f"{what} in epoch {progress.epoch + 1}, step {progress.step + 1}: "
+        f"{divergence.keep(out / name, batches, output)}. {divergence.ADVICE}."
+    )
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, clip_norm: float) -> float | None:
+    """The gradient's norm before it was clipped; None where no step can be made with it.
+
+    Infinite is normal under fp16: its scaler leaves the step out and lowers its scale. NaN stands
+    for a norm that is not known (DeepSpeed clips by itself).
+    """
+    norm = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+    if norm is None:
+        return math.nan
+    if accelerator.scaler is not None:
+        return float(norm) if accelerator.scaler.get_scale() >= divergence.SMALLEST_SCALE else None
+    return float(norm) if math.isfinite(norm) else None
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of this process; as many work together as were launched, on a CPU too."""
+    check_device(config)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         # Not told so, accelerate takes processes without a GPU for as many runs side by side.
@@ -554,6 +711,25 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"{accelerator.device} cannot be shared by several. Launch one process."
         )
     return accelerator
+
+
+def check_device(config: TrainConfig) -> None:
+    """Refuse to train on the CPU where a GPU was asked for."""
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if asked.startswith(("GPU-", "MIG-", *"0123456789")) and not cpu:
+        if not torch.cuda.is_available():
+            reason = (
+                "finds none" if torch.version.cuda or torch.version.hip else "is built without CUDA"
+            )
+            raise ValueError(
+                f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} {reason}. See "
+                "what nvidia-smi says; or unset it, to train on the CPU."
+            )
+    if config.mixed_precision == "fp16" and (cpu or not torch.accelerator.is_available()):
+        raise ValueError(
+            "`--mixed_precision` is 'fp16', which needs a GPU, and there is none; it must be no or bf16."
+        )
 
 
 def refuse_to_overwrite(config: TrainConfig, out: Path) -> None:
@@ -601,14 +777,22 @@ def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
         )
 
 
-def identity(config: TrainConfig, ids: dict[str, list[str]]) -> dict[str, Any]:
+def identity(config: TrainConfig, ids: dict[str, list[str]], bad: dict[str, str]) -> dict[str, Any]:
     """What makes a run this run: its flags, but for those that change no result, and its splits."""
     harmless = ("out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints")
+    harmless += ("workers", "on_error")  # who is skipped counts, see below
     flags = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in harmless
     }
     digests = {name: hashlib.sha256("\n".join(ids[name]).encode()).hexdigest()[:16] for name in ids}
-    return flags | {f"{name} split": digest for name, digest in digests.items()} | versions()
+    splits = {f"{name} split": digest for name, digest in digests.items()}
+    return flags | splits | {"skipped": sorted(bad)} | versions()
+
+
+def uses_cache(config: TrainConfig, model: MTMMModel) -> bool:
+    """Whether training is from the cache: not where it is off, or where an encoder trains."""
+    optional = config.cache_dir is None and not config.encode_only
+    return config.cache_dir != "off" and not (optional and trainable_encoders(model))
 
 
 def cached_states(
@@ -622,8 +806,7 @@ def cached_states(
 
     None where training goes without a cache: it is off, or an encoder trains.
     """
-    optional = config.cache_dir is None and not config.encode_only
-    if config.cache_dir == "off" or (optional and trainable_encoders(model)):
+    if not uses_cache(config, model):
         if config.mask_frames:
             raise ValueError(
                 f"`--mask_frames` is {config.mask_frames}, but it hides cached states, and there is no "
@@ -701,11 +884,12 @@ def write_run(
     utterances: Sequence[Utterance],
 ) -> None:
     """Model folder, predictions, pictures, and results.json last: where it is, all is."""
-    model.save_pretrained(out / "model")
-    processor.save_pretrained(out / "model")
-    if results["config"]["lora_rank"]:
-        model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
-        processor.save_pretrained(out / "adapter")
+    with writing(out):
+        model.save_pretrained(out / "model")
+        processor.save_pretrained(out / "model")
+        if results["config"]["lora_rank"]:
+            model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
+            processor.save_pretrained(out / "adapter")
     write_predictions(out / "predictions.csv", predictions, utterances, model)
     test = predictions["test"]
     figures.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
@@ -737,6 +921,7 @@ def print_summary(
     config: TrainConfig,
     fold: str,
     counts: dict[str, Any],
+    bad: dict[str, str],
     parameters: dict[str, tuple[int, int]],
     accelerator: Accelerator,
     train: Any,
@@ -756,6 +941,8 @@ def print_summary(
         )
         if "corpora" in split:
             print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
+    if bad:
+        print(f"  skipped, as they cannot be used: {len(bad)} utterances{listing(bad)}")
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(
@@ -849,6 +1036,7 @@ def _flat(epoch: dict[str, Any]) -> dict[str, float]:
     flat |= {f"validation/CCC_{name}": ccc for name, ccc in metrics["CCC"].items()}
     flat |= {
         "train/loss": epoch["train"]["loss"],
+        "train/gradient_norm": epoch["train"]["gradient_norm"],
         "train/rmm_probability": epoch["rmm_probability"],
     }
     return {name: value for name, value in flat.items() if value is not None}
@@ -856,11 +1044,16 @@ def _flat(epoch: dict[str, Any]) -> dict[str, float]:
 
 def explain(error: Exception) -> str:
     """A sentence or two for the user: what happened, and what to do."""
-    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+    if out_of_memory(error):
         return (
-            f"Out of memory ({str(error).splitlines()[0]}). Lower --batch_size (and raise "
+            f"Out of memory ({first_line(error)}). Lower --batch_size (and raise "
             "--accumulation as much), --frame_budget or --unfreeze_..._layers, or add "
             "--gradient_checkpointing, --mixed_precision bf16 or --lora_rank; and choose another --out."
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return (
+            f"A process that reads audio was killed ({first_line(error)}), often by the system where memory "
+            "is short. Lower --workers, and run the same command with --resume."
         )
     if isinstance(error, SafetensorError):  # of a full disk too, of which it makes no OSError
         return (
@@ -873,5 +1066,5 @@ def explain(error: Exception) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
         sys.exit(f"error: {explain(error)}")

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.features import weights_digest
+from mtmm_training.files import replacing, writing
 
 IN_FULL = ("fusion", "emotion_head", "dimension_head")  # what LoRA trains beside its adapters
 ENCODERS = {"audio": "audio_model", "text": "text_model"}
@@ -193,10 +194,12 @@ def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) ->
         base.get("model") or ""
     )  # else peft writes a private path
     model.peft_config["default"].base_model_name_or_path = base.get("model")
-    model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
-    without_adapters(model).config.save_pretrained(folder)
-    (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    with writing(folder):
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+        without_adapters(model).config.save_pretrained(folder)
+    with replacing(folder / BASE_FILE) as temporary:
+        temporary.write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
 def merge(

@@ -6,7 +6,8 @@ workers, processes and resumed runs draw the same.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from processing_mtmm import MTMMProcessor
 FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
 BUCKET_BATCHES = 200  # batches are cut from chunks of so many batches, sorted by length
 LENGTH_JITTER = 0.02  # lengths are blurred by so much first, or the same utterances always meet
+READING_S = 600.0  # a worker that takes longer over a batch waits for a disk that does not answer
 
 MASKS = {
     "audio": ("audio_attention_mask", "acoustic_attention_mask"),
@@ -45,19 +47,33 @@ def frame_lengths(utterances: Sequence[Utterance]) -> np.ndarray:
     """Length of each utterance in encoder frames, from the audio file's header: (utterances,).
 
     Text without audio counts two frames a word, about its number of tokens.
+
+    Raises:
+        ValueError: A header cannot be read; the message names the utterance.
     """
-    paths = {utterance.audio for utterance in utterances} - {None}
-    durations = {path: soundfile.info(path).duration for path in paths}
+    durations: dict[str, float] = {}
     lengths = []
     for utterance in utterances:
         if utterance.audio is None:
             lengths.append(2 * len((utterance.text or "").split()))
             continue
+        if utterance.audio not in durations:  # one recording may hold many utterances
+            durations[utterance.audio] = _duration(utterance)
         duration_s = durations[utterance.audio]
         end_s = duration_s if utterance.end_s is None else min(utterance.end_s, duration_s)
         duration_s = (end_s - (utterance.start_s or 0.0)) / speed_of(utterance)
         lengths.append(math.ceil(FRAMES_PER_SECOND * duration_s))
     return np.maximum(np.array(lengths, dtype=np.int64), 1)
+
+
+def _duration(utterance: Utterance) -> float:
+    try:
+        return soundfile.info(utterance.audio).duration
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ValueError(
+            f"Utterance {utterance.utterance_id}: {utterance.audio!r} cannot be read as audio ({error}). "
+            "Repair the file, or leave the utterance out."
+        ) from error
 
 
 class LengthBatches(Sampler[list[int]]):
@@ -240,7 +256,7 @@ class RawInputs:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Model inputs, `emotion_labels`, `dimension_labels`, and `utterance_ids` (list of str)."""
-        audio = [self._audio(row) for row in rows]
+        audio = [self._named_audio(row) for row in rows]
         text = [row["text"] for row in rows]
         try:
             inputs = dict(self.processor(audio=audio, text=text))
@@ -248,6 +264,16 @@ class RawInputs:
             ids = ", ".join(row["utterance_id"] for row in rows)
             raise ValueError(f"{error} The batch holds, from 0: {ids}.") from error
         return inputs | self.labels(rows)
+
+    def problems(self, rows: list[dict[str, Any]]) -> dict[str, str]:
+        """What is wrong with those rows that cannot be collated, by utterance id."""
+        found = {}
+        for row in rows:
+            try:
+                self.processor(audio=[self._audio(row)], text=[row["text"]])
+            except (ValueError, TypeError, OSError) as error:
+                found[row["utterance_id"]] = str(error)
+        return found
 
     def labels(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Labels of rows as tensors: −100 and NaN where absent."""
@@ -262,40 +288,87 @@ class RawInputs:
             "utterance_ids": [row["utterance_id"] for row in rows],
         }
 
+    def _named_audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            return self._audio(row)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"Utterance {row['utterance_id']}: {error}") from error
+
     def _audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
         if row["audio"] is None:
             return None
-        try:
-            source = row["audio"]["bytes"] or row["audio"]["path"]
-            array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
-            if row["augmentation"] is not None:
-                array = augment(array, rate, row["augmentation"], self.processor)
-                rate = self.processor.sampling_rate
-        except (ValueError, OSError) as error:
-            raise ValueError(f"Utterance {row['utterance_id']}: {error}") from error
+        source = row["audio"]["bytes"] or row["audio"]["path"]
+        array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
+        if row["augmentation"] is not None:
+            array = augment(array, rate, row["augmentation"], self.processor)
+            rate = self.processor.sampling_rate
         return {"array": array, "sampling_rate": rate}
 
 
+class Loader(DataLoader):
+    """A DataLoader whose errors are those of its collator, or name the utterances that do not come."""
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        for indices in self.batch_sampler:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                ids = ", ".join(self.dataset[index]["utterance_id"] for index in indices)
+                raise OSError(
+                    f"A process that reads audio has been waiting for {self.timeout:g} s over {ids}. Does "
+                    "the disk or network share with their recordings answer? When it does, run the same "
+                    "command again."
+                ) from error
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
 def make_loader(
-    dataset: Any, batches: LengthBatches, collate: Any, *, workers: int = 0
-) -> DataLoader:
-    """A loader whose workers decode and resample ahead of the step."""
-    return DataLoader(
+    dataset: Any, batches: LengthBatches, collate: Callable[..., Any], *, workers: int = 0
+) -> Loader:
+    """A loader whose workers decode and resample ahead of the step.
+
+    Raises:
+        ValueError, TypeError, OSError: While it is read: as the collator, or a worker waits for a
+            recording longer than `READING_S`; without workers there is nobody to notice that.
+        RuntimeError: While it is read: a worker was killed.
+    """
+    return Loader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=_Returning(collate) if workers else collate,
         num_workers=workers,
+        timeout=READING_S if workers else 0,
         pin_memory=torch.cuda.is_available(),
         # Else every new iterator draws a seed from the global generator, and dropout would depend on
         # how often a run was resumed.
         generator=torch.Generator(),
-        # Each worker decodes one utterance at a time; threads of its own would only compete.
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_begin_worker if workers else None,
     )
 
 
-def _one_thread(worker: int) -> None:
+class _Returning:
+    """A collator that returns its errors: raised in a worker, they would come as a traceback."""
+
+    def __init__(self, collate: Callable[..., Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        try:
+            return self.collate(rows)
+        except (ValueError, TypeError, OSError) as error:
+            return error
+
+
+def _begin_worker(worker: int) -> None:
+    # Each worker decodes one utterance at a time; threads of its own would only compete.
     torch.set_num_threads(1)
+    # Ctrl-C reaches all processes of a terminal; when to stop is for the main one to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def rmm_probability(epoch: int, epochs: int, start: float = 0.8, floor: float = 0.1) -> float:

@@ -1,18 +1,25 @@
 """Checkpoints of a run: written whole or not at all, the newest few kept, the best one always.
 
+Also what keeps a run's folder for one process alone, and what a signal does to a run.
+
 A checkpoint holds what a run needs to go on as if it had never stopped: trained weights (frozen
 encoders come from where they came from; only FSDP writes them too), optimiser, schedule, scaler,
 random generators of every process, and the place in the run. Batches and modality masking need no
 state: they follow from (seed, epoch, utterance id).
 """
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mtmm_training.utterances import replacing
+from mtmm_training.features import file_digest
+from mtmm_training.files import replacing, writing
+
+DIGESTS = "digests.json"  # of a checkpoint's other files: damage shows before anything is loaded
 
 
 @dataclass
@@ -33,6 +43,7 @@ class Progress:
         step: Optimiser steps made in the epoch that follows.
         total_steps: Optimiser steps made in all.
         losses: Training losses of that epoch, one per forward pass.
+        norms: Norms of that epoch's gradients before they were clipped, one per step.
         history: One record per finished epoch, as in results.json.
         best_epoch: Number of the best epoch, from 1; 0 = none yet.
         best_score: Its validation score; None = none yet.
@@ -43,6 +54,7 @@ class Progress:
     step: int = 0
     total_steps: int = 0
     losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float | None = None
@@ -81,7 +93,11 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return max(self.folder.glob("step-*"), default=None)
+        return max(self._all(), default=None)
+
+    def _all(self) -> list[Path]:
+        """The complete checkpoints, oldest first: by their steps, for clocks may go back."""
+        return sorted(self.folder.glob("step-*"))
 
     def save(self, total_steps: int) -> Path:
         """Write a checkpoint under a temporary name, rename it, and delete the oldest beyond `keep`.
@@ -101,8 +117,8 @@ class Checkpoints:
             self.accelerator.save_state(str(temporary), **options)
             self.accelerator.wait_for_everyone()
             if main:
-                identity = temporary / "identity.json"
-                identity.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
+                _write_json(temporary / "identity.json", self.identity)
+                _write_json(temporary / DIGESTS, _digests(temporary))
                 shutil.rmtree(final, ignore_errors=True)
                 temporary.rename(final)
         except (OSError, RuntimeError, SafetensorError) as error:  # by torch.save and safetensors
@@ -112,7 +128,7 @@ class Checkpoints:
                 f"{self.newest() or 'none'}; free some disk space and run the same command with --resume."
             ) from error
         if main:
-            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            for old in self._all()[: -self.keep]:
                 shutil.rmtree(old)
         return final
 
@@ -120,8 +136,10 @@ class Checkpoints:
         """Restore every part of the run from a checkpoint.
 
         Raises:
-            ValueError: It belongs to a run with other flags or data; the message names them.
+            ValueError: It is damaged, or belongs to a run with other flags or data; the message
+                names them.
         """
+        self._check_files(checkpoint)
         saved = json.loads((checkpoint / "identity.json").read_text(encoding="utf-8"))
         names = sorted(set(saved) | set(self.identity))
         changed = [name for name in names if saved.get(name) != self.identity.get(name)]
@@ -138,6 +156,22 @@ class Checkpoints:
         options = {"load_module_strict" if self._deepspeed else "strict": False}
         self.accelerator.load_state(str(checkpoint), **options)
 
+    def _check_files(self, checkpoint: Path) -> None:
+        """Accelerate itself would go on with other random numbers where a file of them is missing."""
+        try:
+            written = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            written = {DIGESTS: "a file that can be read"}
+        found = _digests(checkpoint)
+        damaged = sorted(name for name in written if found.get(name) != written[name])
+        if damaged:
+            older = [path for path in self._all() if path < checkpoint]
+            raise ValueError(
+                f"{checkpoint} is damaged: {', '.join(damaged)} is not as it was written. Delete that folder "
+                "and run the same command again, which goes on from "
+                f"{older[-1].name if older else 'the beginning'}."
+            )
+
     def save_best(self) -> None:
         """Keep the trained weights of this moment, in place of those kept before."""
         state = trained_state(self.accelerator, self.model)
@@ -152,8 +186,18 @@ class Checkpoints:
 
         Args:
             model: With the same parameters trained, but not prepared: whole and on one device.
+
+        Raises:
+            ValueError: The file of the best weights is damaged or gone.
         """
-        state = load_file(self.folder / "best.safetensors")
+        path = self.folder / "best.safetensors"
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"The best epoch's weights cannot be read from {path} ({error}), and no other file has them. "
+                "Train anew in another --out."
+            ) from error
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == set(state), f"best.safetensors differs in {sorted(trained ^ set(state))}"
         model.load_state_dict(state, strict=False)
@@ -182,13 +226,68 @@ def trained_state(accelerator: Accelerator, model: nn.Module) -> dict[str, Tenso
     return {name: tensor.detach().cpu() for name, tensor in state.items() if name in trained}
 
 
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of a checkpoint's other files, by name."""
+    return {
+        str(path.relative_to(checkpoint)): file_digest(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != DIGESTS
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder, which is made if need be, for this process while the block runs.
+
+    The lock is the kernel's: it ends with the process, however that ends. Of the processes of one
+    launch the first takes it for all.
+
+    Raises:
+        ValueError: Another run has the folder.
+        OSError: The folder cannot be made or written to.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would inherit it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"{folder} is in use: another run writes there now. Wait for it, or choose another "
+                    "--out."
+                ) from error
+            print(f"{folder} cannot be locked ({error}): start no second run with this --out")
+        yield
+
+
 class StopSignal:
-    """Turns SIGTERM and SIGINT into a request that the loop meets between two steps."""
+    """Turns SIGTERM and SIGINT, as long as its `with` block runs, into a clean end.
+
+    While `training`, into a request that the loop meets between two steps; else, and at the second
+    signal, into a SystemExit at once: all that is written is whole.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        self.training = False
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def requested(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; all processes get the same answer."""
@@ -196,6 +295,10 @@ class StopSignal:
         return bool(accelerator.reduce(flag, "sum") > 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name is not None:  # asked twice: whoever asks wants out now
-            raise KeyboardInterrupt
+        again = self.name is not None  # asked twice: whoever asks wants out now
         self.name = signal.Signals(number).name
+        if again or not self.training:
+            raise SystemExit(
+                f"{self.name}: stopped. What is written stays: run the same command again, with --resume "
+                "if training had begun."
+            )

@@ -71,6 +71,13 @@ class TrainConfig:
         "power: 1 = every utterance once, 0 = every corpus as much.",
     )
 
+    on_error: str = _flag(
+        "stop",
+        "What a recording that cannot be used does: stop = the run ends; skip = all are read before "
+        "training, and such utterances are left out of every split and named in results.json.",
+        choices=["stop", "skip"],
+    )
+
     cache_dir: str | None = _flag(
         None,
         "Folder that keeps frozen encoders' states, for all folds and runs; if not given, cache/ beside "

@@ -1,0 +1,630 @@
+"""What goes wrong while training: bad files, runaway numbers, memory, workers, signals, two runs.
+
+Run alone: python -m pytest tests/test_training_faults.py
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from accelerate import Accelerator
+from test_train_accelerate import ROOT, command, largest_difference, start, wait_for, work
+from torch import nn
+
+import train_accelerate
+from modeling_mtmm import MTMMModel
+from mtmm_training import batches, checkpoints, divergence, features
+from mtmm_training.batches import LengthBatches, frame_lengths, make_loader, to_dataset
+from mtmm_training.checkpoints import Checkpoints, StopSignal, alone_in
+from mtmm_training.train_config import TrainConfig
+from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from train_accelerate import check_device, explain, main
+
+__all__ = ["work"]  # the corpus and the encoders, made anew for this file
+FROZEN = {"freeze_audio_encoder": True, "freeze_text_encoder": True}
+
+
+def flags_of(work: Path, out: str, *flags: str, **model_config: object) -> list[str]:
+    """Of a run from the cache that all runs of this file share."""
+    shared = ("--cache_dir", str(work / "cache"), "--workers", "0")
+    return command(work, out, *shared, *flags, **(FROZEN | model_config))[1:]
+
+
+def results_of(work: Path, out: str) -> dict[str, Any]:
+    return json.loads((work / out / "results.json").read_text())
+
+
+# ---- interrupted -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(work: Path) -> Path:
+    main(flags_of(work, "whole"))
+    return work / "whole"
+
+
+# Phase -> what is being called as the signal comes, and which of its calls that is.
+PHASES = {
+    "reading the manifest": (train_accelerate, "read_all", 1),
+    "encoding": (features.StateShards, "write", 1),
+    "trying out validation": (train_accelerate, "predict", 1),
+    "training": (train_accelerate, "mask_modalities", 3),
+    "validating": (train_accelerate, "predict", 2),
+    "writing a checkpoint": (checkpoints, "_write_json", 1),
+    "validating the last epoch": (train_accelerate, "predict", 3),
+    "testing": (train_accelerate, "predict", 5),
+    "writing predictions": (train_accelerate, "write_predictions", 1),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_run_interrupted_in_any_phase_ends_as_if_it_had_not_been(
+    work: Path, whole: Path, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, name, which = PHASES[phase]
+    original, calls = getattr(home, name), 0
+    number = (signal.SIGTERM, signal.SIGINT)[list(PHASES).index(phase) % 2]
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == which:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(home, name, interrupted)
+    handler = signal.getsignal(number)
+    out = phase.replace(" ", "-")
+    flags = flags_of(work, out, *(["--cache_dir", str(work / out)] if phase == "encoding" else []))
+    with pytest.raises(SystemExit, match=f"{number.name}: stopped.* --resume"):
+        main(flags)
+    monkeypatch.undo()
+    assert signal.getsignal(number) is handler
+    assert not (work / out / "results.json").exists()
+    main([*flags, "--resume", "True"])
+    assert largest_difference(whole, work / out) == 0.0
+    one, two = results_of(work, "whole"), results_of(work, out)
+    assert one["epochs"] == two["epochs"] and one["test"] == two["test"]
+
+
+def test_second_signal_ends_a_training_at_once() -> None:
+    with StopSignal() as stop:
+        stop.training = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+        with pytest.raises(SystemExit, match="SIGTERM: stopped"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+# ---- the folder --------------------------------------------------------------------------------
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from mtmm_training.checkpoints import alone_in
+with alone_in(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a worker that outlives its parent
+        time.sleep(60)
+    print("worker of", os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_runs_in_one_folder_are_refused_until_the_first_dies(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        with pytest.raises(ValueError, match="is in use: another run .* choose another --out"):
+            with alone_in(tmp_path / "out"):
+                pass
+        process.kill()  # not its worker
+        process.wait()
+        with alone_in(tmp_path / "out"):
+            pass
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_only_the_first_process_of_a_launch_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with alone_in(tmp_path / "out"):
+        assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="choose another place"), alone_in(tmp_path / "file" / "out"):
+        pass
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Checkpoints:
+    """Two checkpoints of a layer."""
+    accelerator = Accelerator(cpu=True)
+    layer = nn.Linear(2, 2)
+    model, _ = accelerator.prepare(layer, torch.optim.AdamW(layer.parameters()))
+    written = Checkpoints(tmp_path / "checkpoints", accelerator, model, 2, {"seed": 0})
+    for step in (9, 10):
+        written.save(step)
+    written.load(written.folder / "step-000000010")
+    return written
+
+
+def test_newest_checkpoint_is_that_of_most_steps_whatever_the_clock(saved: Checkpoints) -> None:
+    os.utime(saved.folder / "step-000000010", (0, 0))  # the clock went back between the two
+    newest = saved.newest()
+    assert newest is not None and newest.name == "step-000000010"
+    saved.save(11)
+    names = {path.name for path in saved.folder.glob("step-*")}
+    assert names == {"step-000000010", "step-000000011"}
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "one bit"])
+def test_damaged_checkpoint_is_refused_and_names_the_one_before(
+    saved: Checkpoints, damage: str
+) -> None:
+    checkpoint = saved.folder / "step-000000010"
+    names = [path.name for path in files_of(checkpoint)]
+    assert any(name.startswith("random_states") for name in names) and "identity.json" in names
+    for path in files_of(checkpoint):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        damaged = {"empty": b"", "truncated": content[:middle], "one bit": flipped}
+        path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
+        with pytest.raises(ValueError, match=r"is damaged: .* goes on from step-000000009\."):
+            saved.load(checkpoint)
+        path.write_bytes(content)
+    saved.load(checkpoint)
+
+
+def test_damaged_best_weights_are_refused(saved: Checkpoints) -> None:
+    saved.save_best()
+    path = saved.folder / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="best epoch's weights cannot be read .* another --out"):
+        saved.load_best(nn.Linear(2, 2))
+
+
+# ---- bad recordings ----------------------------------------------------------------------------
+
+
+def spoil(path: Path, how: str) -> None:
+    if how == "vanished":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-4000])
+    elif how == "not audio":
+        path.write_bytes(b"PK\x03\x04" * 500)
+    elif how == "NaN":
+        waveform, rate = soundfile.read(path, dtype="float32")
+        waveform[100] = np.nan
+        soundfile.write(path, waveform, rate, subtype="FLOAT")
+
+
+BAD = {
+    "vanished": "No audio file",
+    "empty": r"is empty \(0 bytes\)",
+    "truncated": "is cut off",
+    "not audio": "cannot be decoded",
+    "NaN": "1 samples that are NaN",
+}
+
+
+@pytest.fixture
+def spoilt(work: Path, tmp_path: Path) -> tuple[list[Utterance], dict[str, str]]:
+    """A copy of the corpus with one bad recording of each kind; which id is bad, and how."""
+    utterances = []
+    for utterance in read_manifest(work / "corpus" / "manifest.csv"):
+        copy = shutil.copy(utterance.audio, tmp_path)
+        utterances.append(dataclasses.replace(utterance, audio=str(copy)))
+    write_manifest(utterances, tmp_path / "manifest.csv")
+    # Utterances that follow each other are of one session: these are of all splits.
+    chosen = dict(zip(BAD, utterances[::10], strict=True))
+    for how, utterance in chosen.items():
+        spoil(Path(utterance.audio), how)
+    return utterances, {u.utterance_id: how for how, u in chosen.items()}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_bad_recordings_are_skipped_and_named(
+    work: Path, tmp_path: Path, spoilt: tuple, cached: bool, capsys: pytest.CaptureFixture
+) -> None:
+    utterances, bad = spoilt
+    flags = flags_of(work, str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.csv"))
+    flags += ["--epochs", "1", "--on_error", "skip"] + ([] if cached else ["--cache_dir", "off"])
+    main(flags)
+    printed = capsys.readouterr().out
+    assert "skipped, as they cannot be used: 5 utterances" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["skipped"]) == set(bad)
+    for utterance_id, how in bad.items():
+        assert f"{utterance_id}: " in printed
+        assert re.search(BAD[how], results["skipped"][utterance_id])
+    counted = sum(split["utterances"] for split in results["splits"].values())
+    assert counted == len(utterances) - len(bad)
+    rows = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
+    assert not {row.split(",")[0] for row in rows} & set(bad)
+    assert len(rows) == sum(results["splits"][n]["utterances"] for n in ("validation", "test"))
+
+
+def test_bad_recordings_stop_a_run_all_named_at_once(
+    work: Path, tmp_path: Path, spoilt: tuple
+) -> None:
+    utterances, bad = spoilt
+    (vanished,) = [u for u in utterances if bad.get(u.utterance_id) == "vanished"]
+    shutil.copy(utterances[1].audio, vanished.audio)  # the manifest's reader refuses those
+    flags = flags_of(work, str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.csv"))
+    with pytest.raises(ValueError) as raised:
+        main([*flags, "--cache_dir", "off", "--workers", "1"])
+    text = str(raised.value)
+    assert text.startswith("4 of 50 utterances cannot be used:") and "--on_error skip" in text
+    for utterance_id, how in bad.items():
+        found = re.search(rf"\n  {utterance_id}: .*{BAD[how]}", text)
+        assert (found is None) == (how == "vanished")
+    with pytest.raises(ValueError, match=r"^Utterance .*(cut off|decoded|empty|as audio)"):
+        main(flags)  # from the cache: the first that encoding meets
+
+
+def test_repaired_recording_makes_another_run(
+    work: Path, tmp_path: Path, spoilt: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    utterances, bad = spoilt
+    flags = flags_of(work, str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.csv"))
+    flags += ["--on_error", "skip"]
+    steps = iter([False])
+    monkeypatch.setattr(StopSignal, "requested", lambda *_: next(steps, True))
+    with pytest.raises(SystemExit, match="stopped after step 2"):
+        main(flags)
+    monkeypatch.undo()
+    (empty,) = [u for u in utterances if bad.get(u.utterance_id) == "empty"]
+    shutil.copy(utterances[1].audio, empty.audio)
+    with pytest.raises(ValueError, match=rf"skipped was \[.*'{empty.utterance_id}'.*\], now is"):
+        main([*flags, "--resume", "True"])
+    Path(empty.audio).write_bytes(b"")
+    main([*flags, "--resume", "True"])
+    assert set(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == set(bad)
+
+
+def test_split_without_any_good_recording_is_refused(work: Path, tmp_path: Path) -> None:
+    manifest = (work / "corpus" / "manifest.csv").read_text()
+    (tmp_path / "manifest.csv").write_text(manifest)  # its audio is not here
+    flags = flags_of(work, "none", "--manifest", str(tmp_path / "manifest.csv"))
+    with pytest.raises(
+        ValueError, match="(?s)None of the 50 utterances can be used:.* and 45 more\nCheck --audio"
+    ):
+        main([*flags, "--on_error", "skip", "--modalities", "audio"])
+
+
+def test_header_that_cannot_be_read_names_the_utterance(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    utterance = Utterance("u7", corpus="c", speaker_id="s", audio=str(tmp_path / "a.wav"))
+    with pytest.raises(ValueError, match=r"^Utterance u7: .*a\.wav' cannot be read as audio"):
+        frame_lengths([utterance])
+
+
+# ---- numbers -----------------------------------------------------------------------------------
+
+
+def kept_batch(message: str) -> dict[str, Any]:
+    return torch.load(message.partition(" is in ")[2].partition(". Lower")[0])
+
+
+def test_diverged_training_stops_with_the_batch_kept(work: Path) -> None:
+    with pytest.raises(RuntimeError, match="The loss is (nan|inf) in epoch 1, step") as raised:
+        main(flags_of(work, "diverged", "--learning_rate", "1e30", "--warmup_share", "0"))
+    text = str(raised.value)
+    assert "Lower --learning_rate" in text and "choose another --out" in text
+    kept = kept_batch(text)
+    assert not math.isfinite(kept["loss"])
+    assert kept["loss"] != kept["loss"] or kept["loss"] == pytest.approx(
+        kept["emotion_loss"] + kept["dimension_loss"]
+    )
+    (batch,) = kept["batches"]
+    assert len(batch["utterance_ids"]) == len(batch["acoustic_states"]) == 6
+    assert batch["utterance_ids"][0] in text
+
+
+def test_loss_of_every_pass_of_a_step_is_checked(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second pass is fine: its loss alone would let the first one's gradient ruin the weights."""
+    calls = 0
+
+    def spoil_third(batch: dict[str, Any], *_: Any, **__: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            batch["acoustic_states"][0, 0, 0] = torch.nan
+
+    monkeypatch.setattr(train_accelerate, "mask_frames", spoil_third)
+    with pytest.raises(RuntimeError, match="The loss is nan in epoch 1, step 2: ") as raised:
+        main(flags_of(work, "pass", "--accumulation", "2", "--rmm_start", "0"))
+    assert len(kept_batch(str(raised.value))["batches"]) == 1
+
+
+def scale_gradients(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
+    """Multiply the gradient of one weight of the emotion head, in so many a backward pass."""
+    original, passes = train_accelerate.choose_trained, 0
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return gradient * factors.get(passes, 1.0)
+
+    def hooked(config: TrainConfig, model: MTMMModel) -> nn.Module:
+        trained = original(config, model)
+        list(model.emotion_head.parameters())[0].register_hook(hook)
+        return trained
+
+    monkeypatch.setattr(train_accelerate, "choose_trained", hooked)
+
+
+def test_gradient_that_explodes_is_named_and_one_not_finite_stops(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    scale_gradients(monkeypatch, {12: 1e7, 14: math.inf})
+    with pytest.raises(
+        RuntimeError, match=r"gradient is not finite in emotion_head \((inf|nan)\) in"
+    ):
+        main(flags_of(work, "explodes", "--batch_size", "2"))
+    printed = capsys.readouterr()
+    (line,) = [n for n in (printed.out + printed.err).splitlines() if "explodes" in n]
+    assert "epoch 1, step 12: " in line and "most of it in emotion_head" in line
+    assert "--learning_rate" in line
+
+
+@pytest.mark.parametrize(
+    ("norm", "before", "expected"),
+    [(99.0, [1.0] * 10, False), (101.0, [1.0] * 10, True), (1e9, [1.0] * 9, False),
+     (101.0, [50.0] * 200 + [1.0] * 100, True), (math.inf, [1.0] * 10, False)],
+)  # fmt: skip
+def test_explosion_is_by_the_median_of_the_steps_before(
+    norm: float, before: list[float], expected: bool
+) -> None:
+    assert (divergence.explosion(norm, before, {"fusion": norm}) is not None) == expected
+
+
+def test_gradient_norms_are_those_of_each_part(make_model: Callable[..., MTMMModel]) -> None:
+    model = make_model()
+    total = 0.0
+    for parameter in model.fusion.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+        total += 4.0 * parameter.numel()
+    assert divergence.gradient_norms(model) == {"fusion": pytest.approx(math.sqrt(total))}
+
+
+class Scaled:
+    """Stands for an accelerator with fp16's scaler after its norm overflowed."""
+
+    def __init__(self, scale: float) -> None:
+        self.scaler = self
+        self.scale = scale
+
+    def get_scale(self) -> float:
+        return self.scale
+
+    def clip_grad_norm_(self, *_: Any) -> torch.Tensor:
+        return torch.tensor(math.inf)
+
+
+def test_fp16_skips_steps_until_its_scale_is_used_up() -> None:
+    model = nn.Linear(1, 1)
+    assert train_accelerate.clip_gradients(Scaled(1.0), model, 1.0) == math.inf
+    assert train_accelerate.clip_gradients(Scaled(1e-5), model, 1.0) is None
+
+
+def test_outputs_that_are_not_finite_are_no_predictions(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MTMMModel.forward
+
+    def forward(self: MTMMModel, **inputs: Any) -> Any:
+        output = original(self, **inputs)
+        if not self.training:
+            output.emotion_logits[0] = torch.nan
+        return output
+
+    monkeypatch.setattr(MTMMModel, "forward", forward)
+    with pytest.raises(RuntimeError, match="outputs .* are NaN or infinite, such as Ses"):
+        main(flags_of(work, "nan-outputs"))
+
+
+# ---- memory and devices ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError("Unable to allocate 2.00 GiB"),
+    ],
+    ids=["GPU", "CPU", "NumPy"],
+)
+def test_batch_too_large_for_memory_is_described(
+    work: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MTMMModel.forward
+
+    def forward(self: MTMMModel, **inputs: Any) -> Any:
+        if self.training:
+            raise error
+        return original(self, **inputs)
+
+    monkeypatch.setattr(MTMMModel, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        main(flags_of(work, "memory"))
+    text = explain(raised.value)
+    assert "for a batch of acoustic_states 6 x" in text and "linguistic_states 6 x" in text
+    flags = ("batch_size", "accumulation", "frame_budget", "gradient_checkpointing")
+    for name in flags:
+        assert f"--{name}" in text
+
+
+@pytest.mark.parametrize("asked", ["0", "0,1", "GPU-8a1b", "MIG-12"])
+def test_gpu_that_was_asked_for_must_be_there(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    with pytest.raises(ValueError, match=f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU.*unset it"):
+        check_device(TrainConfig())
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_device(TrainConfig())
+
+
+@pytest.mark.parametrize("asked", ["", "-1", "NoDevFiles"])
+def test_cpu_is_taken_where_no_gpu_was_asked_for(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    check_device(TrainConfig())
+
+
+def test_fp16_without_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ValueError, match="`--mixed_precision` is 'fp16'.* must be no or bf16"):
+        check_device(TrainConfig(mixed_precision="fp16"))
+
+
+# ---- workers -----------------------------------------------------------------------------------
+
+
+def texts(count: int) -> list[Utterance]:
+    return [
+        Utterance(utterance_id=f"u{n}", corpus="c", speaker_id="s", text="x" * (n + 1))
+        for n in range(count)
+    ]
+
+
+class Collate:
+    """Of ids; hangs at one of them, or refuses it."""
+
+    def __init__(self, hangs: str | None = None, refuses: str | None = None) -> None:
+        self.hangs, self.refuses = hangs, refuses
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[str]:
+        ids = [row["utterance_id"] for row in rows]
+        if self.hangs in ids:
+            time.sleep(600)
+        if self.refuses in ids:
+            raise ValueError(f"Utterance {self.refuses}: refused.")
+        return ids
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_that_hangs_is_given_up_and_its_utterances_named(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "READING_S", 3.0)
+    schedule = LengthBatches([6, 5, 4, 3, 2, 1], 2, shuffle=False)
+    loader = make_loader(to_dataset(texts(6)), schedule, Collate(hangs="u3"), workers=workers)
+    seen = []
+    with pytest.raises(OSError, match="waiting for 3 s over u2, u3. Does the disk"):
+        seen.extend(loader)
+    assert seen == [["u0", "u1"]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_of_a_worker_is_that_of_its_collator(workers: int) -> None:
+    schedule = LengthBatches([3, 2, 1], 1, shuffle=False)
+    loader = make_loader(to_dataset(texts(3)), schedule, Collate(refuses="u1"), workers=workers)
+    with pytest.raises(ValueError, match=r"^Utterance u1: refused\.$"):
+        list(loader)
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def is_worker(pid: int, parent: subprocess.Popen) -> bool:
+    """Forked from it, so of the same command line."""
+    try:
+        same = [Path(f"/proc/{n}/cmdline").read_bytes() for n in (pid, parent.pid)]
+    except FileNotFoundError:
+        return False
+    return same[0] == same[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the worker in /proc")
+def test_killed_worker_ends_the_run_which_can_go_on(work: Path) -> None:
+    flags = ("--epochs", "50", "--checkpoint_steps", "1", "--workers", "1")
+    process = start(command(work, "worker", *flags))
+    wait_for(work / "worker" / "checkpoints" / "step-000000001", process)
+    while process.poll() is None:
+        for pid in children(process):
+            if is_worker(pid, process):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    output = process.communicate()[0]
+    last = output.strip().splitlines()[-1]
+    assert process.returncode == 1, output
+    assert last.startswith("error: A process that reads audio was killed (DataLoader worker")
+    assert "--workers" in last and "--resume" in last
+    newest = max((work / "worker" / "checkpoints").glob("step-*"))
+    step = int(newest.name.removeprefix("step-"))
+    process = start(command(work, "worker", *flags[:4], "--workers", "0", "--resume", "True"))
+    wait_for(newest.with_name(f"step-{step + 1:09d}"), process)
+    process.kill()
+    assert f"resumed from {newest}" in process.communicate()[0]
+
+
+# ---- two processes -----------------------------------------------------------------------------
+
+
+def test_all_processes_stop_where_a_training_diverges(work: Path) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flags = ("--learning_rate", "1e30", "--warmup_share", "0", "--batch_size", "3")
+    processes = [
+        start(
+            [str(ROOT / "train_accelerate.py"), *flags_of(work, "both", *flags)],
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            ACCELERATE_USE_CPU="true",
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    ids = []
+    for output in outputs:
+        (line,) = [n for n in output.splitlines() if n.startswith("error: The loss is")]
+        (batch,) = kept_batch(line)["batches"]
+        ids += batch["utterance_ids"]
+    assert len(set(ids)) == 6, "both shares of one batch"
