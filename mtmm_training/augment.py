@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from mtmm_training.utterances import Utterance
-from processing_mtmm import MTMMProcessor, resample, to_mono
+from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor, resample, to_mono
 
 # Each change with the range that its strength is drawn from, evenly. All are small enough to leave
 # the emotion what it is; pitch and pace, which carry it, move by no more than between two speakers.
@@ -75,8 +75,9 @@ def augment(
 ) -> np.ndarray:
     """What a variant sounds like, at the encoder's sampling rate: float32, (time,).
 
-    Where another speed would make it longer or shorter than the encoder takes, it is changed only
-    so far as it still fits; nothing is cut off.
+    What the processor takes without changes, it takes with them: where another speed would make it
+    longer or shorter than the encoder takes, it is changed only so far as it still fits, and nothing
+    is cut off; gain stops at the processor's limit. What is too short stays as it is.
 
     Args:
         waveform: As decoded, (time,) or (time, channels).
@@ -86,6 +87,8 @@ def augment(
     """
     changes, rate = json.loads(augmentation), processor.sampling_rate
     waveform = resample(to_mono(waveform), sampling_rate, rate)
+    if len(waveform) < _shortest(processor):
+        return waveform
     if "speed" in changes:
         waveform = _stretch(waveform, _fitting(len(waveform), changes["speed"], processor))
     if "noise" in changes:
@@ -97,7 +100,7 @@ def augment(
         waveform = _stretch(narrow, len(waveform))
     if "gain" in changes:
         waveform = waveform * 10 ** (changes["gain"] / 20)
-    return waveform.astype(np.float32)
+    return np.clip(waveform, -MAX_AMPLITUDE, MAX_AMPLITUDE).astype(np.float32)
 
 
 def _stretch(waveform: np.ndarray, length: int) -> np.ndarray:
@@ -107,9 +110,13 @@ def _stretch(waveform: np.ndarray, length: int) -> np.ndarray:
 
 def _fitting(length: int, speed: float, processor: MTMMProcessor) -> int:
     """Samples after the change of speed, within the encoder's limits if it is within them before."""
-    shortest = int(np.ceil(processor.min_duration_s * processor.sampling_rate))
     longest = int(processor.longest_audio_s() * processor.sampling_rate)
-    return int(np.clip(round(length / speed), min(shortest, length), max(longest, length)))
+    return int(np.clip(round(length / speed), _shortest(processor), max(longest, length)))
+
+
+def _shortest(processor: MTMMProcessor) -> int:
+    """Samples that the acoustic encoder needs."""
+    return int(np.ceil(processor.min_duration_s * processor.sampling_rate))
 
 
 def pink_noise(length: int, seed: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
-from mtmm_training.utterances import SPLITS, Utterance, by_id, replacing
+from mtmm_training.files import replacing
+from mtmm_training.utterances import SPLITS, Utterance, by_id
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +219,15 @@ def _by_session(utterances: Sequence[Utterance], protocol: str) -> dict[str, lis
 
 def speaker_folds(utterances: Sequence[Utterance]) -> Iterator[tuple[str, Splits]]:
     """Leaves one session out: one of its two speakers tests, the partner validates."""
-    for session, members in _by_session(utterances, "speaker").items():
+    sessions = _by_session(utterances, "speaker")
+    homes = Counter(speaker for members in sessions.values() for speaker in _speakers(members))
+    several = [speaker for speaker, count in homes.items() if count > 1]
+    if several:  # would be tested once for each, in folds of one name
+        raise ValueError(
+            f"Protocol 'speaker' needs every speaker in one session, {_shown(several)} is in several; "
+            "use 'leave_one_speaker_out' or 'grouped'."
+        )
+    for session, members in sessions.items():
         pair = _speakers(members)
         if len(pair) != 2:
             raise ValueError(
@@ -372,6 +381,8 @@ def fold_from_speakers(
 
 def _check_utterances(utterances: Sequence[Utterance]) -> None:
     keyed = by_id(utterances)
+    if not keyed:
+        raise ValueError("There are no utterances; folds need some for each of their three splits.")
     unnamed = [name for name, u in keyed.items() if u.speaker_id.lower() == "unknown"]
     if unnamed:
         raise ValueError(
@@ -453,7 +464,7 @@ def load_folds(
             Fold(entry["name"], **{split: tuple(entry[split]) for split in SPLITS})
             for entry in content["folds"]
         ]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a file of folds ({error!r}); write one with `save_folds`."
         ) from error

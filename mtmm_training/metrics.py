@@ -124,10 +124,15 @@ def concordance_correlation(predictions: ArrayLike, labels: ArrayLike) -> float:
         Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 1989.
     """
     x, y = _labelled_dimension(predictions, labels)
+    together = np.concatenate([x, y])
     # Equality of all values rather than of the denominator with 0: a mean of equal numbers may be
     # off by a rounding error, and the quotient of two such errors would look like a score.
-    if x.size < 2 or np.ptp(np.concatenate([x, y])) == 0:
+    if x.size < 2 or together.min() == together.max():
         return np.nan
+    # A common factor and a common shift change nothing. A power of two keeps squares from overflow
+    # and underflow; the shift keeps means of constants, and of near numbers, exact.
+    x, y = np.ldexp((x, y), -np.frexp(np.abs(together).max())[1])
+    x, y = x - y[0], y - y[0]
     covariance = np.mean((x - x.mean()) * (y - y.mean()))
     return float(2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
 
@@ -167,7 +172,8 @@ def calibration_bins(
         bins: how many; bin b holds b/bins < probability <= (b+1)/bins.
 
     Raises:
-        ValueError: if `bins` is below 1, the lengths differ or a row is not a distribution.
+        ValueError: if `bins` is below 1, the lengths differ, a label is no index into the emotions
+            or a row is not a distribution.
 
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
@@ -182,9 +188,10 @@ def calibration_bins(
             "`probabilities` has rows that are not distributions; each must be non-negative and "
             "sum to 1. Apply a softmax to logits first."
         )
+    _check_emotion_indices("labels", labels, range(probabilities.shape[1]))
     top = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    index = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    index = np.searchsorted(np.arange(1, bins) / bins, top)
     counts = np.bincount(index, minlength=bins)
     divisor = np.where(counts > 0, counts, np.nan)
     return CalibrationBins(
@@ -224,14 +231,16 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """Finds the temperature that logits are to be divided by, on a validation split.
 
     The one that minimises the negative log likelihood, which has a single minimum over the log
-    temperature, within 0.05..20: without bounds a split without errors would send it to 0.
+    temperature, within 0.05..20: without bounds a split without errors would send it to 0. Where
+    none is better than 1, because all logits are equal or all are certain, it is 1.
 
     Args:
         logits: (utterances, emotions).
         labels: (utterances,) emotion indices, -100 = absent.
 
     Raises:
-        ValueError: if there are no labels, or the lengths differ.
+        ValueError: if there are no labels, the lengths differ, a label is no index into the
+            emotions or a logit is not finite.
 
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
@@ -240,6 +249,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     if not labels.size:
         raise ValueError("`labels` holds no emotion label; a temperature needs at least one.")
     logits = np.asarray(logits, dtype=np.float64)
+    _check_finite("emotion logits", logits)
+    _check_emotion_indices("labels", labels, range(logits.shape[1]))
     rows = np.arange(len(labels))
 
     def negative_log_likelihood(log_temperature: float) -> float:
@@ -247,7 +258,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     bounds = tuple(np.log(TEMPERATURE_BOUNDS))
     found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded")
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)) if found.fun < negative_log_likelihood(0.0) else 1.0
 
 
 def emotion_metrics(
@@ -415,11 +426,12 @@ def paired_bootstrap(
     Args:
         metric: takes utterance indices (drawn,), with repeats; returns a metric or a difference.
         speakers: (utterances,) who speaks, over the pooled test utterances.
-        resamples: how many draws.
+        resamples: how many draws, at least 1.
         seed: the same seed gives the same interval, and pairs the draws of different metrics.
 
     Raises:
-        ValueError: if there are fewer than two speakers, or `metric` is undefined on a draw.
+        ValueError: if there are fewer than two speakers or no draws, or `metric` is undefined on
+            a draw.
 
     Source:
         Percentile interval: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13.
@@ -432,6 +444,8 @@ def paired_bootstrap(
         raise ValueError(
             f"`speakers` names {len(names)} speaker(s); an interval over speakers needs at least 2."
         )
+    if resamples < 1:
+        raise ValueError(f"`resamples={resamples!r}` gives no interval; use at least 1.")
     utterances = [np.flatnonzero(owner == speaker) for speaker in range(len(names))]
     generator = np.random.default_rng(seed)
     draws = np.empty(resamples)

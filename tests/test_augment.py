@@ -21,7 +21,7 @@ from mtmm_training.augment import (
 )
 from mtmm_training.batches import LengthBatches, RawInputs, frame_lengths, make_loader, to_dataset
 from mtmm_training.utterances import Utterance
-from processing_mtmm import MTMMProcessor
+from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor
 
 RATE = 16000
 WINDOW_S = 6.0
@@ -154,6 +154,22 @@ def test_speed_stays_within_the_encoders_limits(
     heard = changed(waveform, speed=speed)
     assert len(heard) == round(expected_s * RATE)
     assert np.abs(heard[-80:]).max() > 0.3
+
+
+ALL = {"speed": 1.1, "noise": 15.0, "noise_seed": 1, "lowpass": 3400.0, "gain": 6.0}
+
+
+@pytest.mark.parametrize(("samples", "rate"), [(1, RATE), (399, RATE), (1, 48000), (2, 96000)])
+def test_what_is_too_short_stays_for_the_processor_to_refuse(samples: int, rate: int) -> None:
+    heard = changed(np.full(samples, 0.5, np.float32), rate=rate, **ALL)
+    assert len(heard) == round(samples * RATE / rate)
+
+
+@pytest.mark.parametrize("change", [{"gain": 6.0}, {"noise": 15.0, "noise_seed": 1}, ALL])
+def test_changes_leave_a_loud_recording_in_the_limits(change: dict) -> None:
+    loud = np.where(np.arange(RATE) % 40 < 20, 1.0, -1.0) * MAX_AMPLITUDE
+    heard = changed(loud, **change)
+    assert np.abs(heard).max() <= MAX_AMPLITUDE and np.abs(heard).max() > 0.9 * MAX_AMPLITUDE
 
 
 # ---- from utterance to batch ---------------------------------------------------------------------

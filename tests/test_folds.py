@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mtmm_training.folds import (
+    PROTOCOLS,
     Fold,
     doubled_recordings,
     fold_from_speakers,
@@ -133,9 +134,10 @@ def test_official_protocol_takes_the_splits() -> None:
         ("leave_one_speaker_out", lambda u: replace(u, speaker_id="a"), {}, "at least 4 speakers"),
         ("official", lambda u: u, {}, "30 of 30 have none"),
         ("session", lambda u: replace(u, speaker_id="Unknown"), {}, "30 .*speaker 'unknown'"),
-        ("session", lambda u: replace(u, utterance_id="u"), {}, "occur more than once"),
+        ("session", lambda u: replace(u, utterance_id="u"), {}, "occurs more than once"),
         ("session", lambda u: replace(u, improvised=None), {"improvised_only": True}, "none"),
         ("session", lambda u: replace(u, speaker_id="a"), {}, "Speaker 'a' is in both"),
+        ("speaker", lambda u: replace(u, speaker_id="a"), {}, "'a' is in several; use 'leave_one"),
     ],
 )
 def test_unsuitable_protocol_is_refused(
@@ -143,6 +145,20 @@ def test_unsuitable_protocol_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_folds([change(u) for u in corpus()], protocol, **options)
+
+
+def test_speaker_of_two_sessions_is_refused_by_the_speaker_protocol() -> None:
+    """Everyone has one partner in each session, but 1F would be tested in both."""
+    visit = [replace(u, speaker_id="1F") if u.speaker_id == "2F" else u for u in corpus()]
+    with pytest.raises(ValueError, match="every speaker in one session, '1F' is in several"):
+        make_folds(visit, "speaker")
+    assert len(make_folds(visit, "leave_one_speaker_out")) == 9
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_no_utterances_are_refused(protocol: str) -> None:
+    with pytest.raises(ValueError, match="There are no utterances; folds need some"):
+        make_folds([], protocol, k=3 if protocol == "grouped" else None)
 
 
 def test_improvised_only_keeps_the_improvised() -> None:
@@ -292,10 +308,10 @@ def test_loading_checks_folds_again(tmp_path: Path) -> None:
         load_folds(path, corpus())
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"folds": [{"name": "a"}]}'])
-def test_other_files_are_not_folds(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"folds": [{"name": "a"}]}', b"\xff\xfe"])
+def test_other_files_are_not_folds(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "folds.json"
-    path.write_text(content)
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a file of folds"):
         load_folds(path, corpus())
 

@@ -143,6 +143,28 @@ def test_zero_denominator_adds_connected_zero(dtype: torch.dtype, value: float) 
     assert predictions.grad is not None and torch.isfinite(predictions.grad).all()
 
 
+@pytest.mark.parametrize("count", [16, 64, 1000])
+@pytest.mark.parametrize("spread", [5e-4, 1e-3, 1e-2])
+def test_constant_labels_give_full_loss_in_float32(count: int, spread: float) -> None:
+    """Predictions collapsed onto them, with a spread near float32's rounding of the squares."""
+    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    predictions = (4.6 + spread * noise).requires_grad_()
+    labels = torch.full((count, 2), 4.6)
+    loss = multi_task_loss(CONFIG, torch.zeros(count, 4), predictions, None, labels)[1]
+    assert loss.item() == pytest.approx(0.66, abs=1e-6)
+    loss.backward()
+    assert predictions.grad.abs().max() < 1e-3  # CCC is 0, whatever they are
+
+
+@pytest.mark.parametrize("factor", [1e-40, 1e30, 3e38])
+def test_class_weights_count_by_their_ratios(factor: float) -> None:
+    logits, predictions, emotions, _ = batch(20)
+    logits, weights = logits.detach().float(), torch.tensor([0.3, 1.0, 0.2, 0.5])
+    expected = multi_task_loss(CONFIG, logits, predictions, emotions, None, weights)[0]
+    loss = multi_task_loss(CONFIG, logits, predictions, emotions, None, factor * weights)[0]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("constant", ["predictions", "labels", "both"])
 def test_constants_give_full_loss_and_finite_gradient(constant: str) -> None:
     """A constant has no covariance: CCC is 0, the loss its whole weight, unless both are equal."""

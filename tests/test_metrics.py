@@ -137,6 +137,21 @@ def test_undefined_ccc_is_nan(predictions: list[float], labels: list[float]) -> 
     assert np.isnan(metrics.concordance_correlation(predictions, labels))
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-5, 1e200])
+@pytest.mark.filterwarnings("error")
+def test_ccc_does_not_depend_on_the_scale(size: float) -> None:
+    predictions, labels = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 3.0])
+    expected = metrics.concordance_correlation(predictions, labels)
+    scaled = metrics.concordance_correlation(size * predictions, size * labels)
+    assert scaled == pytest.approx(expected, rel=1e-12)
+
+
+def test_constant_predictions_beside_near_labels_give_no_score() -> None:
+    """The mean of three times 0.1 is not 0.1."""
+    labels = [0.1, 0.1, np.nextafter(0.1, 1)]
+    assert metrics.concordance_correlation([0.1] * 3, labels) == 0
+
+
 def test_ccc_is_computed_in_float64() -> None:
     labels = (1000 + np.random.default_rng(3).normal(0, 0.01, 4000)).astype(np.float32)
     predictions = labels[::-1].copy()
@@ -209,6 +224,38 @@ def test_temperature_recovers_known_scale(scale: float) -> None:
 def test_temperature_without_errors_stays_bounded() -> None:
     temperature = metrics.fit_temperature(np.eye(4), np.arange(4))
     assert temperature == pytest.approx(metrics.TEMPERATURE_BOUNDS[0], rel=0.01)
+
+
+@pytest.mark.parametrize("logits", [np.zeros((4, 4)), 3e38 * np.eye(4)], ids=["equal", "certain"])
+def test_temperature_that_changes_no_likelihood_is_one(logits: np.ndarray) -> None:
+    assert metrics.fit_temperature(logits, np.arange(4)) == 1
+
+
+@pytest.mark.parametrize("predicted", range(4))
+def test_temperature_of_one_emotion_stays_bounded(predicted: int) -> None:
+    low, high = metrics.TEMPERATURE_BOUNDS
+    temperature = metrics.fit_temperature(np.eye(4)[[predicted] * 5], [0] * 5)
+    assert temperature == pytest.approx(low if predicted == 0 else high, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (np.full((2, 4), np.nan), [0, 1], "8 values of 8 that are NaN or infinite"),
+        (np.eye(4)[:2], [0, 4], "`labels` holds 4, which is no index into the 4 emotions"),
+        (np.eye(4)[:2], [0, -1], "`labels` holds -1, which is no index"),
+    ],
+)
+def test_temperature_refuses_what_has_no_likelihood(
+    logits: np.ndarray, labels: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.fit_temperature(logits, labels)
+
+
+def test_calibration_refuses_labels_of_no_emotion() -> None:
+    with pytest.raises(ValueError, match="`labels` holds 7, which is no index into the 4 emotions"):
+        metrics.expected_calibration_error(np.full((2, 4), 0.25), [7, 0])
 
 
 def test_temperature_needs_labels() -> None:
@@ -384,6 +431,11 @@ def test_bootstrap_draws_whole_speakers() -> None:
         return 0.0
 
     assert metrics.paired_bootstrap(check, speakers, resamples=20) == metrics.Interval(0, 0, 0)
+
+
+def test_bootstrap_refuses_no_draws() -> None:
+    with pytest.raises(ValueError, match="`resamples=0` gives no interval; use at least 1"):
+        metrics.paired_bootstrap(lambda indices: 0.0, ["a", "b"], resamples=0)
 
 
 def test_bootstrap_refuses_too_little() -> None:

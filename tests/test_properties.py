@@ -1,0 +1,487 @@
+"""Scores, loss, folds, files, batches and cache: what holds for whatever they are given.
+
+Without a model's forward pass; test_properties_model.py has that.
+"""
+
+import csv
+import json
+import math
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given
+from strategies import MANY, SOME, finite, names, transcripts
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import multi_task_loss
+from mtmm_training import metrics
+from mtmm_training.augment import MASKED_SPAN, draw_spans
+from mtmm_training.batches import LengthBatches, share_out
+from mtmm_training.features import StateShards, pad_states
+from mtmm_training.folds import (
+    PROTOCOLS,
+    Fold,
+    fold_from_speakers,
+    load_folds,
+    make_folds,
+    save_folds,
+)
+from mtmm_training.publish import read_results
+from mtmm_training.utterances import SPLITS, Utterance, read_manifest, replacing, write_manifest
+
+EMOTIONS = ("angry", "happy", "sad", "neutral")
+TINY = MTMMConfig.tiny()
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def exact_ccc(x: list[float], y: list[float]) -> float | None:
+    """Lin 1989 in exact fractions; None where the denominator is zero or a label is missing."""
+    pairs = [(Fraction(a), Fraction(b)) for a, b in zip(x, y, strict=True) if not math.isnan(b)]
+    if len(pairs) < 2:
+        return None
+    n = len(pairs)
+    mean_x, mean_y = sum(a for a, _ in pairs) / n, sum(b for _, b in pairs) / n
+    covariance = sum((a - mean_x) * (b - mean_y) for a, b in pairs) / n
+    spread = sum((a - mean_x) ** 2 + (b - mean_y) ** 2 for a, b in pairs) / n
+    spread += (mean_x - mean_y) ** 2
+    return float(2 * covariance / spread) if spread else None
+
+
+@st.composite
+def pairs_of(draw: st.DrawFn, values: st.SearchStrategy[float]) -> tuple[list, list]:
+    """Predictions and labels, some of them absent, some of both constant."""
+    size = draw(st.integers(0, 12))
+    columns = [
+        draw(
+            st.one_of(
+                st.lists(values, min_size=size, max_size=size), values.map(lambda v: [v] * size)
+            )
+        )
+        for _ in range(2)
+    ]
+    absent = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return columns[0], [math.nan if a else v for a, v in zip(absent, columns[1], strict=True)]
+
+
+@MANY
+@given(pairs_of(finite))
+def test_ccc_matches_exact_fractions_of_any_size(pair: tuple[list, list]) -> None:
+    expected = exact_ccc(*pair)
+    score = metrics.concordance_correlation(*pair)
+    if expected is None:
+        assert math.isnan(score)
+    else:
+        assert score == pytest.approx(expected, abs=1e-6) and abs(score) <= 1
+
+
+@MANY
+@given(
+    st.lists(st.integers(-1, 3), max_size=20),
+    st.data(),
+    st.sampled_from([1e-3, 1.0, 1e4, 3e38]),
+    st.sampled_from([0.05, 1.0, 20.0, 1e-6]),
+)
+def test_split_metrics_stay_in_their_ranges(
+    labels: list[int], data: st.DataObject, size: float, temperature: float
+) -> None:
+    count = len(labels)
+    unit = st.floats(-1, 1, width=32)
+    draw = lambda width: np.array(  # noqa: E731
+        data.draw(
+            st.lists(st.lists(unit, min_size=width, max_size=width), min_size=count, max_size=count)
+        )
+    ).reshape(count, width)
+    logits, dimensions, wanted = size * draw(4), 3 + 2 * draw(2), 3 + 2 * draw(2)
+    emotions = np.where(np.array(labels) < 0, -100, labels).astype(int)
+    wanted[emotions == -100] = math.nan
+    scores = metrics.split_metrics(
+        emotions, logits, wanted, dimensions, EMOTIONS, ("valence", "arousal"), temperature
+    )
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+    for name in ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE"):
+        assert (scores[name] is None) == (not any(emotions >= 0))
+        assert scores[name] is None or 0 <= scores[name] <= 1
+    for name in ("valence", "arousal"):
+        assert scores["CCC"][name] is None or -1 <= scores["CCC"][name] <= 1
+        assert (
+            scores["MAE"][name] is None or 0 <= scores["MAE"][name] <= scores["RMSE"][name] + 1e-12
+        )
+    if scores["emotion_labels"]:
+        low, high = metrics.TEMPERATURE_BOUNDS
+        assert low <= metrics.fit_temperature(logits, emotions) <= high
+
+
+@MANY
+@given(st.lists(st.floats(0.25, 1), min_size=1, max_size=20), st.integers(1, 30))
+@example([0.6, 0.7, 0.28], 10)
+def test_calibration_bins_hold_what_they_say(tops: list[float], bins: int) -> None:
+    """Bin b holds b/bins < probability <= (b + 1)/bins."""
+    rest = [(1 - top) / 3 for top in tops]
+    probabilities = [[top, r, r, r] for top, r in zip(tops, rest, strict=True)]
+    found = metrics.calibration_bins(probabilities, [0] * len(tops), bins)
+    expected = [sum(b / bins < top <= (b + 1) / bins for top in tops) for b in range(bins)]
+    assert found.counts.tolist() == expected
+
+
+@SOME
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(1, 40), st.data())
+def test_bootstrap_interval_holds_metrics_values(
+    speakers: list[str], resamples: int, data: st.DataObject
+) -> None:
+    scores = np.array(
+        data.draw(st.lists(st.floats(0, 1), min_size=len(speakers), max_size=len(speakers)))
+    )
+    if len(set(speakers)) < 2:
+        with pytest.raises(ValueError, match="needs at least 2"):
+            metrics.paired_bootstrap(lambda i: scores[i].mean(), speakers, resamples)
+        return
+    interval = metrics.paired_bootstrap(lambda i: scores[i].mean(), speakers, resamples)
+    least, most = scores.min() - 1e-12, scores.max() + 1e-12
+    assert least <= interval.low <= interval.high <= most
+    assert least <= interval.point <= most
+
+
+# ---- loss ----------------------------------------------------------------------------------------
+
+on_scale = st.floats(1, 5, width=16)
+
+
+@MANY
+@given(pairs_of(on_scale), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+def test_dimension_loss_matches_exact_fractions(
+    pair: tuple[list, list], dtype: torch.dtype
+) -> None:
+    predictions = torch.tensor(pair[0], dtype=dtype).requires_grad_()
+    expected = exact_ccc(predictions.tolist(), pair[1])
+    labels = torch.tensor(pair[1], dtype=torch.float32)
+    config = MTMMConfig.tiny(dimension_names=("valence",), dimension_loss_weights=(1.0,))
+    loss = multi_task_loss(
+        config, torch.zeros(len(labels), 4), predictions[:, None], None, labels[:, None]
+    )[1]
+    loss.backward()
+    assert predictions.grad.isfinite().all()
+    assert loss.item() == pytest.approx(0 if expected is None else 1 - expected, abs=1e-5)
+
+
+@SOME
+@given(pairs_of(on_scale))
+def test_dimension_gradient_matches_finite_differences(pair: tuple[list, list]) -> None:
+    predictions = torch.tensor(pair[0], dtype=torch.float64).requires_grad_()
+    labels = torch.tensor(pair[1], dtype=torch.float64)
+    exact = exact_ccc(*pair)
+    assume(exact is not None and np.ptp([v for v in pair[0] + pair[1] if v == v]) > 0.1)
+
+    def loss(predictions: torch.Tensor) -> torch.Tensor:
+        columns = (predictions[:, None].expand(-1, 2), None, labels[:, None].expand(-1, 2))
+        return multi_task_loss(TINY, torch.zeros(len(labels), 4).double(), *columns)[1]
+
+    assert torch.autograd.gradcheck(loss, (predictions,), atol=1e-6)
+
+
+@MANY
+@given(
+    st.lists(st.integers(-1, 3), min_size=1, max_size=12),
+    st.lists(st.sampled_from([0.0, 0.01, 1.0, 30.0]), min_size=4, max_size=4),
+    st.sampled_from([1e-30, 1.0, 1e37]),
+    st.sampled_from([1.0, 1e3, 6e4, 1e30]),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_emotion_loss_matches_float64(
+    labels: list[int], weights: list[float], factor: float, size: float, smoothing: float
+) -> None:
+    """Huge and tiny class weights, of which the ratios alone count, logits, and absent labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (size * torch.randn(len(labels), 4, generator=generator)).requires_grad_()
+    emotions = torch.tensor([-100 if label < 0 else label for label in labels])
+    config = MTMMConfig.tiny(label_smoothing=smoothing, emotion_loss_weight=1.0)
+    loss = multi_task_loss(
+        config, logits, torch.ones(len(labels), 2), emotions, None, factor * torch.tensor(weights)
+    )[0]
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+    there = emotions >= 0
+    share = torch.tensor(weights, dtype=torch.float64)
+    if not share[emotions[there]].any():
+        assert smoothing or loss == 0
+        return
+    expected = torch.nn.functional.cross_entropy(
+        logits.double()[there], emotions[there], weight=share, label_smoothing=smoothing
+    )
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# ---- folds ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> list[Utterance]:
+    """Any assignment of few speakers, sessions, scripts and splits to up to twenty utterances."""
+    session = st.one_of(st.none(), st.sampled_from("12345"))
+    if draw(st.booleans()):
+        session = st.sampled_from("12345")
+    # Half of the time every speaker has a session of their own choice, as in most corpora.
+    home = draw(st.one_of(st.none(), st.fixed_dictionaries({s: session for s in "abcdef"})))
+    utterances = []
+    for number in range(draw(st.integers(0, 20))):
+        speaker = draw(st.sampled_from([*"abcdef"]))
+        utterances.append(
+            Utterance(
+                utterance_id=f"u{number}",
+                corpus="c",
+                text=draw(st.sampled_from(["yes", "Yes!", "no", "...", "it is eleven"])),
+                speaker_id=speaker,
+                session_id=draw(session) if home is None else home[speaker],
+                script_id=draw(st.one_of(st.none(), st.sampled_from("xyz"))),
+                improvised=draw(st.sampled_from([None, True, False])),
+                split=draw(st.sampled_from(SPLITS)),
+            )
+        )
+    return utterances
+
+
+@MANY
+@given(
+    corpora(),
+    st.sampled_from(sorted(PROTOCOLS)),
+    st.integers(0, 7),
+    st.integers(0, 3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_folds_never_leak_and_test_everyone_once(
+    utterances: list[Utterance],
+    protocol: str,
+    k: int,
+    seed: int,
+    improvised_only: bool,
+    script_disjoint: bool,
+) -> None:
+    try:
+        folds = make_folds(
+            utterances,
+            protocol,
+            k=k if protocol == "grouped" else None,
+            seed=seed,
+            improvised_only=improvised_only,
+            script_disjoint=script_disjoint,
+        )
+    except ValueError as error:
+        assert ";" in str(error) or ". " in str(error)  # what is wrong, and what to do
+        return
+    keyed = {u.utterance_id: u for u in utterances}
+    kept = {name for name, u in keyed.items() if u.improvised or not improvised_only}
+    assert folds and len({fold.name for fold in folds}) == len(folds)
+    for fold in folds:
+        splits = [[keyed[name] for name in getattr(fold, split)] for split in SPLITS]
+        assert all(splits)
+        for of in ("utterance_id", "speaker_id"):
+            values = [{getattr(u, of) for u in split} for split in splits]
+            assert sum(map(len, values)) == len(set.union(*values))
+        if script_disjoint:
+            scripts = [{u.script_id or u.text.casefold().strip("!") for u in s} for s in splits]
+            assert sum(map(len, scripts)) == len(set.union(*scripts))
+        else:
+            assert {u.utterance_id for split in splits for u in split} == kept
+    if protocol != "official":
+        tested = Counter(name for fold in folds for name in fold.test)
+        assert tested == Counter(kept)
+
+
+@SOME
+@given(
+    corpora(),
+    st.lists(st.sampled_from("abcdefg"), max_size=3),
+    st.lists(st.sampled_from("abcdefg"), max_size=3),
+)
+def test_fold_from_speakers_is_disjoint(
+    utterances: list[Utterance], validation: list[str], test: list[str]
+) -> None:
+    try:
+        fold = fold_from_speakers(utterances, validation, test)
+    except ValueError:
+        return
+    keyed = {u.utterance_id: u.speaker_id for u in utterances}
+    speakers = {split: {keyed[name] for name in getattr(fold, split)} for split in SPLITS}
+    assert speakers["test"] <= set(test) and speakers["validation"] <= set(validation)
+    assert not speakers["train"] & {*test, *validation}
+    assert sorted((*fold.train, *fold.validation, *fold.test)) == sorted(keyed)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+@SOME
+@given(st.lists(names, min_size=3, max_size=9, unique=True), names)
+def test_folds_come_back_from_their_file(ids: list[str], name: str) -> None:
+    utterances = [
+        Utterance(utterance_id=i, corpus="c", text="yes", speaker_id=f"s{n % 3}")
+        for n, i in enumerate(ids)
+    ]
+    fold = Fold(name, *(tuple(ids[n::3]) for n in range(3)))
+    with TemporaryDirectory() as folder:
+        save_folds([fold], path := Path(folder, "folds.json"))
+        assert load_folds(path, utterances) == [fold]
+
+
+seconds = st.floats(0, 1e9)
+optional_names = st.none() | names
+written = st.builds(
+    Utterance,
+    utterance_id=names,
+    corpus=names,
+    text=transcripts,
+    emotion=optional_names,
+    speaker_id=names,
+    session_id=optional_names,
+    dialogue_id=optional_names,
+    script_id=optional_names,
+    gender=optional_names,
+    valence=st.none() | st.floats(1, 5),
+    arousal=st.none() | st.floats(1, 5),
+    dominance=st.none() | st.floats(1, 5),
+    improvised=st.sampled_from([None, True, False]),
+    split=st.sampled_from([None, *SPLITS]),
+    start_s=st.none() | seconds,
+)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@SOME
+@given(st.lists(written, min_size=1, max_size=4, unique_by=lambda u: u.utterance_id))
+def test_manifests_come_back_exactly(suffix: str, utterances: list[Utterance]) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"m{suffix}")
+        write_manifest(utterances, path if suffix != ".tsv" else path.with_suffix(".csv"))
+        if suffix == ".tsv":
+            with open(path.with_suffix(".csv"), newline="", encoding="utf-8") as table:
+                rows = list(csv.reader(table))
+            with open(path, "w", newline="", encoding="utf-8") as table:
+                csv.writer(table, delimiter="\t").writerows(rows)
+        assert read_manifest(path) == utterances
+
+
+numbers = st.none() | finite | st.integers(-(2**53), 2**53) | st.booleans() | names
+results = st.fixed_dictionaries(
+    {
+        name: st.dictionaries(names, st.recursive(numbers, st.lists, max_leaves=5), max_size=4)
+        for name in ("config", "model_config", "splits", "test")
+    }
+    | {"wall_time_s": finite}
+)
+
+
+@SOME
+@given(results)
+def test_results_come_back_exactly(content: dict) -> None:
+    with TemporaryDirectory() as folder:
+        with replacing(Path(folder, "results.json")) as temporary:
+            text = json.dumps(content, indent=2, default=str, allow_nan=False)
+            temporary.write_text(text, encoding="utf-8")
+        assert read_results(folder) == content
+
+
+# ---- batches and cache ---------------------------------------------------------------------------
+
+
+@MANY
+@given(
+    st.lists(st.integers(1, 2000), min_size=1, max_size=60),
+    st.integers(1, 8),
+    st.none() | st.integers(1, 3000),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(0, 5),
+)
+def test_every_index_comes_once_an_epoch_and_after_a_stop(
+    lengths: list[int],
+    batch_size: int,
+    frame_budget: int | None,
+    world_size: int,
+    shuffle: bool,
+    epoch: int,
+) -> None:
+    def make(rank: int) -> LengthBatches:
+        return LengthBatches(
+            lengths,
+            batch_size,
+            frame_budget=frame_budget,
+            shuffle=shuffle,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    if len(lengths) < world_size:
+        with pytest.raises(ValueError, match="cannot be dealt out"):
+            make(0)
+        return
+    ranks = [make(rank) for rank in range(world_size)]
+    for batches in ranks:
+        batches.set_epoch(epoch)
+    shares = [list(batches) for batches in ranks]
+    assert len({len(share) for share in shares}) == 1
+    assert all(batch for share in shares for batch in share)
+    seen = sorted(index for share in shares for batch in share for index in batch)
+    assert seen == list(range(len(lengths)))
+    assert 0 <= ranks[0].padding_share() < 1
+    for first in range(len(shares[0])):
+        resumed = make(0)
+        resumed.set_epoch(epoch, first)
+        assert list(resumed) == shares[0][first:]
+
+
+@MANY
+@given(st.integers(0, 10**6), st.lists(st.floats(0.01, 1e6), min_size=1, max_size=8))
+def test_shares_add_up_and_are_fair(total: int, weights: list[float]) -> None:
+    shares = share_out(total, weights)
+    assert sum(shares) == total and min(shares) >= 0
+    for share, weight in zip(shares, weights, strict=True):
+        assert abs(share - total * weight / sum(weights)) < 1 + 1e-6
+
+
+@SOME
+@given(
+    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=4),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    st.sampled_from([(), (3,)]),
+    st.integers(0, 100),
+)
+def test_shards_return_what_was_written(
+    parts: list[list[int]], dtype: torch.dtype, layers: tuple[int, ...], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with TemporaryDirectory() as folder:
+        writer, states = StateShards(Path(folder)), {}
+        for number, lengths in enumerate(parts):
+            part = {
+                f"{number}-{i}": torch.randn(*layers, length, 5, generator=generator)
+                for i, length in enumerate(lengths)
+            }
+            writer.write({key: entry.to(dtype) for key, entry in part.items()})
+            states |= part
+        reader = StateShards(Path(folder))
+        reader.refresh()
+        assert set(reader.entries) == set(states)
+        batch, mask = pad_states([reader[key] for key in states])
+    for row, real, state in zip(batch, mask, states.values(), strict=True):
+        assert real.sum() == state.shape[-2]
+        assert torch.equal(row[..., real, :], state.to(dtype)) and not row[..., ~real, :].any()
+        tolerance = {"rtol": float(torch.finfo(dtype).eps), "atol": 1e-7}
+        torch.testing.assert_close(row[..., real, :].float(), state, **tolerance)
+
+
+@MANY
+@given(st.integers(0, 500), st.floats(0, 1), st.randoms(use_true_random=False))
+def test_hidden_spans_are_apart_and_exactly_as_many(length: int, share: float, draw) -> None:
+    hidden = round(share * length)
+    spans = draw_spans(draw, length, hidden)
+    places = [place for start, end in spans for place in range(start, end)]
+    assert len(places) == len(set(places)) == hidden
+    assert all(0 <= place < length for place in places)
+    assert all(end - start <= MASKED_SPAN for start, end in spans)
