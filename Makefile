@@ -1,12 +1,13 @@
 # make demo  trains on the embedded corpus, shows one table, predicts from the saved model
 # make test  runs the tests
-# Both make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
+# make stress  feeds every bad input, each in a process of its own, and shows one table
+# All make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test stress lint clean
 
 demo: $(READY)
 	$(BIN)/python -m mtmm_training.demo out/demo
@@ -14,9 +15,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
+stress: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m bad_inputs.stress
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # torch first and by its exact version: other ranges may pull another build of several gigabytes.
 $(READY): pyproject.toml constraints.txt

@@ -325,7 +325,9 @@ def test_split_without_any_good_recording_is_refused(work: Path, tmp_path: Path)
 
 def test_header_that_cannot_be_read_names_the_utterance(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF")
-    utterance = Utterance("u7", corpus="c", speaker_id="s", audio=str(tmp_path / "a.wav"))
+    utterance = Utterance(
+        utterance_id="u7", corpus="c", speaker_id="s", audio=str(tmp_path / "a.wav")
+    )
     with pytest.raises(ValueError, match=r"^Utterance u7: .*a\.wav' cannot be read as audio"):
         frame_lengths([utterance])
 
