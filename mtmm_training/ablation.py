@@ -28,6 +28,7 @@ from mtmm_training.evaluate import (
     run_plans,
     uses_cache,
 )
+from mtmm_training.files import replacing
 from mtmm_training.tables import (
     COMPARED,
     Difference,
@@ -45,7 +46,6 @@ from mtmm_training.tables import (
     write_tables,
 )
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import replacing
 
 REFERENCE = "full"
 
@@ -82,7 +82,7 @@ VARIANTS = {
         "encoders' layers, weighted", model_config={"encoder_layers": "weighted"}
     ),
 } | {
-    f"bridge_tokens_{n}": Variant(f"{n} bridge tokens", model_config={"num_bridge_tokens": n})
+    f"bridge_tokens_{n}": Variant(f"bridge tokens: {n}", model_config={"num_bridge_tokens": n})
     for n in (1, 8, 30, 60)
 }
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import softmax
 
 from mtmm_training import figures, metrics
@@ -35,7 +34,7 @@ LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
 RESAMPLES = 2000  # of the bootstrap
 FEW_SPEAKERS = 10  # below it percentile intervals over speakers are known to be too narrow
 
-Score = Callable[[NDArray], float]
+Score = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -57,24 +56,26 @@ class Experiment:
 
     @cached_property
     def emotions(self) -> list[str]:
+        """Names of the emotions, in the order of the columns; empty where none was trained."""
         return [name.removeprefix("p_") for name in self.rows.columns if name.startswith("p_")]
 
     @cached_property
     def dimensions(self) -> list[str]:
+        """Names of the dimensions that have predictions."""
         return [name for name in DIMENSIONS if name in self.rows.columns]
 
     @cached_property
-    def emotion_labels(self) -> NDArray:
+    def emotion_labels(self) -> np.ndarray:
         """(rows,) indices into `emotions`, -100 = absent."""
         return _indices(self.rows["emotion_label"], self.emotions)
 
     @cached_property
-    def probabilities(self) -> NDArray:
+    def probabilities(self) -> np.ndarray:
         """(rows, emotions), after each fold's temperature, as the model gives them."""
         return self.rows[[f"p_{name}" for name in self.emotions]].to_numpy(np.float64)
 
     @cached_property
-    def probabilities_before(self) -> NDArray:
+    def probabilities_before(self) -> np.ndarray:
         """(rows, emotions) as they were without temperature: p^T, normalised."""
         with np.errstate(divide="ignore"):  # a probability that was rounded to 0 stays 0
             logits = np.log(self.probabilities) * self.rows["temperature"].to_numpy()[:, None]
@@ -198,7 +199,7 @@ def _is_number_column(name: str) -> bool:
     return name.startswith("p_") or name.removesuffix("_label") in DIMENSIONS
 
 
-def _indices(names: pd.Series, emotions: Sequence[str]) -> NDArray:
+def _indices(names: pd.Series, emotions: Sequence[str]) -> np.ndarray:
     unknown = sorted(set(names.dropna()) - set(emotions))
     if unknown:
         raise ValueError(
@@ -304,6 +305,7 @@ def write_tables(folder: str | Path) -> str:
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file of JSON, under a temporary name first; NaN is refused."""
     with replacing(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -318,8 +320,11 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
     }
     if complete:
         figures.plot_fold_spread(complete, folder / "fold_spread.png", "score on the test split")
-    heading = f"{experiment.name}: {folds_and_utterances(summary)}"
     if summary["confusion"] is not None:
+        labelled = int(np.sum(summary["confusion"]))
+        heading = (
+            f"{experiment.name}: {folds_of(summary)}, {labelled} test utterances with an emotion"
+        )
         path = folder / "confusion.png"
         figures.plot_confusion(summary["confusion"], experiment.emotions, path, heading)
         compared = {"before": experiment.probabilities_before, "after": experiment.probabilities}
@@ -383,9 +388,9 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
 
 
 def _difference(
-    reference: Experiment, other: Experiment, name: str, speakers: NDArray
+    reference: Experiment, other: Experiment, name: str, speakers: np.ndarray
 ) -> Difference:
-    def difference(rows: NDArray) -> float:
+    def difference(rows: np.ndarray) -> float:
         return other.scores[name](rows) - reference.scores[name](rows)
 
     by_fold = mean_and_sd(list(reference.by("fold", difference).values()))
@@ -464,14 +469,21 @@ def gain(difference: Difference | None) -> str:
     return f"{number(interval.point, '+')} [{bounds}]"
 
 
+def folds_of(summary: Mapping[str, Any]) -> str:
+    """How many folds of an experiment are done, and of how many."""
+    done, missing = len(summary["folds"]), len(summary["missing_folds"])
+    if missing:
+        return f"{done} of {done + missing} folds"
+    return "1 fold" if done == 1 else f"{done} folds"
+
+
 def folds_and_utterances(summary: Mapping[str, Any]) -> str:
     """How much an experiment covers, and what it lacks."""
-    done, missing = len(summary["folds"]), summary["missing_folds"]
-    folds = f"{done} folds" if not missing else f"{done} of {done + len(missing)} folds"
-    return f"{folds}, {summary['utterances']} test utterances"
+    return f"{folds_of(summary)}, {summary['utterances']} test utterances"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, a line for each row."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -542,7 +554,7 @@ def comparison_markdown(
 
 def notes(
     reference: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference]]
-) -> list:
+) -> list[str]:
     """What a reader of differences must know: coverage, how they came about, what is missing."""
     speakers = reference["speakers"]["count"]
     lines = [
@@ -559,4 +571,5 @@ def notes(
 
 
 def as_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
+    """Differences by metric, as plain dicts and numbers."""
     return {name: asdict(difference) for name, difference in differences.items()}

@@ -23,6 +23,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], e
     folder = tmp_path_factory.mktemp("evaluate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evaluate.config.HF_MODULES_CACHE", str(folder / "modules"))
+        patch.syspath_prepend(
+            folder / "modules"
+        )  # before the user's, which transformers puts there
         yield lambda name: evaluate.load(str(METRICS / name), cache_dir=str(folder / "cache"))
 
 
