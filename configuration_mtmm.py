@@ -71,7 +71,7 @@ CUSTOM_PIPELINES = {
 }
 
 
-def with_value_errors(cls: type) -> type:
+def with_value_errors(cls: Any) -> Any:
     """Let a class made `@strict` refuse wrong types by ValueError, as it refuses wrong values.
 
     The errors of `@strict` are neither ValueErrors nor TypeErrors, so nobody expects them.
@@ -178,8 +178,8 @@ class MTMMConfig(PreTrainedConfig):
         "hidden_states",
     ]
 
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    audio_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
     encoder_layers: str = "last"
     audio_layers: list[int] | tuple[int, ...] | None = None
     text_layers: list[int] | tuple[int, ...] | None = None
@@ -373,17 +373,34 @@ class MTMMConfig(PreTrainedConfig):
         )
 
     @property
+    def emotion_names(self) -> tuple[str, ...]:
+        """Names of the emotions, by index."""
+        return tuple((self.id2label or {}).values())
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of all outputs a model can be trained for: "emotion", then the dimensions."""
         return ("emotion", *self.dimension_names)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each output in the loss, by name."""
+        dimensions = zip(self.dimension_names, self.dimension_loss_weights or (), strict=True)
+        return {"emotion": self.emotion_loss_weight, **dict(dimensions)}
+
+    def encoder_config(self, modality: str) -> PreTrainedConfig:
+        """Of the "audio" or "text" encoder; a dict or None has become one when this was made."""
+        config = self.audio_config if modality == "audio" else self.text_config
+        assert isinstance(config, PreTrainedConfig), f"{modality}_config is {config!r}"
+        return config
 
     def mixed_layers(self, modality: str) -> tuple[int, ...]:
         """The hidden states of the "audio" or "text" encoder that are mixed; () = the last one alone."""
         if self.encoder_layers == "last":
             return ()
-        encoder = self.audio_config if modality == "audio" else self.text_config
         chosen = self.audio_layers if modality == "audio" else self.text_layers
-        return tuple(range(encoder.num_hidden_layers + 1)) if chosen is None else chosen
+        every = range(self.encoder_config(modality).num_hidden_layers + 1)
+        return tuple(every if chosen is None else chosen)
 
     def check(self) -> None:
         """Raise ValueError for the first field whose value is not allowed."""
@@ -417,8 +434,8 @@ class MTMMConfig(PreTrainedConfig):
             self._require(name, allowed, "a finite number above 0, from 1e-30 to 1e30")
         self._check_choice("hidden_act", tuple(ACT2FN))
         self._require("format_version", self.format_version == FORMAT_VERSION, str(FORMAT_VERSION))
-        self._check_layers("audio_layers", self.audio_config)
-        self._check_layers("text_layers", self.text_config)
+        self._check_layers("audio_layers", self.encoder_config("audio"))
+        self._check_layers("text_layers", self.encoder_config("text"))
         self._check_emotions()
         self._check_dimensions()
         self._require(
@@ -443,10 +460,10 @@ class MTMMConfig(PreTrainedConfig):
         )
 
     def _check_emotions(self) -> None:
-        names = list(self.id2label.values())
+        names = list(self.emotion_names)
         self._require(
             "id2label",
-            sorted(self.id2label) == list(range(len(names))) and len(names) >= 2,
+            sorted(self.id2label or ()) == list(range(len(names))) and len(names) >= 2,
             "two or more emotion names with the indices 0, 1, 2, ...",
         )
         self._require(
@@ -456,7 +473,7 @@ class MTMMConfig(PreTrainedConfig):
         )
         self._require(
             "label2id",
-            self.label2id == {name: index for index, name in self.id2label.items()},
+            self.label2id == {name: index for index, name in enumerate(names)},
             f"the inverse of id2label={self.id2label}; leave it out and it is derived",
         )
 
@@ -464,7 +481,7 @@ class MTMMConfig(PreTrainedConfig):
         names, limits, weights = (
             self.dimension_names,
             self.dimension_range,
-            self.dimension_loss_weights,
+            self.dimension_loss_weights or (),
         )
         reserved = {"emotion", "scores", "missing", "untrained", "timeline", "start", "end"}
         reserved |= {"text", "transcribed", "explanation"}  # the pipeline's own keys

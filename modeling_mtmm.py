@@ -10,7 +10,7 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +22,17 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 # The only import among the Hub files. Relative first: as remote code these are neighbours in a
 # package; in a checkout they are top-level modules. Processor and pipeline are named here so that
 # saving a model takes their files along: transformers copies what a model's file imports.
 try:
-    from .configuration_mtmm import MTMMConfig
-    from .pipeline_mtmm import MTMMPipeline
-    from .processing_mtmm import MTMMProcessor, receptive_field
+    if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
+        from .configuration_mtmm import MTMMConfig
+        from .pipeline_mtmm import MTMMPipeline
+        from .processing_mtmm import MTMMProcessor, receptive_field
 except ImportError:
     from configuration_mtmm import MTMMConfig
     from pipeline_mtmm import MTMMPipeline
@@ -95,8 +95,12 @@ def eager_attention_forward(
     """Plain attention with the signature of transformers' attention interface.
 
     Args:
+        module: Says whether this is training, where there is dropout.
         query, key, value: (batch, heads, queries or keys, head width).
         attention_mask: (batch, 1, 1, keys) of booleans, True = take part; None = all take part.
+        scaling: Of the products of query and key.
+        dropout: On the weights, 0 up to 1.
+        kwargs: What other implementations take; not used.
 
     Returns:
         Output (batch, queries, heads, head width) and weights (batch, heads, queries, keys).
@@ -179,6 +183,8 @@ class MTMMAttention(nn.Module):
 
 
 class MTMMFeedForward(nn.Module):
+    """Two layers with an activation between them, at every position: (..., hidden) to the same."""
+
     def __init__(self, config: MTMMConfig) -> None:
         super().__init__()
         self.input = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -273,10 +279,10 @@ class MTMMFusion(nn.Module):
         super().__init__()
         self.config = config
         self.acoustic_input = MTMMInput(
-            config, config.audio_config.hidden_size, len(config.mixed_layers("audio"))
+            config, config.encoder_config("audio").hidden_size, len(config.mixed_layers("audio"))
         )
         self.linguistic_input = MTMMInput(
-            config, config.text_config.hidden_size, len(config.mixed_layers("text"))
+            config, config.encoder_config("text").hidden_size, len(config.mixed_layers("text"))
         )
         refinement_layers = config.num_refinement_layers if config.use_refinement else 0
         self.acoustic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
@@ -352,7 +358,7 @@ class MTMMFusion(nn.Module):
         linguistic: Tensor,
         l_mask: Tensor,
         output_attentions: bool,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Both bridge sets read: e_a = MultiHead(Q_a, K, V), e_t likewise (paper, section 3)."""
         crossed = self.config.bridge_wiring == "crossed"
         a_values, l_values = acoustic, linguistic
@@ -384,7 +390,7 @@ class MTMMFusion(nn.Module):
         linguistic: Tensor,
         l_mask: Tensor,
         output_attentions: bool,
-    ) -> tuple[tuple, tuple]:
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Without bridge tokens: acoustic states query linguistic ones, and the other way round."""
         a_states, a_weights = _interact(
             self.acoustic_interaction, acoustic, linguistic, linguistic, l_mask, output_attentions
@@ -538,6 +544,7 @@ def multi_task_loss(
     """Weighted cross-entropy and weighted 1 − CCC, from sums over all utterances of a global batch.
 
     Args:
+        config: Has the weights of the terms and the label smoothing.
         emotion_logits: (batch, emotions).
         dimensions: (batch, dimensions), on the labels' scale.
         emotion_labels: (batch,), −100 = absent; None = all absent.
@@ -647,11 +654,11 @@ class EncoderStatesRecorder:
         for layer in layers:
             layer.register_forward_hook(self._keep_output)
 
-    def _keep_input(self, module: nn.Module, args: tuple) -> None:
+    def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.states is not None:
             self.states.append(args[0])
 
-    def _keep_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.states is not None:
             self.states.append(output[0] if isinstance(output, tuple) else output)
 
@@ -704,10 +711,13 @@ def _load_encoder(name_or_path: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class MTMMPreTrainedModel(PreTrainedModel):
+    """What transformers must know of every MTMM model: its configuration, inputs and attention kinds."""
+
+    config: MTMMConfig
     config_class = MTMMConfig
     base_model_prefix = "model"
     main_input_name = "input_values"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["MTMMRefinementLayer", "MTMMInteractionLayer"]
     _supports_sdpa = True
@@ -718,9 +728,10 @@ class MTMMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        std = float(self.config.initializer_range or 0)  # None is filled in when it is made
         if isinstance(module, MTMMFusion) and module.config.use_bridge_tokens:
-            init.normal_(module.acoustic_bridge_tokens, std=self.config.initializer_range)
-            init.normal_(module.linguistic_bridge_tokens, std=self.config.initializer_range)
+            init.normal_(module.acoustic_bridge_tokens, std=std)
+            init.normal_(module.linguistic_bridge_tokens, std=std)
         if isinstance(module, MTMMInput) and module.weighted:
             init.zeros_(module.layer_weights)  # all layers count alike
 
@@ -738,13 +749,16 @@ class MTMMModel(MTMMPreTrainedModel):
     # Trainer must not divide by the number of labelled items: CCC is no sum over items.
     accepts_loss_kwargs = False
 
+    audio_model: Any  # of any family: PreTrainedModel names little of what they share
+    text_model: Any
+
     def __init__(self, config: MTMMConfig) -> None:
         config.check()
         super().__init__(config)
-        self.audio_model = _build_encoder(config.audio_config)
-        self.text_model = _build_encoder(config.text_config)
+        self.audio_model = _build_encoder(config.encoder_config("audio"))
+        self.text_model = _build_encoder(config.encoder_config("text"))
         self.fusion = MTMMFusion(config)
-        self.emotion_head = MTMMHead(config, config.num_labels)
+        self.emotion_head = MTMMHead(config, len(config.emotion_names))
         self.dimension_head = MTMMHead(config, len(config.dimension_names))
         self._adopt_encoders()
         self.post_init()
@@ -807,13 +821,15 @@ class MTMMModel(MTMMPreTrainedModel):
             _refuse_damaged_files(name)
         told = kwargs.pop("output_loading_info", False)
         drawn = kwargs.pop("ignore_mismatched_sizes", False)
-        options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        model, found = super().from_pretrained(name, *args, **options, **kwargs)
+        options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = super().from_pretrained(name, *args, **options, **kwargs)
+        model, found = loaded
         if not drawn:
             _refuse_other_weights(name, found, told)
         _refuse_infinite_weights(name, model)
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
-        return (model, found) if told else model
+        answer: Any = (model, found) if told else model
+        return answer
 
     @classmethod
     def from_encoders_pretrained(
@@ -847,7 +863,7 @@ class MTMMModel(MTMMPreTrainedModel):
         model._adopt_encoders()
         return model.eval()
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -932,7 +948,7 @@ class MTMMModel(MTMMPreTrainedModel):
                 return self._recorders[modality].run(encoder, inputs)
             return encoder(**inputs).last_hidden_state
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]  # of transformers
     def forward(
         self,
         input_values: Tensor | None = None,
@@ -1138,8 +1154,9 @@ class MTMMModel(MTMMPreTrainedModel):
                 self.config.trained_outputs = (*self.config.trained_outputs, name)
 
 
-def _mean_attention(layers: tuple[Tensor, ...]) -> Tensor:
+def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
     """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
+    assert layers is not None, "without `output_attentions`"
     return _at_least_float32(torch.stack(layers)).mean(dim=(0, 2, 3))
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from numbers import Integral, Real
@@ -58,7 +58,7 @@ class NumberedInput:
     item: Any
 
 
-class NumberedDataset(torch.utils.data.Dataset):
+class NumberedDataset(torch.utils.data.Dataset[Any]):
     """Any dataset, its utterances numbered and read one at a time."""
 
     def __init__(self, items: Any) -> None:
@@ -90,6 +90,7 @@ class Utterance:
     segments: list[TimedText] | None = None
 
     def timed_text(self) -> "Transcript | None":
+        """What was said when, by words or else by segments; None where no times are given."""
         if self.words is not None:
             return Transcript(self.words)
         said = [segment for segment in self.segments or [] if segment.text is not None]
@@ -103,13 +104,14 @@ class Transcript:
         middles = [(word.start_s + word.end_s) / 2 for word in words]
         order = sorted(range(len(words)), key=middles.__getitem__)
         self.middles = [middles[i] for i in order]
-        self.texts = [words[i].text.strip() for i in order]
+        self.texts = [(words[i].text or "").strip() for i in order]
 
     def last_s(self) -> float:
         """Middle of the last word; 0 if there is none."""
         return self.middles[-1] if self.middles else 0.0
 
     def between(self, start_s: float, end_s: float) -> str:
+        """The words whose middles lie from `start_s` up to `end_s`, with spaces between them."""
         first, last = bisect_left(self.middles, start_s), bisect_left(self.middles, end_s)
         return " ".join(text for text in self.texts[first:last] if text)
 
@@ -185,7 +187,8 @@ class Window:
     def lengths(self) -> tuple[int, int]:
         """Samples or frames, and tokens; 0 of a missing modality."""
         masks = (self.features.get(mask) for _, mask in FEATURES.values())
-        return tuple(0 if mask is None else mask.shape[-1] for mask in masks)
+        audio, text = (0 if mask is None else mask.shape[-1] for mask in masks)
+        return audio, text
 
 
 @dataclass
@@ -244,11 +247,17 @@ class MTMMPipeline(ChunkPipeline):
     of fewer than 3 places.
     """
 
-    _load_processor = None  # where it cannot be loaded, __init__ says more than transformers would
-    _load_tokenizer = False
-    _load_feature_extractor = False
-    _load_image_processor = False
-    _load_video_processor = False
+    # Of transformers' own types they are neither: the model's and the processor's classes are not
+    # imported here.
+    model: Any
+    processor: Any
+    _load_processor: Any = (
+        None  # where it cannot be loaded, __init__ says more than transformers would
+    )
+    _load_tokenizer: Any = False
+    _load_feature_extractor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -300,7 +309,8 @@ class MTMMPipeline(ChunkPipeline):
                 "without (`use_bridge_tokens=False` in its configuration); leave it out."
             )
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    # Pipelines of transformers, its own too, narrow what the base class declares.
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Predict.
 
         Args:
@@ -432,7 +442,7 @@ class MTMMPipeline(ChunkPipeline):
 
     # ---- one input to windows ----
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self,
         inputs: Any,
         sampling_rate: int | None = None,
@@ -548,7 +558,7 @@ class MTMMPipeline(ChunkPipeline):
         window = Window(Stretch(start_s, end_s, missing, shown), dict(features))
         if explain:
             of = "emotion" if explain is True else explain
-            words = [] if "text" in missing else self._words(text, features["input_ids"])
+            words = [] if "text" in missing else self._words(text or "", features["input_ids"])
             window.places = Places(of, *self._stretches(waveform, start_s or 0.0, features), words)
         return window
 
@@ -695,7 +705,7 @@ class MTMMPipeline(ChunkPipeline):
             )
         return batch
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Tensor], contributions: bool = False
     ) -> dict[str, Tensor]:
         if contributions:
@@ -751,7 +761,7 @@ class MTMMPipeline(ChunkPipeline):
 
     def _falls(
         self, window: Window, places: Places, prediction: Prediction, batch_size: int
-    ) -> tuple[list[float | None], list[float], list[float | None]]:
+    ) -> tuple[list[float | None], list[float | None], list[float | None]]:
         """How far the explained output falls without each modality, stretch and word."""
         features, missing = window.features, window.stretch.missing
         rests = [] if missing else [_without(features, modality) for modality in FEATURES]
@@ -775,14 +785,14 @@ class MTMMPipeline(ChunkPipeline):
 
     # ---- answers to plain numbers ----
 
-    def postprocess(
+    def postprocess(  # type: ignore[override]
         self, model_outputs: list[Prediction], top_k: int | None = None
     ) -> dict[str, Any]:
         stretches = [prediction.stretch for prediction in model_outputs]
         config, shown = self.model.config, dict(stretches[0].shown)
         probabilities, dimensions = model_outputs[0].probabilities, model_outputs[0].dimensions
         if stretches[0].start_s is not None:
-            weights = _shares_of_time([(s.start_s, s.end_s) for s in stretches])
+            weights = _shares_of_time([(s.start_s or 0.0, s.end_s or 0.0) for s in stretches])
             probabilities = (weights @ [p.probabilities for p in model_outputs]).tolist()
             dimensions = (weights @ [p.dimensions for p in model_outputs]).tolist()
             shown = {"timeline": [self._entry(prediction, top_k) for prediction in model_outputs]}
@@ -811,7 +821,7 @@ class MTMMPipeline(ChunkPipeline):
         values = zip(config.dimension_names, dimensions, strict=True)
         return named | {name: value for name, value in values if name in config.trained_outputs}
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and processor: the folder loads as a pipeline again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
@@ -851,11 +861,14 @@ def _without_tokens(features: dict[str, Tensor], tokens: list[int]) -> dict[str,
     return features | {name: features[name][:, kept] for name in FEATURES["text"]}
 
 
-def _rank_correlation(shares: np.ndarray, falls: list[float | None]) -> float | None:
+def _rank_correlation(shares: np.ndarray, falls: Sequence[float | None]) -> float | None:
     """Spearman's, between shares and sizes of falls; None of fewer than 3, or where all are alike."""
     if len(falls) < 3:
         return None
-    x, y = (ranks - ranks.mean() for ranks in (_ranks(shares), _ranks(np.abs(falls))))
+    x, y = (
+        ranks - ranks.mean()
+        for ranks in (_ranks(shares), _ranks(np.abs(np.array(falls, dtype=float))))
+    )
     size = math.sqrt((x @ x) * (y @ y))
     return float(x @ y) / size if size else None
 
@@ -866,7 +879,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (counts.cumsum() - (counts - 1) / 2)[place]
 
 
-class _Windows(IterableDataset):
+class _Windows(IterableDataset[Any]):
     """The windows of all inputs, each with its input's number, and whether it is that one's last.
 
     What is wrong with an input is the last item: raised here, a worker would wrap it in its traceback.
@@ -882,7 +895,8 @@ class _Windows(IterableDataset):
             numbered = isinstance(item, NumberedInput)
             try:
                 windows = self.cut(item.item if numbered else item, **self.options)
-                for window, following in pairwise(chain(windows, [None])):
+                ends: Iterable[tuple[Any, Any]] = pairwise(chain(windows, [None]))
+                for window, following in ends:
                     yield number, window, following is None
             except (ValueError, TypeError, OSError) as error:
                 yield _numbered(error, number) if numbered else error
@@ -980,7 +994,7 @@ def _require_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def _require_seconds(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"`{name}={value!r}` is not allowed; it must be seconds, more than 0.")
 
 

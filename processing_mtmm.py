@@ -10,7 +10,7 @@ import re
 import stat
 import unicodedata
 import wave
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -178,7 +178,7 @@ class MTMMProcessor(ProcessorMixin):
             TypeError: Something that is neither a waveform nor a transcript.
         """
         _refuse_length_options(kwargs.get("audio_kwargs") or {})
-        options = self._merge_kwargs(MTMMProcessorKwargs, **kwargs)
+        options: dict[str, Any] = self._merge_kwargs(MTMMProcessorKwargs, **kwargs)  # type: ignore[arg-type]  # takes the class
         rate = options["audio_kwargs"].pop("sampling_rate", None)
         return_tensors = options["text_kwargs"].pop("return_tensors", None) or "pt"
         for name in ("return_tensors", "return_attention_mask", *LENGTH_OPTIONS):
@@ -186,7 +186,7 @@ class MTMMProcessor(ProcessorMixin):
         waveforms = _check_each(_as_audio_list(audio), self._waveform, rate)
         transcripts = _check_each(_as_text_list(text), _transcript)
         _check_pairs(waveforms, transcripts)
-        data = {}
+        data: dict[str, Any] = {}
         if any(waveform is not None for waveform in waveforms):
             data |= self._audio_tensors(waveforms, options["audio_kwargs"])
         if any(transcript is not None for transcript in transcripts):
@@ -273,7 +273,7 @@ class MTMMProcessor(ProcessorMixin):
 
     @staticmethod
     def load_audio(
-        source: str | os.PathLike | bytes | BinaryIO,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> tuple[np.ndarray, int]:
@@ -444,7 +444,7 @@ def _cut(
 
 
 def read_blocks(
-    source: str | os.PathLike | bytes | BinaryIO, sampling_rate: int
+    source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate: int
 ) -> Iterator[np.ndarray]:
     """A recording of any length from its beginning to its end, in blocks of about a second.
 
@@ -859,7 +859,7 @@ def _array_and_rate(audio: Any, sampling_rate: Any) -> tuple[Any, Any]:
     return audio["array"], audio.get("sampling_rate", sampling_rate)
 
 
-def _refuse_length_options(audio_kwargs: dict[str, Any]) -> None:
+def _refuse_length_options(audio_kwargs: Mapping[str, Any]) -> None:
     given = sorted(set(audio_kwargs) & {*LENGTH_OPTIONS, "return_attention_mask"})
     if given:
         raise ValueError(

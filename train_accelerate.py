@@ -41,9 +41,8 @@ from accelerate.utils import (
 from accelerate.utils.memory import should_reduce_batch_size
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor
@@ -51,6 +50,7 @@ from mtmm_training import adapters, divergence, figures
 from mtmm_training.augment import add_variants, mask_frames
 from mtmm_training.batches import (
     LengthBatches,
+    Loader,
     RawInputs,
     frame_lengths,
     make_loader,
@@ -66,7 +66,7 @@ from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds
 from mtmm_training.metrics import fit_temperature, selection_score
 from mtmm_training.predictions import Predictions, predict, write_predictions
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import SPLITS, Utterance, read_manifests
+from mtmm_training.utterances import SPLITS, Utterance, read_manifests, without_fields
 
 # ---- data --------------------------------------------------------------------------------------
 
@@ -107,7 +107,7 @@ def read_all(config: TrainConfig) -> list[Utterance]:
         official = config.protocol == "official"
         options = json.loads(config.corpus_options)
         utterances = read_corpus(
-            config.corpus, config.corpus_dir, official_split=official, **options
+            str(config.corpus), str(config.corpus_dir), official_split=official, **options
         )
     hidden = {"audio", "text"} - set(config.modalities)
     kept = [
@@ -119,7 +119,7 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             f"{config.modalities[0]}: left out"
         )
     check_labels(kept, config)
-    return [dataclasses.replace(u, **dict.fromkeys(hidden)) for u in kept]
+    return [without_fields(u, hidden) for u in kept]
 
 
 def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
@@ -147,9 +147,8 @@ def folds_of(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Fold]
         return [fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)]
     if config.folds_file is not None:
         return load_folds(config.folds_file, utterances)
-    return make_folds(
-        utterances, config.protocol, k=config.k, **({"seed": config.seed} if config.k else {})
-    )
+    seed = {"seed": config.seed} if config.k else {}
+    return make_folds(utterances, config.protocol, k=config.k, **seed)  # type: ignore[arg-type]  # seed alone
 
 
 def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
@@ -171,7 +170,8 @@ def find_bad(
     """
     state = PartialState()
     mine = utterances[state.process_index :: state.num_processes]
-    batches = [range(start, min(start + 16, len(mine))) for start in range(0, len(mine), 16)]
+    rows = list(range(len(mine)))
+    batches = [rows[start : start + 16] for start in range(0, len(mine), 16)]
     collate = RawInputs(processor, (), ()).problems
     loader = make_loader(to_dataset(mine), batches, collate, workers=config.workers)
     found = dict(gather_object([item for problems in loader for item in problems.items()]))
@@ -225,8 +225,7 @@ def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
 
 def trained_outputs(model_config: MTMMConfig, utterances: Sequence[Utterance]) -> tuple[str, ...]:
     """The outputs that this training split has labels for and that count in the loss."""
-    dimensions = model_config.dimension_names, model_config.dimension_loss_weights
-    weights = {"emotion": model_config.emotion_loss_weight} | dict(zip(*dimensions, strict=True))
+    weights = model_config.loss_weights
     outputs = tuple(
         name
         for name, weight in weights.items()
@@ -245,7 +244,7 @@ def hide_labels(
 ) -> list[Utterance]:
     """Utterances without the labels of outputs that are not trained: no score is about chance."""
     hidden = {"emotion", *config.dimensions} - set(outputs)
-    return [dataclasses.replace(u, **dict.fromkeys(hidden)) for u in utterances]
+    return [without_fields(u, hidden) for u in utterances]
 
 
 def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
@@ -321,7 +320,7 @@ def best_model(
     encoders = {"audio_encoder": config.audio_encoder, "text_encoder": config.text_encoder}
     names = encoders if config.model is None else {"model": config.model}
     base = adapters.describe_base(model, config.modalities, **names)
-    with_adapters = choose_trained(config, model)
+    with_adapters: Any = choose_trained(config, model)
     checkpoints.load_best(with_adapters)
     if adapter is not None:
         adapters.save_adapters(with_adapters, adapter, base)
@@ -379,7 +378,7 @@ def sum_over_processes(sums: Tensor) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser(TrainConfig, description=__doc__.split("\n")[0])
+    parser = HfArgumentParser(DataClassType(TrainConfig), description=__doc__.split("\n")[0])
     (config,) = parser.parse_args_into_dataclasses(arguments)
     config.check()
     config = config.resolve()
@@ -444,7 +443,7 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
             world_size=accelerator.num_processes,
         )
 
-    def loader_of(split: str, collate: Any) -> DataLoader:
+    def loader_of(split: str, collate: Any) -> Loader:
         # Reading cached states is a copy: a core kept for a worker would lie idle.
         workers = config.workers if collate is raw else 0
         return make_loader(to_dataset(shown[split]), batches_of(split), collate, workers=workers)
@@ -654,11 +653,13 @@ def naming_shapes(batch: dict[str, Any]) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory of the device or of the machine was too small."""
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or should_reduce_batch_size(error)
 
 
 def first_line(error: Exception) -> str:
+    """An error's first line without the full stop, or its name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
 
 
@@ -779,8 +780,8 @@ def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
 
 def identity(config: TrainConfig, ids: dict[str, list[str]], bad: dict[str, str]) -> dict[str, Any]:
     """What makes a run this run: its flags, but for those that change no result, and its splits."""
-    harmless = ("out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints")
-    harmless += ("workers", "on_error")  # who is skipped counts, see below
+    harmless = ["out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints"]
+    harmless += ["workers", "on_error"]  # who is skipped counts, see below
     flags = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in harmless
     }
@@ -871,6 +872,7 @@ def calibrate(validation: Predictions, outputs: Sequence[str]) -> float:
 
 
 def versions() -> dict[str, str]:
+    """Of what decides a run's numbers: packages and Python."""
     packages = ("torch", "transformers", "accelerate")
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
@@ -890,10 +892,10 @@ def write_run(
         if results["config"]["lora_rank"]:
             model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
             processor.save_pretrained(out / "adapter")
-    write_predictions(out / "predictions.csv", predictions, utterances, model)
+    write_predictions(out / "predictions.csv", predictions, utterances, model.config)
     test = predictions["test"]
     figures.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
-    names = list(model.config.id2label.values())
+    names = list(model.config.emotion_names)
     if results["test"]["confusion"] is not None:
         title = f"Test split, {len(test.utterance_ids)} utterances"
         figures.plot_confusion(
@@ -981,6 +983,7 @@ def epoch_line(config: TrainConfig, epoch: dict[str, Any], best: bool) -> str:
 
 
 def metric_parts(metrics: dict[str, Any]) -> list[str]:
+    """UAR, WAR and every CCC that have a value, as words to print."""
     parts = [f"{name} {metrics[name]:.3f}" for name in ("UAR", "WAR") if metrics[name] is not None]
     return parts + [
         f"CCC {name} {ccc:.3f}" for name, ccc in metrics["CCC"].items() if ccc is not None
@@ -988,6 +991,7 @@ def metric_parts(metrics: dict[str, Any]) -> list[str]:
 
 
 def print_test(results: dict[str, Any], out: Path) -> None:
+    """Print the test metrics, those of each corpus, and where the results are."""
     print(
         f"test ({results['splits']['test']['utterances']} utterances of "
         f"{', '.join(results['splits']['test']['speakers'])}; epoch {results['best_epoch']} by "

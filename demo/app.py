@@ -155,7 +155,7 @@ def spoken(seconds: float) -> str:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def respond(pipes: dict[str, Any], model: str, path: str | None, text: str) -> list[dict]:
+def respond(pipes: dict[str, Any], model: str, path: str | None, text: str) -> list[dict[str, Any]]:
     """Updates of the message, the answer's group, the scores and the drawings."""
     try:
         result, peaks = analyse(pipes[model], path, text)
@@ -189,7 +189,8 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
     """
     names = list(pipes)
     kept = (LOOKED_AT_EVERY_S, KEPT_S)
-    with gr.Blocks(title="MTMM: emotion in speech", delete_cache=kept) as page:
+    page = gr.Blocks(title="MTMM: emotion in speech", delete_cache=kept)
+    with page:
         gr.Markdown(f"{TITLE}\n{ABOUT}")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -204,7 +205,7 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
                 button = gr.Button("Analyse", variant="primary")
                 gr.Examples(
                     list(examples), [audio, text], label="Examples",
-                    example_labels=[said for _, said in examples],
+                    example_labels=[said or "" for _, said in examples],
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=320, elem_id="outcome"):
                 message = gr.HTML(drawings.hint())
@@ -238,10 +239,11 @@ def make_examples(folder: str) -> list[list[str | None]]:
 
 def load(name: str) -> Any:
     """The pipeline of a folder, of an id on the Hub, or of ID@COMMIT."""
+    make: Any = pipeline  # its types ask for a task, which the model's configuration names
     if os.path.exists(name):
-        return pipeline(model=name, trust_remote_code=True)
+        return make(model=name, trust_remote_code=True)
     model, _, revision = name.partition("@")
-    return pipeline(model=model, revision=revision or None, trust_remote_code=True)
+    return make(model=model, revision=revision or None, trust_remote_code=True)
 
 
 def main() -> None:

@@ -305,7 +305,9 @@ def _class(kind: str, share: float | None) -> str:
 
 
 def _number(kind: str, share: float | None) -> str:
-    return f"{100 * share:.0f} % of the attention" if kind == "read" else change(share)
+    if kind == "read" and share is not None:
+        return f"{100 * share:.0f} % of the attention"
+    return change(share)
 
 
 def waveform(peaks: np.ndarray | None) -> str:

@@ -113,7 +113,7 @@ def add_lora(
         _freeze(getattr(model, name))
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank; any number will do
         lora_dropout=dropout,
         target_modules="|".join(patterns),
         modules_to_save=list(IN_FULL),
@@ -129,6 +129,7 @@ def unfreeze_top_layers(encoder: PreTrainedModel, count: int) -> None:
     """
     family = family_of(encoder)
     layers = encoder.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList), family.layers
     if not 1 <= count <= len(layers):
         raise ValueError(
             f"{count} layers of {type(encoder).__name__} cannot be unfrozen; it has {len(layers)}, "
@@ -147,10 +148,11 @@ def _freeze(encoder: PreTrainedModel) -> None:
     if hasattr(encoder, "feature_extractor"):
         # In training, wav2vec 2.0 and its kin else keep the activations of their convolutions, as if
         # the frozen ones were to be trained.
-        encoder.feature_extractor._freeze_parameters()
+        convolutions: Any = encoder.feature_extractor
+        convolutions._freeze_parameters()
 
 
-def without_adapters(model: nn.Module) -> nn.Module:
+def without_adapters(model: nn.Module) -> Any:
     """The MTMM model inside a model with adapters, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -195,7 +197,7 @@ def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) ->
     )  # else peft writes a private path
     model.peft_config["default"].base_model_name_or_path = base.get("model")
     with writing(folder):
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
         without_adapters(model).config.save_pretrained(folder)
     with replacing(folder / BASE_FILE) as temporary:

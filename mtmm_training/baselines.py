@@ -24,12 +24,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -40,11 +39,12 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches import to_dataset
 from mtmm_training.features import STATES, FeatureCache
+from mtmm_training.files import replacing
 from mtmm_training.folds import Fold, save_folds, select
 from mtmm_training.metrics import (
     ABSENT_EMOTION,
@@ -54,7 +54,7 @@ from mtmm_training.metrics import (
 from mtmm_training.predictions import Predictions, write_predictions
 from mtmm_training.tables import fold_folder
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import SPLITS, Utterance, replacing
+from mtmm_training.utterances import SPLITS, Utterance
 from processing_mtmm import MTMMProcessor, to_mono
 from train_accelerate import (
     build_model,
@@ -74,6 +74,7 @@ EMOTION_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 DIMENSION_GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 INNER_FOLDS = 5
 HARMLESS = {"out", "folds", "cache_dir", "batch_size", "workers"}  # flags that change no result
+Splits = list[tuple[np.ndarray, np.ndarray]]  # rows to fit on, rows to score
 UNSEEN = 30.0  # so far below the lowest logit is that of an emotion without training labels
 
 
@@ -98,13 +99,13 @@ class BaselineConfig:
     corpus: str | None = _as_in_training("corpus")
     corpus_dir: str | None = _as_in_training("corpus_dir")
     corpus_options: str = _as_in_training("corpus_options")
-    emotions: list[str] | None = _as_in_training(
+    emotions: list[str] = _as_in_training(
         "emotions", "Emotions to predict; angry happy sad neutral if not given."
     )
-    dimensions: list[str] | None = _as_in_training(
+    dimensions: list[str] = _as_in_training(
         "dimensions", "Dimensions to predict; valence arousal if not given."
     )
-    dimension_range: list[float] | None = _as_in_training(
+    dimension_range: list[float] = _as_in_training(
         "dimension_range",
         "Lowest and highest value of their labels; that of the corpus, else 1 5, if not given.",
     )
@@ -193,10 +194,10 @@ class Features:
         layers: The number of each layer: 0 = the input of the encoder's first one.
     """
 
-    values: NDArray
+    values: np.ndarray
     layers: tuple[int, ...]
 
-    def of(self, layers: Sequence[int]) -> NDArray:
+    def of(self, layers: Sequence[int]) -> np.ndarray:
         """The layers' vectors side by side: (utterances, layers · width)."""
         columns = [self.layers.index(layer) for layer in layers]
         return self.values[:, columns].reshape(len(self.values), -1)
@@ -223,13 +224,13 @@ def read_features(config: BaselineConfig, utterances: Sequence[Utterance]) -> di
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     cache = FeatureCache.open(
         config.cache_dir or Path(config.out).parent / "cache",
-        model.to(device),
+        model.to(device),  # type: ignore[arg-type]  # its decorator hides `self` from mypy
         processor,
         dtype=config.cache_dtype,
     )
     cache.encode(utterances, batch_size=config.batch_size, workers=config.workers)
     given = [m for m in config.modalities if any(getattr(u, m) is not None for u in utterances)]
-    pooled: dict[str, list[NDArray | None]] = {modality: [] for modality in given}
+    pooled: dict[str, list[np.ndarray | None]] = {modality: [] for modality in given}
     collate = cache.collator(utterances, (), ())
     for row in to_dataset(utterances):
         batch = collate([row])  # one at a time: no padding, and little memory
@@ -248,7 +249,7 @@ def read_features(config: BaselineConfig, utterances: Sequence[Utterance]) -> di
     return features
 
 
-def pool(states: Tensor, pooling: str) -> NDArray:
+def pool(states: Tensor, pooling: str) -> np.ndarray:
     """Statistics over time.
 
     Args:
@@ -265,7 +266,7 @@ def pool(states: Tensor, pooling: str) -> NDArray:
     return torch.cat(statistics, dim=-1).numpy()
 
 
-def egemaps_functionals(utterances: Sequence[Utterance]) -> NDArray:
+def egemaps_functionals(utterances: Sequence[Utterance]) -> np.ndarray:
     """The extended Geneva minimalistic acoustic parameter set: (utterances, 88), float32.
 
     Source:
@@ -290,7 +291,7 @@ def egemaps_functionals(utterances: Sequence[Utterance]) -> NDArray:
 # ---- one output in one fold --------------------------------------------------------------------
 
 
-def make_search(config: BaselineConfig, output: str, inner: list) -> GridSearchCV:
+def make_search(config: BaselineConfig, output: str, inner: Splits) -> GridSearchCV:
     """The linear model of an output, its strengths of regularisation, and what they are chosen by."""
     if output != "emotion":
         scorer = make_scorer(_concordance)
@@ -305,7 +306,7 @@ def make_search(config: BaselineConfig, output: str, inner: list) -> GridSearchC
 
 
 def _search(
-    model: BaseEstimator, name: str, grid: Sequence[float], scorer: Any, inner: list
+    model: BaseEstimator, name: str, strengths: Sequence[float], scorer: Any, inner: Splits
 ) -> GridSearchCV:
     # An absent modality is NaN, and becomes the mean of the training split: it says nothing.
     pipeline = Pipeline(
@@ -315,7 +316,7 @@ def _search(
             ("model", model),
         ]
     )
-    grid = {f"model__{name}": grid}
+    grid = {f"model__{name}": strengths}
     return GridSearchCV(pipeline, grid, scoring=scorer, cv=inner, refit=False, error_score="raise")
 
 
@@ -324,8 +325,8 @@ def _concordance(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def inner_splits(
-    config: BaselineConfig, rows: dict[str, NDArray], speakers: NDArray
-) -> list[tuple[NDArray, NDArray]]:
+    config: BaselineConfig, rows: dict[str, np.ndarray], speakers: np.ndarray
+) -> Splits:
     """Where layer and regularisation are chosen: pairs of rows to fit on and rows to score.
 
     Args:
@@ -346,14 +347,15 @@ def predict_output(
     config: BaselineConfig,
     output: str,
     features: dict[str, Features],
-    labels: NDArray,
-    inner: list[tuple[NDArray, NDArray]],
-) -> tuple[NDArray, dict[str, Any]]:
+    labels: np.ndarray,
+    inner: Splits,
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Choose and fit the model of an output, looking at the rows of `inner` alone; predict all.
 
     With two modalities each one's layer is chosen alone, then both are put side by side.
 
     Args:
+        config: Which layers and models there are to choose from.
         output: "emotion", or a dimension's name.
         features: By modality, of all utterances.
         labels: (utterances,) of the output.
@@ -364,7 +366,7 @@ def predict_output(
         Logits (utterances, emotions), or the dimension (utterances,), and what was chosen.
     """
 
-    def search(inputs: NDArray) -> GridSearchCV:
+    def search(inputs: np.ndarray) -> GridSearchCV:
         found = make_search(config, output, inner).fit(inputs, labels)
         if not np.isfinite(found.best_score_):
             raise ValueError(
@@ -384,11 +386,12 @@ def predict_output(
     found = search(inputs)
     model = found.estimator.set_params(**found.best_params_)
 
-    def predict(fitted: NDArray, wanted: NDArray | slice) -> NDArray:
+    def predict(fitted: np.ndarray, wanted: np.ndarray | slice) -> np.ndarray:
         model.fit(inputs[fitted], labels[fitted])
         if output == "emotion":
             return emotion_logits(model, inputs[wanted], len(config.emotions))
-        return model.predict(inputs[wanted])
+        predicted: np.ndarray = model.predict(inputs[wanted])
+        return predicted
 
     predictions = predict(np.unique(np.concatenate([fitted for fitted, _ in inner])), slice(None))
     for fitted, scored in inner:
@@ -397,7 +400,7 @@ def predict_output(
     return predictions, {"layers": layers, **strength, "inner_score": found.best_score_}
 
 
-def emotion_logits(model: Pipeline, inputs: NDArray, emotions: int) -> NDArray:
+def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:
     """(utterances, emotions): decision values, whose softmax is the logistic regression's probability.
 
     An SVM's are distances from its planes; their softmax is no calibrated probability.
@@ -449,9 +452,7 @@ def run_fold(
         "versions": versions() | {"scikit-learn": version("scikit-learn")},
         "wall_time_s": time.monotonic() - began,
     }
-    write_predictions(
-        folder / "predictions.csv", predictions, utterances, SimpleNamespace(config=known)
-    )
+    write_predictions(folder / "predictions.csv", predictions, utterances, known)
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(results, indent=2, allow_nan=False), encoding="utf-8")
     return results
@@ -462,7 +463,7 @@ def predict_all(
     outputs: Sequence[str],
     utterances: Sequence[Utterance],
     features: dict[str, Features],
-    rows: dict[str, NDArray],
+    rows: dict[str, np.ndarray],
 ) -> tuple[Predictions, dict[str, dict[str, Any]]]:
     """Predictions for all utterances, in their order, and what was chosen for each output.
 
@@ -488,9 +489,9 @@ def predict_all(
     return Predictions(ids, logits, dimensions, labels["emotion"], dimension_labels), chosen
 
 
-def label_columns(config: BaselineConfig, utterances: Sequence[Utterance]) -> dict[str, NDArray]:
+def label_columns(config: BaselineConfig, utterances: Sequence[Utterance]) -> dict[str, np.ndarray]:
     """By output, (utterances,): −100 and NaN where absent."""
-    number = {name: index for index, name in enumerate(config.emotions)}
+    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotions)}
     emotions = [number.get(u.emotion, ABSENT_EMOTION) for u in utterances]
     return {"emotion": np.array(emotions)} | {
         name: np.array([getattr(u, name) for u in utterances], dtype=np.float64)  # None is NaN
@@ -498,7 +499,7 @@ def label_columns(config: BaselineConfig, utterances: Sequence[Utterance]) -> di
     }
 
 
-def _part(predictions: Predictions, rows: NDArray) -> Predictions:
+def _part(predictions: Predictions, rows: np.ndarray) -> Predictions:
     ids = [predictions.utterance_ids[row] for row in rows]
     arrays = (f.name for f in dataclasses.fields(Predictions) if f.name != "utterance_ids")
     return Predictions(ids, **{name: getattr(predictions, name)[rows] for name in arrays})
@@ -525,7 +526,7 @@ def is_finished(config: BaselineConfig, folder: Path) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser(BaselineConfig, description=__doc__.split("\n")[0])
+    parser = HfArgumentParser(DataClassType(BaselineConfig), description=__doc__.split("\n")[0])
     (config,) = parser.parse_args_into_dataclasses(arguments)
     config.check()
     config = config.resolve()

@@ -7,7 +7,7 @@ workers, processes and resumed runs draw the same.
 import math
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,8 @@ MASKS = {
 
 def to_dataset(utterances: Sequence[Utterance]) -> Dataset:
     """Utterances as a `datasets.Dataset`; audio stays undecoded until a worker collates it."""
-    columns = ("utterance_id", "audio", "text", "emotion", *DIMENSIONS)
-    columns += ("start_s", "end_s", "augmentation")
+    columns = ["utterance_id", "audio", "text", "emotion", *DIMENSIONS]
+    columns += ["start_s", "end_s", "augmentation"]
     rows = [{name: getattr(utterance, name) for name in columns} for utterance in utterances]
     dataset = Dataset.from_list(rows)
     if any(utterance.audio is not None for utterance in utterances):
@@ -141,9 +141,9 @@ class LengthBatches(Sampler[list[int]]):
         self.rank, self.world_size = rank, world_size
         self.epoch, self.first_batch = 0, 0
         generator = np.random.default_rng([seed, 0, 1])  # no epoch has three numbers
-        self._first_variants = generator.integers(self.variants, size=self.count)
+        self._first_variants = generator.integers(self.variants, size=(self.count,))
         names = np.array(["one"] * self.count if corpora is None else corpora)
-        self._circles = [
+        self._circles: list[np.ndarray] = [
             generator.permutation(np.flatnonzero(names == name)) for name in np.unique(names)
         ]
         self._draws = share_out(self.count, [len(circle) ** exponent for circle in self._circles])
@@ -305,10 +305,12 @@ class RawInputs:
         return {"array": array, "sampling_rate": rate}
 
 
-class Loader(DataLoader):
+class Loader(DataLoader[Any]):
     """A DataLoader whose errors are those of its collator, or name the utterances that do not come."""
 
-    def __iter__(self) -> Iterator[Any]:
+    batch_sampler: Any  # of `make_loader`; torch knows it only as something to iterate over
+
+    def __iter__(self) -> Any:
         batches = super().__iter__()
         for indices in self.batch_sampler:
             try:
@@ -328,7 +330,7 @@ class Loader(DataLoader):
 
 
 def make_loader(
-    dataset: Any, batches: LengthBatches, collate: Callable[..., Any], *, workers: int = 0
+    dataset: Any, batches: Iterable[list[int]], collate: Callable[..., Any], *, workers: int = 0
 ) -> Loader:
     """A loader whose workers decode and resample ahead of the step.
 
@@ -407,9 +409,10 @@ def mask_modalities(
 
     Source: the paper; shares from a re-implementation; the draw per utterance is ours.
     """
-    names = {modality: next((n for n in MASKS[modality] if n in batch), None) for modality in MASKS}
-    if probability == 0.0 or None in names.values():
+    found = {modality: [n for n in MASKS[modality] if n in batch] for modality in MASKS}
+    if probability == 0.0 or not all(found.values()):
         return
+    names = {modality: present[0] for modality, present in found.items()}
     ids = batch["utterance_ids"]
     masks = {modality: batch[name] for modality, name in names.items()}
     both = (masks["audio"] != 0).any(-1) & (masks["text"] != 0).any(-1)

@@ -210,7 +210,9 @@ class Checkpoints:
     def _deepspeed(self) -> bool:
         return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
-    def _drop_frozen(self, models: list[nn.Module], weights: list[dict], output_dir: str) -> None:
+    def _drop_frozen(
+        self, models: list[nn.Module], weights: list[dict[str, Any]], output_dir: str
+    ) -> None:
         for model, state in zip(models, weights, strict=False):  # sharding launches bring none here
             frozen = {
                 name for name, parameter in model.named_parameters() if not parameter.requires_grad

@@ -103,7 +103,7 @@ def _delegate(command: str, words: list[str]) -> int:
     sys.argv[0] = f"mtmm {command}"  # the name in the usage of parsers that have no other
     try:
         return module.main([*words, *last]) or ALL_GOOD
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
         explain = getattr(module, "explain", str)
         tell(f"error: {explain(error)}")
         return SOME_FAILED

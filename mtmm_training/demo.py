@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.utterances import Utterance
@@ -76,7 +77,7 @@ def train(manifest: Path, audio: Path, text: Path, modalities: list[str], out: P
     subprocess.run(command, check=True)
 
 
-def print_table(results: dict[str, dict]) -> None:
+def print_table(results: dict[str, dict[str, Any]]) -> None:
     """Test metrics of the three models, side by side."""
     test = results["fused"]["splits"]["test"]
     print(
@@ -91,7 +92,7 @@ def print_table(results: dict[str, dict]) -> None:
         print(f"{name:<12} {numbers}")
 
 
-def heard_by_nobody(utterances: list[Utterance], result: dict) -> list[Utterance]:
+def heard_by_nobody(utterances: list[Utterance], result: dict[str, Any]) -> list[Utterance]:
     """One test utterance of each of three emotions."""
     speakers = result["splits"]["test"]["speakers"]
     test = [u for u in utterances if u.speaker_id in speakers]
@@ -106,7 +107,7 @@ def predict_in_isolation(model: Path, utterances: list[Utterance]) -> None:
     lines = subprocess.run(command, cwd="/", check=True, stdout=subprocess.PIPE, text=True).stdout
     for utterance, line in zip(utterances, lines.splitlines(), strict=True):
         output = json.loads(line)["output"]
-        print(f"  {Path(utterance.audio).name}: {utterance.text}")
+        print(f"  {Path(str(utterance.audio)).name}: {utterance.text}")
         print(
             f"    labelled {utterance.emotion}, valence {utterance.valence}, arousal {utterance.arousal}"
         )
@@ -117,6 +118,7 @@ def predict_in_isolation(model: Path, utterances: list[Utterance]) -> None:
 
 
 def print_places(folder: Path, seconds: float) -> None:
+    """Where all that was made lies, and how long it took."""
     run = folder / "fused"
     print(f"\n{seconds:.0f} s in all. Where everything is:")
     for what, path in {

@@ -15,12 +15,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
+from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 import train_accelerate
 from configuration_mtmm import MTMMConfig
@@ -62,9 +62,11 @@ class Plan:
     chosen: list[int]
 
     def folder(self, fold: int) -> Path:
+        """Where this fold's results go."""
         return fold_folder(self.out, fold, len(self.folds))
 
     def unfinished(self) -> list[int]:
+        """The chosen folds that have no results yet."""
         return [i for i in self.chosen if not (self.folder(i) / "results.json").exists()]
 
     def command(self, fold: int) -> list[str]:
@@ -107,7 +109,9 @@ def make_plan(out: Path, flags: Sequence[str], chosen: Sequence[int] | None = No
 
 def parse(flags: Sequence[str]) -> TrainConfig:
     """The flags of train_accelerate.py, not checked yet."""
-    (config,) = HfArgumentParser(TrainConfig).parse_args_into_dataclasses(list(flags))
+    (config,) = HfArgumentParser(DataClassType(TrainConfig)).parse_args_into_dataclasses(
+        list(flags)
+    )
     return config
 
 
@@ -164,7 +168,7 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
             if plan.unfinished() and uses_cache(plan.config):
                 encode(plan)
     waiting = [(plan, fold) for plan in plans for fold in plan.unfinished()]
-    running: dict[subprocess.Popen, tuple[Plan, int]] = {}
+    running: dict[subprocess.Popen[bytes], tuple[Plan, int]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -208,11 +212,15 @@ def encode(plan: Plan) -> None:
         raise RuntimeError(f"Encoding failed: {last_words(log)}\nThe whole log is in {log}.")
 
 
-def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen:
+def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
     """A process that appends what it prints to its log and has its share of the cores."""
     environment = dict(os.environ)
     if jobs > 1:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         environment.setdefault("OMP_NUM_THREADS", str(max(cores // jobs, 1)))
         if "--workers" not in command:  # a core for decoding would be one that another fold uses
             command = [*command, "--workers", "0"]
@@ -228,7 +236,7 @@ def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen:
         )
 
 
-def finish(process: subprocess.Popen, plan: Plan, fold: int) -> None:
+def finish(process: subprocess.Popen[bytes], plan: Plan, fold: int) -> None:
     """Says how a fold ended; raises RuntimeError unless it left its results."""
     results = plan.folder(fold) / "results.json"
     if process.returncode or not results.exists():
@@ -242,7 +250,8 @@ def finish(process: subprocess.Popen, plan: Plan, fold: int) -> None:
     print(f"{_named(plan, fold)}: {parts}", flush=True)
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
+def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Ask all to stop, then wait for all."""
     for process in processes:
         process.terminate()  # train_accelerate.py writes a checkpoint first
     for process in processes:
@@ -296,6 +305,7 @@ def of_share(plan: Plan, wanted: tuple[int, int]) -> Plan:
 
 
 def run(arguments: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Train the folds that are missing; write the tables once all are there."""
     plan = make_plan(arguments.out, flags, arguments.folds)
     run_plans([of_share(plan, arguments.share)], arguments.jobs)
     if plan.unfinished():
@@ -343,7 +353,8 @@ def main(words: Sequence[str] | None = None) -> None:
 def compare_all(reference: Path, others: Sequence[Path], out: Path | None) -> None:
     """Prints each experiment minus the reference, and writes it as Markdown and JSON."""
     first = read_experiment(reference)
-    parts, content = [], {"reference": str(reference), "differences": {}}
+    parts: list[str] = []
+    content: dict[str, Any] = {"reference": str(reference), "differences": {}}
     for folder in others:
         other = read_experiment(folder)
         differences = compare(first, other)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.corpora.synthetic import (
@@ -57,6 +56,7 @@ class Hits:
 
 
 def words_probes(utterances: Sequence[Utterance]) -> list[Probe]:
+    """Each utterance as it is; the words that carry its valence count as planted."""
     return [Probe({"audio": u.audio, "text": u.text}, None) for u in utterances]
 
 
@@ -76,8 +76,10 @@ def arousal_probes(utterances: Sequence[Utterance]) -> list[Probe]:
     """A second of an aroused utterance, somewhere in a calm one of the same speaker."""
     generator = np.random.default_rng(0)
     probes = []
-    for calm in (u for u in utterances if u.arousal < MIDPOINT):
-        own = [u for u in utterances if u.speaker_id == calm.speaker_id and u.arousal > MIDPOINT]
+    calm_ones = [u for u in utterances if u.arousal is not None and u.arousal < MIDPOINT]
+    aroused_ones = [u for u in utterances if u.arousal is not None and u.arousal > MIDPOINT]
+    for calm in calm_ones:
+        own = [u for u in aroused_ones if u.speaker_id == calm.speaker_id]
         if own:
             aroused = own[generator.integers(len(own))]
             background = soundfile.read(calm.audio, dtype="float32")[0]
@@ -85,15 +87,15 @@ def arousal_probes(utterances: Sequence[Utterance]) -> list[Probe]:
     return probes
 
 
-def _middle(utterance: Utterance) -> NDArray:
+def _middle(utterance: Utterance) -> np.ndarray:
     """A second of speech; none of the corpus' utterances is shorter."""
-    waveform, _ = soundfile.read(utterance.audio, dtype="float32")
+    waveform: np.ndarray = soundfile.read(utterance.audio, dtype="float32")[0]
     first = (len(waveform) - round(PLANTED_S * SAMPLING_RATE)) // 2
     return waveform[first:][: round(PLANTED_S * SAMPLING_RATE)]
 
 
 def _plant(
-    speech: NDArray, background: NDArray, text: str | None, generator: np.random.Generator
+    speech: np.ndarray, background: np.ndarray, text: str | None, generator: np.random.Generator
 ) -> Probe:
     start = int(generator.integers(len(background) - len(speech) + 1))
     waveform = background.copy()
@@ -104,6 +106,7 @@ def _plant(
 
 
 def explain(pipe: MTMMPipeline, probes: Sequence[Probe], output: str) -> list[dict[str, Any]]:
+    """The pipeline's explanation of an output, for each probe."""
     results = pipe([probe.given for probe in probes], explain=output, batch_size=BATCH_SIZE)
     return [result["explanation"] for result in results]
 
@@ -131,8 +134,9 @@ def is_planted(place: dict[str, Any], planted: tuple[float, float] | None) -> bo
     """A valence word, or a stretch of which at least half is planted."""
     if planted is None:
         return re.sub(r"\W", "", place["text"]).lower() in VALENCE_WORDS
-    inside = min(place["end"], planted[1]) - max(place["start"], planted[0])
-    return inside >= (place["end"] - place["start"]) / 2
+    start, end = float(place["start"]), float(place["end"])
+    inside = min(end, planted[1]) - max(start, planted[0])
+    return inside >= (end - start) / 2
 
 
 def hit_rows(
@@ -172,7 +176,8 @@ def modality_rows(
 
 
 def _means(rows: Sequence[dict[str, float]]) -> tuple[float, float]:
-    return tuple(float(np.mean([row[m] for row in rows])) for m in ("audio", "text"))
+    audio, text = (float(np.mean([row[m] for row in rows])) for m in ("audio", "text"))
+    return audio, text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

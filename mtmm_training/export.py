@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +86,8 @@ class ExportableModel(nn.Module):
         logits = output.emotion_logits
         probabilities = (logits / self.model.config.temperature).softmax(-1)
         outputs = (logits, probabilities, output.dimensions)
-        return tuple(torch.where(valid, values, torch.nan) for values in outputs)
+        shown = [torch.where(valid, values, torch.nan) for values in outputs]
+        return shown[0], shown[1], shown[2]
 
 
 class ExportedModel(nn.Module):
@@ -134,7 +135,9 @@ class ExportedModel(nn.Module):
 
     def _absent_size(self, axis: str | int) -> int:
         """Few, but more than one frame and one token, for which torch.export made no graph."""
-        return {"time": self.metadata["sampling_rate"] // 4, "tokens": 2}.get(axis, axis)
+        if isinstance(axis, int):
+            return axis
+        return {"time": self.metadata["sampling_rate"] // 4, "tokens": 2}[axis]
 
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
         """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""
@@ -217,7 +220,7 @@ def describe(model: MTMMModel, processor: MTMMProcessor) -> dict[str, Any]:
     """
     config = model.config
     return {
-        "emotions": list(config.id2label.values()),
+        "emotions": list(config.emotion_names),
         "dimension_names": list(config.dimension_names),
         "dimension_range": list(config.dimension_range),
         "trained_outputs": list(config.trained_outputs),
@@ -232,13 +235,13 @@ def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
     """The axes of every input: a size, or a name where the length is free."""
     audio: tuple[str | int, ...] = ("batch", "time")
     if model.audio_model.main_input_name == "input_features":  # log-mel: one window, always whole
-        config = model.config.audio_config
+        config = model.config.encoder_config("audio")
         audio = ("batch", config.num_mel_bins, 2 * config.max_source_positions)
     text = ("batch", "tokens")
     return dict(zip(INPUTS, (audio, ("batch", audio[-1]), text, text), strict=True))
 
 
-def _free_axes(shapes: dict[str, Sequence[str | int]]) -> dict[str, dict[int, str]]:
+def _free_axes(shapes: Mapping[str, Sequence[str | int]]) -> dict[str, dict[int, str]]:
     return {
         name: {axis: size for axis, size in enumerate(sizes) if isinstance(size, str)}
         for name, sizes in shapes.items()
@@ -262,6 +265,7 @@ def _write(program: torch.export.ExportedProgram, metadata: dict[str, Any], path
             dynamo=True,
             verbose=False,
         )
+    assert converted is not None  # with dynamo=True it never is
     converted.model.metadata_props[METADATA] = text
     converted.save(path)
     onnx.checker.check_model(path)
@@ -392,7 +396,7 @@ def random_batch(
     samples = round(seconds * processor.sampling_rate)
     sizes = [size if isinstance(size, int) else samples for size in shape[1:]]
     longest = min(samples, sizes[-1])
-    vocabulary = model.config.text_config.vocab_size
+    vocabulary = model.config.encoder_config("text").vocab_size
     return {
         "input_values": torch.randn(utterances, *sizes, generator=generator),
         "audio_attention_mask": _ragged_mask(utterances, longest, sizes[-1]),
@@ -435,7 +439,7 @@ def measure(
     config, accelerator = model.config, Accelerator(cpu=True)
     dataset, ids = to_dataset(utterances), [utterance.utterance_id for utterance in utterances]
     batches = LengthBatches(frame_lengths(utterances), 1, shuffle=False)
-    collate = RawInputs(processor, list(config.id2label.values()), config.dimension_names)
+    collate = RawInputs(processor, list(config.emotion_names), config.dimension_names)
     before, after = (
         predict(each, make_loader(dataset, batches, collate), ids, accelerator)
         for each in (model, exported)

@@ -39,7 +39,7 @@ from mtmm_training.batches import (
     to_dataset,
 )
 from mtmm_training.files import replacing, sweep
-from mtmm_training.utterances import Utterance
+from mtmm_training.utterances import Utterance, without_fields
 from processing_mtmm import MTMMProcessor
 
 FORMAT = 1  # part of every fingerprint: raise it when the same input would give other states
@@ -75,7 +75,7 @@ class FeatureCache:
         dtype: torch.dtype,
     ) -> None:
         self.model, self.processor, self.shards, self.dtype = model, processor, shards, dtype
-        self._file_digests: dict[tuple, str] = {}
+        self._file_digests: dict[tuple[str, int, int], str] = {}
 
     @classmethod
     def open(
@@ -334,7 +334,7 @@ class FeatureCache:
         sweep(shards.folder)
         keys = list(entries)
         other = next(name for name in STATES if name != modality)
-        rows = to_dataset([replace(u, **{other: None}) for u in entries.values()])
+        rows = to_dataset([without_fields(u, [other]) for u in entries.values()])
         loader = make_loader(rows, batches, RawInputs(self.processor, (), ()), workers=workers)
         progress = tqdm(
             total=len(keys),
@@ -419,7 +419,9 @@ class CachedStates:
         if row[modality] is None:
             return None
         name = row["utterance_id"] + (row["augmentation"] or "")
-        return self.shards[modality][self.keys[modality][name]]
+        key = self.keys[modality][name]
+        assert key is not None, name
+        return self.shards[modality][key]
 
 
 class StateShards:
@@ -529,7 +531,7 @@ def trainable_encoders(model: MTMMModel) -> list[str]:
     ]
 
 
-def _encoder(model: MTMMModel, modality: str) -> nn.Module:
+def _encoder(model: MTMMModel, modality: str) -> Any:
     return model.audio_model if modality == "audio" else model.text_model
 
 
@@ -591,7 +593,7 @@ def weights_digest(module: nn.Module) -> str:
 
     def digest(item: tuple[str, Tensor]) -> str:
         name, tensor = item
-        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         described = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
         return described + hashlib.sha256(numbers).hexdigest()
 

@@ -6,14 +6,16 @@ differ too, and matrices carry their numbers. Nothing here touches matplotlib's 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from mtmm_training.files import replacing
 from mtmm_training.metrics import (
     ABSENT_EMOTION,
     calibration_bins,
@@ -21,7 +23,6 @@ from mtmm_training.metrics import (
     expected_calibration_error,
     selection_score,
 )
-from mtmm_training.utterances import replacing
 
 DPI = 160
 # Okabe and Ito, "Color Universal Design", 2008; yellow is left out, it vanishes on white paper.
@@ -64,7 +65,9 @@ def plot_confusion(
         text = "–" if np.isnan(value) else f"{value:.0%}\n({counts[row, column]})"
         dark = value < 0.5
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if n > 4 else {}
+    turned: dict[str, Any] = (
+        {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if n > 4 else {}
+    )
     axes.set_xticks(range(n), emotions, **turned)
     axes.set_yticks(
         range(n), [f"{name}\n(n = {k})" for name, k in zip(emotions, labelled[:, 0], strict=True)]
@@ -78,7 +81,7 @@ def plot_dimensions(
     labels: ArrayLike,
     predictions: ArrayLike,
     path: str | Path,
-    dimension_range: tuple[float, float],
+    dimension_range: Sequence[float],
     emotions: Sequence[str | None] | None = None,
 ) -> None:
     """Draws labels and predictions side by side in the valence–arousal plane.
@@ -96,38 +99,38 @@ def plot_dimensions(
     Raises:
         ValueError: if shapes disagree or no utterance has both labels.
     """
-    labels = np.asarray(labels, dtype=np.float64)
-    predictions = np.asarray(predictions, dtype=np.float64)
-    if labels.shape != predictions.shape or labels.shape[1:] != (2,):
+    labelled = np.asarray(labels, dtype=np.float64)
+    predicted = np.asarray(predictions, dtype=np.float64)
+    if labelled.shape != predicted.shape or labelled.shape[1:] != (2,):
         raise ValueError(
-            f"`labels` has shape {labels.shape} and `predictions` {predictions.shape}; "
+            f"`labels` has shape {labelled.shape} and `predictions` {predicted.shape}; "
             "both need (utterances, 2), valence and arousal."
         )
-    present = ~np.isnan(labels).any(axis=1)
+    present = ~np.isnan(labelled).any(axis=1)
     if not present.any():
         raise ValueError("`labels` has no utterance with both a valence and an arousal label.")
-    names = [None] * len(labels) if emotions is None else emotions
-    names = np.array([name or "" for name in names])  # "" = no emotion label
-    if len(names) != len(labels):
-        raise ValueError(f"`emotions` has {len(names)} names for {len(labels)} utterances.")
-    labels, predictions, names = labels[present], predictions[present], names[present]
+    given = [None] * len(labelled) if emotions is None else emotions
+    names = np.array([name or "" for name in given])  # "" = no emotion label
+    if len(names) != len(labelled):
+        raise ValueError(f"`emotions` has {len(names)} names for {len(labelled)} utterances.")
+    labelled, predicted, names = labelled[present], predicted[present], names[present]
 
-    ccc = [concordance_correlation(x, y) for x, y in zip(predictions.T, labels.T, strict=True)]
+    ccc = [concordance_correlation(x, y) for x, y in zip(predicted.T, labelled.T, strict=True)]
     valence, arousal = ("undefined" if np.isnan(value) else f"{value:.2f}" for value in ccc)
     # Labels lie on a grid of a few values, where they would hide each other.
     jitter = 0.02 * (dimension_range[1] - dimension_range[0])
-    spread = np.random.default_rng(0).uniform(-jitter, jitter, labels.shape)
+    spread = np.random.default_rng(0).uniform(-jitter, jitter, labelled.shape)
 
     figure = Figure(figsize=(9.6, 5.8), dpi=DPI, layout="compressed")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    _draw_plane(left, labels + spread, names, dimension_range)
-    _draw_plane(right, predictions, names, dimension_range)
+    _draw_plane(left, labelled + spread, names, dimension_range)
+    _draw_plane(right, predicted, names, dimension_range)
     # Both panels show the whole scale, and more only where a prediction leaves it.
-    drawn = np.concatenate([labels, predictions, [[bound] * 2 for bound in dimension_range]])
+    drawn = np.concatenate([labelled, predicted, [[bound] * 2 for bound in dimension_range]])
     margin = 0.04 * np.ptp(drawn)
     limits = drawn.min() - margin, drawn.max() + margin
     left.set(xlim=limits, ylim=limits)
-    left.set_title(f"labels (n = {len(labels)}; jittered by ±{jitter:.2g})")
+    left.set_title(f"labels (n = {len(labelled)}; jittered by ±{jitter:.2g})")
     right.set_title(f"predictions (CCC valence {valence}, arousal {arousal})")
     right.set_ylabel("")
     if names.any():
@@ -138,7 +141,9 @@ def plot_dimensions(
     save(figure, path)
 
 
-def plot_curves(epochs: Sequence[Mapping], path: str | Path, select_by: str = "mean") -> None:
+def plot_curves(
+    epochs: Sequence[Mapping[str, Any]], path: str | Path, select_by: str = "mean"
+) -> None:
     """Draws losses and validation metrics over epochs and marks the best epoch.
 
     Args:
@@ -304,7 +309,7 @@ def plot_ablation(
 
 
 def _draw_plane(
-    axes: Axes, points: NDArray, names: NDArray, dimension_range: tuple[float, float]
+    axes: Axes, points: np.ndarray, names: np.ndarray, dimension_range: Sequence[float]
 ) -> None:
     low, high = dimension_range
     for middle in (axes.axhline, axes.axvline):
@@ -326,7 +331,7 @@ def _draw_plane(
     axes.set_box_aspect(1)
 
 
-def _draw_lines(axes: Axes, epochs: list[int], lines: Mapping[str, NDArray], best: int) -> None:
+def _draw_lines(axes: Axes, epochs: list[int], lines: Mapping[str, np.ndarray], best: int) -> None:
     axes.axvline(best, color=GREY, linestyle=":", linewidth=1.5, label=f"best epoch ({best})")
     for i, (name, values) in enumerate(lines.items()):
         if not np.isnan(values).all():
@@ -341,11 +346,11 @@ def _draw_lines(axes: Axes, epochs: list[int], lines: Mapping[str, NDArray], bes
     axes.legend()
 
 
-def _series(values: Sequence[float | None]) -> NDArray:
+def _series(values: Sequence[float | None]) -> np.ndarray:
     return np.array(values, dtype=np.float64)  # None becomes NaN
 
 
-def _style(index: int) -> dict[str, str]:
+def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.files import replacing
 from mtmm_training.utterances import SPLITS, Utterance, by_id
@@ -105,7 +106,7 @@ def _keys(
     return {split: {key(u): key(u) for u in members} for split, members in splits.items()}
 
 
-def _refuse_overlap(fold: str, kind: str, keys: Mapping[str, Mapping[object, str]]) -> None:
+def _refuse_overlap(fold: str, kind: str, keys: Mapping[str, Mapping[Any, str]]) -> None:
     """Raises where two splits share a key; `keys` has each split's keys and how to show them."""
     for first, second in combinations(SPLITS, 2):
         shared = keys[first].keys() & keys[second].keys()
@@ -376,7 +377,8 @@ def fold_from_speakers(
     both = set(validation) & set(test)
     if both:
         raise ValueError(f"Speaker {_shown(both)} is in both validation and test; choose one.")
-    return Fold.from_splits("+".join(test), **_leave_out(utterances, _speaker, validation, test))
+    splits = _leave_out(utterances, _speaker, validation, test)
+    return Fold.from_splits("+".join(test), *(splits[name] for name in SPLITS))
 
 
 def _check_utterances(utterances: Sequence[Utterance]) -> None:

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
-from numpy.typing import NDArray
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.figures import save
+from mtmm_training.files import replacing
 from mtmm_training.finished_run import read_test_split
 from mtmm_training.metrics import confusion, unweighted_average_recall, weighted_accuracy
 from mtmm_training.pictures import draw_timeline
-from mtmm_training.utterances import Utterance, replacing
+from mtmm_training.utterances import Utterance
 from pipeline_mtmm import WINDOW_S
 from processing_mtmm import resample, to_mono
 
@@ -69,7 +69,7 @@ def write_recording(
         ValueError: Fewer than two emotions.
     """
     generator = np.random.default_rng(seed)
-    emotions = sorted({utterance.emotion for utterance in utterances})
+    emotions = sorted({u.emotion for u in utterances if u.emotion is not None})
     if len(emotions) < 2:
         raise ValueError(
             f"The utterances have {emotions or 'no emotion'} only; changes need two emotions or more."
@@ -104,15 +104,19 @@ def _in_turn(
         yield from (utterances[i] for i in generator.permutation(len(utterances)))
 
 
-def _waveform(utterance: Utterance) -> NDArray:
-    waveform, rate = MTMMProcessor.load_audio(utterance.audio, utterance.start_s, utterance.end_s)
+def _waveform(utterance: Utterance) -> np.ndarray:
+    waveform, rate = MTMMProcessor.load_audio(
+        str(utterance.audio), utterance.start_s, utterance.end_s
+    )
     return resample(to_mono(waveform), rate, RATE)
 
 
 # ---- the timeline against the truth ------------------------------------------------------------
 
 
-def score(timeline: Sequence[Span], truth: Sequence[Span], emotions: Sequence[str]) -> dict:
+def score(
+    timeline: Sequence[Span], truth: Sequence[Span], emotions: Sequence[str]
+) -> dict[str, Any]:
     """Compare the emotions of a timeline with the truth, at instants 0.1 s apart.
 
     Args:
@@ -149,7 +153,7 @@ def score(timeline: Sequence[Span], truth: Sequence[Span], emotions: Sequence[st
     }
 
 
-def _emotions_at(times: NDArray, spans: Sequence[Span], emotions: Sequence[str]) -> NDArray:
+def _emotions_at(times: np.ndarray, spans: Sequence[Span], emotions: Sequence[str]) -> np.ndarray:
     """Index of the emotion at each time: of the last span that begins before it."""
     starts = [span.start_s for span in spans]
     indices = np.array([emotions.index(span.emotion) for span in spans], dtype=np.int64)
@@ -157,6 +161,7 @@ def _emotions_at(times: NDArray, spans: Sequence[Span], emotions: Sequence[str])
 
 
 def print_score(scores: dict[str, Any], emotions: Sequence[str]) -> None:
+    """Print what `score` returned: the matrix in seconds, and the rates."""
     print(f"{'truth ↓, seconds as →':<22}" + "".join(f"{name:>10}" for name in emotions))
     for name, row in zip(emotions, scores["confusion"], strict=True):
         print(f"{name:<22}" + "".join(f"{seconds:>10.0f}" for seconds in row))
@@ -199,7 +204,7 @@ def run(folder: Path, out: Path, seconds: float, seed: int) -> None:
     processor = MTMMProcessor.from_pretrained(folder / "model")
     if "emotion" not in model.config.trained_outputs:
         raise ValueError(f"The model of {folder} never saw an emotion; give a run that did.")
-    emotions = list(model.config.id2label.values())
+    emotions = list(model.config.emotion_names)
     truth = write_recording(test, out / "recording.wav", seconds, seed)
     with (
         replacing(out / "truth.csv") as temporary,

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -22,8 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.corpora.labels import LABELS
 from mtmm_training.figures import COLOURS, DPI, save
+from mtmm_training.files import replacing
 from mtmm_training.folds import doubled_recordings, recording_digests, script_of
-from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest, replacing
+from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest
 
 MANY = 40  # speakers, or groups of any kind, that are summed up instead of listed
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "||", "++", "oo")
@@ -59,7 +61,7 @@ def table(utterances: Sequence[Utterance], name: str) -> str:
     speakers = {u.speaker_id for u in utterances}
     lines = [f"{name}: {len(utterances):,} utterances, {len(speakers):,} speakers", ""]
     lines += _facts(utterances, seconds)
-    groups = {
+    groups: dict[str, list[str | None]] = {
         "split": [u.split for u in utterances],
         "session": [u.session_id for u in utterances],
         "gender": [u.gender for u in utterances],
@@ -195,7 +197,7 @@ def plot_corpus(utterances: Sequence[Utterance], path: str | Path, name: str) ->
     save(figure, path)
 
 
-def _draw_emotions(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:
+def _draw_emotions(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str, float]) -> None:
     emotions = _emotions(utterances)
     splits = _ordered(u.split for u in utterances)
     cells = Counter((_emotion(u), u.split) for u in utterances)
@@ -219,8 +221,8 @@ def _draw_emotions(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -
         axes.legend(title="split", loc="best")
 
 
-def _draw_speakers(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:
-    speakers = _ordered(u.speaker_id for u in utterances)
+def _draw_speakers(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str, float]) -> None:
+    speakers = sorted({u.speaker_id for u in utterances})
     counts = Counter(u.speaker_id for u in utterances)
     axes.set_title(f"speakers ({len(speakers):,})")
     if len(speakers) > MANY:
@@ -243,11 +245,15 @@ def _draw_speakers(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -
 
 
 def _stack(
-    axes: Axes, places: Sequence[int], bars: Sequence[tuple], *, horizontal: bool = False
+    axes: Axes,
+    places: Sequence[int],
+    bars: Sequence[tuple[str, list[int], int]],
+    *,
+    horizontal: bool = False,
 ) -> None:
     base = np.zeros(len(places))
     for label, heights, i in bars:
-        style = {
+        style: dict[str, Any] = {
             "color": COLOURS[i % len(COLOURS)],
             "hatch": HATCHES[i % len(HATCHES)],
             "edgecolor": "white",
@@ -261,7 +267,7 @@ def _stack(
         base = base + heights
 
 
-def _draw_durations(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:
+def _draw_durations(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str, float]) -> None:
     values = list(seconds.values())
     _histogram(axes, values)
     axes.axvline(statistics.median(values), color="black", linestyle="--", linewidth=1.5)
@@ -269,7 +275,7 @@ def _draw_durations(axes: Axes, utterances: Sequence[Utterance], seconds: dict) 
     axes.set_title(f"durations ({sum(values) / 3600:.2f} h; dashed: median)")
 
 
-def _draw_words(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:
+def _draw_words(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str, float]) -> None:
     values = [len(u.text.split()) for u in utterances if u.text is not None]
     _histogram(axes, values)
     axes.axvline(statistics.median(values), color="black", linestyle="--", linewidth=1.5)
@@ -279,15 +285,16 @@ def _draw_words(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> N
 def _histogram(axes: Axes, values: Sequence[float], *, logarithmic: bool = False) -> None:
     low, high = min(values), max(values)
     whole = all(float(value).is_integer() for value in values)
+    bins: int | list[float]
     if logarithmic and high > 20 * low:
-        bins = np.unique(np.geomspace(low, high + 1, 21).round())
+        bins = np.unique(np.geomspace(low, high + 1, 21).round()).tolist()
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
     elif whole:
         width = int((high - low) // 60) + 1
-        bins = np.arange(low - 0.5, high + width, width)
+        bins = np.arange(low - 0.5, high + width, width).tolist()
     else:
         bins = 30
     axes.hist(values, bins, color=COLOURS[0], edgecolor="white", linewidth=0.5)
@@ -298,7 +305,7 @@ def _histogram(axes: Axes, values: Sequence[float], *, logarithmic: bool = False
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_plane(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:
+def _draw_plane(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str, float]) -> None:
     points = np.array(
         [(u.valence, u.arousal) for u in utterances if None not in (u.valence, u.arousal)]
     )
@@ -309,7 +316,7 @@ def _draw_plane(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> N
     axes.set_aspect("equal")
 
 
-def _draw_valence(axes: Axes, utterances: Sequence[Utterance], seconds: dict) -> None:
+def _draw_valence(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str, float]) -> None:
     _histogram(axes, [u.valence for u in utterances if u.valence is not None])
     axes.set(xlabel="valence (pleasant →)", ylabel="utterances", title="valence")
 

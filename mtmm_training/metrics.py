@@ -7,9 +7,10 @@ labels, or a zero denominator) is NaN where a function returns one number, None 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn import metrics as sklearn_metrics
@@ -18,7 +19,7 @@ ABSENT_EMOTION = -100
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 
 
-def confusion(labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]) -> NDArray:
+def confusion(labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]) -> np.ndarray:
     """Counts utterances by labelled and predicted emotion.
 
     Args:
@@ -43,7 +44,7 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]
 
 def recall_per_emotion(
     labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]
-) -> NDArray:
+) -> np.ndarray:
     """Gives each emotion's recall, (emotions,) in 0..1; NaN where the emotion has no labels."""
     counts = confusion(labels, predictions, emotions)
     labelled = counts.sum(axis=1)
@@ -156,9 +157,9 @@ class CalibrationBins:
     `confidence` and `accuracy` are means within the bin in 0..1, NaN in an empty one.
     """
 
-    counts: NDArray
-    confidence: NDArray
-    accuracy: NDArray
+    counts: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
 
 
 def calibration_bins(
@@ -263,7 +264,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 def emotion_metrics(
     labels: ArrayLike, logits: ArrayLike, emotions: Sequence[str], temperature: float = 1.0
-) -> dict:
+) -> dict[str, Any]:
     """Scores the categorical task in plain Python numbers; None stands for "no labels".
 
     Args:
@@ -304,7 +305,7 @@ def emotion_metrics(
 
 def dimension_metrics(
     labels: ArrayLike, dimensions: ArrayLike, dimension_names: Sequence[str]
-) -> dict:
+) -> dict[str, Any]:
     """Scores each dimension in plain Python numbers; None stands for "no value".
 
     Args:
@@ -345,7 +346,7 @@ def split_metrics(
     emotions: Sequence[str],
     dimension_names: Sequence[str],
     temperature: float = 1.0,
-) -> dict:
+) -> dict[str, Any]:
     """Scores both tasks over one whole split, ready for JSON: never a NaN, None where no value.
 
     To leave an output out that training never saw labels for, pass its labels as absent.
@@ -375,7 +376,7 @@ def split_metrics(
     }
 
 
-def selection_score(metrics: dict, select_by: str = "mean") -> float:
+def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float:
     """Reads from a split's metrics the number, higher is better, that the best epoch is chosen by.
 
     Args:
@@ -393,12 +394,13 @@ def selection_score(metrics: dict, select_by: str = "mean") -> float:
     if select_by not in scores:
         allowed = ", ".join(["mean", *(name for name in scores if name != "mean")])
         raise ValueError(f"`select_by={select_by!r}` is not a selection metric; use {allowed}.")
-    if scores[select_by] is None:
+    score = scores[select_by]
+    if score is None:
         raise ValueError(
             f"`select_by={select_by!r}` has no value: this split has no labels for it (a CCC needs "
             "at least two). Select by a metric whose labels are there."
         )
-    return scores[select_by]
+    return score
 
 
 @dataclass(frozen=True)
@@ -411,8 +413,8 @@ class Interval:
 
 
 def paired_bootstrap(
-    metric: Callable[[NDArray], float],
-    speakers: Sequence[str],
+    metric: Callable[[np.ndarray], float],
+    speakers: Sequence[str] | np.ndarray,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
@@ -463,7 +465,7 @@ def paired_bootstrap(
     return Interval(point, float(low), float(high))
 
 
-def _labelled_emotions(labels: ArrayLike, outputs: ArrayLike) -> tuple[NDArray, NDArray]:
+def _labelled_emotions(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Leaves out utterances without an emotion label; `outputs` has utterances first."""
     labels, outputs = np.asarray(labels), np.asarray(outputs)
     if labels.ndim != 1 or len(labels) != len(outputs):
@@ -475,7 +477,7 @@ def _labelled_emotions(labels: ArrayLike, outputs: ArrayLike) -> tuple[NDArray, 
     return labels[present].astype(int), outputs[present]
 
 
-def _labelled_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
+def _labelled_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Leaves out utterances whose label is NaN, in float64."""
     predictions = np.asarray(predictions, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
@@ -486,7 +488,7 @@ def _labelled_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDAr
     return predictions[present], labels[present]
 
 
-def _check_emotion_indices(name: str, indices: NDArray, emotions: Sequence[str]) -> None:
+def _check_emotion_indices(name: str, indices: np.ndarray, emotions: Sequence[object]) -> None:
     wrong = indices[(indices < 0) | (indices >= len(emotions))]
     if wrong.size:
         raise ValueError(
@@ -495,12 +497,12 @@ def _check_emotion_indices(name: str, indices: NDArray, emotions: Sequence[str])
         )
 
 
-def _check_shape(name: str, values: NDArray, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise ValueError(f"{name} have shape {values.shape}; the labels and names need {shape}.")
 
 
-def _check_finite(name: str, values: NDArray) -> None:
+def _check_finite(name: str, values: np.ndarray) -> None:
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ValueError(

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
-from numpy.typing import NDArray
 
 from mtmm_training.figures import COLOURS, DPI, GREY, LINES, MARKERS
 
@@ -46,7 +45,7 @@ def draw_timeline(
     result: Mapping[str, Any],
     truth: Sequence[tuple[float, float, str]] | None = None,
     title: str | None = None,
-    dimension_range: tuple[float, float] = DIMENSION_RANGE,
+    dimension_range: Sequence[float] = DIMENSION_RANGE,
 ) -> Figure:
     """Draws a recording's emotions, confidence and dimensions over time.
 
@@ -95,7 +94,7 @@ def draw_timeline(
     return figure
 
 
-def _spans(entries: Sequence[Mapping[str, Any]]) -> NDArray:
+def _spans(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """(windows, 2): start, and end or the next one's start."""
     starts = np.array([entry["start"] for entry in entries], dtype=float)
     ends = np.array([entry["end"] for entry in entries], dtype=float)
@@ -113,14 +112,14 @@ def _band(
     axes: Axes,
     entries: Sequence[Mapping[str, Any]],
     emotions: Sequence[str],
-    spans: NDArray,
+    spans: np.ndarray,
     truth: Sequence[tuple[float, float, str]] | None,
 ) -> None:
     """A row per emotion."""
     styles = _emotion_styles(emotions)
     for row, name in enumerate(emotions):
         said = np.array([entry["emotion"] == name for entry in entries])
-        bars = np.stack([spans[said, 0], np.diff(spans[said])[:, 0]], axis=1)
+        bars = [(start, end - start) for start, end in spans[said]]
         axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name][0], linewidth=0)
         for start, end, label in truth or []:
             if label == name:
@@ -134,7 +133,7 @@ def _band(
         axes.set_title("bars: predicted; black lines: labelled", fontsize="small", loc="right")
 
 
-def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: NDArray) -> None:
+def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: np.ndarray) -> None:
     shares = np.array([entry["scores"][entry["emotion"]] for entry in entries])
     axes.plot(*_steps(spans, shares), color="black", linewidth=_line_width(spans))
     axes.set(ylim=(0, 1.03), ylabel="confidence", yticks=[0, 0.5, 1])
@@ -143,9 +142,9 @@ def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: NDArray
 
 def _curves(
     axes: Axes,
-    dimensions: Mapping[str, NDArray],
-    spans: NDArray,
-    dimension_range: tuple[float, float],
+    dimensions: Mapping[str, np.ndarray],
+    spans: np.ndarray,
+    dimension_range: Sequence[float],
 ) -> None:
     low, high = dimension_range
     axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
@@ -161,7 +160,7 @@ def _curves(
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
 
 
-def _steps(spans: NDArray, values: NDArray) -> tuple[NDArray, NDArray]:
+def _steps(spans: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A line that is level over each span, and broken where nothing was said between two."""
     gap = np.append(spans[1:, 0] > spans[:-1, 1] + 1e-6, True)
     times = np.column_stack([spans, spans[:, 1]])
@@ -169,7 +168,7 @@ def _steps(spans: NDArray, values: NDArray) -> tuple[NDArray, NDArray]:
     return times.ravel(), levels.ravel()
 
 
-def _line_width(spans: NDArray) -> float:
+def _line_width(spans: np.ndarray) -> float:
     return 1.5 if len(spans) <= 100 else 0.8
 
 
@@ -189,7 +188,7 @@ def _what_is_missing(entries: Sequence[Mapping[str, Any]]) -> str | None:
 
 def draw_explanation(
     result: Mapping[str, Any],
-    waveform: NDArray | None = None,
+    waveform: np.ndarray | None = None,
     sampling_rate: int | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -285,14 +284,14 @@ def _draw_stretches(
     axes: Axes,
     stretches: Sequence[Mapping[str, float]],
     colour: str,
-    waveform: NDArray | None,
+    waveform: np.ndarray | None,
     sampling_rate: int | None,
 ) -> None:
     starts, ends, shares = np.array(
         [[s[k] for k in ("start", "end", "share")] for s in stretches]
     ).T
     low, high = _with_room(shares)
-    if waveform is not None:
+    if waveform is not None and sampling_rate is not None:
         _draw_waveform(axes, np.asarray(waveform), sampling_rate, (starts[0], ends[-1]))
     bars = axes.bar(
         starts, shares, ends - starts, align="edge", color=colour, alpha=0.6, edgecolor="white"
@@ -304,7 +303,7 @@ def _draw_stretches(
 
 
 def _draw_waveform(
-    axes: Axes, waveform: NDArray, sampling_rate: int, span: tuple[float, float]
+    axes: Axes, waveform: np.ndarray, sampling_rate: int, span: tuple[float, float]
 ) -> None:
     """The waveform's envelope in grey behind everything, over the whole height."""
     first, last = (round(second * sampling_rate) for second in span)
@@ -339,7 +338,7 @@ def _with_room(values: Sequence[float]) -> tuple[float, float]:
 def draw_plane(
     results: Sequence[Mapping[str, Any]],
     names: Sequence[str] | None = None,
-    dimension_range: tuple[float, float] = DIMENSION_RANGE,
+    dimension_range: Sequence[float] = DIMENSION_RANGE,
 ) -> Figure:
     """Draws each result as a point in the valence–arousal plane.
 
@@ -386,7 +385,7 @@ def draw_plane(
     return figure
 
 
-def _draw_points(axes: Axes, points: NDArray, emotions: NDArray) -> None:
+def _draw_points(axes: Axes, points: np.ndarray, emotions: np.ndarray) -> None:
     """Points (results, 2), each with colour and marker of its emotion; "" is none."""
     few = len(points) <= 30
     styles = _emotion_styles(sorted(set(emotions) - {""})) | {"": ("black", ".")}
@@ -418,8 +417,8 @@ def _emotion_styles(emotions: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _dimensions(
-    entries: Sequence[Mapping[str, Any]], dimension_range: tuple[float, float]
-) -> dict[str, NDArray]:
+    entries: Sequence[Mapping[str, Any]], dimension_range: Sequence[float]
+) -> dict[str, np.ndarray]:
     """Values (entries,) by the names of the dimensions that were trained."""
     low, high = dimension_range
     names = [k for k, v in entries[0].items() if isinstance(v, float) and k not in NO_DIMENSIONS]

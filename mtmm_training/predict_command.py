@@ -284,7 +284,8 @@ def _load(given: argparse.Namespace) -> Any:
 
     where = {"revision": given.revision} if given.revision else {}
     with _loading(given.model):
-        model, found = MTMMModel.from_pretrained(given.model, output_loading_info=True, **where)
+        loaded: Any = MTMMModel.from_pretrained(given.model, output_loading_info=True, **where)
+        model, found = loaded
         processor = MTMMProcessor.from_pretrained(given.model, **where)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[kind]:
@@ -425,7 +426,7 @@ def _commit(model: str, revision: str | None) -> str:
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     with _loading(model):
-        return extract_commit_hash(cached_file(model, "config.json", revision=revision), None)
+        return str(extract_commit_hash(cached_file(model, "config.json", revision=revision), None))
 
 
 def _folder_digest(folder: Path) -> str:

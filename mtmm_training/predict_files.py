@@ -58,7 +58,9 @@ class Input:
         """The audio, (time,), and its sampling rate in Hz."""
         from processing_mtmm import MTMMProcessor, to_mono
 
-        waveform, sampling_rate = MTMMProcessor.load_audio(self.audio, self.start_s, self.end_s)
+        waveform, sampling_rate = MTMMProcessor.load_audio(
+            str(self.audio), self.start_s, self.end_s
+        )
         return to_mono(waveform), sampling_rate
 
     def given(self) -> dict[str, Any]:
@@ -190,6 +192,7 @@ def predict_each(
 
     Args:
         pipe: An `MTMMPipeline`.
+        inputs: Files, transcripts or both.
         options: Of its `__call__`.
         stop: Whether the first input that fails ends it.
 
@@ -266,13 +269,16 @@ class Parts:
 
     @property
     def count(self) -> int:
+        """How many parts there are."""
         return -(-len(self.inputs) // self.size)
 
     def path(self, number: int) -> Path:
+        """The file of a part; names sort as numbers do."""
         width = max(5, len(str(self.count)))  # so that their order by name is their order
         return self.folder / f"part-{number:0{width}}-of-{self.count:0{width}}.parquet"
 
     def of(self, number: int) -> Sequence[Input]:
+        """The inputs of a part."""
         return self.inputs[number * self.size : (number + 1) * self.size]
 
     def missing(self, share: tuple[int, int] = (0, 1)) -> list[int]:
@@ -316,6 +322,7 @@ class Parts:
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def write(self, number: int, rows: list[dict[str, Any]], schema: Any) -> None:
+        """Write a part as Parquet, under a temporary name first."""
         import pyarrow
         import pyarrow.parquet
 

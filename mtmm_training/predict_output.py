@@ -30,7 +30,7 @@ def printer(given: argparse.Namespace, config: Any) -> Callable[[Input, dict[str
 
     def show_json(one: Input, result: dict[str, Any]) -> None:
         for record in records(result):
-            print(json.dumps({"id": one.name} | record, ensure_ascii=False), flush=True)
+            print(json.dumps({"id": one.name, **record}, ensure_ascii=False), flush=True)
 
     def show_csv(one: Input, result: dict[str, Any]) -> None:
         for record in records(result):
@@ -116,6 +116,7 @@ class Pictures:
             folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, one: Input, result: dict[str, Any]) -> None:
+        """Write the pictures of one result; it is kept for the plane, which shows all of them."""
         self.results[one.name] = {k: v for k, v in result.items() if k != "timeline"}
         stem = self._stem(one)
         if "timeline" in result:

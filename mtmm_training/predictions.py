@@ -14,7 +14,7 @@ from accelerate.utils import gather_object, send_to_device
 from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMModel, multi_task_loss
+from modeling_mtmm import multi_task_loss
 from mtmm_training.files import replacing
 from mtmm_training.metrics import ABSENT_EMOTION, split_metrics
 from mtmm_training.utterances import Utterance
@@ -52,7 +52,7 @@ class Predictions:
             self.emotion_logits,
             self.dimension_labels,
             self.dimensions,
-            list(config.id2label.values()),
+            list(config.emotion_names),
             config.dimension_names,
             temperature,
         )
@@ -80,7 +80,7 @@ def predict(
         RuntimeError: An utterance came twice, or not at all, or has outputs that are not finite.
     """
     model.eval()
-    rows: list[tuple] = []
+    rows: list[tuple[Any, ...]] = []
     for number, batch in enumerate(loader):
         if number == max_batches:
             break
@@ -108,15 +108,15 @@ def predict(
             f"{len(utterance_ids)}; each must come exactly once."
         )
     ordered = [by_id[i] for i in utterance_ids if i in by_id]
-    ids, *columns = zip(*ordered, strict=True)
-    return Predictions(list(ids), *(np.stack(column) for column in columns))
+    ids, *arrays = zip(*ordered, strict=True)
+    return Predictions(list(ids), *(np.stack(column) for column in arrays))
 
 
 def write_predictions(
     path: str | Path,
     predictions: dict[str, Predictions],
     utterances: Sequence[Utterance],
-    model: MTMMModel,
+    config: MTMMConfig,
 ) -> None:
     """Write one row per utterance as CSV: labels, probabilities and dimensions, by name.
 
@@ -124,11 +124,10 @@ def write_predictions(
         path: Of the file; written under a temporary name first.
         predictions: By split.
         utterances: All that the predictions may name.
-        model: Whose `trained_outputs` are written; others are left out.
+        config: Of the model; its `trained_outputs` are written, others are left out.
     """
-    config = model.config
     speakers = {utterance.utterance_id: utterance.speaker_id for utterance in utterances}
-    emotions = list(config.id2label.values())
+    emotions = list(config.emotion_names)
     with_emotion = "emotion" in config.trained_outputs
     dimensions = [name for name in config.dimension_names if name in config.trained_outputs]
     header = ["id", "split", "speaker"]

@@ -49,7 +49,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place, though it lists no exports
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.files import replacing, writing
@@ -435,6 +435,7 @@ def allowed_files(folder: Path) -> list[str]:
 
 
 def is_allowed(name: str) -> bool:
+    """Whether a file of this name, with its folder, may be uploaded."""
     return any(
         fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
         for pattern in ALLOWED
@@ -621,9 +622,13 @@ def run_isolated(
     """Outputs and printed example of `model`, in a process that has only the Hub's requirements.
 
     Args:
+        api: Its endpoint and token are the process's.
+        options: Whether adapters are published, which need peft.
+        example: Printed and run.
         model: Folder, or id on the Hub.
-        revision: The commit that was uploaded; None before the upload.
         utterances: Inputs as files, see [`probe_utterances`].
+        work: Folder for what the process downloads and writes.
+        revision: The commit that was uploaded; None before the upload.
 
     Raises:
         ValueError: The process failed; the message ends with its own last line.
@@ -637,8 +642,9 @@ def run_isolated(
     }
     if revision is None and not options.adapter:
         environment |= {"HF_HUB_OFFLINE": "1"}
-    if _token(api) is not None:
-        environment["HF_TOKEN"] = _token(api)
+    token = _token(api)
+    if token is not None:
+        environment["HF_TOKEN"] = token
     for name in ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE"):
         environment.pop(name, None)
     code = f"HIDDEN = {hidden!r}\n{HIDE}\n{example.runnable(model, revision)}\n{PREDICT}"
@@ -738,7 +744,8 @@ def trainer_predictions(options: Publication, results: Mapping[str, Any], work: 
             dimension_range=tuple(config["dimension_range"]),
         )
     }
-    utterances, kept = [], []
+    utterances: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
     for row in rows[:COMPARED_UTTERANCES]:
         utterance = known[row["id"]]
         path = rate = None
@@ -777,7 +784,7 @@ def metric_values(metrics: Mapping[str, Any], trained: Sequence[str]) -> dict[st
     found: dict[str, Metric] = {}
     if "emotion" in trained:
         for key, (kind, args, title) in EMOTION_METRICS.items():
-            found[key] = Metric(kind, args, title, metrics.get(key))
+            found[key] = Metric(kind, args, title, metrics.get(key, math.nan))
         for emotion, value in (metrics.get("recall") or {}).items():
             title = f"recall of {emotion}"
             found[title] = Metric("recall", {"label": emotion}, title, value)
@@ -924,10 +931,12 @@ def make_card(
     """The card, from the template.
 
     Args:
+        options: Name, licence and folds.
         results: Cleaned.
         config: The published model's.
         figures: File names in figures/.
-        code: The example, and `printed` what it printed.
+        code: The example.
+        printed: What it printed.
     """
     if not TEMPLATE.is_file():
         raise FileNotFoundError(
@@ -961,7 +970,7 @@ def make_card(
         printed=printed,
         example=options.example is not None,
         config=config,
-        emotions=list(config.id2label.values()),
+        emotions=list(config.emotion_names),
         trained=trained,
         outputs=_listed(["an emotion" if name == "emotion" else name for name in trained]),
         columns={name: i for i, name in enumerate(config.dimension_names)},

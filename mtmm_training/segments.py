@@ -24,7 +24,7 @@ FRAME = 512  # samples that the detector takes at a time
 
 
 def speech_segments(
-    source: str | os.PathLike | bytes | BinaryIO,
+    source: str | os.PathLike[str] | bytes | BinaryIO,
     threshold: float = 0.5,
     min_silence_s: float = 0.3,
     margin_s: float = 0.1,

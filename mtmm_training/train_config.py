@@ -40,14 +40,14 @@ class TrainConfig:
     corpus_options: str = _flag(
         "{}", 'Options of the corpus\'s reader as JSON, for example \'{"labels": "all"}\'.'
     )
-    emotions: list[str] | None = _flag(
-        None, "Emotions to predict; if not given those of --model, else angry happy sad neutral."
+    emotions: list[str] = _flag(
+        [], "Emotions to predict; if not given those of --model, else angry happy sad neutral."
     )
-    dimensions: list[str] | None = _flag(
-        None, "Dimensions to predict; if not given those of --model, else valence arousal."
+    dimensions: list[str] = _flag(
+        [], "Dimensions to predict; if not given those of --model, else valence arousal."
     )
-    dimension_range: list[float] | None = _flag(
-        None,
+    dimension_range: list[float] = _flag(
+        [],
         "Lowest and highest value of their labels, one scale for all; if not given that of --model or the "
         "corpus, else 1 5.",
     )
@@ -280,7 +280,7 @@ class TrainConfig:
             corpus_range = CORPORA[self.corpus].load().DIMENSION_RANGE
         return dataclasses.replace(
             self,
-            emotions=self.emotions or list(known.id2label.values()),
+            emotions=self.emotions or list(known.emotion_names),
             dimensions=[
                 name for name in DIMENSIONS if name in (self.dimensions or known.dimension_names)
             ],

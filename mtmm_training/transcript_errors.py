@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches import LengthBatches, RawInputs, frame_lengths, make_loader, to_dataset
-from mtmm_training.figures import COLOURS, DPI, GREY, LINES, MARKERS
+from mtmm_training.figures import COLOURS, DPI, GREY, LINES, MARKERS, save
+from mtmm_training.files import replacing
 from mtmm_training.finished_run import read_flags, read_test_split
 from mtmm_training.predictions import predict
-from mtmm_training.utterances import Utterance, replacing
+from mtmm_training.utterances import Utterance
 
 # Of all errors, about as recognisers of conversations make them.
 KINDS = {"substitution": 0.6, "deletion": 0.25, "insertion": 0.15}
@@ -88,7 +89,7 @@ def measure(
 ) -> dict[str, float]:
     """Metrics of the model on these utterances, by name, without those that have no value."""
     config = model.config
-    raw = RawInputs(processor, list(config.id2label.values()), config.dimension_names)
+    raw = RawInputs(processor, list(config.emotion_names), config.dimension_names)
     batches = LengthBatches(frame_lengths(utterances), batch_size, shuffle=False)
     loader = make_loader(to_dataset(utterances), batches, raw)
     ids = [utterance.utterance_id for utterance in utterances]
@@ -99,6 +100,7 @@ def measure(
 
 
 def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the rows as CSV; None is an empty cell."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -112,7 +114,10 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     names = [name for name in rows[0] if name not in ("rate", "WER")]
     degraded = [row for row in rows if row["WER"] is not None]
     for i, name in enumerate(names):
-        style = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)]}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": LINES[i % len(LINES)],
+        }
         x, y = ([row[key] for row in degraded] for key in ("WER", name))
         axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name, **style)
         for row in rows:
@@ -122,11 +127,11 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_title("dotted: without transcripts", fontsize="medium", color=GREY)
     axes.grid(alpha=0.3)
     axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+    save(figure, path)
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows in columns; None is a dash."""
     print("".join(f"{name:>14}" for name in rows[0]))
     for row in rows:
         cells = ("–" if value is None else f"{value:.3f}" for value in row.values())

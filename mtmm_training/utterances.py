@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from mtmm_training.files import replacing
 
@@ -140,6 +141,12 @@ class Utterance:
         )
 
 
+def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
+    """The utterance with these fields absent."""
+    absent: dict[str, Any] = dict.fromkeys(names)
+    return replace(utterance, **absent)
+
+
 def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
     """Returns the utterances keyed by id, in their order.
 
@@ -159,7 +166,7 @@ def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
     return keyed
 
 
-def describe(utterances: Sequence[Utterance]) -> dict[str, object]:
+def describe(utterances: Sequence[Utterance]) -> dict[str, Any]:
     """Counts what there is.
 
     Returns:
@@ -190,7 +197,7 @@ def read_manifest(
     *,
     audio_dir: str | Path | None = None,
     corpus: str | None = None,
-    dimension_range: tuple[float, float] = (1.0, 5.0),
+    dimension_range: Sequence[float] = (1.0, 5.0),
     labelled: bool = True,
     audio_exists: bool = True,
 ) -> list[Utterance]:
@@ -256,7 +263,7 @@ def read_manifests(
     paths: Sequence[str | Path],
     *,
     audio_dir: str | Path | None = None,
-    dimension_range: tuple[float, float] = (1.0, 5.0),
+    dimension_range: Sequence[float] = (1.0, 5.0),
     audio_exists: bool = True,
 ) -> list[Utterance]:
     """Reads one manifest or several, whose utterances are used together.
@@ -327,7 +334,7 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
 # Files to rows. A reader returns the columns and the rows by number; rows that it cannot take apart
 # go into `problems`.
 
-Row = dict[str, object]
+Row = dict[str, Any]
 Table = tuple[list[str], dict[int, Row]]
 
 
@@ -469,9 +476,9 @@ def _meant_column(column: str) -> str | None:
 # Rows to utterances.
 
 
-def _parse_row(row: Row, dimension_range: tuple[float, float]) -> dict[str, object]:
+def _parse_row(row: Row, dimension_range: Sequence[float]) -> dict[str, Any]:
     """Returns Utterance's fields, None where the row has nothing."""
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for column, field in COLUMNS.items():
         value = row.get(column)
         if value is None or (isinstance(value, str) and not value.strip()):
@@ -521,7 +528,7 @@ def _string(column: str, value: object) -> str:
     return value if column in _VERBATIM_COLUMNS else value.strip()
 
 
-def _fill_ids(parsed: dict[int, dict[str, object]], stem: str, base: Path) -> None:
+def _fill_ids(parsed: dict[int, dict[str, Any]], stem: str, base: Path) -> None:
     uses = Counter(values["audio"] for values in parsed.values())
     for number, values in parsed.items():
         if values["utterance_id"] is not None:
@@ -533,10 +540,10 @@ def _fill_ids(parsed: dict[int, dict[str, object]], stem: str, base: Path) -> No
 
 
 def _make_utterances(
-    parsed: dict[int, dict[str, object]], corpus: str, base: Path, problems: dict[int, str]
+    parsed: dict[int, dict[str, Any]], corpus: str, base: Path, problems: dict[int, str]
 ) -> dict[int, Utterance]:
     utterances: dict[int, Utterance] = {}
-    first_use: dict[object, int] = {}
+    first_use: dict[str, int] = {}
     for number, values in parsed.items():
         first = first_use.setdefault(values["utterance_id"], number)
         if first != number:
@@ -571,7 +578,7 @@ def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
     missing = {
         number: f"no file {utterance.audio!r}"
         for number, utterance in utterances.items()
-        if not exists.get(utterance.audio, True)
+        if utterance.audio is not None and not exists[utterance.audio]
     }
     if missing:
         listing = _listing(path, "rows whose audio file is missing", missing)

@@ -53,5 +53,5 @@ class UAR(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
-        emotions = range(max([*predictions, *references], default=-1) + 1)
+        emotions = [str(i) for i in range(max([*predictions, *references], default=-1) + 1)]
         return {"uar": unweighted_average_recall(references, predictions, emotions)}

@@ -36,6 +36,7 @@ class Reader:
     contents: str
 
     def load(self) -> ModuleType:
+        """The reader's module, imported now."""
         return importlib.import_module(self.module)
 
 

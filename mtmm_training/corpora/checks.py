@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.corpora.labels import Labels, emotion_map
 from mtmm_training.utterances import Utterance, by_id
@@ -18,7 +19,7 @@ from mtmm_training.utterances import Utterance, by_id
 logger = logging.getLogger(__name__)
 
 # Speaker or split -> own label (None where the corpus has no emotions) -> utterances.
-Totals = Mapping[str, Mapping[str | None, int]]
+Totals = Mapping[str, Mapping[Any, int]]
 
 GENDERS = {"F": "female", "M": "male"}
 _LISTED = 5
@@ -121,6 +122,7 @@ def refuse(what: str, problems: Sequence[str]) -> None:
 
 
 def listing(what: str, lines: Sequence[str], limit: int = _LISTED) -> str:
+    """`what`, and below it the first lines and how many more there are."""
     shown = "".join(f"\n  {line}" for line in lines[:limit])
     more = f"\n  and {len(lines) - limit:,} more" if len(lines) > limit else ""
     return f"{what}:{shown}{more}"
@@ -149,8 +151,10 @@ def finish(
         ValueError: an own label is unknown, an id is doubled, or the totals are others.
         FileNotFoundError: an audio file is missing.
     """
-    emotions = {None: None} if labels is None else emotion_map(corpus, labels)
-    known = {None: None} if labels is None else emotion_map(corpus, "all")
+    emotions: Mapping[Any, str | None] = {None: None}
+    known = emotions
+    if labels is not None:
+        emotions, known = emotion_map(corpus, labels), emotion_map(corpus, "all")
     found = list(by_id(found).values())
     unknown = [f"{u.utterance_id}: {u.emotion!r}" for u in found if u.emotion not in known]
     refuse(
@@ -229,7 +233,9 @@ def _check_totals(
     logger.warning("%s", message)
 
 
-def _unequal(what: str, wanted: Counter, actual: Counter, name: Callable) -> list[str]:
+def _unequal(
+    what: str, wanted: Counter[Any], actual: Counter[Any], name: Callable[[Any], str]
+) -> list[str]:
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for side, counter in enumerate((wanted, actual)):
         for key, count in counter.items():

@@ -56,10 +56,10 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
     """
     root = corpus_folder(folder, LAYOUT)
     files = audio_files(root / "AudioWAV", "*", LAYOUT)
-    names = {stem: _NAME.fullmatch(stem) for stem in files}
+    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
     refuse(
         "crema_d: file names that are not like 1001_DFA_ANG_XX",
-        [str(files[s]) for s, name in names.items() if name is None or name[2] not in SENTENCES],
+        [str(f) for s, f in files.items() if s not in names or names[s][2] not in SENTENCES],
     )
     genders = _genders(root / "VideoDemographics.csv")
     found = [

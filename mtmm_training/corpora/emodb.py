@@ -64,10 +64,10 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
     """
     root = corpus_folder(folder, LAYOUT)
     files = audio_files(root / "wav", "*", LAYOUT)
-    names = {stem: _NAME.fullmatch(stem) for stem in files}
+    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
     refuse(
         "emodb: file names that are not like 03a01Fa",
-        [str(files[stem]) for stem, name in names.items() if name is None or name[2] not in TEXTS],
+        [str(f) for stem, f in files.items() if stem not in names or names[stem][2] not in TEXTS],
     )
     found = [
         Utterance(

@@ -17,6 +17,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.corpora.checks import GENDERS, corpus_folder, finish, read_text, refuse, visible
 from mtmm_training.corpora.labels import Labels
@@ -84,6 +85,8 @@ def _session(folder: Path) -> Iterator[Utterance]:
     words = _transcripts(folder)
     for name, (label, dimensions) in ratings.items():
         turn = _TURN.fullmatch(name)
+        assert turn is not None, name  # _parse_head lets no other through
+        rated: dict[str, Any] = dict(zip(DIMENSIONS, dimensions, strict=True))
         scene = turn["scene"]
         improvised = scene.startswith("impro")
         dialogue = name.rpartition("_")[0]
@@ -93,7 +96,7 @@ def _session(folder: Path) -> Iterator[Utterance]:
             audio=str(folder / "sentences" / "wav" / dialogue / f"{name}.wav"),
             text=words.get(name),
             emotion=label,
-            **dict(zip(DIMENSIONS, dimensions, strict=True)),
+            **rated,
             speaker_id=turn["session"] + turn["gender"],
             session_id=turn["session"],
             dialogue_id=dialogue,

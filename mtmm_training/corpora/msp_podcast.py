@@ -17,6 +17,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.corpora.checks import (
     corpus_folder,
@@ -121,13 +122,14 @@ def _utterance(root: Path, row: dict[str, str], splits: dict[str, str]) -> Utter
     speaker = row["SpkrID"]
     if speaker.lower() in ("", _UNKNOWN):
         speaker = f"{_UNKNOWN}_{own.partition('_')[0]}"  # the podcast's number
+    rated: dict[str, Any] = {n: _rating(column, row[column]) for n, column in _DIMENSIONS.items()}
     return Utterance(
         utterance_id=f"msp_podcast_{own}",
         corpus="msp_podcast",
         audio=str(root / "Audios" / row["FileName"]),
         text=_transcript(root / "Transcripts" / f"{stem}.txt"),
         emotion=row["EmoClass"],
-        **{name: _rating(column, row[column]) for name, column in _DIMENSIONS.items()},
+        **rated,
         speaker_id=f"msp_podcast_{speaker}",
         split=splits[row["Split_Set"]],
         gender={"female": "female", "male": "male"}.get(row["Gender"].lower()),

@@ -51,10 +51,10 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
     """
     root = corpus_folder(folder, LAYOUT)
     files = audio_files(root, "**/*", LAYOUT)
-    names = {stem: _NAME.fullmatch(stem) for stem in files}
+    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
     refuse(
         "ravdess: file names that are not like 03-01-06-01-02-01-12",
-        [str(files[stem]) for stem, name in names.items() if name is None],
+        [str(file) for stem, file in files.items() if stem not in names],
     )
     speech = {stem: name for stem, name in names.items() if name["channel"] == "01"}
     if len(speech) < len(names):

@@ -364,6 +364,7 @@ def _write_audio(folder: Path, seed: int, count: int) -> list[Utterance]:
         script = np.random.default_rng([seed, 4, role, turn])
         high = (bool(high_valence[turn, role]), bool(high_arousal[turn, speaker]))
         utterance = _utterance(rng, script, folder, speaker, turn, high)
+        assert utterance.arousal is not None and utterance.text is not None  # made just now
         waveform = _speech(rng, voices[speaker], utterance.arousal, len(utterance.text.split()))
         soundfile.write(utterance.audio, waveform, SAMPLING_RATE, subtype="PCM_16")
         written.append(utterance)
