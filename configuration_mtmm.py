@@ -308,7 +308,8 @@ class MTMMConfig(PreTrainedConfig):
         if version > FORMAT_VERSION:
             raise ValueError(
                 f"This checkpoint has format {version}, newer than the {FORMAT_VERSION} that this "
-                "code knows; load it with trust_remote_code=True, or update MTMM."
+                "code knows; update MTMM or, if you trust the model's own code, load it with "
+                "trust_remote_code=True."
             )
         for older in range(version, FORMAT_VERSION):
             config_dict = MIGRATIONS[older](config_dict)
@@ -464,7 +465,7 @@ class MTMMConfig(PreTrainedConfig):
         self._require(
             "id2label",
             sorted(self.id2label or ()) == list(range(len(names))) and len(names) >= 2,
-            "two or more emotion names with the indices 0, 1, 2, ...",
+            "two or more emotion names with indices from 0 on",
         )
         self._require(
             "id2label",

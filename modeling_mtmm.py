@@ -1256,7 +1256,9 @@ def _refuse_damaged_files(folder: str) -> None:
     except NotASafetensorsRepoError:
         return  # transformers says what it looked for
     except (SafetensorsParsingError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise OSError(f"The weights in {folder} are damaged: {error}. {again}") from error
+        raise OSError(
+            f"The weights in {folder} are damaged: {str(error).rstrip('.')}. {again}"
+        ) from error
     for file, content in files.items():
         path = f"{folder}/{file}"
         # The length of the header comes first, eight bytes; then the header, then the tensors.

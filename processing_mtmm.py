@@ -45,7 +45,8 @@ UNKNOWN_FRAMES = 2**62  # and more: libsndfile's count where the header has none
 MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 LONGEST_PATH = 4096  # characters; Linux takes no more
-TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # where one may have been taken for a path
+# Where a transcript may have been taken for a path.
+TRANSCRIPT = 'A transcript is given as {"text": ...}, on the command line by --transcript.'
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
 BLOCK_S = 1.0  # of a file, read at a time
 LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
@@ -513,8 +514,8 @@ def _mix(array: np.ndarray) -> np.ndarray:
         array = array.mean(axis=1, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError(
-            f"the audio has {int((~np.isfinite(array)).sum())} samples that are NaN or infinite; "
-            "all must be finite. Repair or leave out the recording."
+            f"the audio has samples that are NaN or infinite ({int((~np.isfinite(array)).sum())} of "
+            f"{array.size}); all must be finite. Repair or leave out the recording."
         )
     peak = float(np.abs(array).max())
     if peak > MAX_AMPLITUDE:
@@ -536,7 +537,10 @@ def _as_array(waveform: Any) -> np.ndarray:
     try:
         array = np.asarray(waveform)
     except ValueError as error:
-        raise TypeError(f"the audio is no array of numbers ({error}).") from error
+        raise TypeError(
+            f"the audio is no array of numbers ({error}); it must be numbers of shape (time,) or "
+            "(time, channels)."
+        ) from error
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
         raise TypeError(
             f"the audio is of type {array.dtype} and shape {array.shape}; it must be numbers of shape "
@@ -676,16 +680,16 @@ def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, MemoryError) as error:
         reason = getattr(error, "error_string", error)
         raise ValueError(
-            f"{name} cannot be decoded as audio ({reason}); wav, flac, ogg and mp3 can. Convert it, or "
-            "leave it out."
+            f"{name} cannot be decoded as audio ({reason}): it is damaged, or not wav, flac, ogg or "
+            "mp3. Fetch it again, convert it, or leave it out."
         ) from error
 
 
 def _check_header(name: str, file: Any) -> None:
     if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
         raise ValueError(
-            f"{name} has {file.samplerate} samples a second; it must be from {LOWEST_RATE} to "
-            f"{HIGHEST_RATE} Hz. Convert it, or leave it out."
+            f"{name} has a sampling rate of {file.samplerate} Hz; it must be from {LOWEST_RATE} "
+            f"to {HIGHEST_RATE} Hz. Convert it, or leave it out."
         )
     if file.frames >= UNKNOWN_FRAMES:
         raise ValueError(

@@ -36,7 +36,7 @@ MODULES = {
 
 EPILOG = """\
 `mtmm COMMAND --help` explains each. predict runs with the base installation; the others need
-`pip install "mtmm[train]"`.
+`pip install -e ".[train]"`.
 
 examples:
   mtmm predict speech.wav --model out/demo/fused/model --transcript "We won!"
@@ -68,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise
         extra = (
             f"`mtmm {command}` needs the package {package!r} for this, which is not installed; run `pip "
-            'install "mtmm[train]"`.'
+            'install -e ".[train]"`.'
         )
         tell(f"error: {extra if package else error}")
         return WRONG_USE

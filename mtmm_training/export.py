@@ -35,7 +35,7 @@ try:
     from onnxruntime.quantization import quantize_dynamic
 except ImportError as error:
     raise ImportError(
-        "mtmm_training.export needs onnx, onnxscript and onnxruntime; run `pip install 'mtmm[onnx]'`."
+        "mtmm_training.export needs onnx, onnxscript and onnxruntime; run `pip install -e '.[onnx]'`."
     ) from error
 
 if TYPE_CHECKING:
@@ -463,7 +463,7 @@ def _test_split(run: Path) -> "list[Utterance]":
     except ImportError as error:
         raise ValueError(
             f"--run needs what training needs, and {error.name} is not installed; run "
-            "`pip install 'mtmm[train]'`, or leave --run out."
+            "`pip install -e '.[train]'`, or leave --run out."
         ) from error
     return read_test_split(run)
 

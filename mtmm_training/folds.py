@@ -266,6 +266,7 @@ def grouped_folds(
     their numbers of utterances and the seed only.
     """
     counts = Counter(u.speaker_id for u in utterances)
+    _check_count("grouped", sorted(counts), 3, "speakers")
     if k is None or not 3 <= k <= len(counts):
         raise ValueError(
             f"`k`={k!r} is not possible; protocol 'grouped' takes 3 to {len(counts)} folds here, "
@@ -296,7 +297,8 @@ def _check_count(protocol: str, names: Sequence[str], least: int, what: str) -> 
     if len(names) < least:
         raise ValueError(
             f"Protocol {protocol!r} needs at least {least} {what}, there are {len(names)} "
-            f"({_shown(names)}); add some or name the speakers with `fold_from_speakers`."
+            f"({_shown(names)}); add some, or name speakers by --validation_speakers and --test_speakers "
+            "(`fold_from_speakers`)."
         )
 
 

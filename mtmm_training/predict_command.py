@@ -62,9 +62,9 @@ model's scale, missing (modalities that were not there), text (what was recognis
 window), error; with --timeline, start and end in seconds before them. The parts have the windows in
 the column timeline. --json has the pipeline's own keys, with the id before them.
 
-exit status: 0 all inputs predicted, 1 some failed (named on standard error), 2 wrong usage, which a
-model or manifest that cannot be read and output that cannot be written are too, 130 interrupted.
-Standard output has results only."""
+exit status: 0 all inputs predicted, 1 some failed (named on standard error), 2 wrong usage, or a model
+or manifest that cannot be read, or output that cannot be written, 130 interrupted. Standard output has
+results only."""
 
 
 # ---- flags -------------------------------------------------------------------------
@@ -180,7 +180,9 @@ def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     one = len(given.inputs) == 1
     words = given.transcript is not None or given.transcript_file is not None
     if not given.inputs and not words:
-        parser.error("no INPUT; give files, a folder, a manifest, or - for standard input")
+        parser.error(
+            "no INPUT; give files, a folder, a manifest, - for standard input, or --transcript"
+        )
     if given.transcript is not None and len(given.inputs) > 1:
         parser.error("--transcript is for one INPUT; for more, see --transcript_file")
     if not given.inputs and given.transcript is None and given.transcript_file.is_dir():

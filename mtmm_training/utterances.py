@@ -232,9 +232,7 @@ def read_manifest(
     problems: dict[int, str] = {}
     columns, rows = _reader(path)(path, problems)
     if not columns:
-        empty = (
-            f"{path} is empty; it needs a header with 'speaker' and 'audio' or 'text', and rows."
-        )
+        empty = f"{path} is empty; it needs utterances with 'speaker' and 'audio' or 'text'."
         raise ValueError(_listing(path, "bad rows", problems) if problems else empty)
     if not labelled:
         columns, rows = _without_labels(columns, rows)
@@ -346,11 +344,13 @@ def _reader(path: Path) -> Callable[[Path, dict[int, str]], Table]:
         ".parquet": _read_parquet,
     }
     if path.suffix.lower() not in readers:
-        raise ValueError(f"`path`={str(path)!r} must end in one of {', '.join(readers)}.")
+        raise ValueError(
+            f"`path`={str(path)!r} must end in one of {', '.join(readers)}; save the table so."
+        )
     if not path.exists():
-        raise FileNotFoundError(f"There is no manifest at {str(path)!r}.")
+        raise FileNotFoundError(f"There is no manifest at {str(path)!r}; check the path.")
     if not path.is_file():  # a directory, or a pipe that would be waited for
-        raise ValueError(f"`path`={str(path)!r} is no file; give a manifest's.")
+        raise ValueError(f"`path`={str(path)!r} is a folder or a pipe; give a manifest's file.")
     return readers[path.suffix.lower()]
 
 
@@ -582,7 +582,7 @@ def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
     }
     if missing:
         listing = _listing(path, "rows whose audio file is missing", missing)
-        raise FileNotFoundError(f"{listing}\nCorrect the paths, or set `audio_dir`.")
+        raise FileNotFoundError(f"{listing}\nCorrect the paths, or set `audio_dir` (--audio_dir).")
 
 
 def _listing(path: Path, what: str, problems: dict[int, str]) -> str:

@@ -511,7 +511,7 @@ def test_predict_needs_the_base_installation_only(
     assert "`mtmm predict` needs the package 'matplotlib'" in err
     for command in ("encode", "train", "evaluate", "inspect"):
         assert f"STATUS {command} 2" in out
-        assert re.search(rf"error: `mtmm {command}` needs the package .*mtmm\[train\]", err)
+        assert re.search(rf"error: `mtmm {command}` needs the package .*\.\[train\]", err)
     assert "Traceback" not in err
 
 

@@ -21,9 +21,9 @@ from sklearn.metrics import recall_score
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed; pip install 'mtmm[onnx]'")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed; pip install -e '.[onnx]'")
 onnxruntime = pytest.importorskip(
-    "onnxruntime", reason="onnxruntime is not installed; pip install 'mtmm[onnx]'"
+    "onnxruntime", reason="onnxruntime is not installed; pip install -e '.[onnx]'"
 )
 
 from configuration_mtmm import MTMMConfig  # noqa: E402
@@ -546,4 +546,4 @@ export.main(["model", "out.onnx", "--run", "run"])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "error: --run needs what training needs, and " in done.stderr
-    assert "pip install 'mtmm[train]'" in done.stderr
+    assert "pip install -e '.[train]'" in done.stderr

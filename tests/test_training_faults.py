@@ -234,7 +234,7 @@ BAD = {
     "empty": r"is empty \(0 bytes\)",
     "truncated": "is cut off",
     "not audio": "cannot be decoded",
-    "NaN": "1 samples that are NaN",
+    "NaN": r"samples that are NaN or infinite \(1 of ",
 }
 
 

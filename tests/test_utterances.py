@@ -187,7 +187,7 @@ def test_ignored_columns_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
     ("name", "content", "message"),
     [
         ("m.csv", "text,speaker\n", "no rows"),
-        ("m.csv", "", "m.csv is empty; it needs a header with 'speaker'"),
+        ("m.csv", "", "m.csv is empty; it needs utterances with 'speaker'"),
         ("m.csv", "\ufeff\n\n", "m.csv is empty"),
         ("m.csv", "t\0e\0x\0t\0", "NUL bytes, as UTF-16 and damaged files do"),
         ("m.jsonl", "", "m.jsonl is empty"),
@@ -232,7 +232,7 @@ def test_what_is_no_file_is_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")  # reading it would wait for ever
     for name in ("folder.csv", "pipe.csv"):
-        with pytest.raises(ValueError, match=f"{name}' is no file"):
+        with pytest.raises(ValueError, match=f"{name}' is a folder or a pipe"):
             read_manifest(tmp_path / name)
 
 

@@ -125,7 +125,7 @@ def zipped() -> bytes:
     return file.getvalue()
 
 
-UNDECODABLE = r"speech.wav' cannot be decoded as audio \(.*wav, flac, ogg and mp3 can. Convert"
+UNDECODABLE = r"speech.wav' cannot be decoded as audio \(.*not wav, flac, ogg or mp3. Fetch"
 CUT_OFF = r"speech.wav' (is cut off|cannot be decoded).*(Fetch it again|Convert it)"
 NO_AUDIO = r"speech.wav' has no audio.* lasts 0(.000)? s"
 
@@ -139,9 +139,13 @@ CASES = [
     *every_reader("flac named .wav", partial(encoded, "FLAC"), None),
     *every_reader("wav of 0 Hz", partial(wav, rate=0), UNDECODABLE),
     *every_reader(
-        "wav of 1 Hz", partial(wav, rate=1), "has 1 samples a second; .* 1000 to 1000000"
+        "wav of 1 Hz", partial(wav, rate=1), "has a sampling rate of 1 Hz; .* 1000 to 1000000"
     ),
-    *every_reader("wav of 2147483647 Hz", partial(wav, rate=2**31 - 1), "samples a second; .*Conv"),
+    *every_reader(
+        "wav of 2147483647 Hz",
+        partial(wav, rate=2**31 - 1),
+        "a sampling rate of 2147483647 Hz; .*Conv",
+    ),
     *every_reader("wav of 4294967295 Hz", partial(wav, rate=2**32 - 1), UNDECODABLE),
     *every_reader("wav without channels", partial(wav, channels=0), UNDECODABLE),
     *every_reader("wav of 64 bits", partial(wav, width=8), UNDECODABLE),
@@ -365,7 +369,9 @@ def imaginary_part() -> torch.Tensor:
 
 SHORT = r"lasts .* s \(.* samples at .* Hz\); the acoustic encoder needs at least 0.025 s. Leave it"
 NUMBERS = r"it must be numbers of shape \(time,\) or \(time, channels\)"
-NOT_FINITE = r"has \d+ samples that are NaN or infinite; all must be finite. Repair or leave out"
+NOT_FINITE = (
+    r"has samples that are NaN or infinite \(\d+ of \d+\); all must be finite. Repair or leave out"
+)
 
 ARRAYS: dict[str, tuple[Callable[[], Any], str | None]] = {
     "silence": (lambda: np.zeros(RATE, np.float32), None),

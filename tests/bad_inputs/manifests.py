@@ -179,7 +179,7 @@ CASES = [
     written("no header", "Hi,anna,sad,3\n", error=NO_TABLE),
     written("comment before the header", "# of 2024\n" + GOOD, error=NO_TABLE),
     # ---- rows
-    written("empty", "", error="m.csv is empty; it needs a header"),
+    written("empty", "", error="m.csv is empty; it needs utterances"),
     written("byte order mark alone", "\ufeff", error="m.csv is empty"),
     written("header alone", HEADER, error="m.csv has no rows; .* at least one utterance"),
     written("blank lines", "\n" + HEADER + "\n   \n,,,\n ,,,\nHi,anna,sad,3\n\n"),
@@ -250,15 +250,15 @@ CASES = [
     columns("nothing but null", "1 bad row:\n  row 1: `text`=None is absent", text=pyarrow.nulls(1)),
     # ---- what is no file
     written("of a spreadsheet", b"PK", "m.xlsx", "must end in one of .csv, .tsv, .jsonl, .parquet"),
-    made("directory", Path.mkdir, error="m.csv' is no file; give a manifest's"),
-    made("pipe", os.mkfifo, error="m.csv' is no file; give a manifest's"),
+    made("directory", Path.mkdir, error="m.csv' is a folder or a pipe; give"),
+    made("pipe", os.mkfifo, error="m.csv' is a folder or a pipe; give"),
     made("link to itself", lambda path: path.symlink_to(path), error="There is no manifest at"),
     made("link to nothing", lambda path: path.symlink_to("none"), error="There is no manifest at"),
     made("missing", lambda path: None, error="There is no manifest at .*m.csv"),
     Case("manifest: no permission", _unreadable, "Permission denied: .*m.csv"),
     # ---- folds
     folded("one speaker", "aaaa", "needs at least 4 speakers", protocol="leave_one_speaker_out"),
-    folded("one speaker, grouped", "aaaa", "`k`=3 is not possible", protocol="grouped", k=3),
+    folded("one speaker, grouped", "aaaa", "at least 3 speakers, there are 1 ", protocol="grouped", k=3),
     folded("one class", "abcd", None, protocol="leave_one_speaker_out"),
     folded("no sessions", "abcd", "needs the session of every utterance", protocol="session"),
     folded("no splits", "abcd", "needs the split of every utterance", protocol="official"),
