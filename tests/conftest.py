@@ -1,6 +1,7 @@
-"""The tiny model and processor that several test files share."""
+"""What several test files share: the tiny model and its processor, and two processes."""
 
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,15 @@ WHISPER = {
     "num_mel_bins": 20,
     "max_source_positions": 50,
 }
+
+
+def two_processes() -> list[dict[str, str]]:
+    """The environments in which two processes on this machine train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    together |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    return [together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
 @pytest.fixture(scope="session")

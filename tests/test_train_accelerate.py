@@ -6,7 +6,6 @@ Run alone: python -m pytest tests/test_train_accelerate.py
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import two_processes
 from safetensors.torch import load_file
 
 from configuration_mtmm import MTMMConfig
@@ -359,23 +359,8 @@ def test_two_processes_train_as_one(work: Path) -> None:
     )
     alone = command(work, "alone", *flags, "--batch_size", "6", **no_dropout, **frozen)
     run(alone)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     pair = command(work, "pair", *flags, "--batch_size", "3", **no_dropout, **frozen)
-    processes = [
-        start(
-            pair,
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            ACCELERATE_USE_CPU="true",
-        )
-        for rank in range(2)
-    ]
+    processes = [start(pair, **environment) for environment in two_processes()]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert largest_difference(work / "alone", work / "pair") <= 1e-5

@@ -22,6 +22,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from conftest import two_processes
 from test_train_accelerate import ROOT, command, largest_difference, start, wait_for, work
 from torch import nn
 
@@ -603,25 +604,9 @@ def test_killed_worker_ends_the_run_which_can_go_on(work: Path) -> None:
 
 
 def test_all_processes_stop_where_a_training_diverges(work: Path) -> None:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     flags = ("--learning_rate", "1e30", "--warmup_share", "0", "--batch_size", "3")
-    processes = [
-        start(
-            [str(ROOT / "train_accelerate.py"), *flags_of(work, "both", *flags)],
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            ACCELERATE_USE_CPU="true",
-        )
-        for rank in range(2)
-    ]
+    pair = [str(ROOT / "train_accelerate.py"), *flags_of(work, "both", *flags)]
+    processes = [start(pair, **environment) for environment in two_processes()]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1], outputs
     ids = []
