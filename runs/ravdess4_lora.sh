@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Four emotions of RAVDESS, 4 grouped folds of six speakers each, from the recordings alone: LoRA on
-# the acoustic encoder against frozen encoders and the best-layer regression, paired.
+# Four emotions of RAVDESS, 4 grouped folds of six speakers each, from the recordings alone: frozen
+# encoders, then LoRA on the acoustic one, against the best-layer regression, paired.
 #   runs/ravdess4_lora.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
 manifest=$(realpath "${1:?give the manifest}")
@@ -16,7 +16,9 @@ python -m mtmm_training.baselines "${corpus[@]}" "${encoders[@]}" --layers best 
     --out "$out/best_layer"
 python -m mtmm_training.evaluate run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
     "${encoders[@]}" "${SMALL_CORPUS[@]}" --augment speed noise --augment_variants 2 --epochs 40
-python -m mtmm_training.evaluate run --out "$out/lora" "${corpus[@]}" "${encoders[@]}" "${SMALL_CORPUS[@]}" \
-    --lora_rank 8 --learning_rate 1e-3 --mixed_precision bf16 --epochs 6 \
-    --augment speed noise lowpass gain --augment_variants 7
+for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same training split
+    python train_accelerate.py --model "$out/frozen/fold-0$fold/model" --fold "$fold" --out "$out/lora/fold-0$fold" \
+        "${corpus[@]}" --lora_rank 8 --learning_rate 3e-4 --epochs 3 --mixed_precision bf16 \
+        --augment speed noise lowpass gain --augment_variants 7
+done
 python -m mtmm_training.evaluate compare "$out/best_layer" "$out/frozen" "$out/lora" --out "$out/comparison"
