@@ -140,3 +140,21 @@ def test_task_that_is_not_trained_has_no_scores(
     _, _, full, categories = table_lines(capsys.readouterr().out)
     assert "–" not in full
     assert "–" not in categories[1:5] and categories[5:] == ["–", "–"]
+
+
+def test_command_without_corpus_takes_the_embedded_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+    monkeypatch.setattr(ablation, "EMBEDDED_UTTERANCES", 60)
+    monkeypatch.setattr(ablation, "run_plans", lambda plans, jobs: begun.extend(plans))
+    main(["--out", str(tmp_path), "--share", "1/3", "--variants", "direct"])
+    assert [plan.out.name for plan in begun] == ["full", "direct"]
+    assert [plan.chosen for plan in begun] == [[1], [1]]
+    assert len(read_manifest(tmp_path / "corpus" / "manifest.csv")) == 60
+    assert "the table comes with the command whose share is the last" in capsys.readouterr().out
+
+
+def test_command_ends_with_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: There is no manifest at .*none.csv"):
+        main(["--out", str(tmp_path), "--manifest", str(tmp_path / "none.csv")])

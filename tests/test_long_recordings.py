@@ -245,7 +245,7 @@ def test_damage_far_into_a_file_is_named(pipe: MTMMPipeline, tmp_path: Path) -> 
     path = tmp_path / "damaged.wav"
     soundfile.write(path, damaged(noise(7.0)), RATE, subtype="FLOAT")
     with pytest.raises(
-        ValueError, match="Input 1: .*damaged.wav', from 5 s on: .*1 samples .* NaN"
+        ValueError, match=r"Input 1: .*damaged.wav', from 5 s on: .*NaN or infinite \(1 of"
     ):
         pipe([audio(noise(1.0)), str(path)])
     cut = tmp_path / "cut.wav"
