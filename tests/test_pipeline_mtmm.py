@@ -305,6 +305,7 @@ def test_random_numbers_of_the_caller_stay(pipe: MTMMPipeline) -> None:
 
 
 def test_progress_is_shown_on_request(pipe: MTMMPipeline, capsys: pytest.CaptureFixture) -> None:
+    transformers.logging.enable_progress_bar()  # which another test may have turned off
     inputs = [{"text": "a"}, {"text": "b"}]
     pipe(inputs)
     assert "it/s" not in capsys.readouterr().err
