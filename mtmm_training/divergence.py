@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
@@ -26,8 +26,10 @@ SMALLEST_SCALE = 1e-4  # of fp16's loss: below it, it is no overflow that makes 
 ADVICE = "Lower --learning_rate (or --clip_norm), and choose another --out"
 
 
-def gradient_norms(model: nn.Module) -> dict[str, float]:
+def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     """Norm of the gradient of each part that trains, not clipped; under fp16 times the loss's scale.
+
+    They stay where the gradients are: hardly any step looks at them, and looking makes a GPU wait.
 
     Args:
         model: A plain `MTMMModel`, sharded or not: without what accelerate and peft put around it.
@@ -38,10 +40,10 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
         if gradients:
             norm = get_total_norm(gradients)
             norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return {name: float(norm) for name, norm in norms.items()}
+    return norms
 
 
-def explosion(norm: float, before: Sequence[float], parts: dict[str, float]) -> str | None:
+def explosion(norm: float, before: Sequence[float], parts: dict[str, Tensor]) -> str | None:
     """What to print where a finite gradient is far larger than those before it; else None.
 
     Args:
@@ -52,7 +54,7 @@ def explosion(norm: float, before: Sequence[float], parts: dict[str, float]) -> 
     before = before[-BEFORE:]
     if len(before) < FEWEST or not EXPLOSION * statistics.median(before) < norm < math.inf:
         return None
-    largest = max(parts, key=parts.__getitem__, default="the model")
+    largest = max(parts, key=lambda name: float(parts[name]), default="the model")
     return (
         f"the gradient explodes: its norm is {norm:.3g}, {norm / statistics.median(before):.0f} times the "
         f"median of the {len(before)} steps before, most of it in {largest}. It is clipped; if it "
@@ -60,9 +62,10 @@ def explosion(norm: float, before: Sequence[float], parts: dict[str, float]) -> 
     )
 
 
-def not_finite(parts: dict[str, float]) -> str:
+def not_finite(parts: dict[str, Tensor]) -> str:
     """The parts whose gradients are not finite, in words."""
-    names = [f"{name} ({norm})" for name, norm in parts.items() if not math.isfinite(norm)]
+    norms = {name: float(norm) for name, norm in parts.items()}
+    names = [f"{name} ({norm})" for name, norm in norms.items() if not math.isfinite(norm)]
     return ", ".join(names) or "the sum of all parts"
 
 
