@@ -629,11 +629,17 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
         print_test(results, out)
 
 
+def usable_cores() -> int:
+    """How many cores this process may use; 1 where the machine does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def leave_cores_to(workers: int, accelerator: Accelerator) -> None:
     """On a CPU, threads that outnumber the cores wait for each other and lose more than they gain."""
     if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(cores // accelerator.num_processes - workers, 1))
+        torch.set_num_threads(max(usable_cores() // accelerator.num_processes - workers, 1))
 
 
 @contextmanager

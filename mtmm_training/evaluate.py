@@ -216,12 +216,8 @@ def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
     """A process that appends what it prints to its log and has its share of the cores."""
     environment = dict(os.environ)
     if jobs > 1:
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-        environment.setdefault("OMP_NUM_THREADS", str(max(cores // jobs, 1)))
+        threads = max(train_accelerate.usable_cores() // jobs, 1)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
         if "--workers" not in command:  # a core for decoding would be one that another fold uses
             command = [*command, "--workers", "0"]
     log.parent.mkdir(parents=True, exist_ok=True)
