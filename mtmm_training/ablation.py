@@ -28,7 +28,7 @@ from mtmm_training.evaluate import (
     run_plans,
     uses_cache,
 )
-from mtmm_training.files import replacing
+from mtmm_training.files import replacing, write_json
 from mtmm_training.tables import (
     COMPARED,
     Difference,
@@ -42,7 +42,6 @@ from mtmm_training.tables import (
     spread,
     summarise,
     title,
-    write_json,
     write_tables,
 )
 from mtmm_training.train_config import TrainConfig

@@ -7,7 +7,6 @@ base.json says which those are, a file's place on this machine left out.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.features import weights_digest
-from mtmm_training.files import replacing, writing
+from mtmm_training.files import read_json, write_json, writing
 
 IN_FULL = ("fusion", "emotion_head", "dimension_head")  # what LoRA trains beside its adapters
 ENCODERS = {"audio": "audio_model", "text": "text_model"}
@@ -200,8 +199,7 @@ def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) ->
         model.save_pretrained(str(folder), save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
         without_adapters(model).config.save_pretrained(folder)
-    with replacing(folder / BASE_FILE) as temporary:
-        temporary.write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    write_json(base, folder / BASE_FILE)
 
 
 def merge(
@@ -239,7 +237,7 @@ def merge(
 
 def _load_adapters(folder: Path, given: dict[str, str | None]) -> PeftModel:
     """The adapters of a folder on their base, which must be the one that they were trained on."""
-    saved = json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))
+    saved = read_json(folder / BASE_FILE)
     names = {name: given[name] or saved.get(name) for name in given}
     config = MTMMConfig.from_pretrained(folder)
     if names["model"] is not None:

@@ -44,7 +44,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches import to_dataset
 from mtmm_training.features import STATES, FeatureCache
-from mtmm_training.files import replacing
+from mtmm_training.files import read_json, write_json
 from mtmm_training.folds import Fold, save_folds, select
 from mtmm_training.metrics import (
     ABSENT_EMOTION,
@@ -453,8 +453,7 @@ def run_fold(
         "wall_time_s": time.monotonic() - began,
     }
     write_predictions(folder / "predictions.csv", predictions, utterances, known)
-    with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2, allow_nan=False), encoding="utf-8")
+    write_json(results, folder / "results.json")
     return results
 
 
@@ -514,7 +513,7 @@ def is_finished(config: BaselineConfig, folder: Path) -> bool:
     path = folder / "results.json"
     if not path.exists():
         return False
-    before = json.loads(path.read_text(encoding="utf-8"))["config"]
+    before = read_json(path, "config")["config"]
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in sorted(now.keys() - HARMLESS):
         if before.get(name) != now[name]:

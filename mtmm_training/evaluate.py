@@ -24,7 +24,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 import train_accelerate
 from configuration_mtmm import MTMMConfig
-from mtmm_training.files import replacing
+from mtmm_training.files import read_json, replacing, write_json
 from mtmm_training.folds import Fold, save_folds, select
 from mtmm_training.tables import (
     as_json,
@@ -32,8 +32,6 @@ from mtmm_training.tables import (
     comparison_markdown,
     fold_folder,
     read_experiment,
-    read_json,
-    write_json,
     write_tables,
 )
 from mtmm_training.train_config import TrainConfig

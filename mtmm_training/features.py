@@ -38,7 +38,7 @@ from mtmm_training.batches import (
     make_loader,
     to_dataset,
 )
-from mtmm_training.files import replacing, sweep
+from mtmm_training.files import replacing, sweep, write_json
 from mtmm_training.utterances import Utterance, without_fields
 from processing_mtmm import MTMMProcessor
 
@@ -113,8 +113,7 @@ class FeatureCache:
             name = f"{modality}-{_digest(json.dumps(described, sort_keys=True))[:16]}"
             shards[modality] = StateShards(Path(folder, name))
             if not (description := Path(folder, name, "encoder.json")).exists():
-                with replacing(description) as temporary:  # for people; nothing reads it
-                    temporary.write_text(json.dumps(described, indent=2), encoding="utf-8")
+                write_json(described, description)  # for people; nothing reads it
         return cls(model, processor, shards, DTYPES[dtype])
 
     def missing(self, utterances: Sequence[Utterance]) -> dict[str, dict[str, Utterance]]:

@@ -4,14 +4,16 @@ Whoever is killed leaves no more than a hidden file ending in .tmp, which the ne
 """
 
 import errno
+import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 FORGOTTEN_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 
@@ -90,6 +92,33 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
         with suppress(OSError):  # finished, or swept by another process; or not ours to delete
             if abs(time.time() - path.stat().st_mtime) > FORGOTTEN_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """A JSON object that a run left, with the keys that are needed of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or was written by another version or program.
+    """
+    again = "move it away, and run the command that wrote it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {again}.") from error
+    lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {', '.join(lacking)}: another version or program wrote it; {again}."
+        )
+    return content
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a file of JSON, under a temporary name first; NaN is refused."""
+    with replacing(path) as temporary:
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _number(error: Exception) -> int | None:

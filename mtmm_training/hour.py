@@ -10,7 +10,6 @@ own windows. Into --out go recording.wav, truth.csv, timeline.json and timeline.
 
 import argparse
 import csv
-import json
 import resource
 import sys
 import time
@@ -23,7 +22,7 @@ import soundfile
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.figures import save
-from mtmm_training.files import replacing
+from mtmm_training.files import replacing, write_json
 from mtmm_training.finished_run import read_test_split
 from mtmm_training.metrics import confusion, unweighted_average_recall, weighted_accuracy
 from mtmm_training.pictures import draw_timeline
@@ -229,8 +228,7 @@ def run(folder: Path, out: Path, seconds: float, seed: int) -> None:
         f"({seconds / took_s:.1f} times as fast as speech); peak memory {peak / 2**20:.0f} MiB"
     )
     print_score(score(windows, truth, emotions), emotions)
-    with replacing(out / "timeline.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    write_json(result, out / "timeline.json")
     title = f"{seconds / 60:g} minutes in {len(truth)} blocks of one emotion each"
     figure = draw_timeline(result, truth, title, model.config.dimension_range)
     save(figure, out / "timeline.png")

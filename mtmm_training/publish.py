@@ -52,8 +52,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place, though it lists no exports
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.files import replacing, writing
-from mtmm_training.tables import read_json
+from mtmm_training.files import read_json, replacing, writing
 from mtmm_training.utterances import read_manifests
 
 TEMPLATE = Path(__file__).parents[1] / "model_card" / "template.md"

@@ -6,7 +6,6 @@ says how many folds there should be. All scores come from predictions.csv, in wh
 was never trained has no column: it is None here, and "–" in every table, never a number.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from mtmm_training import figures, metrics
-from mtmm_training.files import replacing
+from mtmm_training.files import read_json, replacing, write_json
 from mtmm_training.metrics import ABSENT_EMOTION, Interval
 from mtmm_training.utterances import DIMENSIONS
 
@@ -147,26 +146,6 @@ def read_experiment(folder: str | Path) -> Experiment:
     frames = [_test_rows(p, i, runs[i]) for i, p in finished.items()]
     rows = pd.concat(frames, ignore_index=True)
     return Experiment(folder.resolve().name, runs, sorted(expected - set(finished)), rows)
-
-
-def read_json(path: Path, *needed: str) -> dict[str, Any]:
-    """A JSON object that a run left, with the keys that are needed of it.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or was written by another version or program.
-    """
-    again = "move it away, and run the command that wrote it again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {again}.") from error
-    lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if lacking:
-        raise ValueError(
-            f"{path} lacks {', '.join(lacking)}: another version or program wrote it; {again}."
-        )
-    return content
 
 
 def _test_rows(folder: Path, fold: int, results: Mapping[str, Any]) -> pd.DataFrame:
@@ -302,13 +281,6 @@ def write_tables(folder: str | Path) -> str:
     with replacing(folder / "table.md") as temporary:
         temporary.write_text(markdown, encoding="utf-8")
     return markdown
-
-
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file of JSON, under a temporary name first; NaN is refused."""
-    with replacing(path) as temporary:
-        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> None:
