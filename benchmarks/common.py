@@ -35,7 +35,12 @@ def make_parser(description: str, rounds: int | None = None) -> argparse.Argumen
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; its default if not given")
     if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds)
+        parser.add_argument(
+            "--rounds",
+            type=int,
+            default=rounds,
+            help=f"timed turns of each side; {rounds} if not given",
+        )
         parser.add_argument(
             "--clock",
             choices=["wall", "cpu"],

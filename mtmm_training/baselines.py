@@ -2,7 +2,7 @@
 
     python -m mtmm_training.baselines --corpus ravdess --corpus_dir DIR --out out/layer3 --layers 3 \\
         --protocol leave_one_speaker_out --modalities audio --audio_encoder A --text_encoder T
-    python -m mtmm_training.baselines ... --features egemaps   (needs: pip install opensmile)
+    python -m mtmm_training.baselines ... --features egemaps   (needs the extra egemaps)
 
 Every utterance becomes one vector: the mean (and standard deviation) over time of chosen encoder
 layers, or the eGeMAPS functionals. Emotions get a logistic regression (on eGeMAPS a linear SVM),
@@ -277,7 +277,7 @@ def egemaps_functionals(utterances: Sequence[Utterance]) -> np.ndarray:
         import opensmile
     except ImportError as error:
         raise ValueError(
-            "`--features egemaps` needs openSMILE: pip install opensmile (free for research, "
+            '`--features egemaps` needs openSMILE: pip install -e ".[egemaps]" (free for research, '
             "not for commercial products)."
         ) from error
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
@@ -525,7 +525,11 @@ def is_finished(config: BaselineConfig, folder: Path) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser(DataClassType(BaselineConfig), description=__doc__.split("\n")[0])
+    parser = HfArgumentParser(
+        DataClassType(BaselineConfig),
+        prog="python -m mtmm_training.baselines",
+        description=__doc__.split("\n")[0],
+    )
     (config,) = parser.parse_args_into_dataclasses(arguments)
     config.check()
     config = config.resolve()

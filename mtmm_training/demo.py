@@ -44,7 +44,9 @@ for utterance in json.loads(sys.argv[2]):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mtmm_training.demo", description=__doc__.split("\n")[0]
+    )
     parser.add_argument(
         "folder", type=Path, help="gets the corpus, the three runs and the saved models"
     )

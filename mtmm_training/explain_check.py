@@ -181,7 +181,9 @@ def _means(rows: Sequence[dict[str, float]]) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mtmm_training.explain_check", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument(
         "--utterances", type=int, help="so many at most; all of the split if not given"

@@ -1,6 +1,6 @@
 """Where in a recording somebody speaks, by silero-vad: the "segments" that the pipeline takes.
 
-    pip install silero-vad
+    pip install -e ".[vad]"
     predict({"audio": path, "segments": speech_segments(path)})
 
 The package is MIT-licensed and brings its weights; it is no dependency of this one.
@@ -46,7 +46,7 @@ def speech_segments(
     """
     if silero_vad is None:
         raise ImportError(
-            "Finding speech needs silero-vad; run `pip install silero-vad`, or give the pipeline "
+            'Finding speech needs silero-vad; run `pip install -e ".[vad]"`, or give the pipeline '
             '"segments" of your own, or `window_s`.'
         )
     detector = silero_vad.VADIterator(

@@ -139,11 +139,21 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mtmm_training.transcript_errors", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4])
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0, 0.1, 0.2, 0.4],
+        help="shares of words to get wrong, 0 to 1; 0 0.1 0.2 0.4 if not given",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of places, kinds and words of errors")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="utterances at once; 16 if not given"
+    )
     parser.add_argument("--out", type=Path, help="folder; transcript_errors/ in --run if not given")
     flags = parser.parse_args(arguments)
     if not all(0 <= rate <= 1 for rate in flags.rates):

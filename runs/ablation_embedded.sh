@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's ablations on the embedded corpus, made on the spot: about 20 minutes on two cores.
+# The paper's ablations on the embedded corpus, made on the spot: about 30 minutes of one core's time.
 #   runs/ablation_embedded.sh OUT [JOBS]
 set -euo pipefail
 out=$(realpath -m "${1:?give a folder for the results}")

@@ -412,7 +412,7 @@ def test_contradicting_flags_are_refused(tmp_path, flags, message):
 
 def test_missing_opensmile_is_named(work, monkeypatch):
     monkeypatch.setitem(baselines.sys.modules, "opensmile", None)
-    with pytest.raises(ValueError, match="pip install opensmile"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[egemaps\]"'):
         main(arguments(work, "egemaps", "--modalities", "audio", "--features", "egemaps"))
 
 

@@ -678,5 +678,5 @@ def test_missing_detector_says_what_to_install(
     from mtmm_training import segments
 
     monkeypatch.setattr(segments, "silero_vad", None)
-    with pytest.raises(ImportError, match="needs silero-vad; run `pip install silero-vad`"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[vad\]"'):
         segments.speech_segments(long_wav)

@@ -523,10 +523,13 @@ def _complete_or_absent(folder: Path, recipe: dict[str, int]) -> Iterator[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the embedded corpus and its encoders.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mtmm_training.corpora.synthetic",
+        description="Write the embedded corpus and its encoders.",
+    )
     parser.add_argument("folder", type=Path, help="gets the folders corpus and encoders")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--utterances", type=int, default=1200)
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--utterances", type=int, default=1200, help="how many; 1200 if not given")
     arguments = parser.parse_args()
 
     started = time.perf_counter()
