@@ -106,8 +106,9 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); {again}.") from error
-    lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if lacking:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object: another program wrote it; {again}.")
+    if lacking := [name for name in needed if name not in content]:
         raise ValueError(
             f"{path} lacks {', '.join(lacking)}: another version or program wrote it; {again}."
         )

@@ -208,7 +208,7 @@ def test_experiment_without_folds_file_misses_begun_folds(tmp_path: Path) -> Non
     [
         ("fold-01/results.json", '{"fold": ', "results.json is not JSON .* run the command"),
         ("fold-01/results.json", "", "results.json is not JSON"),
-        ("fold-01/results.json", "[1]", "results.json lacks fold, config"),
+        ("fold-01/results.json", "[1]", "results.json is no JSON object"),
         (
             "fold-01/results.json",
             '{"fold": "f1"}',
