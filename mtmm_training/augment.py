@@ -20,7 +20,7 @@ from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor, resample, to_mono
 # Each change with the range that its strength is drawn from, evenly. All are small enough to leave
 # the emotion what it is; pitch and pace, which carry it, move by no more than between two speakers.
 CHANGES = {
-    "speed": (0.9, 1.1),  # times as fast, and as high: played at another speed
+    "speed": (0.8, 1.25),  # times as fast, and as high: played at another speed
     "noise": (15.0, 30.0),  # signal to noise in decibels; the noise is pink, as rooms' is
     "lowpass": (3400.0, 7000.0),  # Hz: from a telephone's band up
     "gain": (-6.0, 6.0),  # decibels; a feature extractor that normalises waveforms undoes it
