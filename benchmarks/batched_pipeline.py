@@ -13,6 +13,7 @@ fills its 6 s window whatever the length; lengths are cut to it), `paper` the pa
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def compare(
 
     run("one by one")  # warm
     for number in range(arguments.rounds):
-        watch.round(number, {name: lambda name=name: run(name) for name in sizes})
+        watch.round(number, {name: partial(run, name) for name in sizes})
     watch.print_table()
     one, batched = sizes
     print_result(
@@ -97,8 +98,9 @@ def compare(
 
 
 def make_pipeline(arguments: argparse.Namespace, device: torch.device) -> MTMMPipeline:
-    outputs = {"trained_outputs": ("emotion", "valence", "arousal")}
-    encoders = None if real_data() is None else real_data() / "encoders"
+    outputs: dict[str, Any] = {"trained_outputs": ("emotion", "valence", "arousal")}
+    real = real_data()
+    encoders = None if real is None else real / "encoders"
     if arguments.encoders == "real" and not arguments.quick:
         if encoders is None:
             raise SystemExit("no real encoders; set MTMM_REAL_DATA to the folder that has them")

@@ -10,6 +10,7 @@ the step from the cache. The ratio can be no more than (encoders + heads) ÷ hea
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from common import (
     make_config,
     make_optimiser,
     make_parser,
+    move,
     print_result,
     raw_batch,
     train_step,
@@ -45,7 +47,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3)
     arguments = parser.parse_args()
     device = begin(arguments)
-    model = MTMMModel(make_config(arguments.quick)).to(device).train()
+    model = move(MTMMModel(make_config(arguments.quick)), device).train()
     optimiser = make_optimiser(model)
     stand_ins = choose_batches(arguments)
     print(
@@ -98,7 +100,7 @@ def choose_batches(arguments: argparse.Namespace) -> list[np.ndarray]:
 
 def make_steps(
     model: MTMMModel, optimiser: torch.optim.Optimizer, seconds: np.ndarray, shards: StateShards
-) -> dict:
+) -> dict[str, Callable[[], object]]:
     """The parts to time on one batch, by name; its states are put into the cache's files."""
     batch = raw_batch(model.config, list(seconds), model.device)
     labels = {name: tensor for name, tensor in batch.items() if name.endswith("_labels")}

@@ -25,6 +25,7 @@ from common import (
     make_heads,
     make_optimiser,
     make_parser,
+    move,
     real_data,
     tokens_of,
     train_step,
@@ -70,22 +71,31 @@ def main() -> None:
             measure("paper's shapes", make_heads(config, device), *cache, arguments)
     if "real" in wanted:
         with tempfile.TemporaryDirectory() as folder:
-            model, *cache = real_cache(arguments, Path(folder))
-            measure("small real encoders", model.to(device).train(), *cache, arguments)
+            model, lengths, dataset, collate = real_cache(arguments, Path(folder))
+            measure(
+                "small real encoders",
+                move(model, device).train(),
+                lengths,
+                dataset,
+                collate,
+                arguments,
+            )
 
 
 def random_cache(
     config: MTMMConfig, arguments: argparse.Namespace, folder: Path
 ) -> tuple[list[int], Any, CachedStates]:
     """Frames of utterances, their rows, and the collator of their random states."""
+    audio, text = config.encoder_config("audio"), config.encoder_config("text")
     count = arguments.batches * arguments.batch_size
     seconds = iemocap_like_seconds(count)
-    layers = (config.audio_config.num_hidden_layers + 1,) if arguments.layers == "weighted" else ()
+    layers = (audio.num_hidden_layers + 1,) if arguments.layers == "weighted" else ()
     frames = [int(s * FRAMES_PER_SECOND) for s in seconds]
     tokens = [tokens_of(s) for s in seconds]
-    widths = {"audio": config.audio_config.hidden_size, "text": config.text_config.hidden_size}
+    widths = {"audio": audio.hidden_size, "text": text.hidden_size}
     dtype = DTYPES[arguments.cache_dtype]
-    shards, keys = {}, {}
+    shards: dict[str, StateShards] = {}
+    keys: dict[str, dict[str, str | None]] = {}
     for modality, lengths in (("audio", frames), ("text", tokens)):
         shards[modality] = StateShards(folder / modality)
         for start in range(0, count, arguments.batch_size):  # a shard for each, to spare memory
@@ -107,7 +117,8 @@ def random_cache(
         for i in range(count)
     ]
     assert set(shards) == set(STATES)
-    labels = RawInputs(None, EMOTIONS, config.dimension_names)
+    no_processor: Any = None  # only labels are collated
+    labels = RawInputs(no_processor, EMOTIONS, config.dimension_names)
     return frames, to_dataset(utterances), CachedStates(labels, shards, keys)
 
 
@@ -146,6 +157,9 @@ def measure(
     def from_cache(loader: Iterator[dict[str, Any]]) -> None:
         train_step(model, optimiser, to_device(next(loader), device))
 
+    def collation(batch: int) -> dict[str, Any]:
+        return collate(dataset.__getitems__(batches[batch]))
+
     loaders = {n: iter(make_loader(dataset, schedule, collate, workers=n)) for n in (0, 1)}
     watch = Stopwatch(device, arguments.clock)
     for turn in range(len(schedule)):
@@ -154,7 +168,7 @@ def measure(
             "resident": partial(train_step, model, optimiser, resident[batch]),
             "cached, in-process": partial(from_cache, loaders[0]),
             "cached, one worker": partial(from_cache, loaders[1]),
-            "collation alone": lambda batch=batch: collate(dataset.__getitems__(batches[batch])),
+            "collation alone": partial(collation, batch),
         }
         if turn == len(batches):
             watch = Stopwatch(device, arguments.clock)

@@ -174,6 +174,11 @@ def make_heads(config: MTMMConfig, device: torch.device) -> MTMMModel:
     return model.train()
 
 
+def move(model: MTMMModel, *where: torch.device | torch.dtype) -> MTMMModel:
+    model.to(*where)  # type: ignore[arg-type]  # its decorator hides `self` from mypy
+    return model
+
+
 def make_optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=1e-5)
@@ -212,7 +217,7 @@ def raw_batch(
     """Random waveforms of these durations, transcripts to match, and labels."""
     samples = [round(16000 * s) for s in seconds]
     tokens = [tokens_of(s) for s in seconds]
-    ids = torch.randint(5, config.text_config.vocab_size, (len(tokens), max(tokens)))
+    ids = torch.randint(5, config.encoder_config("text").vocab_size, (len(tokens), max(tokens)))
     batch = {
         "input_values": torch.randn(len(samples), max(samples)),
         "audio_attention_mask": _mask(samples),
@@ -243,7 +248,9 @@ def real_data() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def run_training(arguments: Sequence[str], log: Path, **environment: str) -> subprocess.Popen:
+def run_training(
+    arguments: Sequence[str], log: Path, **environment: str
+) -> subprocess.Popen[bytes]:
     """Start the training script, or another one, in a process of its own that writes to `log`."""
     with open(log, "ab") as output:
         return subprocess.Popen(
@@ -254,7 +261,7 @@ def run_training(arguments: Sequence[str], log: Path, **environment: str) -> sub
         )
 
 
-def finish(process: subprocess.Popen, log: Path) -> None:
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for a process; stop here, with what it wrote, if it failed."""
     if process.wait() != 0:
         raise SystemExit(f"a run ended with {process.returncode}:\n{log.read_text()}")

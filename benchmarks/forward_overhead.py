@@ -7,7 +7,7 @@ gradient. Each round times both, one after the other, on the same input.
 """
 
 import torch
-from common import MEDIAN_S, TOKENS, Stopwatch, begin, make_config, make_parser, raw_batch
+from common import MEDIAN_S, TOKENS, Stopwatch, begin, make_config, make_parser, move, raw_batch
 
 from modeling_mtmm import MTMMModel
 
@@ -20,7 +20,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = begin(arguments)
     config = make_config(arguments.quick)
-    model = MTMMModel(config).to(device).eval()
+    model = move(MTMMModel(config), device).eval()
     batch = raw_batch(config, [MEDIAN_S] * arguments.batch_size, device)
     raw = {name: tensor for name, tensor in batch.items() if "labels" not in name}
     print(f"{arguments.batch_size} utterances of {MEDIAN_S} s and {TOKENS} tokens")

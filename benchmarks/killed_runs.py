@@ -83,7 +83,7 @@ def train(out: Path, flags: list[str]) -> None:
     finish(start(out, flags), log)
 
 
-def start(out: Path, flags: list[str]) -> subprocess.Popen:
+def start(out: Path, flags: list[str]) -> subprocess.Popen[bytes]:
     if flags[-1] == "--cache_dir":
         flags = [*flags, str(out) + "-cache"]
     command = [str(ROOT / "train_accelerate.py"), *flags, "--out", str(out), "--resume", "True"]

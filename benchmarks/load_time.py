@@ -13,6 +13,7 @@ from pathlib import Path
 from common import Stopwatch, begin, make_config, make_parser
 from transformers import AutoModel
 
+from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 
 TARGET = 1.2
@@ -41,7 +42,7 @@ def main() -> None:
     )
 
 
-def save(config: object, folder: Path) -> None:
+def save(config: MTMMConfig, folder: Path) -> None:
     """The model, and its encoders beside it; in a function, so that no copy stays in memory."""
     model = MTMMModel(config)
     parameters = {

@@ -70,8 +70,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 def write_recording(path: Path, seconds: float, encoders: str) -> Path:
     """Half a minute of sound, again and again, until the file is so long."""
-    if encoders == "real" and real_data() is not None:
-        files = sorted((real_data() / "ravdess4" / "audio").rglob("*.flac"))[:8]
+    real = real_data()
+    if encoders == "real" and real is not None:
+        files = sorted((real / "ravdess4" / "audio").rglob("*.flac"))[:8]
         sound = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files])
     else:
         sound = np.random.default_rng(0).uniform(-0.3, 0.3, 30 * RATE).astype(np.float32)

@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import ROOT, begin, finish, make_parser, print_result, real_data, run_training
@@ -90,7 +91,7 @@ def train(arguments: argparse.Namespace, folder: Path) -> None:
             print(f"  | {line}")
 
 
-def report(results: dict) -> None:
+def report(results: dict[str, Any]) -> None:
     parameters = {part: counts[0] for part, counts in results["parameters"].items()}
     print(
         "trained: "
@@ -112,7 +113,7 @@ def compare(arguments: argparse.Namespace, out: Path) -> None:
     inputs = {n: t for n, t in batch.items() if "labels" not in n and n != "utterance_ids"}
     reference = outputs(saved, inputs)
     untrained = difference(outputs(base, inputs), reference)
-    others = {
+    others: dict[str, torch.nn.Module] = {
         "adapters apart": PeftModel.from_pretrained(base, out / "adapter"),
         "merged anew": merge(out / "adapter", **names),
     }

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import (
@@ -37,7 +38,7 @@ MODES = {
     "LoRA": 2.2,
     "full fine-tuning": 5.0,
 }
-LORA = {"rank": 8, "alpha": 16.0, "dropout": 0.05}
+LORA: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.05}
 
 
 def main() -> None:

@@ -10,8 +10,11 @@ times all, one after the other, on the same input.
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from common import MEDIAN_S, TOKENS, Stopwatch, begin, make_parser, real_data
@@ -27,7 +30,8 @@ BASE = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
 }
-LIMITS = SimpleNamespace(sampling_rate=16000, max_tokens=64)  # all that exporting asks a processor
+# All that exporting asks a processor.
+LIMITS: Any = SimpleNamespace(sampling_rate=16000, max_tokens=64)
 
 
 def main() -> None:
@@ -41,12 +45,13 @@ def main() -> None:
         parser.error(f"--device is {arguments.device}; exported files run on the cpu here.")
     model = make_model(arguments)
     batch = random_batch(model, LIMITS, arguments.batch_size, MEDIAN_S, TOKENS)
+    encoder_config = model.config.encoder_config
     print(
-        f"{model.config.audio_config.model_type} and {model.config.text_config.model_type}, "
+        f"{encoder_config('audio').model_type} and {encoder_config('text').model_type}, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
         f"{arguments.batch_size} utterances of {MEDIAN_S} s and {TOKENS} tokens"
     )
-    steps = {"eager": lambda: model(**batch)}
+    steps: dict[str, Callable[[], object]] = {"eager": lambda: model(**batch)}
     if not arguments.no_compile:
         compiled = torch.compile(model)
         steps["torch.compile"] = lambda: compiled(**batch)
@@ -56,7 +61,7 @@ def main() -> None:
         quantise(paths["ONNX"], paths["ONNX int8"])
         for name, path in paths.items():
             exported = ExportedModel(path)
-            steps[name] = lambda exported=exported: exported(**batch)
+            steps[name] = partial(exported, **batch)
             print(f"{name}: {size_of(path) / 1e6:.1f} MB")
         watch = Stopwatch(device, arguments.clock)
         watch.rounds(arguments.rounds, steps)
@@ -71,7 +76,11 @@ def make_model(arguments: argparse.Namespace) -> MTMMModel:
         return MTMMModel(MTMMConfig.tiny()).eval()
     if real is not None and not arguments.random:
         names = ("whisper-base-6s", "all-MiniLM-L6-v2")
-        fields = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
+        fields: dict[str, Any] = {
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+        }
         return MTMMModel.from_encoders_pretrained(
             *(str(real / "encoders" / name) for name in names), **fields
         )

@@ -7,8 +7,20 @@ compiled too on a GPU, or anywhere with --compile. HuBERT and the fusion use SDP
 attention, which is all it has. Below 1 is faster than the speech itself.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from common import Stopwatch, begin, make_config, make_parser, print_result, raw_batch, tokens_of
+from common import (
+    Stopwatch,
+    begin,
+    make_config,
+    make_parser,
+    move,
+    print_result,
+    raw_batch,
+    tokens_of,
+)
 
 from modeling_mtmm import MTMMModel
 
@@ -26,19 +38,18 @@ def main() -> None:
     if arguments.quick:
         arguments.seconds = arguments.seconds[:1]
     watch = Stopwatch(device, arguments.clock)
-    audio_s = {}  # of the batch that each name times
+    audio_s: dict[str, float] = {}  # of the batch that each name times
     for dtype in (torch.float32, torch.bfloat16):  # one after the other: two would need the memory
         torch.manual_seed(0)
-        model = MTMMModel(config).to(device, dtype).eval()
-        ways = {str(dtype).removeprefix("torch."): model}
+        model = move(MTMMModel(config), device, dtype).eval()
+        ways: dict[str, Callable[..., object]] = {str(dtype).removeprefix("torch."): model}
         if dtype is torch.bfloat16 and (device.type == "cuda" or arguments.compile):
             ways["bfloat16 compiled"] = torch.compile(model)
         for seconds in arguments.seconds:
             batch = raw_batch(config, [seconds] * arguments.batch_size, device)
             raw = {name: tensor for name, tensor in batch.items() if "labels" not in name}
-            steps = {
-                f"{way}, {seconds:g} s": lambda run=run, raw=raw: run(**raw)
-                for way, run in ways.items()
+            steps: dict[str, Callable[[], object]] = {
+                f"{way}, {seconds:g} s": partial(run, **raw) for way, run in ways.items()
             }
             audio_s |= dict.fromkeys(steps, seconds * arguments.batch_size)
             with torch.inference_mode():

@@ -88,7 +88,7 @@ def record(losses_file: Path, flags: list[str]) -> None:
             losses.append(float(loss.detach()))
             super().backward(loss, **options)
 
-    train_accelerate.Accelerator = Recorder
+    train_accelerate.Accelerator = Recorder  # type: ignore[attr-defined]  # as it imports it
     train_accelerate.main(flags)
     losses_file.write_text(json.dumps(losses))
 
