@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Unpack
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ class MTMMProcessor(ProcessorMixin):
         self,
         audio: Audio | Sequence[Audio | None] | None = None,
         text: str | Sequence[str | None] | None = None,
-        **kwargs: Unpack[MTMMProcessorKwargs],
+        **kwargs: Any,  # as in MTMMProcessorKwargs, or flat, which it cannot name
     ) -> BatchFeature:
         """Tensors for [`MTMMModel`].
 
