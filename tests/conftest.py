@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before torch: the models are tiny, and what the tests start inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +39,17 @@ def two_processes() -> list[dict[str, str]]:
         together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     together |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     return [together | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+
+
+def load_with_info(folder: Path) -> tuple[MTMMModel, dict[str, Any]]:
+    """The model, and which weights the file lacked or had besides."""
+    loaded: Any = MTMMModel.from_pretrained(folder, output_loading_info=True)
+    return loaded
+
+
+def gradient(parameter: torch.Tensor) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ class HubServer:
         }
         return environment | ({} if token is None else {"HF_TOKEN": token}) | more
 
-    def put(self, repo_id: str, files: Files, **settings: bool) -> str:
+    def put(self, repo_id: str, files: Files, **settings: Any) -> str:
         """Make a repository with one commit, past the API."""
         repo = self.repos.setdefault(repo_id, Repo(**settings))
         repo.branches["main"] = repo.commit(files, "put")
@@ -211,7 +211,8 @@ class HubHandler(BaseHTTPRequestHandler):
         broken = self.next_break()
         if broken is not None and self.command == "POST":
             self.rfile.read(min(broken.after_bytes, length))
-            return self.cut_off(broken)
+            self.cut_off(broken)
+            return None
         return self.rfile.read(length)
 
     def next_break(self) -> Break | None:
@@ -489,7 +490,7 @@ def trained_run(base: Path) -> Path:
         return run
     write_corpus(base / "life" / "corpus", utterances=40)
     audio, text = write_encoders(base / "life" / "encoders")
-    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    small: dict[str, float] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     # Large initial weights: the outputs must depend on the inputs after a few steps already.
     small |= {"num_bridge_tokens": 4, "initializer_range": 0.3}
     train_accelerate.main(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_evaluate import all_folds, without, write_experiment
@@ -129,7 +130,7 @@ def test_task_that_is_not_trained_has_no_scores(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command once in earnest: one fold, the reference and one task alone."""
-    model_config = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+    model_config: dict[str, Any] = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
     model_config |= {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     flags = ["--manifest", str(corpus / "corpus" / "manifest.csv"), "--protocol", "session"]
     flags += ["--audio_encoder", str(corpus / "encoders" / "audio")]

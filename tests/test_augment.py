@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,18 @@ from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor
 
 RATE = 16000
 WINDOW_S = 6.0
-PROCESSOR = SimpleNamespace(
+PROCESSOR: Any = SimpleNamespace(
     sampling_rate=RATE, min_duration_s=0.025, longest_audio_s=lambda: WINDOW_S
 )
 
 
-def utterance(name: str, **fields: object) -> Utterance:
-    defaults = {"corpus": "c", "speaker_id": "s", "audio": f"{name}.wav", "text": "yes"}
+def utterance(name: str, **fields: Any) -> Utterance:
+    defaults: dict[str, Any] = {
+        "corpus": "c",
+        "speaker_id": "s",
+        "audio": f"{name}.wav",
+        "text": "yes",
+    }
     return Utterance(utterance_id=name, **(defaults | fields))
 
 
@@ -69,7 +75,8 @@ def test_variants_stand_behind_the_originals() -> None:
 
 def test_strengths_fill_their_ranges() -> None:
     utterances = [utterance(str(i)) for i in range(400)]
-    drawn = [json.loads(u.augmentation) for u in add_variants(utterances, list(CHANGES), 1, 0)[1]]
+    variant = add_variants(utterances, list(CHANGES), 1, 0)[1]
+    drawn = [json.loads(str(u.augmentation)) for u in variant]
     for name, (low, high) in CHANGES.items():
         values = [changes[name] for changes in drawn]
         assert low <= min(values) < low + 0.05 * (high - low)
@@ -78,9 +85,11 @@ def test_strengths_fill_their_ranges() -> None:
 
 
 def test_draw_depends_on_seed_and_utterance_alone() -> None:
-    def drawn(names: str, seed: int = 0, changes: tuple = ("speed", "noise")) -> dict[str, dict]:
+    def drawn(
+        names: str, seed: int = 0, changes: tuple[str, ...] = ("speed", "noise")
+    ) -> dict[str, dict[str, Any]]:
         variant = add_variants([utterance(name) for name in names], changes, 2, seed)[2]
-        return {u.utterance_id: json.loads(u.augmentation) for u in variant}
+        return {u.utterance_id: json.loads(str(u.augmentation)) for u in variant}
 
     assert drawn("abc")["b"] == drawn("b")["b"]
     assert drawn("b", seed=1)["b"] != drawn("b")["b"]
@@ -166,7 +175,7 @@ def test_what_is_too_short_stays_for_the_processor_to_refuse(samples: int, rate:
 
 
 @pytest.mark.parametrize("change", [{"gain": 6.0}, {"noise": 15.0, "noise_seed": 1}, ALL])
-def test_changes_leave_a_loud_recording_in_the_limits(change: dict) -> None:
+def test_changes_leave_a_loud_recording_in_the_limits(change: dict[str, Any]) -> None:
     loud = np.where(np.arange(RATE) % 40 < 20, 1.0, -1.0) * MAX_AMPLITUDE
     heard = changed(loud, **change)
     assert np.abs(heard).max() <= MAX_AMPLITUDE and np.abs(heard).max() > 0.9 * MAX_AMPLITUDE
@@ -203,8 +212,9 @@ def test_collator_changes_the_waveform_in_workers_too(
     for indexed in loaded:
         for index, values in indexed.items():
             waveform, rate = soundfile.read(rows[index].audio, dtype="float32")
-            if rows[index].augmentation is not None:
-                waveform = augment(waveform, rate, rows[index].augmentation, tiny_processor)
+            changes = rows[index].augmentation
+            if changes is not None:
+                waveform = augment(waveform, rate, changes, tiny_processor)
             expected = tiny_processor(audio=waveform, sampling_rate=RATE)["input_values"][0]
             assert torch.equal(values[: len(expected)], expected)
             assert not values[len(expected) :].any()
@@ -237,7 +247,7 @@ def test_spans_hide_exactly_what_they_should() -> None:
         assert all(0 < end - start <= MASKED_SPAN for start, end in spans)
 
 
-def states_batch(names: list[str], lengths: list[int], layers: int = 3) -> dict:
+def states_batch(names: list[str], lengths: list[int], layers: int = 3) -> dict[str, Any]:
     shape = (len(names), layers, max(lengths), 4)
     mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     return {
@@ -269,6 +279,6 @@ def test_masked_frames_follow_from_seed_epoch_and_utterance() -> None:
 
 
 @pytest.mark.parametrize("batch", [{"utterance_ids": ["a"]}, states_batch(["a"], [9])])
-def test_nothing_is_masked_without_states_or_share(batch: dict) -> None:
+def test_nothing_is_masked_without_states_or_share(batch: dict[str, Any]) -> None:
     mask_frames(batch, 0.0 if "acoustic_states" in batch else 0.5, seed=0, epoch=0)
     assert "acoustic_states" not in batch or batch["acoustic_states"].all()

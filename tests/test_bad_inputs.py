@@ -32,7 +32,7 @@ def test_names_of_bad_inputs_are_distinct() -> None:
         ("is not finite", lambda folder: {"a": [float("nan")]}, None, "wrong answers"),
         ("answers wrongly", lambda folder: 1.0, "too long", "wrong answers"),
         ("says something else", lambda folder: int("x"), "too long", "wrong answers"),
-        ("breaks", lambda folder: {}["x"], "too long", "crashes"),
+        ("breaks", lambda folder: dict[str, int]()["x"], "too long", "crashes"),
         ("ends the process", lambda folder: os._exit(3), None, "crashes"),
         ("hangs", lambda folder: time.sleep(60), None, "hangs"),
     ],

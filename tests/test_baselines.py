@@ -2,9 +2,11 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from mtmm_training.utterances import Utterance, read_manifest, write_manifest
 from train_accelerate import build_model, choose_fold
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
+Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]  # the `run` below
 
 
 @pytest.fixture(autouse=True)
@@ -59,28 +62,38 @@ def utterances() -> list[Utterance]:
     return made
 
 
-def planted(utterances: list[Utterance], layer: int, layers: int = 3, noise: float = 0.4):
+def planted(
+    utterances: list[Utterance], layer: int, layers: int = 3, noise: float = 0.4
+) -> Features:
     """Features of which one layer tells the emotion, and the others are noise."""
     rng = np.random.default_rng(1)
     values = rng.normal(size=(len(utterances), layers, 6))
     for row, utterance in enumerate(utterances):
-        told = np.eye(4)[EMOTIONS.index(utterance.emotion)]
+        told = np.eye(4)[EMOTIONS.index(str(utterance.emotion))]
         values[row, layer, :4] = told + noise * values[row, layer, :4]
     return Features(values.astype(np.float32), tuple(range(layers)))
 
 
-def configure(out: Path, **flags: object) -> BaselineConfig:
-    given = {"manifest": ["m.csv"], "out": str(out), "protocol": "leave_one_speaker_out"}
+def configure(out: Path, **flags: Any) -> BaselineConfig:
+    given: dict[str, Any] = {
+        "manifest": ["m.csv"],
+        "out": str(out),
+        "protocol": "leave_one_speaker_out",
+    }
     config = BaselineConfig(**given | {"modalities": ["text"], "emotions": EMOTIONS} | flags)
     config.check()
     return config.resolve()
 
 
 @pytest.fixture
-def run(tmp_path: Path, utterances: list[Utterance]) -> Callable[..., tuple[dict, list[dict]]]:
+def run(tmp_path: Path, utterances: list[Utterance]) -> Run:
     """Run fold 0; gives its results and its predictions as they are on disk."""
 
-    def run(features=None, given=utterances, **flags: object) -> tuple[dict, list[dict]]:
+    def run(
+        features: dict[str, Features] | None = None,
+        given: list[Utterance] = utterances,
+        **flags: Any,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         config = configure(tmp_path, **flags)
         fold = make_folds(given, config.protocol)[0]
         run_fold(config, fold, given, features or {"text": planted(given, 1)}, tmp_path / "fold-00")
@@ -94,7 +107,7 @@ def run(tmp_path: Path, utterances: list[Utterance]) -> Callable[..., tuple[dict
 # ---- what is chosen and fitted -------------------------------------------------------------------
 
 
-def test_informative_layer_is_chosen_and_wins(run, utterances):
+def test_informative_layer_is_chosen_and_wins(run: Run, utterances: list[Utterance]) -> None:
     results, rows = run()
     assert results["chosen"]["emotion"]["layers"] == {"text": [1]}
     assert results["chosen"]["valence"]["layers"] == {"text": [1]}
@@ -106,11 +119,11 @@ def test_informative_layer_is_chosen_and_wins(run, utterances):
     assert last["chosen"]["emotion"]["layers"] == {"text": [2]} and last["test"]["UAR"] > 0.8
 
 
-def test_predictions_are_those_of_a_plain_regression(run, utterances):
+def test_predictions_are_those_of_a_plain_regression(run: Run, utterances: list[Utterance]) -> None:
     """Test: of one on all other speakers. Validation: of one that lacks their speakers too."""
     results, rows = run(layers=["1", "2"])
     inputs = planted(utterances, 1).values[:, 1:].reshape(80, -1)
-    emotions = np.array([EMOTIONS.index(u.emotion) for u in utterances])
+    emotions = np.array([EMOTIONS.index(str(u.emotion)) for u in utterances])
     valences = np.array([u.valence for u in utterances])
     speakers = np.array([u.speaker_id for u in utterances])
     chosen, fitted = results["chosen"], set()
@@ -139,7 +152,7 @@ def test_predictions_are_those_of_a_plain_regression(run, utterances):
     assert 70 in fitted and min(fitted) < 70
 
 
-def test_metrics_are_those_of_the_predictions(run):
+def test_metrics_are_those_of_the_predictions(run: Run) -> None:
     results, rows = run()
     for split in ("validation", "test"):
         part = [row for row in rows if row["split"] == split]
@@ -150,7 +163,7 @@ def test_metrics_are_those_of_the_predictions(run):
         assert results[split]["utterances"] == len(part)
 
 
-def test_test_speakers_are_never_looked_at(run, utterances):
+def test_test_speakers_are_never_looked_at(run: Run, utterances: list[Utterance]) -> None:
     results, rows = run()
     fold = make_folds(utterances, "leave_one_speaker_out")[0]
     spoilt = [
@@ -166,7 +179,7 @@ def test_test_speakers_are_never_looked_at(run, utterances):
     assert other["test"] != results["test"]
 
 
-def test_inner_splits_keep_speakers_apart(utterances, tmp_path):
+def test_inner_splits_keep_speakers_apart(utterances: list[Utterance], tmp_path: Path) -> None:
     speakers = np.array([u.speaker_id for u in utterances])
     rows = {"train": np.arange(0, 50), "validation": np.arange(50, 65)}
     inner = baselines.inner_splits(configure(tmp_path), rows, speakers)
@@ -177,7 +190,7 @@ def test_inner_splits_keep_speakers_apart(utterances, tmp_path):
         assert set(fitted) | set(scored) == set(range(65))
 
 
-def test_official_splits_choose_on_validation(utterances, tmp_path):
+def test_official_splits_choose_on_validation(utterances: list[Utterance], tmp_path: Path) -> None:
     speakers = np.array([u.speaker_id for u in utterances])
     rows = {"train": np.arange(0, 50), "validation": np.arange(50, 65)}
     ((fitted, scored),) = baselines.inner_splits(
@@ -186,7 +199,9 @@ def test_official_splits_choose_on_validation(utterances, tmp_path):
     assert fitted is rows["train"] and scored is rows["validation"]
 
 
-def test_official_splits_fit_on_train_alone(utterances, tmp_path, monkeypatch):
+def test_official_splits_fit_on_train_alone(
+    utterances: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(baselines, "DIMENSION_GRID", (1.0,))
     config = configure(tmp_path, protocol="official", layers=["1"])
     features = {"text": planted(utterances, 1)}
@@ -199,7 +214,7 @@ def test_official_splits_fit_on_train_alone(utterances, tmp_path, monkeypatch):
     assert choice["inner_score"] > 0.6 and other["inner_score"] < -0.3
 
 
-def test_balanced_weights_change_predictions(run, utterances):
+def test_balanced_weights_change_predictions(run: Run, utterances: list[Utterance]) -> None:
     rare = [u for i, u in enumerate(utterances) if u.emotion != "sad" or i % 3 == 0]
     features = {"text": planted(rare, 1, noise=1.5)}
     _, plain = run(features, rare)
@@ -211,7 +226,7 @@ def test_balanced_weights_change_predictions(run, utterances):
 # ---- what is absent ------------------------------------------------------------------------------
 
 
-def test_output_without_training_labels_is_left_out(run, utterances):
+def test_output_without_training_labels_is_left_out(run: Run, utterances: list[Utterance]) -> None:
     fold = make_folds(utterances, "leave_one_speaker_out")[0]
     unlabelled = [
         u if u.utterance_id in fold.test else replace(u, emotion=None) for u in utterances
@@ -223,7 +238,9 @@ def test_output_without_training_labels_is_left_out(run, utterances):
     assert results["test"]["CCC"]["arousal"] is None and results["test"]["CCC"]["valence"] > 0.8
 
 
-def test_unlabelled_utterances_are_predicted_but_not_fitted(run, utterances):
+def test_unlabelled_utterances_are_predicted_but_not_fitted(
+    run: Run, utterances: list[Utterance]
+) -> None:
     partly = [replace(u, emotion=None) if i % 10 < 3 else u for i, u in enumerate(utterances)]
     results, rows = run({"text": planted(utterances, 1)}, partly)
     assert results["test"]["emotion_labels"] == 7 and results["test"]["labels"]["valence"] == 10
@@ -232,7 +249,7 @@ def test_unlabelled_utterances_are_predicted_but_not_fitted(run, utterances):
     assert all(row["emotion"] in EMOTIONS for row in test)
 
 
-def test_absent_modality_says_nothing(run, utterances):
+def test_absent_modality_says_nothing(run: Run, utterances: list[Utterance]) -> None:
     """What lacks the text is predicted as if the text were average."""
     audio, text = planted(utterances, 0, noise=1.0), planted(utterances, 1)
     fold = make_folds(utterances, "leave_one_speaker_out")[0]
@@ -249,7 +266,7 @@ def test_absent_modality_says_nothing(run, utterances):
 
 
 @pytest.mark.parametrize("classes", [[0, 2], [0, 1, 2]])
-def test_logits_of_emotions_that_training_lacks(classes):
+def test_logits_of_emotions_that_training_lacks(classes: list[int]) -> None:
     rng = np.random.default_rng(0)
     inputs, labels = (
         rng.normal(size=(40, 3)),
@@ -262,7 +279,7 @@ def test_logits_of_emotions_that_training_lacks(classes):
     assert np.delete(probabilities, classes, axis=1).max() < 1e-9
 
 
-def test_too_few_labels_are_refused(run, utterances):
+def test_too_few_labels_are_refused(run: Run, utterances: list[Utterance]) -> None:
     single = [
         replace(u, valence=None) if i not in (35, 45) else u for i, u in enumerate(utterances)
     ]
@@ -297,10 +314,10 @@ def arguments(work: Path, out: str, *flags: str) -> list[str]:
     ]
 
 
-def test_folds_are_those_of_training(work, capsys):
+def test_folds_are_those_of_training(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(arguments(work, "both", "--layers", "1", "--pooling", "mean_std"))
     data = read_manifest(work / "corpus" / "manifest.csv")
-    tested = []
+    tested: list[str] = []
     for index in range(5):
         results = json.loads((work / "both" / f"fold-{index:02d}" / "results.json").read_text())
         training = TrainConfig(manifest=["m.csv"], protocol="session", fold=index)
@@ -324,7 +341,9 @@ def test_folds_are_those_of_training(work, capsys):
     assert capsys.readouterr().out.count("CCC valence") == 5
 
 
-def test_finished_folds_are_skipped(work, capsys, monkeypatch):
+def test_finished_folds_are_skipped(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ("--modalities", "text", "--layers", "last")
     main(arguments(work, "text", *flags, "--folds", "1", "3"))
     assert [path.name for path in sorted((work / "text").glob("fold-*"))] == ["fold-01", "fold-03"]
@@ -340,7 +359,7 @@ def test_finished_folds_are_skipped(work, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("layers", ["last", "best"])
-def test_features_are_means_of_encoder_states(work, layers):
+def test_features_are_means_of_encoder_states(work: Path, layers: str) -> None:
     manifest = str(work / "corpus" / "manifest.csv")
     config = BaselineConfig(
         manifest=[manifest],
@@ -363,8 +382,10 @@ def test_features_are_means_of_encoder_states(work, layers):
                 continue
             encode = model.encode_audio if modality == "audio" else model.encode_text
             with torch.no_grad():
-                states, mask = encode(*(batch[name] for name in INPUTS[modality]))
-            states = states[0][..., mask[0], :].reshape(-1, mask.sum(), states.shape[-1]).numpy()
+                encoded, mask = encode(*(batch[name] for name in INPUTS[modality]))
+            states = (
+                encoded[0][..., mask[0], :].reshape(-1, int(mask.sum()), encoded.shape[-1]).numpy()
+            )
             expected = np.concatenate([states.mean(1), states.std(1)], axis=-1)
             assert vectors.shape == expected.shape
             assert np.abs(vectors - expected).max() < 1e-5
@@ -372,7 +393,7 @@ def test_features_are_means_of_encoder_states(work, layers):
             assert len(features[modality].layers) == (1 if layers == "last" else 3)
 
 
-def test_modality_that_nobody_has_is_left_out(work):
+def test_modality_that_nobody_has_is_left_out(work: Path) -> None:
     silent = [
         replace(u, audio=None, utterance_id=f"text {i}")
         for i, u in enumerate(read_manifest(work / "corpus" / "manifest.csv"))
@@ -385,7 +406,7 @@ def test_modality_that_nobody_has_is_left_out(work):
     assert results["chosen"]["emotion"]["layers"] == {"text": [2]}
 
 
-def test_unknown_fold_and_layer_are_refused(work):
+def test_unknown_fold_and_layer_are_refused(work: Path) -> None:
     with pytest.raises(ValueError, match="`--folds 5` does not exist: there are 5"):
         main(arguments(work, "refused", "--folds", "5"))
     with pytest.raises(ValueError, match="`--layers` is '7'; it must name layers from 0 to 2"):
@@ -402,7 +423,9 @@ def test_unknown_fold_and_layer_are_refused(work):
         ({"manifest": None}, "`--manifest` is None"),
     ],
 )
-def test_contradicting_flags_are_refused(tmp_path, flags, message):
+def test_contradicting_flags_are_refused(
+    tmp_path: Path, flags: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         configure(tmp_path, **flags)
 
@@ -410,13 +433,13 @@ def test_contradicting_flags_are_refused(tmp_path, flags, message):
 # ---- eGeMAPS -------------------------------------------------------------------------------------
 
 
-def test_missing_opensmile_is_named(work, monkeypatch):
-    monkeypatch.setitem(baselines.sys.modules, "opensmile", None)
+def test_missing_opensmile_is_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opensmile", None)
     with pytest.raises(ValueError, match=r'pip install -e "\.\[egemaps\]"'):
         main(arguments(work, "egemaps", "--modalities", "audio", "--features", "egemaps"))
 
 
-def test_functionals_go_to_a_linear_svm(work, monkeypatch):
+def test_functionals_go_to_a_linear_svm(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def functionals(utterances: list[Utterance]) -> np.ndarray:
         return planted(utterances, 0, layers=1).values[:, 0]
 
@@ -428,7 +451,7 @@ def test_functionals_go_to_a_linear_svm(work, monkeypatch):
     assert results["test"]["UAR"] > 0.8
 
 
-def test_functionals_are_of_the_utterance(work):
+def test_functionals_are_of_the_utterance(work: Path) -> None:
     pytest.importorskip("opensmile", reason="openSMILE is an optional extra")
     data = read_manifest(work / "corpus" / "manifest.csv")[1:3]
     data[1] = replace(data[0], utterance_id="start", end_s=0.8)

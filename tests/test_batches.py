@@ -1,6 +1,7 @@
 """Run alone: python -m pytest tests/test_batches.py"""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,8 +212,8 @@ def test_rmm_probability_follows_its_closed_form(epochs: int) -> None:
         assert rmm_probability(epochs - 1, epochs) == 0.0
 
 
-def masked_batch(count: int, **options) -> dict:
-    batch = {
+def masked_batch(count: int, **options: Any) -> dict[str, Any]:
+    batch: dict[str, Any] = {
         "utterance_ids": [f"u{i}" for i in range(count)],
         "audio_attention_mask": torch.ones(count, 5, dtype=torch.long),
         "attention_mask": torch.ones(count, 3, dtype=torch.long),
@@ -238,7 +239,7 @@ def test_masking_spares_an_utterance_with_one_modality() -> None:
 
 def test_masking_does_not_depend_on_the_batch() -> None:
     whole = masked_batch(20)["audio_attention_mask"]
-    part = {
+    part: dict[str, Any] = {
         "utterance_ids": ["u13", "u7"],
         "audio_attention_mask": torch.ones(2, 5, dtype=torch.long),
         "attention_mask": torch.ones(2, 3, dtype=torch.long),
@@ -257,7 +258,7 @@ def test_masking_per_batch_draws_once() -> None:
 
 def test_masking_off_or_without_a_modality_changes_nothing() -> None:
     assert masked_batch(9, probability=0.0)["audio_attention_mask"].all()
-    only_text = {"utterance_ids": ["a"], "attention_mask": torch.ones(1, 3)}
+    only_text: dict[str, Any] = {"utterance_ids": ["a"], "attention_mask": torch.ones(1, 3)}
     mask_modalities(only_text, 1.0, seed=0, epoch=0)
     assert only_text["attention_mask"].all()
 
@@ -265,14 +266,22 @@ def test_masking_off_or_without_a_modality_changes_nothing() -> None:
 class FakeProcessor:
     """Stands where the collator needs no features."""
 
-    def __call__(self, audio: list, text: list) -> dict:
+    def __call__(self, audio: list[Any], text: list[Any]) -> dict[str, Any]:
         if "bad" in text:
             raise ValueError("Utterance 1 of this batch: refused.")
         return {"attention_mask": torch.ones(len(text), 1)}
 
 
-def text_utterance(number: int, **fields) -> Utterance:
-    defaults = {"utterance_id": f"u{number}", "corpus": "c", "speaker_id": "s", "text": "NA"}
+FAKE: Any = FakeProcessor()
+
+
+def text_utterance(number: int, **fields: Any) -> Utterance:
+    defaults: dict[str, Any] = {
+        "utterance_id": f"u{number}",
+        "corpus": "c",
+        "speaker_id": "s",
+        "text": "NA",
+    }
     return Utterance(**(defaults | fields))
 
 
@@ -283,7 +292,7 @@ def test_collator_keeps_na_and_marks_absent_labels() -> None:
     ]
     dataset = to_dataset(utterances)
     assert dataset["text"][:] == ["NA", "null"]
-    batch = RawInputs(FakeProcessor(), ["angry", "sad"], ["valence", "arousal"])(list(dataset))
+    batch = RawInputs(FAKE, ["angry", "sad"], ["valence", "arousal"])(list(dataset))
     assert batch["emotion_labels"].tolist() == [1, -100]
     assert batch["dimension_labels"].isnan().tolist() == [[False, True], [True, False]]
     assert batch["utterance_ids"] == ["u0", "u1"]
@@ -292,4 +301,4 @@ def test_collator_keeps_na_and_marks_absent_labels() -> None:
 def test_collator_names_the_utterances_of_a_refused_batch() -> None:
     dataset = to_dataset([text_utterance(0), text_utterance(1, text="bad")])
     with pytest.raises(ValueError, match=r"Utterance 1 of this batch.*from 0: u0, u1"):
-        RawInputs(FakeProcessor(), ["angry"], ["valence"])(list(dataset))
+        RawInputs(FAKE, ["angry"], ["valence"])(list(dataset))

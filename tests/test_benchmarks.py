@@ -5,6 +5,7 @@ Run alone: python -m pytest tests/test_benchmarks.py
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -26,9 +27,11 @@ QUICK = {
     "real_time_factor": ("--rounds", "1"),
 }
 
+Load = Callable[[str], ModuleType]
+
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch):
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
     """Import a benchmark as its own command does: beside common.py."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
@@ -36,10 +39,10 @@ def load(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_benchmark_explains_itself(
-    name: str, load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    name: str, load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module: ModuleType = load(name)
-    assert f"python benchmarks/{name}.py" in module.__doc__
+    module = load(name)
+    assert f"python benchmarks/{name}.py" in str(module.__doc__)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as exit_:
         module.main()
@@ -48,7 +51,7 @@ def test_benchmark_explains_itself(
 
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_benchmark_prints_its_result(
-    name: str, load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    name: str, load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--quick", *QUICK[name]])
     load(name).main()
@@ -62,13 +65,13 @@ def test_quick_benchmark_prints_its_result(
         assert "RESULT " in printed and (": met" in printed or ": MISSED" in printed)
 
 
-def test_lengths_are_like_those_of_iemocap(load) -> None:
+def test_lengths_are_like_those_of_iemocap(load: Load) -> None:
     seconds = load("common").iemocap_like_seconds(20_000)
     assert 0.6 <= seconds.min() and seconds.max() <= 34.0
     assert np.median(seconds) == pytest.approx(3.6, abs=0.1)
 
 
-def test_every_round_times_each_step_once_and_turns_the_order(load) -> None:
+def test_every_round_times_each_step_once_and_turns_the_order(load: Load) -> None:
     watch = load("common").Stopwatch(torch.device("cpu"))
     order: list[str] = []
     for number in range(2):
@@ -80,7 +83,9 @@ def test_every_round_times_each_step_once_and_turns_the_order(load) -> None:
     assert watch.ratio("a", "b") == 3.0
 
 
-def test_result_says_whether_it_meets_its_target(load, capsys: pytest.CaptureFixture) -> None:
+def test_result_says_whether_it_meets_its_target(
+    load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = load("common")
     common.print_result("a", 1.05, 1.04)
     common.print_result("b", 91.0, 90.0, at_least=True)
@@ -88,7 +93,7 @@ def test_result_says_whether_it_meets_its_target(load, capsys: pytest.CaptureFix
     assert lines == ["RESULT a: 1.05; target <= 1.04: MISSED", "RESULT b: 91; target >= 90: met"]
 
 
-def test_killed_run_that_differs_is_noticed(load, tmp_path: Path) -> None:
+def test_killed_run_that_differs_is_noticed(load: Load, tmp_path: Path) -> None:
     import json
 
     from safetensors.torch import save_file

@@ -106,8 +106,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield scene
 
 
-def changed(files: dict[str, bytes]) -> tuple[dict[str, bytes], MTMMModel]:
-    """The same repository with other weights, and their model."""
+def changed(files: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, torch.Tensor]]:
+    """The same repository with other weights, and these."""
     weights = load(files["model.safetensors"])
     weights["dimension_head.projection.bias"] = torch.tensor([0.7, -0.9])
     return files | {"model.safetensors": save(weights, metadata={"format": "pt"})}, weights
@@ -184,7 +184,15 @@ def test_second_load_needs_no_hub(scene: Scene, loaded: dict[str, Any]) -> None:
 
 def test_command_line_downloads_everything(scene: Scene, tmp_path: Path) -> None:
     hf = Path(sys.executable).with_name("hf")
-    command = [hf, "download", REPO, "--local-dir", str(tmp_path / "here"), "--revision", "main"]
+    command = [
+        str(hf),
+        "download",
+        REPO,
+        "--local-dir",
+        str(tmp_path / "here"),
+        "--revision",
+        "main",
+    ]
     environment = scene.hub.environment(tmp_path / "home")
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
     for name, content in scene.files.items():
@@ -243,7 +251,7 @@ def ways(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     folder = tmp_path_factory.mktemp("ways")
     code = {name: scene.files[name] for name in scene.files if name.endswith((".py", ".json"))}
 
-    def put(repo_id: str, model: torch.nn.Module, **options: Any) -> None:
+    def put(repo_id: str, model: MTMMModel, **options: Any) -> None:
         model.save_pretrained(folder / repo_id, **options)
         saved = {p.name: p.read_bytes() for p in (folder / repo_id).iterdir()}
         scene.hub.put(f"writer/{repo_id}", code | saved)
@@ -261,7 +269,9 @@ def ways(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     adapted.peft_config["default"].base_model_name_or_path = REPO
-    adapted.save_pretrained(folder / "lora", save_embedding_layers=False)  # else it asks the Hub
+    adapted.save_pretrained(
+        str(folder / "lora"), save_embedding_layers=False
+    )  # else it asks the Hub
     scene.hub.put("writer/lora", {p.name: p.read_bytes() for p in (folder / "lora").iterdir()})
     found = scene.isolated(WAYS)
     found["adapted"] = scene.outputs(adapted)
@@ -508,7 +518,7 @@ def test_interrupted_weights_resume_by_range(scene: Scene, tmp_path: Path) -> No
 def test_folder_without_processor_says_what_to_save(scene: Scene, tmp_path: Path) -> None:
     scene.model.save_pretrained(tmp_path)
     with pytest.raises((ValueError, OSError), match="processor"):
-        pipeline(model=str(tmp_path), trust_remote_code=True)
+        pipeline(model=str(tmp_path), trust_remote_code=True)  # type: ignore[call-overload]  # no `task` needed
 
 
 # ---- checkpoints of other versions ---------------------------------------------------------------

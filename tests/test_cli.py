@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -32,6 +33,7 @@ from mtmm_training.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
+Mtmm = Callable[..., SimpleNamespace]  # the `mtmm` below
 ROOT = Path(__file__).parents[1]
 RATE = 16000
 EXTRA = ["accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "pyarrow"]
@@ -40,7 +42,9 @@ EXTRA += ["matplotlib", "tensorboard", "jinja2", "sentencepiece", "google.protob
 
 @pytest.fixture(scope="module")
 def saved(
-    make_model: Callable, tiny_processor: MTMMProcessor, tmp_path_factory: pytest.TempPathFactory
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
     model = make_model(trained_outputs=("emotion", "valence", "arousal"))
@@ -63,10 +67,11 @@ def wavs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def mtmm(saved: Path, capsys: pytest.CaptureFixture) -> Callable[..., SimpleNamespace]:
+def mtmm(saved: Path, capsys: pytest.CaptureFixture[str]) -> Mtmm:
     """Run `mtmm predict` on the saved model in this process."""
 
     def run(*words: object) -> SimpleNamespace:
+        status: int | str | None
         try:
             status = main(["predict", *map(str, words), "--model", str(saved), "--device", "cpu"])
         except SystemExit as left:
@@ -77,7 +82,7 @@ def mtmm(saved: Path, capsys: pytest.CaptureFixture) -> Callable[..., SimpleName
     return run
 
 
-def start(*words: object, code: str | None = None, **options: object) -> subprocess.Popen:
+def start(*words: object, code: str | None = None, **options: Any) -> subprocess.Popen[str]:
     """`python -m mtmm_training.cli` in a process of its own, or after some code."""
     how = ["-m", "mtmm_training.cli"] if code is None else ["-c", code]
     return subprocess.Popen(
@@ -90,7 +95,7 @@ def start(*words: object, code: str | None = None, **options: object) -> subproc
 # ---- help and dispatch ---------------------------------------------------------------------------
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="^0$"):
         main(["--help"])
     shown = capsys.readouterr().out
@@ -99,7 +104,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["predicts"], ["--model", "x"]])
-def test_no_such_command_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture) -> None:
+def test_no_such_command_is_wrong_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="^2$"):
         main(words)
     assert "usage: mtmm" in capsys.readouterr().err
@@ -132,7 +139,7 @@ def test_every_flag_of_predict_is_explained() -> None:
 
 
 @pytest.mark.parametrize("command", cli.MODULES)
-def test_commands_show_their_own_help(command: str, capsys: pytest.CaptureFixture) -> None:
+def test_commands_show_their_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)  # evaluate sets its own
     with pytest.raises(SystemExit, match="^0$"):
         main([command, "--help"])
@@ -146,14 +153,14 @@ def test_commands_show_their_own_help(command: str, capsys: pytest.CaptureFixtur
 def test_commands_give_their_flags_on(
     command: str, last: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[list[str]] = []
     monkeypatch.setattr(train_accelerate, "main", seen.append)
     assert main([command, "--manifest", "m.csv"]) == 0
     assert seen == [["--manifest", "m.csv", *last]]
 
 
 def test_errors_of_commands_are_sentences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--manifest", str(tmp_path / "m.csv"), "--epochs", "0"]) == 1
     assert capsys.readouterr().err.startswith("error: `--epochs` is 0")
@@ -168,7 +175,7 @@ def test_errors_of_commands_are_sentences(
     assert "Lower --batch_size" in capsys.readouterr().err  # as train_accelerate.py itself says it
 
 
-def test_inspect_counts_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_inspect_counts_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.csv").write_text("speaker,text,emotion\na,yes,happy\nb,no,sad\n")
     assert main(["inspect", "--manifest", str(tmp_path / "m.csv")]) == 0
     assert "2 utterances, 2 speakers" in capsys.readouterr().out
@@ -177,16 +184,14 @@ def test_inspect_counts_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture
 # ---- forms of output -----------------------------------------------------------------------------
 
 
-def test_json_has_the_pipelines_numbers(
-    mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path]
-) -> None:
+def test_json_has_the_pipelines_numbers(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> None:
     done = mtmm(*wavs, "--json", "--batch_size", 1)
     assert (done.status, done.err) == (0, "")
     records = [json.loads(line) for line in done.out.splitlines()]
     assert records == [{"id": str(wav)} | pipe(wav) for wav in wavs]
 
 
-def test_csv_has_a_row_for_each_file(mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path]) -> None:
+def test_csv_has_a_row_for_each_file(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> None:
     done = mtmm(*wavs, "--csv", "--top_k", 2)
     header, *rows = csv.reader(io.StringIO(done.out))
     assert header == ["id", "emotion", "p_angry", "p_happy", "p_sad", "p_neutral", "valence",
@@ -201,7 +206,7 @@ def test_csv_has_a_row_for_each_file(mtmm: Callable, pipe: MTMMPipeline, wavs: l
 
 
 def test_timeline_has_a_row_for_each_window(
-    mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path]
+    mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]
 ) -> None:
     given = ("--window_s", "0.5", "--hop_s", "0.25", "--timeline")
     expected = pipe(wavs[1], window_s=0.5, hop_s=0.25)["timeline"]
@@ -222,7 +227,7 @@ def test_timeline_has_a_row_for_each_window(
     ]
 
 
-def test_line_for_people(mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path]) -> None:
+def test_line_for_people(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> None:
     expected = pipe({"audio": wavs[0], "text": "so you won"})
     scores = ", ".join(f"{name} {share:.0%}" for name, share in expected["scores"].items())
     values = f"valence {expected['valence']:.2f}, arousal {expected['arousal']:.2f} (1 to 5)"
@@ -231,7 +236,7 @@ def test_line_for_people(mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path]) -
 
 
 def test_words_alone_and_from_files(
-    mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path], tmp_path: Path
+    mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path], tmp_path: Path
 ) -> None:
     record = json.loads(mtmm("--transcript", "so you won", "--json").out)
     assert record == {"id": "transcript"} | pipe({"text": "so you won"})
@@ -245,10 +250,10 @@ def test_words_alone_and_from_files(
 
 
 def test_untrained_outputs_are_named_and_left_out(
-    make_model: Callable,
+    make_model: Callable[..., MTMMModel],
     tiny_processor: MTMMProcessor,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = make_model(trained_outputs=("valence",))
     MTMMPipeline(model=model, processor=tiny_processor).save_pretrained(tmp_path)
@@ -262,13 +267,13 @@ def test_untrained_outputs_are_named_and_left_out(
 
 
 def test_transcriber_is_loaded_once_and_first(
-    mtmm: Callable, wavs: list[Path], monkeypatch: pytest.MonkeyPatch
+    mtmm: Mtmm, wavs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers
 
     made = []
 
-    def fake(task: str, model: str, **options: object) -> Callable:
+    def fake(task: str, model: str, **options: object) -> Callable[..., Any]:
         made.append((task, model))
         return lambda audio: {"text": "so you won"}
 
@@ -278,7 +283,7 @@ def test_transcriber_is_loaded_once_and_first(
     assert done.out.count("recognised “so you won”") == 2
 
 
-def test_explanation_is_said_and_kept(mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path]) -> None:
+def test_explanation_is_said_and_kept(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> None:
     given = {"audio": wavs[0], "text": "so you won"}
     expected = pipe(given, explain="valence")["explanation"]
     words = (wavs[0], "--transcript", "so you won", "--explain", "valence")
@@ -296,7 +301,7 @@ def test_explanation_is_said_and_kept(mtmm: Callable, pipe: MTMMPipeline, wavs: 
     assert done.status == 2 and "`explain='dominance'` is not allowed" in done.err
 
 
-def test_pictures_are_drawn(mtmm: Callable, wavs: list[Path], tmp_path: Path) -> None:
+def test_pictures_are_drawn(mtmm: Mtmm, wavs: list[Path], tmp_path: Path) -> None:
     given = ("--transcript", "no", "--explain", "emotion")
     assert mtmm(wavs[0], *given, "--plot", tmp_path / "whole").status == 0
     assert (
@@ -317,7 +322,7 @@ def test_pictures_are_drawn(mtmm: Callable, wavs: list[Path], tmp_path: Path) ->
 # ---- exit statuses -------------------------------------------------------------------------------
 
 
-def test_failures_are_named_and_counted(mtmm: Callable, wavs: list[Path], tmp_path: Path) -> None:
+def test_failures_are_named_and_counted(mtmm: Mtmm, wavs: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.wav"
     broken.write_bytes(b"RIFF")
     done = mtmm(wavs[0], broken, "gone.wav", wavs[1], "--json")
@@ -330,7 +335,7 @@ def test_failures_are_named_and_counted(mtmm: Callable, wavs: list[Path], tmp_pa
     assert "gone.wav" not in mtmm("gone.wav", wavs[0]).out  # lines for people: results only
 
 
-def test_stop_ends_at_the_first_failure(mtmm: Callable, wavs: list[Path]) -> None:
+def test_stop_ends_at_the_first_failure(mtmm: Mtmm, wavs: list[Path]) -> None:
     done = mtmm(wavs[0], "gone.wav", wavs[1], "--on_error", "stop", "--json")
     assert done.status == 1 and len(done.out.splitlines()) == 1
     assert done.err.startswith("gone.wav: No audio file")
@@ -358,19 +363,19 @@ def test_stop_ends_at_the_first_failure(mtmm: Callable, wavs: list[Path]) -> Non
         (["--transcript", "no", "--window_s", "99"], "`window_s=99.0` is not allowed"),
     ],
 )
-def test_wrong_usage_says_what_is_right(mtmm: Callable, words: list[str], message: str) -> None:
+def test_wrong_usage_says_what_is_right(mtmm: Mtmm, words: list[str], message: str) -> None:
     done = mtmm(*words)
     assert (done.status, done.out) == (2, "")
     assert message in done.err and "Traceback" not in done.err
 
 
-def test_one_transcript_for_a_manifest_is_refused(mtmm: Callable, tmp_path: Path) -> None:
+def test_one_transcript_for_a_manifest_is_refused(mtmm: Mtmm, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("text\nno\nyes\n")
     done = mtmm(tmp_path / "m.csv", "--transcript", "maybe")
     assert done.status == 2 and "which holds 2 utterances" in done.err
 
 
-def test_several_processes_need_a_folder(mtmm: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_need_a_folder(mtmm: Mtmm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = mtmm("a.wav")
     assert done.status == 2 and "need --out" in done.err
@@ -380,7 +385,7 @@ def test_several_processes_need_a_folder(mtmm: Callable, monkeypatch: pytest.Mon
     ("rank", "world_size"), [("two", "2"), ("2", "2"), ("-1", "2"), ("0", "0"), ("1", None)]
 )
 def test_impossible_process_number_is_refused(
-    mtmm: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world_size: str
+    mtmm: Mtmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world_size: str
 ) -> None:
     """It would leave parts that no process makes."""
     monkeypatch.setenv("RANK", rank)
@@ -401,7 +406,7 @@ def test_names_of_pictures_fit_and_differ(tmp_path: Path) -> None:
 
 
 def test_model_that_does_not_fit_is_refused(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     from safetensors.torch import load_file, save_file
@@ -432,11 +437,13 @@ def test_interrupt_and_closed_pipe_are_quiet(saved: Path, tmp_path: Path) -> Non
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     words = ("predict", "-", *raw, "--model", saved)
     waiting = start(*words, stdin=subprocess.PIPE, preexec_fn=heard)
+    assert waiting.stdin and waiting.stdout and waiting.stderr
     waiting.stdin.write("ab" * RATE)  # two windows; the end never comes
     waiting.stdin.flush()
     many = tmp_path / "m.csv"
     many.write_text("text\n" + "no\n" * 2000)
     reader = start("predict", many, "--model", saved, "--json")
+    assert reader.stdout and reader.stderr
     reader.stdout.readline()
     reader.stdout.close()
     assert reader.wait() == 1 and reader.stderr.read() == ""
@@ -451,7 +458,7 @@ def test_interrupt_and_closed_pipe_are_quiet(saved: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_standard_input_gives_windows(
-    mtmm: Callable, pipe: MTMMPipeline, wavs: list[Path], raw: bool, monkeypatch: pytest.MonkeyPatch
+    mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path], raw: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, given = wavs[1].read_bytes(), []
     if raw:
@@ -469,9 +476,7 @@ def test_standard_input_gives_windows(
     )
 
 
-def test_standard_input_that_is_no_audio_fails(
-    mtmm: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standard_input_that_is_no_audio_fails(mtmm: Mtmm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"no audio at all")))
     done = mtmm("-")
     assert done.status == 1 and done.err.startswith("-: The stream is no wav")

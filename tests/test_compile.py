@@ -9,6 +9,7 @@ import json
 import os
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_compiled_training_on_cached_states_equals_eager(
         pytest.skip("generating code takes minutes; set MTMM_SLOW_TESTS=1")
     graphs = []
 
-    def make(graph: torch.fx.GraphModule, example_inputs: list) -> object:
+    def make(graph: torch.fx.GraphModule, example_inputs: list[Any]) -> object:
         graphs.append(graph)
         return torch._dynamo.lookup_backend(backend)(graph, example_inputs)
 

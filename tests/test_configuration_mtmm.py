@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,17 +15,18 @@ from modeling_mtmm import MTMMModel
 
 
 @pytest.mark.parametrize("preset", [MTMMConfig.paper, MTMMConfig.tiny, MTMMConfig])
-def test_presets_normalise_layers_as_published(preset) -> None:
+def test_presets_normalise_layers_as_published(preset: Callable[[], MTMMConfig]) -> None:
     config = preset()
-    assert config.audio_config.model_type == "hubert"
-    assert config.audio_config.feat_extract_norm == "layer"
-    assert config.audio_config.do_stable_layer_norm
-    assert not config.audio_config.apply_spec_augment
-    assert config.audio_config.layerdrop == 0
-    assert config.text_config.model_type == "deberta-v2"
-    assert config.text_config.relative_attention
-    assert config.text_config.norm_rel_ebd == "layer_norm"
-    assert config.text_config.type_vocab_size == 0
+    audio, text = config.encoder_config("audio"), config.encoder_config("text")
+    assert audio.model_type == "hubert"
+    assert audio.feat_extract_norm == "layer"
+    assert audio.do_stable_layer_norm
+    assert not audio.apply_spec_augment
+    assert audio.layerdrop == 0
+    assert text.model_type == "deberta-v2"
+    assert text.relative_attention
+    assert text.norm_rel_ebd == "layer_norm"
+    assert text.type_vocab_size == 0
 
 
 def test_paper_encoders_have_published_sizes() -> None:
@@ -36,6 +39,7 @@ def test_paper_encoders_have_published_sizes() -> None:
     ]
     assert millions == [315.4, 434.0]
     assert (config.num_bridge_tokens, config.hidden_size) == (30, 1024)
+    assert config.id2label is not None
     assert list(config.id2label.values()) == ["angry", "happy", "sad", "neutral"]
     assert config.dimension_names == ("valence", "arousal")
     assert config.dimension_range == (1.0, 5.0)
@@ -124,11 +128,12 @@ def test_config_refuses_loss_without_weight() -> None:
 )
 def test_config_refuses_wrong_type(tmp_path: Path, field: str, value: object) -> None:
     message = re.escape(f"MTMMConfig: `{field}={value!r}` is not allowed; its type must be ")
+    changes: dict[str, Any] = {field: value}
     with pytest.raises(ValueError, match=message):
-        MTMMConfig.tiny(**{field: value})
+        MTMMConfig.tiny(**changes)
     MTMMConfig.tiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
-        MTMMConfig.from_pretrained(tmp_path, **{field: value})
+        MTMMConfig.from_pretrained(tmp_path, **changes)
 
 
 def test_config_refuses_wrong_type_in_encoder() -> None:
@@ -214,15 +219,17 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("overrides", [{}, CHANGED])
-def test_config_round_trips(tmp_path: Path, overrides: dict) -> None:
+def test_config_round_trips(tmp_path: Path, overrides: dict[str, Any]) -> None:
     config = MTMMConfig.tiny(**overrides)
     config.save_pretrained(tmp_path)
     for again in (MTMMConfig.from_pretrained(tmp_path), MTMMConfig.from_dict(config.to_dict())):
         for name in MTMMConfig.__annotations__:
             if name not in ("audio_config", "text_config"):
                 assert getattr(again, name) == getattr(config, name), name
-        assert again.audio_config.to_dict() == config.audio_config.to_dict()
-        assert again.text_config.to_dict() == config.text_config.to_dict()
+        for modality in ("audio", "text"):
+            ours, its = config.encoder_config(modality), again.encoder_config(modality)
+            assert its.to_dict() == ours.to_dict()
+        assert config.id2label is not None
         assert again.label2id == {name: i for i, name in config.id2label.items()}
 
 
@@ -261,8 +268,10 @@ def test_label_names_are_inverse_of_each_other() -> None:
 @pytest.mark.parametrize(("count", "first"), [(2, "LABEL_0"), (4, "angry"), (7, "LABEL_0")])
 def test_num_labels_makes_names(count: int, first: str) -> None:
     config = MTMMConfig.tiny(num_labels=count)
-    assert config.num_labels == len(config.id2label) == len(config.label2id) == count
-    assert config.id2label[0] == first
+    names: Any = config.id2label
+    assert config.label2id is not None
+    assert config.num_labels == len(names) == len(config.label2id) == count
+    assert names[0] == first
     assert MTMMModel(config).emotion_head.projection.out_features == count
 
 
@@ -278,15 +287,17 @@ def test_loading_renames_emotions_both_ways(tmp_path: Path, keys: type) -> None:
 def test_loading_takes_number_of_labels(tmp_path: Path) -> None:
     MTMMConfig.tiny().save_pretrained(tmp_path)
     config = MTMMConfig.from_pretrained(tmp_path, num_labels=7)
+    assert config.label2id is not None
     assert config.num_labels == len(config.label2id) == 7
-    assert MTMMConfig.from_pretrained(tmp_path, num_labels=4).id2label[0] == "angry"
+    names: Any = MTMMConfig.from_pretrained(tmp_path, num_labels=4).id2label
+    assert names[0] == "angry"
 
 
 def test_loading_overrides_one_nested_field(tmp_path: Path) -> None:
     MTMMConfig.tiny().save_pretrained(tmp_path)
     config = MTMMConfig.from_pretrained(tmp_path, text_config={"num_hidden_layers": 1})
-    assert config.text_config.num_hidden_layers == 1
-    assert config.text_config.hidden_size == 32
+    assert config.encoder_config("text").num_hidden_layers == 1
+    assert config.encoder_config("text").hidden_size == 32
 
 
 def test_every_field_is_documented_and_read() -> None:
@@ -294,7 +305,7 @@ def test_every_field_is_documented_and_read() -> None:
     hub_files = "configuration_mtmm", "modeling_mtmm", "processing_mtmm", "pipeline_mtmm"
     source = "\n".join((root / f"{name}.py").read_text() for name in hub_files)
     for name in MTMMConfig.__annotations__:
-        assert f"{name} (`" in MTMMConfig.__doc__ or name == "label2id", name
+        assert f"{name} (`" in str(MTMMConfig.__doc__) or name == "label2id", name
         assert re.search(rf'(config|self)\.{name}\b|"{name}"', source), name
 
 

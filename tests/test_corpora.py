@@ -76,8 +76,8 @@ def test_expected_totals_are_as_published(corpus: str, labels: str, total: int) 
 
 def test_expected_iemocap_classes_and_sessions_are_as_published() -> None:
     four = LABELS["iemocap"]["four"]
-    classes: Counter = Counter()
-    sessions: Counter = Counter()
+    classes: Counter[str | None] = Counter()
+    sessions: Counter[str] = Counter()
     for speaker, row in iemocap.EXPECTED.items():
         for own, count in row.items():
             if own in four:
@@ -335,7 +335,7 @@ def test_msp_podcast_options_choose_partitions(msp_folder: Path) -> None:
 def official_with_own_audio(utterances: list[Utterance]) -> list[Utterance]:
     """Gives each file other bytes, or the fold would take them for one recording."""
     for u in utterances:
-        Path(u.audio).write_text(u.utterance_id)
+        Path(str(u.audio)).write_text(u.utterance_id)
     return utterances
 
 

@@ -98,7 +98,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_recordings_are_named(
-    app: ModuleType, pipes: dict, files: dict[str, Path], name: str
+    app: ModuleType, pipes: dict[str, MTMMPipeline], files: dict[str, Path], name: str
 ) -> None:
     with pytest.raises(ValueError, match=REFUSED[name]) as refusal:
         app.analyse(pipes["model0"], str(files[name]), "")
@@ -106,20 +106,20 @@ def test_refused_recordings_are_named(
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
-def test_no_input_is_refused(app: ModuleType, pipes: dict, text: str) -> None:
+def test_no_input_is_refused(app: ModuleType, pipes: dict[str, MTMMPipeline], text: str) -> None:
     with pytest.raises(ValueError, match="nothing to hear or read yet"):
         app.analyse(pipes["model0"], None, text)
 
 
 def test_words_without_times_do_not_go_with_windows(
-    app: ModuleType, pipes: dict, files: dict[str, Path]
+    app: ModuleType, pipes: dict[str, MTMMPipeline], files: dict[str, Path]
 ) -> None:
     with pytest.raises(ValueError, match="windows.wav lasts 45 s; more than 40 s are heard in"):
         app.analyse(pipes["model0"], str(files["windows"]), SAID)
 
 
 def test_answer_is_the_pipelines_explained(
-    app: ModuleType, pipes: dict, files: dict[str, Path]
+    app: ModuleType, pipes: dict[str, MTMMPipeline], files: dict[str, Path]
 ) -> None:
     pipe, path = pipes["model0"], str(files["speech"])
     for given, utterance in (
@@ -133,7 +133,7 @@ def test_answer_is_the_pipelines_explained(
 
 
 def test_long_recordings_get_a_timeline_instead(
-    app: ModuleType, pipes: dict, files: dict[str, Path]
+    app: ModuleType, pipes: dict[str, MTMMPipeline], files: dict[str, Path]
 ) -> None:
     result, _ = app.analyse(pipes["model0"], str(files["windows"]), "")
     assert len(result["timeline"]) == math.ceil(45 / 6)
@@ -193,7 +193,7 @@ def test_examples_of_a_space_are_sentences(
 def test_models_are_folders_or_commits_on_the_hub(
     app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict] = []
+    asked: list[dict[str, Any]] = []
     monkeypatch.setattr(app, "pipeline", lambda **given: asked.append(given))
     folder = tmp_path / "a@b"
     folder.mkdir()
@@ -208,7 +208,7 @@ def test_models_are_folders_or_commits_on_the_hub(
 
 
 def test_demo_without_models_says_what_to_give(
-    app: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    app: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["app.py"])
     monkeypatch.delenv(app.MODELS, raising=False)
@@ -254,7 +254,7 @@ def test_timeline_has_a_bar_and_a_row_for_each_window(drawings: ModuleType) -> N
 
 
 def test_explanation_shades_by_size_and_marks_what_speaks_against(drawings: ModuleType) -> None:
-    def words(*shares: float | None) -> list[dict]:
+    def words(*shares: float | None) -> list[dict[str, Any]]:
         return [
             {"text": text, "share": s} for text, s in zip(("<i>", "b", "c"), shares, strict=True)
         ]
@@ -352,7 +352,7 @@ def address(
             server.wait(PATIENCE_S)
 
 
-def _wait_for(port: int, server: subprocess.Popen, log: Path) -> None:
+def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     late = time.monotonic() + PATIENCE_S
     while time.monotonic() < late and server.poll() is None:
         with socket.socket() as probe:

@@ -322,7 +322,13 @@ def test_folder_of_another_user_is_named() -> None:
         shards.write({"key": torch.ones(2, 2)})
         (shard,) = Path(folder).glob("*.safetensors")
         shard.chmod(0o644)
-        said = as_nobody(lambda: (reader := StateShards(Path(folder))).refresh() or reader["key"])
+
+        def read() -> torch.Tensor:
+            reader = StateShards(Path(folder))
+            reader.refresh()
+            return reader["key"]
+
+        said = as_nobody(read)
         assert said == str(torch.ones(2, 2))  # what others wrote can be read
 
 
@@ -341,7 +347,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def test_parts_go_on_when_there_is_space_again(
-    disk: Path, manifest: Path, saved: Path, capsys: pytest.CaptureFixture
+    disk: Path, manifest: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = disk / "out"
     words = (manifest, "--out", out, "--part_size", 3)
@@ -361,7 +367,11 @@ def test_parts_go_on_when_there_is_space_again(
 
 @pytest.mark.parametrize("flag", ["--out", "--plot"])
 def test_unwritable_folder_is_refused_before_any_work(
-    disk: Path, utterances: list[Utterance], saved: Path, capsys: pytest.CaptureFixture, flag: str
+    disk: Path,
+    utterances: list[Utterance],
+    saved: Path,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
 ) -> None:
     mount("-o", "remount,ro", disk)
     assert predict(saved, utterances[0].audio, flag, disk / "out") == 2
@@ -370,7 +380,7 @@ def test_unwritable_folder_is_refused_before_any_work(
 
 
 def test_pictures_go_on_when_there_is_space_again(
-    disk: Path, utterances: list[Utterance], saved: Path, capsys: pytest.CaptureFixture
+    disk: Path, utterances: list[Utterance], saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = (utterances[0].audio, "--window_s", "0.1", "--plot", disk / "pictures")
     fill(disk)
@@ -388,7 +398,7 @@ def test_full_disk_behind_standard_output_is_no_success(
     saved: Path,
     manifest: Path,
     form: Sequence[str],
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     full = open("/dev/full", "w")

@@ -1,5 +1,6 @@
 """python -m pytest tests/test_evaluate.py -q"""
 
+import argparse
 import csv
 import json
 import os
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +22,12 @@ from sklearn.metrics import (
     mean_absolute_error,
 )
 
+import train_accelerate
 from mtmm_training import evaluate, tables
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.evaluate import main
 from mtmm_training.finished_run import read_flags
+from mtmm_training.metrics import Interval
 
 EMOTIONS = ["angry", "happy", "sad"]
 TEMPERATURES = (0.5, 2.0, 1.25)
@@ -33,7 +38,7 @@ TEMPERATURES = (0.5, 2.0, 1.25)
 
 def fake_rows(
     fold: int, seed: int, skill: float, labelled_arousal: bool = True, utterances: int = 40
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Test rows of two speakers; labels depend on the fold alone, predictions on the seed too."""
     truth = np.random.default_rng(fold)
     noise = np.random.default_rng([fold, seed])
@@ -62,7 +67,9 @@ def fake_rows(
     return rows
 
 
-def write_experiment(folder: Path, folds: dict[int, list[dict]], planned: int | None = 3) -> Path:
+def write_experiment(
+    folder: Path, folds: dict[int, list[dict[str, Any]]], planned: int | None = 3
+) -> Path:
     for fold, rows in folds.items():
         run = folder / f"fold-{fold:02d}"
         run.mkdir(parents=True)
@@ -72,7 +79,7 @@ def write_experiment(folder: Path, folds: dict[int, list[dict]], planned: int | 
             writer.writeheader()
             writer.writerow(rows[0] | {"id": "v", "split": "validation", "emotion_label": "sad"})
             writer.writerows(rows)
-        results = {"fold": f"f{fold}", "splits": {}, "validation": {}, "test": {}}
+        results: dict[str, Any] = {"fold": f"f{fold}", "splits": {}, "validation": {}, "test": {}}
         results |= {"temperature": TEMPERATURES[fold], "wall_time_s": 10.5, "config": {}}
         (run / "results.json").write_text(json.dumps(results))
     if planned is not None:
@@ -81,25 +88,25 @@ def write_experiment(folder: Path, folds: dict[int, list[dict]], planned: int | 
     return folder
 
 
-def all_folds(seed: int, skill: float) -> dict[int, list[dict]]:
+def all_folds(seed: int, skill: float) -> dict[int, list[dict[str, Any]]]:
     return {fold: fake_rows(fold, seed, skill) for fold in range(3)}
 
 
-def column(rows: list[dict], name: str) -> np.ndarray:
+def column(rows: list[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows])
 
 
-def labelled(rows: list[dict]) -> list[dict]:
+def labelled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["emotion_label"]]
 
 
-def direct_ccc(rows: list[dict], name: str) -> float:
+def direct_ccc(rows: list[dict[str, Any]], name: str) -> float:
     x, y = column(rows, name).astype(float), column(rows, f"{name}_label").astype(float)
     covariance = np.cov(x, y, bias=True)
     return 2 * covariance[0, 1] / (np.trace(covariance) + (x.mean() - y.mean()) ** 2)
 
 
-def direct_ece(rows: list[dict], temperatures: np.ndarray) -> float:
+def direct_ece(rows: list[dict[str, Any]], temperatures: np.ndarray) -> float:
     total = 0.0
     logits = np.stack([row["_logits"] for row in rows]) / temperatures[:, None]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -153,7 +160,7 @@ def test_summary_matches_direct_formulas(tmp_path: Path) -> None:
     assert summary["speakers"]["WAR"]["lowest"] == pytest.approx(min(by_speaker.values()))
 
 
-def emotion_pair(rows: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+def emotion_pair(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     return column(labelled(rows), "emotion_label"), column(labelled(rows), "emotion")
 
 
@@ -265,7 +272,7 @@ def test_flags_of_other_version_are_refused(tmp_path: Path, content: object, mes
         keys = ("model_config", "splits", "test", "wall_time_s")
         content = json.dumps(dict.fromkeys(keys) | {"config": content})
     if content is not None:
-        (tmp_path / "results.json").write_text(content)
+        (tmp_path / "results.json").write_text(str(content))
     with pytest.raises((ValueError, OSError), match=message):
         read_flags(tmp_path)
 
@@ -295,7 +302,7 @@ def test_comparison_is_paired_by_fold_and_by_speaker(tmp_path: Path, few_draws: 
     assert by_fold["sd"] == pytest.approx(np.std(deltas, ddof=1))
 
     # The bootstrap once more, from per-speaker counts: accuracy needs no more than these.
-    right = {}
+    right: dict[str, np.ndarray] = {}
     for sign, folds in ((-1, first), (1, second)):
         for row in labelled([row for rows in folds.values() for row in rows]):
             counts = right.setdefault(row["speaker"], np.zeros(2))
@@ -307,6 +314,7 @@ def test_comparison_is_paired_by_fold_and_by_speaker(tmp_path: Path, few_draws: 
         difference, labels = table[generator.integers(len(table), size=len(table))].sum(0)
         draws.append(difference / labels)
     interval = found["WAR"].pooled
+    assert interval is not None
     assert interval.point == pytest.approx(table[:, 0].sum() / table[:, 1].sum())
     assert [interval.low, interval.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]))
 
@@ -315,10 +323,10 @@ def test_experiment_differs_from_itself_by_nothing(tmp_path: Path, few_draws: No
     experiment = tables.read_experiment(write_experiment(tmp_path / "a", all_folds(1, 1.5)))
     for difference in tables.compare(experiment, experiment).values():
         assert difference.by_fold["mean"] == difference.by_fold["sd"] == 0.0
-        assert difference.pooled == tables.Interval(0.0, 0.0, 0.0)
+        assert difference.pooled == Interval(0.0, 0.0, 0.0)
 
 
-def without(rows: list[dict], *columns: str) -> list[dict]:
+def without(rows: list[dict[str, Any]], *columns: str) -> list[dict[str, Any]]:
     return [{name: row[name] for name in row if name not in columns} for row in rows]
 
 
@@ -338,13 +346,13 @@ def test_gain_is_never_shown_without_interval(tmp_path: Path) -> None:
     for seed in (1, 2):
         rows = fake_rows(0, seed, 1.5)
         one_speaker[seed] = {0: [row | {"speaker": "only"} for row in rows]}
-    experiments = [
+    one, other = (
         tables.read_experiment(write_experiment(tmp_path / str(seed), folds))
         for seed, folds in one_speaker.items()
-    ]
-    differences = tables.compare(*experiments)
+    )
+    differences = tables.compare(one, other)
     assert differences["UAR"].by_fold["mean"] != 0 and differences["UAR"].pooled is None
-    markdown = tables.comparison_markdown(*experiments, differences)
+    markdown = tables.comparison_markdown(one, other, differences)
     row = next(line for line in markdown.splitlines() if line.startswith("| UAR"))
     assert row.endswith("| – | – |")
     assert "needs at least 2" in markdown
@@ -360,7 +368,9 @@ def test_gain_is_never_shown_without_interval(tmp_path: Path) -> None:
         (lambda folds: folds[1][3].update(speaker="x"), "speaker of utterance 'u1_3' in fold 1 is 's1_1'"),
     ],
 )  # fmt: skip
-def test_other_utterances_or_labels_are_refused(tmp_path: Path, change, message: str) -> None:
+def test_other_utterances_or_labels_are_refused(
+    tmp_path: Path, change: Callable[[dict[int, list[dict[str, Any]]]], object], message: str
+) -> None:
     folds = all_folds(1, 1.5)
     changed = all_folds(2, 1.5)
     change(changed)
@@ -427,7 +437,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An experiment's folder; folds of `run_plans` are trained by FAKE_TRAINING."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE_TRAINING)
-    monkeypatch.setattr(evaluate.train_accelerate, "__file__", str(script))
+    monkeypatch.setattr(train_accelerate, "__file__", str(script))
     monkeypatch.delenv("OMP_NUM_THREADS")
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
@@ -439,7 +449,7 @@ def plan(out: Path, corpus: Path, *flags: str, folds: list[int] | None = None) -
     return evaluate.make_plan(out, own, folds)
 
 
-def calls(out: Path) -> list[dict]:
+def calls(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "calls.jsonl").read_text().splitlines()]
 
 
@@ -474,7 +484,7 @@ def test_failed_fold_gives_its_own_message(fake: Path, corpus: Path) -> None:
 
 
 def test_jobs_share_the_cores(fake: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     evaluate.run_plans([plan(fake, corpus)], jobs=3)
     assert {call["threads"] for call in calls(fake)} == {"2"}
     assert {call["flags"]["--workers"] for call in calls(fake)} == {"0"}
@@ -500,7 +510,7 @@ def test_cache_is_filled_before_folds_run_at_once(fake: Path, corpus: Path) -> N
         (("--model_config", '{"freeze_audio_encoder": false}', "--modalities", "text"), True),
     ],
 )
-def test_cache_is_for_frozen_encoders(flags: tuple, cached: bool) -> None:
+def test_cache_is_for_frozen_encoders(flags: tuple[str, ...], cached: bool) -> None:
     assert evaluate.uses_cache(evaluate.parse(["--manifest", "x.csv", *flags])) == cached
 
 
@@ -509,7 +519,7 @@ def test_share_takes_every_nth_fold(fake: Path, corpus: Path) -> None:
     shares = [evaluate.of_share(whole, evaluate.share(f"{i}/2")).chosen for i in range(2)]
     assert shares == [[0, 2, 4], [1, 3]]
     for wrong in ("2/2", "1", "-1/2", "a/b"):
-        with pytest.raises(evaluate.argparse.ArgumentTypeError, match="is no share"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no share"):
             evaluate.share(wrong)
 
 
@@ -537,7 +547,9 @@ def test_changed_flags_and_folds_are_refused_by_name(fake: Path, corpus: Path) -
         (("--select_by", "CCC_dominance"), None, "CCC_dominance"),
     ],
 )
-def test_plan_refuses_what_a_fold_would(corpus: Path, flags, folds, message: str) -> None:
+def test_plan_refuses_what_a_fold_would(
+    corpus: Path, flags: tuple[str, ...], folds: list[int] | None, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         plan(Path("unused"), corpus, *flags, folds=folds)
 

@@ -29,7 +29,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], e
         yield lambda name: evaluate.load(str(METRICS / name), cache_dir=str(folder / "cache"))
 
 
-def test_ccc_is_ours_to_the_last_digit(load):
+def test_ccc_is_ours_to_the_last_digit(load: Callable[[str], evaluate.Metric]) -> None:
     rng = np.random.default_rng(0)
     references = rng.uniform(1, 5, 101)
     predictions = references + rng.normal(0, 1, 101)
@@ -45,16 +45,16 @@ def test_ccc_is_ours_to_the_last_digit(load):
     assert example["ccc"] == pytest.approx(4 / 7, abs=1e-15)
 
 
-def test_uar_is_ours_to_the_last_digit(load):
+def test_uar_is_ours_to_the_last_digit(load: Callable[[str], evaluate.Metric]) -> None:
     rng = np.random.default_rng(0)
     references, predictions = rng.integers(0, 4, 101), rng.integers(0, 5, 101)
-    expected = unweighted_average_recall(references, predictions, range(5))
+    expected = unweighted_average_recall(references, predictions, list("01234"))
     metric = load("uar")
     assert metric.compute(predictions=predictions, references=references) == {"uar": expected}
     with pytest.warns(UserWarning, match="not in y_true"):
         assert expected == pytest.approx(balanced_accuracy_score(references, predictions))
     references[:10] = -100
-    expected = unweighted_average_recall(references[10:], predictions[10:], range(5))
+    expected = unweighted_average_recall(references[10:], predictions[10:], list("01234"))
     metric.add_batch(predictions=predictions[:50], references=references[:50])
     metric.add_batch(predictions=predictions[50:], references=references[50:])
     assert metric.compute() == {"uar": expected}
@@ -62,7 +62,7 @@ def test_uar_is_ours_to_the_last_digit(load):
     assert example == {"uar": 0.75}
 
 
-def test_metrics_combine_in_a_new_offline_process(tmp_path: Path):
+def test_metrics_combine_in_a_new_offline_process(tmp_path: Path) -> None:
     code = f"""
 import evaluate
 metrics = evaluate.combine([{str(METRICS / "ccc")!r}, {str(METRICS / "uar")!r}])

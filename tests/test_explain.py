@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def noise(duration_s: float, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
 
 
-def audio(waveform: np.ndarray) -> dict:
+def audio(waveform: np.ndarray) -> dict[str, Any]:
     return {"array": waveform, "sampling_rate": RATE}
 
 
@@ -60,11 +61,11 @@ def whisper_pipe(make_model: MakeModel, tiny_processor: MTMMProcessor) -> MTMMPi
     return MTMMPipeline(model=model, processor=processor)
 
 
-def shares(explanation: dict, kind: str) -> list[float]:
+def shares(explanation: dict[str, Any], kind: str) -> list[float]:
     return [place["share"] for place in explanation[kind]]
 
 
-def close(explanation: dict, other: dict) -> None:
+def close(explanation: dict[str, Any], other: dict[str, Any]) -> None:
     """Equal, numbers to 1e-4; the agreement only where nothing is nearly a tie."""
     for one, two in ((explanation, other), (explanation["occlusion"], other["occlusion"])):
         assert one["modalities"] == pytest.approx(two["modalities"], abs=1e-4)
@@ -76,7 +77,7 @@ def close(explanation: dict, other: dict) -> None:
 
 # ---- what is in it -------------------------------------------------------------------------------
 
-INPUTS = {
+INPUTS: dict[str, dict[str, Any]] = {
     "both": {"audio": SPEECH, "text": TEXT},
     "audio": {"audio": SPEECH},
     "text": {"text": TEXT},
@@ -142,7 +143,7 @@ def test_explanation_is_plain_and_whole(
     ],
 )
 def test_shares_are_those_of_the_bridge_tokens(
-    make_model: MakeModel, tiny_processor: MTMMProcessor, overrides: dict
+    make_model: MakeModel, tiny_processor: MTMMProcessor, overrides: dict[str, Any]
 ) -> None:
     """Each frame is shared by the stretches it lies in."""
     model = make_model(trained_outputs=TRAINED, **overrides)
@@ -152,15 +153,15 @@ def test_shares_are_those_of_the_bridge_tokens(
         output = model(**inputs, output_attentions=True)
         _, mask = model.encode_audio(inputs["input_values"])
         frames, _ = model.bridge_contributions(output, mask, inputs["attention_mask"])
-    frames = frames[0].double().numpy()
+    shared = frames[0].double().numpy()
     explanation = pipe({"audio": SPEECH, "text": "ab cd e"}, explain=True)["explanation"]
     count = len(explanation["time"])
     for i, share in enumerate(shares(explanation, "time")):
         inside = [
-            max(min((f + 1) / len(frames), (i + 1) / count) - max(f / len(frames), i / count), 0)
-            for f in range(len(frames))
+            max(min((f + 1) / len(shared), (i + 1) / count) - max(f / len(shared), i / count), 0)
+            for f in range(len(shared))
         ]
-        assert share == pytest.approx(float(frames @ inside) * len(frames), abs=1e-6)
+        assert share == pytest.approx(float(shared @ inside) * len(shared), abs=1e-6)
 
 
 def test_words_share_what_special_tokens_got(model: MTMMModel, pipe: MTMMPipeline) -> None:
@@ -186,7 +187,7 @@ def test_words_share_what_special_tokens_got(model: MTMMModel, pipe: MTMMPipelin
 # ---- what is left out ----------------------------------------------------------------------------
 
 
-def fall(result: dict, other: dict) -> float:
+def fall(result: dict[str, Any], other: dict[str, Any]) -> float:
     """Of the log probability of the first one's emotion."""
     emotion = result["emotion"]
     return math.log(result["scores"][emotion]) - math.log(other["scores"][emotion])
@@ -198,7 +199,7 @@ def test_occlusion_is_the_change_without_it(pipe: MTMMPipeline, of: bool | str) 
     occlusion = result["explanation"]["occlusion"]
     assert occlusion["of"] == (of if of in ("valence", "arousal") else result["emotion"])
 
-    def change(given: dict) -> float:
+    def change(given: dict[str, Any]) -> float:
         other = pipe(given)
         return result[of] - other[of] if of in ("valence", "arousal") else fall(result, other)
 
@@ -217,7 +218,8 @@ def test_stretch_is_silent_in_what_the_encoder_hears(pipe: MTMMPipeline, model: 
     result = pipe(SPEECH, explain=True)
     occluded = shares(result["explanation"]["occlusion"], "time")
     inputs = pipe.processor([SPEECH["array"]], sampling_rate=RATE)
-    emotion = model.config.label2id[result["emotion"]]
+    indices: Any = model.config.label2id
+    emotion = indices[result["emotion"]]
     size = inputs["input_values"].shape[1] // len(occluded)
     for i, share in enumerate(occluded):
         values = inputs["input_values"].clone()
@@ -249,17 +251,18 @@ def test_only_word_leaves_an_empty_transcript(pipe: MTMMPipeline) -> None:
 
 
 @pytest.mark.parametrize("probabilities", [[1.0, 0.0], [0.0, 1.0]])
-def test_certainty_has_a_finite_fall(probabilities: list) -> None:
+def test_certainty_has_a_finite_fall(probabilities: list[float]) -> None:
     """A probability of 0 is a large fall, not an infinite one."""
-    pipe = SimpleNamespace(
+    pipe: Any = SimpleNamespace(
         model=SimpleNamespace(config=None),
         _predict=lambda windows, _: iter([SimpleNamespace(probabilities=probabilities)]),
     )
-    window = SimpleNamespace(features={"input_values": torch.zeros(1, 4)})
+    window: Any = SimpleNamespace(features={"input_values": torch.zeros(1, 4)})
     window.stretch = SimpleNamespace(missing=["text"])
-    places = SimpleNamespace(of="emotion", edges=[0, 4], words=[])
-    prediction = SimpleNamespace(probabilities=[0.5, 0.5])
+    places: Any = SimpleNamespace(of="emotion", edges=[0, 4], words=[])
+    prediction: Any = SimpleNamespace(probabilities=[0.5, 0.5])
     _, (share,), _ = MTMMPipeline._falls(pipe, window, places, prediction, 1)
+    assert share is not None
     assert math.isfinite(share) and (share > 100 or probabilities[0] == 1)
 
 
@@ -275,7 +278,8 @@ def _byte_level() -> RobertaTokenizer:
     letters = "abcdefghijklmnopqrstuvwxyz,.!'"
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *letters, *(f"Ġ{x}" for x in letters)]
     vocab = {piece: i for i, piece in enumerate(pieces)}
-    return RobertaTokenizer(vocab=vocab, merges=[("Ġ", x) for x in letters])
+    merges: Any = [("Ġ", x) for x in letters]  # pairs, whatever its annotation says
+    return RobertaTokenizer(vocab=vocab, merges=merges)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +302,8 @@ def test_words_are_found_in_the_transcript(
                  "byte level": _byte_level}[kind]()  # fmt: skip
     processor = MTMMProcessor(tiny_processor.feature_extractor, tokenizer, max_tokens=64)
     ids = processor(text=[text])["input_ids"]
-    words = MTMMPipeline._words(SimpleNamespace(processor=processor), text, ids)
+    pipe_like: Any = SimpleNamespace(processor=processor)
+    words = MTMMPipeline._words(pipe_like, text, ids)
     assert [word.text for word in words] == text.split()
     assert [text[word.start_char : word.end_char] for word in words] == text.split()
     pieces = tokenizer.convert_ids_to_tokens(ids[0].tolist())
@@ -313,7 +318,7 @@ def test_words_are_found_in_the_transcript(
 
 
 def test_slow_tokenizer_is_refused(pipe: MTMMPipeline) -> None:
-    slow = SimpleNamespace(processor=SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False)))
+    slow: Any = SimpleNamespace(processor=SimpleNamespace(tokenizer=SimpleNamespace(is_fast=False)))
     with pytest.raises(ValueError, match="SimpleNamespace cannot say; give a model with a fast"):
         MTMMPipeline._words(slow, "a", torch.zeros(1, 1))
 
@@ -381,7 +386,7 @@ def test_segments_of_text_are_explained(pipe: MTMMPipeline) -> None:
 def test_group_norm_encoder_is_explained(
     make_model: MakeModel, tiny_processor: MTMMProcessor
 ) -> None:
-    config = make_model().config.audio_config.to_dict()
+    config = make_model().config.encoder_config("audio").to_dict()
     config |= {"feat_extract_norm": "group", "do_stable_layer_norm": False}
     model = make_model(audio_config=config, trained_outputs=TRAINED, acoustic_stride=5)
     pipe = MTMMPipeline(model=model, processor=tiny_processor)
@@ -407,7 +412,7 @@ def test_group_norm_encoder_is_explained(
 def test_what_cannot_be_explained_is_refused(
     make_model: MakeModel,
     tiny_processor: MTMMProcessor,
-    overrides: dict,
+    overrides: dict[str, Any],
     explain: object,
     message: str,
 ) -> None:
@@ -448,12 +453,14 @@ def test_rank_correlation_is_spearmans(size: int) -> None:
         ({"start": 1.0, "end": 1.5}, (2.0, 3.0), False),
     ],
 )
-def test_planted_places_are_known(place: dict, span: tuple | None, expected: bool) -> None:
+def test_planted_places_are_known(
+    place: dict[str, Any], span: tuple[float, float] | None, expected: bool
+) -> None:
     assert is_planted(place, span) == expected
 
 
 def test_hits_are_counted_beside_chance() -> None:
-    def explanation(read: list, falls: list) -> dict:
+    def explanation(read: list[float], falls: list[float]) -> dict[str, Any]:
         words = ["a", "good", "day"]
         described = [
             {"words": [{"text": w, "share": s} for w, s in zip(words, side, strict=True)]}
@@ -468,13 +475,13 @@ def test_hits_are_counted_beside_chance() -> None:
     ]
     probes = [Probe({}, None)] * 3
     read, left = (count_hits(probes, explanations, occluded) for occluded in (False, True))
-    assert (read.rate, left.rate) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert [read.rate, left.rate] == pytest.approx([1 / 3, 2 / 3])
     assert read.chance == left.chance == pytest.approx(1 / 3)
     assert read.agreement == 0.5
 
 
 def test_run_is_checked(
-    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained_run(tmp_path_factory.getbasetemp())
     explain_check.main(["--run", str(run), "--utterances", "3"])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
 from mtmm_training import export as export_module  # noqa: E402
 from mtmm_training.export import ExportedModel, export, main, measure, quantise  # noqa: E402
 from mtmm_training.finished_run import read_test_split  # noqa: E402
-from train_accelerate import TrainConfig  # noqa: E402
+from mtmm_training.train_config import TrainConfig  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
 INPUTS = ["input_values", "audio_attention_mask", "input_ids", "attention_mask"]
@@ -64,11 +65,11 @@ BERT = ENCODER | {
 }
 
 
-def one_layer(name: str) -> dict:
+def one_layer(name: str) -> dict[str, Any]:
     return getattr(MTMMConfig.tiny(), name).to_dict() | {"num_hidden_layers": 1}
 
 
-PAIRS = {  # few layers: converting them takes the time
+PAIRS: dict[str, dict[str, Any]] = {  # few layers: converting them takes the time
     "hubert-deberta": {name: one_layer(name) for name in ("audio_config", "text_config")},
     "whisper-bert": {
         "audio_config": WHISPER,
@@ -90,7 +91,7 @@ class Exported:
 
     @property
     def is_whisper(self) -> bool:
-        return self.model.config.audio_config.model_type == "whisper"
+        return self.model.config.encoder_config("audio").model_type == "whisper"
 
 
 @pytest.fixture(scope="module", params=PAIRS)
@@ -111,15 +112,18 @@ def exported(
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     path = folder / "out" / "mtmm.onnx"
-    programs = []
+    programs: list[torch.export.ExportedProgram] = []
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(io.StringIO()) as printed,
     ):
         trace = export_module.trace  # kept, since tracing takes the time
-        patch.setattr(
-            export_module, "trace", lambda *args: programs.append(trace(*args)) or programs[0]
-        )
+
+        def kept(*args: Any) -> torch.export.ExportedProgram:
+            programs.append(trace(*args))
+            return programs[0]
+
+        patch.setattr(export_module, "trace", kept)
         main([str(folder / "model"), str(path)])
     return Exported(model, processor, path, printed.getvalue(), programs[0])
 
@@ -233,7 +237,7 @@ def test_command_prints_size_and_difference(exported: Exported) -> None:
 def test_file_names_no_folder_of_this_machine(exported: Exported) -> None:
     content = exported.path.read_bytes()
     for module in (export_module, torch, onnx):
-        assert str(Path(module.__file__).parent).encode() not in content
+        assert str(Path(str(module.__file__)).parent).encode() not in content
 
 
 @pytest.mark.parametrize("exported", ["whisper-bert"], indirect=True)
@@ -324,7 +328,7 @@ def test_export_that_differs_is_refused_and_leaves_nothing(
 ) -> None:
     other = copy.deepcopy(exported.model)
     with torch.no_grad():
-        other.emotion_head.projection.bias += 1e-3
+        other.emotion_head.projection.bias.add_(1e-3)
     monkeypatch.setattr(export_module, "trace", lambda *args: None)
     monkeypatch.setattr(
         export_module,
@@ -397,7 +401,8 @@ def test_older_export_never_meets_new_weights(
     path = tmp_path / "m.onnx"
     for name in ("m.onnx", "m.onnx.data"):
         (tmp_path / name).write_bytes(b"older")
-    rename, done = os.replace, []
+    rename = os.replace
+    done: list[None] = []
 
     def ends_after_one(source: Path, target: Path) -> None:
         if done:
@@ -483,13 +488,14 @@ def test_measure_scores_both_on_the_test_split(
     run: Path, make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
 ) -> None:
     model = make_model(temperature=TEMPERATURE, trained_outputs=["emotion", "arousal"])
-    measured = measure(model, tiny_processor, Shifted(model), read_test_split(run))
+    shifted: Any = Shifted(model)
+    measured = measure(model, tiny_processor, shifted, read_test_split(run))
     assert list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
     logits = []
     for number in range(8):
         waveform, _ = soundfile.read(run / f"2-{number}.wav", dtype="float32")
         inputs = tiny_processor(audio=waveform, text=f"so {number * 'o'}", sampling_rate=16000)
-        logits.append(of_model(model, inputs)[0][0].numpy())
+        logits.append(of_model(model, dict(inputs))[0][0].numpy())
     before, after = np.stack(logits), np.stack(logits) + [3.0, 0.0, 0.0, 0.0]
     labels = [0, 1, 2, 3] * 2
     recalls = [recall_score(labels, x.argmax(-1), average="macro") for x in (before, after)]
@@ -507,7 +513,7 @@ def test_command_prints_what_8_bits_cost(
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
     folder, path = exported.path.parents[1] / "model", tmp_path / "int8.onnx"

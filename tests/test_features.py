@@ -33,6 +33,11 @@ EMOTIONS, DIMENSIONS = ["angry", "happy", "sad", "neutral"], ["valence", "arousa
 WORDS = ["so happy today", "no", "what a mess, again", "fine", "oh", "well then, good night", "yes"]
 
 
+MakeModel = Callable[..., MTMMModel]
+OpenCache = Callable[..., FeatureCache]
+StartEncoding = Callable[..., tuple[Any, ...]]
+
+
 @pytest.fixture
 def utterances(tmp_path: Path) -> list[Utterance]:
     """Seven of ragged lengths: the last three lack audio, text, and most of their recording."""
@@ -60,16 +65,14 @@ def utterances(tmp_path: Path) -> list[Utterance]:
 
 
 @pytest.fixture
-def open_cache(
-    tmp_path: Path, make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
-) -> Callable[..., FeatureCache]:
+def open_cache(tmp_path: Path, make_model: MakeModel, tiny_processor: MTMMProcessor) -> OpenCache:
     """Open the cache in one folder, by default for the tiny model and in float32."""
 
-    def open_cache(model: MTMMModel | None = None, **options: Any) -> FeatureCache:
-        options = {"processor": tiny_processor, "dtype": "float32"} | options
-        return FeatureCache.open(
-            tmp_path / "cache", model or make_model(), options.pop("processor"), **options
-        )
+    def open_cache(
+        model: MTMMModel | None = None, processor: MTMMProcessor = tiny_processor, **options: Any
+    ) -> FeatureCache:
+        options = {"dtype": "float32"} | options
+        return FeatureCache.open(tmp_path / "cache", model or make_model(), processor, **options)
 
     return open_cache
 
@@ -88,7 +91,8 @@ def raw_states(
 ) -> Tensor:
     """States of one utterance that is encoded alone."""
     other = {"audio": "text", "text": "audio"}[modality]
-    row = to_dataset([replace(utterance, **{other: None})])[0]
+    absent: dict[str, Any] = {other: None}
+    row = to_dataset([replace(utterance, **absent)])[0]
     batch = RawInputs(processor, (), ())([row])
     encode = model.encode_audio if modality == "audio" else model.encode_text
     states, mask = encode(*(batch[name] for name in features.INPUTS[modality]))
@@ -113,8 +117,13 @@ def logits(model: MTMMModel, batch: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("layers", ["last", "weighted"])
 @pytest.mark.parametrize("lacking", [{}, {"audio": None}, {"text": None}])
 def test_cache_returns_what_was_encoded(
-    utterances, open_cache, make_model, tiny_processor, layers, lacking
-):
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+    layers: str,
+    lacking: dict[str, Any],
+) -> None:
     utterances = [replace(u, **lacking) for u in utterances[:4]]
     model = make_model(encoder_layers=layers)
     cache = open_cache(model)
@@ -131,7 +140,7 @@ def test_cache_returns_what_was_encoded(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_shards_return_ragged_states(tmp_path, dtype):
+def test_shards_return_ragged_states(tmp_path: Path, dtype: torch.dtype) -> None:
     lengths = np.random.default_rng(0).integers(1, 40, 30)
     states = {f"key{i}": torch.randn(3, n, 5).to(dtype) for i, n in enumerate(lengths)}
     writer = StateShards(tmp_path)
@@ -144,7 +153,7 @@ def test_shards_return_ragged_states(tmp_path, dtype):
         assert all(torch.equal(shards[key], states[key]) for key in states)
 
 
-def test_padding_is_zero_and_masked():
+def test_padding_is_zero_and_masked() -> None:
     entries = [torch.ones(2, 3), None, torch.ones(4, 3)]
     states, mask = pad_states(entries)
     assert mask.tolist() == [[True, True, False, False], [False] * 4, [True] * 4]
@@ -152,7 +161,13 @@ def test_padding_is_zero_and_masked():
 
 
 @pytest.mark.parametrize("layers", ["last", "weighted"])
-def test_cached_forward_equals_raw(utterances, open_cache, make_model, tiny_processor, layers):
+def test_cached_forward_equals_raw(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+    layers: str,
+) -> None:
     model = make_model(
         encoder_layers=layers, hidden_dropout=0.0, attention_dropout=0.0, head_dropout=0.0
     )
@@ -166,7 +181,12 @@ def test_cached_forward_equals_raw(utterances, open_cache, make_model, tiny_proc
     assert (raw[0] - raw[1]).abs().max() > 1e-3  # the utterances do differ
 
 
-def test_masked_batches_equal_raw(utterances, open_cache, make_model, tiny_processor):
+def test_masked_batches_equal_raw(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+) -> None:
     model = make_model()
     cache = open_cache(model)
     cache.encode(utterances)
@@ -186,7 +206,9 @@ def test_masked_batches_equal_raw(utterances, open_cache, make_model, tiny_proce
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loader_reads_cache(utterances, open_cache, workers):
+def test_loader_reads_cache(
+    utterances: list[Utterance], open_cache: OpenCache, workers: int
+) -> None:
     cache = open_cache()
     cache.encode(utterances)
     collate = cache.collator(utterances, EMOTIONS, DIMENSIONS)
@@ -204,7 +226,9 @@ def test_loader_reads_cache(utterances, open_cache, workers):
             assert name == "dimension_labels" or same(batch[name], value)
 
 
-def test_half_precision_moves_logits_little(utterances, open_cache):
+def test_half_precision_moves_logits_little(
+    utterances: list[Utterance], open_cache: OpenCache
+) -> None:
     effects = {}
     for dtype in features.DTYPES:
         cache = open_cache(dtype=dtype)
@@ -218,7 +242,9 @@ def test_half_precision_moves_logits_little(utterances, open_cache):
 # ---- once, and never stale -----------------------------------------------------------------------
 
 
-def test_second_run_encodes_nothing(utterances, open_cache, make_model):
+def test_second_run_encodes_nothing(
+    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
+) -> None:
     model = make_model()
     runs = count_runs(model.audio_model), count_runs(model.text_model)
     assert open_cache(model).encode(utterances) == {"audio": 6, "text": 6}
@@ -229,12 +255,14 @@ def test_second_run_encodes_nothing(utterances, open_cache, make_model):
     assert [sum(sizes) for sizes in runs] == [6, 6]
 
 
-def test_equal_content_is_one_entry(utterances, open_cache):
+def test_equal_content_is_one_entry(utterances: list[Utterance], open_cache: OpenCache) -> None:
     twins = [utterances[0], replace(utterances[0], utterance_id="twin", start_s=0.0)]
     assert open_cache().encode(twins) == {"audio": 1, "text": 1}
 
 
-def test_saved_model_hits_cache(utterances, open_cache, make_model, tmp_path):
+def test_saved_model_hits_cache(
+    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel, tmp_path: Path
+) -> None:
     model = make_model()
     open_cache(model).encode(utterances)
     model.save_pretrained(tmp_path / "saved")
@@ -242,7 +270,9 @@ def test_saved_model_hits_cache(utterances, open_cache, make_model, tmp_path):
     assert open_cache(loaded).encode(utterances) == {"audio": 0, "text": 0}
 
 
-def test_processor_that_was_used_hits_cache(utterances, open_cache, tiny_processor):
+def test_processor_that_was_used_hits_cache(
+    utterances: list[Utterance], open_cache: OpenCache, tiny_processor: MTMMProcessor
+) -> None:
     open_cache().encode(utterances)
     tiny_processor(text=["a", "b c d"], text_kwargs={"padding": "max_length", "max_length": 20})
     assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
@@ -257,8 +287,13 @@ def test_processor_that_was_used_hits_cache(utterances, open_cache, tiny_process
     ],
 )
 def test_changed_utterance_misses(
-    utterances, open_cache, make_model, tiny_processor, change, misses
-):
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+    change: dict[str, Any],
+    misses: dict[str, int],
+) -> None:
     model = make_model()
     cache = open_cache(model)
     cache.encode(utterances)
@@ -272,7 +307,12 @@ def test_changed_utterance_misses(
         assert (batch[f"{name}_states"][0] - fresh).abs().max() <= 1e-5
 
 
-def test_changed_audio_bytes_miss(utterances, open_cache, make_model, tiny_processor):
+def test_changed_audio_bytes_miss(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+) -> None:
     model = make_model()
     cache = open_cache(model)
     cache.encode(utterances)
@@ -286,7 +326,9 @@ def test_changed_audio_bytes_miss(utterances, open_cache, make_model, tiny_proce
     assert (batch["acoustic_states"][0] - fresh).abs().max() <= 1e-5
 
 
-def test_changed_model_misses(utterances, open_cache, make_model):
+def test_changed_model_misses(
+    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
+) -> None:
     open_cache().encode(utterances)
 
     def misses(model: MTMMModel | None = None, **options: Any) -> tuple[int, int]:
@@ -306,7 +348,9 @@ def test_changed_model_misses(utterances, open_cache, make_model):
     assert misses(dtype="float16") == (6, 6)
 
 
-def test_changed_processor_misses(utterances, open_cache, tiny_processor):
+def test_changed_processor_misses(
+    utterances: list[Utterance], open_cache: OpenCache, tiny_processor: MTMMProcessor
+) -> None:
     open_cache().encode(utterances)
     extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
     tokenizer = type(tiny_processor.tokenizer)(
@@ -322,7 +366,9 @@ def test_changed_processor_misses(utterances, open_cache, tiny_processor):
         assert (len(missing["audio"]), len(missing["text"])) == misses
 
 
-def test_changed_library_misses(utterances, open_cache, monkeypatch):
+def test_changed_library_misses(
+    utterances: list[Utterance], open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_cache().encode(utterances)
     monkeypatch.setattr(features, "version", lambda name: "0.0.1")
     assert [len(entries) for entries in open_cache().missing(utterances).values()] == [6, 6]
@@ -332,13 +378,15 @@ def test_changed_library_misses(utterances, open_cache, monkeypatch):
 
 
 @pytest.fixture
-def start_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple]:
+def start_encoding(monkeypatch: pytest.MonkeyPatch) -> StartEncoding:
     """Encode in a forked process that writes a shard after every batch; gives process and result."""
     monkeypatch.setattr(features, "SHARD_BYTES", 1)
     fork = multiprocessing.get_context("fork")
     write = StateShards.write
 
-    def start(cache: FeatureCache, *args: Any, pause: float = 0.0, **options: Any) -> tuple:
+    def start(
+        cache: FeatureCache, *args: Any, pause: float = 0.0, **options: Any
+    ) -> tuple[Any, ...]:
         receiver, sender = fork.Pipe(duplex=False)
 
         def slow_write(shards: StateShards, states: dict[str, Tensor]) -> None:
@@ -346,7 +394,7 @@ def start_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple]:
             time.sleep(pause)
 
         def work() -> None:
-            StateShards.write = slow_write  # in the child alone
+            monkeypatch.setattr(StateShards, "write", slow_write)  # in the child alone
             sender.send(cache.encode(*args, batch_size=1, **options))
 
         process = fork.Process(target=work)
@@ -356,7 +404,12 @@ def start_encoding(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple]:
     return start
 
 
-def test_killed_encoding_continues(utterances, open_cache, make_model, start_encoding):
+def test_killed_encoding_continues(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    start_encoding: StartEncoding,
+) -> None:
     model = make_model()
     cache = open_cache(model)
     process, _ = start_encoding(cache, utterances, pause=60)
@@ -371,7 +424,9 @@ def test_killed_encoding_continues(utterances, open_cache, make_model, start_enc
     cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
 
 
-def test_processes_encode_disjoint_shares(utterances, open_cache, start_encoding):
+def test_processes_encode_disjoint_shares(
+    utterances: list[Utterance], open_cache: OpenCache, start_encoding: StartEncoding
+) -> None:
     shares = [start_encoding(open_cache(), utterances, rank=i, world_size=2) for i in range(2)]
     counts = [result.recv() for _, result in shares]
     for process, _ in shares:
@@ -381,7 +436,9 @@ def test_processes_encode_disjoint_shares(utterances, open_cache, start_encoding
     assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
 
 
-def test_half_written_shard_is_ignored_and_swept(utterances, open_cache):
+def test_half_written_shard_is_ignored_and_swept(
+    utterances: list[Utterance], open_cache: OpenCache
+) -> None:
     cache = open_cache()
     folder = cache.shards["audio"].folder
     for name in (".old.safetensors.1.tmp", ".new.safetensors.2.tmp"):
@@ -392,10 +449,12 @@ def test_half_written_shard_is_ignored_and_swept(utterances, open_cache):
     assert [path.name for path in folder.glob(".*")] == [".new.safetensors.2.tmp"]
 
 
-def test_processes_killed_again_and_again_lose_no_shard(utterances, open_cache, start_encoding):
+def test_processes_killed_again_and_again_lose_no_shard(
+    utterances: list[Utterance], open_cache: OpenCache, start_encoding: StartEncoding
+) -> None:
     """Two at a time fill one cache; one is killed after each of its first shards."""
     folder = open_cache().shards["audio"].folder.parent
-    shards = set()
+    shards: set[Path] = set()
     for _ in range(3):
         killed, _ = start_encoding(open_cache(), utterances, pause=60)
         other, _ = start_encoding(open_cache(), utterances[:3], pause=60)
@@ -415,20 +474,27 @@ def test_processes_killed_again_and_again_lose_no_shard(utterances, open_cache, 
     assert torch.allclose(batch["acoustic_states"][0][mask], expected, atol=1e-5)
 
 
-def test_unrelated_processes_share_a_cache(utterances, open_cache, make_model):
+def test_unrelated_processes_share_a_cache(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = make_model()
     first, second = open_cache(model), open_cache(model)
     plan = second.missing(utterances)
     first.encode(utterances, batch_size=2)
-    second.missing = lambda utterances: plan  # it looked before the first one wrote
-    second.encode(utterances, batch_size=3)
-    del second.missing
+    with monkeypatch.context() as patch:
+        patch.setattr(second, "missing", lambda _: plan)  # it looked before the first one wrote
+        second.encode(utterances, batch_size=3)
     for cache in (first, second, open_cache(model)):
         batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
         assert batch["acoustic_attention_mask"].any(-1).sum() == 6
 
 
-def test_damaged_shard_is_named_and_encoded_again(utterances, open_cache):
+def test_damaged_shard_is_named_and_encoded_again(
+    utterances: list[Utterance], open_cache: OpenCache
+) -> None:
     cache = open_cache()
     cache.encode(utterances)
     path = next(cache.shards["audio"].folder.glob("*.safetensors"))
@@ -448,7 +514,7 @@ def shard(tmp_path: Path) -> Path:
     return next(tmp_path.glob("*.safetensors"))
 
 
-def test_no_damaged_byte_of_a_shard_goes_unseen(shard: Path):
+def test_no_damaged_byte_of_a_shard_goes_unseen(shard: Path) -> None:
     """Of the header's length, the header, each tensor, and the end; each bit that matters."""
     good = shard.read_bytes()
     for place in range(len(good)):
@@ -460,7 +526,7 @@ def test_no_damaged_byte_of_a_shard_goes_unseen(shard: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", None])  # None: cut after every byte
-def test_foreign_or_cut_shard_is_named(shard: Path, content: bytes | None):
+def test_foreign_or_cut_shard_is_named(shard: Path, content: bytes | None) -> None:
     good = shard.read_bytes()
     for bad in [content] if content is not None else [good[:n] for n in range(len(good))]:
         shard.write_bytes(bad)
@@ -469,21 +535,21 @@ def test_foreign_or_cut_shard_is_named(shard: Path, content: bytes | None):
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF" * 9])
-def test_foreign_file_named_by_its_checksum_is_named(tmp_path: Path, content: bytes):
+def test_foreign_file_named_by_its_checksum_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / f"{hashlib.sha256(content).hexdigest()}.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"shard {path} cannot be read .*Delete it"):
         StateShards(tmp_path).refresh()
 
 
-def test_folder_in_the_place_of_a_shard_is_named(tmp_path: Path):
+def test_folder_in_the_place_of_a_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").mkdir()
     with pytest.raises(ValueError, match="x.safetensors cannot be read .*directory.*Delete it"):
         StateShards(tmp_path).refresh()
 
 
 @pytest.mark.parametrize("change", ["gone", "cut"])
-def test_shard_that_changes_after_it_was_checked_is_named(shard: Path, change: str):
+def test_shard_that_changes_after_it_was_checked_is_named(shard: Path, change: str) -> None:
     shards = StateShards(shard.parent)
     shards.refresh()
     if change == "gone":
@@ -494,7 +560,13 @@ def test_shard_that_changes_after_it_was_checked_is_named(shard: Path, change: s
         shards["a"]
 
 
-def test_small_disk_is_refused(utterances, open_cache, make_model, monkeypatch, capsys):
+def test_small_disk_is_refused(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = make_model(encoder_layers="weighted")
     runs = count_runs(model.audio_model)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
@@ -506,7 +578,12 @@ def test_small_disk_is_refused(utterances, open_cache, make_model, monkeypatch, 
     assert "6 audio entries to encode" in capsys.readouterr().out
 
 
-def test_announced_size_is_right(utterances, open_cache, make_model, monkeypatch):
+def test_announced_size_is_right(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cache = open_cache(make_model(encoder_layers="weighted"))
     missing = cache.missing(utterances)
     announced = {m: cache._positions(m, list(missing[m].values())).sum() for m in missing}
@@ -520,7 +597,9 @@ def test_announced_size_is_right(utterances, open_cache, make_model, monkeypatch
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
-def test_trainable_encoder_is_refused(open_cache, make_model, modality):
+def test_trainable_encoder_is_refused(
+    open_cache: OpenCache, make_model: MakeModel, modality: str
+) -> None:
     model = make_model()
     encoder = model.audio_model if modality == "audio" else model.text_model
     list(encoder.parameters())[-1].requires_grad_(True)
@@ -529,12 +608,14 @@ def test_trainable_encoder_is_refused(open_cache, make_model, modality):
         open_cache(model)
 
 
-def test_unknown_dtype_is_refused(open_cache):
+def test_unknown_dtype_is_refused(open_cache: OpenCache) -> None:
     with pytest.raises(ValueError, match="`dtype='int8'` .* float16, bfloat16, float32"):
         open_cache(dtype="int8")
 
 
-def test_overflow_is_refused(utterances, open_cache, make_model):
+def test_overflow_is_refused(
+    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
+) -> None:
     model = make_model()
     with torch.no_grad():
         model.audio_model.encoder.layer_norm.weight.fill_(1e6)
@@ -547,7 +628,7 @@ def test_overflow_is_refused(utterances, open_cache, make_model):
 
 # ---- layers, stride and augmentation -------------------------------------------------------------
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {"encoder_layers": "weighted", "audio_layers": [0, 2], "text_layers": [1]},
     {"acoustic_stride": 3},
     {"encoder_layers": "weighted", "audio_layers": [1], "acoustic_stride": 2},
@@ -556,8 +637,12 @@ SETTINGS = [
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_chosen_layers_and_stride_come_back(
-    utterances, open_cache, make_model, tiny_processor, setting
-):
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+    setting: dict[str, Any],
+) -> None:
     model = make_model(**setting)
     cache = open_cache(model)
     cache.encode(utterances, batch_size=3)
@@ -572,7 +657,9 @@ def test_chosen_layers_and_stride_come_back(
     assert cached["acoustic_attention_mask"].sum(-1).tolist() == (-(-frames // stride)).tolist()
 
 
-def test_changed_layers_and_stride_miss(utterances, open_cache, make_model):
+def test_changed_layers_and_stride_miss(
+    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
+) -> None:
     def misses(**setting: Any) -> tuple[int, int]:
         missing = open_cache(make_model(**setting)).missing(utterances)
         return len(missing["audio"]), len(missing["text"])
@@ -585,7 +672,12 @@ def test_changed_layers_and_stride_miss(utterances, open_cache, make_model):
     assert misses(encoder_layers="last") == (6, 6)
 
 
-def test_variants_are_entries_of_their_own(utterances, open_cache, make_model, tiny_processor):
+def test_variants_are_entries_of_their_own(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+) -> None:
     model = make_model()
     cache = open_cache(model)
     originals, *variants = add_variants(utterances, ["speed", "noise"], 2, seed=0)
@@ -607,8 +699,13 @@ def test_variants_are_entries_of_their_own(utterances, open_cache, make_model, t
         assert (len(missing["audio"]), len(missing["text"])) == (6, 0)
 
 
-def test_group_norm_is_encoded_one_by_one(utterances, open_cache, make_model, tiny_processor):
-    audio_config = MTMMConfig.tiny().audio_config.to_dict()
+def test_group_norm_is_encoded_one_by_one(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+) -> None:
+    audio_config = MTMMConfig.tiny().encoder_config("audio").to_dict()
     audio_config |= {"feat_extract_norm": "group", "do_stable_layer_norm": False}
     model = make_model(audio_config=audio_config)
     runs = count_runs(model.audio_model)
@@ -623,7 +720,9 @@ def test_group_norm_is_encoded_one_by_one(utterances, open_cache, make_model, ti
             assert torch.equal(batch["acoustic_states"][i][mask], expected)
 
 
-def test_collator_can_be_sent_to_spawned_workers(utterances, open_cache):
+def test_collator_can_be_sent_to_spawned_workers(
+    utterances: list[Utterance], open_cache: OpenCache
+) -> None:
     cache = open_cache()
     cache.encode(utterances)
     collate, rows = cache.collator(utterances, EMOTIONS, DIMENSIONS), list(to_dataset(utterances))

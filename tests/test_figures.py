@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mtmm_training import figures
@@ -18,7 +21,7 @@ PROBABILITIES = GENERATOR.dirichlet([1] * 4, 50)
 EMOTION_LABELS = GENERATOR.integers(0, 4, 50)
 
 
-def an_epoch(number: int, loss: float | None = 0.5, uar: float | None = 0.6) -> dict:
+def an_epoch(number: int, loss: float | None = 0.5, uar: float | None = 0.6) -> dict[str, Any]:
     validation = {"loss": loss, "UAR": uar, "WAR": uar, "CCC": {"valence": uar, "arousal": None}}
     return {"epoch": number, "train": {"loss": loss}, "validation": validation}
 
@@ -81,11 +84,11 @@ def test_failed_write_keeps_old_picture(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "figure.png"
     path.write_bytes(b"old")
 
-    def break_off(figure: figures.Figure, file: Path, **_: object) -> None:
+    def break_off(figure: Figure, file: Path, **_: object) -> None:
         Path(file).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(figures.Figure, "savefig", break_off)
+    monkeypatch.setattr(Figure, "savefig", break_off)
     with pytest.raises(OSError, match="disk full"):
         figures.plot_ablation([("a", 0.5, 0.4, 0.6)], path, "UAR")
     assert path.read_bytes() == b"old"
@@ -109,7 +112,10 @@ def test_dimensions_of_one_utterance_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size
 
 
-def refused(**cases: tuple) -> list:
+ABSENT: Any = None  # where a number or an array is due
+
+
+def refused(**cases: tuple[Any, ...]) -> list[Any]:
     return [pytest.param(*case, id=name.replace("_", " ")) for name, case in cases.items()]
 
 
@@ -121,7 +127,7 @@ def refused(**cases: tuple) -> list:
             "counts no utterance",
         ),
         confusion_absent=(
-            lambda path: figures.plot_confusion(None, EMOTIONS, path, ""),
+            lambda path: figures.plot_confusion(ABSENT, EMOTIONS, path, ""),
             r"shape \(\); 4 emotions need \(4, 4\)",
         ),
         dimensions_unlabelled=(
@@ -155,7 +161,7 @@ def refused(**cases: tuple) -> list:
             "variant 'a' has 0 folds without UAR among 0",
         ),
         spread_lacking_fold=(
-            lambda path: figures.plot_fold_spread({"a": [0.5, None]}, path, "UAR"),
+            lambda path: figures.plot_fold_spread({"a": [0.5, ABSENT]}, path, "UAR"),
             "variant 'a' has 1 folds without UAR among 2",
         ),
         reliability_empty=(lambda path: figures.plot_reliability({}, [0], path), "is empty"),
@@ -165,12 +171,14 @@ def refused(**cases: tuple) -> list:
         ),
         ablation_empty=(lambda path: figures.plot_ablation([], path, "UAR"), "reference variant"),
         ablation_lacking=(
-            lambda path: figures.plot_ablation([("a", 0.5, None, 0.6)], path, "UAR"),
+            lambda path: figures.plot_ablation([("a", 0.5, ABSENT, 0.6)], path, "UAR"),
             "row 'a' lacks a number",
         ),
     ),
 )
-def test_figure_says_what_is_missing(draw, message: str, tmp_path: Path) -> None:
+def test_figure_says_what_is_missing(
+    draw: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def ravdess() -> list[Utterance]:
     return read_manifest(path, corpus="ravdess4")
 
 
-def utterance(utterance_id: str, speaker: str, **given: object) -> Utterance:
-    defaults = {"corpus": "test", "text": f"Words of {utterance_id}."}
+def utterance(utterance_id: str, speaker: str, **given: Any) -> Utterance:
+    defaults: dict[str, Any] = {"corpus": "test", "text": f"Words of {utterance_id}."}
     return Utterance(utterance_id=utterance_id, speaker_id=speaker, **defaults | given)
 
 
@@ -115,7 +116,7 @@ def test_grouped_folds_follow_the_seed() -> None:
 
 def test_official_protocol_takes_the_splits() -> None:
     official = {"1": "train", "2": "validation", "3": "test"}
-    utterances = [replace(u, split=official[u.session_id]) for u in corpus(sessions=3)]
+    utterances = [replace(u, split=official[str(u.session_id)]) for u in corpus(sessions=3)]
     (fold,) = make_folds(utterances, "official")
     assert speakers(utterances, fold, "validation") == {"2F", "2M"}
 
@@ -141,7 +142,7 @@ def test_official_protocol_takes_the_splits() -> None:
     ],
 )
 def test_unsuitable_protocol_is_refused(
-    protocol: str, change: Callable[[Utterance], Utterance], options: dict, message: str
+    protocol: str, change: Callable[[Utterance], Utterance], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_folds([change(u) for u in corpus()], protocol, **options)
@@ -280,7 +281,9 @@ def test_fold_from_speakers_trains_on_the_rest() -> None:
         ([], ["5F"], "Split validation of fold '5F' is empty"),
     ],
 )
-def test_bad_speaker_lists_are_refused(validation: list, test: list, message: str) -> None:
+def test_bad_speaker_lists_are_refused(
+    validation: list[str], test: list[str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         fold_from_speakers(corpus(), validation, test)
 

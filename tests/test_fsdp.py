@@ -13,10 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from conftest import gradient
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from configuration_mtmm import MTMMConfig
@@ -40,9 +42,10 @@ def make_model(way: str) -> nn.Module:
         for name in NO_DROPOUT:
             if hasattr(part, name):
                 setattr(part, name, 0.0)
-    model: nn.Module = MTMMModel(config)
+    plain = MTMMModel(config)
+    model: nn.Module = plain
     if way == "fsdp_lora":
-        model = add_lora(model, rank=2, alpha=4, dropout=0.0)
+        model = add_lora(plain, rank=2, alpha=4, dropout=0.0)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.1)
@@ -79,7 +82,7 @@ def step(model: nn.Module, batch: dict[str, Tensor], **inputs: Any) -> dict[str,
     optimiser = torch.optim.SGD(trained.values(), lr=0.1)
     loss = model(**batch, **inputs).loss
     loss.backward()
-    gradients = {name: whole(parameter.grad) for name, parameter in trained.items()}
+    gradients = {name: whole(gradient(parameter)) for name, parameter in trained.items()}
     optimiser.step()
     weights = {name: whole(parameter.detach()) for name, parameter in trained.items()}
     return {"loss": float(loss.detach()), "gradients": gradients, "weights": weights}
@@ -113,7 +116,7 @@ def work(rank: int, folder: str) -> None:
     results = {}
     for way in WAYS:
         model = make_model(way)
-        replicate: Callable = DistributedDataParallel if way == "ddp" else shard
+        replicate: Callable[..., Any] = DistributedDataParallel if way == "ddp" else shard
         model = replicate(model)
         results[way] = step(model, share_of(rank), reduce_sum=sum_over_processes)
         # Nothing waits for the step before: DDP would stop here, had a parameter had no gradient.
@@ -128,12 +131,14 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("fsdp")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    spawn(work, args=(str(folder),), nprocs=2)
     return torch.load(folder / "results.pt")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_that_lack_different_things_equal_one(way: str, results: dict) -> None:
+def test_two_processes_that_lack_different_things_equal_one(
+    way: str, results: dict[str, dict[str, Any]]
+) -> None:
     model = make_model(way)
     before = copy.deepcopy(model)
     alone, pair = step(model, whole_batch()), results[way]
@@ -149,7 +154,7 @@ def test_two_processes_that_lack_different_things_equal_one(way: str, results: d
             torch.testing.assert_close(names[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_whole_batch_trains_every_part(results: dict) -> None:
+def test_whole_batch_trains_every_part(results: dict[str, dict[str, Any]]) -> None:
     """Else the comparison above would compare zeros."""
     gradients = results["ddp"]["gradients"]
     for part in ("audio_model", "text_model", "fusion", "emotion_head", "dimension_head"):

@@ -124,7 +124,7 @@ def test_chance_is_what_a_timeline_without_knowledge_has() -> None:
 
 
 def test_command_leaves_recording_truth_timeline_and_picture(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained_run(tmp_path_factory.getbasetemp())
     main(["--run", str(run), "--out", str(tmp_path), "--seconds", "120"])
@@ -156,7 +156,7 @@ def test_command_leaves_recording_truth_timeline_and_picture(
     ],
 )
 def test_short_recording_is_refused(
-    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--run", str(tmp_path), *flags])

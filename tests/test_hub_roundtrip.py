@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,9 @@ json.dump(results, open(job["results"], "w"))
 """
 
 
-def run_isolated(work: Path, name: str, folders: list[Path], save: dict | None = None) -> dict:
+def run_isolated(
+    work: Path, name: str, folders: list[Path], save: dict[Path, tuple[Path, ...]] | None = None
+) -> dict[str, Any]:
     """Load the folders in a new process outside the checkout; what it saw, by folder."""
     outside = work / name
     outside.mkdir()
@@ -194,8 +197,12 @@ class Hub:
     def __init__(self, work: Path) -> None:
         self.work = work
         self.here: dict[str, list[torch.Tensor]] = {}
-        self.there: dict[str, dict] = {}
+        self.there: dict[str, dict[str, Any]] = {}
         self.models: dict[str, MTMMModel] = {}
+        self.prediction: dict[str, Any] = {}
+        self.audio_encoder: torch.nn.Module
+        self.text_encoder: torch.nn.Module
+        self.pair_processor: MTMMProcessor
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +228,7 @@ def hub(
     hub.prediction = MTMMPipeline(model=model, processor=tiny_processor)(utterance)
     shutil.copytree(work / "tiny", work / "tiny_as_saved")
 
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     hub.audio_encoder = save_audio_as_on_hub(work / "hubert")
     hub.text_encoder = save_text_as_on_hub(work / "deberta")
     folders = str(work / "hubert"), str(work / "deberta")
@@ -245,8 +252,8 @@ def hub(
         "bert",
     ):  # what was saved needs no encoder folder
         shutil.move(work / folder, work / f"moved_{folder}")
-    folders = [again, from_pipeline, work / "pair", work / "whisper_pair"]
-    hub.there |= run_isolated(work, "second", folders)
+    saved = [again, from_pipeline, work / "pair", work / "whisper_pair"]
+    hub.there |= run_isolated(work, "second", saved)
     hub.there = {Path(folder).name: result for folder, result in hub.there.items()}
     return hub
 
@@ -275,8 +282,8 @@ def save_whisper_and_bert(work: Path) -> tuple[str, str]:
     WhisperFeatureExtractor(feature_size=8, chunk_length=1).save_pretrained(work / "whisper")
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes |= {"intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 64}
-    config = MTMMConfig.tiny(text_config=sizes | {"model_type": "bert"}).text_config
-    AutoModel.from_config(config).half().save_pretrained(work / "bert")
+    bert = MTMMConfig.tiny(text_config=sizes | {"model_type": "bert"})
+    AutoModel.from_config(bert.encoder_config("text")).half().save_pretrained(work / "bert")
     letters = "abcdefghijklmnopqrstuvwxyz"
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", "!", *letters]
     pieces += [f"##{letter}" for letter in letters]

@@ -83,7 +83,8 @@ def test_hub_file_never_names_training(module: str) -> None:
 
 def test_hub_modules_are_found_in_this_checkout() -> None:
     for module in HUB_MODULES:
-        assert Path(importlib.util.find_spec(module).origin) == ROOT / f"{module}.py"
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and Path(str(spec.origin)) == ROOT / f"{module}.py"
 
 
 WITHOUT_AUDIO_LIBRARIES = """

@@ -88,7 +88,7 @@ def test_picture_suits_what_there_is(tmp_path: Path) -> None:
     assert imread(tmp_path / "text.png").shape[2] == 4
 
 
-def test_command_inspects_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_inspects_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = tmp_path / "tiny" / "manifest.csv"
     manifest.parent.mkdir()
     write_manifest(corpus(manifest.parent), manifest)
@@ -98,7 +98,7 @@ def test_command_inspects_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "u0 = u7" in (tmp_path / "out" / "tiny.txt").read_text()
 
 
-def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--corpus", "iemocap", "--corpus_dir", str(tmp_path)]) == 1
     assert "has no folder Session1" in capsys.readouterr().err
     for words, message in (
@@ -112,7 +112,7 @@ def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture) -
         assert message in capsys.readouterr().err
 
 
-def test_help_names_corpora_and_label_sets(capsys: pytest.CaptureFixture) -> None:
+def test_help_names_corpora_and_label_sets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_help_names_corpora_and_label_sets(capsys: pytest.CaptureFixture) -> Non
     ],
 )
 def test_real_corpora_are_described(
-    real_data: Path, capsys: pytest.CaptureFixture, name: str, folder: str, line: str
+    real_data: Path, capsys: pytest.CaptureFixture[str], name: str, folder: str, line: str
 ) -> None:
     assert main(["--corpus", name, "--corpus_dir", str(real_data / folder)]) == 0
     assert line in capsys.readouterr().out

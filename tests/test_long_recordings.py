@@ -7,13 +7,15 @@ import io
 import subprocess
 import sys
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import transformers
 from conftest import WHISPER
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
@@ -43,7 +45,7 @@ def noise(duration_s: float, seed: int = 0) -> np.ndarray:
     return (white * (0.2 + 0.8 * np.cos(time) ** 2) * np.sin(60 * time**1.5)).astype(np.float32)
 
 
-def audio(waveform: np.ndarray) -> dict:
+def audio(waveform: np.ndarray) -> dict[str, Any]:
     return {"array": waveform, "sampling_rate": RATE}
 
 
@@ -76,12 +78,12 @@ def long_wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def spans(result: dict | list) -> list[tuple[float, float]]:
+def spans(result: dict[str, Any] | list[dict[str, Any]]) -> list[tuple[float, float]]:
     entries = result["timeline"] if isinstance(result, dict) else result
     return [(entry["start"], entry["end"]) for entry in entries]
 
 
-def assert_alike(entry: dict, alone: dict, tolerance: float = 1e-5) -> None:
+def assert_alike(entry: dict[str, Any], alone: dict[str, Any], tolerance: float = 1e-5) -> None:
     """An entry of the timeline says what the pipeline says of that stretch alone."""
     assert entry["emotion"] == alone["emotion"]
     assert entry["scores"] == pytest.approx(alone["scores"], abs=tolerance)
@@ -90,7 +92,7 @@ def assert_alike(entry: dict, alone: dict, tolerance: float = 1e-5) -> None:
     assert entry["missing"] == alone["missing"]
 
 
-def assert_same_timeline(one: list[dict], other: list[dict]) -> None:
+def assert_same_timeline(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     np.testing.assert_allclose(spans(one), spans(other), atol=1e-9)
     for entry, expected in zip(one, other, strict=True):
         assert_alike(entry, expected)
@@ -117,7 +119,11 @@ def assert_same_timeline(one: list[dict], other: list[dict]) -> None:
     ],
 )
 def test_windows_cover_the_recording(
-    pipe: MTMMPipeline, duration_s: float, window_s: float, hop_s: float, expected: list
+    pipe: MTMMPipeline,
+    duration_s: float,
+    window_s: float,
+    hop_s: float,
+    expected: list[tuple[float, float]],
 ) -> None:
     waveform = noise(duration_s)
     result = pipe(audio(waveform), window_s=window_s, hop_s=hop_s)
@@ -167,7 +173,7 @@ def test_whole_result_is_the_mean_over_time(pipe: MTMMPipeline) -> None:
         ([(0, 4), (0, 4), (1, 2)], [1.5 + 1 / 3, 1.5 + 1 / 3, 1 / 3]),
     ],
 )
-def test_instants_are_shared_by_those_who_hear_them(times: list, expected: list) -> None:
+def test_instants_are_shared_by_those_who_hear_them(times: list[Any], expected: list[Any]) -> None:
     assert _shares_of_time(times) * sum(expected) == pytest.approx(expected)
 
 
@@ -194,7 +200,7 @@ def test_top_k_and_untrained_hold_in_the_timeline(
         ({"batch_size": 0}, "`batch_size=0` is not allowed; it must be a whole number"),
     ],
 )
-def test_bad_option_is_refused(pipe: MTMMPipeline, options: dict, message: str) -> None:
+def test_bad_option_is_refused(pipe: MTMMPipeline, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipe([audio(noise(3.0))], **options)
 
@@ -305,7 +311,9 @@ CHUNKS = [{"text": w["text"], "timestamp": (w["start"], w["end"])} for w in WORD
 
 
 @pytest.mark.parametrize("words", [WORDS, CHUNKS, tuple(WORDS[::-1])])
-def test_words_go_to_the_window_of_their_middle(pipe: MTMMPipeline, words: list) -> None:
+def test_words_go_to_the_window_of_their_middle(
+    pipe: MTMMPipeline, words: Sequence[dict[str, Any]]
+) -> None:
     waveform = noise(7.3)
     result = pipe({"audio": audio(waveform), "words": words})
     assert [entry.get("text") for entry in result["timeline"]] == [
@@ -382,7 +390,7 @@ def test_segments_of_text_need_no_audio(pipe: MTMMPipeline) -> None:
         ({"segments": [{"start": 1, "end": 1.01}]}, "From 1 to 1.01 s: The audio lasts 0.01 s"),
     ],
 )
-def test_bad_transcript_is_refused(pipe: MTMMPipeline, given: dict, message: str) -> None:
+def test_bad_transcript_is_refused(pipe: MTMMPipeline, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipe({"audio": audio(noise(3.0))} | given)
 
@@ -401,7 +409,7 @@ class Recogniser:
     def __init__(self) -> None:
         self.heard: list[np.ndarray] = []
 
-    def __call__(self, given: dict) -> dict:
+    def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
         assert given["sampling_rate"] == RATE and given["raw"].dtype == np.float32
         self.heard.append(given["raw"])
         return {"text": " loud " if given["raw"].std() > 0.05 else ""}
@@ -468,18 +476,23 @@ def recogniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_recogniser_of_transformers_is_loaded_by_its_folder(
     pipe: MTMMPipeline, recogniser_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads = []
-    make = pipeline_mtmm.pipeline
-    monkeypatch.setattr(
-        pipeline_mtmm, "pipeline", lambda *a, **k: loads.append(k["model"]) or make(*a, **k)
-    )
+    loads: list[str] = []
+
+    def make(*given: Any, **options: Any) -> Any:
+        loads.append(options["model"])
+        return transformers.pipeline(*given, **options)
+
+    monkeypatch.setattr(pipeline_mtmm, "pipeline", make)
     waveform = noise(3.0)
     assert "timeline" in pipe({"audio": audio(waveform)}) and not loads
     result = pipe([audio(waveform), audio(noise(1.0))], transcriber=recogniser_folder)
     assert loads == [str(recogniser_folder)]
-    recogniser = make("automatic-speech-recognition", model=str(recogniser_folder), device="cpu")
+    recogniser = transformers.pipeline(
+        "automatic-speech-recognition", model=str(recogniser_folder), device="cpu"
+    )
     assert isinstance(recogniser, AutomaticSpeechRecognitionPipeline)
-    first = recogniser(audio(waveform[: 2 * RATE]))["text"]
+    spoken: Any = recogniser(audio(waveform[: 2 * RATE]))
+    first = spoken["text"]
     assert first and result[0]["timeline"][0]["text"] == first.strip()
     assert pipe([audio(waveform), audio(noise(1.0))], transcriber=recogniser) == result
 
@@ -503,7 +516,7 @@ def test_recogniser_of_transformers_is_loaded_by_its_folder(
     ],
 )
 def test_bad_transcriber_is_refused(
-    pipe: MTMMPipeline, transcriber: object, options: dict, error: type, message: str
+    pipe: MTMMPipeline, transcriber: object, options: dict[str, Any], error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
         pipe([audio(noise(1.0))], transcriber=transcriber, **options)
@@ -527,7 +540,7 @@ class Pipe(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:
+    def readinto(self, buffer: Any) -> int:
         return self.file.readinto(buffer)
 
 
@@ -613,7 +626,7 @@ def test_standard_input_is_heard(pipe: MTMMPipeline, tmp_path: Path) -> None:
     """A real pipe between two processes."""
     path = tmp_path / "speech.wav"
     with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, RATE, 0, "NONE", None))
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
         file.writeframes(pcm(noise(3.0)).tobytes())
     copy = [
         sys.executable,

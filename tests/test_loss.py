@@ -1,9 +1,12 @@
 """Cross-entropy and 1 − CCC: against direct formulas, with absent labels, over several processes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import gradient
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
@@ -27,6 +30,10 @@ def batch(utterances: int = 12, dimensions: int = 2, seed: int = 0) -> tuple[Ten
     return logits.requires_grad_(), predictions.requires_grad_(), emotions, labels
 
 
+def both(losses: tuple[Tensor, Tensor]) -> Tensor:
+    return losses[0] + losses[1]
+
+
 def direct_ccc(x: np.ndarray, y: np.ndarray) -> float:
     """Lin 1989, population moments."""
     covariance = ((x - x.mean()) * (y - y.mean())).mean()
@@ -40,10 +47,9 @@ def test_dimension_loss_matches_direct_formula(config: MTMMConfig, seed: int) ->
     logits, predictions, _, labels = batch(dimensions=count, seed=seed)
     emotion_loss, loss = multi_task_loss(config, logits, predictions, None, labels)
     x, y = predictions.detach().numpy(), labels.numpy()
-    expected = sum(
-        weight * (1 - direct_ccc(x[:, i], y[:, i]))
-        for i, weight in enumerate(config.dimension_loss_weights)
-    )
+    weights = config.dimension_loss_weights or ()
+    assert len(weights) == count
+    expected = sum(weight * (1 - direct_ccc(x[:, i], y[:, i])) for i, weight in enumerate(weights))
     assert loss.item() == pytest.approx(expected, abs=1e-12)
     assert emotion_loss.item() == 0
 
@@ -78,7 +84,7 @@ def test_gradient_matches_finite_differences() -> None:
     class_weights = torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64)
 
     def total(logits: Tensor, predictions: Tensor) -> Tensor:
-        return sum(multi_task_loss(config, logits, predictions, emotions, labels, class_weights))
+        return both(multi_task_loss(config, logits, predictions, emotions, labels, class_weights))
 
     assert torch.autograd.gradcheck(total, (logits, predictions), atol=1e-7)
 
@@ -90,16 +96,16 @@ def test_absent_labels_take_no_part() -> None:
     labels[2, 1] = torch.nan
     emotion_loss, dimension_loss = multi_task_loss(CONFIG, logits, predictions, emotions, labels)
     kept = emotions != -100
-    expected = 0.34 * F.cross_entropy(logits[kept], emotions[kept])
-    assert emotion_loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    entropy = 0.34 * F.cross_entropy(logits[kept], emotions[kept])
+    assert emotion_loss.item() == pytest.approx(entropy.item(), abs=1e-12)
     x, y = predictions.detach().numpy(), labels.numpy()
     there = ~np.isnan(y)
     expected = sum(0.33 * (1 - direct_ccc(x[there[:, i], i], y[there[:, i], i])) for i in range(2))
     assert dimension_loss.item() == pytest.approx(expected, abs=1e-12)
     (emotion_loss + dimension_loss).backward()
-    assert not logits.grad[~kept].any() and logits.grad[kept].all()
-    assert not predictions.grad[~torch.tensor(there)].any()
-    assert predictions.grad[torch.tensor(there)].all()
+    assert not gradient(logits)[~kept].any() and gradient(logits)[kept].all()
+    assert not gradient(predictions)[~torch.tensor(there)].any()
+    assert gradient(predictions)[torch.tensor(there)].all()
 
 
 def absent(labels: Tensor) -> Tensor:
@@ -111,15 +117,14 @@ def one_label(labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("change", [None, absent, one_label])
-def test_too_few_labels_add_connected_zero(change) -> None:
-    logits, predictions, _, labels = batch()
-    labels = None if change is None else change(labels)
+def test_too_few_labels_add_connected_zero(change: Callable[[Tensor], Tensor] | None) -> None:
+    logits, predictions, _, whole = batch()
+    labels = None if change is None else change(whole)
     emotions = None if change is None else torch.full((12,), -100)
     losses = multi_task_loss(CONFIG, logits, predictions, emotions, labels)
     assert [loss.item() for loss in losses] == [0, 0]
-    sum(losses).backward()
-    for gradient in (logits.grad, predictions.grad):
-        assert gradient is not None and not gradient.any()
+    both(losses).backward()
+    assert not gradient(logits).any() and not gradient(predictions).any()
 
 
 def test_one_dimension_without_labels_leaves_the_other() -> None:
@@ -129,7 +134,7 @@ def test_one_dimension_without_labels_leaves_the_other() -> None:
     x, y = predictions[:, 0].detach().numpy(), labels[:, 0].numpy()
     assert loss.item() == pytest.approx(0.33 * (1 - direct_ccc(x, y)), abs=1e-12)
     loss.backward()
-    assert predictions.grad[:, 0].all() and not predictions.grad[:, 1].any()
+    assert gradient(predictions)[:, 0].all() and not gradient(predictions)[:, 1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -140,7 +145,7 @@ def test_zero_denominator_adds_connected_zero(dtype: torch.dtype, value: float) 
     loss = multi_task_loss(CONFIG, logits, predictions, None, predictions.detach().clone())[1]
     assert loss.item() == 0
     loss.backward()
-    assert predictions.grad is not None and torch.isfinite(predictions.grad).all()
+    assert torch.isfinite(gradient(predictions)).all()
 
 
 @pytest.mark.parametrize("count", [16, 64, 1000])
@@ -153,7 +158,7 @@ def test_constant_labels_give_full_loss_in_float32(count: int, spread: float) ->
     loss = multi_task_loss(CONFIG, torch.zeros(count, 4), predictions, None, labels)[1]
     assert loss.item() == pytest.approx(0.66, abs=1e-6)
     loss.backward()
-    assert predictions.grad.abs().max() < 1e-3  # CCC is 0, whatever they are
+    assert gradient(predictions).abs().max() < 1e-3  # CCC is 0, whatever they are
 
 
 @pytest.mark.parametrize("factor", [1e-40, 1e30, 3e38])
@@ -176,7 +181,7 @@ def test_constants_give_full_loss_and_finite_gradient(constant: str) -> None:
     loss = multi_task_loss(CONFIG, logits, predictions, None, labels)[1]
     assert loss.item() == pytest.approx(0.66, abs=1e-9)
     loss.backward()
-    assert torch.isfinite(predictions.grad).all()
+    assert torch.isfinite(gradient(predictions)).all()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -202,7 +207,7 @@ def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
         emotions[7:], labels[7:] = -100, torch.nan
     weights = torch.tensor([0.3, 1.0, 2.0, 5.0], dtype=torch.float64)
     config = MTMMConfig.tiny(label_smoothing=0.1)
-    whole = sum(multi_task_loss(config, logits, predictions, emotions, labels, weights))
+    whole = both(multi_task_loss(config, logits, predictions, emotions, labels, weights))
     whole_gradients = torch.autograd.grad(whole, (logits, predictions))
 
     parts = [
@@ -219,11 +224,11 @@ def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
         multi_task_loss(config, *part, weights, collect)
     total = statistics[0] + statistics[1]
     assert total.dim() == 1
-    loss = sum(multi_task_loss(config, *parts[0], weights, lambda sums: total))
+    loss = both(multi_task_loss(config, *parts[0], weights, lambda sums: total))
     assert loss.item() == pytest.approx(whole.item(), abs=1e-12)
     gradients = torch.autograd.grad(loss, (logits, predictions))
-    for gradient, expected in zip(gradients, whole_gradients, strict=True):
-        torch.testing.assert_close(gradient, expected, atol=1e-12, rtol=0)
+    for ours, expected in zip(gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

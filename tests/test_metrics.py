@@ -1,6 +1,7 @@
 """python -m pytest tests/test_metrics.py -q"""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ EMOTIONS = ["angry", "happy", "neutral", "sad"]
 NAN = float("nan")
 
 
-def some_split(utterances: int = 200, seed: int = 0) -> dict:
+def some_split(utterances: int = 200, seed: int = 0) -> dict[str, Any]:
     """Makes the arguments of `split_metrics`, about a tenth of the labels absent."""
     generator = np.random.default_rng(seed)
     emotion_labels = generator.integers(0, 4, utterances)
@@ -91,7 +92,9 @@ def test_majority_class_fools_only_accuracy() -> None:
         ([0, 1], [0], r"`labels` has shape \(2,\) for 1 predictions"),
     ],
 )
-def test_wrong_emotion_indices_are_refused(labels, predictions, message: str) -> None:
+def test_wrong_emotion_indices_are_refused(
+    labels: list[int], predictions: list[int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.confusion(labels, predictions, EMOTIONS)
 
@@ -290,7 +293,7 @@ def test_split_metrics_agree_with_single_functions() -> None:
 def test_order_of_utterances_changes_nothing() -> None:
     split = some_split()
     order = np.random.default_rng(6).permutation(200)
-    shuffled = {
+    shuffled: dict[str, Any] = {
         name: value[order] if isinstance(value, np.ndarray) else value
         for name, value in split.items()
     }
@@ -343,7 +346,7 @@ def test_empty_split_gives_none() -> None:
         ({"emotion_labels": np.full(200, 9)}, "`labels` holds 9"),
     ],
 )
-def test_wrong_split_is_refused(changed: dict, message: str) -> None:
+def test_wrong_split_is_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.split_metrics(**some_split() | changed)
 
@@ -396,7 +399,11 @@ def test_interval_covers_truth_as_often_as_it_says() -> None:
     covered = 0
     for _ in range(100):
         values = np.repeat(generator.normal(0, 1, 30), 4) + generator.normal(0, 0.5, 120)
-        found = metrics.paired_bootstrap(lambda i, v=values: v[i].mean(), speakers, resamples=200)
+
+        def mean(rows: np.ndarray, values: np.ndarray = values) -> float:
+            return float(values[rows].mean())
+
+        found = metrics.paired_bootstrap(mean, speakers, resamples=200)
         covered += found.low <= 0 <= found.high
     assert 86 <= covered <= 99
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import load_with_info
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, set_seed
 
@@ -47,7 +48,7 @@ def logits(model: MTMMModel, inputs: dict[str, torch.Tensor], **more: Any) -> to
 
 
 @pytest.mark.parametrize("overrides", VARIANTS)
-def test_model_builds_on_meta_device(overrides: dict) -> None:
+def test_model_builds_on_meta_device(overrides: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = MTMMModel(MTMMConfig.tiny(**overrides))
     real = {name for name, tensor in model.state_dict().items() if not tensor.is_meta}
@@ -64,12 +65,15 @@ def test_model_builds_on_meta_device(overrides: dict) -> None:
 
 @pytest.mark.parametrize("overrides", VARIANTS)
 def test_save_and_load_keep_every_key(
-    make_model: MakeModel, tmp_path: Path, overrides: dict, inputs: dict
+    make_model: MakeModel,
+    tmp_path: Path,
+    overrides: dict[str, Any],
+    inputs: dict[str, torch.Tensor],
 ) -> None:
     model = make_model(**overrides)
     model.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
-    loaded, info = MTMMModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = load_with_info(tmp_path)
     assert [keys for keys in info.values() if keys] == []
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
     assert torch.equal(logits(loaded.eval(), inputs), logits(model, inputs))
@@ -88,7 +92,7 @@ def test_missing_weights_are_made_anew(make_model: MakeModel, tmp_path: Path, pa
     kept = {name: w for name, w in load_file(path).items() if not name.startswith(part)}
     save_file(kept, path, metadata={"format": "pt"})
     set_seed(0)
-    loaded, info = MTMMModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = load_with_info(tmp_path)
     missing = set(model.state_dict()) - set(kept)
     assert set(info["missing_keys"]) == missing
     for name in missing:
@@ -104,12 +108,12 @@ def test_missing_weights_are_made_anew(make_model: MakeModel, tmp_path: Path, pa
 
 
 def test_embeddings_are_the_text_encoders(
-    make_model: MakeModel, tmp_path: Path, inputs: dict
+    make_model: MakeModel, tmp_path: Path, inputs: dict[str, torch.Tensor]
 ) -> None:
     model = make_model()
     before = logits(model, inputs)
     grown = model.resize_token_embeddings(140)
-    assert grown.weight.shape[0] == 140 == model.config.text_config.vocab_size
+    assert grown.weight.shape[0] == 140 == model.config.encoder_config("text").vocab_size
     assert model.get_input_embeddings() is model.text_model.get_input_embeddings()
     assert torch.equal(logits(model, inputs), before)
     new_token = inputs | {"input_ids": torch.full_like(inputs["input_ids"], 139)}
@@ -122,7 +126,7 @@ def test_embeddings_are_the_text_encoders(
 # ---- forward -------------------------------------------------------------------------------------
 
 
-def test_forward_is_deterministic(make_model: MakeModel, inputs: dict) -> None:
+def test_forward_is_deterministic(make_model: MakeModel, inputs: dict[str, torch.Tensor]) -> None:
     model = make_model()
     assert torch.equal(logits(model, inputs), logits(model, inputs))
     model.train()
@@ -133,7 +137,9 @@ def test_forward_is_deterministic(make_model: MakeModel, inputs: dict) -> None:
     assert torch.equal(dropped[0], dropped[1]) and not torch.equal(dropped[0], dropped[2])
 
 
-def test_config_asks_for_states_and_tuples(make_model: MakeModel, inputs: dict) -> None:
+def test_config_asks_for_states_and_tuples(
+    make_model: MakeModel, inputs: dict[str, torch.Tensor]
+) -> None:
     model = make_model()
     model.set_attn_implementation("eager")  # which config.output_attentions asks for
     plain = model(**inputs)
@@ -158,7 +164,9 @@ def test_main_input_is_first_argument() -> None:
 
 
 @pytest.mark.parametrize("frozen", ["fusion", "emotion_head", "dimension_head", "text_model"])
-def test_training_with_frozen_parts(make_model: MakeModel, inputs: dict, frozen: str) -> None:
+def test_training_with_frozen_parts(
+    make_model: MakeModel, inputs: dict[str, torch.Tensor], frozen: str
+) -> None:
     model = make_model(**OPEN).train()
     model.get_submodule(frozen).requires_grad_(False)
     before = copy.deepcopy(model.state_dict())
@@ -179,7 +187,7 @@ def test_training_with_frozen_parts(make_model: MakeModel, inputs: dict, frozen:
 # ---- graphs --------------------------------------------------------------------------------------
 
 
-def test_first_compile_is_one_graph(make_model: MakeModel, inputs: dict) -> None:
+def test_first_compile_is_one_graph(make_model: MakeModel, inputs: dict[str, torch.Tensor]) -> None:
     """With weighted layers, states and attentions at once: each alone once broke the graph."""
     model = make_model(encoder_layers="weighted")
     asked = {"output_hidden_states": True, "output_attentions": True}
@@ -215,13 +223,14 @@ def test_configs_share_no_state() -> None:
     one, other = MTMMConfig.tiny(), MTMMConfig.tiny()
     one.custom_pipelines["speech-emotion-recognition"]["pt"] = "changed"
     one.auto_map["AutoModel"] = "changed"
-    one.audio_config.hidden_size = 1
+    one.encoder_config("audio").hidden_size = 1
     assert other.to_dict() == MTMMConfig.tiny().to_dict()
 
 
 def test_processor_options_go_by_modality(tiny_processor: MTMMProcessor) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
-    both = {"audio": [noise, noise[:6000]], "text": ["so you won", "no"], "sampling_rate": 16000}
+    both: dict[str, Any] = {"audio": [noise, noise[:6000]], "text": ["so you won", "no"]}
+    both["sampling_rate"] = 16000
     plain = tiny_processor(**both)
     cut = tiny_processor(**both, text_kwargs={"max_length": 5, "truncation": True})
     assert cut["input_ids"].shape[1] == 5 < plain["input_ids"].shape[1]

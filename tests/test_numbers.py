@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from processing_mtmm import MTMMProcessor
 MakeModel = Callable[..., MTMMModel]
 HALVES = [torch.float16, torch.bfloat16]
 TINY = MTMMConfig.tiny()
-BERT = TINY.text_config.to_dict() | {"model_type": "bert", "max_position_embeddings": 512}
-BERT |= {"type_vocab_size": 2}
+BERT = TINY.encoder_config("text").to_dict() | {"model_type": "bert"}
+BERT |= {"max_position_embeddings": 512, "type_vocab_size": 2}
 FAMILIES = {
     "hubert-deberta": {},
     "wavlm-bert": {
-        "audio_config": TINY.audio_config.to_dict() | {"model_type": "wavlm"},
+        "audio_config": TINY.encoder_config("audio").to_dict() | {"model_type": "wavlm"},
         "text_config": BERT,
     },
     "whisper-bert": {"audio_config": WHISPER, "text_config": BERT},
@@ -65,15 +66,17 @@ def tokens(longest: int) -> dict[str, tuple[Tensor, Tensor]]:
 def test_half_precision_stays_finite(
     make_model: MakeModel, family: str, wiring: str, dtype: torch.dtype
 ) -> None:
-    model = make_model(bridge_wiring=wiring, **FAMILIES[family]).to(dtype)
+    model = make_model(bridge_wiring=wiring, **FAMILIES[family]).to(dtype)  # type: ignore[arg-type]  # its decorator hides `self` from mypy
     spoken = sounds(log_mel="whisper" in family)
     written = tokens(512)
-    pairs = [(spoken[name], None) for name in spoken] + [(None, written[name]) for name in written]
+    pairs: list[tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]] = []
+    pairs += [(spoken[name], None) for name in spoken]
+    pairs += [(None, written[name]) for name in written]
     pairs += [(spoken[name], written["one token"]) for name in spoken]
     pairs += [(spoken["one frame"], written[name]) for name in written]
     low, high = model.config.dimension_range
     for sound, words in pairs:
-        inputs = {}
+        inputs: dict[str, Tensor] = {}
         if sound is not None:
             inputs |= {"input_values": sound[0], "audio_attention_mask": sound[1]}
         if words is not None:
@@ -129,7 +132,7 @@ def test_dimensions_reach_the_ends_of_their_range_and_no_further(
 # ---- the pipeline --------------------------------------------------------------------------------
 
 
-def utterance() -> dict:
+def utterance() -> dict[str, Any]:
     waveform = np.random.default_rng(0).uniform(-0.5, 0.5, 4000).astype(np.float32)
     return {"audio": {"array": waveform, "sampling_rate": 16000}, "text": "so happy"}
 

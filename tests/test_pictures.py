@@ -1,6 +1,8 @@
 """python -m pytest tests/test_pictures.py -q"""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +28,9 @@ def an_entry(
     end: float,
     emotion: str | None = "sad",
     dimensions: bool = True,
-    missing: tuple = (),
-) -> dict:
-    entry: dict = {"start": start, "end": end}
+    missing: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"start": start, "end": end}
     if emotion is not None:
         scores = {name: 0.1 for name in EMOTIONS} | {emotion: 0.7}
         entry |= {"emotion": emotion, "scores": scores}
@@ -37,10 +39,10 @@ def an_entry(
     return entry | {"missing": list(missing)}
 
 
-def an_explanation(words: int, stretches: int, of: str = "sad") -> dict:
+def an_explanation(words: int, stretches: int, of: str = "sad") -> dict[str, Any]:
     generator = np.random.default_rng(0)
 
-    def described(shares: np.ndarray, **modalities: float | None) -> dict:
+    def described(shares: np.ndarray, **modalities: float | None) -> dict[str, Any]:
         return {
             "modalities": modalities,
             "time": [
@@ -66,7 +68,7 @@ def an_explanation(words: int, stretches: int, of: str = "sad") -> dict:
 def texts(figure: Figure) -> list[str]:
     """Everything that is written in the picture, as far as it is shown."""
     figure.canvas.draw()
-    found = figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible())
+    found: list[Any] = figure.findobj(lambda a: hasattr(a, "get_text") and a.get_visible())
     return [artist.get_text() for artist in found if artist.get_text()]
 
 
@@ -101,18 +103,19 @@ def test_bars_lie_where_their_emotion_is_said() -> None:
     entries = [an_entry(0, 6, "sad"), an_entry(4, 10, "happy"), an_entry(12, 18, "sad")]
     axes = draw_timeline({"timeline": entries}, truth=[(0, 10, "angry")]).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == EMOTIONS
-    bars = {}
+    bars: dict[str, list[tuple[Any, ...]]] = {}
     for bar in axes.collections:
         for path in bar.get_paths():
             (left, low), (right, high) = path.get_extents().get_points()
-            bars[EMOTIONS[round((low + high) / 2)]] = bars.get(
-                EMOTIONS[round((low + high) / 2)], []
-            ) + [(left, right, tuple(bar.get_facecolor()[0]))]
+            colour = tuple(np.asarray(bar.get_facecolor())[0])
+            emotion = EMOTIONS[round((low + high) / 2)]
+            bars.setdefault(emotion, []).append((left, right, colour))
     sad, happy = (to_rgba(EMOTION_STYLES[name][0]) for name in ("sad", "happy"))
     # A window is drawn until the next one begins.
     assert bars == {"sad": [(0, 4, sad), (12, 18, sad)], "happy": [(4, 10, happy)]}
     (line,) = axes.lines
-    assert list(line.get_xdata()) == [0, 10] and round(line.get_ydata()[0] - 0.42) == 0
+    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert list(x) == [0, 10] and round(y[0] - 0.42) == 0
 
 
 def test_curves_break_where_nothing_is_said() -> None:
@@ -138,7 +141,7 @@ def test_curves_break_where_nothing_is_said() -> None:
         ([an_entry(0, 6, missing=("audio",)), an_entry(6, 9)], "no audio in 1 of 2 windows"),
     ],
 )
-def test_what_is_missing_is_written(windows: list, expected: str) -> None:
+def test_what_is_missing_is_written(windows: list[dict[str, Any]], expected: str) -> None:
     figure = draw_timeline({"timeline": windows}, title="50$ and 60$")
     assert figure.get_suptitle() == r"50\$ and 60\$" + f"\n{expected}"
 
@@ -161,7 +164,8 @@ def test_time_is_written_in_the_unit_of_its_length(end: float, label: str) -> No
 def test_explanation_shows_both_sides() -> None:
     explanation = an_explanation(4, 6)
     figure = draw_explanation(an_entry(10, 13) | {"explanation": explanation}, title="a.wav")
-    (_, _), (read_time, left_time), (read_words, left_words) = np.reshape(figure.axes[:6], (3, 2))
+    grid: Any = np.reshape(np.array(figure.axes[:6]), (3, 2))
+    (_, _), (read_time, left_time), (read_words, left_words) = grid
     for axes, shares in (
         (read_time, explanation["time"]),
         (left_time, explanation["occlusion"]["time"]),
@@ -192,7 +196,7 @@ def test_waveform_is_cut_to_the_stretches() -> None:
     behind = [axes for axes in figure.axes if axes.collections]
     assert len(behind) == 2
     for axes in behind:
-        outline = axes.collections[0].get_paths()[0].vertices
+        outline = np.asarray(axes.collections[0].get_paths()[0].vertices)
         loud = outline[np.abs(outline[:, 1]) > 0.5]
         assert loud[:, 0].min() == pytest.approx(11, abs=0.02)
         assert loud[:, 0].max() == pytest.approx(12, abs=0.02)
@@ -215,7 +219,7 @@ def test_only_modality_has_words_instead_of_a_bar() -> None:
 def test_points_lie_at_their_values() -> None:
     results = [an_entry(0, 6, "sad"), an_entry(100, 106, "happy")]
     axes = draw_plane(results, ["a", "b"]).axes[0]
-    points = {line.get_label(): line.get_xydata().tolist() for line in axes.lines[2:]}
+    points = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in axes.lines[2:]}
     assert points == {"happy": [[2.01, 4.0]], "sad": [[2.0, 4.0]]}
     assert axes.get_xlim() == axes.get_ylim()
     assert [note.get_text() for note in axes.texts] == ["a", "b"]
@@ -249,6 +253,6 @@ NO_RESULT = {"emotion": "sad", "scores": {"sad": 1.0}, "missing": []}
         (lambda: draw_plane([an_entry(0, 1)], dimension_range=(-1, 1)), "lies outside"),
     ],
 )  # fmt: skip
-def test_picture_says_what_is_missing(draw, message: str) -> None:
+def test_picture_says_what_is_missing(draw: Callable[[], Figure], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from transformers import WhisperFeatureExtractor
 from transformers.pipelines.pt_utils import KeyDataset
 
 import processing_mtmm
+from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
 RATE = 16000
 TRAINED = ("emotion", "valence", "arousal")
+pipeline: Any = transformers.pipeline  # whose types want a `task`, which the model names itself
 
 
 def noise(duration_s: float = 0.5, seed: int = 0) -> np.ndarray:
@@ -77,11 +80,11 @@ def url(wav: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def flat(result: dict) -> dict:
+def flat(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k != "scores"} | result.get("scores", {})
 
 
-def assert_same(result: dict, expected: dict, tolerance: float = 1e-5) -> None:
+def assert_same(result: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-5) -> None:
     result, expected = flat(result), flat(expected)
     assert result.keys() == expected.keys()
     for name, value in expected.items():
@@ -103,7 +106,7 @@ def test_every_form_of_audio_gives_the_same(pipe: MTMMPipeline, wav: Path, url: 
             data=torch.from_numpy(waveform)[None], sample_rate=RATE
         )
     )
-    forms = {
+    forms: dict[str, Any] = {
         "path": wav,
         "string": str(wav),
         "url": url,
@@ -178,7 +181,7 @@ def test_text_alone_is_enough(pipe: MTMMPipeline) -> None:
     assert pipe({"audio": None, "text": "hello"}) == expected
 
 
-def ragged(wav: Path) -> list:
+def ragged(wav: Path) -> list[Any]:
     """Utterances of every form and length, with either modality or both."""
     return [
         str(wav),
@@ -240,7 +243,7 @@ def test_group_norm_hears_no_padding(
     make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
 ) -> None:
     """HuBERT-base normalises over time: padding would change its answer."""
-    audio_config = MTMMModel.config_class.tiny().audio_config.to_dict()
+    audio_config = MTMMConfig.tiny().encoder_config("audio").to_dict()
     audio_config |= {"feat_extract_norm": "group", "do_stable_layer_norm": False}
     model = make_model(audio_config=audio_config, trained_outputs=TRAINED)
     pipe = MTMMPipeline(model=model, processor=tiny_processor)
@@ -262,7 +265,7 @@ def test_group_norm_hears_no_padding(
 def test_generator_is_read_a_bounded_way_ahead(pipe: MTMMPipeline) -> None:
     read = []
 
-    def generator() -> Iterator[dict]:
+    def generator() -> Iterator[dict[str, Any]]:
         for i in range(100):
             read.append(i)
             yield {"text": "abcdefgh"[: 1 + i % 8]}
@@ -304,7 +307,9 @@ def test_random_numbers_of_the_caller_stay(pipe: MTMMPipeline) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_progress_is_shown_on_request(pipe: MTMMPipeline, capsys: pytest.CaptureFixture) -> None:
+def test_progress_is_shown_on_request(
+    pipe: MTMMPipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
     transformers.logging.enable_progress_bar()  # which another test may have turned off
     inputs = [{"text": "a"}, {"text": "b"}]
     pipe(inputs)
@@ -317,11 +322,12 @@ def test_progress_is_shown_on_request(pipe: MTMMPipeline, capsys: pytest.Capture
 
 def test_streams_and_datasets_give_iterators(pipe: MTMMPipeline, wav: Path) -> None:
     datasets = pytest.importorskip("datasets")
+    rows: list[dict[str, Any]]
     rows = [{"audio": str(wav), "text": "a"}, {"audio": None, "text": "b"}]
     expected = pipe(rows)
     read = []
 
-    def generator() -> Iterator[dict]:
+    def generator() -> Iterator[dict[str, Any]]:
         for row in rows:
             read.append(row)
             yield row
@@ -330,12 +336,13 @@ def test_streams_and_datasets_give_iterators(pipe: MTMMPipeline, wav: Path) -> N
     assert len(read) <= 1  # nothing is read ahead
     assert list(stream) == expected
     table = datasets.Dataset.from_list(rows)
-    forms = {
+    keyed: Any = [{"utterance": row} for row in rows]
+    forms: dict[str, Any] = {
         "iterator": iter(rows),
         "map": map(dict, rows),
         "dataset": table,
         "list of rows": list(table),
-        "key": KeyDataset([{"utterance": row} for row in rows], "utterance"),
+        "key": KeyDataset(keyed, "utterance"),
         "streamed": table.to_iterable_dataset(),
     }
     for name, form in forms.items():
@@ -363,7 +370,8 @@ def test_undecoded_column_of_datasets_is_read(pipe: MTMMPipeline, wav: Path) -> 
 
 def test_nothing_in_gives_nothing_out(pipe: MTMMPipeline) -> None:
     assert pipe([]) == [] and pipe(()) == []
-    assert list(pipe(item for item in [])) == []
+    nothing: list[str] = []
+    assert list(pipe(item for item in nothing)) == []
 
 
 # ---- what comes out ------------------------------------------------------------------------------
@@ -388,7 +396,8 @@ def test_result_is_the_models(pipe: MTMMPipeline, model: MTMMModel) -> None:
         output = model(**batch)
     result = pipe({"audio": noise(), "text": "hello", "sampling_rate": RATE})
     probabilities = output.emotion_logits.softmax(-1)[0].tolist()
-    for index, name in model.config.id2label.items():
+    names: Any = model.config.id2label
+    for index, name in names.items():
         assert result["scores"][name] == pytest.approx(probabilities[index], abs=1e-6)
     assert [result["valence"], result["arousal"]] == pytest.approx(
         output.dimensions[0].tolist(), abs=1e-6
@@ -427,8 +436,8 @@ def test_temperature_changes_scores_not_ranking(
 def test_untrained_outputs_are_left_out_and_named(
     make_model: Callable[..., MTMMModel],
     tiny_processor: MTMMProcessor,
-    trained: tuple,
-    keys: list,
+    trained: tuple[str, ...],
+    keys: list[str],
 ) -> None:
     pipe = MTMMPipeline(model=make_model(trained_outputs=trained), processor=tiny_processor)
     result = pipe({"text": "hello"})
@@ -527,7 +536,7 @@ def test_bad_input_of_a_stream_is_numbered(pipe: MTMMPipeline) -> None:
     ],
 )
 def test_bad_option_is_refused(
-    pipe: MTMMPipeline, options: dict, error: type[Exception], message: str
+    pipe: MTMMPipeline, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         pipe(noise(), **options)
@@ -566,7 +575,7 @@ def test_saved_pipeline_loads_by_its_folder(
     pipe.save_pretrained(folder)
     names = {path.name for path in folder.iterdir()}
     assert {"pipeline_mtmm.py", "processing_mtmm.py", "processor_config.json"} <= names
-    loaded = transformers.pipeline(model=str(folder), trust_remote_code=True)
+    loaded = pipeline(model=str(folder), trust_remote_code=True)
     assert type(loaded).__name__ == "MTMMPipeline"
     assert loaded.task == "speech-emotion-recognition"
     inputs = ragged(wav)
@@ -579,7 +588,7 @@ def test_folder_without_processor_is_refused(
 ) -> None:
     model.save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="could load none. Save it beside the model"):
-        transformers.pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
+        pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
 
 
 def test_bfloat16_model_takes_float32_audio(
@@ -593,7 +602,7 @@ def test_bfloat16_model_takes_float32_audio(
     expected = MTMMPipeline(model=model, processor=tiny_processor)(ragged(wav))
     half = MTMMPipeline(model=model.bfloat16(), processor=tiny_processor)
     half.save_pretrained(tmp_path / "saved")
-    loaded = transformers.pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
+    loaded = pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
     assert loaded.model.dtype == torch.bfloat16
     results = loaded(ragged(wav), batch_size=4)
     assert json.dumps(results)

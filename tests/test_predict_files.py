@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -19,6 +20,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
+from modeling_mtmm import MTMMModel
 from mtmm_training import predict_files
 from mtmm_training.cli import main
 from mtmm_training.predict_files import (
@@ -45,7 +47,7 @@ def write_wav(path: Path, duration_s: float = 0.3, seed: int = 0) -> Path:
     return path
 
 
-def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -54,7 +56,7 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pipe(make_model: Callable, tiny_processor: MTMMProcessor) -> MTMMPipeline:
+def pipe(make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor) -> MTMMPipeline:
     model = make_model(trained_outputs=("emotion", "valence"))
     return MTMMPipeline(model=model, processor=tiny_processor)
 
@@ -147,7 +149,7 @@ def test_manifest_needs_no_speaker_and_its_labels_are_not_read(tmp_path: Path) -
     ],
 )  # fmt: skip
 def test_transcript_file_to_what_the_pipeline_takes(
-    tmp_path: Path, name: str, content: str, expected: dict
+    tmp_path: Path, name: str, content: str, expected: dict[str, Any]
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert read_transcript(tmp_path / name) == expected
@@ -242,24 +244,33 @@ def test_wrong_option_is_no_failure_of_an_input(pipe: MTMMPipeline) -> None:
 # ---- parts ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def make(pipe: MTMMPipeline, tmp_path: Path) -> Callable[..., int]:
-    """Run `predict_parts` into tmp_path/out; what it tells is in `make.told`."""
+class Make:
+    """Runs `predict_parts` into a folder; what it tells is in `told`."""
 
-    def run(inputs: Sequence[Input], size: int = 4, settings: dict | None = None, **given) -> int:
+    def __init__(self, pipe: MTMMPipeline, out: Path) -> None:
+        self.pipe, self.out = pipe, out
+        self.told: list[str] = []
+
+    def __call__(
+        self,
+        inputs: Sequence[Input],
+        size: int = 4,
+        settings: dict[str, Any] | None = None,
+        **given: Any,
+    ) -> int:
         given = {"options": {}, "load": None} | given
         options = given.pop("options")
-        load = given.pop("load") or (lambda: (pipe, options))
-        parts = Parts(tmp_path / "out", inputs, size, {"model": "m"} | (settings or {}))
-        return predict_parts(parts, load, tell=run.told.append, **given)
-
-    run.told = []
-    return run
+        load = given.pop("load") or (lambda: (self.pipe, options))
+        parts = Parts(self.out, inputs, size, {"model": "m"} | (settings or {}))
+        return predict_parts(parts, load, tell=self.told.append, **given)
 
 
-def test_parts_hold_every_input_in_order(
-    make: Callable[..., int], pipe: MTMMPipeline, tmp_path: Path
-) -> None:
+@pytest.fixture
+def make(pipe: MTMMPipeline, tmp_path: Path) -> Make:
+    return Make(pipe, tmp_path / "out")
+
+
+def test_parts_hold_every_input_in_order(make: Make, pipe: MTMMPipeline, tmp_path: Path) -> None:
     inputs = [*texts(9), Input("heard", str(write_wav(tmp_path / "x.wav", 0.9)))]
     assert make(inputs, options={"batch_size": 3, "window_s": 0.4}) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -287,7 +298,7 @@ def test_parts_hold_every_input_in_order(
     ]
 
 
-def test_folder_reads_as_one_table(make: Callable[..., int], tmp_path: Path) -> None:
+def test_folder_reads_as_one_table(make: Make, tmp_path: Path) -> None:
     """Also where a column has no value in one part, and though the run's record lies beside."""
     make([*texts(4), Input("gone", "gone.wav")])
     table = pyarrow.parquet.read_table(tmp_path / "out")
@@ -296,14 +307,12 @@ def test_folder_reads_as_one_table(make: Callable[..., int], tmp_path: Path) -> 
     assert schemas[0].equals(schemas[1], check_metadata=True)
 
 
-def test_finished_run_loads_no_model(make: Callable[..., int]) -> None:
+def test_finished_run_loads_no_model(make: Make) -> None:
     make(texts(5))
     assert make(texts(5), load=lambda: pytest.fail("nothing is missing")) == 0
 
 
-def test_missing_part_is_made_again_and_others_stay(
-    make: Callable[..., int], tmp_path: Path
-) -> None:
+def test_missing_part_is_made_again_and_others_stay(make: Make, tmp_path: Path) -> None:
     make(texts(10))
     before = frame(tmp_path / "out")
     first, second, third = sorted((tmp_path / "out").glob("part-*"))
@@ -312,7 +321,7 @@ def test_missing_part_is_made_again_and_others_stay(
     left = tmp_path / "out" / f".{second.name}.4711.tmp"  # by one that was killed long ago
     left.write_bytes(b"PAR1")
     os.utime(left, (0, 0))
-    done = []
+    done: list[Any] = []
     make(texts(10), advance=done.append)
     assert sum(done) == 4
     assert [path.stat().st_mtime_ns for path in (first, third)] == stamps
@@ -331,7 +340,7 @@ def test_missing_part_is_made_again_and_others_stay(
     ],
 )
 def test_other_run_is_refused(
-    make: Callable[..., int], tmp_path: Path, inputs: list[Input], change: dict, name: str
+    make: Make, tmp_path: Path, inputs: list[Input], change: dict[str, Any], name: str
 ) -> None:
     make(texts(6))
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -340,16 +349,14 @@ def test_other_run_is_refused(
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_folder_with_other_parquet_files_is_refused(
-    make: Callable[..., int], tmp_path: Path
-) -> None:
+def test_folder_with_other_parquet_files_is_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "data.parquet").touch()
     with pytest.raises(ValueError, match="holds Parquet files but no _run.json"):
         make(texts(2))
 
 
-def test_damaged_and_foreign_parts_are_named(make: Callable[..., int], tmp_path: Path) -> None:
+def test_damaged_and_foreign_parts_are_named(make: Make, tmp_path: Path) -> None:
     make(texts(8))
     first, second = sorted((tmp_path / "out").glob("part-*"))
     good = first.read_bytes()
@@ -366,9 +373,7 @@ def test_damaged_and_foreign_parts_are_named(make: Callable[..., int], tmp_path:
         make(texts(8))
 
 
-def test_no_damaged_byte_of_a_part_changes_a_number(
-    make: Callable[..., int], tmp_path: Path
-) -> None:
+def test_no_damaged_byte_of_a_part_changes_a_number(make: Make, tmp_path: Path) -> None:
     """Either it is named, or, where the byte says nothing, the table is as it was."""
     make(texts(3))
     (part,) = (tmp_path / "out").glob("part-*")
@@ -388,7 +393,7 @@ def test_no_damaged_byte_of_a_part_changes_a_number(
 
 
 @pytest.mark.parametrize("kind", ["folder", "no metadata", "other columns", "renamed column"])
-def test_foreign_part_is_named(make: Callable[..., int], tmp_path: Path, kind: str) -> None:
+def test_foreign_part_is_named(make: Make, tmp_path: Path, kind: str) -> None:
     make(texts(3))
     (part,) = (tmp_path / "out").glob("part-*")
     good = part.read_bytes()
@@ -405,9 +410,7 @@ def test_foreign_part_is_named(make: Callable[..., int], tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
-def test_damaged_record_of_a_run_is_named(
-    make: Callable[..., int], tmp_path: Path, content: bytes
-) -> None:
+def test_damaged_record_of_a_run_is_named(make: Make, tmp_path: Path, content: bytes) -> None:
     make(texts(3))
     (tmp_path / "out" / "_run.json").write_bytes(content)
     with pytest.raises(ValueError, match="_run.json is .*choose another --out"):
@@ -415,10 +418,11 @@ def test_damaged_record_of_a_run_is_named(
 
 
 def test_same_run_twice_at_once_ends_well(
-    make: Callable[..., int], pipe: MTMMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, pipe: MTMMPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second ends, checks and sweeps while the first has its last part half written."""
-    write, second = pyarrow.parquet.write_table, []
+    write = pyarrow.parquet.write_table
+    second: list[Any] = []
 
     def write_slowly(table: object, path: Path, **options: object) -> None:
         write(table, path, **options)
@@ -432,7 +436,7 @@ def test_same_run_twice_at_once_ends_well(
     assert sorted(os.listdir(tmp_path / "out")) == ["_run.json", "part-00000-of-00001.parquet"]
 
 
-def test_failed_inputs_are_rows_that_say_why(make: Callable[..., int], tmp_path: Path) -> None:
+def test_failed_inputs_are_rows_that_say_why(make: Make, tmp_path: Path) -> None:
     inputs = [*texts(5), Input("gone", "gone.wav"), *texts(9)[6:]]
     assert make(inputs) == 1
     table = frame(tmp_path / "out")
@@ -444,7 +448,7 @@ def test_failed_inputs_are_rows_that_say_why(make: Callable[..., int], tmp_path:
     assert make(inputs) == 1  # counted again by the check
 
 
-def test_stop_writes_no_part_with_a_failure(make: Callable[..., int], tmp_path: Path) -> None:
+def test_stop_writes_no_part_with_a_failure(make: Make, tmp_path: Path) -> None:
     inputs = [*texts(6), Input("gone", str(tmp_path / "late.wav"))]
     with pytest.raises(InputFailed, match="gone: No audio file"):
         make(inputs, stop=True)
@@ -454,9 +458,9 @@ def test_stop_writes_no_part_with_a_failure(make: Callable[..., int], tmp_path: 
     assert frame(tmp_path / "out")["error"].isna().all()
 
 
-def test_shares_come_together_whoever_is_last(make: Callable[..., int], tmp_path: Path) -> None:
+def test_shares_come_together_whoever_is_last(make: Make, tmp_path: Path) -> None:
     inputs = texts(18)
-    done = {rank: [] for rank in range(3)}
+    done: dict[int, list[Any]] = {rank: [] for rank in range(3)}
     for rank in (2, 0):
         make(inputs, share=(rank, 3), advance=done[rank].append)
     assert make.told == [
@@ -469,7 +473,7 @@ def test_shares_come_together_whoever_is_last(make: Callable[..., int], tmp_path
     assert frame(tmp_path / "out")["id"].tolist() == [one.name for one in inputs]
 
 
-def test_other_number_of_processes_goes_on(make: Callable[..., int], tmp_path: Path) -> None:
+def test_other_number_of_processes_goes_on(make: Make, tmp_path: Path) -> None:
     make(texts(20), share=(1, 2))
     make(texts(20), share=(0, 1))
     assert frame(tmp_path / "out")["id"].tolist() == [one.name for one in texts(20)]
@@ -505,6 +509,7 @@ def test_run_killed_in_the_middle_goes_on(
     out = tmp_path / "out"
     words = command(manifest, saved, out)
     process = subprocess.Popen([sys.executable, *words], env=environment(), stderr=subprocess.PIPE)
+    assert process.stderr is not None
     while not list(out.glob("part-*.parquet")):
         assert process.poll() is None, process.stderr.read().decode()
         time.sleep(0.005)

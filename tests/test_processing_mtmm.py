@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def sine(frequency: float, duration_s: float, rate: int) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
 
 
-def values(processor: MTMMProcessor, audio: object, rate: int | None = RATE) -> np.ndarray:
+def values(processor: MTMMProcessor, audio: Any, rate: Any = RATE) -> np.ndarray:
     return processor(audio=audio, sampling_rate=rate)["input_values"].numpy()
 
 
@@ -209,7 +210,7 @@ def test_dict_rate_wins_over_the_argument(processor: MTMMProcessor) -> None:
     ],
 )
 def test_bad_audio_is_refused(
-    processor: MTMMProcessor, audio: object, error: type[Exception], message: str
+    processor: MTMMProcessor, audio: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         processor(audio=audio, sampling_rate=RATE)
@@ -232,8 +233,9 @@ def test_illegal_rate_is_refused(processor: MTMMProcessor, rate: object) -> None
 def test_missing_rate_is_refused(processor: MTMMProcessor) -> None:
     with pytest.raises(ValueError, match="`sampling_rate` is missing; .*`sampling_rate=16000`"):
         processor(audio=noise())
+    mixed: list[Any] = [{"array": noise(), "sampling_rate": RATE}, noise()]
     with pytest.raises(ValueError, match="Utterance 1 of this batch: `sampling_rate` is missing"):
-        processor(audio=[{"array": noise(), "sampling_rate": RATE}, noise()])
+        processor(audio=mixed)
 
 
 def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
@@ -319,9 +321,9 @@ def test_max_duration_bounds_whisper_too(whisper: MTMMProcessor) -> None:
     "habit", [{"padding": True}, {"padding": "longest"}, {"max_length": 9, "truncation": True}]
 )
 def test_flat_length_options_reach_the_text_only(
-    processor: MTMMProcessor, whisper: MTMMProcessor, habit: dict
+    processor: MTMMProcessor, whisper: MTMMProcessor, habit: dict[str, Any]
 ) -> None:
-    plain = {"audio": noise(0.3), "text": "abcdefghijklmnop", "sampling_rate": RATE}
+    plain: dict[str, Any] = {"audio": noise(0.3), "text": "abcdefghijklmnop", "sampling_rate": RATE}
     for a_processor in (processor, whisper):
         expected, given = a_processor(**plain), a_processor(**plain, **habit)
         for name in ("input_values", "audio_attention_mask"):
@@ -342,7 +344,7 @@ def test_text_options_do_not_reach_the_audio(processor: MTMMProcessor) -> None:
 
 
 def test_audio_options_do_not_reach_the_text(processor: MTMMProcessor) -> None:
-    given = {"audio": noise(0.3), "text": "abc", "sampling_rate": RATE}
+    given: dict[str, Any] = {"audio": noise(0.3), "text": "abc", "sampling_rate": RATE}
     batch = processor(**given, audio_kwargs={"pad_to_multiple_of": 1000})
     assert batch["input_values"].shape == (1, 5000)
     assert batch["audio_attention_mask"].sum() == 4800
@@ -358,7 +360,7 @@ def test_whisper_window_stays_whatever_the_multiple(whisper: MTMMProcessor) -> N
     "option",
     [{"max_length": 5}, {"truncation": True}, {"padding": False}, {"return_attention_mask": False}],
 )
-def test_audio_length_options_are_refused(processor: MTMMProcessor, option: dict) -> None:
+def test_audio_length_options_are_refused(processor: MTMMProcessor, option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"`audio_kwargs` has {next(iter(option))}, which the"):
         processor(audio=noise(), sampling_rate=RATE, audio_kwargs=option)
 
@@ -407,12 +409,12 @@ def test_absent_whisper_audio_has_zero_mask(whisper: MTMMProcessor) -> None:
 
 
 @pytest.mark.parametrize("audio", [None, [None, None]])
-def test_audio_absent_from_the_batch_is_left_out(processor: MTMMProcessor, audio: object) -> None:
+def test_audio_absent_from_the_batch_is_left_out(processor: MTMMProcessor, audio: Any) -> None:
     assert set(processor(audio=audio, text=["a", "b"])) == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize("text", [None, [None, None], [" ", ""]])
-def test_text_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: object) -> None:
+def test_text_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: Any) -> None:
     batch = processor(audio=[noise(), noise()], text=text, sampling_rate=RATE)
     assert set(batch) == {"input_values", "audio_attention_mask"}
 
@@ -449,7 +451,7 @@ def test_blank_text_is_absent(processor: MTMMProcessor, blank: str) -> None:
     ],
 )
 def test_bad_batch_is_refused(
-    processor: MTMMProcessor, given: dict, error: type[Exception], message: str
+    processor: MTMMProcessor, given: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         processor(**given, sampling_rate=RATE)
@@ -494,7 +496,7 @@ def test_columns_of_datasets_are_batches(processor: MTMMProcessor) -> None:
 
 @pytest.mark.parametrize(("kind", "expected"), [("np", np.ndarray), ("pt", torch.Tensor)])
 def test_return_tensors_is_obeyed(processor: MTMMProcessor, kind: str, expected: type) -> None:
-    given = {"audio": noise(), "text": "a", "sampling_rate": RATE}
+    given: dict[str, Any] = {"audio": noise(), "text": "a", "sampling_rate": RATE}
     for batch in (
         processor(**given, return_tensors=kind),
         processor(**given, text_kwargs={"return_tensors": kind}),
@@ -515,7 +517,11 @@ def test_names_and_rate_are_the_models(processor: MTMMProcessor) -> None:
 def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny checkpoints as they lie on the Hub: a model with its feature extractor or tokenizer."""
     root = tmp_path_factory.mktemp("encoders")
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     hubert = HubertConfig(
         hidden_size=16,
         conv_dim=[8, 8],
@@ -597,14 +603,18 @@ def test_saved_processor_loads_with_its_limits(
 ) -> None:
     modules = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
     monkeypatch.setattr(modules, str(tmp_path / "modules"))
-    limits = {"min_duration_s": 0.1, "max_duration_s": 3.5, "max_tokens": 11}
+    limits: dict[str, Any] = {"min_duration_s": 0.1, "max_duration_s": 3.5, "max_tokens": 11}
     saved = MTMMProcessor(processor.feature_extractor, processor.tokenizer, **limits)
     saved.save_pretrained(tmp_path / "saved")
     loaded = AutoProcessor.from_pretrained(tmp_path / "saved", trust_remote_code=True)
     assert type(loaded).__name__ == "MTMMProcessor"
     for a_processor in (loaded, MTMMProcessor.from_pretrained(tmp_path / "saved")):
         assert {name: getattr(a_processor, name) for name in limits} == limits
-        given = {"audio": [noise(), None], "text": ["abc", "d"], "sampling_rate": RATE}
+        given: dict[str, Any] = {
+            "audio": [noise(), None],
+            "text": ["abc", "d"],
+            "sampling_rate": RATE,
+        }
         for name, value in saved(**given).items():
             assert torch.equal(a_processor(**given)[name], value)
 
@@ -641,7 +651,8 @@ def test_files_of_every_format_are_decoded(
     inner = slice(1500, 6500)
     assert np.abs(read[inner] - written[inner]).max() < tolerance
     data = path.read_bytes()
-    for source in (str(path), data, bytearray(data), memoryview(data), io.BytesIO(data)):
+    sources: list[Any] = [str(path), data, bytearray(data), memoryview(data), io.BytesIO(data)]
+    for source in sources:
         np.testing.assert_array_equal(MTMMProcessor.load_audio(source)[0], array)
     with open(path, "rb") as file:
         np.testing.assert_array_equal(MTMMProcessor.load_audio(file)[0], array)
@@ -686,7 +697,7 @@ def test_stretch_is_cut_out(
         (3.0, 4.0, "has no audio from 3.0 s to 4.0 s: it lasts 2.000 s"),
     ],
 )
-def test_bad_stretch_is_refused(wav: Path, start_s: object, end_s: object, message: str) -> None:
+def test_bad_stretch_is_refused(wav: Path, start_s: Any, end_s: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MTMMProcessor.load_audio(wav, start_s, end_s)
 
@@ -783,7 +794,7 @@ def test_wav_with_careless_sizes_is_read(size: int) -> None:
         (None, TypeError, "type NoneType; give a path"),
     ],
 )
-def test_bad_source_is_refused(source: object, error: type[Exception], message: str) -> None:
+def test_bad_source_is_refused(source: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"(?i){message}"):
         MTMMProcessor.load_audio(source)
 
@@ -793,7 +804,8 @@ def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
         def read(self, size: int = -1) -> bytes:
             return wav.read_bytes()
 
-    assert len(MTMMProcessor.load_audio(Stream())[0]) == 32000
+    stream: Any = Stream()
+    assert len(MTMMProcessor.load_audio(stream)[0]) == 32000
 
 
 def test_decoding_without_soundfile_says_what_to_install(

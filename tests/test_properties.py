@@ -9,12 +9,15 @@ import math
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from conftest import gradient
 from hypothesis import assume, example, given
 from strategies import MANY, SOME, finite, names, transcripts
 
@@ -24,6 +27,7 @@ from mtmm_training import metrics
 from mtmm_training.augment import MASKED_SPAN, draw_spans
 from mtmm_training.batches import LengthBatches, share_out
 from mtmm_training.features import StateShards, pad_states
+from mtmm_training.files import replacing
 from mtmm_training.folds import (
     PROTOCOLS,
     Fold,
@@ -33,7 +37,7 @@ from mtmm_training.folds import (
     save_folds,
 )
 from mtmm_training.publish import read_results
-from mtmm_training.utterances import SPLITS, Utterance, read_manifest, replacing, write_manifest
+from mtmm_training.utterances import SPLITS, Utterance, read_manifest, write_manifest
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")
 TINY = MTMMConfig.tiny()
@@ -55,7 +59,7 @@ def exact_ccc(x: list[float], y: list[float]) -> float | None:
 
 
 @st.composite
-def pairs_of(draw: st.DrawFn, values: st.SearchStrategy[float]) -> tuple[list, list]:
+def pairs_of(draw: st.DrawFn, values: st.SearchStrategy[float]) -> tuple[list[float], list[float]]:
     """Predictions and labels, some of them absent, some of both constant."""
     size = draw(st.integers(0, 12))
     columns = [
@@ -72,7 +76,7 @@ def pairs_of(draw: st.DrawFn, values: st.SearchStrategy[float]) -> tuple[list, l
 
 @MANY
 @given(pairs_of(finite))
-def test_ccc_matches_exact_fractions_of_any_size(pair: tuple[list, list]) -> None:
+def test_ccc_matches_exact_fractions_of_any_size(pair: tuple[list[float], list[float]]) -> None:
     expected = exact_ccc(*pair)
     score = metrics.concordance_correlation(*pair)
     if expected is None:
@@ -156,7 +160,7 @@ on_scale = st.floats(1, 5, width=16)
 @MANY
 @given(pairs_of(on_scale), st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
 def test_dimension_loss_matches_exact_fractions(
-    pair: tuple[list, list], dtype: torch.dtype
+    pair: tuple[list[float], list[float]], dtype: torch.dtype
 ) -> None:
     predictions = torch.tensor(pair[0], dtype=dtype).requires_grad_()
     expected = exact_ccc(predictions.tolist(), pair[1])
@@ -166,13 +170,15 @@ def test_dimension_loss_matches_exact_fractions(
         config, torch.zeros(len(labels), 4), predictions[:, None], None, labels[:, None]
     )[1]
     loss.backward()
-    assert predictions.grad.isfinite().all()
+    assert gradient(predictions).isfinite().all()
     assert loss.item() == pytest.approx(0 if expected is None else 1 - expected, abs=1e-5)
 
 
 @SOME
 @given(pairs_of(on_scale))
-def test_dimension_gradient_matches_finite_differences(pair: tuple[list, list]) -> None:
+def test_dimension_gradient_matches_finite_differences(
+    pair: tuple[list[float], list[float]],
+) -> None:
     predictions = torch.tensor(pair[0], dtype=torch.float64).requires_grad_()
     labels = torch.tensor(pair[1], dtype=torch.float64)
     exact = exact_ccc(*pair)
@@ -205,7 +211,7 @@ def test_emotion_loss_matches_float64(
         config, logits, torch.ones(len(labels), 2), emotions, None, factor * torch.tensor(weights)
     )[0]
     loss.backward()
-    assert loss.isfinite() and logits.grad.isfinite().all()
+    assert loss.isfinite() and gradient(logits).isfinite().all()
     there = emotions >= 0
     share = torch.tensor(weights, dtype=torch.float64)
     if not share[emotions[there]].any():
@@ -285,7 +291,9 @@ def test_folds_never_leak_and_test_everyone_once(
             values = [{getattr(u, of) for u in split} for split in splits]
             assert sum(map(len, values)) == len(set.union(*values))
         if script_disjoint:
-            scripts = [{u.script_id or u.text.casefold().strip("!") for u in s} for s in splits]
+            scripts = [
+                {u.script_id or str(u.text).casefold().strip("!") for u in s} for s in splits
+            ]
             assert sum(map(len, scripts)) == len(set.union(*scripts))
         else:
             assert {u.utterance_id for split in splits for u in split} == kept
@@ -379,7 +387,7 @@ results = st.fixed_dictionaries(
 
 @SOME
 @given(results)
-def test_results_come_back_exactly(content: dict) -> None:
+def test_results_come_back_exactly(content: dict[str, Any]) -> None:
     with TemporaryDirectory() as folder:
         with replacing(Path(folder, "results.json")) as temporary:
             text = json.dumps(content, indent=2, default=str, allow_nan=False)
@@ -457,7 +465,8 @@ def test_shards_return_what_was_written(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     with TemporaryDirectory() as folder:
-        writer, states = StateShards(Path(folder)), {}
+        writer = StateShards(Path(folder))
+        states: dict[str, torch.Tensor] = {}
         for number, lengths in enumerate(parts):
             part = {
                 f"{number}-{i}": torch.randn(*layers, length, 5, generator=generator)
@@ -472,13 +481,15 @@ def test_shards_return_what_was_written(
     for row, real, state in zip(batch, mask, states.values(), strict=True):
         assert real.sum() == state.shape[-2]
         assert torch.equal(row[..., real, :], state.to(dtype)) and not row[..., ~real, :].any()
-        tolerance = {"rtol": float(torch.finfo(dtype).eps), "atol": 1e-7}
-        torch.testing.assert_close(row[..., real, :].float(), state, **tolerance)
+        eps = float(torch.finfo(dtype).eps)
+        torch.testing.assert_close(row[..., real, :].float(), state, rtol=eps, atol=1e-7)
 
 
 @MANY
 @given(st.integers(0, 500), st.floats(0, 1), st.randoms(use_true_random=False))
-def test_hidden_spans_are_apart_and_exactly_as_many(length: int, share: float, draw) -> None:
+def test_hidden_spans_are_apart_and_exactly_as_many(
+    length: int, share: float, draw: Random
+) -> None:
     hidden = round(share * length)
     spans = draw_spans(draw, length, hidden)
     places = [place for start, end in spans for place in range(start, end)]

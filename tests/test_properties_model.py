@@ -112,7 +112,7 @@ def test_doubled_channels_change_nothing(
     st.sampled_from([8000, 11025, 22050, 44100, 48000, 96000]),
 )
 def test_sampling_rate_changes_little(
-    tiny_processor: MTMMProcessor, model: MTMMModel, tones: list, rate: int
+    tiny_processor: MTMMProcessor, model: MTMMModel, tones: list[Any], rate: int
 ) -> None:
     """Of sound below 3 kHz, that rises and falls softly: what every one of these rates can hold."""
 
@@ -136,7 +136,9 @@ def test_sampling_rate_changes_little(
 
 
 @torch.no_grad()
-def predict(model: MTMMModel, processor: MTMMProcessor, items: list[tuple]) -> torch.Tensor:
+def predict(
+    model: MTMMModel, processor: MTMMProcessor, items: list[tuple[Any, ...]]
+) -> torch.Tensor:
     audio, text = zip(*items, strict=True)
     output = model(**processor(audio=list(audio), text=list(text)))
     return torch.cat([output.emotion_logits, output.dimensions, output.fused_state], dim=-1)
@@ -146,7 +148,7 @@ def predict(model: MTMMModel, processor: MTMMProcessor, items: list[tuple]) -> t
 @FEW
 @given(st.lists(inputs, min_size=2, max_size=5), st.randoms(use_true_random=False))
 def test_batch_changes_no_utterance(
-    make_model: MakeModel, tiny_processor: MTMMProcessor, wiring: str, items: list, random: Any
+    make_model: MakeModel, tiny_processor: MTMMProcessor, wiring: str, items: list[Any], random: Any
 ) -> None:
     """Padding, order, and the company it is in, which may lack other modalities."""
     model = make_model(bridge_wiring=wiring)
@@ -160,7 +162,7 @@ def test_batch_changes_no_utterance(
 @FEW
 @given(st.lists(inputs, min_size=2, max_size=5), st.integers(2, 4))
 def test_pipeline_answers_as_for_each_alone(
-    model: MTMMModel, tiny_processor: MTMMProcessor, items: list, batch_size: int
+    model: MTMMModel, tiny_processor: MTMMProcessor, items: list[Any], batch_size: int
 ) -> None:
     pipe = MTMMPipeline(model=model, processor=tiny_processor)
     given = [
@@ -185,7 +187,7 @@ def test_pipeline_answers_as_for_each_alone(
 @FEW
 @given(st.lists(inputs, min_size=1, max_size=4))
 def test_cache_returns_what_was_encoded(
-    model: MTMMModel, tiny_processor: MTMMProcessor, dtype: str, items: list
+    model: MTMMModel, tiny_processor: MTMMProcessor, dtype: str, items: list[Any]
 ) -> None:
     eps = float(torch.finfo(getattr(torch, dtype)).eps)
     with TemporaryDirectory() as folder, torch.no_grad():
@@ -200,7 +202,7 @@ def test_cache_returns_what_was_encoded(
                     corpus="c",
                     speaker_id="s",
                     text=text,
-                    audio=path and str(path),
+                    audio=str(path) if path else None,
                 )
             )
         cache = FeatureCache.open(Path(folder, "cache"), model, tiny_processor, dtype=dtype)
@@ -221,5 +223,4 @@ def test_cache_returns_what_was_encoded(
                 states = encode(*(own[field] for field in INPUTS[modality]))[0][0]
                 kept = cached[f"{name}_states"][i][cached[f"{name}_attention_mask"][i]]
                 assert torch.equal(kept, states.to(kept.dtype))  # which rounds to the nearest
-                tolerance = {"rtol": eps, "atol": 1e-7}
-                torch.testing.assert_close(kept.float(), states, **tolerance)
+                torch.testing.assert_close(kept.float(), states, rtol=eps, atol=1e-7)

@@ -18,7 +18,7 @@ from hub_server import READER, WRITER, Break, HubServer, trained_run
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load, load_file, save, save_file
 
-from modeling_mtmm import MTMMModel
+from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training import publish as publishing
 from mtmm_training.publish import (
     HUB_FILES,
@@ -67,13 +67,13 @@ def stand_in(
     options: Publication,
     example: Any,
     model: str,
-    utterances: list,
+    utterances: list[Any],
     work: Path,
     revision: str | None = None,
-) -> tuple[list, str]:
+) -> tuple[list[Any], str]:
     folder = Path(options.run) / "model"
     base = MTMMModel.from_pretrained(folder).eval()
-    processor = publishing.MTMMProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor = MTMMProcessor.from_pretrained(folder, trust_remote_code=False)
     return publishing.reference_outputs(base, processor, utterances), "{'emotion': 'sad'}"
 
 
@@ -81,9 +81,11 @@ def read(run: str | Path) -> dict[str, Any]:
     return json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
 
 
-def files_on_hub(hub: HubServer, repo_id: str = "writer/mtmm", name: str = "main") -> dict:
+def files_on_hub(
+    hub: HubServer, repo_id: str = "writer/mtmm", name: str = "main"
+) -> dict[str, Any]:
     repo = hub.repos[repo_id]
-    return repo.commits[repo.find(name)]
+    return repo.commits[str(repo.find(name))]
 
 
 def copy_of(run: Path, tmp_path: Path, **changes: Any) -> Path:
@@ -112,6 +114,7 @@ def test_isolated_run_reaches_hub_whole(
         example_text="we won",
     )
     commit = publish(options, HfApi(hub.url, token=WRITER))
+    assert commit is not None
     repo = hub.repos["writer/mtmm"]
     assert repo.private and repo.tags == {"v1": commit.oid} == {"v1": repo.branches["main"]}
     assert set(files_on_hub(hub)) == {
@@ -141,18 +144,19 @@ def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_
     hub.put("writer/base", {p.name: p.read_bytes() for p in (run / "model").iterdir()})
     lora = lora_run(run, tmp_path)
     api = HfApi(hub.url, token=WRITER)
-    adapter = {"run": str(lora), "adapter": True, "base_model": ["writer/base"]}
+    adapter: dict[str, Any] = {"run": str(lora), "adapter": True, "base_model": ["writer/base"]}
     publish(Publication(repo_id="writer/lora", **adapter), api)
     files = files_on_hub(hub, "writer/lora")
     assert "adapter_model.safetensors" in files and "config.json" not in files
     config = json.loads(files["adapter_config.json"])
     assert config["base_model_name_or_path"] == "writer/base" and config["auto_mapping"] is None
     card = ModelCard(files["README.md"].decode())
-    assert card.data.base_model == ["writer/base"] and card.data.library_name == "peft"
-    assert card.data.to_dict()["base_model_relation"] == "adapter"
+    data: Any = card.data
+    assert data.base_model == ["writer/base"] and data.library_name == "peft"
+    assert data.to_dict()["base_model_relation"] == "adapter"
     assert "predict.model.config.temperature = 1.25" in card.text
     staged = tmp_path / "merged"
-    merged = {"max_shard_size": "200KB", "dry_run": True, "out": str(staged)}
+    merged: dict[str, Any] = {"max_shard_size": "200KB", "dry_run": True, "out": str(staged)}
     publish(Publication(run=str(lora), repo_id="writer/merged", **merged), api)
     assert len(list(staged.glob("model-*.safetensors"))) > 2
     assert "adapters are merged" in ModelCard.load(staged / "README.md").text
@@ -195,11 +199,11 @@ def lora_run(run: Path, tmp_path: Path) -> Path:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     for path in (run / "model").iterdir():
         if "processor" in path.name or "tokenizer" in path.name:
             shutil.copy(path, folder / "adapter")
-    merged = model.merge_and_unload()
+    merged: Any = model.merge_and_unload()
     merged.config.temperature = 1.25
     merged.config.save_pretrained(folder / "adapter")
     merged.save_pretrained(folder / "model")
@@ -225,7 +229,7 @@ def test_branch_and_pull_request_leave_main_alone(hub: HubServer, put: Publish) 
     assert repo.branches["main"] == first.oid
     assert request.pr_num == 1 and repo.pull_requests == {"refs/pr/1": request.oid}
     licences = [
-        ModelCard(files_on_hub(hub, name=name)["README.md"].decode()).data.license
+        ModelCard(files_on_hub(hub, name=name)["README.md"].decode()).data.to_dict()["license"]
         for name in ("main", "next", "refs/pr/1")
     ]
     assert licences == [None, "mit", "apache-2.0"]
@@ -370,7 +374,7 @@ def test_card_is_parsed_by_hubs_classes(card_of: Callable[..., ModelCard], run: 
     card = card_of(
         licence="mit", corpus_name="Tiny Corpus", datasets=["a/tiny"], base_model=["a/x", "b/y"]
     )
-    data = card.data
+    data: Any = card.data
     assert (data.pipeline_tag, data.library_name) == ("audio-classification", "transformers")
     assert (data.license, data.language, data.datasets) == ("mit", ["en"], ["a/tiny"])
     assert data.base_model == ["a/x", "b/y"]
@@ -403,7 +407,8 @@ def test_card_leaves_untrained_output_out(
     assert "Never trained, for lack of labels, and left out of the pipeline's answer: arousal." in (
         card.text
     )
-    assert not any("arousal" in r.metric_name for r in card.data.eval_results)
+    data: Any = card.data
+    assert not any("arousal" in r.metric_name for r in data.eval_results)
     assert "| `arousal` |" not in card.text and "| `valence` |" in card.text
 
 
@@ -413,7 +418,8 @@ def test_card_gives_spread_over_folds(
     test = read(run)["test"] | {"UAR": read(run)["test"]["UAR"] + 0.2}
     other = copy_of(run, tmp_path, fold="Ses02", test=test)
     card = card_of(folds=[str(other)])
-    uar = next(r for r in card.data.eval_results if r.dataset_split == "test")
+    data: Any = card.data
+    uar = next(r for r in data.eval_results if r.dataset_split == "test")
     assert uar.metric_args["folds"] == 2
     assert uar.metric_args["mean"] == pytest.approx(uar.metric_value + 0.1, abs=1e-6)
     assert uar.metric_args["standard_deviation"] == pytest.approx(0.2 / 2**0.5)
@@ -477,7 +483,7 @@ def test_benchmark_result_is_written(put: Publish, run: Path, tmp_path: Path) ->
         ({"example": "gone.wav"}, "No recording at `--example gone.wav`"),
     ],
 )
-def test_option_is_refused(put: Publish, options: dict, message: str) -> None:
+def test_option_is_refused(put: Publish, options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         put(**options)
 
@@ -577,7 +583,7 @@ def test_full_disk_of_temporary_files_is_named(
     def refuse(*given: object) -> None:
         raise Exception("No space left on device (os error 28)")
 
-    monkeypatch.setattr(publishing.MTMMProcessor, "save_pretrained", refuse)
+    monkeypatch.setattr(MTMMProcessor, "save_pretrained", refuse)
     with pytest.raises(OSError, match="could not be written .*MiB are free.*Free some space"):
         put(dry_run=True)
 

@@ -6,14 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.train_config import TrainConfig
 from mtmm_training.utterances import COLUMNS
-from train_accelerate import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,7 +74,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demo = folder / "out" / "demo"
     write_corpus(demo / "corpus", utterances=10)
     audio, text = map(str, write_encoders(demo / "encoders"))
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
     model = MTMMModel.from_encoders_pretrained(audio, text, **sizes)
     model.config.trained_outputs = ("emotion", "valence", "arousal")
     model.save_pretrained(demo / "fused" / "model")

@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -53,7 +54,7 @@ MADE_UP = ("/home/someone/", "/home/me")
 
 def declared_licence(name: str) -> str:
     """What an installed package says of itself, in the newest of the three ways of saying it."""
-    about = metadata(name)
+    about: Any = metadata(name)
     classified = [
         line.rpartition(" :: ")[2]
         for line in about.get_all("Classifier", [])
@@ -109,12 +110,12 @@ def test_installed_packages_fit_together() -> None:
 
 
 def test_pins_lie_in_the_declared_ranges() -> None:
-    pins = dict(
+    lines = dict(
         line.split("==")
         for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if "==" in line and not line.startswith("#")
     )
-    pins = {canonicalize_name(name): Version(version) for name, version in pins.items()}
+    pins = {canonicalize_name(name): Version(version) for name, version in lines.items()}
     outside = [
         f"{requirement} is pinned to {pins.get(canonicalize_name(requirement.name))}"
         for _, requirement in DEPENDENCIES

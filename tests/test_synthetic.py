@@ -69,7 +69,9 @@ def test_other_seed_gives_other_bytes(
 def test_emotion_is_the_quadrant(corpus: list[Utterance]) -> None:
     assert set(QUADRANTS) == {u.emotion for u in corpus}
     for utterance in corpus:
-        assert QUADRANTS[utterance.emotion] == (utterance.valence > 3, utterance.arousal > 3)
+        assert utterance.valence is not None and utterance.arousal is not None
+        quadrant = (utterance.valence > 3, utterance.arousal > 3)
+        assert QUADRANTS[str(utterance.emotion)] == quadrant
 
 
 def test_labels_keep_their_range_and_margin(corpus: list[Utterance]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from safetensors.torch import load_file
 from configuration_mtmm import MTMMConfig
 from mtmm_training.checkpoints import StopSignal
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.train_config import TrainConfig
 from mtmm_training.utterances import Utterance, read_manifest, write_manifest
 from processing_mtmm import MTMMProcessor
 from train_accelerate import (
-    TrainConfig,
     check_augmentation,
     choose_fold,
     folds_of,
@@ -62,7 +63,7 @@ def command(work: Path, out: str, *flags: str, **model_config: object) -> list[s
     ]
 
 
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
@@ -152,7 +153,7 @@ def test_killed_run_ends_with_the_weights_of_one_never_killed(work: Path, finish
     assert kept["epochs"] == again["epochs"] and kept["test"] == again["test"]
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 240) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, process.communicate()[0]
@@ -205,8 +206,9 @@ def mixed(work: Path) -> list[str]:
     import dataclasses
 
     speech, text = [], []
+    absent: dict[str, Any]
     for number, utterance in enumerate(read_manifest(work / "corpus" / "manifest.csv")):
-        split = {"Ses01": "test", "Ses02": "validation"}.get(utterance.session_id, "train")
+        split = {"Ses01": "test", "Ses02": "validation"}.get(str(utterance.session_id), "train")
         if number % 3:
             absent = {"valence": None, "arousal": None, "corpus": "speech"}
             speech.append(dataclasses.replace(utterance, split=split, **absent))
@@ -243,7 +245,7 @@ def test_encoding_only_fills_the_cache_and_trains_nothing(
     # Recordings of the training split have two variants each; text alone has none.
     recordings = {split: 0 for split in ("train", "validation", "test")}
     for utterance in read_manifest(work / "speech.csv"):
-        recordings[utterance.split] += 1
+        recordings[str(utterance.split)] += 1
     audio = sum(recordings.values()) + 2 * recordings["train"]
     assert f": {audio} audio inputs, {audio} encoded now" in encoded
     assert "cache in float16: emotion logits differ" in encoded and "fold" not in encoded
@@ -253,7 +255,11 @@ def test_encoding_only_fills_the_cache_and_trains_nothing(
 
 
 def test_stopped_cached_run_of_two_corpora_goes_on_exactly(
-    work: Path, mixed: list[str], encoded: str, monkeypatch: pytest.MonkeyPatch, capsys
+    work: Path,
+    mixed: list[str],
+    encoded: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     main(mixed)
     printed = capsys.readouterr().out
@@ -420,7 +426,11 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
     ],
 )
 def test_wrong_flags_are_refused_before_training(
-    work: Path, finished: Path, flags: tuple, message: str, monkeypatch: pytest.MonkeyPatch
+    work: Path,
+    finished: Path,
+    flags: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(work)
     with pytest.raises(ValueError, match=message):

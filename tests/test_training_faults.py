@@ -238,25 +238,27 @@ BAD = {
     "NaN": r"samples that are NaN or infinite \(1 of ",
 }
 
+Spoilt = tuple[list[Utterance], dict[str, str]]
+
 
 @pytest.fixture
-def spoilt(work: Path, tmp_path: Path) -> tuple[list[Utterance], dict[str, str]]:
+def spoilt(work: Path, tmp_path: Path) -> Spoilt:
     """A copy of the corpus with one bad recording of each kind; which id is bad, and how."""
     utterances = []
     for utterance in read_manifest(work / "corpus" / "manifest.csv"):
-        copy = shutil.copy(utterance.audio, tmp_path)
+        copy = shutil.copy(str(utterance.audio), tmp_path)
         utterances.append(dataclasses.replace(utterance, audio=str(copy)))
     write_manifest(utterances, tmp_path / "manifest.csv")
     # Utterances that follow each other are of one session: these are of all splits.
     chosen = dict(zip(BAD, utterances[::10], strict=True))
     for how, utterance in chosen.items():
-        spoil(Path(utterance.audio), how)
+        spoil(Path(str(utterance.audio)), how)
     return utterances, {u.utterance_id: how for how, u in chosen.items()}
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_bad_recordings_are_skipped_and_named(
-    work: Path, tmp_path: Path, spoilt: tuple, cached: bool, capsys: pytest.CaptureFixture
+    work: Path, tmp_path: Path, spoilt: Spoilt, cached: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     utterances, bad = spoilt
     flags = flags_of(work, str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.csv"))
@@ -277,11 +279,13 @@ def test_bad_recordings_are_skipped_and_named(
 
 
 def test_bad_recordings_stop_a_run_all_named_at_once(
-    work: Path, tmp_path: Path, spoilt: tuple
+    work: Path, tmp_path: Path, spoilt: Spoilt
 ) -> None:
     utterances, bad = spoilt
     (vanished,) = [u for u in utterances if bad.get(u.utterance_id) == "vanished"]
-    shutil.copy(utterances[1].audio, vanished.audio)  # the manifest's reader refuses those
+    shutil.copy(
+        str(utterances[1].audio), str(vanished.audio)
+    )  # the manifest's reader refuses those
     flags = flags_of(work, str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.csv"))
     with pytest.raises(ValueError) as raised:
         main([*flags, "--cache_dir", "off", "--workers", "1"])
@@ -295,7 +299,7 @@ def test_bad_recordings_stop_a_run_all_named_at_once(
 
 
 def test_repaired_recording_makes_another_run(
-    work: Path, tmp_path: Path, spoilt: tuple, monkeypatch: pytest.MonkeyPatch
+    work: Path, tmp_path: Path, spoilt: Spoilt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     utterances, bad = spoilt
     flags = flags_of(work, str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.csv"))
@@ -306,10 +310,10 @@ def test_repaired_recording_makes_another_run(
         main(flags)
     monkeypatch.undo()
     (empty,) = [u for u in utterances if bad.get(u.utterance_id) == "empty"]
-    shutil.copy(utterances[1].audio, empty.audio)
+    shutil.copy(str(utterances[1].audio), str(empty.audio))
     with pytest.raises(ValueError, match=rf"skipped was \[.*'{empty.utterance_id}'.*\], now is"):
         main([*flags, "--resume", "True"])
-    Path(empty.audio).write_bytes(b"")
+    Path(str(empty.audio)).write_bytes(b"")
     main([*flags, "--resume", "True"])
     assert set(json.loads((tmp_path / "out" / "results.json").read_text())["skipped"]) == set(bad)
 
@@ -391,7 +395,7 @@ def scale_gradients(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) 
 
 
 def test_gradient_that_explodes_is_named_and_one_not_finite_stops(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scale_gradients(monkeypatch, {12: 1e7, 14: math.inf})
     with pytest.raises(
@@ -412,7 +416,8 @@ def test_gradient_that_explodes_is_named_and_one_not_finite_stops(
 def test_explosion_is_by_the_median_of_the_steps_before(
     norm: float, before: list[float], expected: bool
 ) -> None:
-    assert (divergence.explosion(norm, before, {"fusion": norm}) is not None) == expected
+    parts = {"fusion": torch.tensor(norm)}
+    assert (divergence.explosion(norm, before, parts) is not None) == expected
 
 
 def test_gradient_norms_are_those_of_each_part(make_model: Callable[..., MTMMModel]) -> None:
@@ -550,7 +555,7 @@ def test_worker_that_hangs_is_given_up_and_its_utterances_named(
     monkeypatch.setattr(batches, "READING_S", 3.0)
     schedule = LengthBatches([6, 5, 4, 3, 2, 1], 2, shuffle=False)
     loader = make_loader(to_dataset(texts(6)), schedule, Collate(hangs="u3"), workers=workers)
-    seen = []
+    seen: list[Any] = []
     with pytest.raises(OSError, match="waiting for 3 s over u2, u3. Does the disk"):
         seen.extend(loader)
     assert seen == [["u0", "u1"]]
@@ -564,12 +569,12 @@ def test_error_of_a_worker_is_that_of_its_collator(workers: int) -> None:
         list(loader)
 
 
-def children(process: subprocess.Popen) -> list[int]:
+def children(process: subprocess.Popen[str]) -> list[int]:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
-def is_worker(pid: int, parent: subprocess.Popen) -> bool:
+def is_worker(pid: int, parent: subprocess.Popen[str]) -> bool:
     """Forked from it, so of the same command line."""
     try:
         same = [Path(f"/proc/{n}/cmdline").read_bytes() for n in (pid, parent.pid)]

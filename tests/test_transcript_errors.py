@@ -54,7 +54,7 @@ def test_transcripts_have_the_stated_error_rate(rate: float) -> None:
 
 
 def test_run_is_measured_at_every_rate(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained_run(tmp_path_factory.getbasetemp())
     flags = ["--run", str(run), "--rates", "0", "0.5", "--out", str(tmp_path)]

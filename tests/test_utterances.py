@@ -5,18 +5,19 @@ import logging
 import os
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from mtmm_training.files import replacing
 from mtmm_training.utterances import (
     Utterance,
     by_id,
     describe,
     read_manifest,
     read_manifests,
-    replacing,
     write_manifest,
 )
 
@@ -30,8 +31,13 @@ def real_data() -> Path:
     return folder
 
 
-def utterance(**changes: object) -> Utterance:
-    given = {"utterance_id": "u1", "corpus": "test", "speaker_id": "anna", "text": "Hello."}
+def utterance(**changes: Any) -> Utterance:
+    given: dict[str, Any] = {
+        "utterance_id": "u1",
+        "corpus": "test",
+        "speaker_id": "anna",
+        "text": "Hello.",
+    }
     return Utterance(**given | changes)
 
 
@@ -59,14 +65,14 @@ def manifest(folder: Path, content: str, name: str = "m.csv") -> Path:
         ({"start_s": -1.0}, "negative"),
     ],
 )
-def test_utterance_refuses_bad_values(changes: dict, message: str) -> None:
+def test_utterance_refuses_bad_values(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         utterance(**changes)
 
 
 def test_utterance_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError, match="emotion"):
-        utterance().emotion = "sad"
+        utterance().emotion = "sad"  # type: ignore[misc]  # it must not
 
 
 def test_by_id_refuses_doubled_ids() -> None:

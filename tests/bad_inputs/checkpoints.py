@@ -35,7 +35,9 @@ def wrong_type(name: str, value: object) -> Case:
     return config(f"MTMMConfig: `{name}=.*` is not allowed; its type must be ", **{name: value})
 
 
-def saved(name: str, damage: Damage, error: str | None, load: Callable[[Path], Any] = None) -> Case:
+def saved(
+    name: str, damage: Damage, error: str | None, load: Callable[[Path], Any] | None = None
+) -> Case:
     """A saved model that something happened to; loaded, it must answer."""
 
     def attempt(folder: Path) -> Any:
@@ -66,6 +68,16 @@ def content(file: str, text: str | bytes) -> Damage:
     """A file replaced."""
     raw = text if isinstance(text, bytes) else text.encode()
     return lambda folder: (folder / file).write_bytes(raw)
+
+
+def config_as_folder(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
 
 
 def cut(kept: float) -> Damage:
@@ -204,7 +216,7 @@ CASES = [
            text_config={"model_type": "bert", "hidden_size": "x"}),
     # ---- config.json
     saved("no config.json", lambda f: (f / CONFIG).unlink(), NOT_OURS),
-    saved("config.json is a folder", lambda f: ((f / CONFIG).unlink(), (f / CONFIG).mkdir()), NOT_OURS),
+    saved("config.json is a folder", config_as_folder, NOT_OURS),
     saved("empty config.json", content(CONFIG, ""), NO_JSON),
     saved("config.json is no JSON", content(CONFIG, '{"a":'), NO_JSON),
     saved("config.json in Latin-1", content(CONFIG, b'{"a": "\xff"}'), NO_JSON),
@@ -255,7 +267,7 @@ CASES = [
           "error: .* is not a model of this code|error: .*not have the weights", predict),
     saved("config.json of BERT, on the command line", fields(model_type="bert"),
           f"error: .*{NOT_OURS}", predict),
-    saved("no tokenizer", lambda f: [p.unlink() for p in f.glob("tokenizer*")], "tokenizer",
+    saved("no tokenizer", without_tokenizer, "tokenizer",
           MTMMProcessor.from_pretrained),
     saved("no processor", lambda f: (f / "processor_config.json").unlink(),
           "Can't load feature extractor", MTMMProcessor.from_pretrained),

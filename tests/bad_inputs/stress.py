@@ -50,6 +50,7 @@ def tried(case: Case) -> tuple[str, str]:
             process.join()
             outcome = ("crashes", f"the process ended with exit code {process.exitcode}")
         if process.is_alive() and outcome[0] == "hangs":
+            assert process.pid is not None
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
     return outcome
@@ -73,9 +74,11 @@ def main(prefix: str = "") -> int:
     disable_progress_bar()
     tiny.pipe(), tiny.saved()
     _print_row("", COLUMNS)
-    total, failures = Counter(), []
+    total: Counter[str] = Counter()
+    failures: list[str] = []
     for area in AREAS:
-        counts, begun = Counter(), time.perf_counter()
+        counts: Counter[str] = Counter()
+        begun = time.perf_counter()
         for case in cases(area):
             if not case.name.startswith(prefix):
                 continue

@@ -1,5 +1,7 @@
 """Transcripts that are not what they ought to be."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,11 @@ def process(text: Any, **given: Any) -> Any:
     return tiny.processor()(text=text, **given)
 
 
-WAYS = {
+def at_once(feed: Callable[[Any], Any], text: Any, folder: Path) -> Any:
+    return feed(text)
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
     "pipeline": predict,
     "processor": process,
     "explained": lambda text: predict(text, explain=True),
@@ -62,7 +68,7 @@ WAYS = {
 CASES = [
     Case(
         f"text: {name}, {way}",
-        lambda folder, feed=feed, text=text: feed(text),
+        partial(at_once, feed, text),
         error,
         heavy=name == "100,000 words" and way != "pipeline",
     )
