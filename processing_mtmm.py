@@ -53,6 +53,8 @@ LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
 # Options of feature extractors that the processor decides: it pads, and never cuts, audio.
 LENGTH_OPTIONS = ("max_length", "padding", "truncation")
 
+# Where a recording is read from: a path, a URL, the bytes of a file, or an open binary file.
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | io.RawIOBase
 Audio = np.ndarray | torch.Tensor | Sequence[float] | dict[str, Any]
 
 
@@ -274,7 +276,7 @@ class MTMMProcessor(ProcessorMixin):
 
     @staticmethod
     def load_audio(
-        source: str | os.PathLike[str] | bytes | BinaryIO,
+        source: Source,
         start_s: float | None = None,
         end_s: float | None = None,
     ) -> tuple[np.ndarray, int]:
@@ -444,9 +446,7 @@ def _cut(
         yield start, kept[start - first :]
 
 
-def read_blocks(
-    source: str | os.PathLike[str] | bytes | BinaryIO, sampling_rate: int
-) -> Iterator[np.ndarray]:
+def read_blocks(source: Source, sampling_rate: int) -> Iterator[np.ndarray]:
     """A recording of any length from its beginning to its end, in blocks of about a second.
 
     Args:

@@ -3,16 +3,13 @@
     pip install -e ".[vad]"
     predict({"audio": path, "segments": speech_segments(path)})
 
-The package is MIT-licensed and brings its weights; it is no dependency of this one.
+The package is MIT-licensed and brings its weights.
 """
-
-import os
-from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from processing_mtmm import read_blocks
+from processing_mtmm import Source, read_blocks
 
 try:
     import silero_vad
@@ -24,7 +21,7 @@ FRAME = 512  # samples that the detector takes at a time
 
 
 def speech_segments(
-    source: str | os.PathLike[str] | bytes | BinaryIO,
+    source: Source,
     threshold: float = 0.5,
     min_silence_s: float = 0.3,
     margin_s: float = 0.1,
