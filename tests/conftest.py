@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
+from bad_inputs import tiny
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
@@ -71,10 +71,7 @@ def make_model() -> Callable[..., MTMMModel]:
 @pytest.fixture(scope="session")
 def tiny_processor() -> MTMMProcessor:
     """16 kHz waveforms, and a tokenizer of letters whose ids fit the tiny configuration."""
-    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *"abcdefghijklmnopqrstuvwxyz.,?!'", "[MASK]"]
-    tokenizer = DebertaV2Tokenizer(vocab=[(piece, -1.0) for piece in pieces])
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    return MTMMProcessor(extractor, tokenizer, max_tokens=64)
+    return tiny.processor()
 
 
 @pytest.fixture(scope="session")
