@@ -467,16 +467,17 @@ def test_emobank_documents_are_its_speakers(
 
 
 def test_crema_d_reads_names_and_genders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("1001_IEO_ANG_HI", "1002_DFA_NEU_XX", "1002_TIE_DIS_XX"):
+    for name in ("1001_IEO_ANG_HI", "1002_DFA_NEU_XX", "1002_TIE_DIS_XX", "1002_ITH_SAD_X"):
         write(tmp_path / "AudioWAV" / f"{name}.wav")
     write(tmp_path / "AudioWAV" / "._1001_IEO_ANG_HI.wav")
     write(
         tmp_path / "VideoDemographics.csv",
         '"ActorID","Age","Sex","Race","Ethnicity"\n1001,51,"Male","a","b"\n1002,21,"Female","a","b"\n',
     )
-    expected = {"crema_d_1001": {"ANG": 1}, "crema_d_1002": {"NEU": 1, "DIS": 1}}
+    expected = {"crema_d_1001": {"ANG": 1}, "crema_d_1002": {"NEU": 1, "DIS": 1, "SAD": 1}}
     monkeypatch.setattr(crema_d, "EXPECTED", expected)
-    angry, neutral = read_corpus("crema_d", tmp_path)
+    angry, neutral, sad = read_corpus("crema_d", tmp_path)
+    assert sad.emotion == "sad"  # of the name that lacks an X, as one does in the distribution
     assert (angry.utterance_id, angry.text) == ("crema_d_1001_IEO_ANG_HI", "It's eleven o'clock.")
     assert (angry.emotion, angry.speaker_id, angry.gender) == ("angry", "crema_d_1001", "male")
     assert (neutral.script_id, neutral.gender) == ("crema_d_DFA", "female")
