@@ -145,7 +145,8 @@ def write_predictions(
                     label = rows.emotion_labels[i]
                     row += ["" if label == ABSENT_EMOTION else emotions[label]]
                     row += [emotions[probabilities[i].argmax()]]
-                    row += [f"{p:.6f}" for p in probabilities[i]]
+                    # Digits of small ones too: without temperature they are p^T.
+                    row += [f"{p:.7g}" for p in probabilities[i]]
                 for name in dimensions:
                     column = config.dimension_names.index(name)
                     label = rows.dimension_labels[i, column]

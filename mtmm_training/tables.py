@@ -31,7 +31,7 @@ DIMENSION_SCORES = {
 COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", *(f"CCC_{name}" for name in DIMENSIONS))
 LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
 RESAMPLES = 2000  # of the bootstrap
-FEW_SPEAKERS = 10  # below it percentile intervals over speakers are known to be too narrow
+FEW_SPEAKERS = 10  # up to so many, percentile intervals over speakers are known to be too narrow
 
 Score = Callable[[np.ndarray], float]
 
@@ -257,7 +257,10 @@ def _recalls(experiment: Experiment) -> dict[str, Any]:
 
 
 def _speaker_spread(experiment: Experiment) -> dict[str, Any]:
-    spread: dict[str, Any] = {"count": experiment.rows["speaker"].nunique()}
+    counts = experiment.rows["speaker"].value_counts().to_numpy(np.float64)
+    spread: dict[str, Any] = {"count": len(counts)}
+    # As many speakers of equal size would weigh as much (Kish's effective sample size).
+    spread["effective"] = counts.sum() ** 2 / np.square(counts).sum()
     for name in ("UAR", "WAR"):
         by_speaker = experiment.by("speaker", experiment.scores.get(name, lambda rows: np.nan))
         present = [value for value in by_speaker.values() if value is not None]
@@ -313,13 +316,12 @@ def _draw_plane(experiment: Experiment, path: Path) -> None:
     labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
     if np.isnan(labels).any(axis=1).all():
         return
-    # The whole numbers around the labels: 1 to 5 for what was labelled on that scale.
-    scale = float(np.floor(np.nanmin(labels))), float(np.ceil(np.nanmax(labels)))
+    low, high = next(iter(experiment.runs.values()))["config"]["dimension_range"]
     names = None
     if experiment.emotions:
         names = [name if isinstance(name, str) else None for name in experiment.rows.emotion_label]
     predictions = experiment.rows[plane].to_numpy(np.float64)
-    figures.plot_dimensions(labels, predictions, path, scale, names)
+    figures.plot_dimensions(labels, predictions, path, (low, high), names)
 
 
 # ---- two experiments ---------------------------------------------------------------------------
@@ -528,15 +530,19 @@ def notes(
     reference: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference]]
 ) -> list[str]:
     """What a reader of differences must know: coverage, how they came about, what is missing."""
-    speakers = reference["speakers"]["count"]
+    speakers, effective = (reference["speakers"][name] for name in ("count", "effective"))
     lines = [
         f"{folds_and_utterances(reference)} of {speakers} speakers. Mean ± sd over folds; intervals "
-        f"are percentiles of {RESAMPLES} paired draws of speakers with all their utterances."
+        f"are percentiles of {RESAMPLES} paired draws of speakers with all their utterances; they say "
+        "nothing of another training seed."
     ]
     if reference["missing_folds"]:
         lines.append(f"**Incomplete: folds {_listed(reference['missing_folds'])} are missing.**")
-    if speakers < FEW_SPEAKERS:
-        lines.append(f"With fewer than {FEW_SPEAKERS} speakers such intervals are too narrow.")
+    if effective <= FEW_SPEAKERS:
+        equal = (
+            "" if effective == speakers else f"; these weigh as much as {effective:.1f} equal ones"
+        )
+        lines.append(f"Of {FEW_SPEAKERS} speakers or fewer such intervals are too narrow{equal}.")
     reasons = {d.reason: None for ds in differences.values() for d in ds.values() if d.reason}
     lines += [f"Differences without an interval are not shown: {reason}" for reason in reasons]
     return [line + "\n" for line in lines]

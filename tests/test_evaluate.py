@@ -23,11 +23,14 @@ from sklearn.metrics import (
 )
 
 import train_accelerate
+from configuration_mtmm import MTMMConfig
 from mtmm_training import evaluate, tables
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.evaluate import main
 from mtmm_training.finished_run import read_flags
 from mtmm_training.metrics import Interval
+from mtmm_training.predictions import Predictions, write_predictions
+from mtmm_training.utterances import Utterance
 
 EMOTIONS = ["angry", "happy", "sad"]
 TEMPERATURES = (0.5, 2.0, 1.25)
@@ -80,7 +83,8 @@ def write_experiment(
             writer.writerow(rows[0] | {"id": "v", "split": "validation", "emotion_label": "sad"})
             writer.writerows(rows)
         results: dict[str, Any] = {"fold": f"f{fold}", "splits": {}, "validation": {}, "test": {}}
-        results |= {"temperature": TEMPERATURES[fold], "wall_time_s": 10.5, "config": {}}
+        results |= {"temperature": TEMPERATURES[fold], "wall_time_s": 10.5}
+        results["config"] = {"dimension_range": [1.0, 5.0]}
         (run / "results.json").write_text(json.dumps(results))
     if planned is not None:
         folds_file = {"folds": [{"name": f"f{i}"} for i in range(planned)]}
@@ -176,11 +180,34 @@ def test_temperature_is_undone_in_each_fold(tmp_path: Path) -> None:
     assert abs(before - found["ECE"]["pooled"]) > 0.01  # else this test could not fail
 
 
+def test_calibration_before_a_small_temperature_is_not_lost(tmp_path: Path) -> None:
+    config = MTMMConfig(id2label=dict(enumerate(EMOTIONS)), temperature=0.05)
+    config.trained_outputs = ("emotion",)
+    draw = np.random.default_rng(0)
+    logits, labels = 0.5 * draw.normal(size=(60, 3)), draw.integers(0, 3, 60)
+    ids = [f"u{i}" for i in range(60)]
+    nothing = np.full((60, 2), np.nan)
+    test = Predictions(ids, logits, np.zeros((60, 2)), labels, nothing)
+    utterances = [
+        Utterance(utterance_id=name, corpus="c", text="x", speaker_id="s") for name in ids
+    ]
+    write_experiment(tmp_path / "a", {0: fake_rows(0, 1, 1.5)}, planned=1)
+    run = tmp_path / "a" / "fold-00"
+    write_predictions(run / "predictions.csv", {"test": test}, utterances, config)
+    results = json.loads((run / "results.json").read_text()) | {"temperature": 0.05}
+    (run / "results.json").write_text(json.dumps(results))
+    found = tables.summarise(tables.read_experiment(tmp_path / "a"))["metrics"]
+    expected = test.metrics(config)["ECE"]
+    assert found["ECE_before_temperature"]["pooled"] == pytest.approx(expected, abs=1e-4)
+    assert found["ECE"]["pooled"] > expected + 0.1  # else this test could not fail
+
+
 def test_metric_without_labels_is_null(tmp_path: Path) -> None:
     folds = {fold: fake_rows(fold, 1, 1.5, labelled_arousal=fold > 0) for fold in range(3)}
     folder = write_experiment(tmp_path / "a", folds)
     for results in folder.glob("fold-*/results.json"):
-        content = json.loads(results.read_text()) | {"config": {"dimensions": ["dominance"]}}
+        content = json.loads(results.read_text())
+        content["config"]["dimensions"] = ["dominance"]
         results.write_text(json.dumps(content))
     markdown = tables.write_tables(folder)
     found = json.loads((folder / "summary.json").read_text())["metrics"]
@@ -392,7 +419,21 @@ def test_compare_writes_what_it_prints(
     pooled = found["UAR"]["pooled"]
     assert pooled["low"] <= pooled["point"] <= pooled["high"]
     assert f"{pooled['point']:+.3f} [" in printed
-    assert "fewer than 10 speakers" in printed
+    assert "Of 10 speakers or fewer such intervals are too narrow." in printed
+
+
+def test_few_speakers_with_most_utterances_count_as_few(tmp_path: Path, few_draws: None) -> None:
+    sizes = [200] + [10] * 20
+    names = [f"s{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    rows = fake_rows(0, 1, 1.5, utterances=len(names))
+    rows = [row | {"speaker": name} for row, name in zip(rows, names, strict=True)]
+    experiment = tables.read_experiment(write_experiment(tmp_path / "a", {0: rows}, planned=1))
+    equal = 400**2 / (200**2 + 20 * 10**2)
+    assert tables.summarise(experiment)["speakers"]["effective"] == pytest.approx(equal)
+    said = tables.comparison_markdown(
+        experiment, experiment, tables.compare(experiment, experiment)
+    )
+    assert "of 21 speakers" in said and f"weigh as much as {equal:.1f} equal ones" in said
 
 
 # ---- the runner, with a script that only pretends to train -------------------------------------
