@@ -40,10 +40,10 @@ python -m mtmm_training.evaluate run --out "$out/both" \
 
 # The model of both, seen on each corpus alone, to be paired with that corpus's own model.
 python - "$out" <<'PY'
-import shutil
 import sys
 from pathlib import Path
 import pandas as pd
+from mtmm_training.files import read_json, write_json
 
 out = Path(sys.argv[1])
 (run,) = (out / "both").glob("fold-*")
@@ -53,7 +53,9 @@ for corpus in ("ravdess", "emobank"):
     part = out / f"both_on_{corpus}" / run.name
     part.mkdir(parents=True, exist_ok=True)
     own.assign(id=own["id"].str.removeprefix(f"{corpus}/")).to_csv(part / "predictions.csv", index=False)
-    shutil.copy(run / "results.json", part)
+    results = read_json(run / "results.json")
+    results["splits"]["test"]["utterances"] = int((own["split"] == "test").sum())
+    write_json(results, part / "results.json")
 PY
 for corpus in ravdess emobank; do
     python -m mtmm_training.evaluate compare "$out/$corpus" "$out/both_on_$corpus" --out "$out/comparison_$corpus"
