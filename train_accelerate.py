@@ -146,9 +146,15 @@ def folds_of(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Fold]
     if config.test_speakers:
         return [fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)]
     if config.folds_file is not None:
-        return load_folds(config.folds_file, utterances)
-    seed = {"seed": config.seed} if config.k else {}
-    return make_folds(utterances, config.protocol, k=config.k, **seed)  # type: ignore[arg-type]  # seed alone
+        return load_folds(config.folds_file, utterances, script_disjoint=config.script_disjoint)
+    return make_folds(
+        utterances,
+        config.protocol,
+        k=config.k,
+        seed=config.seed,
+        improvised_only=config.improvised_only,
+        script_disjoint=config.script_disjoint,
+    )
 
 
 def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:

@@ -45,7 +45,7 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.batches import to_dataset
 from mtmm_training.features import STATES, FeatureCache
 from mtmm_training.files import read_json, write_json
-from mtmm_training.folds import Fold, save_folds, select
+from mtmm_training.folds import Fold, keep_folds, refuse_change, select
 from mtmm_training.metrics import (
     ABSENT_EMOTION,
     concordance_correlation,
@@ -113,6 +113,8 @@ class BaselineConfig:
     protocol: str = _as_in_training("protocol")
     k: int | None = _as_in_training("k")
     folds_file: str | None = _as_in_training("folds_file")
+    script_disjoint: bool = _as_in_training("script_disjoint")
+    improvised_only: bool = _as_in_training("improvised_only")
     folds: list[int] | None = field(
         default=None, metadata={"help": "Which folds, from 0; all if not given."}
     )
@@ -517,10 +519,7 @@ def is_finished(config: BaselineConfig, folder: Path) -> bool:
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     for name in sorted(now.keys() - HARMLESS):
         if before.get(name) != now[name]:
-            raise ValueError(
-                f"{folder} was made with --{name} {before.get(name)!r}, not {now[name]!r}; choose another "
-                "--out, or delete it."
-            )
+            refuse_change(folder, f"--{name}", before.get(name), now[name])
     return True
 
 
@@ -542,11 +541,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"`--folds {index}` does not exist: there are {len(folds)}, counted from 0."
             )
+    keep_folds(folds, Path(config.out, "folds.json"))
     missing = [index for index in wanted if not is_finished(config, folders[index])]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} folds are there already")
     features = read_features(config, utterances) if missing else {}
-    save_folds(folds, Path(config.out, "folds.json"))
     for index in missing:
         results = run_fold(config, folds[index], utterances, features, folders[index])
         print_fold(index, results)

@@ -25,7 +25,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.files import read_json, replacing, write_json
-from mtmm_training.folds import Fold, save_folds, select
+from mtmm_training.folds import Fold, keep_folds, refuse_change, select
 from mtmm_training.tables import (
     as_json,
     compare,
@@ -120,33 +120,15 @@ def keep_record(plan: Plan) -> None:
         ValueError: the folder was begun with other flags or other folds, or its record is damaged.
     """
     flags = {name: value for name, value in asdict(plan.config).items() if name not in HARMLESS}
-    record, folds = plan.out / "run.json", plan.out / "folds.json"
-    if record.exists() and folds.exists():
+    record = plan.out / "run.json"
+    if record.exists():
         begun = read_json(record, "flags")["flags"]
         for name in sorted(begun.keys() | flags.keys()):
-            _refuse_change(plan.out, name, begun.get(name), flags.get(name))
-        old = read_json(folds, "folds")["folds"]
-        _refuse_change(plan.out, "number of folds", len(old), len(plan.folds))
-        for index, fold in enumerate(plan.folds):
-            _refuse_change(
-                plan.out, f"fold {index}", old[index], json.loads(json.dumps(asdict(fold)))
-            )
-        return
-    save_folds(plan.folds, folds)
-    write_json({"flags": flags, "command": plan.flags}, record)
-
-
-def _refuse_change(out: Path, name: str, old: Any, new: Any) -> None:
-    if old == new:
-        return
-    if isinstance(old, dict):  # a fold: its name and what differs say it better than all its ids
-        part = next(part for part in new if old.get(part) != new[part])
-        old, new = (f"{f['name']!r} with {len(f['test'])} test utterances" for f in (old, new))
-        name += f" (its {part})"
-    raise ValueError(
-        f"{out} was begun with other settings: {name} was {old}, now is {new}. Choose another --out, "
-        "or delete it."
-    )
+            if begun.get(name) != flags.get(name):
+                refuse_change(plan.out, name, begun.get(name), flags.get(name))
+    keep_folds(plan.folds, plan.out / "folds.json")
+    if not record.exists():
+        write_json({"flags": flags, "command": plan.flags}, record)
 
 
 # ---- running -----------------------------------------------------------------------------------

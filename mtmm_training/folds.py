@@ -17,7 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.files import replacing
+from mtmm_training.files import read_json, replacing
 from mtmm_training.utterances import SPLITS, Utterance, by_id
 
 logger = logging.getLogger(__name__)
@@ -421,7 +421,18 @@ def _drop_shared_scripts(name: str, splits: Splits) -> Splits:
                 "script_disjoint=False or a corpus with more scripts."
             )
     dropped = {split: len(splits[split]) - len(kept[split]) for split in ("train", "validation")}
-    logger.warning("fold %s: script_disjoint dropped %s", name, dropped)
+    none_left = [
+        split
+        for split in dropped
+        if any(u.improvised is False for u in splits[split])
+        and not any(u.improvised is False for u in kept[split])
+    ]
+    logger.warning(
+        "fold %s: script_disjoint dropped %s%s",
+        name,
+        dropped,
+        f"; no scripted utterance is left in {' and '.join(none_left)}" if none_left else "",
+    )
     return kept
 
 
@@ -446,6 +457,37 @@ def save_folds(folds: Iterable[Fold], path: str | Path) -> None:
     content = {"folds": [asdict(fold) for fold in folds]}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def keep_folds(folds: Sequence[Fold], path: str | Path) -> None:
+    """Writes folds as `save_folds` does, or checks that the file, which results are of, has them.
+
+    Raises:
+        ValueError: the file has other folds, or is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        save_folds(folds, path)
+        return
+    old = read_json(path, "folds")["folds"]
+    now = json.loads(json.dumps([asdict(fold) for fold in folds]))
+    if len(old) != len(now):
+        refuse_change(path.parent, "number of folds", len(old), len(now))
+    for index, (before, after) in enumerate(zip(old, now, strict=True)):
+        if before != after:
+            part = next(part for part in after if before.get(part) != after[part])
+            names = (
+                f"{f['name']!r} with {len(f['test'])} test utterances" for f in (before, after)
+            )
+            refuse_change(path.parent, f"fold {index} (its {part})", *names)
+
+
+def refuse_change(out: Path, name: str, old: Any, new: Any) -> None:
+    """Raises ValueError: results in `out` are of something else than what would be added to them."""
+    raise ValueError(
+        f"{out} was begun with other settings: {name} was {old}, now is {new}. Choose another --out, "
+        "or delete it."
+    )
 
 
 def load_folds(

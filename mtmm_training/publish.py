@@ -845,7 +845,11 @@ def protocol_name(results: Mapping[str, Any]) -> str:
     if config.get("folds_file"):
         return f"fold {config['fold']} of {Path(config['folds_file']).name}"
     folds = f" of {config['k']} folds" if config.get("k") else ""
-    return f"fold {config['fold']} (counted from 0){folds}, protocol {config['protocol']!r}"
+    special = ", scripts apart too" if config.get("script_disjoint") else ""
+    special += ", of improvised utterances alone" if config.get("improvised_only") else ""
+    return (
+        f"fold {config['fold']} (counted from 0){folds}, protocol {config['protocol']!r}{special}"
+    )
 
 
 def corpus_name(options: Publication, results: Mapping[str, Any]) -> str:

@@ -61,6 +61,12 @@ class TrainConfig:
     k: int | None = _flag(None, "Number of folds of protocol grouped.")
     fold: int = _flag(0, "Which fold of the protocol, or of --folds_file, from 0.")
     folds_file: str | None = _flag(None, "Folds saved earlier, instead of a protocol.")
+    script_disjoint: bool = _flag(
+        False,
+        "Drop from train and validation the scripts (without scripts: the transcripts) of test, and from "
+        "train those of validation; with --folds_file: refuse folds that share any.",
+    )
+    improvised_only: bool = _flag(False, "Make the folds of improvised utterances alone.")
     validation_speakers: list[str] = _flag(
         [], "With --test_speakers: the fold by names; all others train."
     )
@@ -224,6 +230,15 @@ class TrainConfig:
             "validation_speakers",
             bool(self.validation_speakers) == bool(self.test_speakers),
             "given together with --test_speakers",
+        )
+        named = bool(self.test_speakers)
+        self._require(
+            "script_disjoint", not (self.script_disjoint and named), "False with --test_speakers"
+        )
+        self._require(
+            "improvised_only",
+            not (self.improvised_only and (named or self.folds_file is not None)),
+            "False with --test_speakers or --folds_file",
         )
         self._require(
             "corpus", self.corpus is None or self.corpus in CORPORA, f"one of {', '.join(CORPORA)}"

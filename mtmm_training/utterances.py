@@ -70,7 +70,8 @@ class Utterance:
         speaker_id: who speaks; folds keep speakers apart by it.
         session_id: recording day or sitting.
         dialogue_id: conversation.
-        script_id: what was read or acted from; the same script_id means the same words.
+        script_id: what was read or acted from; the same script_id means the same words, or
+            words of the same scene.
         improvised: whether the words were the speaker's own; None = not known.
         split: the corpus's official split, "train", "validation" or "test".
         gender: as the corpus gives it.

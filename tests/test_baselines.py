@@ -352,10 +352,20 @@ def test_finished_folds_are_skipped(
     assert "2 of 5 folds are there already" in capsys.readouterr().out
     assert len(list((work / "text").glob("fold-*"))) == 5
     assert (work / "text" / "fold-01" / "results.json").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"fold-00 was made with --layers \['last'\], not \['0'\]"):
+    with pytest.raises(
+        ValueError, match=r"fold-00 was begun .* --layers was \['last'\], now is \['0'\]"
+    ):
         main(arguments(work, "text", "--modalities", "text", "--layers", "0"))
     monkeypatch.setattr(baselines, "read_features", lambda *_: pytest.fail("encoded for nothing"))
     main(arguments(work, "text", *flags))
+    manifest = work / "corpus" / "manifest.csv"
+    whole = manifest.read_text()
+    manifest.write_text("".join(whole.splitlines(keepends=True)[:-1]))  # results are of other data
+    try:
+        with pytest.raises(ValueError, match=r"text was begun .* fold 0 \(its train\) was 'Ses01'"):
+            main(arguments(work, "text", *flags))
+    finally:
+        manifest.write_text(whole)
 
 
 @pytest.mark.parametrize("layers", ["last", "best"])

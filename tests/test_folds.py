@@ -249,6 +249,18 @@ def test_script_disjoint_drops_shared_scripts(caplog: pytest.LogCaptureFixture) 
     assert "fold 1: script_disjoint dropped {'train': 1, 'validation': 1}" in caplog.text
 
 
+def test_script_disjoint_says_when_no_scripted_utterance_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As in IEMOCAP, where every session plays the same scenes."""
+    utterances = [
+        replace(u, script_id=None if u.improvised else "scene") for u in corpus(sessions=3)
+    ]
+    (first, *_) = make_folds(utterances, "session", script_disjoint=True)
+    assert (len(first.train), len(first.validation), len(first.test)) == (4, 4, 6)
+    assert "; no scripted utterance is left in train and validation" in caplog.text
+
+
 def test_script_id_outranks_the_words() -> None:
     read = utterance("a", "anna", text="Yes, of course!", script_id="play")
     assert script_of(read) == "play"

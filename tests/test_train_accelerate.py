@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from configuration_mtmm import MTMMConfig
 from mtmm_training.checkpoints import StopSignal
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.folds import save_folds
 from mtmm_training.train_config import TrainConfig
 from mtmm_training.utterances import Utterance, read_manifest, write_manifest
 from processing_mtmm import MTMMProcessor
@@ -346,6 +347,33 @@ def test_folds_are_those_that_a_fold_is_chosen_from(work: Path) -> None:
     assert [fold.name for fold in folds_of(named, utterances)] == ["Ses02M"]
 
 
+def test_folds_of_scripts_and_of_improvised_utterances(tmp_path: Path) -> None:
+    utterances = [
+        Utterance(
+            utterance_id=f"{speaker}{n}",
+            corpus="c",
+            text="Yes!" if n == 3 else f"{speaker} {n}",
+            speaker_id=speaker,
+            improvised=n > 0,
+        )
+        for speaker in "abcd"
+        for n in range(4)
+    ]
+
+    def sizes(**flags: Any) -> list[int]:
+        config = TrainConfig(protocol="leave_one_speaker_out", **flags)
+        fold = choose_fold(config, utterances)
+        return [len(split) for split in (fold.train, fold.validation, fold.test)]
+
+    assert sizes() == [4, 8, 4]
+    assert sizes(improvised_only=True) == [3, 6, 3]
+    assert sizes(script_disjoint=True) == [3, 6, 4]
+    assert sizes(script_disjoint=True, improvised_only=True) == [2, 4, 3]
+    save_folds(folds_of(TrainConfig(protocol="leave_one_speaker_out"), utterances), tmp_path / "f")
+    with pytest.raises(ValueError, match="Script 'yes' is in both train and"):
+        sizes(folds_file=str(tmp_path / "f"), script_disjoint=True)
+
+
 def test_two_processes_train_as_one(work: Path) -> None:
     """The same global batch, dropout 0, masking and variants on, the default learning rate."""
     no_dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
@@ -422,6 +450,14 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
         (("--mask_frames", "1.5"), "from 0 to 1"),
         (("--mask_frames", "0.1"), "there is no cache: it is off, or an encoder trains"),
         (("--corpus_exponent", "2"), "from 0 to 1"),
+        (
+            ("--script_disjoint", "True", "--validation_speakers", "a", "--test_speakers", "b"),
+            "`--script_disjoint` is True; it must be False with --test_speakers",
+        ),
+        (
+            ("--improvised_only", "True", "--folds_file", "folds.json"),
+            "`--improvised_only` is True; it must be False with .* --folds_file",
+        ),
         (("--out", "finished"), "holds a finished run"),
     ],
 )

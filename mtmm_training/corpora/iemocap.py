@@ -7,6 +7,7 @@ The speaker is the session and the letter before the turn's number: Ses01F_impro
 by Ses01M. (The letter after the session says who wore the markers.) The label is the majority's,
 from the line that heads each turn's ratings. Scripted turns have the scene as script_id, without a
 part's letter (script01_1b repeats script01_1); improvised ones have none, the words were their own.
+Every session plays all seven scenes, so script-disjoint folds train on improvised turns alone.
 
 Source of the totals: 5,531 by class as in the usual protocol (paper.md, Antoniou et al. 2023); the
 counts by speaker and label were counted in github.com/tae898/multimodal-datasets,
