@@ -5,6 +5,7 @@ python -m mtmm_training.inspect_corpus --manifest my_corpus/manifest.csv
 """
 
 import argparse
+import json
 import logging
 import statistics
 import sys
@@ -33,20 +34,36 @@ NO_EMOTION = "no emotion label"
 
 
 def durations(utterances: Iterable[Utterance]) -> dict[str, float]:
-    """Returns utterance id -> seconds, for the utterances that have audio."""
+    """Returns utterance id -> seconds, for the utterances that have audio.
+
+    Raises:
+        ValueError: a file is no audio, or ends before an utterance begins; the message names it.
+        OSError: a file cannot be opened.
+    """
     seconds = {}
     for u in utterances:
         if u.audio is not None:
             whole, _ = _audio(u.audio)
-            end = whole if u.end_s is None else min(u.end_s, whole)
-            seconds[u.utterance_id] = end - (u.start_s or 0.0)
+            start, end = u.start_s or 0.0, whole if u.end_s is None else min(u.end_s, whole)
+            if start > whole:
+                raise ValueError(
+                    f"Utterance {u.utterance_id!r} begins at {start:g} s, but {u.audio!r} has {whole:g} s; "
+                    "check its start and end."
+                )
+            seconds[u.utterance_id] = end - start
     return seconds
 
 
 @cache  # the table and the picture both ask, and long files hold many utterances
 def _audio(path: str) -> tuple[float, int]:
     """Seconds and sampling rate, from the file's header."""
-    found = soundfile.info(path)
+    try:
+        with open(path, "rb") as file:  # or libsndfile calls whatever fails a "System error"
+            found = soundfile.info(file)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{path!r} is no audio that can be read ({error.error_string}); replace it or leave it out."
+        ) from error
     return found.duration, found.samplerate
 
 
@@ -321,6 +338,13 @@ def _draw_valence(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str
     axes.set(xlabel="valence (pleasant →)", ylabel="utterances", title="valence")
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(f"{text} is no JSON object")
+    return content
+
+
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     contents = "\n".join(f"  {name:12} {reader.contents}" for name, reader in CORPORA.items())
     parser = argparse.ArgumentParser(
@@ -347,6 +371,10 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="go on, with a warning, where the corpus is not complete",
     )  # fmt: skip
     parser.add_argument(
+        "--corpus_options", type=_json_object, default={}, metavar="JSON",
+        help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
+    )  # fmt: skip
+    parser.add_argument(
         "--dimension_range", type=float, nargs=2, default=(1.0, 5.0), metavar=("LOW", "HIGH"),
         help="the scale of the manifest's valence, arousal and dominance (1 5)",
     )  # fmt: skip
@@ -361,8 +389,11 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if (arguments.corpus is None) != (arguments.corpus_dir is None):
         parser.error("--corpus and --corpus_dir go together: the corpus's name and its folder")
-    if arguments.manifest and (arguments.labels or arguments.partial or arguments.official_split):
-        parser.error("--labels, --partial and --official_split are for --corpus, not --manifest")
+    of_corpus = ("labels", "partial", "official_split", "corpus_options")
+    if arguments.manifest and any(getattr(arguments, name) for name in of_corpus):
+        parser.error(
+            f"{', '.join('--' + name for name in of_corpus)} are for --corpus, not --manifest"
+        )
     if arguments.labels and arguments.corpus not in LABELS:
         parser.error(f"--labels is not possible: {arguments.corpus} has no emotion labels")
     return arguments
@@ -379,24 +410,24 @@ def main(words: Sequence[str] | None = None) -> int:
             )
         else:
             name = arguments.corpus
-            options = {"labels": arguments.labels} if arguments.labels else {}
+            options = {"partial": arguments.partial} | arguments.corpus_options
+            options |= {"labels": arguments.labels} if arguments.labels else {}
             utterances = read_corpus(
                 name,
                 arguments.corpus_dir,
                 official_split=arguments.official_split,
-                partial=arguments.partial,
                 **options,
             )
-    except (ValueError, FileNotFoundError) as error:
+        listed = table(utterances, name)
+        print(listed)
+        if arguments.out is not None:
+            with replacing(arguments.out / f"{name}.txt") as temporary:
+                temporary.write_text(listed + "\n", encoding="utf-8")
+            plot_corpus(utterances, arguments.out / f"{name}.png", name)
+            print(f"\nwrote {arguments.out / name}.txt and .png")
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    listed = table(utterances, name)
-    print(listed)
-    if arguments.out is not None:
-        with replacing(arguments.out / f"{name}.txt") as temporary:
-            temporary.write_text(listed + "\n", encoding="utf-8")
-        plot_corpus(utterances, arguments.out / f"{name}.png", name)
-        print(f"\nwrote {arguments.out / name}.txt and .png")
     return 0
 
 

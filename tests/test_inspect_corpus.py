@@ -76,6 +76,28 @@ def test_durations_follow_start_and_end(tmp_path: Path) -> None:
     assert durations([whole, stretch, late]) == pytest.approx({"u0": 0.5, "part": 0.2, "late": 0.1})
 
 
+def test_recordings_that_cannot_be_described_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    utterances = corpus(tmp_path, 2)
+    manifest = tmp_path / "manifest.csv"
+    write_manifest([replace(utterances[0], start_s=20.0), utterances[1]], manifest)
+    assert main(["--manifest", str(manifest)]) == 1
+    assert "Utterance 'u0' begins at 20 s, but" in capsys.readouterr().err
+    write_manifest(utterances, manifest)
+    Path(str(utterances[1].audio)).write_bytes(b"")
+    assert main(["--manifest", str(manifest)]) == 1
+    assert "is no audio that can be read" in capsys.readouterr().err
+
+
+def test_options_of_a_reader_are_passed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--corpus", "meld", "--corpus_dir", str(tmp_path)]
+    assert main([*words, "--corpus_options", '{"audio": "x"}']) == 1
+    assert "`audio` is not an option of meld; its options are" in capsys.readouterr().err
+
+
 def test_picture_suits_what_there_is(tmp_path: Path) -> None:
     full = corpus(tmp_path)
     plot_corpus(full, tmp_path / "full.png", "tiny")
@@ -106,6 +128,8 @@ def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--corpus", "esd"], "--corpus and --corpus_dir go together"),
         (["--manifest", "m.csv", "--labels", "all"], "are for --corpus"),
         (["--corpus", "emobank", "--corpus_dir", "x", "--labels", "all"], "has no emotion labels"),
+        (["--manifest", "m.csv", "--corpus_options", '{"a": 1}'], "are for --corpus"),
+        (["--corpus", "esd", "--corpus_options", "[]"], "[] is no JSON object"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(words)
