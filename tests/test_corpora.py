@@ -407,6 +407,19 @@ def test_meld_sentiment_and_audio_are_optional(meld_folder: Path) -> None:
     assert only.audio == str(audio / "train" / "dia0_utt0.wav")
 
 
+def test_meld_lines_without_a_video_are_read_as_text(
+    meld_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    audio = meld_folder / "audio"
+    for name in ("train/dia0_utt0", "train/dia0_utt1", "test/dia0_utt0"):
+        write(audio / f"{name}.wav")
+    monkeypatch.setattr(meld, "SILENT", {"dev_dia0_utt0", "train_dia0_utt1"})
+    lines = read_corpus("meld", meld_folder, audio_dir=audio)
+    assert [u.audio is not None for u in lines] == [True, True, False, True]
+    assert "dev/dia0_utt0.wav has no video that can be read" in caplog.text
+    assert caplog.text.count("has no video") == 1  # somebody mended the other
+
+
 def test_meld_official_split_is_asked_for(
     meld_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

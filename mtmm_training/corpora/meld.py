@@ -11,15 +11,20 @@ own, and so does "Woman", who may be several people.
 Source of the totals: the corpus's own files (9,989, 1,109 and 2,610 lines).
 """
 
+import logging
 from pathlib import Path
 
 from mtmm_training.corpora.checks import apart_by_split, corpus_folder, finish, read_rows, refuse
 from mtmm_training.corpora.labels import Labels
 from mtmm_training.utterances import Utterance
 
+logger = logging.getLogger(__name__)
+
 LAYOUT = "train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv"
 DIMENSION_RANGE = (1.0, 5.0)  # of `sentiment_as_valence`
 
+# Lines whose videos are missing or unreadable in the distribution: read as text alone.
+SILENT = {"train_dia125_utt3", "dev_dia110_utt7"}
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 VALENCES = {"negative": 1.0, "neutral": 3.0, "positive": 5.0}
 _EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
@@ -86,11 +91,15 @@ def _utterance(
     row: dict[str, str], split: str, audio: Path | None, with_valence: bool
 ) -> Utterance:
     name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+    path = None if audio is None else audio / split / f"{name}.wav"
+    if path is not None and f"{split}_{name}" in SILENT and not path.exists():
+        logger.warning("meld: %s has no video that can be read; its text alone is read", path)
+        path = None
     person = _clean(row["Speaker"]).partition("/")[0].strip()
     return Utterance(
         utterance_id=f"meld_{split}_{name}",
         corpus="meld",
-        audio=None if audio is None else str(audio / split / f"{name}.wav"),
+        audio=None if path is None else str(path),
         text=_clean(row["Utterance"]) or None,
         emotion=row["Emotion"],
         valence=VALENCES[row["Sentiment"]] if with_valence else None,
