@@ -14,6 +14,8 @@ layer and regularisation by cross-validation over the speakers of train and vali
 two or so of a validation split are too few to choose by, and too good to waste). Predictions of the
 validation split come from the model of that cross-validation that did not see their speaker. In the
 one fold of protocol official, the choice is made on its validation split, the fit on train alone.
+Ridge regression shrinks its predictions towards their mean, which CCC punishes, so they are stretched
+to the mean and spread that the labels have where the choice was made.
 """
 
 import dataclasses
@@ -398,8 +400,18 @@ def predict_output(
     predictions = predict(np.unique(np.concatenate([fitted for fitted, _ in inner])), slice(None))
     for fitted, scored in inner:
         predictions[scored] = predict(fitted, scored)
+    if output != "emotion":
+        seen = np.concatenate([scored for _, scored in inner])
+        predictions = stretch(predictions, predictions[seen], labels[seen])
     strength = {name.removeprefix("model__"): value for name, value in found.best_params_.items()}
     return predictions, {"layers": layers, **strength, "inner_score": found.best_score_}
+
+
+def stretch(predictions: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Predictions (utterances,) by the line that gives those `seen` the mean and sd of their labels."""
+    if np.ptp(seen) == 0:
+        return predictions
+    return labels.mean() + (predictions - seen.mean()) * labels.std() / seen.std()
 
 
 def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:
