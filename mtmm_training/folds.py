@@ -7,6 +7,7 @@ Nothing here looks at labels.
 import hashlib
 import json
 import logging
+import math
 import random
 import re
 import unicodedata
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # SHA-256 of the audio file's content, start and end in seconds.
 Recording = tuple[str, float | None, float | None]
+Stretch = tuple[float, float, str, str]  # of a recording: start, end, split, utterance id
 Splits = dict[str, list[Utterance]]
 
 # Two, because corpora that number their speakers often alternate women and men (RAVDESS does).
@@ -90,11 +92,7 @@ class Fold:
         _refuse_overlap(name, "Speaker", _keys(splits, lambda u: u.speaker_id))
         ids = {split: tuple(u.utterance_id for u in members) for split, members in splits.items()}
         fold = cls(name, **ids)
-        heard = {
-            split: {recordings[u.utterance_id]: u.utterance_id for u in members if u.audio}
-            for split, members in splits.items()
-        }
-        _refuse_overlap(name, "One recording under the names", heard)
+        _refuse_shared_audio(name, splits, recordings)
         if script_disjoint:
             _refuse_overlap(name, "Script", _keys(splits, script_of))
         return fold
@@ -116,6 +114,40 @@ def _refuse_overlap(fold: str, kind: str, keys: Mapping[str, Mapping[Any, str]])
                 f"{kind} {_shown(names)} is in both {first} and {second} of fold {fold!r}; "
                 "it may be in one split only. Move or drop it."
             )
+
+
+def _refuse_shared_audio(fold: str, splits: Splits, recordings: Mapping[str, Recording]) -> None:
+    """Raises where two splits hear the same: half or more of the shorter of two stretches.
+
+    Less is let through: where people talk at once, their stretches of a dialogue overlap.
+    """
+    heard = defaultdict(list)
+    for split, members in splits.items():
+        for u in members:
+            if u.audio is not None:
+                digest, start, end = recordings[u.utterance_id]
+                heard[digest].append(
+                    (start, math.inf if end is None else end, split, u.utterance_id)
+                )
+    for stretches in heard.values():
+        for (*first, split, name), (*second, other, other_name) in _overlapping(stretches):
+            shared = min(first[1], second[1]) - max(first[0], second[0])
+            shorter = min(end - start for start, end in (first, second))
+            if split != other and shared >= shorter / 2:
+                one, another = sorted((split, other), key=SPLITS.index)
+                raise ValueError(
+                    f"One recording under the names {_shown({name, other_name})} is in both {one} and "
+                    f"{another} of fold {fold!r}; it may be in one split only. Move or drop it."
+                )
+
+
+def _overlapping(stretches: Iterable[Stretch]) -> Iterator[tuple[Stretch, Stretch]]:
+    """Pairs of (start, end, ...) that share some time."""
+    going: list[Stretch] = []
+    for stretch in sorted(stretches):
+        going = [earlier for earlier in going if earlier[1] > stretch[0]]
+        yield from ((earlier, stretch) for earlier in going)
+        going.append(stretch)
 
 
 def _shown(names: Iterable[str], limit: int = 5) -> str:

@@ -17,8 +17,9 @@ python -m mtmm_training.baselines "${corpus[@]}" "${encoders[@]}" --layers best 
 python -m mtmm_training.evaluate run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
     "${encoders[@]}" "${SMALL_CORPUS[@]}" --augment speed noise --augment_variants 4 --epochs 40
 for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same training split
-    python train_accelerate.py --model "$out/frozen/fold-0$fold/model" --fold "$fold" --out "$out/lora/fold-0$fold" \
-        "${corpus[@]}" --lora_rank 8 --learning_rate 3e-4 --epochs 3 --mixed_precision bf16 \
+    [ -f "$out/lora/fold-0$fold/results.json" ] || python train_accelerate.py --resume True \
+        --model "$out/frozen/fold-0$fold/model" --fold "$fold" --out "$out/lora/fold-0$fold" "${corpus[@]}" \
+        --lora_rank 8 --learning_rate 3e-4 --epochs 3 --mixed_precision bf16 \
         --augment speed noise lowpass gain --augment_variants 7
 done
 python -m mtmm_training.evaluate compare "$out/best_layer" "$out/frozen" "$out/lora" --out "$out/comparison"

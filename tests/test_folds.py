@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,8 +218,31 @@ def test_recording_in_two_splits_is_refused(tmp_path: Path) -> None:
     first, second, third, fourth = recorded(tmp_path, "xyzx")
     with pytest.raises(ValueError, match="names '0', '3' is in both train and test of fold 'f'"):
         Fold.from_splits("f", [first], [second], [third, fourth])
-    other_stretch = replace(fourth, start_s=1.0)
-    Fold.from_splits("f", [first], [second], [third, other_stretch])
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "refused"),
+    [
+        ((None, None), (1.0, None), True),
+        ((None, None), (2.0, 3.0), True),  # a part of the other
+        ((0.0, 5.0), (0.001, 5.0), True),
+        ((0.0, 5.0), (2.5, 7.5), True),  # half
+        ((0.0, 5.0), (4.0, 6.0), True),  # half of the shorter
+        ((0.0, 5.0), (4.9, 8.0), False),  # two who talk at once
+        ((0.0, 5.0), (5.0, 8.0), False),
+    ],
+)
+def test_stretches_of_one_recording_overlap_a_little_at_most(
+    tmp_path: Path,
+    train: tuple[float | None, float | None],
+    test: tuple[float | None, float | None],
+    refused: bool,
+) -> None:
+    first, second, third = recorded(tmp_path, "xyx")
+    first = replace(first, start_s=train[0], end_s=train[1])
+    third = replace(third, start_s=test[0], end_s=test[1])
+    with pytest.raises(ValueError, match="One recording") if refused else nullcontext():
+        Fold.from_splits("f", [first], [second], [third])
 
 
 def test_doubled_recording_in_one_split_is_logged(
