@@ -7,7 +7,7 @@ missing.
 
 import argparse
 import importlib
-import os
+import io
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mtmm_training import predict_command
 from mtmm_training.predict_command import ALL_GOOD, INTERRUPTED, SOME_FAILED, WRONG_USE
-from mtmm_training.predict_output import tell
+from mtmm_training.predict_output import close_stdout, tell
 
 # Command -> module with a `main(words)`, words that come last, and what it does.
 MODULES = {
@@ -51,6 +51,13 @@ exit status: 0 all good, 1 something failed, 2 wrong usage, 130 interrupted."""
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command, this process's own unless given, and returns its exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    if sys.stdout is None:
+        tell("error: standard output is closed; send it to a file, or to /dev/null.")
+        return WRONG_USE
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a name or word that the terminal's alphabet lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     command = _commands().parse_args(words[:1]).command
     try:
         if command == "predict":
@@ -60,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> int:
         tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_stdout()
         return SOME_FAILED
     except ImportError as error:
         package = (error.name or "").partition(".")[0]

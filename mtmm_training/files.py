@@ -104,7 +104,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
     again = "move it away, and run the command that wrote it again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); {again}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object: another program wrote it; {again}.")

@@ -24,7 +24,7 @@ from mtmm_training.utterances import SPLITS, Utterance, by_id
 logger = logging.getLogger(__name__)
 
 # SHA-256 of the audio file's content, start and end in seconds.
-Recording = tuple[str, float | None, float | None]
+Recording = tuple[str, float, float | None]
 Stretch = tuple[float, float, str, str]  # of a recording: start, end, split, utterance id
 Splits = dict[str, list[Utterance]]
 
@@ -116,12 +116,14 @@ def _refuse_overlap(fold: str, kind: str, keys: Mapping[str, Mapping[Any, str]])
             )
 
 
-def _refuse_shared_audio(fold: str, splits: Splits, recordings: Mapping[str, Recording]) -> None:
+def _refuse_shared_audio(
+    fold: str, splits: Mapping[str, Sequence[Utterance]], recordings: Mapping[str, Recording]
+) -> None:
     """Raises where two splits hear the same: half or more of the shorter of two stretches.
 
     Less is let through: where people talk at once, their stretches of a dialogue overlap.
     """
-    heard = defaultdict(list)
+    heard: dict[str, list[Stretch]] = defaultdict(list)
     for split, members in splits.items():
         for u in members:
             if u.audio is not None:

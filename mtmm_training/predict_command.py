@@ -18,6 +18,7 @@ from mtmm_training.predict_files import (
     Parts,
     predict_each,
     predict_parts,
+    printable,
     read_inputs,
     read_transcript,
 )
@@ -260,7 +261,7 @@ def _inputs(given: argparse.Namespace) -> list[Input]:
     inputs = read_inputs(given.inputs)
     if not said:
         return inputs
-    if len(inputs) > 1 or inputs[0].name != given.inputs[0]:
+    if len(inputs) > 1 or inputs[0].name != printable(given.inputs[0]):
         raise ValueError(
             f"One transcript is given for {given.inputs[0]!r}, which holds {len(inputs)} utterances. Put "
             "them into the manifest's column text, or into a folder for --transcript_file."
@@ -307,7 +308,7 @@ def _device(name: str | None) -> Any:
         count = torch.accelerator.device_count()
         return int(os.environ.get("LOCAL_RANK", 0)) % count if count else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()  # "meta" makes tensors that nobody can read
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ValueError(f"`--device {name}` cannot be used here: {error}") from error
     return name
@@ -317,6 +318,11 @@ def _device(name: str | None) -> Any:
 def _loading(model: str) -> Iterator[None]:
     """Says what was looked for where a model is neither a folder nor on the Hub."""
     if Path(model).is_dir():
+        inner = Path(model, "model")
+        if not Path(model, "config.json").exists() and (inner / "config.json").exists():
+            raise ValueError(
+                f"`--model {model}` is a run's folder; its model is {inner}: give that."
+            )
         yield
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise ValueError(
@@ -339,18 +345,26 @@ def _options(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     names = ("window_s", "hop_s", "top_k", "explain")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
     if given.transcriber is not None:
-        from transformers import pipeline
-
-        options["transcriber"] = pipeline(
-            "automatic-speech-recognition",
-            model=given.transcriber,
-            device=pipe.device,
-            trust_remote_code=False,
-        )
+        options["transcriber"] = _recogniser(given.transcriber, pipe.device)
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _recogniser(name: str, device: Any) -> Any:
+    from transformers import pipeline
+
+    try:
+        return pipeline(
+            "automatic-speech-recognition", model=name, device=device, trust_remote_code=False
+        )
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"`--transcriber {name!r}` cannot be used as a speech recogniser: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def _stream(given: argparse.Namespace) -> int:
+    if sys.stdin is None:
+        raise ValueError("Standard input is closed; there is nothing to read for `-`.")
     pipe = _load(given)
     options = _options(given, pipe)
     given.timeline = True

@@ -8,6 +8,7 @@ place checks them all. A run that was killed goes on with the parts that are mis
 import base64
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -111,11 +112,13 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
         path = Path(place)
         if path.is_dir():
             found = audio_files(path)
-            inputs += [Input(str(p), str(p), said(str(p), p.relative_to(path))) for p in found]
+            inputs += [
+                Input(printable(str(p)), str(p), said(str(p), p.relative_to(path))) for p in found
+            ]
         elif path.suffix.lower() in MANIFEST_SUFFIXES:
             inputs += map(_as_input, read_manifest(path, labelled=False))
         else:
-            inputs.append(Input(place, place, said(place, Path(path.name))))
+            inputs.append(Input(printable(place), place, said(place, Path(path.name))))
     name, count = Counter(one.name for one in inputs).most_common(1)[0]
     if count > 1:
         raise ValueError(
@@ -123,6 +126,11 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
             "different."
         )
     return inputs
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text: bytes that are not UTF-8, as of older systems, become \xfc."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def audio_files(folder: Path) -> list[Path]:
@@ -166,7 +174,7 @@ def read_transcript(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+    except (ValueError, RecursionError) as error:  # of UTF-8, of JSON, of JSON nested too deep
         raise ValueError(
             f"{path} cannot be read as a transcript ({error}); give UTF-8 text as .txt, or as .json "
             f"{TRANSCRIPT_FORMS}."

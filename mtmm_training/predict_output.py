@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -20,8 +21,19 @@ def tell(message: object) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def printer(given: argparse.Namespace, config: Any) -> Callable[[Input, dict[str, Any]], None]:
-    """What prints a result in the form that the flags name."""
+def close_stdout() -> None:
+    """Nobody takes what we print any more: what is left goes nowhere, without another error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+Show = Callable[[Input, dict[str, Any]], None]
+
+
+def printer(given: argparse.Namespace, config: Any) -> Show:
+    """What prints a result in the form that the flags name.
+
+    It raises OSError where standard output cannot be written, as on a full disk.
+    """
     for name in sorted(set(config.output_names) - set(config.trained_outputs)):
         tell(f"{given.model} was never trained on {name}; it is left out")
 
@@ -49,14 +61,27 @@ def printer(given: argparse.Namespace, config: Any) -> Callable[[Input, dict[str
         sys.stdout.flush()
 
     if given.json:
-        return show_json
+        return _named(show_json)
     if not given.csv:
-        return show_lines
+        return _named(show_lines)
     columns = result_columns(config, explain=given.explain is not None)
     own = ["id", "start", "end"] if given.timeline else ["id"]
     writer = csv.DictWriter(sys.stdout, [*own, *columns, "error"], lineterminator="\n")
     writer.writeheader()
-    return show_csv
+    return _named(show_csv)
+
+
+def _named(show: Show) -> Show:
+    def named(one: Input, result: dict[str, Any]) -> None:
+        try:
+            show(one, result)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            close_stdout()
+            raise OSError(f"Standard output cannot be written: {error.strerror}.") from error
+
+    return named
 
 
 def describe(result: Mapping[str, Any], config: Any) -> str:

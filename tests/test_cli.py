@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -361,6 +362,7 @@ def test_stop_ends_at_the_first_failure(mtmm: Mtmm, wavs: list[Path]) -> None:
         (["gone.csv"], "There is no manifest at 'gone.csv'"),
         (["a.wav", "--transcript_file", "gone.txt"], "There is no transcript at 'gone.txt'"),
         (["--transcript", "no", "--window_s", "99"], "`window_s=99.0` is not allowed"),
+        (["--transcript", "no", "--transcriber", ""], "`--transcriber ''` cannot be used as a"),
     ],
 )
 def test_wrong_usage_says_what_is_right(mtmm: Mtmm, words: list[str], message: str) -> None:
@@ -428,6 +430,11 @@ def test_model_that_does_not_fit_is_refused(
         assert message in capsys.readouterr().err
     assert main([*words, str(saved), "--device", "abacus"]) == 2
     assert "`--device abacus` cannot be used here" in capsys.readouterr().err
+    assert main([*words, str(saved), "--device", "meta"]) == 2
+    assert "`--device meta` cannot be used here" in capsys.readouterr().err
+    shutil.copytree(saved, tmp_path / "run" / "model")
+    assert main([*words, str(tmp_path / "run")]) == 2
+    assert f"its model is {tmp_path / 'run' / 'model'}: give that." in capsys.readouterr().err
 
 
 def test_interrupt_and_closed_pipe_are_quiet(saved: Path, tmp_path: Path) -> None:
@@ -451,6 +458,33 @@ def test_interrupt_and_closed_pipe_are_quiet(saved: Path, tmp_path: Path) -> Non
     waiting.send_signal(signal.SIGINT)
     assert waiting.wait() == 130
     assert waiting.stderr.read() == "interrupted\n"
+
+
+def test_closed_and_full_standard_streams_are_said(saved: Path) -> None:
+    words = ("predict", "--transcript", "no", "--model", saved, "--device", "cpu")
+    closed = start(*words, preexec_fn=partial(os.close, 1), stdout=None)
+    assert closed.stderr and "standard output is closed" in closed.stderr.read()
+    assert closed.wait() == 2
+    nothing = start("predict", "-", "--model", saved, preexec_fn=partial(os.close, 0), stdin=None)
+    assert nothing.stderr and "Standard input is closed" in nothing.stderr.read()
+    assert nothing.wait() == 2
+    with open("/dev/full", "w") as full:
+        told = start(*words, stdout=full)
+        assert told.stderr is not None
+        assert told.stderr.read() == (
+            "error: Standard output cannot be written: No space left on device.\n"
+        )
+        assert told.wait() == 2
+
+
+def test_name_beyond_the_terminals_alphabet_is_escaped(saved: Path, wavs: list[Path]) -> None:
+    folder = wavs[0].parent / "é"
+    folder.mkdir()
+    name = shutil.copy(wavs[0], folder / "ü.wav")
+    process = start("predict", name, "--model", saved, env={"PYTHONIOENCODING": "ascii"})
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert r"\xe9/\xfc.wav: " in out
 
 
 # ---- standard input ------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def test_transcript_file_to_what_the_pipeline_takes(
         (b'"We won"', "has no transcript"),
         (b"{", r"cannot be read as a transcript \(Expecting property name"),
         (b"\xff", "cannot be read as a transcript .*utf-8"),
+        (b"[" * 100_000, "cannot be read as a transcript .*recursion"),
     ],
 )
 def test_bad_transcript_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -477,6 +478,24 @@ def test_other_number_of_processes_goes_on(make: Make, tmp_path: Path) -> None:
     make(texts(20), share=(1, 2))
     make(texts(20), share=(0, 1))
     assert frame(tmp_path / "out")["id"].tolist() == [one.name for one in texts(20)]
+
+
+def test_names_that_are_not_utf8_are_kept_readable(
+    pipe: MTMMPipeline, saved: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "names"
+    folder.mkdir()
+    recording = write_wav(tmp_path / "a.wav").read_bytes()
+    Path(os.fsdecode(os.fsencode(folder) + b"/J\xfcrgen.wav")).write_bytes(recording)
+    Path(os.fsdecode(os.fsencode(folder) + b"/n\xfcll.wav")).write_bytes(b"")
+    words = ["predict", str(folder), "--model", str(saved), "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "parts")]) == 1
+    table = frame(tmp_path / "parts")
+    assert list(table["id"]) == [rf"{folder}/J\xfcrgen.wav", rf"{folder}/n\xfcll.wav"]
+    assert list(table["error"].isna()) == [True, False]
+    assert "is empty (0 bytes)" in table["error"][1]
+    assert main([*words, "--window_s", "0.1", "--plot", str(tmp_path / "plots")]) == 1
+    assert len(list((tmp_path / "plots").glob("*_J_xfcrgen.wav.timeline.png"))) == 1
 
 
 def test_names_of_parts_sort_as_their_numbers() -> None:
