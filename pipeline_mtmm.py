@@ -205,8 +205,8 @@ class MTMMPipeline(ChunkPipeline):
 
     Input: a path or http(s) URL, the bytes of an audio file, an array with `sampling_rate`,
     {"array": ..., "sampling_rate": ...}, audio as datasets gives it, decoded or not, or
-    {"audio": any of these, "text": transcript} with either key alone; or a list, generator or
-    dataset of these. Instead of "text", a transcript with times: "words", a list of
+    {"audio": any of these, "text": transcript} with either key alone; or a list, generator, dataset
+    or pandas Series of these. Instead of "text", a transcript with times: "words", a list of
     {"text", "start", "end"} in seconds, or of {"text", "timestamp": (start, end)} as transformers'
     speech recognisers give it; or "segments", the same, which are then the units of the timeline
     (their text may be left out, or come from "words").
@@ -289,6 +289,11 @@ class MTMMPipeline(ChunkPipeline):
                 "pipeline of transformers, its repo id or folder, or a function from "
                 '{"raw": waveform, "sampling_rate": Hz} to {"text": transcript}.'
             )
+        if isinstance(transcriber, str) and not transcriber.strip():
+            raise ValueError(
+                f"`transcriber={transcriber!r}` names no model; give the repo id or folder of a speech "
+                "recogniser, or None for none."
+            )
         self._check_explain(given.get("explain", False))
         after = {name: given.pop(name) for name in ("top_k",) if name in given}
         around = {name: given.pop(name) for name in ("progress",) if name in given}
@@ -335,13 +340,14 @@ class MTMMPipeline(ChunkPipeline):
             progress (`bool`): Show a bar of the inputs done; of a single recording, of its windows.
 
         Returns:
-            A dict; for a list a list of dicts; for a dataset or generator something to iterate over,
-            which predicts as it goes.
+            A dict; for a list or Series a list of dicts; for a dataset or generator something to
+            iterate over, which predicts as it goes.
 
         Raises:
             ValueError, TypeError, OSError: Input that cannot be read, named by its number where
                 there are several; see `MTMMProcessor.__call__` and `MTMMProcessor.load_audio`.
         """
+        inputs = _by_position(inputs)
         if isinstance(inputs, (list, tuple)):
             inputs = [NumberedInput(i, item) for i, item in enumerate(inputs)]
             if not inputs:
@@ -598,14 +604,28 @@ class MTMMPipeline(ChunkPipeline):
         if isinstance(transcriber, (str, os.PathLike)):
             name = os.fspath(transcriber)
             if name not in self._transcribers:
-                self._transcribers[name] = pipeline(
-                    "automatic-speech-recognition", model=name, device=self.device
-                )
+                self._transcribers[name] = self._load_transcriber(name)
             transcriber = self._transcribers[name]
         said = transcriber({"raw": waveform, "sampling_rate": self.processor.sampling_rate})
         if not isinstance(said, Mapping) or not isinstance(said.get("text"), str):
             raise TypeError(f'The transcriber gave {said!r}; it must give {{"text": transcript}}.')
         return said["text"].strip()
+
+    def _load_transcriber(self, name: str) -> Any:
+        try:
+            return pipeline(
+                "automatic-speech-recognition",
+                model=name,
+                device=self.device,
+                trust_remote_code=False,  # else a model with its own code asks at a prompt
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"`transcriber={name!r}` cannot be loaded as a speech recogniser of transformers; give "
+                f'another, or the pipeline itself, loaded with `pipeline("automatic-speech-recognition", '
+                "...)` and, if you trust its own code, `trust_remote_code=True`. transformers says: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
     def _split(self, inputs: Any, sampling_rate: int | None) -> Utterance:
         """An utterance in any form, taken apart."""
@@ -970,11 +990,12 @@ def _timed(name: str, inputs: dict[str, Any]) -> list[TimedText] | None:
             text = item.get("text") if name == "segments" else item["text"]
             allowed = 0 <= start_s <= end_s < math.inf and (name == "words" or start_s < end_s)
             allowed = allowed and (isinstance(text, str) or (text is None and name == "segments"))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            times = float(start_s), float(end_s)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             allowed = False
         if not allowed:
             raise ValueError(f'"{name}" has {item!r} at place {number}; {_TIMED_FORMS[name]}.')
-        texts.append(TimedText(float(start_s), float(end_s), text))
+        texts.append(TimedText(*times, text))
     return texts
 
 
@@ -994,12 +1015,29 @@ def _require_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def _require_seconds(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+    try:
+        allowed = not isinstance(value, bool) and isinstance(value, Real)
+        allowed = allowed and 0 < float(value) < math.inf
+    except OverflowError:  # a whole number of more digits than a float has
+        allowed = False
+    if not allowed:
         raise ValueError(f"`{name}={value!r}` is not allowed; it must be seconds, more than 0.")
 
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+def _by_position(inputs: Any) -> Any:
+    """The values of a pandas Series, in their order: its own [] goes by label."""
+    if not hasattr(type(inputs), "iloc"):
+        return inputs
+    if inputs.ndim != 1:
+        raise TypeError(
+            "The inputs are a DataFrame; give one column of it, or its rows with the keys that an "
+            'utterance has: `frame[["audio", "text"]].to_dict("records")`.'
+        )
+    return inputs.tolist()
 
 
 def _is_dataset(inputs: Any) -> bool:

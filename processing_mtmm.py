@@ -42,11 +42,17 @@ PCM_SCALE = {"int8": 2**7, "uint8": 2**7, "int16": 2**15, "int32": 2**31}
 MAX_CHANNELS = 32
 LOWEST_RATE, HIGHEST_RATE = 1000, 10**6  # Hz; 16 is meant to be kHz
 UNKNOWN_FRAMES = 2**62  # and more: libsndfile's count where the header has none
+WAV_HEADER = 1024  # bytes, at most, with a few words about the recording
+LATEST_S = 1e12  # later than any recording's end, and its samples can still be counted
 MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 LONGEST_PATH = 4096  # characters; Linux takes no more
 # Where a transcript may have been taken for a path.
 TRANSCRIPT = 'A transcript is given as {"text": ...}, on the command line by --transcript.'
+SEVERAL_PATHS = (
+    " Several recordings are given to the pipeline as a list of inputs, such as "
+    '["a.wav", "b.wav"] or [{"audio": "a.wav"}, {"audio": "b.wav"}].'
+)
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
 BLOCK_S = 1.0  # of a file, read at a time
 LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
@@ -284,9 +290,11 @@ class MTMMProcessor(ProcessorMixin):
 
         Args:
             source: A path, an http(s) URL, the bytes of a file, or an open binary file, which is
-                read from where it stands.
+                read from where it stands. One recording: of mp3 or flac files that were joined end
+                to end byte by byte, only the first is heard; joined Ogg files are refused.
             start_s, end_s: The stretch to read, seconds from the beginning; None = from the
-                beginning, to the end. A stretch that goes past the end stops there.
+                beginning, to the end. A stretch that goes past the end stops there. Kinds of files
+                that can only be read from their beginning (GSM 6.10) have no later stretches.
 
         Returns:
             The waveform, float32, (time,) or (time, channels), and its sampling rate in Hz.
@@ -300,17 +308,18 @@ class MTMMProcessor(ProcessorMixin):
         """
         _check_stretch(start_s, end_s)
         name, source = _open_source(source)
-        with _sound_file(name, source) as file:
+        with _sound_file(name, source) as (file, opened):
             rate, frames = file.samplerate, file.frames
-            start = round((start_s or 0) * rate)
-            stop = frames if end_s is None else min(round(end_s * rate), frames)
+            start = _sample_at(start_s or 0, rate)
+            stop = frames if end_s is None else min(_sample_at(end_s, rate), frames)
             waveform = None
             if start < stop:
-                file.seek(start)
+                _seek(name, file, start)
                 waveform = file.read(stop - start, dtype="float32")
-            cut_off = stop == frames and _is_cut_off(file.extra_info)
-        if cut_off or (waveform is not None and len(waveform) < stop - start):
-            raise _cut_off(name, (frames if waveform is None else start + len(waveform)) / rate)
+            if stop == frames:
+                _check_end(name, file, opened)
+        if waveform is not None and len(waveform) < stop - start:
+            raise _cut_off(name, (start + len(waveform)) / rate)
         if waveform is None:
             raise ValueError(
                 f"{name} has no audio from {start_s or 0} s to "
@@ -363,14 +372,17 @@ class MTMMProcessor(ProcessorMixin):
             return Recording(rate, None, lambda first, stop: _array_blocks(source, rate))
         if sampling_rate is not None:
             rate = _check_rate(sampling_rate)
-            return Recording(rate, None, lambda first, stop: _raw_blocks(source, rate))
+            return Recording(rate, None, lambda first, stop: _raw_blocks(_Bytes(source), rate))
         try:
-            file = wave.Wave_read(source)
+            file = wave.Wave_read(_Bytes(source))  # type: ignore[arg-type]  # reads, and no more
         except (wave.Error, EOFError) as error:
+            reason = str(error) or "it is empty"
+            if reason == "unknown format: 65534":  # 0xFFFE, WAVE_FORMAT_EXTENSIBLE
+                reason = "it has the extensible header, which Python reads from 3.12 on"
             raise ValueError(
-                f"The stream is no wav that can be read while it comes ({str(error) or 'it is empty'}); "
-                "send wav with integer samples, or raw 16-bit mono samples and their "
-                "`sampling_rate`. Other files are given by their path."
+                f"The stream is no wav that can be read while it comes ({reason}); send wav with integer "
+                "samples and the plain header (ffmpeg writes it with `-c:a pcm_s16le -ac 1`), or raw "
+                "16-bit mono samples and their `sampling_rate`. Other files are given by their path."
             ) from error
         if file.getsampwidth() > 4:
             raise ValueError(
@@ -405,15 +417,17 @@ class MTMMProcessor(ProcessorMixin):
             ValueError: The stretch begins after the end, or has nothing to hear.
         """
         rate, duration_s = recording.sampling_rate, recording.duration_s
-        if duration_s is not None and round(start_s * rate) >= round(duration_s * rate):
+        first_sample = _sample_at(start_s, rate)
+        if duration_s is not None and first_sample >= round(duration_s * rate):
             raise ValueError(
                 f"The stretch from {start_s:g} s begins after the recording's end at {duration_s:.3f} s; "
                 "give another, or leave it out."
             )
-        stop = None if end_s is None else round(end_s * rate)
-        first = start_s if start_s == 0 else round(start_s * rate) / rate
-        blocks = _resampled(recording.blocks(round(start_s * rate), stop), rate, self.sampling_rate)
-        samples = [round(s * self.sampling_rate) for s in (window_s, hop_s, self.min_duration_s)]
+        stop = None if end_s is None else _sample_at(end_s, rate)
+        first = start_s if start_s == 0 else first_sample / rate
+        blocks = _resampled(recording.blocks(first_sample, stop), rate, self.sampling_rate)
+        lengths = window_s, hop_s, self.min_duration_s
+        samples = [_sample_at(length_s, self.sampling_rate) for length_s in lengths]
         heard = False
         for start, waveform in _cut(blocks, *samples):
             heard = True
@@ -534,6 +548,11 @@ def _as_array(waveform: Any) -> np.ndarray:
             f"the audio is of type {type(waveform).__name__}; the processor takes waveforms. Decode a file "
             "first with `MTMMProcessor.load_audio`, or give it to the pipeline; a transcript is `text=`."
         )
+    if isinstance(waveform, np.ma.MaskedArray):
+        raise TypeError(
+            "the audio is a masked array, whose masked samples would be heard; give an array without "
+            "mask, such as `audio.filled(0)`, or cut them out."
+        )
     try:
         array = np.asarray(waveform)
     except ValueError as error:
@@ -544,9 +563,14 @@ def _as_array(waveform: Any) -> np.ndarray:
     if array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
         raise TypeError(
             f"the audio is of type {array.dtype} and shape {array.shape}; it must be numbers of shape "
-            "(time,) or (time, channels)."
+            f"(time,) or (time, channels).{SEVERAL_PATHS if _are_paths(array) else ''}"
         )
     return array
+
+
+def _are_paths(array: np.ndarray) -> bool:
+    kinds = str, bytes, os.PathLike
+    return array.ndim == 1 and all(isinstance(item, kinds) for item in array.flat)
 
 
 def _tensor_array(tensor: torch.Tensor) -> np.ndarray:
@@ -621,8 +645,8 @@ def _check_stretch(start_s: float | None, end_s: float | None) -> None:
         if value is None:
             continue
         try:
-            allowed = 0 <= value < np.inf
-        except TypeError:
+            allowed = 0 <= value and float(value) < np.inf
+        except (TypeError, OverflowError):  # OverflowError: of more digits than a float has
             allowed = False
         if not allowed:
             raise ValueError(
@@ -632,6 +656,53 @@ def _check_stretch(start_s: float | None, end_s: float | None) -> None:
         raise ValueError(
             f"`end_s={end_s!r}` is not allowed; it must be after the start, {start_s or 0} s."
         )
+
+
+def _sample_at(time_s: float, rate: int) -> int:
+    """Number of the sample at this time; of one after every recording's end, some sample there."""
+    return round(min(time_s, LATEST_S) * rate)
+
+
+def _seek(name: str, file: Any, start: int) -> None:
+    """To this sample of a file that was just opened."""
+    if start == 0:  # where it stands; some kinds of files refuse even this step
+        return
+    if not file.seekable():
+        raise ValueError(
+            f"{name} is of a kind ({file.format}, {file.subtype}) that can only be read from its "
+            f"beginning, and a stretch from {start / file.samplerate:g} s is asked for; convert it, for "
+            "example with `ffmpeg -i FILE out.wav`."
+        )
+    file.seek(start)
+
+
+def _check_end(name: str, file: Any, opened: BinaryIO) -> None:
+    """Refuses what libsndfile takes for a shorter file than it is; nothing can be read afterwards."""
+    duration_s = file.frames / file.samplerate
+    opened.seek(0)
+    if _has_second_ogg(opened):
+        raise ValueError(
+            f"{name} is several Ogg recordings joined end to end, of which only the first, "
+            f"{duration_s:.3f} s, would be heard; convert it to one, for example with `ffmpeg -i FILE "
+            "out.wav`, or give each by itself."
+        )
+    if _is_cut_off(file.extra_info):
+        raise _cut_off(name, duration_s)
+
+
+def _has_second_ogg(file: BinaryIO) -> bool:
+    """Whether an Ogg file's pages, of which only the headers are read, hold a second recording.
+
+    Pages that begin a stream (flag 2) come before all others, so a later one begins a recording.
+    """
+    begun = False
+    while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
+        begins = bool(head[5] & 2)
+        if begun and begins:
+            return True
+        begun = not begins
+        file.seek(sum(file.read(head[26])), io.SEEK_CUR)  # the last byte counts the body's pieces
+    return False
 
 
 def _is_cut_off(log: str) -> bool:
@@ -659,8 +730,11 @@ def _cut_off(name: str, found_s: float) -> ValueError:
 
 
 @contextmanager
-def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
-    """The file opened by soundfile; what that cannot do is a ValueError with the file's name."""
+def _sound_file(name: str, source: str | bytes) -> Iterator[tuple[Any, BinaryIO]]:
+    """The file opened by soundfile, and its bytes.
+
+    What soundfile cannot do is a ValueError with the file's name.
+    """
     if soundfile is None:
         raise ImportError(
             "Decoding audio files needs soundfile; run `pip install soundfile`, or give "
@@ -673,8 +747,8 @@ def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
         raise _unreadable(name, error) from error
     try:
         with opened, soundfile.SoundFile(opened) as file:
-            _check_header(name, file)
-            yield file
+            _check_header(name, file, opened)
+            yield file, opened
     # TypeError: headerless files, whose rate soundfile would have to be told
     # MemoryError: longer than the memory, or so it says
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, MemoryError) as error:
@@ -685,7 +759,7 @@ def _sound_file(name: str, source: str | bytes) -> Iterator[Any]:
         ) from error
 
 
-def _check_header(name: str, file: Any) -> None:
+def _check_header(name: str, file: Any, opened: BinaryIO) -> None:
     if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
         raise ValueError(
             f"{name} has a sampling rate of {file.samplerate} Hz; it must be from {LOWEST_RATE} "
@@ -696,14 +770,27 @@ def _check_header(name: str, file: Any) -> None:
             f"{name} does not say how long it is, as if written into a pipe; convert it to wav, for "
             "example with `ffmpeg -i FILE out.wav`."
         )
+    if file.frames == 0 and file.format in ("WAV", "WAVEX"):
+        _check_unfinished(name, file, opened)
+
+
+def _check_unfinished(name: str, file: Any, opened: BinaryIO) -> None:
+    """A recorder writes the sizes last, so when it is killed they are 0, and the samples are there."""
+    size = opened.seek(0, io.SEEK_END)  # nothing is read of 0 frames
+    promised = re.search(r"^data : (\d+)", file.extra_info, re.MULTILINE)
+    if promised and promised[1] == "0" and size > WAV_HEADER:
+        raise ValueError(
+            f"{name} has {size} bytes, and a header that says 0 s of audio: its recorder was stopped "
+            "before it finished the header. Repair it, for example with `ffmpeg -i FILE out.wav` or `sox "
+            "--ignore-length FILE out.wav`, or leave it out."
+        )
 
 
 def _file_recording(source: Any) -> Recording:
     name, source = _open_source(source)
-    with _sound_file(name, source) as file:
-        rate, frames, cut_off = file.samplerate, file.frames, _is_cut_off(file.extra_info)
-    if cut_off:
-        raise _cut_off(name, frames / rate)
+    with _sound_file(name, source) as (file, opened):
+        rate, frames = file.samplerate, file.frames
+        _check_end(name, file, opened)
     if frames == 0:
         raise ValueError(f"{name} has no audio: it lasts 0 s. Leave it out.")
     return Recording(rate, frames / rate, partial(_file_blocks, name, source))
@@ -712,9 +799,10 @@ def _file_recording(source: Any) -> Recording:
 def _file_blocks(
     name: str, source: str | bytes, start: int, stop: int | None
 ) -> Iterator[np.ndarray]:
-    with _sound_file(name, source) as file:
+    with _sound_file(name, source) as (file, _):
         rate, stop = file.samplerate, file.frames if stop is None else min(stop, file.frames)
-        file.seek(start)
+        if start < stop:
+            _seek(name, file, start)
         while start < stop:
             size = min(round(BLOCK_S * rate), stop - start)
             block = file.read(size, dtype="float32", always_2d=True)
@@ -734,7 +822,28 @@ def _array_blocks(chunks: Iterable[Any], rate: int) -> Iterator[np.ndarray]:
         start += len(array)
 
 
-def _raw_blocks(file: BinaryIO, rate: int) -> Iterator[np.ndarray]:
+class _Bytes:
+    """An open file whose `read` gives bytes, or says why it cannot."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        if data is None:
+            raise ValueError(
+                "The stream has nothing to read yet and does not wait for more; give one that waits, "
+                "for example after `os.set_blocking(stream.fileno(), True)`."
+            )
+        if not isinstance(data, (bytes, bytearray)):
+            raise TypeError(
+                f"The stream gives {type(data).__name__}, not bytes; open it with mode 'rb' (of standard "
+                "input, `sys.stdin.buffer`)."
+            )
+        return bytes(data)
+
+
+def _raw_blocks(file: _Bytes, rate: int) -> Iterator[np.ndarray]:
     """16-bit little-endian mono samples."""
     rest = None
     while data := file.read(2 * round(LIVE_BLOCK_S * rate)):

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 import transformers
+from bad_inputs import tiny
 from conftest import WHISPER
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
@@ -522,12 +523,24 @@ def test_bad_transcriber_is_refused(
         pipe([audio(noise(1.0))], transcriber=transcriber, **options)
 
 
+def test_transcriber_with_code_of_its_own_is_refused_without_a_question(
+    pipe: MTMMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(question: str) -> str:
+        raise AssertionError(f"it asks: {question}")
+
+    monkeypatch.setattr("builtins.input", ask)
+    folder = str(tiny.saved())
+    with pytest.raises(ValueError, match="cannot be loaded as a speech recogniser .*custom code"):
+        pipe(audio(noise(1.0)), transcriber=folder)
+
+
 # ---- streams -------------------------------------------------------------------------------------
 
 
-def wav_bytes(waveform: np.ndarray, subtype: str, channels: int = 1) -> bytes:
+def wav_bytes(waveform: np.ndarray, subtype: str, channels: int = 1, form: str = "WAV") -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, np.stack([waveform] * channels, 1), RATE, subtype, format="WAV")
+    soundfile.write(file, np.stack([waveform] * channels, 1), RATE, subtype, format=form)
     return file.getvalue()
 
 
@@ -620,6 +633,18 @@ def test_bad_stream_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         list(pipe.stream(source, sampling_rate=rate))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
+def test_stream_of_extensible_wav_is_heard_where_python_reads_it(
+    pipe: MTMMPipeline, subtype: str
+) -> None:
+    source = Pipe(wav_bytes(noise(3.0), subtype, form="WAVEX"))
+    if sys.version_info >= (3, 12):
+        assert list(pipe.stream(source))
+        return
+    with pytest.raises(ValueError, match="extensible header, .* from 3.12 on.; send .* the plain"):
+        list(pipe.stream(source))
 
 
 def test_standard_input_is_heard(pipe: MTMMPipeline, tmp_path: Path) -> None:

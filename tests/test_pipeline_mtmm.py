@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -318,6 +319,36 @@ def test_progress_is_shown_on_request(
     assert "2/2" in capsys.readouterr().err
     pipe(noise(3.0), sampling_rate=RATE, window_s=1.0, progress=True)
     assert "3it" in capsys.readouterr().err
+
+
+def test_series_is_read_in_its_order_whatever_its_labels(pipe: MTMMPipeline) -> None:
+    inputs = [{"text": text} for text in ("a", "bc", "def", "ghij")]
+    series = pd.Series(inputs)
+    results = pipe(inputs)
+    assert pipe(series) == results
+    assert pipe(series.iloc[::-1]) == results[::-1]
+    assert pipe(series[[False, True, False, True]]) == [results[1], results[3]]
+    assert pipe(series.set_axis(list("wxyz"))) == results
+    assert pipe(series[:0]) == []
+    with pytest.raises(ValueError, match="^Input 1: .* neither audio nor text"):
+        pipe(pd.Series([inputs[0], {"text": ""}], index=[7, 7]))
+
+
+def test_series_of_paths_is_read(pipe: MTMMPipeline, wav: Path) -> None:
+    paths = pd.Series([str(wav)] * 2, index=[5, 3])
+    assert pipe(paths) == pipe(paths.tolist())
+
+
+def test_data_frame_is_refused_with_what_to_give(pipe: MTMMPipeline) -> None:
+    frame = pd.DataFrame({"text": ["a", "bc"]})
+    with pytest.raises(TypeError, match=r"are a DataFrame; .*to_dict\(\"records\"\)"):
+        pipe(frame)
+    assert pipe(frame.to_dict("records")) == pipe([{"text": "a"}, {"text": "bc"}])
+
+
+def test_list_of_paths_as_one_recording_is_refused(pipe: MTMMPipeline, wav: Path) -> None:
+    with pytest.raises(TypeError, match="are given to the pipeline as a list of inputs"):
+        pipe({"audio": [wav, wav]})
 
 
 def test_streams_and_datasets_give_iterators(pipe: MTMMPipeline, wav: Path) -> None:

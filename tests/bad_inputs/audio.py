@@ -62,6 +62,24 @@ def flac_of_samples(count: int) -> bytes:
     return bytes(data)
 
 
+def unfinished(form: str) -> bytes:
+    """A wav whose recorder was killed before it wrote how many samples there are."""
+    data = bytearray(encoded(form))
+    size = data.index(b"data") + 4
+    data[size : size + 4] = bytes(4)
+    return bytes(data)
+
+
+def wav_with_words() -> bytes:
+    """No samples, and a chunk of comments behind them."""
+    return wav(b"") + b"LIST" + struct.pack("<I", 204) + b"INFOICMT" + bytes(196)
+
+
+def joined(form: str, subtype: str | None = None) -> bytes:
+    """The same file twice, end to end, as `cat a.ogg a.ogg` writes it."""
+    return 2 * encoded(form, subtype=subtype)
+
+
 # ---- how it is fed -------------------------------------------------------------------------------
 
 
@@ -137,11 +155,19 @@ def zipped() -> bytes:
 
 UNDECODABLE = r"speech.wav' cannot be decoded as audio \(.*not wav, flac, ogg or mp3. Fetch"
 CUT_OFF = r"speech.wav' (is cut off|cannot be decoded).*(Fetch it again|Convert it)"
+UNFINISHED = r"has \d+ bytes, and a header that says 0 s.*Repair it, for example with `ffmpeg"
+JOINED = r"several Ogg recordings joined.* only the first, 2.000 s.*convert it to one"
 NO_AUDIO = r"speech.wav' has no audio.* lasts 0(.000)? s"
 
 CASES = [
     *every_reader("empty file", bytes, r"speech.wav' is empty \(0 bytes\); give"),
     *every_reader("wav, header only", partial(wav, b""), NO_AUDIO),
+    *every_reader("wav, header and comments only", wav_with_words, NO_AUDIO),
+    *every_reader("wav of a killed recorder", partial(unfinished, "WAV"), UNFINISHED),
+    *every_reader("extensible wav of a killed recorder", partial(unfinished, "WAVEX"), UNFINISHED),
+    *every_reader("Vorbis files joined", partial(joined, "OGG", "VORBIS"), JOINED),
+    *every_reader("Opus files joined", partial(joined, "OGG", "OPUS"), JOINED),
+    *every_reader("wav of GSM 6.10", partial(encoded, "WAV", subtype="GSM610", rate=8000), None),
     *every_reader("text", lambda: b"only words\n" * 1000, UNDECODABLE),
     *every_reader("random bytes", lambda: np.random.default_rng(0).bytes(9999), UNDECODABLE),
     *every_reader("renamed zip", zipped, UNDECODABLE),
@@ -385,6 +411,7 @@ def imaginary_part() -> torch.Tensor:
 
 SHORT = r"lasts .* s \(.* samples at .* Hz\); the acoustic encoder needs at least 0.025 s. Leave it"
 NUMBERS = r"it must be numbers of shape \(time,\) or \(time, channels\)"
+AS_INPUTS = r"\. Several recordings are given to the pipeline as a list of inputs"
 NOT_FINITE = (
     r"has samples that are NaN or infinite \(\d+ of \d+\); all must be finite. Repair or leave out"
 )
@@ -412,7 +439,12 @@ ARRAYS: dict[str, tuple[Callable[[], Any], str | None]] = {
     "bool": (lambda: noise() > 0, f"type bool .*{NUMBERS}"),
     "complex": (lambda: noise() + 0j, f"type complex64 .*{NUMBERS}"),
     "objects": (lambda: noise().astype(object), f"type object .*{NUMBERS}"),
-    "strings": (lambda: np.array(["a"] * RATE), f"type <U1 .*{NUMBERS}"),
+    "paths": (lambda: np.array(["a.wav", "b.wav"]), f"type <U5 .*{NUMBERS}{AS_INPUTS}"),
+    "paths of pathlib": (
+        lambda: np.array([Path("a.wav")] * 2),
+        f"type object .*{NUMBERS}{AS_INPUTS}",
+    ),
+    "masked": (lambda: np.ma.masked_greater(noise(), 0.4), "is a masked array, .*without mask"),
     "dates": (lambda: np.zeros(RATE, "datetime64[s]"), NUMBERS),
     "0-d": (lambda: np.array(0.5), rf"shape \(\); {NUMBERS}"),
     "3-d": (lambda: np.zeros((1, 2, RATE)), rf"shape \(1, 2, 16000\); {NUMBERS}"),
@@ -499,6 +531,33 @@ def word(start: Any = 0.0, end: Any = 1.0, text: Any = "hi") -> dict[str, Any]:
     return {"text": text, "start": start, "end": end}
 
 
+HUGE = 10**400  # more than a float can be
+
+
+def segment(start: Any, end: Any) -> Callable[[Path], Any]:
+    return timed(segments=[{"start": start, "end": end}])
+
+
+def stretch(start_s: Any, end_s: Any) -> Callable[[Path], Any]:
+    return lambda folder: MTMMProcessor.load_audio(wav(), start_s, end_s)
+
+
+def gsm_segment(folder: Path) -> Any:
+    data = encoded("WAV", subtype="GSM610", rate=8000)
+    return predict({"audio": data, "segments": [{"start": 1, "end": 2}]})
+
+
+def no_bytes_yet(sampling_rate: int | None, folder: Path) -> Any:
+    """A pipe that does not wait for its writer."""
+    receiving, sending = os.pipe()
+    os.set_blocking(receiving, False)
+    try:
+        with open(receiving, "rb", buffering=0) as file:
+            return stream(file, sampling_rate)
+    finally:
+        os.close(sending)
+
+
 def endless_samples() -> Any:
     while True:
         yield noise()
@@ -557,12 +616,14 @@ CASES += [
         "audio: unknown keys", lambda folder: predict({"wav": noise()}), r"unknown keys \['wav'\]"
     ),
     *(
-        Case(f"audio: {name} is {value!r}", option(**{name: value}), rf"`{name}=.*{wanted}")
+        Case(f"audio: {name} is {value!r:.20}", option(**{name: value}), rf"`{name}=.*{wanted}")
         for name, wanted, values in (
             ("batch_size", "whole number of at least 1", (0, -1, 2.5, "4", True)),
             ("num_workers", "whole number of at least 0", (-1, 1.5, "2")),
             ("top_k", "whole number of at least 1", (0, "2")),
             ("window_s", "must be seconds, more than 0", (0, -1, float("nan"), "6", True)),
+            ("window_s", "must be seconds, more than 0", (HUGE,)),
+            ("hop_s", "must be seconds, more than 0", (HUGE,)),
             ("window_s", "must be from 0.025 to 40 s", (1e-9, 41, 1e300)),
             ("hop_s", "must be seconds, more than 0", (0, -1, float("nan"), float("inf"))),
             ("hop_s", "must be from 0.025 to 6 s", (7,)),
@@ -586,6 +647,22 @@ CASES += [
     Case("audio: words at a text", timed(words=[word("0", "1")]), "at place 0; give a list"),
     Case("audio: a word of None", timed(words=[word(text=None)]), "at place 0; give a list"),
     Case("audio: words without times", timed(words=["hi"]), "at place 0; give a list"),
+    Case("audio: words at 400 digits", timed(words=[word(HUGE, HUGE)]), "at place 0; give a list"),
+    Case("audio: segments at 400 digits", segment(0, HUGE), "at place 0; give a list"),
+    Case("audio: segment to 1e305 s", segment(1, 1e305)),
+    Case("audio: segment from 1e305 s", segment(1e305, 1.1e305), r"1e\+305 s begins after the rec"),
+    Case(
+        "audio: words at 1e308 s", timed(words=[word(1e308, 1.1e308)]), "The transcript has words"
+    ),
+    Case("audio: stretch to 1e306 s", stretch(0.1, 1e306)),
+    Case(
+        "audio: stretch from 1e306 s", stretch(1e306, None), r"no audio from 1e\+306 s to its end"
+    ),
+    Case("audio: stretch to 400 digits", stretch(0, HUGE), "is not allowed; it must be seconds"),
+    Case(
+        "audio: stretch from 400 digits", stretch(HUGE, None), "is not allowed; it must be seconds"
+    ),
+    Case("audio: segment of GSM 6.10", gsm_segment, "only be read from its beginning, .*convert"),
     Case("audio: words out of order", timed(words=[word(1.0, 2.0, "b"), word(0.0, 1.0, "a")])),
     Case("audio: words that overlap", timed(words=[word(0.0, 2.0), word(0.5, 1.0)])),
     Case(
@@ -629,6 +706,7 @@ CASES += [
     Case(
         "audio: transcriber is a number", option(transcriber=5), "`transcriber` is of type int; it"
     ),
+    Case("audio: transcriber is empty", option(transcriber=""), "names no model; give the repo id"),
     Case(
         "audio: 1 sample at 768 kHz", lambda folder: predict_array(np.zeros(1), 768000), "no audio"
     ),
@@ -655,6 +733,14 @@ CASES += [
         lambda folder: stream(io.BytesIO(bytes(RATE + 1)), RATE),
         "ends in the middle of a sample",
     ),
+    Case(
+        "audio: raw stream of text",
+        lambda folder: stream(io.StringIO("abc"), RATE),
+        "with mode 'rb'",
+    ),
+    Case("audio: wav stream of text", lambda folder: stream(io.StringIO("abc")), "with mode 'rb'"),
+    Case("audio: raw stream that does not wait", partial(no_bytes_yet, RATE), "one that waits"),
+    Case("audio: wav stream that does not wait", partial(no_bytes_yet, None), "one that waits"),
     Case("audio: stream with a hole", lambda folder: stream(iter([noise(), None]), RATE), NUMBERS),
     Case(
         "audio: stream with segments",
