@@ -572,7 +572,8 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
         # ---- validate, keep the best epoch ----
         metrics = predict(model, validation, ids["validation"], accelerator).metrics(plain.config)
         score = selection_score(metrics, config.select_by)
-        better = progress.best_score is None or score > progress.best_score
+        best = progress.best_score
+        better = best is None or config.select_by == "last" or score > best
         if better:
             progress.best_score, progress.best_epoch = score, epoch + 1
             checkpoints.save_best()
@@ -1006,8 +1007,9 @@ def print_test(results: dict[str, Any], out: Path) -> None:
     """Print the test metrics, those of each corpus, and where the results are."""
     print(
         f"test ({results['splits']['test']['utterances']} utterances of "
-        f"{', '.join(results['splits']['test']['speakers'])}; epoch {results['best_epoch']} by "
-        f"{results['select_by']}): " + "  ".join(metric_parts(results["test"]))
+        f"{', '.join(results['splits']['test']['speakers'])}; epoch {results['best_epoch']}, "
+        f"{'the last' if results['select_by'] == 'last' else 'by ' + results['select_by']}): "
+        + "  ".join(metric_parts(results["test"]))
     )
     for name, metrics in results["by_corpus"].items():
         parts = metric_parts(metrics)

@@ -160,6 +160,8 @@ def plot_curves(
     scores = [selection_score(epoch["validation"], select_by) for epoch in epochs]
     numbers = [epoch["epoch"] for epoch in epochs]
     best = int(np.argmax(scores))  # the first of equals, as the training loop keeps it
+    if select_by == "last":
+        best = len(scores) - 1
     losses = {
         split: _series([epoch[split].get("loss") for epoch in epochs])
         for split in ("train", "validation")
@@ -180,7 +182,9 @@ def plot_curves(
     _draw_lines(right, numbers, metrics, numbers[best])
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="validation metric")
-    right.set_title(f"validation; best epoch {numbers[best]}: {select_by} {scores[best]:.3f}")
+    kept = "last" if select_by == "last" else "best"
+    by = "mean" if select_by == "last" else select_by
+    right.set_title(f"validation; {kept} epoch {numbers[best]}: {by} {scores[best]:.3f}")
     save(figure, path)
 
 

@@ -382,7 +382,7 @@ def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float:
     Args:
         metrics: as `split_metrics` returns them.
         select_by: "mean" (of UAR and of every CCC that has a value), "UAR", "WAR", "macro_F1" or
-            "CCC_" followed by a dimension's name.
+            "CCC_" followed by a dimension's name; "last", which chooses nothing, reads the mean.
 
     Raises:
         ValueError: if `select_by` is unknown, or has no value because labels are absent.
@@ -390,9 +390,11 @@ def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float:
     ccc = {f"CCC_{name}": value for name, value in metrics["CCC"].items()}
     scores = {name: metrics.get(name) for name in ("UAR", "WAR", "macro_F1")} | ccc
     averaged = [value for value in (scores["UAR"], *ccc.values()) if value is not None]
-    scores["mean"] = float(np.mean(averaged)) if averaged else None
+    scores["mean"] = scores["last"] = float(np.mean(averaged)) if averaged else None
     if select_by not in scores:
-        allowed = ", ".join(["mean", *(name for name in scores if name != "mean")])
+        allowed = ", ".join(
+            ["last", "mean", *(name for name in scores if name not in ("last", "mean"))]
+        )
         raise ValueError(f"`select_by={select_by!r}` is not a selection metric; use {allowed}.")
     score = scores[select_by]
     if score is None:

@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 python -m mtmm_training.evaluate run --out "$out/ours" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
     --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
-    --augment speed noise --augment_variants 4 --epochs 40
+    --augment speed noise --augment_variants 4 --epochs 40 --select_by last
 if [ -d "$out/best_layer" ]; then
     python -m mtmm_training.evaluate compare "$out/best_layer" "$out/ours" --out "$out/comparison"
 fi

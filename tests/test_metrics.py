@@ -359,6 +359,7 @@ def test_selection_averages_what_has_labels() -> None:
     assert metrics.selection_score(scores) == pytest.approx((0.6 + 0.2) / 2)
     assert metrics.selection_score(scores | {"UAR": None}) == pytest.approx(0.2)
     assert metrics.selection_score(scores, "WAR") == 0.7
+    assert metrics.selection_score(scores, "last") == metrics.selection_score(scores, "mean")
     assert metrics.selection_score(scores, "CCC_valence") == 0.2
 
 
@@ -367,7 +368,10 @@ def test_selection_averages_what_has_labels() -> None:
     [
         ("CCC_arousal", r"`select_by='CCC_arousal'` has no value: this split has no labels"),
         ("mean", r"`select_by='mean'` has no value"),
-        ("uar", r"'uar'` is not a selection metric; use mean, UAR, WAR, macro_F1, CCC_arousal\."),
+        (
+            "uar",
+            r"'uar'` is not a selection metric; use last, mean, UAR, WAR, macro_F1, CCC_arousal\.",
+        ),
     ],
 )
 def test_selection_refuses_what_is_missing(select_by: str, message: str) -> None:
