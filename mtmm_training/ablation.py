@@ -138,6 +138,7 @@ def make_plans(
             f"`--model` is {config.model!r}; variants differ in what the model is made of, so they are "
             "trained from --audio_encoder and --text_encoder."
         )
+    config.check()  # before anything reads it; each variant is checked again
     if config.cache_dir is None and uses_cache(config):
         flags = [*flags, "--cache_dir", str(out / "cache")]  # one for all variants
     plans: dict[str, Plan] = {}

@@ -25,6 +25,7 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.files import read_json, replacing, write_json
+from mtmm_training.flags import count, folder
 from mtmm_training.folds import Fold, keep_folds, refuse_change, select
 from mtmm_training.tables import (
     as_json,
@@ -193,13 +194,20 @@ def encode(plan: Plan) -> None:
 
 
 def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """A process that appends what it prints to its log and has its share of the cores."""
+    """A process that appends what it prints to its log and has its share of the cores.
+
+    Args:
+        command: Python, train_accelerate.py, and its flags.
+        log: gets what the process prints.
+        jobs: so many such processes run at once.
+    """
     environment = dict(os.environ)
     if jobs > 1:
         threads = max(train_accelerate.usable_cores() // jobs, 1)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-        if "--workers" not in command:  # a core for decoding would be one that another fold uses
-            command = [*command, "--workers", "0"]
+        # A core for decoding would be one that another fold uses. Before the flags as given, of
+        # which --workers, in any spelling, takes precedence.
+        command = [*command[:2], "--workers", "0", *command[2:]]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         return subprocess.Popen(
@@ -250,7 +258,7 @@ def _named(plan: Plan, fold: int) -> str:
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a command that runs experiments; all others go to train_accelerate.py."""
-    parser.add_argument("--out", type=Path, required=True, help="folder of all results")
+    parser.add_argument("--out", type=folder, required=True, help="folder of all results")
     parser.add_argument(
         "--folds", "--fold", type=int, nargs="+", metavar="I", help="only these, counted from 0"
     )
@@ -259,7 +267,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         help="of the folds, those whose number divided by N leaves I: machine I of N",
     )  # fmt: skip
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="folds at once on this machine (1)"
+        "--jobs", type=count, default=1, metavar="N", help="folds at once on this machine (1)"
     )
 
 
@@ -331,11 +339,11 @@ def compare_all(reference: Path, others: Sequence[Path], out: Path | None) -> No
     first = read_experiment(reference)
     parts: list[str] = []
     content: dict[str, Any] = {"reference": str(reference), "differences": {}}
-    for folder in others:
-        other = read_experiment(folder)
+    for compared in others:
+        other = read_experiment(compared)
         differences = compare(first, other)
         parts.append(comparison_markdown(first, other, differences))
-        content["differences"][str(folder)] = as_json(differences)
+        content["differences"][str(compared)] = as_json(differences)
     print("\n".join(parts))
     if out is not None:
         write_json(content, out.with_name(f"{out.name}.json"))

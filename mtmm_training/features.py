@@ -105,7 +105,8 @@ class FeatureCache:
             raise ValueError(
                 f"The {STATES[modality]} encoder (`{modality}_model`) has trainable parameters, so its "
                 "states change in training and cannot be cached. Freeze it (no LoRA, "
-                f'`"freeze_{modality}_encoder": true`), or train without a cache.'
+                f'`"freeze_{modality}_encoder": true`), or train without a cache '
+                "(`--cache_dir off`)."
             )
         shards = {}
         for modality in STATES:
@@ -308,7 +309,7 @@ class FeatureCache:
                 f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)} free. "
                 "Choose another disk, a 16-bit dtype, or the encoders' last layer alone "
                 '(`"encoder_layers": "last"`) or a few (`audio_layers`, `text_layers`), or a larger '
-                "`acoustic_stride`; or train without a cache."
+                "`acoustic_stride`; or train without a cache (`--cache_dir off`)."
             )
 
     def _dtype_name(self) -> str:

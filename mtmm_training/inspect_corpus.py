@@ -7,6 +7,7 @@ python -m mtmm_training.inspect_corpus --manifest my_corpus/manifest.csv
 import argparse
 import json
 import logging
+import math
 import statistics
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.corpora.labels import LABELS
 from mtmm_training.figures import COLOURS, DPI, save
 from mtmm_training.files import replacing
+from mtmm_training.flags import folder
 from mtmm_training.folds import doubled_recordings, recording_digests, script_of
 from mtmm_training.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest
 
@@ -338,8 +340,18 @@ def _draw_valence(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str
     axes.set(xlabel="valence (pleasant →)", ylabel="utterances", title="valence")
 
 
+# Of read_corpus's arguments those that no option of a reader may be called, and what sets them.
+NO_OPTIONS = {"name": "--corpus", "folder": "--corpus_dir", "official_split": "--official_split"}
+
+
 def _json_object(text: str) -> dict[str, Any]:
-    content = json.loads(text)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not JSON ({error}); put it in single quotes, which keep its double quotes from "
+            """the shell, such as '{"NAME": "VALUE"}'"""
+        ) from error
     if not isinstance(content, dict):
         raise argparse.ArgumentTypeError(f"{text} is no JSON object")
     return content
@@ -383,7 +395,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="read for the corpus's own split, as protocol official does",
     )  # fmt: skip
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path,
+        "--out", metavar="FOLDER", type=folder,
         help="also write the table and a picture there, as <name>.txt and <name>.png",
     )  # fmt: skip
     arguments = parser.parse_args(words)
@@ -393,6 +405,14 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     if arguments.manifest and any(getattr(arguments, name) for name in of_corpus):
         parser.error(
             f"{', '.join('--' + name for name in of_corpus)} are for --corpus, not --manifest"
+        )
+    for name, flag in NO_OPTIONS.items():
+        if name in arguments.corpus_options:
+            parser.error(f"--corpus_options cannot have {name!r}: give {flag}")
+    low, high = arguments.dimension_range
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        parser.error(
+            f"--dimension_range is {low:g} {high:g}; it must be two finite numbers, the lower one first"
         )
     if arguments.labels and arguments.corpus not in LABELS:
         parser.error(f"--labels is not possible: {arguments.corpus} has no emotion labels")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.files import writing
+from mtmm_training.flags import count
 from mtmm_training.predict_files import (
     Input,
     InputFailed,
@@ -105,7 +106,7 @@ def _add_model_flags(group: Any) -> None:
     group.add_argument(
         "--device", help="cpu, cuda, cuda:1, mps; the first accelerator if there is one"
     )
-    group.add_argument("--batch_size", type=_count, default=8, metavar="N",
+    group.add_argument("--batch_size", type=count, default=8, metavar="N",
                        help="utterances or windows at a time, at most (8)")  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def _add_window_flags(group: Any) -> None:
         "--timeline", action="store_true",
         help="print a line, object or row for each window or segment, not for each input",
     )  # fmt: skip
-    group.add_argument("--sampling_rate", type=_count, metavar="HZ",
+    group.add_argument("--sampling_rate", type=count, metavar="HZ",
                        help="of raw 16-bit mono samples from -, which are no wav")  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="FOLDER",
         help="write Parquet parts there, by any number of processes; goes on where it was stopped",
     )  # fmt: skip
-    group.add_argument("--part_size", type=_count, default=256, metavar="N",
+    group.add_argument("--part_size", type=count, default=256, metavar="N",
                        help="inputs to a part (256)")  # fmt: skip
     group.add_argument(
         "--plot", type=Path, metavar="FOLDER",
@@ -162,18 +163,12 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "modality, stretch of time and word was read, and how far the output falls without it; takes "
         "a run of the model for each of them",
     )  # fmt: skip
-    group.add_argument("--top_k", type=_count, metavar="K", help="only the K highest probabilities")
+    group.add_argument("--top_k", type=count, metavar="K", help="only the K highest probabilities")
     group.add_argument(
         "--on_error", choices=("skip", "stop"), default="skip",
         help="what an input that cannot be read does: it is named and counted, and the rest goes "
         "on (skip), or all ends there (stop)",
     )  # fmt: skip
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def _check(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:

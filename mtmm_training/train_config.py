@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,13 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.augment import CHANGES
 from mtmm_training.corpora import CORPORA
 from mtmm_training.utterances import DIMENSIONS
+
+# Of read_corpus's arguments those that no option of a reader may be called, and what sets them.
+NO_OPTIONS = {
+    "name": "--corpus",
+    "folder": "--corpus_dir",
+    "official_split": "--protocol official",
+}
 
 
 def _flag(default: Any, text: str, **more: Any) -> Any:
@@ -172,7 +180,8 @@ class TrainConfig:
     select_by: str = _flag(
         "mean",
         "Validation metric of the best epoch: mean (of UAR and every CCC that has labels), UAR, WAR, "
-        "macro_F1, CCC_valence, ...",
+        "macro_F1, CCC_valence, ...; last: the last epoch is kept, whatever its scores, for where the "
+        "validation split is too small to tell epochs apart.",
     )
     patience: int | None = _flag(
         None, "Stop after so many epochs without a better one; not at all if not given."
@@ -202,9 +211,40 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError for the first flag whose value is not allowed."""
+        # An empty name is the current folder, which nobody means a run to fill.
+        self._require("out", bool(self.out.strip()), "the name of a folder, such as out/run")
+        self._check_numbers()
+        self._check_data()
+        self._check_outputs()
+        self._require(
+            "encode_only",
+            not (self.encode_only and self.cache_dir == "off"),
+            "False without a cache",
+        )
+        fields = self._json_object("model_config")
+        for name in ("id2label", "dimension_names", "dimension_range"):
+            self._require(
+                "model_config", name not in fields, f"without {name}, which has its own flag"
+            )
+        self._check_encoders(fields)
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that are too low or too high."""
         whole = ("epochs", "batch_size", "accumulation", "keep_checkpoints", "augment_variants")
         for name in whole:
             self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("fold", "workers", "checkpoint_steps"):
+            self._require(name, getattr(self, name) >= 0, "a whole number from 0")
+        for name in ("patience", "frame_budget"):
+            value = getattr(self, name)
+            self._require(
+                name, value is None or value >= 1, "a whole number of at least 1, or left out"
+            )
+        self._require(
+            "patience",
+            self.patience is None or self.select_by != "last",
+            "left out with --select_by last",
+        )
         for name in (
             "learning_rate",
             "encoder_learning_rate",
@@ -222,7 +262,9 @@ class TrainConfig:
                 "audio" in self.modalities or not getattr(self, name),
                 "left out without audio in --modalities",
             )
-        self._require("fold", self.fold >= 0, "a whole number from 0")
+
+    def _check_data(self) -> None:
+        """Refuse flags of the data and its folds that are not allowed, or contradict each other."""
         self._require(
             "manifest", (self.manifest is None) != (self.corpus is None), "given, or else --corpus"
         )
@@ -246,21 +288,33 @@ class TrainConfig:
         self._require(
             "corpus_dir", self.corpus is None or self.corpus_dir is not None, "given with --corpus"
         )
+        options = self._json_object("corpus_options")
         self._require(
-            "encode_only",
-            not (self.encode_only and self.cache_dir == "off"),
-            "False without a cache",
+            "corpus_options",
+            self.corpus is not None or not options,
+            "left out without --corpus: a manifest has no reader that takes options",
+        )
+        for name, flag in NO_OPTIONS.items():
+            self._require("corpus_options", name not in options, f"without {name}: give {flag}")
+
+    def _check_outputs(self) -> None:
+        """Refuse outputs that no model can have; none given is for `resolve`."""
+        names = self.emotions or []
+        self._require(
+            "emotions",
+            len(set(names)) == len(names) and all(n and n == n.strip() for n in names),
+            "different names, none of them blank or padded with spaces",
         )
         known = ", ".join(DIMENSIONS)
         for name in self.dimensions or []:
             self._require("dimensions", name in DIMENSIONS, f"one or more of {known}")
-        fields = json.loads(self.model_config)
-        self._require("model_config", isinstance(fields, dict), "a JSON object")
-        for name in ("id2label", "dimension_names", "dimension_range"):
-            self._require(
-                "model_config", name not in fields, f"without {name}, which has its own flag"
-            )
-        self._check_encoders(fields)
+        limits = self.dimension_range or []
+        self._require(
+            "dimension_range",
+            not limits
+            or (len(limits) == 2 and all(map(math.isfinite, limits)) and limits[0] < limits[1]),
+            "two finite numbers, the lower one first, such as 1 5",
+        )
 
     def _check_encoders(self, fields: dict[str, Any]) -> None:
         """Refuse flags that contradict each other about what of the encoders trains."""
@@ -301,6 +355,21 @@ class TrainConfig:
             ],
             dimension_range=self.dimension_range or list(corpus_range or known.dimension_range),
         )
+
+    def _json_object(self, name: str) -> dict[str, Any]:
+        """What a flag of JSON says."""
+        quoted = (
+            "a JSON object in single quotes, which keep its double quotes from the shell, such as "
+            """'{"NAME": "VALUE"}'"""
+        )
+        content: Any = None
+        problem = ""
+        try:
+            content = json.loads(getattr(self, name))
+        except ValueError as error:
+            problem = f" ({error})"
+        self._require(name, isinstance(content, dict), quoted + problem)
+        return dict(content)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

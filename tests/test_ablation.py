@@ -159,3 +159,11 @@ def test_command_without_corpus_takes_the_embedded_one(
 def test_command_ends_with_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: There is no manifest at .*none.csv"):
         main(["--out", str(tmp_path), "--manifest", str(tmp_path / "none.csv")])
+    with pytest.raises(SystemExit, match="^error: `--model_config` is '{a:1}'; it must be a JSON"):
+        main(["--out", str(tmp_path), "--manifest", "x.csv", "--model_config", "{a:1}"])
+
+
+def test_jobs_below_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path), "--jobs", "0"])
+    assert "--jobs: '0' must be a whole number of at least 1" in capsys.readouterr().err

@@ -441,7 +441,9 @@ def test_few_speakers_with_most_utterances_count_as_few(tmp_path: Path, few_draw
 FAKE_TRAINING = """
 import json, os, signal, sys, time
 from pathlib import Path
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+split = [word.split("=", 1) if word[:2] == "--" else [word] for word in sys.argv[1:]]
+words = [part for parts in split for part in parts]
+flags = dict(zip(words[::2], words[1::2]))
 out, fold = Path(flags["--out"]), int(flags["--fold"])
 with open(out.parent / "calls.jsonl", "a") as file:
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -529,8 +531,9 @@ def test_jobs_share_the_cores(fake: Path, corpus: Path, monkeypatch: pytest.Monk
     evaluate.run_plans([plan(fake, corpus)], jobs=3)
     assert {call["threads"] for call in calls(fake)} == {"2"}
     assert {call["flags"]["--workers"] for call in calls(fake)} == {"0"}
-    evaluate.run_plans([plan(fake / "own", corpus, "--workers", "5", folds=[0])], jobs=2)
-    assert calls(fake / "own")[0]["flags"]["--workers"] == "5"
+    for name, own in (("words", ["--workers", "5"]), ("sign", ["--workers=5"])):
+        evaluate.run_plans([plan(fake / name, corpus, *own, folds=[0])], jobs=2)
+        assert calls(fake / name)[0]["flags"]["--workers"] == "5"
 
 
 def test_cache_is_filled_before_folds_run_at_once(fake: Path, corpus: Path) -> None:
@@ -593,6 +596,24 @@ def test_plan_refuses_what_a_fold_would(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         plan(Path("unused"), corpus, *flags, folds=folds)
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "1.5", "two"])
+def test_jobs_below_one_are_refused(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], jobs: str
+) -> None:
+    """They would wait for ever for folds that never begin."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--out", str(tmp_path), "--jobs", jobs, *real_flags(corpus)])
+    assert f"--jobs: {jobs!r} must be a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_empty_name_of_the_folder_is_refused(
+    corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "--out", "", *real_flags(corpus)])
+    assert "--out: '' must be the name of a folder" in capsys.readouterr().err
 
 
 # ---- the runner, in earnest --------------------------------------------------------------------

@@ -604,7 +604,7 @@ def test_trainable_encoder_is_refused(
     encoder = model.audio_model if modality == "audio" else model.text_model
     list(encoder.parameters())[-1].requires_grad_(True)
     assert features.trainable_encoders(model) == [modality]
-    with pytest.raises(ValueError, match=f"`{modality}_model`. has trainable parameters"):
+    with pytest.raises(ValueError, match=f"`{modality}_model`. has trainable .* off`"):
         open_cache(model)
 
 

@@ -130,10 +130,34 @@ def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--corpus", "emobank", "--corpus_dir", "x", "--labels", "all"], "has no emotion labels"),
         (["--manifest", "m.csv", "--corpus_options", '{"a": 1}'], "are for --corpus"),
         (["--corpus", "esd", "--corpus_options", "[]"], "[] is no JSON object"),
+        (["--corpus", "esd", "--corpus_options", "{a:1}"], "{a:1} is not JSON (Expecting"),
+        (
+            [
+                "--corpus",
+                "esd",
+                "--corpus_dir",
+                "x",
+                "--corpus_options",
+                '{"official_split": true}',
+            ],
+            "--corpus_options cannot have 'official_split': give --official_split",
+        ),
+        (["--manifest", "m.csv", "--dimension_range", "5", "1"], "5 1; it must be two finite"),
+        (["--manifest", "m.csv", "--dimension_range", "nan", "1"], "nan 1; it must be two finite"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(words)
         assert message in capsys.readouterr().err
+
+
+def test_refused_output_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "manifest.csv"
+    write_manifest(corpus(tmp_path), manifest)
+    (tmp_path / "file").touch()
+    for out in ("file", "file/out"):
+        assert main(["--manifest", str(manifest), "--out", str(tmp_path / out)]) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and "choose another place" in error
 
 
 def test_help_names_corpora_and_label_sets(capsys: pytest.CaptureFixture[str]) -> None:

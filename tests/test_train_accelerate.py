@@ -122,6 +122,15 @@ def test_run_leaves_everything_in_its_folder(finished: Path) -> None:
     assert not (finished / "checkpoints").exists()
 
 
+def test_last_epoch_is_kept_where_nothing_is_chosen(work: Path) -> None:
+    run(command(work, "last", "--epochs", "4", "--select_by", "last"))
+    results = json.loads((work / "last" / "results.json").read_text())
+    assert results["best_epoch"] == len(results["epochs"]) == 4
+    assert (
+        results["test"]["utterances"] == 10 and (work / "last" / "figures" / "curves.png").is_file()
+    )
+
+
 def test_predictions_come_again_from_the_saved_model(finished: Path, work: Path) -> None:
     import csv
 
@@ -441,6 +450,7 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
         ),
         (("--dimensions", "valance"), "valance"),
         (("--select_by", "UAP"), "`select_by='UAP'` is not a selection metric"),
+        (("--select_by", "last", "--patience", "2"), "must be left out with --select_by last"),
         (("--corpus", "iemocap", "--corpus_dir", "x"), "`--manifest`"),
         (("--model_config", "[]"), "a JSON object"),
         (("--model_config", '{"bridge_wiring": "both"}'), "must be one of 'crossed', 'direct'"),
@@ -459,6 +469,40 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
             "`--improvised_only` is True; it must be False with .* --folds_file",
         ),
         (("--out", "finished"), "holds a finished run"),
+        (("--out", ""), "`--out` is ''; it must be the name of a folder"),
+        (("--workers", "-1"), "`--workers` is -1; it must be a whole number from 0"),
+        (
+            ("--checkpoint_steps", "-1"),
+            "`--checkpoint_steps` is -1; it must be a whole number from 0",
+        ),
+        (
+            ("--patience", "0"),
+            "`--patience` is 0; it must be a whole number of at least 1, or left",
+        ),
+        (
+            ("--patience", "-1"),
+            "`--patience` is -1; it must be a whole number of at least 1, or left",
+        ),
+        (("--frame_budget", "0"), "`--frame_budget` is 0; it must be .* at least 1, or left out"),
+        (
+            ("--emotions", ""),
+            r"`--emotions` is \[''\]; it must be different names, none of them blank",
+        ),
+        (("--emotions", "sad", "angry", "sad"), "`--emotions` is .*; it must be different names"),
+        (("--corpus_options", "[]"), r"`--corpus_options` is '\[\]'; it must be a JSON object"),
+        (
+            ("--corpus_options", "{a:1}"),
+            r"`--corpus_options` .* JSON object in single quotes.*char 1",
+        ),
+        (("--corpus_options", '{"a": 1}'), "`--corpus_options` .* left out without --corpus"),
+        (("--model_config", "{a:1}"), r"`--model_config` .* JSON object in single quotes.*char 1"),
+        *(
+            (
+                ("--dimension_range", *limits.split()),
+                "`--dimension_range` .* two finite numbers, the",
+            )
+            for limits in ("5", "1 5 9", "5 1", "1 1", "nan 5", "1 inf")
+        ),
     ],
 )
 def test_wrong_flags_are_refused_before_training(
@@ -471,6 +515,15 @@ def test_wrong_flags_are_refused_before_training(
     monkeypatch.chdir(work)
     with pytest.raises(ValueError, match=message):
         main([*command(work, "refused")[1:], *flags])
+
+
+@pytest.mark.parametrize("option", ["name", "folder", "official_split"])
+def test_options_that_are_flags_are_refused(option: str) -> None:
+    options = json.dumps({option: "x"})
+    config = TrainConfig(corpus="esd", corpus_dir="x", corpus_options=options)
+    with pytest.raises(ValueError, match=f"`--corpus_options` .* without {option}: give --"):
+        config.check()
+    TrainConfig(corpus="esd", corpus_dir="x", corpus_options='{"labels": "all"}').check()
 
 
 def test_refusal_is_one_sentence_and_a_nonzero_exit(work: Path) -> None:
