@@ -144,13 +144,13 @@ def plot_dimensions(
 def plot_curves(
     epochs: Sequence[Mapping[str, Any]], path: str | Path, select_by: str = "mean"
 ) -> None:
-    """Draws losses and validation metrics over epochs and marks the best epoch.
+    """Draws losses and validation metrics over epochs and marks the one that was kept.
 
     Args:
         epochs: as in results.json: {"epoch", "train": {"loss"}, "validation": {"loss", "UAR",
             "WAR", "CCC": {dimension: value}}}; None = no value in that epoch.
         path: the PNG file to write.
-        select_by: what the best epoch was chosen by, as in `selection_score`.
+        select_by: what that epoch was chosen by, as in `selection_score`.
 
     Raises:
         ValueError: if there are no epochs, no losses, or no metric to select by.
@@ -335,8 +335,8 @@ def _draw_plane(
     axes.set_box_aspect(1)
 
 
-def _draw_lines(axes: Axes, epochs: list[int], lines: Mapping[str, np.ndarray], best: int) -> None:
-    axes.axvline(best, color=GREY, linestyle=":", linewidth=1.5, label=f"best epoch ({best})")
+def _draw_lines(axes: Axes, epochs: list[int], lines: Mapping[str, np.ndarray], kept: int) -> None:
+    axes.axvline(kept, color=GREY, linestyle=":", linewidth=1.5, label=f"epoch kept ({kept})")
     for i, (name, values) in enumerate(lines.items()):
         if not np.isnan(values).all():
             axes.plot(
