@@ -407,7 +407,8 @@ def test_full_disk_behind_standard_output_is_no_success(
     monkeypatch.undo()
     with suppress(OSError):
         full.close()
-    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
+    said = "error: Standard output cannot be written: No space left on device."
+    assert said in capsys.readouterr().err
 
 
 def test_full_cache_of_the_hub_is_named() -> None:

@@ -229,7 +229,7 @@ def test_branch_and_pull_request_leave_main_alone(hub: HubServer, put: Publish) 
     assert repo.branches["main"] == first.oid
     assert request.pr_num == 1 and repo.pull_requests == {"refs/pr/1": request.oid}
     licences = [
-        ModelCard(files_on_hub(hub, name=name)["README.md"].decode()).data.to_dict()["license"]
+        ModelCard(files_on_hub(hub, name=name)["README.md"].decode()).data.to_dict().get("license")
         for name in ("main", "next", "refs/pr/1")
     ]
     assert licences == [None, "mit", "apache-2.0"]
