@@ -54,10 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         tell("error: standard output is closed; send it to a file, or to /dev/null.")
         return WRONG_USE
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a name or word that the terminal's alphabet lacks
-        sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of letters that the terminal lacks
     command = _commands().parse_args(words[:1]).command
     try:
         if command == "predict":

@@ -159,9 +159,9 @@ def plot_curves(
         raise ValueError("`epochs` is empty; learning curves need at least one epoch.")
     scores = [selection_score(epoch["validation"], select_by) for epoch in epochs]
     numbers = [epoch["epoch"] for epoch in epochs]
-    best = int(np.argmax(scores))  # the first of equals, as the training loop keeps it
-    if select_by == "last":
-        best = len(scores) - 1
+    last = select_by == "last"
+    # As the training loop keeps it: of equals the first.
+    kept = len(scores) - 1 if last else int(np.argmax(scores))
     losses = {
         split: _series([epoch[split].get("loss") for epoch in epochs])
         for split in ("train", "validation")
@@ -178,13 +178,12 @@ def plot_curves(
 
     figure = Figure(figsize=(9.6, 4.2), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_lines(left, numbers, losses, numbers[best])
-    _draw_lines(right, numbers, metrics, numbers[best])
+    _draw_lines(left, numbers, losses, numbers[kept])
+    _draw_lines(right, numbers, metrics, numbers[kept])
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="validation metric")
-    kept = "last" if select_by == "last" else "best"
-    by = "mean" if select_by == "last" else select_by
-    right.set_title(f"validation; {kept} epoch {numbers[best]}: {by} {scores[best]:.3f}")
+    which, by = ("last", "mean") if last else ("best", select_by)
+    right.set_title(f"validation; {which} epoch {numbers[kept]}: {by} {scores[kept]:.3f}")
     save(figure, path)
 
 

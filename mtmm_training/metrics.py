@@ -388,13 +388,12 @@ def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float:
         ValueError: if `select_by` is unknown, or has no value because labels are absent.
     """
     ccc = {f"CCC_{name}": value for name, value in metrics["CCC"].items()}
-    scores = {name: metrics.get(name) for name in ("UAR", "WAR", "macro_F1")} | ccc
-    averaged = [value for value in (scores["UAR"], *ccc.values()) if value is not None]
-    scores["mean"] = scores["last"] = float(np.mean(averaged)) if averaged else None
+    averaged = [value for value in (metrics.get("UAR"), *ccc.values()) if value is not None]
+    mean = float(np.mean(averaged)) if averaged else None
+    single = {name: metrics.get(name) for name in ("UAR", "WAR", "macro_F1")}
+    scores = {"last": mean, "mean": mean} | single | ccc
     if select_by not in scores:
-        allowed = ", ".join(
-            ["last", "mean", *(name for name in scores if name not in ("last", "mean"))]
-        )
+        allowed = ", ".join(scores)
         raise ValueError(f"`select_by={select_by!r}` is not a selection metric; use {allowed}.")
     score = scores[select_by]
     if score is None:
