@@ -21,7 +21,7 @@ from mtmm_training.corpora import (
     read_corpus,
 )
 from mtmm_training.corpora.checks import read_rows
-from mtmm_training.corpora.labels import FOUR, LABELS, emotion_map
+from mtmm_training.corpora.labels import LABELS, emotion_map
 from mtmm_training.folds import make_folds
 from mtmm_training.utterances import Utterance, read_manifest, write_manifest
 
@@ -48,7 +48,7 @@ def test_every_reader_has_totals_and_scale() -> None:
 
 def test_label_sets_agree_on_four() -> None:
     for sets in LABELS.values():
-        assert set(sets["four"].values()) == set(FOUR)
+        assert set(sets["four"].values()) == {"angry", "happy", "neutral", "sad"}
         assert set(sets["four"]) <= set(sets["all"])
 
 
@@ -330,6 +330,15 @@ def test_msp_podcast_options_choose_partitions(msp_folder: Path) -> None:
     make_folds(official_with_own_audio(official), "official")
     with pytest.raises(ValueError, match="`test`='Test' is not a partition"):
         read_corpus("msp_podcast", msp_folder, test="Test")
+
+
+def test_msp_podcast_reads_the_early_names_of_partitions(msp_folder: Path) -> None:
+    labels = msp_folder / "Labels" / "labels_consensus.csv"
+    early = labels.with_name("labels_concensus.csv")
+    labels.rename(early)
+    early.write_text(early.read_text().replace("Development", "Validation"))
+    splits = [u.split for u in read_corpus("msp_podcast", msp_folder)]
+    assert splits == ["test", "train", "validation"]
 
 
 def official_with_own_audio(utterances: list[Utterance]) -> list[Utterance]:

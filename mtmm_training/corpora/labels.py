@@ -6,9 +6,6 @@ but stays for the other tasks; one that is not there is left out. Set "all" has 
 
 from collections.abc import Mapping
 
-# The paper's classes, on which corpora can be mixed and compared.
-FOUR = ("angry", "happy", "neutral", "sad")
-
 # corpus -> name of the set -> own label -> emotion
 LABELS: dict[str, dict[str, dict[str, str | None]]] = {
     "iemocap": {

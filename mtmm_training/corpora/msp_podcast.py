@@ -36,7 +36,7 @@ LAYOUT = "Labels/labels_consensus.csv, Audios and Transcripts"
 DIMENSION_RANGE = (1.0, 7.0)
 EXPECTED = None
 TESTS = ("Test1", "Test2", "Test3")
-SPLITS = {"Train": "train", "Development": "validation"}
+SPLITS = {"Train": "train", "Development": "validation", "Validation": "validation"}
 
 _DIMENSIONS = {"valence": "EmoVal", "arousal": "EmoAct", "dominance": "EmoDom"}
 _COLUMNS = ("FileName", "EmoClass", *_DIMENSIONS.values(), "SpkrID", "Gender", "Split_Set")
