@@ -98,6 +98,7 @@ class BaselineConfig:
 
     manifest: list[str] | None = _as_in_training("manifest")
     audio_dir: str | None = _as_in_training("audio_dir")
+    on_error: str = _as_in_training("on_error")
     corpus: str | None = _as_in_training("corpus")
     corpus_dir: str | None = _as_in_training("corpus_dir")
     corpus_options: str = _as_in_training("corpus_options")
@@ -337,12 +338,17 @@ def inner_splits(
         config: Its protocol decides, see the module's docstring.
         rows: Of the labelled utterances of each split; those of test are not looked at.
         speakers: (utterances,).
+
+    Returns:
+        The pairs; none where there is nobody to score but who was fitted on.
     """
     train, validation = rows["train"], rows["validation"]
     if config.protocol == "official" and config.folds_file is None:
-        return [(train, validation)]
+        return [(train, validation)] if len(validation) else []
     known = np.concatenate([train, validation])
     present = len(set(speakers[known]))
+    if present < 2:
+        return []
     folds = GroupKFold(min(INNER_FOLDS, present)).split(known, groups=speakers[known])
     return [(known[fitted], known[scored]) for fitted, scored in folds]
 
@@ -368,15 +374,22 @@ def predict_output(
 
     Returns:
         Logits (utterances, emotions), or the dimension (utterances,), and what was chosen.
+
+    Raises:
+        ValueError: The labels are too few to choose by.
     """
+    too_few = ValueError(
+        f"{output} has too few labels to choose layer and regularisation by; use folds with more "
+        f"labelled utterances, or leave {output} out."
+    )
+    least = 2 if output == "emotion" else 1  # different labels
+    if not inner or any(len(np.unique(labels[fitted])) < least for fitted, _ in inner):
+        raise too_few
 
     def search(inputs: np.ndarray) -> GridSearchCV:
         found = make_search(config, output, inner).fit(inputs, labels)
         if not np.isfinite(found.best_score_):
-            raise ValueError(
-                f"{output} has too few labels to choose layer and regularisation by; use folds with more "
-                f"labelled utterances, or leave {output} out."
-            )
+            raise too_few
         return found
 
     layers = {}
@@ -553,7 +566,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"`--folds {index}` does not exist: there are {len(folds)}, counted from 0."
             )
-    keep_folds(folds, Path(config.out, "folds.json"))
+    keep_folds(folds, utterances, Path(config.out, "folds.json"))
     missing = [index for index in wanted if not is_finished(config, folders[index])]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} folds are there already")

@@ -18,8 +18,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 from mtmm_training.files import read_json, replacing
-from mtmm_training.utterances import SPLITS, Utterance, by_id
+from mtmm_training.utterances import SPLITS, Utterance, by_id, digest
 
 logger = logging.getLogger(__name__)
 
@@ -178,14 +180,25 @@ def recording_digests(utterances: Sequence[Utterance]) -> dict[str, Recording]:
             with open(path, "rb") as file:
                 digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
         # None and 0 both mean the file's beginning.
-        stretch = (utterance.start_s or 0.0, utterance.end_s)
-        recordings[utterance.utterance_id] = (digests[path], *stretch)
+        start, end = utterance.start_s or 0.0, utterance.end_s
+        if start and end is None:  # how much of it another stretch shares depends on its length
+            end = _duration(path)
+        recordings[utterance.utterance_id] = (digests[path], start, end)
     doubled = doubled_recordings(recordings)
     if doubled:
         logger.warning(
             "%d recordings occur under several names, first %s", len(doubled), _shown(doubled[0])
         )
     return recordings
+
+
+def _duration(path: str) -> float | None:
+    """Seconds, from the file's header; None of a damaged file, which whoever decodes it will name."""
+    try:
+        with open(path, "rb") as file:  # soundfile itself opens no path that is not UTF-8
+            return float(soundfile.info(file).duration)
+    except soundfile.LibsndfileError:
+        return None
 
 
 def doubled_recordings(recordings: Mapping[str, Recording]) -> list[tuple[str, ...]]:
@@ -309,9 +322,12 @@ def grouped_folds(
     speakers = sorted(counts)
     random.Random(seed).shuffle(speakers)
     groups: list[list[str]] = [[] for _ in range(k)]
+    sizes = [0] * k
     # Largest first into the smallest group; the sort is stable, so the seed decides among equals.
     for speaker in sorted(speakers, key=lambda name: -counts[name]):
-        min(groups, key=lambda group: sum(counts[name] for name in group)).append(speaker)
+        smallest = sizes.index(min(sizes))
+        groups[smallest].append(speaker)
+        sizes[smallest] += counts[speaker]
     for index, test in enumerate(groups):
         yield f"group_{index}", _leave_out(utterances, _speaker, groups[(index + 1) % k], test)
 
@@ -488,22 +504,32 @@ def select(utterances: Iterable[Utterance], fold: Fold) -> Splits:
 
 def save_folds(folds: Iterable[Fold], path: str | Path) -> None:
     """Writes folds as JSON, {"folds": [{"name", "train", "validation", "test"}, ...]}, by id."""
-    content = {"folds": [asdict(fold) for fold in folds]}
+    _save({"folds": [asdict(fold) for fold in folds]}, path)
+
+
+def _save(content: Mapping[str, Any], path: str | Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def keep_folds(folds: Sequence[Fold], path: str | Path) -> None:
-    """Writes folds as `save_folds` does, or checks that the file, which results are of, has them.
+def keep_folds(folds: Sequence[Fold], utterances: Sequence[Utterance], path: str | Path) -> None:
+    """Writes what results are of, or checks that the file says the same.
+
+    Args:
+        folds: all of the protocol.
+        utterances: those that the folds were made from.
+        path: the file, which `load_folds` reads too.
 
     Raises:
-        ValueError: the file has other folds, or is damaged.
+        ValueError: the file has other folds or was of other labels or transcripts, or is damaged.
     """
     path = Path(path)
+    data = digest(utterances)
     if not path.exists():
-        save_folds(folds, path)
+        _save({"data": data, "folds": [asdict(fold) for fold in folds]}, path)
         return
-    old = read_json(path, "folds")["folds"]
+    kept = read_json(path, "data", "folds")
+    old = kept["folds"]
     now = json.loads(json.dumps([asdict(fold) for fold in folds]))
     if len(old) != len(now):
         refuse_change(path.parent, "number of folds", len(old), len(now))
@@ -514,6 +540,8 @@ def keep_folds(folds: Sequence[Fold], path: str | Path) -> None:
                 f"{f['name']!r} with {len(f['test'])} test utterances" for f in (before, after)
             )
             refuse_change(path.parent, f"fold {index} (its {part})", *names)
+    if kept["data"] != data:
+        refuse_change(path.parent, "digest of labels and transcripts", kept["data"], data)
 
 
 def refuse_change(out: Path, name: str, old: Any, new: Any) -> None:

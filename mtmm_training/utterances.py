@@ -6,6 +6,7 @@ Decoding audio, label sets and splits into folds live elsewhere.
 
 import csv
 import difflib
+import hashlib
 import io
 import json
 import logging
@@ -146,6 +147,17 @@ def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
     """The utterance with these fields absent."""
     absent: dict[str, Any] = dict.fromkeys(names)
     return replace(utterance, **absent)
+
+
+def digest(utterances: Iterable[Utterance]) -> str:
+    """What results depend on beside the recordings' content, in 16 hexadecimal digits.
+
+    That is every field but the recordings' paths, which may move, in the order of the utterances.
+    """
+    hashed = hashlib.sha256()
+    for utterance in utterances:
+        hashed.update(repr(replace(utterance, audio=utterance.audio and "recording")).encode())
+    return hashed.hexdigest()[:16]
 
 
 def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:

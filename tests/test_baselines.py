@@ -303,6 +303,25 @@ def test_too_few_labels_are_refused(run: Run, utterances: list[Utterance]) -> No
         run(given=single)
 
 
+@pytest.mark.parametrize(
+    ("labelled", "flags"),
+    [
+        (lambda u: u.split != "validation", {"protocol": "official"}),  # nothing to choose by
+        (lambda u: u.speaker_id in ("speaker_0", "speaker_3"), {}),  # one speaker beside the tested
+        (lambda u: u.emotion == "sad" or u.speaker_id in ("speaker_0", "speaker_3"), {}),
+    ],
+)
+def test_labels_that_leave_no_choice_are_refused(
+    run: Run, utterances: list[Utterance], labelled: Callable[[Utterance], bool], flags: Any
+) -> None:
+    splits = {"speaker_0": "test", "speaker_1": "validation"}
+    given = [replace(u, split=splits.get(u.speaker_id, "train")) for u in utterances]
+    given = [u if labelled(u) else replace(u, emotion=None) for u in given]
+    features = {"text": planted(utterances, 1)}
+    with pytest.raises(ValueError, match="emotion has too few labels to choose layer"):
+        run(features, given=given, **flags)
+
+
 # ---- whole runs ----------------------------------------------------------------------------------
 
 

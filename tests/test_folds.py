@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from mtmm_training.folds import (
     PROTOCOLS,
@@ -243,6 +245,18 @@ def test_stretches_of_one_recording_overlap_a_little_at_most(
     third = replace(third, start_s=test[0], end_s=test[1])
     with pytest.raises(ValueError, match="One recording") if refused else nullcontext():
         Fold.from_splits("f", [first], [second], [third])
+
+
+def test_stretch_without_end_ends_with_its_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(6000), 1000)
+    soundfile.write(tmp_path / "b.wav", np.ones(6000), 1000)
+    whole, last = (replace(u, audio=str(tmp_path / "a.wav")) for u in (TRAIN, TEST))
+    validation = replace(VALIDATION, audio=str(tmp_path / "b.wav"))
+    with pytest.raises(ValueError, match="One recording under the names"):
+        Fold.from_splits(
+            "f", [replace(whole, end_s=6.0)], [validation], [replace(last, start_s=5.0)]
+        )
+    Fold.from_splits("f", [replace(whole, end_s=5.1)], [validation], [replace(last, start_s=5.0)])
 
 
 def test_doubled_recording_in_one_split_is_logged(
