@@ -11,7 +11,6 @@ also adapter/. launch/ has a configuration of accelerate for every kind of machi
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -59,14 +59,27 @@ from mtmm_training.batches import (
     to_dataset,
 )
 from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal, alone_in
-from mtmm_training.corpora import read_corpus
+from mtmm_training.corpora import CORPORA, read_corpus
 from mtmm_training.features import CachedStates, FeatureCache, trainable_encoders
-from mtmm_training.files import replacing, writing
-from mtmm_training.folds import Fold, fold_from_speakers, load_folds, make_folds, select
+from mtmm_training.files import read_json, replacing, writing
+from mtmm_training.folds import (
+    Fold,
+    fold_from_speakers,
+    load_folds,
+    make_folds,
+    script_of,
+    select,
+)
 from mtmm_training.metrics import fit_temperature, selection_score
 from mtmm_training.predictions import Predictions, predict, write_predictions
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import SPLITS, Utterance, read_manifests, without_fields
+from mtmm_training.utterances import (
+    SPLITS,
+    Utterance,
+    digest,
+    read_manifests,
+    without_fields,
+)
 
 # ---- data --------------------------------------------------------------------------------------
 
@@ -109,6 +122,7 @@ def read_all(config: TrainConfig) -> list[Utterance]:
         utterances = read_corpus(
             str(config.corpus), str(config.corpus_dir), official_split=official, **options
         )
+        check_scale(utterances, config)
     hidden = {"audio", "text"} - set(config.modalities)
     kept = [
         u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)
@@ -119,7 +133,22 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             f"{config.modalities[0]}: left out"
         )
     check_labels(kept, config)
+    if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
+        kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
     return [without_fields(u, hidden) for u in kept]
+
+
+def check_scale(utterances: Iterable[Utterance], config: TrainConfig) -> None:
+    """Refuse a corpus whose dimensions are on another scale than the model's, which is fixed."""
+    own = CORPORA[str(config.corpus)].load().DIMENSION_RANGE
+    rated = any(getattr(u, name) is not None for u in utterances for name in config.dimensions)
+    if rated and own != tuple(config.dimension_range):
+        low, high = config.dimension_range
+        raise ValueError(
+            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go from "
+            f"{low:g} to {high:g}. Leave out --dimension_range, or with --model convert the ratings in a "
+            "manifest."
+        )
 
 
 def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
@@ -220,6 +249,36 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
     } | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
 
 
+def check_fold(config: TrainConfig, splits: dict[str, list[Utterance]]) -> None:
+    """Refuse a fold whose speakers or labels do not suit the flags, without building the model."""
+    check_unseen(config, splits["test"])
+    names = ("id2label", "dimension_names", "emotion_loss_weight", "dimension_loss_weights")
+    fields = {name: value for name, value in model_fields(config).items() if name in names}
+    known = MTMMConfig(**fields)
+    if config.model is not None:
+        known = MTMMConfig.from_pretrained(config.model, **fields)
+    outputs = trained_outputs(known, splits["train"])
+    labelled = hide_labels(splits["validation"], config, outputs)
+    check_selection(config, describe_split(labelled, config))
+
+
+def check_unseen(config: TrainConfig, test: Iterable[Utterance]) -> None:
+    """Refuse to test a run's model on speakers that it was trained or selected on."""
+    past = Path(config.model or "").parent / "results.json"
+    if config.model is None or not past.is_file():
+        return
+    splits = read_json(past, "splits")["splits"]
+    known = {name for split in ("train", "validation") for name in splits[split]["speakers"]}
+    seen = sorted(known & {u.speaker_id for u in test})
+    if seen:
+        more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
+        raise ValueError(
+            f"`--model` is {config.model!r}, which was trained or selected on {', '.join(seen[:5])}{more} of "
+            "the test split. Give every fold the model of a run that left its test speakers out, or other "
+            "names to other people."
+        )
+
+
 def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
     """Refuse --select_by before training where the validation split has no labels for it."""
     emotion = 0.0 if counts["emotions"] else None
@@ -273,11 +332,7 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
     Seeded: a second call gives the same model.
     """
     set_seed(config.seed)
-    fields = json.loads(config.model_config) | {
-        "id2label": dict(enumerate(config.emotions)),
-        "dimension_names": config.dimensions,
-        "dimension_range": config.dimension_range,
-    }
+    fields = model_fields(config)
     if config.model is not None:
         model = MTMMModel.from_pretrained(config.model, dtype=torch.float32, **fields)
     else:
@@ -285,6 +340,15 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
         model = MTMMModel.from_encoders_pretrained(*encoders, **fields)
     model.config.temperature = 1.0
     return model, load_processor(config)
+
+
+def model_fields(config: TrainConfig) -> dict[str, Any]:
+    """The fields of the model's configuration that the flags set."""
+    return json.loads(config.model_config) | {
+        "id2label": dict(enumerate(config.emotions)),
+        "dimension_names": config.dimensions,
+        "dimension_range": config.dimension_range,
+    }
 
 
 def load_processor(config: TrainConfig) -> MTMMProcessor:
@@ -407,13 +471,13 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
     utterances, bad = read_usable(config)
     fold = choose_fold(config, utterances)
     splits = select(utterances, fold)
+    check_fold(config, splits)
     plain, processor = build_model(config)
     model = choose_trained(config, plain)
     outputs = plain.config.trained_outputs = trained_outputs(plain.config, splits["train"])
     splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
     ids = {name: [u.utterance_id for u in splits[name]] for name in SPLITS}
-    check_selection(config, counts["validation"])
     check_launch(config, accelerator, counts)
     check_augmentation(config, processor)
     if config.on_error == "stop" and not uses_cache(config, plain):  # else encoding reads them all
@@ -475,7 +539,7 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
         accelerator,
         model,
         config.keep_checkpoints,
-        identity(config, ids, bad),
+        identity(config, splits, bad),
     )
     newest = checkpoints.newest() if config.resume else None
     if newest is not None:
@@ -791,16 +855,17 @@ def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
         )
 
 
-def identity(config: TrainConfig, ids: dict[str, list[str]], bad: dict[str, str]) -> dict[str, Any]:
+def identity(
+    config: TrainConfig, splits: dict[str, list[Utterance]], bad: dict[str, str]
+) -> dict[str, Any]:
     """What makes a run this run: its flags, but for those that change no result, and its splits."""
     harmless = ["out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints"]
     harmless += ["workers", "on_error"]  # who is skipped counts, see below
     flags = {
         name: value for name, value in dataclasses.asdict(config).items() if name not in harmless
     }
-    digests = {name: hashlib.sha256("\n".join(ids[name]).encode()).hexdigest()[:16] for name in ids}
-    splits = {f"{name} split": digest for name, digest in digests.items()}
-    return flags | splits | {"skipped": sorted(bad)} | versions()
+    digests = {f"{name} split": digest(members) for name, members in splits.items()}
+    return flags | digests | {"skipped": sorted(bad)} | versions()
 
 
 def uses_cache(config: TrainConfig, model: MTMMModel) -> bool:
@@ -915,7 +980,8 @@ def write_run(
             results["test"]["confusion"], names, out / "figures" / "confusion.png", title
         )
     columns = [i for i, n in enumerate(model.config.dimension_names) if n in ("valence", "arousal")]
-    if len(columns) == 2 and not any(map(math.isnan, test.dimension_labels[:, columns].min(0))):
+    complete = ~np.isnan(test.dimension_labels[:, columns]).any(axis=1)
+    if len(columns) == 2 and complete.any():  # rows that lack one are left out
         figures.plot_dimensions(
             test.dimension_labels[:, columns],
             test.dimensions[:, columns],

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from mtmm_training.tables import (
     write_tables,
 )
 from mtmm_training.train_config import TrainConfig
+from mtmm_training.utterances import Utterance
 
 # Flags that change no result, so that an experiment may go on with others.
 HARMLESS = {"out", "fold", "cache_dir", "resume", "tracker", "workers", "encode_only"}
@@ -50,6 +51,7 @@ class Plan:
         out: its folder.
         flags: of train_accelerate.py, as given.
         config: the same, parsed.
+        utterances: those that the folds are of.
         folds: all folds of the protocol.
         chosen: those of them, by index from 0, that are to run.
     """
@@ -57,6 +59,7 @@ class Plan:
     out: Path
     flags: list[str]
     config: TrainConfig
+    utterances: list[Utterance]
     folds: list[Fold]
     chosen: list[int]
 
@@ -100,10 +103,8 @@ def make_plan(out: Path, flags: Sequence[str], chosen: Sequence[int] | None = No
         )
     chosen = sorted(set(range(len(folds)) if chosen is None else chosen))
     for index in chosen:
-        validation = select(utterances, folds[index])["validation"]
-        counts = train_accelerate.describe_split(validation, config)
-        train_accelerate.check_selection(config, counts)
-    return Plan(out, list(flags), config, folds, chosen)
+        train_accelerate.check_fold(config, select(utterances, folds[index]))
+    return Plan(out, list(flags), config, utterances, folds, chosen)
 
 
 def parse(flags: Sequence[str]) -> TrainConfig:
@@ -118,7 +119,7 @@ def keep_record(plan: Plan) -> None:
     """Writes run.json and folds.json, or checks that this experiment is the one that was begun.
 
     Raises:
-        ValueError: the folder was begun with other flags or other folds, or its record is damaged.
+        ValueError: the folder was begun with other flags, folds or labels, or its record is damaged.
     """
     flags = {name: value for name, value in asdict(plan.config).items() if name not in HARMLESS}
     record = plan.out / "run.json"
@@ -127,7 +128,7 @@ def keep_record(plan: Plan) -> None:
         for name in sorted(begun.keys() | flags.keys()):
             if begun.get(name) != flags.get(name):
                 refuse_change(plan.out, name, begun.get(name), flags.get(name))
-    keep_folds(plan.folds, plan.out / "folds.json")
+    keep_folds(plan.folds, plan.utterances, plan.out / "folds.json")
     if not record.exists():
         write_json({"flags": flags, "command": plan.flags}, record)
 
@@ -285,7 +286,7 @@ def of_share(plan: Plan, wanted: tuple[int, int]) -> Plan:
     """The plan with only this machine's folds."""
     part, parts = wanted
     chosen = [fold for fold in plan.chosen if fold % parts == part]
-    return Plan(plan.out, plan.flags, plan.config, plan.folds, chosen)
+    return replace(plan, chosen=chosen)
 
 
 def run(arguments: argparse.Namespace, flags: Sequence[str]) -> None:

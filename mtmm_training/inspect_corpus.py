@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mtmm_training.corpora import CORPORA, read_corpus
+from mtmm_training.corpora import CORPORA, CORPUS_FLAGS, read_corpus
 from mtmm_training.corpora.labels import LABELS
 from mtmm_training.figures import COLOURS, DPI, save
 from mtmm_training.files import replacing
@@ -340,8 +340,7 @@ def _draw_valence(axes: Axes, utterances: Sequence[Utterance], seconds: dict[str
     axes.set(xlabel="valence (pleasant →)", ylabel="utterances", title="valence")
 
 
-# Of read_corpus's arguments those that no option of a reader may be called, and what sets them.
-NO_OPTIONS = {"name": "--corpus", "folder": "--corpus_dir", "official_split": "--official_split"}
+NO_OPTIONS = CORPUS_FLAGS | {"official_split": "--official_split"}
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -387,8 +386,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
     )  # fmt: skip
     parser.add_argument(
-        "--dimension_range", type=float, nargs=2, default=(1.0, 5.0), metavar=("LOW", "HIGH"),
-        help="the scale of the manifest's valence, arousal and dominance (1 5)",
+        "--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="the scale of the manifest's valence, arousal and dominance; 1 5 if not given",
     )  # fmt: skip
     parser.add_argument(
         "--official_split", action="store_true",
@@ -409,13 +408,16 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     for name, flag in NO_OPTIONS.items():
         if name in arguments.corpus_options:
             parser.error(f"--corpus_options cannot have {name!r}: give {flag}")
-    low, high = arguments.dimension_range
+    if arguments.corpus and arguments.dimension_range:
+        parser.error("--dimension_range is for --manifest: a corpus has its own")
+    low, high = arguments.dimension_range or (1.0, 5.0)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         parser.error(
             f"--dimension_range is {low:g} {high:g}; it must be two finite numbers, the lower one first"
         )
     if arguments.labels and arguments.corpus not in LABELS:
         parser.error(f"--labels is not possible: {arguments.corpus} has no emotion labels")
+    arguments.dimension_range = (low, high)
     return arguments
 
 
@@ -426,7 +428,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if arguments.manifest:
             name = Path(arguments.manifest).resolve().parent.name
             utterances = read_manifest(
-                arguments.manifest, dimension_range=tuple(arguments.dimension_range)
+                arguments.manifest, dimension_range=arguments.dimension_range
             )
         else:
             name = arguments.corpus

@@ -8,15 +8,10 @@ from typing import Any
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.augment import CHANGES
-from mtmm_training.corpora import CORPORA
+from mtmm_training.corpora import CORPORA, CORPUS_FLAGS
 from mtmm_training.utterances import DIMENSIONS
 
-# Of read_corpus's arguments those that no option of a reader may be called, and what sets them.
-NO_OPTIONS = {
-    "name": "--corpus",
-    "folder": "--corpus_dir",
-    "official_split": "--protocol official",
-}
+NO_OPTIONS = CORPUS_FLAGS | {"official_split": "--protocol official"}
 
 
 def _flag(default: Any, text: str, **more: Any) -> Any:
@@ -32,7 +27,9 @@ class TrainConfig:
     """All that a run needs beside the weights; written into results.json."""
 
     out: str = _flag("out/run", "Folder of this run's results.")
-    seed: int = _flag(0, "Of weights, batches, dropout and modality masking.")
+    seed: int = _flag(
+        0, "Of weights, batches, dropout, modality masking, and the groups of protocol grouped."
+    )
 
     # Data and fold
     manifest: list[str] | None = _flag(
@@ -275,6 +272,14 @@ class TrainConfig:
         )
         named = bool(self.test_speakers)
         self._require(
+            "folds_file", not (self.folds_file and named), "left out with --test_speakers"
+        )
+        self._require(
+            "k",
+            self.k is None or not (named or self.folds_file),
+            "left out with --test_speakers or --folds_file",
+        )
+        self._require(
             "script_disjoint", not (self.script_disjoint and named), "False with --test_speakers"
         )
         self._require(
@@ -286,7 +291,14 @@ class TrainConfig:
             "corpus", self.corpus is None or self.corpus in CORPORA, f"one of {', '.join(CORPORA)}"
         )
         self._require(
-            "corpus_dir", self.corpus is None or self.corpus_dir is not None, "given with --corpus"
+            "corpus_dir",
+            (self.corpus is None) == (self.corpus_dir is None),
+            "given with --corpus, and only with it",
+        )
+        self._require(
+            "audio_dir",
+            self.audio_dir is None or self.manifest is not None,
+            "left out with --corpus",
         )
         options = self._json_object("corpus_options")
         self._require(

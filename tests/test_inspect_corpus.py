@@ -142,6 +142,10 @@ def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[st
             ],
             "--corpus_options cannot have 'official_split': give --official_split",
         ),
+        (
+            ["--corpus", "emobank", "--corpus_dir", "x", "--dimension_range", "0", "1"],
+            "--dimension_range is for --manifest",
+        ),
         (["--manifest", "m.csv", "--dimension_range", "5", "1"], "5 1; it must be two finite"),
         (["--manifest", "m.csv", "--dimension_range", "nan", "1"], "nan 1; it must be two finite"),
     ):

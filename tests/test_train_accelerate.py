@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import two_processes
 from safetensors.torch import load_file
 
+import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.checkpoints import StopSignal
 from mtmm_training.corpora.synthetic import write_corpus, write_encoders
@@ -383,6 +387,57 @@ def test_folds_of_scripts_and_of_improvised_utterances(tmp_path: Path) -> None:
         sizes(folds_file=str(tmp_path / "f"), script_disjoint=True)
 
 
+def test_script_disjoint_folds_are_those_of_the_corpus_whatever_the_model_sees(
+    tmp_path: Path,
+) -> None:
+    lines = ["id,audio,text,speaker,emotion"]
+    for number in range(12):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, np.random.default_rng(number).normal(0, 0.1, 800), 16000)
+        lines.append(f"u{number},{path.name},words {number % 10},s{number // 3},sad")
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    folds = []
+    for modalities in (["audio", "text"], ["audio"]):
+        config = TrainConfig(
+            manifest=[str(tmp_path / "m.csv")],
+            protocol="leave_one_speaker_out",
+            script_disjoint=True,
+            modalities=modalities,
+        ).resolve()
+        utterances = train_accelerate.read_utterances(config)
+        assert all((u.text is None) == (modalities == ["audio"]) for u in utterances)
+        folds.append(folds_of(config, utterances))
+    assert folds[0] == folds[1]
+
+
+def test_corpus_on_another_scale_than_the_model_is_refused(tmp_path: Path) -> None:
+    MTMMConfig().save_pretrained(tmp_path)
+    flags: dict[str, Any] = {"corpus": "msp_podcast", "corpus_dir": "x"}
+    rated = [Utterance(utterance_id="a", corpus="c", text="a", speaker_id="s", valence=6.5)]
+    for wrong in ({"model": str(tmp_path)}, {"dimension_range": [1.0, 5.0]}):
+        config = TrainConfig(**flags, **wrong).resolve()
+        with pytest.raises(ValueError, match="msp_podcast are rated from 1 to 7, the model's go"):
+            train_accelerate.check_scale(rated, config)
+        train_accelerate.check_scale([replace(rated[0], valence=None)], config)
+    train_accelerate.check_scale(rated, TrainConfig(**flags).resolve())
+
+
+def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path) -> None:
+    model = str(finished / "model")
+    splits = json.loads((finished / "results.json").read_text())["splits"]
+    utterances = read_manifest(work / "corpus" / "manifest.csv")
+    spoken = {
+        split: [u for u in utterances if u.speaker_id in splits[split]["speakers"]]
+        for split in splits
+    }
+    config = TrainConfig(model=model).resolve()
+    train_accelerate.check_fold(config, spoken)
+    for seen in ("train", "validation"):
+        speaker = splits[seen]["speakers"][0]
+        with pytest.raises(ValueError, match=f"trained or selected on .*{speaker}.* of the test"):
+            train_accelerate.check_fold(config, spoken | {"test": spoken[seen]})
+
+
 def test_two_processes_train_as_one(work: Path) -> None:
     """The same global batch, dropout 0, masking and variants on, the default learning rate."""
     no_dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
@@ -468,6 +523,12 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
             ("--improvised_only", "True", "--folds_file", "folds.json"),
             "`--improvised_only` is True; it must be False with .* --folds_file",
         ),
+        (
+            ("--folds_file", "f.json", "--validation_speakers", "a", "--test_speakers", "b"),
+            "`--folds_file` is 'f.json'; it must be left out with --test_speakers",
+        ),
+        (("--k", "3", "--folds_file", "f.json"), "`--k` is 3; it must be left out with"),
+        (("--corpus_dir", "x"), "`--corpus_dir` is 'x'; it must be given with --corpus, and only"),
         (("--out", "finished"), "holds a finished run"),
         (("--out", ""), "`--out` is ''; it must be the name of a folder"),
         (("--workers", "-1"), "`--workers` is -1; it must be a whole number from 0"),

@@ -55,6 +55,9 @@ CORPORA: dict[str, Reader] = {
     }.items()
 }
 
+# What of read_corpus's own arguments no option of a reader may be called, and what sets it.
+CORPUS_FLAGS = {"name": "--corpus", "folder": "--corpus_dir"}
+
 
 def read_corpus(
     name: str, folder: str | Path, *, official_split: bool = False, **options: object
