@@ -298,7 +298,7 @@ def emotion_metrics(
         "macro_F1": macro_f1(labels, predictions),
         "weighted_F1": weighted_f1(labels, predictions),
         "ECE": expected_calibration_error(probabilities, labels),
-        "recall": {name: _or_none(value) for name, value in zip(emotions, recalls, strict=True)},
+        "recall": {name: or_none(value) for name, value in zip(emotions, recalls, strict=True)},
         "confusion": confusion(labels, predictions, emotions).tolist(),
     }
 
@@ -331,7 +331,7 @@ def dimension_metrics(
     }
     columns = dict(zip(dimension_names, zip(dimensions.T, labels.T, strict=True), strict=True))
     metrics = {
-        score: {name: _or_none(function(*pair)) for name, pair in columns.items()}
+        score: {name: or_none(function(*pair)) for name, pair in columns.items()}
         for score, function in scores.items()
     }
     counts = {name: int((~np.isnan(column)).sum()) for name, (_, column) in columns.items()}
@@ -512,5 +512,6 @@ def _check_finite(name: str, values: np.ndarray) -> None:
         )
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
+    """The value, or None for NaN, which JSON has no word for."""
     return None if np.isnan(value) else float(value)

@@ -103,6 +103,11 @@ class Experiment:
                 scores[f"{short}_{name}"] = self._dimension_score(name, function)
         return scores
 
+    def labelled(self, metric: str) -> np.ndarray:
+        """Positions of the rows that have the label which a metric is about."""
+        output = "emotion" if metric in EMOTION_SCORES else metric.partition("_")[2]
+        return np.flatnonzero(self.rows[f"{output}_label"].notna())
+
     def _dimension_score(self, name: str, function: Callable[..., float]) -> Score:
         predictions, labels = (self.rows[c].to_numpy(np.float64) for c in (name, f"{name}_label"))
         return lambda rows: function(predictions[rows], labels[rows])
@@ -111,7 +116,7 @@ class Experiment:
         """A score for each value of a column (fold or speaker); None without labels."""
         values = self.rows[column]
         return {
-            value: _or_none(score(np.flatnonzero(values == value)))
+            value: metrics.or_none(score(np.flatnonzero(values == value)))
             for value in sorted(values.unique().tolist())
         }
 
@@ -189,10 +194,6 @@ def _indices(names: pd.Series, emotions: Sequence[str]) -> np.ndarray:
     return np.where(codes < 0, ABSENT_EMOTION, codes)
 
 
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 # ---- one experiment ----------------------------------------------------------------------------
 
 
@@ -220,7 +221,7 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
     for name in _metric_names(experiment):
         score = experiment.scores.get(name, lambda rows: np.nan)
         by_fold = experiment.by("fold", score)
-        pooled = {"pooled": _or_none(score(everything)), "by_fold": by_fold}
+        pooled = {"pooled": metrics.or_none(score(everything)), "by_fold": by_fold}
         scored[name] = mean_and_sd(list(by_fold.values())) | pooled
     return {
         "experiment": experiment.name,
@@ -252,15 +253,12 @@ def _recalls(experiment: Experiment) -> dict[str, Any]:
     recalls = metrics.recall_per_emotion(labels, predicted, experiment.emotions)
     return {
         "confusion": metrics.confusion(labels, predicted, experiment.emotions).tolist(),
-        "recall": dict(zip(experiment.emotions, map(_or_none, recalls), strict=True)),
+        "recall": dict(zip(experiment.emotions, map(metrics.or_none, recalls), strict=True)),
     }
 
 
 def _speaker_spread(experiment: Experiment) -> dict[str, Any]:
-    counts = experiment.rows["speaker"].value_counts().to_numpy(np.float64)
-    spread: dict[str, Any] = {"count": len(counts)}
-    # As many speakers of equal size would weigh as much (Kish's effective sample size).
-    spread["effective"] = counts.sum() ** 2 / np.square(counts).sum()
+    spread: dict[str, Any] = {"count": experiment.rows["speaker"].nunique()}
     for name in ("UAR", "WAR"):
         by_speaker = experiment.by("speaker", experiment.scores.get(name, lambda rows: np.nan))
         present = [value for value in by_speaker.values() if value is not None]
@@ -335,11 +333,14 @@ class Difference:
         by_fold: "mean", "sd" and "n" of the differences within folds.
         pooled: over all test utterances at once, with the 95 % interval of a bootstrap that draws
             speakers; None where there is none.
+        speakers: so many of equal size would weigh as much as those who have labels of this metric
+            (Kish's effective sample size).
         reason: why there is no interval.
     """
 
     by_fold: dict[str, Any]
     pooled: Interval | None
+    speakers: float
     reason: str | None = None
 
 
@@ -353,25 +354,30 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
         ValueError: they do not have the same test utterances with the same labels in the same folds.
     """
     other = _aligned(reference, other)
-    speakers = reference.rows["speaker"].to_numpy()
-    differences = {}
-    for name in COMPARED:
-        if name in reference.scores and name in other.scores:
-            differences[name] = _difference(reference, other, name, speakers)
-    return differences
+    return {
+        name: _difference(reference, other, name)
+        for name in COMPARED
+        if name in reference.scores and name in other.scores
+    }
 
 
-def _difference(
-    reference: Experiment, other: Experiment, name: str, speakers: np.ndarray
-) -> Difference:
+def _difference(reference: Experiment, other: Experiment, name: str) -> Difference:
     def difference(rows: np.ndarray) -> float:
         return other.scores[name](rows) - reference.scores[name](rows)
 
     by_fold = mean_and_sd(list(reference.by("fold", difference).values()))
+    # Who has no label says nothing, and would only make the draws differ in size.
+    rows = reference.labelled(name)
+    speakers = reference.rows["speaker"].iloc[rows]
+    sizes = speakers.value_counts().to_numpy(np.float64)
+    effective = float(sizes.sum() ** 2 / np.square(sizes).sum()) if len(rows) else 0.0
     try:
-        return Difference(by_fold, metrics.paired_bootstrap(difference, speakers, RESAMPLES))
+        interval = metrics.paired_bootstrap(
+            lambda drawn: difference(rows[drawn]), speakers.to_numpy(), RESAMPLES
+        )
     except ValueError as error:  # too few speakers or labels for any interval
-        return Difference(by_fold, None, str(error))
+        return Difference(by_fold, None, effective, str(error))
+    return Difference(by_fold, interval, effective)
 
 
 def _aligned(reference: Experiment, other: Experiment) -> Experiment:
@@ -530,7 +536,7 @@ def notes(
     reference: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference]]
 ) -> list[str]:
     """What a reader of differences must know: coverage, how they came about, what is missing."""
-    speakers, effective = (reference["speakers"][name] for name in ("count", "effective"))
+    speakers = reference["speakers"]["count"]
     lines = [
         f"{folds_and_utterances(reference)} of {speakers} speakers. Mean ± sd over folds; intervals "
         f"are percentiles of {RESAMPLES} paired draws of speakers with all their utterances; they say "
@@ -538,11 +544,17 @@ def notes(
     ]
     if reference["missing_folds"]:
         lines.append(f"**Incomplete: folds {_listed(reference['missing_folds'])} are missing.**")
-    if effective <= FEW_SPEAKERS:
-        equal = (
-            "" if effective == speakers else f"; these weigh as much as {effective:.1f} equal ones"
+    few = {
+        f"{title(name)} {difference.speakers:.1f}": None
+        for by_metric in differences.values()
+        for name, difference in by_metric.items()
+        if difference.pooled is not None and difference.speakers <= FEW_SPEAKERS
+    }
+    if few:
+        lines.append(
+            f"Of {FEW_SPEAKERS} speakers or fewer such intervals are too narrow. By their labelled "
+            f"utterances the speakers weigh as much as this many equal ones: {', '.join(few)}."
         )
-        lines.append(f"Of {FEW_SPEAKERS} speakers or fewer such intervals are too narrow{equal}.")
     reasons = {d.reason: None for ds in differences.values() for d in ds.values() if d.reason}
     lines += [f"Differences without an interval are not shown: {reason}" for reason in reasons]
     return [line + "\n" for line in lines]

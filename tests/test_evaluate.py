@@ -429,11 +429,35 @@ def test_few_speakers_with_most_utterances_count_as_few(tmp_path: Path, few_draw
     rows = [row | {"speaker": name} for row, name in zip(rows, names, strict=True)]
     experiment = tables.read_experiment(write_experiment(tmp_path / "a", {0: rows}, planned=1))
     equal = 400**2 / (200**2 + 20 * 10**2)
-    assert tables.summarise(experiment)["speakers"]["effective"] == pytest.approx(equal)
-    said = tables.comparison_markdown(
-        experiment, experiment, tables.compare(experiment, experiment)
+    differences = tables.compare(experiment, experiment)
+    assert differences["UAR"].speakers == pytest.approx(equal)
+    said = tables.comparison_markdown(experiment, experiment, differences)
+    assert "of 21 speakers" in said and f"equal ones: UAR {equal:.1f}, WAR {equal:.1f}" in said
+
+
+def test_speakers_without_the_label_do_not_count(tmp_path: Path, few_draws: None) -> None:
+    mixed, alone = [], []
+    for seed, skill in ((1, 1.0), (2, 2.0)):
+        acted = fake_rows(0, seed, skill, utterances=60)
+        acted = [row | {"speaker": f"actor{i % 4}"} for i, row in enumerate(acted)]
+        read = fake_rows(0, seed, skill, utterances=50)
+        absent = {"emotion_label": None}
+        read = [row | absent | {"id": f"t{i}", "speaker": f"d{i}"} for i, row in enumerate(read)]
+        mixed.append({0: acted + read})
+        alone.append({0: acted})
+    pairs = [
+        tables.compare(
+            *(
+                tables.read_experiment(write_experiment(tmp_path / f"{name}{i}", rows, planned=1))
+                for i, rows in enumerate(pair)
+            )
+        )
+        for name, pair in (("mixed", mixed), ("alone", alone))
+    ]
+    assert pairs[0]["UAR"] == pairs[1]["UAR"]
+    assert pairs[0]["UAR"].pooled is not None and pairs[0]["UAR"].speakers == pytest.approx(
+        4, rel=0.05
     )
-    assert "of 21 speakers" in said and f"weigh as much as {equal:.1f} equal ones" in said
 
 
 # ---- the runner, with a script that only pretends to train -------------------------------------
@@ -579,6 +603,9 @@ def test_changed_flags_and_folds_are_refused_by_name(fake: Path, corpus: Path) -
         manifest.write_text("".join(lines[:-1]))  # one utterance fewer, of the last session
         with pytest.raises(ValueError, match=r"fold 0 \(its train\) was 'Ses01' with 10 test"):
             evaluate.run_plans([plan(fake, corpus)], jobs=1)
+        manifest.write_text("".join(lines).replace(",angry,", ",sad,"))
+        with pytest.raises(ValueError, match="digest of labels and transcripts was"):
+            evaluate.run_plans([plan(fake, corpus)], jobs=1)
     finally:
         manifest.write_text("".join(lines))
 
@@ -589,6 +616,11 @@ def test_changed_flags_and_folds_are_refused_by_name(fake: Path, corpus: Path) -
         ((), [5], "`--folds 5` does not exist: there are 5"),
         (("--epochs", "0"), None, "`--epochs` is 0"),
         (("--select_by", "CCC_dominance"), None, "CCC_dominance"),
+        (
+            ("--select_by", "UAR", "--model_config", '{"emotion_loss_weight": 0}'),
+            None,
+            "`select_by='UAR'` has no value",
+        ),
     ],
 )
 def test_plan_refuses_what_a_fold_would(
