@@ -538,9 +538,9 @@ class MTMMConfig(PreTrainedConfig):
 
 
 def _by_index(id2label: dict[Any, str]) -> dict[int, str]:
-    """JSON has only strings as keys."""
+    """In the order of the indices, which are strings in JSON."""
     try:
-        return {int(index): name for index, name in id2label.items()}
+        return dict(sorted((int(index), name) for index, name in id2label.items()))
     except ValueError as error:
         raise ValueError(
             f"MTMMConfig: `id2label={id2label!r}` is not allowed; its keys must be the indices 0, 1, 2, ..."

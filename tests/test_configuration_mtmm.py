@@ -265,6 +265,13 @@ def test_label_names_are_inverse_of_each_other() -> None:
     assert config.label2id == {"up": 0, "down": 1} and config.num_labels == 2
 
 
+def test_emotions_are_in_the_order_of_their_indices() -> None:
+    sorted_as_text = {str(i): f"e{i}" for i in sorted(range(12), key=str)}
+    assert MTMMConfig.tiny(id2label=sorted_as_text).emotion_names == tuple(
+        f"e{i}" for i in range(12)
+    )
+
+
 @pytest.mark.parametrize(("count", "first"), [(2, "LABEL_0"), (4, "angry"), (7, "LABEL_0")])
 def test_num_labels_makes_names(count: int, first: str) -> None:
     config = MTMMConfig.tiny(num_labels=count)
