@@ -10,6 +10,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from numbers import Integral, Real
@@ -31,6 +32,8 @@ WINDOW_S = (
 )
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
 MOST_PADDED = 1.25  # longest ÷ shortest audio of a batch: at most a fifth of it is padding
+# With layer norm these hear nothing of the padding that a mask hides; others were found to, or not tried.
+DEAF_TO_PADDING = {"hubert", "wav2vec2", "wavlm", "unispeech-sat", "whisper"}
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
 EXPLAINED_S = 0.5  # about as long are the stretches of time of an explanation, equal in a window
 LEAST = 1e-300  # of a probability whose logarithm is taken
@@ -48,6 +51,19 @@ FEATURES = {
     "audio": ("input_values", "audio_attention_mask"),
     "text": ("input_ids", "attention_mask"),
 }
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout, also in the midst of a training, which then goes on with it."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
 
 
 @dataclass
@@ -696,12 +712,13 @@ class MTMMPipeline(ChunkPipeline):
     def _batches(self, windows: list[Window], batch_size: int) -> Iterator[list[int]]:
         """Numbers of windows of similar lengths, of which all or none have a modality.
 
-        An acoustic encoder that takes no mask (group norm: it normalises over time) would hear the
-        padding; its batches have one length of audio.
+        An acoustic encoder that hears padding in spite of a mask (by group norm, or by convolutions
+        between its layers) gets batches of one length of audio.
         """
         audio_config = self.model.config.audio_config
-        hears_padding = getattr(audio_config, "feat_extract_norm", "layer") != "layer"
-        stretch = 1.0 if hears_padding else MOST_PADDED
+        deaf = audio_config.model_type in DEAF_TO_PADDING
+        deaf = deaf and getattr(audio_config, "feat_extract_norm", "layer") == "layer"
+        stretch = MOST_PADDED if deaf else 1.0
         lengths = [window.lengths for window in windows]
         batch: list[int] = []
         for i in sorted(range(len(windows)), key=lambda i: (lengths[i][1] > 0, lengths[i])):
@@ -728,9 +745,10 @@ class MTMMPipeline(ChunkPipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Tensor], contributions: bool = False
     ) -> dict[str, Tensor]:
-        if contributions:
-            return self._contributions(model_inputs)
-        output = self.model(**model_inputs)
+        with evaluating(self.model):
+            if contributions:
+                return self._contributions(model_inputs)
+            output = self.model(**model_inputs, return_dict=True)
         return {"emotion_logits": output.emotion_logits, "dimensions": output.dimensions}
 
     # ---- explanations ----
@@ -770,7 +788,7 @@ class MTMMPipeline(ChunkPipeline):
             names = "linguistic_states", "linguistic_attention_mask"
             encoded = self.model.encode_text(*(features[name] for name in FEATURES["text"]))
             states |= zip(names, encoded, strict=True)
-        output = self.model(**states, output_attentions=True)
+        output = self.model(**states, output_attentions=True, return_dict=True)
         absent = torch.zeros(1, 1, dtype=torch.bool, device=output.fused_state.device)
         masks = [
             states.get(f"{kind}_attention_mask", absent) for kind in ("acoustic", "linguistic")

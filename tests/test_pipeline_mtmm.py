@@ -224,9 +224,9 @@ def test_lengths_are_sorted_into_batches(
     shapes = []
     forward = model.forward
 
-    def watched(**inputs: torch.Tensor) -> object:
+    def watched(*, return_dict: bool, **inputs: torch.Tensor) -> object:
         shapes.append({name: tuple(tensor.shape) for name, tensor in inputs.items()})
-        return forward(**inputs)
+        return forward(return_dict=return_dict, **inputs)
 
     monkeypatch.setattr(model, "forward", watched)
     durations = np.random.default_rng(0).permutation(np.linspace(0.1, 0.9, 32))
@@ -240,13 +240,19 @@ def test_lengths_are_sorted_into_batches(
         assert_same(result, pipe(given))
 
 
-def test_group_norm_hears_no_padding(
-    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"feat_extract_norm": "group", "do_stable_layer_norm": False},  # HuBERT-base: over time
+        {"model_type": "wav2vec2-conformer"},  # its convolutions reach over the end
+    ],
+    ids=["group", "conformer"],
+)
+def test_encoder_that_would_hear_padding_gets_none(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor, changed: dict[str, Any]
 ) -> None:
-    """HuBERT-base normalises over time: padding would change its answer."""
     audio_config = MTMMConfig.tiny().encoder_config("audio").to_dict()
-    audio_config |= {"feat_extract_norm": "group", "do_stable_layer_norm": False}
-    model = make_model(audio_config=audio_config, trained_outputs=TRAINED)
+    model = make_model(audio_config=audio_config | changed, trained_outputs=TRAINED)
     pipe = MTMMPipeline(model=model, processor=tiny_processor)
     inputs = [
         {"audio": noise(s, seed=i), "sampling_rate": RATE, "text": text}
@@ -261,6 +267,18 @@ def test_group_norm_hears_no_padding(
     with torch.no_grad():
         alone, padded = (model(**batch).dimensions[0] for batch in (single, double))
     assert (alone - padded).abs().max() > 1e-3  # or this test would show nothing
+
+
+def test_model_in_training_predicts_without_dropout_and_goes_on_with_it(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> None:
+    pipe = MTMMPipeline(
+        model=make_model(hidden_dropout=0.5, trained_outputs=TRAINED), processor=tiny_processor
+    )
+    expected = pipe({"text": "so you won"}, explain=True)
+    pipe.model.train()
+    assert_same(pipe({"text": "so you won"}, explain=True), expected)
+    assert pipe.model.training and pipe.model.fusion.training
 
 
 def test_generator_is_read_a_bounded_way_ahead(pipe: MTMMPipeline) -> None:
