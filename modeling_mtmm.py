@@ -8,6 +8,7 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 """
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -648,29 +649,35 @@ class EncoderStatesRecorder:
 
     def __init__(self, encoder: PreTrainedModel, chosen: tuple[int, ...]) -> None:
         self.chosen = chosen
-        self.states: list[Tensor] | None = None
+        self.states: dict[int, list[Tensor]] = {}  # by thread: several may run one model
         layers = _encoder_layers(encoder)
         layers[0].register_forward_pre_hook(self._keep_input)
         for layer in layers:
             layer.register_forward_hook(self._keep_output)
 
     def _keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.states is not None:
-            self.states.append(args[0])
+        if (states := self.states.get(_thread())) is not None:
+            states.append(args[0])
 
     def _keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.states is not None:
-            self.states.append(output[0] if isinstance(output, tuple) else output)
+        if (states := self.states.get(_thread())) is not None:
+            states.append(output[0] if isinstance(output, tuple) else output)
 
     def run(self, encoder: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         """(batch, chosen, time, width), a last layer's as the encoder's last hidden state."""
-        self.states = []
+        thread = _thread()
+        self.states[thread] = []
         try:
             last = encoder(**inputs).last_hidden_state
-            states = [*self.states[:-1], last]
+            states = [*self.states[thread][:-1], last]
             return torch.stack([states[layer] for layer in self.chosen], dim=1)
         finally:
-            self.states = None
+            del self.states[thread]
+
+
+def _thread() -> int:
+    """Which thread this is; 0 in a traced graph, which has no word for it."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def _encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
@@ -763,6 +770,16 @@ class MTMMModel(MTMMPreTrainedModel):
         self._adopt_encoders()
         self.post_init()
 
+    def _forget_outputs(self, drawn: set[str]) -> None:
+        """Weights of these names are random now, so what is predicted through them is untrained."""
+        of_heads = {"emotion_head": ("emotion",), "dimension_head": self.config.dimension_names}
+        lost: set[str] = set()
+        for key in drawn:
+            lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
+        if lost:
+            kept = [name for name in self.config.trained_outputs if name not in lost]
+            self.config.trained_outputs = tuple(kept)
+
     def _adopt_encoders(self) -> None:
         """What must hold for the encoders, wherever they came from."""
         config = self.config
@@ -778,6 +795,7 @@ class MTMMModel(MTMMPreTrainedModel):
             )
         for encoder in (self.audio_model, self.text_model):
             encoder.config._name_or_path = ""  # else a private path is saved and published
+            encoder.config.return_dict = True  # its outputs are read by name
         self._freeze_encoders()
         self._recorders = {}
         if config.encoder_layers == "weighted":
@@ -826,6 +844,9 @@ class MTMMModel(MTMMPreTrainedModel):
         model, found = loaded
         if not drawn:
             _refuse_other_weights(name, found, told)
+        model._forget_outputs(
+            {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+        )
         _refuse_infinite_weights(name, model)
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
         answer: Any = (model, found) if told else model
@@ -991,7 +1012,8 @@ class MTMMModel(MTMMPreTrainedModel):
 
         Raises:
             ValueError: No modality at all, for the batch or for one utterance; both inputs and
-                states of one modality; audio shorter than the encoder's receptive field.
+                states of one modality; audio shorter than the encoder's receptive field; padding
+                on the left; labels of another shape.
         """
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
@@ -1023,6 +1045,14 @@ class MTMMModel(MTMMPreTrainedModel):
                 "text; give the same number, with zero mask rows where one is absent."
             )
         if not torch.compiler.is_compiling():  # reads values, which a traced graph cannot
+            for name, mask in (
+                ("audio_attention_mask", audio_attention_mask),
+                ("attention_mask", attention_mask),
+                ("acoustic_attention_mask", acoustic_attention_mask),
+                ("linguistic_attention_mask", linguistic_attention_mask),
+            ):
+                if mask is not None:
+                    _refuse_gaps(name, mask)
             if input_values is not None:
                 claimed = _as_mask(audio_attention_mask, input_values, axes=(0, -1)).any(-1)
                 _refuse_too_short(claimed & ~acoustic_mask.any(-1))
@@ -1034,6 +1064,8 @@ class MTMMModel(MTMMPreTrainedModel):
         low, high = self.config.dimension_range
         scores = _at_least_float32(self.dimension_head(fused.fused_state))
         dimensions = low + (high - low) * scores.sigmoid()
+        _refuse_other_labels("emotion_labels", emotion_labels, logits.shape[:1])
+        _refuse_other_labels("dimension_labels", dimension_labels, dimensions.shape)
         loss = emotion_loss = dimension_loss = None
         if emotion_labels is not None or dimension_labels is not None:
             emotion_loss, dimension_loss = multi_task_loss(
@@ -1140,7 +1172,9 @@ class MTMMModel(MTMMPreTrainedModel):
     ) -> None:
         """Note in the config which outputs have now seen labels; reads a value at most until then."""
         untrained = [
-            name for name in self.config.output_names if name not in self.config.trained_outputs
+            name
+            for name, weight in self.config.loss_weights.items()
+            if weight > 0 and name not in self.config.trained_outputs
         ]
         for name in untrained:
             if name == "emotion":
@@ -1217,6 +1251,21 @@ def _refuse_both(
         raise ValueError(
             f"MTMMModel got both `{inputs_name}` and `{states_name}`; give the input or its encoder states."
         )
+
+
+def _refuse_gaps(name: str, mask: Tensor) -> None:
+    """(batch, time): padding before or between real positions would be heard as real ones."""
+    gaps = ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
+    if bool(gaps.any()):
+        raise ValueError(
+            f"`{name}` has zeros before ones in rows {gaps.nonzero().flatten().tolist()}; real positions "
+            'must come first: pad on the right (padding_side="right").'
+        )
+
+
+def _refuse_other_labels(name: str, labels: Tensor | None, shape: torch.Size) -> None:
+    if labels is not None and labels.shape != shape:
+        raise ValueError(f"`{name}` are {tuple(labels.shape)}; they must be {tuple(shape)}.")
 
 
 def _refuse_too_short(too_short: Tensor) -> None:

@@ -105,6 +105,7 @@ class MTMMProcessor(ProcessorMixin):
         max_tokens: int = 512,
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
+        feature_extractor.padding_side = "right"  # the model's masks have real positions first
         self.min_duration_s = min_duration_s
         self.max_duration_s = max_duration_s
         self.max_tokens = max_tokens

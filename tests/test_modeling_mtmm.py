@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -1057,6 +1058,77 @@ def test_trained_outputs_name_what_had_labels(make_model: MakeModel) -> None:
     assert set(config.trained_outputs) == {"arousal", "emotion"}
     model(**inputs)
     assert set(config.trained_outputs) == {"arousal", "emotion", "valence"}
+
+
+def test_output_without_weight_in_the_loss_stays_untrained(make_model: MakeModel) -> None:
+    model = make_model(emotion_loss_weight=0.0, dimension_loss_weights=(0.5, 0.0)).train()
+    model(**training_batch(model, "complete"))
+    assert model.config.trained_outputs == ("valence",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"id2label": {0: "calm", 1: "tense"}}, ("valence", "arousal")),
+        (
+            {
+                "dimension_names": ["valence", "arousal", "dominance"],
+                "dimension_loss_weights": [1, 1, 1],
+            },
+            ("emotion",),
+        ),
+        ({"hidden_size": 64}, ()),
+        ({}, ("emotion", "valence", "arousal")),
+    ],
+)
+def test_outputs_of_drawn_weights_are_untrained(
+    make_model: MakeModel, tmp_path: Path, changed: dict[str, Any], kept: tuple[str, ...]
+) -> None:
+    make_model(trained_outputs=("emotion", "valence", "arousal")).save_pretrained(tmp_path)
+    loaded = MTMMModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **changed)
+    assert loaded.config.trained_outputs == kept
+
+
+@pytest.mark.parametrize("key", ["audio_attention_mask", "attention_mask"])
+def test_model_refuses_padding_on_the_left(make_model: MakeModel, key: str) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model))
+    inputs[key] = inputs[key].flip(-1)
+    with pytest.raises(
+        ValueError, match=rf"`{key}` has zeros before ones in rows \[.*on the right"
+    ):
+        model(**inputs)
+
+
+def test_model_refuses_labels_of_another_shape(make_model: MakeModel) -> None:
+    model = make_model()
+    inputs = batch(model, utterances(model))
+    with pytest.raises(ValueError, match=r"`dimension_labels` are \(4,\); they must be \(4, 2\)"):
+        model(**inputs, dimension_labels=torch.ones(4))
+    with pytest.raises(ValueError, match=r"`emotion_labels` are \(4, 1\); they must be \(4,\)"):
+        model(**inputs, emotion_labels=torch.zeros(4, 1).long())
+
+
+def test_threads_do_not_share_states(make_model: MakeModel) -> None:
+    model = make_model(**WEIGHTED)
+    inputs = [batch(model, [item]) for item in utterances(model)]
+    expected = [predict(model, one) for one in inputs]
+
+    def often(i: int) -> list[Tensor]:
+        return [predict(model, inputs[i]) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(inputs)) as threads:
+        for found, wanted in zip(threads.map(often, range(len(inputs))), expected, strict=True):
+            for one in found:
+                assert_equal(one, wanted)
+
+
+def test_encoder_that_returns_tuples_is_read_by_name(make_model: MakeModel) -> None:
+    model = make_model()
+    for encoder in (model.audio_model, model.text_model):
+        encoder.config.return_dict = False
+    model._adopt_encoders()
+    predict(model, batch(model, utterances(model)))
 
 
 def test_class_weights_and_reduction_reach_loss(make_model: MakeModel) -> None:
