@@ -132,7 +132,8 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             f"{len(utterances) - len(kept)} of {len(utterances)} utterances have no "
             f"{config.modalities[0]}: left out"
         )
-    check_labels(kept, config)
+    if not config.encode_only:
+        check_labels(kept, config)
     if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
         kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
     return [without_fields(u, hidden) for u in kept]
@@ -146,8 +147,7 @@ def check_scale(utterances: Iterable[Utterance], config: TrainConfig) -> None:
         low, high = config.dimension_range
         raise ValueError(
             f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go from "
-            f"{low:g} to {high:g}. Leave out --dimension_range, or with --model convert the ratings in a "
-            "manifest."
+            f"{low:g} to {high:g}. Give --dimension_range {own[0]:g} {own[1]:g}."
         )
 
 
@@ -469,6 +469,9 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
 
     # ---- data and model: read, checked, split; only what is trained keeps its labels ----
     utterances, bad = read_usable(config)
+    if config.encode_only:
+        encode_all(config, utterances, accelerator)
+        return
     fold = choose_fold(config, utterances)
     splits = select(utterances, fold)
     check_fold(config, splits)
@@ -489,9 +492,6 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
     # ---- states from the cache, or raw inputs; batches ----
     raw = RawInputs(processor, config.emotions, config.dimensions)
     shown = splits | {"train": with_variants(config, splits["train"])}
-    if config.encode_only:
-        encode_all(config, plain, processor, utterances, accelerator)
-        return
     everything = [utterance for name in SPLITS for utterance in shown[name]]
     cached = cached_states(config, plain, processor, everything, accelerator)
     if cached is not None:
@@ -539,7 +539,8 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
         accelerator,
         model,
         config.keep_checkpoints,
-        identity(config, splits, bad),
+        identity(config, splits, bad)
+        | {"processes": accelerator.num_processes, "cached states": cached is not None},
     )
     newest = checkpoints.newest() if config.resume else None
     if newest is not None:
@@ -637,7 +638,7 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
         metrics = predict(model, validation, ids["validation"], accelerator).metrics(plain.config)
         score = selection_score(metrics, config.select_by)
         best = progress.best_score
-        better = best is None or config.select_by == "last" or score > best
+        better = best is None or score is None or config.select_by == "last" or score > best
         if better:
             progress.best_score, progress.best_epoch = score, epoch + 1
             checkpoints.save_best()
@@ -658,7 +659,7 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
             print(epoch_line(config, progress.history[-1], better), flush=True)
         accelerator.log(_flat(progress.history[-1]), step=epoch + 1)
         progress.epoch, progress.step, progress.losses, progress.norms = epoch + 1, 0, [], []
-        checkpoints.save(progress.total_steps)
+        checkpoints.save(progress.total_steps, epoch + 1)
     if stop.requested(accelerator):
         raise SystemExit(
             f"{stop.name or 'another process'}: stopped after the last epoch. Run the same command with "
@@ -783,6 +784,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             project_dir=config.out, logging_dir=str(Path(config.out) / "logs")
         ),
     )
+    if config.tracker != "none" and not accelerator.log_with:
+        raise ValueError(
+            f"`--tracker` is {config.tracker!r}, which is not installed; install it, or give none."
+        )
     if accelerator.num_processes != launched:
         raise RuntimeError(
             f"{launched} processes were launched, but {accelerator.num_processes} would train: "
@@ -804,6 +809,12 @@ def check_device(config: TrainConfig) -> None:
                 f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} {reason}. See "
                 "what nvidia-smi says; or unset it, to train on the CPU."
             )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", config.mixed_precision):
+        raise ValueError(
+            f"The launcher says mixed precision {launched}, `--mixed_precision` of this script is "
+            f"{config.mixed_precision!r}, and counts; give it behind the script's name."
+        )
     if config.mixed_precision == "fp16" and (cpu or not torch.accelerator.is_available()):
         raise ValueError(
             "`--mixed_precision` is 'fp16', which needs a GPU, and there is none; it must be no or bf16."
@@ -829,6 +840,19 @@ def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str
         raise ValueError(
             f"`--accumulation` is {config.accumulation}; under DeepSpeed, which would make a step of "
             "every pass, it must be 1. Raise --batch_size with --gradient_checkpointing, or use FSDP."
+        )
+    for name, split in counts.items():
+        if split["utterances"] < accelerator.num_processes:
+            raise ValueError(
+                f"The {name} split has {split['utterances']} utterances, which cannot be dealt out to "
+                f"{accelerator.num_processes} processes. Start fewer."
+            )
+    if config.batch_size * accelerator.num_processes < 2 and any(
+        counts["train"]["dimensions"].values()
+    ):
+        raise ValueError(
+            f"`--batch_size` is {config.batch_size}; it must be 2 or more where dimensions are trained: of "
+            "one utterance 1 − CCC teaches nothing."
         )
     sharded = kind == DistributedType.FSDP or (
         kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3
@@ -915,13 +939,12 @@ def with_variants(config: TrainConfig, utterances: Sequence[Utterance]) -> list[
 
 
 def encode_all(
-    config: TrainConfig,
-    model: MTMMModel,
-    processor: MTMMProcessor,
-    utterances: Sequence[Utterance],
-    accelerator: Accelerator,
+    config: TrainConfig, utterances: Sequence[Utterance], accelerator: Accelerator
 ) -> None:
     """Fill the cache for every fold: all utterances, and variants of those that train in any."""
+    model, processor = build_model(config)
+    choose_trained(config, model)  # what trains cannot be cached, and is refused
+    check_augmentation(config, processor)
     training = {name for fold in folds_of(config, utterances) for name in fold.train}
     trained = [u for u in utterances if u.utterance_id in training]
     variants = with_variants(config, trained)[len(trained) :]
@@ -1130,7 +1153,7 @@ def explain(error: Exception) -> str:
     """A sentence or two for the user: what happened, and what to do."""
     if out_of_memory(error):
         return (
-            f"Out of memory ({first_line(error)}). Lower --batch_size (and raise "
+            f"Out of memory ({first_line(error)}). Lower --batch_size (not below 2, and raise "
             "--accumulation as much), --frame_budget or --unfreeze_..._layers, or add "
             "--gradient_checkpointing, --mixed_precision bf16 or --lora_rank; and choose another --out."
         )

@@ -24,6 +24,7 @@ from processing_mtmm import MTMMProcessor
 FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
 BUCKET_BATCHES = 200  # batches are cut from chunks of so many batches, sorted by length
 LENGTH_JITTER = 0.02  # lengths are blurred by so much first, or the same utterances always meet
+RMM_FLOOR = 0.1  # a lower probability of random modality masking counts as none
 READING_S = 600.0  # a worker that takes longer over a batch waits for a disk that does not answer
 
 MASKS = {
@@ -373,20 +374,19 @@ def _begin_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def rmm_probability(epoch: int, epochs: int, start: float = 0.8, floor: float = 0.1) -> float:
-    """Probability that an utterance loses a modality: a cosine from `start` to 0, cut at `floor`.
+def rmm_probability(epoch: int, epochs: int, start: float = 0.8) -> float:
+    """Probability that an utterance loses a modality: a cosine from `start` to 0, cut at `RMM_FLOOR`.
 
     Args:
         epoch: From 0.
         epochs: How many are planned.
         start: In the first epoch, 0 to 1; 0 switches the masking off.
-        floor: Below it the probability is 0.
 
     Source: the paper's random modality masking; p(e) = start·(1 + cos(π·e/(E − 1)))/2.
     """
     progress = epoch / (epochs - 1) if epochs > 1 else 0.0
     probability = start * (1 + math.cos(math.pi * progress)) / 2
-    return probability if probability >= floor else 0.0
+    return probability if probability >= RMM_FLOOR else 0.0
 
 
 def mask_modalities(

@@ -99,13 +99,19 @@ class Checkpoints:
         """The complete checkpoints, oldest first: by their steps, for clocks may go back."""
         return sorted(self.folder.glob("step-*"))
 
-    def save(self, total_steps: int) -> Path:
+    def save(self, total_steps: int, epoch: int | None = None) -> Path:
         """Write a checkpoint under a temporary name, rename it, and delete the oldest beyond `keep`.
+
+        Args:
+            total_steps: That were made.
+            epoch: The one that ended with them, validated too; None = in the midst of one. It is in the
+                name, so that no checkpoint takes another's place.
 
         Raises:
             OSError: The disk is full or cannot be written to; earlier checkpoints are untouched.
         """
-        final = self.folder / f"step-{total_steps:09d}"
+        ended = "" if epoch is None else f"-epoch-{epoch}"
+        final = self.folder / f"step-{total_steps:09d}{ended}"
         temporary = self.folder / f".{final.name}.tmp"
         main = self.accelerator.is_main_process
         try:

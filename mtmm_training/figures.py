@@ -161,7 +161,7 @@ def plot_curves(
     numbers = [epoch["epoch"] for epoch in epochs]
     last = select_by == "last"
     # As the training loop keeps it: of equals the first.
-    kept = len(scores) - 1 if last else int(np.argmax(scores))
+    kept = len(scores) - 1 if last else int(np.argmax(_series(scores)))
     losses = {
         split: _series([epoch[split].get("loss") for epoch in epochs])
         for split in ("train", "validation")
@@ -183,7 +183,9 @@ def plot_curves(
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="validation metric")
     which, by = ("last", "mean") if last else ("best", select_by)
-    right.set_title(f"validation; {which} epoch {numbers[kept]}: {by} {scores[kept]:.3f}")
+    score = scores[kept]
+    shown = "" if score is None else f": {by} {score:.3f}"
+    right.set_title(f"validation; {which} epoch {numbers[kept]}{shown}")
     save(figure, path)
 
 

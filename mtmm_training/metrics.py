@@ -376,13 +376,14 @@ def split_metrics(
     }
 
 
-def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float:
+def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float | None:
     """Reads from a split's metrics the number, higher is better, that the best epoch is chosen by.
 
     Args:
         metrics: as `split_metrics` returns them.
         select_by: "mean" (of UAR and of every CCC that has a value), "UAR", "WAR", "macro_F1" or
-            "CCC_" followed by a dimension's name; "last", which chooses nothing, reads the mean.
+            "CCC_" followed by a dimension's name; "last", which chooses nothing, reads the mean, and
+            None where there are no labels.
 
     Raises:
         ValueError: if `select_by` is unknown, or has no value because labels are absent.
@@ -396,7 +397,7 @@ def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float:
         allowed = ", ".join(scores)
         raise ValueError(f"`select_by={select_by!r}` is not a selection metric; use {allowed}.")
     score = scores[select_by]
-    if score is None:
+    if score is None and select_by != "last":
         raise ValueError(
             f"`select_by={select_by!r}` has no value: this split has no labels for it (a CCC needs "
             "at least two). Select by a metric whose labels are there."

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.augment import CHANGES
+from mtmm_training.batches import RMM_FLOOR
 from mtmm_training.corpora import CORPORA, CORPUS_FLAGS
 from mtmm_training.utterances import DIMENSIONS
 
@@ -46,10 +48,10 @@ class TrainConfig:
         "{}", 'Options of the corpus\'s reader as JSON, for example \'{"labels": "all"}\'.'
     )
     emotions: list[str] = _flag(
-        [], "Emotions to predict; if not given those of --model, else angry happy sad neutral."
+        [], "Emotions to predict; angry happy sad neutral if not given. With --model: its own."
     )
     dimensions: list[str] = _flag(
-        [], "Dimensions to predict; if not given those of --model, else valence arousal."
+        [], "Dimensions to predict; valence arousal if not given. With --model: its own."
     )
     dimension_range: list[float] = _flag(
         [],
@@ -152,7 +154,11 @@ class TrainConfig:
     frame_budget: int | None = _flag(
         None, "Acoustic frames per process and forward pass, at most (50 a second)."
     )
-    accumulation: int = _flag(1, "Forward passes per optimiser step.")
+    accumulation: int = _flag(
+        1,
+        "Forward passes per optimiser step. Each counts alike, so utterances of a smaller last pass weigh "
+        "more; CCC is of each pass alone.",
+    )
     learning_rate: float = _flag(3e-4, "Of fusion, heads and LoRA's adapters.")
     encoder_learning_rate: float = _flag(1e-5, "Of the encoders' own parameters, where they train.")
     layer_learning_rate: float = _flag(
@@ -170,7 +176,8 @@ class TrainConfig:
         choices=["none", "balanced"],
     )
     rmm_start: float = _flag(
-        0.8, "Random modality masking: its probability in the first epoch; 0 = off."
+        0.8,
+        f"Random modality masking: its probability in the first epoch, from {RMM_FLOOR} on; 0 = off.",
     )
     rmm_text_share: float = _flag(0.6, "How often it is the text that is masked.")
     rmm_per_batch: bool = _flag(False, "Draw the masking once per batch, not per utterance.")
@@ -212,6 +219,8 @@ class TrainConfig:
         self._require("out", bool(self.out.strip()), "the name of a folder, such as out/run")
         self._check_numbers()
         self._check_data()
+        self._check_places()
+        self._check_used()
         self._check_outputs()
         self._require(
             "encode_only",
@@ -242,17 +251,24 @@ class TrainConfig:
             self.patience is None or self.select_by != "last",
             "left out with --select_by last",
         )
-        for name in (
-            "learning_rate",
-            "encoder_learning_rate",
-            "layer_learning_rate",
-            "clip_norm",
-            "lora_alpha",
-        ):
-            self._require(name, getattr(self, name) > 0, "above 0")
+        rates = ("learning_rate", "encoder_learning_rate", "layer_learning_rate")
+        for name in (*rates, "clip_norm", "lora_alpha"):
+            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
+        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0")
+        self._require("seed", 0 <= self.seed < 2**32, "a whole number from 0, below 2 to the 32nd")
         shares = ("warmup_share", "rmm_start", "rmm_text_share", "corpus_exponent", "mask_frames")
         for name in shares:
             self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
+        self._require(
+            "rmm_start",
+            self.rmm_start == 0 or self.rmm_start >= RMM_FLOOR,
+            f"0 or from {RMM_FLOOR} on: a lower probability counts as none",
+        )
+        self._require(  # weights count the split, not what an epoch draws of it
+            "corpus_exponent",
+            self.corpus_exponent == 1 or self.class_weights == "none",
+            "1 with --class_weights",
+        )
         for name in ("augment", "mask_frames"):
             self._require(
                 name,
@@ -309,6 +325,30 @@ class TrainConfig:
         for name, flag in NO_OPTIONS.items():
             self._require("corpus_options", name not in options, f"without {name}: give {flag}")
 
+    def _check_places(self) -> None:
+        """Refuse the name of a folder that is not there: the Hub's answer to it explains nothing."""
+        for name in ("model", "audio_encoder", "text_encoder"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            path = Path(value)
+            local = path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1
+            local = local or (path.parent != Path() and path.parent.is_dir())
+            self._require(name, path.is_dir() or not local, "a folder that is there, or a Hub id")
+
+    def _check_used(self) -> None:
+        """Refuse flags that would be read by nothing."""
+        for name, used, unused in (
+            ("audio_encoder", self.model is None, "with --model, which has its own"),
+            ("text_encoder", self.model is None, "with --model, which has its own"),
+            ("cache_dtype", self.cache_dir != "off", "with --cache_dir off"),
+            ("augment_variants", bool(self.augment), "without --augment"),
+            ("lora_alpha", self.lora_rank > 0, "without --lora_rank"),
+            ("lora_dropout", self.lora_rank > 0, "without --lora_rank"),
+        ):
+            default = type(self).__dataclass_fields__[name].default
+            self._require(name, used or getattr(self, name) == default, f"left out {unused}")
+
     def _check_outputs(self) -> None:
         """Refuse outputs that no model can have; none given is for `resolve`."""
         names = self.emotions or []
@@ -354,8 +394,24 @@ class TrainConfig:
             )
 
     def resolve(self) -> "TrainConfig":
-        """The same flags with the outputs that --model brings, or the defaults, filled in."""
+        """The same flags with the outputs that --model brings, or the defaults, filled in.
+
+        Raises:
+            ValueError: --model has other outputs than those that are asked for.
+        """
         known = MTMMConfig() if self.model is None else MTMMConfig.from_pretrained(self.model)
+        if self.model is not None:
+            # Rows of its heads would come to mean something else, or be missing.
+            for name, own in (
+                ("emotions", self.emotions == list(known.emotion_names)),
+                ("dimensions", set(self.dimensions) == set(known.dimension_names)),
+            ):
+                self._require(
+                    name,
+                    own or not getattr(self, name),
+                    f"left out with --model, which predicts {', '.join(known.emotion_names)}, and "
+                    f"{', '.join(known.dimension_names)}; for others begin with encoders",
+                )
         corpus_range = None
         if self.model is None and self.corpus is not None:
             corpus_range = CORPORA[self.corpus].load().DIMENSION_RANGE

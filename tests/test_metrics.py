@@ -361,6 +361,8 @@ def test_selection_averages_what_has_labels() -> None:
     assert metrics.selection_score(scores, "WAR") == 0.7
     assert metrics.selection_score(scores, "last") == metrics.selection_score(scores, "mean")
     assert metrics.selection_score(scores, "CCC_valence") == 0.2
+    unlabelled = {"UAR": None, "CCC": {"valence": None}}
+    assert metrics.selection_score(unlabelled, "last") is None
 
 
 @pytest.mark.parametrize(

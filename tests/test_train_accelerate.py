@@ -11,12 +11,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.utils import DistributedType
 from conftest import two_processes
 from safetensors.torch import load_file
 
@@ -438,6 +440,52 @@ def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path) -> No
             train_accelerate.check_fold(config, spoken | {"test": spoken[seen]})
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"emotions": ["sad", "happy", "neutral", "angry"]}, "`--emotions` is .*, which predicts"),
+        ({"dimensions": ["valence"]}, r"`--dimensions` is \['valence'\]; it must be left out"),
+    ],
+)
+def test_model_keeps_its_outputs(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(model=str(tmp_path), **flags).resolve()
+    own: dict[str, Any] = {
+        "emotions": ["angry", "happy", "sad", "neutral"],
+        "dimensions": ["arousal", "valence"],
+    }
+    assert TrainConfig(model=str(tmp_path), **own).resolve().dimensions == ["valence", "arousal"]
+
+
+def test_precision_of_the_launcher_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="launcher says mixed precision bf16, .* is 'no'"):
+        train_accelerate.check_device(TrainConfig())
+    train_accelerate.check_device(TrainConfig(mixed_precision="bf16"))
+
+
+def test_split_smaller_than_the_launch_is_refused_before_training() -> None:
+    counts = {
+        name: {"utterances": n, "with_audio": 0, "with_text": n, "dimensions": {}}
+        for name, n in (("train", 9), ("validation", 2), ("test", 1))
+    }
+    processes = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
+    with pytest.raises(ValueError, match="The test split has 1 utterances, which cannot be dealt"):
+        train_accelerate.check_launch(TrainConfig(), processes, counts)
+
+
+def test_data_without_labels_can_be_encoded(work: Path, tmp_path: Path) -> None:
+    utterances = read_manifest(work / "corpus" / "manifest.csv")[:30:3]
+    bare = [replace(u, emotion=None, valence=None, arousal=None) for u in utterances]
+    write_manifest(bare, tmp_path / "bare.csv")
+    frozen = json.dumps(MODEL_CONFIG | {"freeze_audio_encoder": True, "freeze_text_encoder": True})
+    flags = ["--manifest", str(tmp_path / "bare.csv"), "--encode_only", "True"]
+    flags += ["--protocol", "grouped", "--k", "3", "--cache_dir", str(tmp_path / "cache")]
+    main([*command(work, "encoded")[1:], *flags, "--model_config", frozen])
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+
+
 def test_two_processes_train_as_one(work: Path) -> None:
     """The same global batch, dropout 0, masking and variants on, the default learning rate."""
     no_dropout = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
@@ -529,6 +577,27 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
         ),
         (("--k", "3", "--folds_file", "f.json"), "`--k` is 3; it must be left out with"),
         (("--corpus_dir", "x"), "`--corpus_dir` is 'x'; it must be given with --corpus, and only"),
+        (("--clip_norm", "inf"), "`--clip_norm` is inf; it must be a finite number above 0"),
+        (("--learning_rate", "inf"), "`--learning_rate` is inf; it must be a finite number"),
+        (("--weight_decay", "-1"), "`--weight_decay` is -1.0; it must be a finite number from 0"),
+        (("--weight_decay", "nan"), "`--weight_decay` is nan; it must be a finite number from 0"),
+        (("--seed", "-1"), "`--seed` is -1; it must be a whole number from 0"),
+        (("--rmm_start", "0.05"), "`--rmm_start` is 0.05; it must be 0 or from 0.1 on"),
+        (
+            ("--corpus_exponent", "0.5", "--class_weights", "balanced"),
+            "`--corpus_exponent` is 0.5; it must be 1 with --class_weights",
+        ),
+        (("--model", "finished/none"), "`--model` is 'finished/none'; it must be a folder that"),
+        (("--audio_encoder", "/nowhere"), "`--audio_encoder` is '/nowhere'; it must be a folder"),
+        (
+            ("--model", "finished/model"),
+            "`--audio_encoder` is .*; it must be left out with --model",
+        ),
+        (("--cache_dir", "off", "--cache_dtype", "float32"), "left out with --cache_dir off"),
+        (("--augment_variants", "9"), "`--augment_variants` is 9; it must be left out without"),
+        (("--lora_dropout", "0.5"), "`--lora_dropout` is 0.5; it must be left out without"),
+        (("--tracker", "wandb"), "`--tracker` is 'wandb', which is not installed"),
+        (("--batch_size", "1"), "`--batch_size` is 1; it must be 2 or more where dimensions"),
         (("--out", "finished"), "holds a finished run"),
         (("--out", ""), "`--out` is ''; it must be the name of a folder"),
         (("--workers", "-1"), "`--workers` is -1; it must be a whole number from 0"),
