@@ -53,6 +53,7 @@ from mtmm_training.batches import (
     Loader,
     RawInputs,
     frame_lengths,
+    is_of_worker,
     make_loader,
     mask_modalities,
     rmm_probability,
@@ -1157,7 +1158,7 @@ def explain(error: Exception) -> str:
             "--accumulation as much), --frame_budget or --unfreeze_..._layers, or add "
             "--gradient_checkpointing, --mixed_precision bf16 or --lora_rank; and choose another --out."
         )
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+    if is_of_worker(error):
         return (
             f"A process that reads audio was killed ({first_line(error)}), often by the system where memory "
             "is short. Lower --workers, and run the same command with --resume."

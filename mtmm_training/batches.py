@@ -33,6 +33,11 @@ MASKS = {
 }
 
 
+def is_of_worker(error: Exception) -> bool:
+    """Whether a process that reads audio was killed: torch raises it wherever this one is just then."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
 def to_dataset(utterances: Sequence[Utterance]) -> Dataset:
     """Utterances as a `datasets.Dataset`; audio stays undecoded until a worker collates it."""
     columns = ["utterance_id", "audio", "text", "emotion", *DIMENSIONS]

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mtmm_training.batches import is_of_worker
 from mtmm_training.features import file_digest
 from mtmm_training.files import replacing, writing
 
@@ -129,6 +130,8 @@ class Checkpoints:
                 temporary.rename(final)
         except (OSError, RuntimeError, SafetensorError) as error:  # by torch.save and safetensors
             shutil.rmtree(temporary, ignore_errors=True)
+            if is_of_worker(error):
+                raise
             raise OSError(
                 f"The checkpoint {final} could not be written ({error}). The last complete one is "
                 f"{self.newest() or 'none'}; free some disk space and run the same command with --resume."

@@ -396,7 +396,10 @@ def test_run_with_top_layers_changes_these_alone(
     ("flags", "message"),
     [
         ({"lora_rank": -1}, "`--lora_rank` is -1; it must be a whole number from 0"),
-        ({"lora_rank": 2, "lora_alpha": 0.0}, "`--lora_alpha` is 0.0; it must be a finite number above 0"),
+        (
+            {"lora_rank": 2, "lora_alpha": 0.0},
+            "`--lora_alpha` is 0.0; it must be a finite number above 0",
+        ),
         ({"lora_rank": 2, "lora_dropout": 1.0}, "`--lora_dropout` is 1.0"),
         (
             {"compile": True, "gradient_checkpointing": True},

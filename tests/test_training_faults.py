@@ -181,6 +181,25 @@ def test_newest_checkpoint_is_that_of_most_steps_whatever_the_clock(saved: Check
     assert names == {"step-000000010", "step-000000011"}
 
 
+def test_end_of_an_epoch_takes_no_checkpoint_s_place(saved: Checkpoints) -> None:
+    step = saved.folder / "step-000000010"
+    (step / "mine").touch()
+    assert saved.save(10, epoch=2) == saved.newest() == step.with_name("step-000000010-epoch-2")
+    assert (step / "mine").exists()
+
+
+def test_worker_killed_during_a_checkpoint_is_what_is_said(
+    saved: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: str) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(saved.accelerator, "save_state", killed)
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
+        saved.save(11)
+    assert {path.name for path in saved.folder.iterdir()} == {"step-000000009", "step-000000010"}
+
+
 def files_of(checkpoint: Path) -> list[Path]:
     return sorted(path for path in checkpoint.iterdir())
 
@@ -599,7 +618,7 @@ def test_killed_worker_ends_the_run_which_can_go_on(work: Path) -> None:
     assert last.startswith("error: A process that reads audio was killed (DataLoader worker")
     assert "--workers" in last and "--resume" in last
     newest = max((work / "worker" / "checkpoints").glob("step-*"))
-    step = int(newest.name.removeprefix("step-"))
+    step = int(newest.name.split("-")[1])
     process = start(command(work, "worker", *flags[:4], "--workers", "0", "--resume", "True"))
     wait_for(newest.with_name(f"step-{step + 1:09d}"), process)
     process.kill()
