@@ -125,7 +125,7 @@ def where(out: Path) -> str:
         return "after training"
     steps = sorted((out / "checkpoints").glob("step-*"))
     half = ", one half written" if any((out / "checkpoints").glob(".step-*")) else ""
-    newest = f"step {int(steps[-1].name.removeprefix('step-'))}" if steps else "no checkpoint"
+    newest = f"step {int(steps[-1].name.split('-')[1])}" if steps else "no checkpoint"
     return newest + half
 
 
