@@ -1,13 +1,13 @@
-"""What a finished run was trained and tested with, found again from its results.json."""
+"""What a finished run was trained and tested with, found again from what it wrote."""
 
+import csv
 from dataclasses import fields
 from pathlib import Path
 
-from mtmm_training.folds import select
 from mtmm_training.publish import read_results
 from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import Utterance
-from train_accelerate import choose_fold, read_utterances
+from mtmm_training.utterances import Utterance, by_id
+from train_accelerate import read_all
 
 
 def read_flags(run: str | Path) -> TrainConfig:
@@ -28,14 +28,39 @@ def read_flags(run: str | Path) -> TrainConfig:
 
 
 def read_test_split(run: str | Path) -> list[Utterance]:
-    """The utterances that a run was tested on.
+    """The utterances that a run was tested on, as predictions.csv names them.
+
+    Not those of its fold made anew: speakers who came or went since would make another one.
 
     Raises:
-        FileNotFoundError, ValueError: As `read_flags`; or the data is not where it was.
+        FileNotFoundError, ValueError: As `read_flags`; or the data is not where it was, or changed.
     """
-    flags = read_flags(run)
-    utterances = read_utterances(flags)
-    test = select(utterances, choose_fold(flags, utterances))["test"]
-    if not test:
-        raise ValueError(f"The fold of {run} has no test utterances; give another run.")
-    return test
+    known = by_id(read_all(read_flags(run)))
+    tested = _read_tested(Path(run))
+    changed = [
+        name
+        for name, speaker in tested.items()
+        if name not in known or known[name].speaker_id != speaker
+    ]
+    if changed:
+        raise ValueError(
+            f"The data has changed since {run} was trained: {len(changed)} of its {len(tested)} test "
+            f"utterances are gone or another speaker's, such as {changed[0]!r}. Give them back, or train "
+            "again."
+        )
+    return [known[name] for name in tested]
+
+
+def _read_tested(run: Path) -> dict[str, str]:
+    """The speaker of each test utterance, by id, in their order."""
+    path = run / "predictions.csv"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run} has no predictions.csv, which names its test utterances; give the folder of a "
+            "finished run."
+        )
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("split") == "test"]
+    if not rows:
+        raise ValueError(f"{path} has no test utterances; give another run.")
+    return {row["id"]: row["speaker"] for row in rows}

@@ -481,6 +481,8 @@ def run(tmp_path: Path) -> Path:
     ).resolve()
     results = {"config": dataclasses.asdict(flags), "model_config": {}, "splits": {}, "test": {}}
     (tmp_path / "results.json").write_text(json.dumps(results | {"wall_time_s": 0.0}))
+    tested = [f"2-{number}.wav,test,s2" for number in range(8)]
+    (tmp_path / "predictions.csv").write_text("\n".join(["id,split,speaker", *tested]))
     return tmp_path
 
 
