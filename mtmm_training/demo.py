@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.corpora.synthetic import RECIPE_FILE, write_corpus, write_encoders
 from mtmm_training.utterances import Utterance
 
 MODELS = {"fused": ["audio", "text"], "audio only": ["audio"], "text only": ["text"]}
@@ -29,6 +30,7 @@ MODEL_CONFIG = {
     "intermediate_size": 128,
     "num_bridge_tokens": 8,
 }
+RUN_FILES = ("results.json", "checkpoints", ".lock")  # a run, begun or finished, has one of these
 RECIPE = ["--protocol", "speaker", "--fold", "8", "--batch_size", "16", "--epochs", "6"]
 RECIPE += ["--learning_rate", "1e-3", "--encoder_learning_rate", "1e-3", "--rmm_start", "0.5"]
 
@@ -43,15 +45,24 @@ for utterance in json.loads(sys.argv[2]):
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m mtmm_training.demo", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
         "folder", type=Path, help="gets the corpus, the three runs and the saved models"
     )
-    folder = parser.parse_args().folder.resolve()
+    folder = parser.parse_args(arguments).folder.resolve()
+    try:
+        run(folder)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def run(folder: Path) -> None:
+    """Make, train, compare and predict, and print what came out."""
     began = time.time()
+    refuse_foreign(folder)
     print(
         f"corpus: about an hour of speech-like audio with sentences, into {folder / 'corpus'}",
         flush=True,
@@ -61,13 +72,31 @@ def main() -> None:
     results = {}
     for name, modalities in MODELS.items():
         print(f"\n==== {name} ====", flush=True)
-        out = folder / name.replace(" ", "_")
-        shutil.rmtree(out, ignore_errors=True)  # of an earlier demo; a run is never overwritten
+        out = run_folder(folder, name)
+        if out.exists():  # of an earlier demo; a run is never overwritten
+            shutil.rmtree(out)
         train(folder / "corpus" / "manifest.csv", audio_encoder, text_encoder, modalities, out)
         results[name] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     print_table(results)
     predict_in_isolation(folder / "fused" / "model", heard_by_nobody(utterances, results["fused"]))
     print_places(folder, time.time() - began)
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    """Where the run of a model lies."""
+    return folder / name.replace(" ", "_")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raise FileExistsError where a run's folder, which is deleted, holds anything but a demo's run."""
+    demo = (folder / "corpus" / RECIPE_FILE).is_file()
+    for out in (run_folder(folder, name) for name in MODELS):
+        ours = demo and any((out / name).exists() for name in RUN_FILES)
+        if out.exists() and any(out.iterdir()) and not ours:
+            raise FileExistsError(
+                f"{out} is not empty and holds no run of an earlier demo, which alone may be deleted; "
+                "choose another folder, or move it away."
+            )
 
 
 def train(manifest: Path, audio: Path, text: Path, modalities: list[str], out: Path) -> None:
