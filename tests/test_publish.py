@@ -5,11 +5,14 @@ would print, so that each refusal costs no process.
 """
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -18,7 +21,7 @@ from hub_server import READER, WRITER, Break, HubServer, trained_run
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load, load_file, save, save_file
 
-from modeling_mtmm import MTMMModel, MTMMProcessor
+from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training import publish as publishing
 from mtmm_training.publish import (
     HUB_FILES,
@@ -410,6 +413,27 @@ def test_card_leaves_untrained_output_out(
     data: Any = card.data
     assert not any("arousal" in r.metric_name for r in data.eval_results)
     assert "| `arousal` |" not in card.text and "| `valence` |" in card.text
+
+
+def test_card_lists_all_that_the_pipeline_gives(
+    card_of: Callable[..., ModelCard], run: Path
+) -> None:
+    processor = MTMMProcessor.from_pretrained(run / "model")
+    pipe = MTMMPipeline(model=MTMMModel.from_pretrained(run / "model"), processor=processor)
+    seconds = math.ceil(processor.longest_audio_s()) + 1
+    result = pipe(np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * seconds), sampling_rate=16000)
+    text = card_of().text
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.M)) == set(result)
+    assert "heard in windows" in text and "is refused" not in text
+
+
+def test_card_keeps_the_name_of_a_folds_file(
+    card_of: Callable[..., ModelCard], run: Path, tmp_path: Path
+) -> None:
+    config = read(run)["config"] | {"folds_file": "IEMOCAP.json"}
+    assert (
+        "Fold 0 of IEMOCAP.json. No speaker" in card_of(copy_of(run, tmp_path, config=config)).text
+    )
 
 
 def test_card_gives_spread_over_folds(
