@@ -28,6 +28,7 @@ from mtmm_training.corpora.synthetic import (
     SAMPLING_RATE,
 )
 from mtmm_training.finished_run import read_test_split
+from mtmm_training.flags import count
 from mtmm_training.utterances import Utterance
 
 # All words that say something about the valence: the opinions, and what turns them round.
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument(
-        "--utterances", type=int, help="so many at most; all of the split if not given"
+        "--utterances", type=count, help="so many at most; all of the split if not given"
     )
     flags = parser.parse_args(arguments)
     try:

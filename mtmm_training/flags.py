@@ -4,11 +4,16 @@ import argparse
 from pathlib import Path
 
 
+def whole(text: str, least: int = 0) -> int:
+    """A whole number of at least 0, or of at least another one."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least {least}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
+    return whole(text, least=1)
 
 
 def folder(text: str) -> Path:

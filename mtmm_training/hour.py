@@ -10,6 +10,7 @@ own windows. Into --out go recording.wav, truth.csv, timeline.json and timeline.
 
 import argparse
 import csv
+import math
 import resource
 import sys
 import time
@@ -24,6 +25,7 @@ from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.figures import save
 from mtmm_training.files import replacing, write_json
 from mtmm_training.finished_run import read_test_split
+from mtmm_training.flags import whole
 from mtmm_training.metrics import confusion, unweighted_average_recall, weighted_accuracy
 from mtmm_training.pictures import draw_timeline
 from mtmm_training.utterances import Utterance
@@ -186,10 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="folder; hour/ in --run if not given")
     parser.add_argument("--seconds", type=float, default=3600.0, help="of the recording (3600)")
-    parser.add_argument("--seed", type=int, default=0, help="of the recording's order (0)")
+    parser.add_argument("--seed", type=whole, default=0, help="of the recording's order (0)")
     flags = parser.parse_args(arguments)
-    if not flags.seconds >= SHORTEST_S:
-        parser.error(f"--seconds is {flags.seconds:g}; it must be at least {SHORTEST_S:g}")
+    if not SHORTEST_S <= flags.seconds < math.inf:
+        parser.error(
+            f"--seconds is {flags.seconds:g}; it must be finite and at least {SHORTEST_S:g}"
+        )
     try:
         run(flags.run, flags.out or flags.run / "hour", flags.seconds, flags.seed)
     except (ValueError, OSError) as error:

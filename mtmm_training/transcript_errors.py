@@ -23,6 +23,7 @@ from mtmm_training.batches import LengthBatches, RawInputs, frame_lengths, make_
 from mtmm_training.figures import COLOURS, DPI, GREY, LINES, MARKERS, save
 from mtmm_training.files import replacing
 from mtmm_training.finished_run import read_flags, read_test_split
+from mtmm_training.flags import count, whole
 from mtmm_training.predictions import predict
 from mtmm_training.utterances import Utterance
 
@@ -150,9 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=[0, 0.1, 0.2, 0.4],
         help="shares of words to get wrong, 0 to 1; 0 0.1 0.2 0.4 if not given",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of places, kinds and words of errors")
     parser.add_argument(
-        "--batch_size", type=int, default=16, help="utterances at once; 16 if not given"
+        "--seed", type=whole, default=0, help="of places, kinds and words of errors"
+    )
+    parser.add_argument(
+        "--batch_size", type=count, default=16, help="utterances at once; 16 if not given"
     )
     parser.add_argument("--out", type=Path, help="folder; transcript_errors/ in --run if not given")
     flags = parser.parse_args(arguments)

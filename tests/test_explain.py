@@ -493,3 +493,12 @@ def test_run_is_checked(
         assert 0 <= rate <= 1 and 0 < chance < 1 and -1 <= agreement <= 1
     assert "valence words: occlusion, emotion" in lines[2]
     assert lines[-1].startswith("3 utterances of the test split of")
+
+
+@pytest.mark.parametrize("count", ["0", "-3"])
+def test_check_of_no_utterances_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        explain_check.main(["--run", "run", "--utterances", count])
+    assert (
+        f"--utterances: '{count}' must be a whole number of at least 1" in capsys.readouterr().err
+    )

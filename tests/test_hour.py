@@ -151,11 +151,13 @@ def test_command_leaves_recording_truth_timeline_and_picture(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seconds", "30"], "--seconds is 30; it must be at least 120"),
-        (["--seconds", "nan"], "it must be at least 120"),
+        (["--seconds", "30"], "--seconds is 30; it must be finite and at least 120"),
+        (["--seconds", "nan"], "it must be finite and at least 120"),
+        (["--seconds", "inf"], "it must be finite and at least 120"),
+        (["--seed", "-1"], "argument --seed: '-1' must be a whole number of at least 0"),
     ],
 )
-def test_short_recording_is_refused(
+def test_flags_out_of_range_are_refused(
     flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -72,6 +72,18 @@ def test_run_is_measured_at_every_rate(
     assert "8 test utterances" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "least"), [("--batch_size", "0", 1), ("--seed", "-1", 0), ("--seed", "a", 0)]
+)
+def test_flags_out_of_range_are_refused(
+    flag: str, value: str, least: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        transcript_errors.main(["--run", str(tmp_path), flag, value])
+    message = f"argument {flag}: '{value}' must be a whole number of at least {least}\n"
+    assert capsys.readouterr().err.endswith(message)
+
+
 def test_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has no results.json; give the folder of a finished run"):
         transcript_errors.main(["--run", str(tmp_path)])
