@@ -2,6 +2,7 @@
 # The paper's ablations on the embedded corpus, made on the spot: about 30 minutes of one core's time.
 #   runs/ablation_embedded.sh OUT [JOBS]
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 out=$(realpath -m "${1:?give a folder for the results}")
 jobs=${2:-2}
 cd "$(dirname "$0")/.."

@@ -4,6 +4,7 @@
 # They run once per utterance; eGeMAPS is left out without openSMILE (pip install opensmile).
 #   runs/baselines_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 manifest=$(realpath "${1:?give the manifest}")
 audio=$(realpath "${2:?give the folder of the audio encoder}")
 text=$(realpath "${3:?give the folder of the text encoder}")

@@ -2,6 +2,7 @@
 # Valence and arousal of sentences: EmoBank's own split, text only, against mean pooling and ridge.
 #   runs/emobank.sh EMOBANK_FOLDER AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 corpus=$(realpath "${1:?give the folder of emobank.csv}")
 audio=$(realpath "${2:?give the folder of the audio encoder, which hears nothing here}")
 text=$(realpath "${3:?give the folder of the text encoder}")

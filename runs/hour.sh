@@ -3,6 +3,7 @@
 # four emotions, actors 1-18 to train and 19-20 to validate; the hour is of actors 21-24 only.
 #   runs/hour.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [SECONDS [FLAGS OF TRAINING]]
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 manifest=$(realpath "${1:?give the manifest}")
 audio=$(realpath "${2:?give the folder of the audio encoder}")
 text=$(realpath "${3:?give the folder of the text encoder}")

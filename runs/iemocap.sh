@@ -4,6 +4,7 @@
 # reads their states from OUT/ablation/cache.
 #   runs/iemocap.sh IEMOCAP_full_release OUT [JOBS]
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 corpus=$(realpath "${1:?give the folder of IEMOCAP_full_release}")
 out=$(realpath -m "${2:?give a folder for the results}")
 jobs=${3:-1}

@@ -3,6 +3,7 @@
 # second task, paired, against mean pooling and logistic regression.
 #   runs/meld.sh MELD_FOLDER AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 corpus=$(realpath "${1:?give the folder of the three CSV files}")
 audio=$(realpath "${2:?give the folder of the audio encoder, which hears nothing here}")
 text=$(realpath "${3:?give the folder of the text encoder}")

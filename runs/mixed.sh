@@ -5,6 +5,7 @@
 # actors 21 to 24 (19 and 20 validate), and EmoBank's own.
 #   runs/mixed.sh RAVDESS_MANIFEST EMOBANK_FOLDER AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 ravdess=$(realpath "${1:?give the manifest of RAVDESS}")
 emobank=$(realpath "${2:?give the folder of emobank.csv}")
 audio=$(realpath "${3:?give the folder of the audio encoder}")

@@ -3,6 +3,7 @@
 # training alone, then paired with the best-layer regression of runs/baselines_ravdess4.sh.
 #   runs/ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS]
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 manifest=$(realpath "${1:?give the manifest}")
 audio=$(realpath "${2:?give the folder of the audio encoder}")
 text=$(realpath "${3:?give the folder of the text encoder}")

@@ -3,6 +3,7 @@
 # encoders, then LoRA on the acoustic one, against the best-layer regression, paired.
 #   runs/ravdess4_lora.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
+. "$(dirname "$0")/help.sh"
 manifest=$(realpath "${1:?give the manifest}")
 audio=$(realpath "${2:?give the folder of the audio encoder}")
 text=$(realpath "${3:?give the folder of the text encoder}")

@@ -11,11 +11,26 @@ import pytest
 from mtmm_training import tables
 
 RUNS = Path(__file__).parents[1] / "runs"
+COMMANDS = [path for path in sorted(RUNS.glob("*.sh")) if path.read_text().startswith("#!")]
 
 
 @pytest.mark.parametrize("script", sorted(RUNS.glob("*.sh")), ids=lambda path: path.name)
 def test_script_is_bash(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
+def test_help_is_the_comment_at_the_head(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", script, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\n  runs/{script.name} " in done.stdout and "set -e" not in done.stdout
+    assert done.stdout.splitlines() == [
+        line.removeprefix("# ")
+        for line in script.read_text().partition("\nset ")[0].splitlines()[1:]
+    ]
+    assert not list(tmp_path.iterdir())
 
 
 def test_model_of_both_corpora_is_seen_on_each(tmp_path: Path) -> None:
