@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from signal import SIGINT
 
 from mtmm_training import predict_command
 from mtmm_training.predict_command import ALL_GOOD, INTERRUPTED, SOME_FAILED, WRONG_USE
@@ -112,6 +113,11 @@ def _delegate(command: str, words: list[str]) -> int:
         explain = getattr(module, "explain", str)
         tell(f"error: {explain(error)}")
         return SOME_FAILED
+    except SystemExit as left:  # training ends so, between two steps, with what to do next
+        if not str(left.code).startswith(f"{SIGINT.name}: "):
+            raise
+        tell(str(left.code))
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

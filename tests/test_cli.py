@@ -176,6 +176,21 @@ def test_errors_of_commands_are_sentences(
     assert "Lower --batch_size" in capsys.readouterr().err  # as train_accelerate.py itself says it
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
+def test_interrupted_training_says_what_to_do(number: signal.Signals, status: int) -> None:
+    training = (
+        "import os, sys, train_accelerate\n"
+        "from mtmm_training import checkpoints, cli\n"
+        "def stopped(words):\n"
+        f"    with checkpoints.StopSignal(): os.kill(os.getpid(), {number.value})\n"
+        "train_accelerate.main = stopped\n"
+        "sys.exit(cli.main(['train']))"
+    )
+    done = start(code=training)
+    assert done.stderr and done.wait() == status
+    assert re.match(rf"{number.name}: stopped.* --resume .*\.\n$", done.stderr.read())
+
+
 def test_inspect_counts_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.csv").write_text("speaker,text,emotion\na,yes,happy\nb,no,sad\n")
     assert main(["inspect", "--manifest", str(tmp_path / "m.csv")]) == 0
