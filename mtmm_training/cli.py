@@ -102,8 +102,12 @@ def _commands() -> argparse.ArgumentParser:
 
 def _delegate(command: str, words: list[str]) -> int:
     """Runs another module's command as `python -m` would, under our name."""
-    name, last, _ = MODULES[command]
+    name, last, summary = MODULES[command]
     module = importlib.import_module(name)
+    if (
+        name == "train_accelerate"
+    ):  # two commands, and its docstring, which its help shows, is of one
+        module.__doc__ = summary.capitalize()
     from safetensors import SafetensorError
 
     sys.argv[0] = f"mtmm {command}"  # the name in the usage of parsers that have no other

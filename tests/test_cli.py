@@ -149,6 +149,18 @@ def test_commands_show_their_own_help(command: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
+    ("command", "said"),
+    [("encode", "Run the frozen encoders once"), ("train", "Train on one fold")],
+)
+def test_commands_of_one_module_say_which_they_are(
+    command: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main([command, "--help"])
+    assert f"\n\n{said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("command", "last"), [("train", []), ("encode", ["--encode_only", "True"])]
 )
 def test_commands_give_their_flags_on(
