@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # An hour of speech with known changes of emotion, and how well a model's timeline finds them: RAVDESS's
 # four emotions, actors 1-18 to train and 19-20 to validate; the hour is of actors 21-24 only.
+# A finished run in OUT/run is taken as it is.
 #   runs/hour.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [SECONDS [FLAGS OF TRAINING]]
 set -euo pipefail
 . "$(dirname "$0")/help.sh"

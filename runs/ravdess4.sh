@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Four emotions of RAVDESS, 24 folds, one speaker left out in each: frozen encoders, the fusion's
-# training alone, then paired with the best-layer regression of runs/baselines_ravdess4.sh.
+# training alone; then the regressions of runs/baselines_ravdess4.sh that are in OUT, minus it.
 #   runs/ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS]
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
@@ -16,6 +16,10 @@ python -m mtmm_training.evaluate run --out "$out/ours" --jobs "$jobs" --cache_di
     --manifest "$manifest" --protocol leave_one_speaker_out \
     --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
     --augment speed noise --augment_variants 4 --epochs 40 --select_by last
-if [ -d "$out/best_layer" ]; then
-    python -m mtmm_training.evaluate compare "$out/best_layer" "$out/ours" --out "$out/comparison"
+others=()
+for name in last_layer best_layer layers_2_to_4 egemaps; do
+    if [ -d "$out/$name" ]; then others+=("$out/$name"); fi
+done
+if [ ${#others[@]} -gt 0 ]; then
+    python -m mtmm_training.evaluate compare "$out/ours" "${others[@]}" --out "$out/comparison"
 fi

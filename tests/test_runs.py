@@ -1,15 +1,25 @@
 """python -m pytest tests/test_runs.py -q"""
 
+import argparse
 import csv
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers.hf_argparser import DataClassType, HfArgumentParser
 
-from mtmm_training import tables
+from mtmm_training import evaluate, tables
+from mtmm_training.baselines import BaselineConfig
 
+# In the place of Python: notes what it is asked to run, and runs nothing.
+NOTES = """\
+#!/usr/bin/env bash
+if [ "$1" = - ]; then cat > /dev/null; else printf '%s\\0' "$@" $'\\n' >> "$NOTES"; fi
+"""
 RUNS = Path(__file__).parents[1] / "runs"
 COMMANDS = [path for path in sorted(RUNS.glob("*.sh")) if path.read_text().startswith("#!")]
 
@@ -31,6 +41,55 @@ def test_help_is_the_comment_at_the_head(script: Path, tmp_path: Path) -> None:
         for line in script.read_text().partition("\nset ")[0].splitlines()[1:]
     ]
     assert not list(tmp_path.iterdir())
+
+
+def commands_of(script: Path, folder: Path) -> list[list[str]]:
+    """What a script would run with Python, word by word, its results going into folder/out."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(NOTES)
+    (folder / "bin" / "python").chmod(0o755)
+    (usage,) = re.findall(rf"^#   runs/{script.name} ([^\[\n]*)", script.read_text(), re.M)
+    words = ["out" if word == "OUT" else word for word in usage.split()]
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "NOTES": str(folder / "notes")}
+    subprocess.run(["bash", script, *words], cwd=folder, check=True, env=environment)
+    notes = (folder / "notes").read_text().split("\0\n\0")[:-1]
+    return [note.split("\0") for note in notes]
+
+
+def check_flags(module: str, flags: list[str]) -> None:
+    """Refuse flags that the module does not have or does not allow."""
+    if module == "mtmm_training.baselines":
+        parser = HfArgumentParser(DataClassType(BaselineConfig))
+        parser.parse_args_into_dataclasses(flags)[0].check()
+        return
+    if module != "train_accelerate.py":
+        plans = argparse.ArgumentParser(allow_abbrev=False)
+        evaluate.add_run_flags(plans)
+        flags = plans.parse_known_args(flags)[1]
+    if flags:  # the ablation without any makes its own corpus
+        evaluate.parse(flags).check()
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
+def test_flags_are_those_of_the_modules(script: Path, tmp_path: Path) -> None:
+    trained = 0
+    for words in commands_of(script, tmp_path):
+        module, *flags = [word for word in words if word not in ("-m", "run")]
+        if module not in ("-c", "mtmm_training.hour") and flags[0] not in ("table", "compare"):
+            check_flags(module, flags)
+            trained += 1
+    assert trained
+
+
+@pytest.mark.parametrize("names", [[], ["last_layer", "egemaps"]])
+def test_baselines_that_are_there_are_compared(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / "out" / name).mkdir(parents=True)
+    *_, last = commands_of(RUNS / "ravdess4.sh", tmp_path)
+    folders = [str(tmp_path / "out" / name) for name in ["ours", *names, "comparison"]]
+    expected = ["compare", *folders[:-1], "--out", folders[-1]]
+    assert (last[2:] == expected) == bool(names)
 
 
 def test_model_of_both_corpora_is_seen_on_each(tmp_path: Path) -> None:
