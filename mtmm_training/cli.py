@@ -104,9 +104,7 @@ def _delegate(command: str, words: list[str]) -> int:
     """Runs another module's command as `python -m` would, under our name."""
     name, last, summary = MODULES[command]
     module = importlib.import_module(name)
-    if (
-        name == "train_accelerate"
-    ):  # two commands, and its docstring, which its help shows, is of one
+    if name == "train_accelerate":  # of two commands, where its help shows the words of one
         module.__doc__ = summary.capitalize()
     from safetensors import SafetensorError
 
