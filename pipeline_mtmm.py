@@ -695,10 +695,13 @@ class MTMMPipeline(ChunkPipeline):
         for batch in self._batches(windows, batch_size):
             outputs = self.forward(self._collate([windows[i].features for i in batch]))
             if not all(output.isfinite().all() for output in outputs.values()):
+                kind = str(self.model.dtype).removeprefix("torch.")
+                remedy = "fetch the weights again"
+                if kind != "float32":
+                    remedy = f'load it with dtype="float32"; if that does not help, {remedy}'
                 raise ValueError(
-                    "The model's outputs are not finite: its numbers overflow in "
-                    f"{str(self.model.dtype).removeprefix('torch.')}, or its weights are damaged. Load it "
-                    'with dtype="float32"; if that does not help, fetch the weights again.'
+                    f"The model's outputs are not finite: its numbers overflow in {kind}, or its "
+                    f"weights are damaged. If other inputs fail too, {remedy}."
                 )
             # float64: the quotient by a small temperature may be beyond float32.
             logits = outputs["emotion_logits"].double() / self.model.config.temperature

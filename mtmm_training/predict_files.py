@@ -28,6 +28,7 @@ TRANSCRIPT_FORMS = (
 )
 RUN_FILE = "_run.json"  # readers of folders of Parquet files pass over names that begin so
 RUN_KEY = b"mtmm_run"
+NOT_FINITE = "The model's outputs are not finite"  # the pipeline does not say for which input
 
 
 class InputFailed(Exception):
@@ -208,21 +209,25 @@ def predict_each(
         The input and what the pipeline gives for it, or {"error": message}.
 
     Raises:
-        InputFailed: An input cannot be read, and `stop`.
+        InputFailed: An input cannot be predicted, and `stop`.
         ValueError, TypeError: The options are wrong.
     """
-    done = 0
+    done, alone = 0, False
     while done < len(inputs):
         first = done  # the pipeline stops at an input that it cannot read; it is begun again behind
+        given = {**options, "batch_size": 1} if alone else options
         try:
-            for result in pipe((one.given() for one in inputs[first:]), **options):
+            for result in pipe((one.given() for one in inputs[first:]), **given):
                 yield inputs[done], result
                 done += 1
         except (ValueError, TypeError, OSError) as error:
-            prefix = f"Input {done - first}: "
-            if not str(error).startswith(prefix):
+            prefix, infinite = f"Input {done - first}: ", NOT_FINITE in str(error)
+            if infinite and not alone:  # one of a batch; one by one it is the next
+                alone = True
+                continue
+            if not infinite and not str(error).startswith(prefix):
                 raise
-            message = str(error).removeprefix(prefix)
+            message, alone = str(error).removeprefix(prefix), False
             if stop:
                 raise InputFailed(f"{inputs[done].name}: {message}") from error
             yield inputs[done], {"error": message}

@@ -19,6 +19,7 @@ import pandas
 import pyarrow.parquet
 import pytest
 import soundfile
+import torch
 
 from modeling_mtmm import MTMMModel
 from mtmm_training import predict_files
@@ -233,6 +234,33 @@ def test_stop_names_the_first_failure(pipe: MTMMPipeline) -> None:
     assert next(results)[0].name == "u000"
     with pytest.raises(InputFailed, match="^gone: No audio file at 'gone.wav'"):
         next(results)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("half", [False, True])
+def test_input_whose_outputs_are_not_finite_fails_alone(
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    batch_size: int,
+    half: bool,
+) -> None:
+    model = make_model(trained_outputs=("valence",))
+    model = model.bfloat16() if half else model
+    token = tiny_processor(text="z")["input_ids"][0, -2]
+    with torch.no_grad():
+        model.text_model.get_input_embeddings().weight[token] = torch.nan
+    pipe = MTMMPipeline(model=model, processor=tiny_processor)
+    inputs = texts(9)
+    inputs[2] = inputs[6] = Input("bad", transcript={"text": "z"})
+    results = list(predict_each(pipe, inputs, {"batch_size": batch_size}))
+    assert [one for one, _ in results] == inputs
+    errors = [result["error"] for _, result in results if "error" in result]
+    assert len(errors) == 2 and "error" in results[2][1] and "error" in results[6][1]
+    for error in errors:
+        assert error.startswith("The model's outputs are not finite")
+        assert ("dtype=" in error) == half
+    with pytest.raises(InputFailed, match="^bad: The model's outputs are not finite"):
+        list(predict_each(pipe, inputs, {"batch_size": batch_size}, stop=True))
 
 
 def test_wrong_option_is_no_failure_of_an_input(pipe: MTMMPipeline) -> None:
