@@ -308,7 +308,7 @@ class Parts:
         return json.loads(json.dumps(dict(self.settings) | own))
 
     def begin(self) -> str:
-        """Writes the run's record, or checks that the folder's is the same.
+        """Writes the run's record, or, where there are parts, checks that theirs is the same.
 
         Returns:
             The record's digest, which every part carries.
@@ -318,13 +318,13 @@ class Parts:
                 or its record is damaged.
         """
         record, path = self.record(), self.folder / RUN_FILE
-        if not path.exists():
-            if any(self.folder.glob("*.parquet")):
-                raise ValueError(
-                    f"{self.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
-                )
+        if not any(self.folder.glob("*.parquet")):  # nothing is lost of what was begun here
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        elif not path.exists():
+            raise ValueError(
+                f"{self.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
+            )
         begun = _read_record(path)
         for name in sorted(begun.keys() | record.keys()):
             if begun.get(name) != record.get(name):

@@ -378,6 +378,14 @@ def test_other_run_is_refused(
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_refused_option_leaves_no_settings_behind(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`explain='nonsense'` is not allowed"):
+        make(texts(2), settings={"explain": "nonsense"}, options={"explain": "nonsense"})
+    assert make(texts(2), settings={"explain": "valence"}, options={"explain": "valence"}) == 0
+    record = json.loads((tmp_path / "out" / predict_files.RUN_FILE).read_text())
+    assert record["explain"] == "valence"
+
+
 def test_folder_with_other_parquet_files_is_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "data.parquet").touch()
