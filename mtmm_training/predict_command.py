@@ -149,7 +149,8 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--csv", action="store_true", help="print CSV with a header")
     form.add_argument(
         "--out", type=Path, metavar="FOLDER",
-        help="write Parquet parts there, by any number of processes; goes on where it was stopped",
+        help="write Parquet parts there, by any number of processes; goes on where it was stopped, "
+        "and at the end names the parts whose recordings changed since",
     )  # fmt: skip
     group.add_argument("--part_size", type=count, default=256, metavar="N",
                        help="inputs to a part (256)")  # fmt: skip

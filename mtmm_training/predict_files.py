@@ -27,7 +27,8 @@ TRANSCRIPT_FORMS = (
     '(what speech recognisers write), or with "text"'
 )
 RUN_FILE = "_run.json"  # readers of folders of Parquet files pass over names that begin so
-RUN_KEY = b"mtmm_run"
+RUN_KEY, RECORDINGS_KEY = b"mtmm_run", b"mtmm_recordings"  # digests in a part's metadata
+NAMED = 5  # of many, in a message
 NOT_FINITE = "The model's outputs are not finite"  # the pipeline does not say for which input
 
 
@@ -334,6 +335,11 @@ class Parts:
                 )
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
+    def recordings(self, number: int) -> bytes:
+        """Digest of the sizes and times of a part's audio files, as they are now."""
+        states = [_file_state(one.audio) for one in self.of(number)]
+        return hashlib.sha256(json.dumps(states).encode()).hexdigest().encode()
+
     def write(self, number: int, rows: list[dict[str, Any]], schema: Any) -> None:
         """Write a part as Parquet, under a temporary name first."""
         import pyarrow
@@ -344,7 +350,7 @@ class Parts:
             pyarrow.parquet.write_table(table, temporary, write_page_checksum=True)
 
     def check(self, digest: str) -> int:
-        """Reads every part back: undamaged, all inputs, once, in order, and of this run.
+        """Reads every part back: undamaged, all inputs, once, in order, of this run and its files.
 
         Returns:
             How many inputs failed.
@@ -352,7 +358,7 @@ class Parts:
         Raises:
             ValueError: A part is not what it should be.
         """
-        failed = 0
+        failed, outdated = 0, []
         for number in range(self.count):
             path, expected = self.path(number), [one.name for one in self.of(number)]
             try:
@@ -363,12 +369,33 @@ class Parts:
                 raise ValueError(f"{path} cannot be read ({error}); {_REMOVE}") from error
             if names != expected or run != digest.encode():
                 raise ValueError(f"{path} is not the part {number} of this run; {_REMOVE}")
+            if table.schema.metadata.get(RECORDINGS_KEY) != self.recordings(number):
+                outdated.append(path.name)
             failed += len(errors) - errors.null_count
         sweep(self.folder)
+        if outdated:
+            raise ValueError(
+                f"Audio files changed, came or went after their results were written into "
+                f"{_few(outdated)} of {self.folder}; delete these parts and run the same command again."
+            )
         return failed
 
 
 _REMOVE = "delete it and run the same command again."
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _file_state(path: str | None) -> tuple[int, int] | None:
+    """Bytes and whole seconds, which network shares and copies keep; None of what is no file."""
+    try:
+        found = os.stat(path or "")
+    except (OSError, ValueError):  # not there, a URL, or a name that no file can have
+        return None
+    return found.st_size, int(found.st_mtime)
 
 
 def _read_part(path: Path) -> Any:
@@ -376,11 +403,12 @@ def _read_part(path: Path) -> Any:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-        # No checksum covers the columns' names, but they are there twice.
+        # No checksum covers the columns' names and the metadata, but they are there twice.
         written = base64.b64decode(file.metadata.metadata[b"ARROW:schema"])
-        if file.schema_arrow != pyarrow.ipc.read_schema(pyarrow.py_buffer(written)):
-            raise ValueError("its columns are not those that were written")
-        return file.read()
+        table, schema = file.read(), pyarrow.ipc.read_schema(pyarrow.py_buffer(written))
+        if table.schema != schema or table.schema.metadata != schema.metadata:
+            raise ValueError("its columns or metadata are not those that were written")
+        return table
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -418,7 +446,8 @@ def predict_parts(
 
     Raises:
         InputFailed: See `stop`.
-        ValueError: The folder belongs to another run, a part is damaged, the options are wrong.
+        ValueError: The folder belongs to another run, a part is damaged or older than its
+            recordings, the options are wrong.
     """
     import pyarrow.parquet  # noqa: F401  before any work: it comes with the training extra
 
@@ -429,14 +458,15 @@ def predict_parts(
         columns = result_columns(pipe.model.config, explain=bool(options.get("explain")))
         schema = _schema(columns, digest)
     for number in mine:
-        rows = []
+        rows, recordings = [], parts.recordings(number)  # before any of them is read
         for one, result in predict_each(pipe, parts.of(number), options, stop=stop):
             rows.append(_part_row(one, result, columns))
             if "error" in result:
                 tell(f"{one.name}: {result['error']}")
                 failed += 1
             advance(1)
-        parts.write(number, rows, schema)
+        metadata = schema.metadata | {RECORDINGS_KEY: recordings}
+        parts.write(number, rows, schema.with_metadata(metadata))
     if missing := parts.missing():
         tell(f"This share is done; {len(missing)} of {parts.count} parts are left to others.")
         return failed
