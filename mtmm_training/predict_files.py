@@ -349,29 +349,31 @@ class Parts:
             table = pyarrow.Table.from_pylist(rows, schema)
             pyarrow.parquet.write_table(table, temporary, write_page_checksum=True)
 
-    def check(self, digest: str) -> int:
+    def check(self, digest: str) -> list[str]:
         """Reads every part back: undamaged, all inputs, once, in order, of this run and its files.
 
         Returns:
-            How many inputs failed.
+            The inputs that failed, each with its part.
 
         Raises:
             ValueError: A part is not what it should be.
         """
-        failed, outdated = 0, []
+        failed, outdated = [], []
         for number in range(self.count):
             path, expected = self.path(number), [one.name for one in self.of(number)]
             try:
                 table = _read_part(path)
                 names, run = table["id"].to_pylist(), table.schema.metadata.get(RUN_KEY)
-                errors = table["error"]
+                errors = table["error"].is_valid().to_pylist()
             except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
                 raise ValueError(f"{path} cannot be read ({error}); {_REMOVE}") from error
             if names != expected or run != digest.encode():
                 raise ValueError(f"{path} is not the part {number} of this run; {_REMOVE}")
             if table.schema.metadata.get(RECORDINGS_KEY) != self.recordings(number):
                 outdated.append(path.name)
-            failed += len(errors) - errors.null_count
+            failed += [
+                f"{name} ({path.name})" for name, bad in zip(names, errors, strict=True) if bad
+            ]
         sweep(self.folder)
         if outdated:
             raise ValueError(
@@ -470,12 +472,16 @@ def predict_parts(
     if missing := parts.missing():
         tell(f"This share is done; {len(missing)} of {parts.count} parts are left to others.")
         return failed
-    failed = parts.check(digest)
+    names = parts.check(digest)
+    if names:
+        tell(
+            f"Failed: {_few(names)}. To try them anew, delete their parts and run the same command again."
+        )
     tell(
         f"{parts.folder}: {len(parts.inputs)} utterances in {parts.count} parts, complete and in order; "
-        f"{failed} failed."
+        f"{len(names)} failed."
     )
-    return failed
+    return len(names)
 
 
 def _part_row(one: Input, result: dict[str, Any], columns: Mapping[str, type]) -> dict[str, Any]:

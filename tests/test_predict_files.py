@@ -504,7 +504,17 @@ def test_failed_inputs_are_rows_that_say_why(make: Make, tmp_path: Path) -> None
     assert set(row) == {"id", "error"}
     assert row["id"] == "gone" and row["error"].startswith("No audio file at 'gone.wav'")
     assert make.told[0].startswith("gone: No audio file") and make.told[-1].endswith("1 failed.")
-    assert make(inputs) == 1  # counted again by the check
+    make.told.clear()
+    assert make(inputs) == 1  # counted and named again by the check
+    assert make.told[0] == (
+        "Failed: gone (part-00001-of-00003.parquet). To try them anew, delete their parts and run the "
+        "same command again."
+    )
+
+
+def test_many_failed_inputs_are_counted(make: Make) -> None:
+    assert make([Input(f"gone{i}", "gone.wav") for i in range(7)]) == 7
+    assert "gone4 (part-00001-of-00002.parquet) and 2 more. To try" in make.told[-2]
 
 
 def test_stop_writes_no_part_with_a_failure(make: Make, tmp_path: Path) -> None:
