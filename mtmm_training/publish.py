@@ -720,7 +720,6 @@ def trainer_predictions(options: Publication, results: Mapping[str, Any], work: 
     config = results["config"]
     exact = config.get("mixed_precision", "no") == "no" and results.get("device") == "cpu"
     tolerance = TRAINER_TOLERANCE if exact else TRAINER_TOLERANCE_HALF
-    nothing = Recorded([], [], tolerance)
     table, manifests = Path(options.run) / "predictions.csv", config.get("manifest") or []
     encoder = results["model_config"]["audio_config"]
     reason = None
@@ -730,34 +729,51 @@ def trainer_predictions(options: Publication, results: Mapping[str, Any], work: 
         reason = "the run's manifest is not here"
     elif encoder.get("feat_extract_norm") == "group":
         reason = "an encoder with group norm depends on its batch"
-    if reason is not None:
-        print(f"predictions.csv not compared: {reason}", flush=True)
-        return nothing
+    try:
+        if reason is None:
+            return Recorded(*_recorded(table, config, work), tolerance)
+    except (ValueError, FileNotFoundError) as error:
+        reason = _first_line(error).rstrip(":")
+    print(f"predictions.csv not compared: {reason}", flush=True)
+    return Recorded([], [], tolerance)
+
+
+def _recorded(
+    table: Path, config: Mapping[str, Any], work: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The utterances and their rows.
+
+    Raises:
+        ValueError, FileNotFoundError: Table, manifests or recordings changed since the run.
+    """
     with open(table, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+        reader = csv.DictReader(file)
+        if lacking := {"id", "split"} - set(reader.fieldnames or ()):
+            raise ValueError(f"it has no column {' and '.join(sorted(lacking))}")
+        rows = [row for row in reader if row["split"] == "test"][:COMPARED_UTTERANCES]
     known = {
         u.utterance_id: u
         for u in read_manifests(
-            manifests,
+            config["manifest"],
             audio_dir=config["audio_dir"],
             dimension_range=tuple(config["dimension_range"]),
         )
     }
     utterances: list[dict[str, Any]] = []
-    kept: list[dict[str, Any]] = []
-    for row in rows[:COMPARED_UTTERANCES]:
-        utterance = known[row["id"]]
+    for row in rows:
+        utterance = known.get(row["id"])
+        if utterance is None:
+            raise ValueError(f"utterance {row['id']!r} is no longer in the run's manifest")
         path = rate = None
         if utterance.audio is not None and "audio" in config["modalities"]:
             waveform, rate = MTMMProcessor.load_audio(
                 utterance.audio, utterance.start_s, utterance.end_s
             )
-            path = str(work / f"recorded_{len(kept)}.npy")
+            path = str(work / f"recorded_{len(utterances)}.npy")
             np.save(path, waveform)
         text = utterance.text if "text" in config["modalities"] else None
         utterances.append({"audio": path, "sampling_rate": rate, "text": text})
-        kept.append(row)
-    return Recorded(utterances, kept, tolerance)
+    return utterances, rows
 
 
 # ---- the card ----------------------------------------------------------------------------------

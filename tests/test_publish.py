@@ -4,6 +4,7 @@ The isolated processes really run in the tests named "isolated"; elsewhere a sta
 would print, so that each refusal costs no process.
 """
 
+import csv
 import json
 import math
 import re
@@ -32,6 +33,7 @@ from mtmm_training.publish import (
     metric_values,
     publish,
     refuse_private_text,
+    trainer_predictions,
 )
 
 Publish = Callable[..., Any]
@@ -359,6 +361,38 @@ def test_missing_data_skips_comparison(
     config = read(run)["config"] | {"manifest": ["/gone/manifest.csv"]}
     put(copy_of(run, tmp_path, config=config), dry_run=True)
     assert "predictions.csv not compared: the run's manifest is not here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("row", "utterance .* is no longer in the run's manifest"),
+        ("column", "it has no column split"),
+        ("recordings", ".*manifest.csv: 40 "),
+    ],
+)
+def test_changed_data_skips_comparison(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, reason: str
+) -> None:
+    copy, results = copy_of(run, tmp_path), read(run)
+    manifest = Path(results["config"]["manifest"][0])
+    corpus, table = tmp_path / "corpus", copy / "predictions.csv"
+    shutil.copytree(manifest.parent, corpus)
+    results["config"]["manifest"] = [str(corpus / manifest.name)]
+    if change == "row":
+        rows = csv.DictReader(table.read_text().splitlines())
+        gone = next(row["id"] for row in rows if row["split"] == "test")
+        place = corpus / manifest.name
+        kept = [line for line in place.read_text().splitlines() if gone not in line]
+        place.write_text("\n".join(kept))
+    elif change == "column":
+        table.write_text(table.read_text().replace("split", "part", 1))
+    else:
+        for path in corpus.rglob("*.wav"):
+            path.unlink()
+    options = Publication(run=str(copy), repo_id="writer/mtmm")
+    assert not trainer_predictions(options, results, tmp_path).rows
+    assert re.search(f"predictions.csv not compared: {reason}", capsys.readouterr().out)
 
 
 # ---- the card ------------------------------------------------------------------------------------
