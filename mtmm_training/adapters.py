@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,7 +31,7 @@ from mtmm_training.files import read_json, write_json, writing
 
 IN_FULL = ("fusion", "emotion_head", "dimension_head")  # what LoRA trains beside its adapters
 ENCODERS = {"audio": "audio_model", "text": "text_model"}
-BASE_FILE = "base.json"
+BASE_FILE, LORA_FILE, WEIGHTS_FILE = "base.json", "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -220,10 +228,12 @@ def merge(
         audio_encoder, text_encoder: The same for a run that began from encoders.
 
     Raises:
-        ValueError: The base is not known, or not the one that the adapters were trained on.
+        ValueError: The base is not known, or not the one that the adapters were trained on; or the
+            folder's files are missing, damaged or do not belong together.
     """
     processor = None
     if not isinstance(adapters, PeftModel):
+        _refuse_incomplete(Path(adapters))
         processor = MTMMProcessor.from_pretrained(adapters)
         given = {"model": base, "audio_encoder": audio_encoder, "text_encoder": text_encoder}
         adapters = _load_adapters(Path(adapters), given)
@@ -235,9 +245,19 @@ def merge(
     return model
 
 
+def _refuse_incomplete(folder: Path) -> None:
+    files = (BASE_FILE, LORA_FILE, WEIGHTS_FILE, "config.json", "processor_config.json")
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder} has no {', '.join(missing)}; give the folder adapter/ of a run with --lora_rank, "
+            "as it was saved."
+        )
+
+
 def _load_adapters(folder: Path, given: dict[str, str | None]) -> PeftModel:
     """The adapters of a folder on their base, which must be the one that they were trained on."""
-    saved = read_json(folder / BASE_FILE)
+    saved = read_json(folder / BASE_FILE, "weights")
+    read_json(folder / LORA_FILE, "peft_type", "target_modules")  # peft names no file
     names = {name: given[name] or saved.get(name) for name in given}
     config = MTMMConfig.from_pretrained(folder)
     if names["model"] is not None:
@@ -259,7 +279,33 @@ def _load_adapters(folder: Path, given: dict[str, str | None]) -> PeftModel:
             f"{folder} was trained on another base: the {' and the '.join(other)} encoder's weights "
             "differ. Give the very model or encoders that the run began from."
         )
-    return PeftModel.from_pretrained(model, folder)
+    adapted = PeftModel(model, LoraConfig.from_pretrained(str(folder)))
+    _load_weights(adapted, folder / WEIGHTS_FILE)
+    return adapted
+
+
+def _load_weights(model: PeftModel, path: Path) -> None:
+    """All of them: peft leaves adapters at zero that it does not find.
+
+    Raises:
+        ValueError: The file is damaged, or is not of these adapters.
+    """
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or save it again.") from error
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    shapes, needed = (
+        {(name, tuple(tensor.shape)) for name, tensor in state.items()}
+        for state in (weights, expected)
+    )
+    if other := shapes ^ needed:
+        raise ValueError(
+            f"{path} does not hold the weights that {LORA_FILE} and config.json describe: "
+            f"{len(needed - shapes)} are missing and {len(shapes - needed)} left over, such as "
+            f"{min(other)[0]!r}. Give the folder as it was saved."
+        )
+    set_peft_model_state_dict(model, weights)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ Run alone: python -m pytest tests/test_adapters.py
 """
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import gradient
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -249,6 +250,52 @@ def test_merging_without_its_base_is_refused(
     with pytest.raises(ValueError, match="another base: the audio and the text encoder's weights"):
         merge(folder / "adapter", folder / "out", base=str(folder / "other"))
     assert not (folder / "out").exists()
+
+
+def without_weights(words: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        save_file({n: t for n, t in load_file(path).items() if words not in n}, path)
+
+    return change
+
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (WEIGHTS, Path.unlink, "adapter has no adapter_model.safetensors; give the folder"),
+        (
+            WEIGHTS,
+            lambda path: os.truncate(path, 9999),
+            "safetensors is damaged .* copy or save it",
+        ),
+        (WEIGHTS, without_weights("lora_B"), "16 are missing and 0 left over, such as 'base_model"),
+        (WEIGHTS, without_weights("emotion_head"), "4 are missing and 0 left over"),
+        ("base.json", lambda path: path.write_text("{}"), "base.json lacks"),
+        (
+            "adapter_config.json",
+            lambda path: path.write_text("{"),
+            "adapter_config.json is not JSON",
+        ),
+        (
+            "adapter_config.json",
+            lambda path: path.write_text("{}"),
+            "adapter_config.json lacks peft",
+        ),
+    ],
+)
+def test_damaged_folder_of_adapters_is_refused(
+    folders: tuple[Path, dict[str, Tensor]],
+    name: str,
+    change: Callable[[Path], object],
+    message: str,
+) -> None:
+    folder, _ = folders
+    change(folder / "adapter" / name)
+    with pytest.raises(ValueError, match=message):
+        merge(folder / "adapter", base=str(folder / "base"))
 
 
 def test_hub_ids_are_kept_and_folders_are_not(
