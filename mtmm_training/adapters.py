@@ -170,7 +170,7 @@ def without_adapters(model: nn.Module) -> Any:
 def describe_base(
     model: MTMMModel, modalities: tuple[str, ...] | list[str], /, **names: str | None
 ) -> dict[str, Any]:
-    """What base.json says: Hub ids, and the digests of the layers that get adapters.
+    """What base.json says: Hub ids, what gets adapters, and the digests of both encoders.
 
     Args:
         model: Without adapters yet.
@@ -182,12 +182,23 @@ def describe_base(
         name: None if value is None or Path(value).exists() else value
         for name, value in names.items()
     }
-    return public | {"weights": {modality: _digest(model, modality) for modality in modalities}}
+    return public | {"adapted": list(modalities), "encoders": _digests(model)}
 
 
-def _digest(model: MTMMModel, modality: str) -> str:
-    encoder = getattr(model, ENCODERS[modality])
-    return weights_digest(encoder.get_submodule(family_of(encoder).layers))
+def _digests(model: MTMMModel) -> dict[str, dict[str, str]]:
+    """Of the parts of both encoders, also where one has no adapters: its states are fused all the same.
+
+    Left out is what no forward pass reads, and transformers draws anew where a checkpoint lacks it:
+    the pooler, and `masked_spec_embed`, which lies beside the parts.
+    """
+    return {
+        modality: {
+            part: weights_digest(module)
+            for part, module in getattr(model, name).named_children()
+            if part != "pooler"
+        }
+        for modality, name in ENCODERS.items()
+    }
 
 
 def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) -> None:
@@ -256,7 +267,7 @@ def _refuse_incomplete(folder: Path) -> None:
 
 def _load_adapters(folder: Path, given: dict[str, str | None]) -> PeftModel:
     """The adapters of a folder on their base, which must be the one that they were trained on."""
-    saved = read_json(folder / BASE_FILE, "weights")
+    saved = read_json(folder / BASE_FILE, "encoders")
     read_json(folder / LORA_FILE, "peft_type", "target_modules")  # peft names no file
     names = {name: given[name] or saved.get(name) for name in given}
     config = MTMMConfig.from_pretrained(folder)
@@ -273,7 +284,8 @@ def _load_adapters(folder: Path, given: dict[str, str | None]) -> PeftModel:
             f"{folder} was trained on a base in a local folder; name it with --base, or with "
             "--audio_encoder and --text_encoder where the run began from encoders."
         )
-    other = [name for name, digest in saved["weights"].items() if _digest(model, name) != digest]
+    found = _digests(model)
+    other = [name for name in ENCODERS if saved["encoders"].get(name) != found[name]]
     if other:
         raise ValueError(
             f"{folder} was trained on another base: the {' and the '.join(other)} encoder's weights "

@@ -304,7 +304,35 @@ def test_hub_ids_are_kept_and_folders_are_not(
     names = {"audio_encoder": "facebook/hubert-large-ll60k", "text_encoder": str(tmp_path)}
     base = adapters.describe_base(make_model(), ["audio"], **names)
     assert base["audio_encoder"] == "facebook/hubert-large-ll60k"
-    assert base["text_encoder"] is None and set(base["weights"]) == {"audio"}
+    assert base["text_encoder"] is None and base["adapted"] == ["audio"]
+
+
+@pytest.mark.parametrize("name", ["audio_model.feature_extractor", "text_model.embeddings"])
+def test_base_is_known_by_every_weight_that_is_read(
+    make_model: Callable[..., MTMMModel], name: str
+) -> None:
+    model = make_model(text_config={"model_type": "bert"} | ENCODERS["bert"])
+    base = adapters.describe_base(model, ["audio"])["encoders"]
+    with torch.no_grad():
+        model.text_model.pooler.dense.weight.add_(1)
+        model.audio_model.masked_spec_embed.add_(1)
+        assert adapters.describe_base(model, ["audio"])["encoders"] == base
+        next(model.get_submodule(name).parameters()).add_(1)
+    after = adapters.describe_base(model, ["audio"])["encoders"]
+    changed = [modality for modality in base if after[modality] != base[modality]]
+    assert changed == [name.split("_")[0]]
+
+
+def test_merging_with_another_frozen_encoder_is_refused(
+    folders: tuple[Path, dict[str, Tensor]],
+) -> None:
+    folder, _ = folders
+    model = MTMMModel.from_pretrained(folder / "base")
+    with torch.no_grad():
+        model.text_model.get_input_embeddings().weight.mul_(2)
+    model.save_pretrained(folder / "other")
+    with pytest.raises(ValueError, match="another base: the text encoder's weights differ"):
+        merge(folder / "adapter", base=str(folder / "other"))
 
 
 # ---- top layers --------------------------------------------------------------------------------
