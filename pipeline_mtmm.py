@@ -645,8 +645,9 @@ class MTMMPipeline(ChunkPipeline):
 
     def _split(self, inputs: Any, sampling_rate: int | None) -> Utterance:
         """An utterance in any form, taken apart."""
-        if not isinstance(inputs, dict) or AUDIO_KEYS & set(inputs):
+        if not isinstance(inputs, Mapping) or AUDIO_KEYS & set(inputs):
             return Utterance(inputs, sampling_rate)
+        inputs = dict(inputs)  # datasets gives rows whose values are made when they are asked for
         unknown = sorted(map(str, set(inputs) - {*UTTERANCE_KEYS, "sampling_rate"}))
         if unknown or not set(UTTERANCE_KEYS) & set(inputs):
             wrong = f"the unknown keys {unknown}" if unknown else f"only the keys {sorted(inputs)}"
@@ -667,7 +668,8 @@ class MTMMPipeline(ChunkPipeline):
             return None
         if live and (hasattr(audio, "read") or hasattr(audio, "__next__")):
             return self.processor.open_stream(audio, sampling_rate)
-        if isinstance(audio, dict):
+        if isinstance(audio, Mapping):
+            audio = dict(audio)
             if "raw" in audio:
                 audio = {"array" if key == "raw" else key: value for key, value in audio.items()}
             if "array" in audio or not AUDIO_KEYS & set(audio):

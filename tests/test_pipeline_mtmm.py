@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import threading
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -415,6 +416,17 @@ def test_undecoded_column_of_datasets_is_read(pipe: MTMMPipeline, wav: Path) -> 
     assert list(pipe(table["audio"])) == [expected] * 2
     for result in pipe(table, batch_size=2, num_workers=1):
         assert_same(result, expected)
+
+
+def test_rows_of_datasets_map_and_other_mappings_are_read(pipe: MTMMPipeline, wav: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    audio = {"bytes": None, "path": str(wav)}
+    expected = pipe({"audio": audio, "text": "no"})
+    assert pipe(UserDict(audio=UserDict(audio), text="no")) == expected
+    assert pipe(UserDict(audio)) == pipe(wav)
+    table = datasets.Dataset.from_list([{"audio": str(wav), "text": "no"}])
+    (row,) = table.map(lambda row: {"valence": pipe(row)["valence"]})
+    assert row["valence"] == expected["valence"]
 
 
 def test_nothing_in_gives_nothing_out(pipe: MTMMPipeline) -> None:
