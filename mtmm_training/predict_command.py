@@ -120,7 +120,7 @@ def _add_transcript_flags(group: Any) -> None:
         help="the words of the one INPUT: .txt, or .json with times as speech recognisers write it "
         '({"text", "start", "end"} in a list, or under "words", "segments" or "chunks"; segments '
         "become the timeline's units). For more inputs a folder with NAME.json or NAME.txt for "
-        "NAME.wav; inputs without one are counted",
+        "NAME.wav; inputs without one are counted. A manifest has its own in its column text",
     )  # fmt: skip
     group.add_argument("--transcriber", metavar="FOLDER_OR_ID",
                        help="a speech recogniser of transformers, for what has no transcript")  # fmt: skip

@@ -87,10 +87,12 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
             (`read_manifest` of utterances.py says what one has; here "speaker" may be left out, and
             labels are not read). Whether a file exists is seen when it is read.
         transcripts: Folder with <name>.json or <name>.txt for the audio file <name>; for a folder's
-            files with their path below that folder. Where both are there, the .json counts.
+            files with their path below that folder. Where both are there, the .json counts. Not
+            together with a manifest, whose rows may be stretches of a file.
 
     Raises:
-        ValueError: A folder without audio, a bad manifest or transcript, a name that comes twice.
+        ValueError: A folder without audio, a bad manifest or transcript, a manifest with
+            `transcripts`, a name that comes twice.
         FileNotFoundError: No such manifest.
     """
     taken: dict[Path, str] = {}  # transcript -> audio
@@ -118,6 +120,11 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
                 Input(printable(str(p)), str(p), said(str(p), p.relative_to(path))) for p in found
             ]
         elif path.suffix.lower() in MANIFEST_SUFFIXES:
+            if transcripts is not None:
+                raise ValueError(
+                    f"{place} is a manifest, which has transcripts in its column text, so none are looked "
+                    f"up in {transcripts}; fill that column, or give the audio files or their folder."
+                )
             inputs += map(_as_input, read_manifest(path, labelled=False))
         else:
             inputs.append(Input(printable(place), place, said(place, Path(path.name))))

@@ -194,6 +194,13 @@ def test_transcript_of_two_files_is_refused(tmp_path: Path) -> None:
         read_inputs(["a/x.wav", "b/x.wav"], transcripts=tmp_path)
 
 
+def test_manifest_with_a_folder_of_transcripts_is_refused(tmp_path: Path) -> None:
+    manifest = write_table(tmp_path / "m.csv", [{"audio": "x.wav", "text": ""}])
+    (tmp_path / "x.txt").write_text("never read")
+    with pytest.raises(ValueError, match="m.csv is a manifest, .* none are looked up in .*; fill"):
+        read_inputs([str(manifest)], transcripts=tmp_path)
+
+
 # ---- results -------------------------------------------------------------------------------------
 
 
