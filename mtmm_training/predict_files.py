@@ -214,7 +214,8 @@ def predict_each(
         stop: Whether the first input that fails ends it.
 
     Yields:
-        The input and what the pipeline gives for it, or {"error": message}.
+        The input and what the pipeline gives for it, or {"error": message}. Times are seconds from
+        the recording's beginning, also of a stretch.
 
     Raises:
         InputFailed: An input cannot be predicted, and `stop`.
@@ -226,7 +227,7 @@ def predict_each(
         given = {**options, "batch_size": 1} if alone else options
         try:
             for result in pipe((one.given() for one in inputs[first:]), **given):
-                yield inputs[done], result
+                yield inputs[done], moved(result, inputs[done].start_s or 0.0)
                 done += 1
         except (ValueError, TypeError, OSError) as error:
             prefix, infinite = f"Input {done - first}: ", NOT_FINITE in str(error)
@@ -240,6 +241,16 @@ def predict_each(
                 raise InputFailed(f"{inputs[done].name}: {message}") from error
             yield inputs[done], {"error": message}
             done += 1
+
+
+def moved(result: Any, by_s: float) -> Any:
+    """The same result with its times so many seconds later."""
+    if isinstance(result, list):
+        return [moved(item, by_s) for item in result]
+    if not isinstance(result, dict):
+        return result
+    later = {name: result[name] + by_s for name in ("start", "end") if name in result}
+    return {name: moved(item, by_s) for name, item in result.items()} | later
 
 
 def entries(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

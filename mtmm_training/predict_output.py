@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.files import writing
-from mtmm_training.predict_files import Input, entries, result_columns, result_row
+from mtmm_training.predict_files import Input, entries, moved, result_columns, result_row
 
 LONGEST_STEM = 150  # bytes; file names have 255, and ours say more behind it
 
@@ -94,7 +94,8 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     if values:
         parts.append(f"{', '.join(values)} ({low:g} to {high:g})")
     if windows := result.get("timeline"):
-        parts.append(f"mean of {len(windows)} windows, {windows[-1]['end']:.2f} s")
+        duration_s = windows[-1]["end"] - windows[0]["start"]
+        parts.append(f"mean of {len(windows)} windows, {duration_s:.2f} s")
     parts += [f"no {'transcript' if name == 'text' else name}" for name in result["missing"]]
     if result.get("text"):
         parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
@@ -156,6 +157,7 @@ class Pictures:
                 name += f"_{entry['start']:08.2f}_s"
             elif one.audio is not None:  # a long recording is never held whole
                 waveform, rate = one.waveform()
+                entry = moved(entry, -(one.start_s or 0.0))  # as the waveform, which is the stretch
             figure = self.pictures.draw_explanation(entry, waveform, rate, title=title)
             self._save(figure, f"{name}.explanation")
 

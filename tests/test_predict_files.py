@@ -33,6 +33,7 @@ from mtmm_training.predict_files import (
     read_inputs,
     read_transcript,
 )
+from mtmm_training.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -210,6 +211,21 @@ def test_stretch_of_a_file_is_what_the_pipeline_hears(pipe: MTMMPipeline, tmp_pa
     ((_, result),) = predict_each(pipe, [Input("x", str(path), {}, 0.5, 1.25)], {})
     assert result == pipe(waveform[8000:20000], sampling_rate=RATE)
     assert result["valence"] != pipe(path)["valence"]
+
+
+def test_times_of_a_stretch_count_from_the_recordings_beginning(
+    pipe: MTMMPipeline, tmp_path: Path
+) -> None:
+    path = write_wav(tmp_path / "x.wav", 2.0)
+    stretch = Input("x", str(path), {}, 0.5, 1.25)
+    ((_, result),) = predict_each(pipe, [stretch], {"window_s": 0.5, "explain": "valence"})
+    times = [(entry["start"], entry["end"]) for entry in result["timeline"]]
+    assert times == [(0.5, 1.0), (0.75, 1.25)]
+    for side in (explained := result["timeline"][1]["explanation"], explained["occlusion"]):
+        assert (side["time"][0]["start"], side["time"][-1]["end"]) == (0.75, 1.25)
+    ((_, whole),) = predict_each(pipe, [stretch], {"explain": "valence"})
+    assert whole["explanation"]["time"][0]["start"] == 0.5
+    Pictures(tmp_path, pipe.model.config).draw(stretch, whole)  # above its waveform
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
