@@ -189,14 +189,35 @@ def read_transcript(path: Path) -> dict[str, Any]:
             f"{TRANSCRIPT_FORMS}."
         ) from error
     if isinstance(content, list):
-        return {"words": content}
+        return {"words": _as_written("words", content)}
     if isinstance(content, dict):
-        timed = {name: content[key] for key, name in TIMED.items() if content.get(key)}
-        if timed:  # "text" beside them has the same words
-            return timed
+        given = {name: content[key] for key, name in TIMED.items() if content.get(key)}
+        timed = {name: _as_written(name, items) for name, items in given.items()}
+        if timed := {name: items for name, items in timed.items() if items}:
+            return timed  # "text" beside them has the same words
         if isinstance(content.get("text"), str):
             return {"text": content["text"]} if content["text"].strip() else {}
     raise ValueError(f"{path} has no transcript; it must be {TRANSCRIPT_FORMS}.")
+
+
+def _as_written(name: str, items: Any) -> Any:
+    """What recognisers write for "words" or "segments", as the pipeline takes it."""
+    if not isinstance(items, list):
+        return items
+    if name == "words":  # some say {"word": ...}
+        return [
+            {"text": i["word"]} | i if isinstance(i, dict) and "word" in i else i for i in items
+        ]
+    return [item for item in items if not _is_nothing(item)]
+
+
+def _is_nothing(segment: Any) -> bool:
+    """Whether it is without words and without length, as at the end of silence."""
+    if not isinstance(segment, dict) or "start" not in segment:
+        return False
+    text = segment.get("text")
+    blank = isinstance(text, str) and not text.strip()
+    return blank and segment["start"] == segment.get("end")
 
 
 # ---- results -------------------------------------------------------------------------------------
