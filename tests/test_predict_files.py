@@ -105,6 +105,11 @@ def test_folder_gives_its_audio_by_name(tmp_path: Path) -> None:
         read_inputs([str(tmp_path / "empty")])
 
 
+def test_folder_named_like_audio_is_no_audio(tmp_path: Path) -> None:
+    wav = write_wav(tmp_path / "speech.wav" / "x.wav")
+    assert [one.name for one in read_inputs([str(tmp_path)])] == [str(wav)]
+
+
 def test_inputs_keep_the_order_of_the_words(tmp_path: Path) -> None:
     manifest = write_table(tmp_path / "m.csv", [{"id": "u1", "text": "no"}])
     url = "https://example.org/a.wav"
