@@ -273,7 +273,7 @@ def _load(given: argparse.Namespace) -> Any:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()  # what its warnings say of loading is checked below
+        logging.set_verbosity_error()  # what its warnings say of loading is an error here
     device = _device(given.device)
     if given.trust_remote_code:
         where = {"revision": given.revision, "device": device}
@@ -283,16 +283,13 @@ def _load(given: argparse.Namespace) -> Any:
 
     where = {"revision": given.revision} if given.revision else {}
     with _loading(given.model):
-        loaded: Any = MTMMModel.from_pretrained(given.model, output_loading_info=True, **where)
-        model, found = loaded
-        processor = MTMMProcessor.from_pretrained(given.model, **where)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found[kind]:
+        try:
+            model = MTMMModel.from_pretrained(given.model, **where)
+        except ValueError as error:
             raise ValueError(
-                f"{given.model} is not a model of this code: its weights have {len(found[kind])} "
-                f"{kind.replace('_', ' ')}, such as {sorted(found[kind])[0]!r}. If it brings code of its "
-                "own that you trust, give --trust_remote_code."
-            )
+                f"{error} If the model brings code of its own that you trust, give --trust_remote_code."
+            ) from error
+        processor = MTMMProcessor.from_pretrained(given.model, **where)
     return MTMMPipeline(model=model, processor=processor, device=device)
 
 

@@ -448,7 +448,9 @@ def test_model_that_does_not_fit_is_refused(
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     words = ["predict", "--transcript", "no", "--model"]
     assert main([*words, str(tmp_path)]) == 2
-    assert f"1 missing keys, such as {removed!r}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"describes: 1 missing, such as {removed!r}." in told
+    assert "code of its own that you trust, give --trust_remote_code." in told
     for gone, message in (
         ("gone", "`--model gone` is no folder, and no id on the Hub, which is OWNER/NAME."),
         ("some/one", "`--model some/one` is no folder here, and cannot be had from the Hub: "),
