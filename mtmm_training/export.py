@@ -57,7 +57,11 @@ CHECKED = ((1, 0.5, 5), (3, 2.0, 12), (1, 1.0, None))
 class ExportableModel(nn.Module):
     """Four tensors to three, and NaN where [`MTMMModel`] raises an error: a graph cannot.
 
-    An utterance gets NaN if it has neither modality, or audio shorter than one encoder frame.
+    An utterance gets NaN if it has neither modality, or if its mask leaves less than one encoder
+    frame of a longer tensor. Tensors of sizes that the graph was not made for end in an error: in a
+    .pt2 an AssertionError where the audio tensor has no more than one frame, or there are more tokens
+    than the linguistic encoder has places; in an .onnx one of onnxruntime for very few samples, while
+    the number of tokens is not checked.
     """
 
     def __init__(self, model: MTMMModel) -> None:
