@@ -390,7 +390,7 @@ def best_model(
         return model
     encoders = {"audio_encoder": config.audio_encoder, "text_encoder": config.text_encoder}
     names = encoders if config.model is None else {"model": config.model}
-    base = adapters.describe_base(model, config.modalities, **names)
+    base = adapters.describe_base(model, **names)
     with_adapters: Any = choose_trained(config, model)
     checkpoints.load_best(with_adapters)
     if adapter is not None:

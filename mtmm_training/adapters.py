@@ -167,14 +167,11 @@ def without_adapters(model: nn.Module) -> Any:
 # ---- saved and merged --------------------------------------------------------------------------
 
 
-def describe_base(
-    model: MTMMModel, modalities: tuple[str, ...] | list[str], /, **names: str | None
-) -> dict[str, Any]:
-    """What base.json says: Hub ids, what gets adapters, and the digests of both encoders.
+def describe_base(base: MTMMModel, /, **names: str | None) -> dict[str, Any]:
+    """What base.json says: Hub ids, and the digests of both encoders.
 
     Args:
-        model: Without adapters yet.
-        modalities: Whose encoders get adapters.
+        base: Without adapters yet.
         names: `model`, or `audio_encoder` and `text_encoder`: Hub ids, or folders, whose place is
             not written down.
     """
@@ -182,7 +179,7 @@ def describe_base(
         name: None if value is None or Path(value).exists() else value
         for name, value in names.items()
     }
-    return public | {"adapted": list(modalities), "encoders": _digests(model)}
+    return public | {"encoders": _digests(base)}
 
 
 def _digests(model: MTMMModel) -> dict[str, dict[str, str]]:

@@ -200,7 +200,7 @@ def folders(
     model = make_model()
     model.save_pretrained(tmp_path / "base")
     model = MTMMModel.from_pretrained(tmp_path / "base")
-    base = adapters.describe_base(model, ["audio", "text"], model=str(tmp_path / "base"))
+    base = adapters.describe_base(model, model=str(tmp_path / "base"))
     model.config.temperature, model.config.trained_outputs = 1.5, ("emotion",)
     adapted = add_lora(model, 2, 4, 0.1).eval()
     use_adapters(adapted)
@@ -302,9 +302,9 @@ def test_hub_ids_are_kept_and_folders_are_not(
     make_model: Callable[..., MTMMModel], tmp_path: Path
 ) -> None:
     names = {"audio_encoder": "facebook/hubert-large-ll60k", "text_encoder": str(tmp_path)}
-    base = adapters.describe_base(make_model(), ["audio"], **names)
+    base = adapters.describe_base(make_model(), **names)
     assert base["audio_encoder"] == "facebook/hubert-large-ll60k"
-    assert base["text_encoder"] is None and base["adapted"] == ["audio"]
+    assert base["text_encoder"] is None
 
 
 @pytest.mark.parametrize("name", ["audio_model.feature_extractor", "text_model.embeddings"])
@@ -312,13 +312,13 @@ def test_base_is_known_by_every_weight_that_is_read(
     make_model: Callable[..., MTMMModel], name: str
 ) -> None:
     model = make_model(text_config={"model_type": "bert"} | ENCODERS["bert"])
-    base = adapters.describe_base(model, ["audio"])["encoders"]
+    base = adapters.describe_base(model)["encoders"]
     with torch.no_grad():
         model.text_model.pooler.dense.weight.add_(1)
         model.audio_model.masked_spec_embed.add_(1)
-        assert adapters.describe_base(model, ["audio"])["encoders"] == base
+        assert adapters.describe_base(model)["encoders"] == base
         next(model.get_submodule(name).parameters()).add_(1)
-    after = adapters.describe_base(model, ["audio"])["encoders"]
+    after = adapters.describe_base(model)["encoders"]
     changed = [modality for modality in base if after[modality] != base[modality]]
     assert changed == [name.split("_")[0]]
 
