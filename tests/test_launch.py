@@ -97,7 +97,7 @@ def accelerator_of(kind: DistributedType, zero_stage: int = 2) -> Accelerator:
     """What check_launch asks of an Accelerator; a real one of these kinds needs a GPU."""
     plugin = SimpleNamespace(zero_stage=zero_stage)
     state = SimpleNamespace(deepspeed_plugin=plugin)
-    return SimpleNamespace(distributed_type=kind, state=state)
+    return SimpleNamespace(num_processes=2, distributed_type=kind, state=state)
 
 
 def test_sharding_launches_refuse_what_they_cannot_do() -> None:
