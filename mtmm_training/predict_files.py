@@ -267,11 +267,13 @@ def predict_each(
 
 def moved(result: Any, by_s: float) -> Any:
     """The same result with its times so many seconds later."""
+    if by_s == 0:
+        return result
     if isinstance(result, list):
         return [moved(item, by_s) for item in result]
     if not isinstance(result, dict):
         return result
-    later = {name: result[name] + by_s for name in ("start", "end") if name in result}
+    later = {name: round(result[name] + by_s, 6) for name in ("start", "end") if name in result}
     return {name: moved(item, by_s) for name, item in result.items()} | later
 
 
@@ -348,25 +350,19 @@ class Parts:
         own = {"utterances": len(self.inputs), "part_size": self.size, "inputs": digest.hexdigest()}
         return json.loads(json.dumps(dict(self.settings) | own))
 
-    def begin(self) -> str:
-        """Writes the run's record, or, where there are parts, checks that theirs is the same.
-
-        Returns:
-            The record's digest, which every part carries.
+    def digest(self) -> str:
+        """Of the run's record, which every part carries; the folder must be empty or this run's.
 
         Raises:
             ValueError: The folder was begun with something else, or holds parts of nobody knows what,
                 or its record is damaged.
         """
         record, path = self.record(), self.folder / RUN_FILE
-        if not any(self.folder.glob("*.parquet")):  # nothing is lost of what was begun here
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        elif not path.exists():
+        if not path.exists() and any(self.folder.glob("*.parquet")):
             raise ValueError(
                 f"{self.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
             )
-        begun = _read_record(path)
+        begun = _read_record(path) if path.exists() else record
         for name in sorted(begun.keys() | record.keys()):
             if begun.get(name) != record.get(name):
                 raise ValueError(
@@ -381,7 +377,19 @@ class Parts:
         return hashlib.sha256(json.dumps(states).encode()).hexdigest().encode()
 
     def write(self, number: int, rows: list[dict[str, Any]], schema: Any) -> None:
-        """Write a part as Parquet, under a temporary name first."""
+        """Write a part as Parquet, under a temporary name first; with the first one the run's record.
+
+        Not before: a run that never got so far, for options that are wrong, leaves its folder free.
+
+        Raises:
+            ValueError: As `digest`: another run was first.
+        """
+        path = self.folder / RUN_FILE
+        if not path.exists():
+            with replacing(path) as temporary:
+                text = json.dumps(self.record(), indent=1) + "\n"
+                temporary.write_text(text, encoding="utf-8")
+        self.digest()
         import pyarrow
         import pyarrow.parquet
 
@@ -409,7 +417,10 @@ class Parts:
                 raise ValueError(f"{path} cannot be read ({error}); {_REMOVE}") from error
             if names != expected or run != digest.encode():
                 raise ValueError(f"{path} is not the part {number} of this run; {_REMOVE}")
-            if table.schema.metadata.get(RECORDINGS_KEY) != self.recordings(number):
+            state = table.schema.metadata.get(RECORDINGS_KEY)
+            if state is not None and state != self.recordings(
+                number
+            ):  # absent in older versions' parts
                 outdated.append(path.name)
             failed += [
                 f"{name} ({path.name})" for name, bad in zip(names, errors, strict=True) if bad
@@ -493,7 +504,7 @@ def predict_parts(
     """
     import pyarrow.parquet  # noqa: F401  before any work: it comes with the training extra
 
-    digest = parts.begin()
+    digest = parts.digest()
     mine, failed = parts.missing(share), 0
     if mine:
         pipe, options = load()

@@ -419,6 +419,18 @@ def test_refused_option_leaves_no_settings_behind(make: Make, tmp_path: Path) ->
     assert record["explain"] == "valence"
 
 
+def test_run_that_comes_second_writes_nothing_into_the_first_one_s_folder(make: Make) -> None:
+    parts = Parts(make.out, texts(2), 256, {"model": "mine"})
+
+    def load() -> tuple[MTMMPipeline, dict[str, Any]]:
+        assert make(texts(2)) == 0  # another process, of other settings, while this one loads
+        return make.pipe, {}
+
+    with pytest.raises(ValueError, match="was begun with other settings: model was 'm', now"):
+        predict_parts(parts, load)
+    assert make(texts(2)) == 0
+
+
 @pytest.mark.parametrize("change", ["longer", "later", "gone"])
 def test_recording_that_changed_after_its_part_is_noticed(
     make: Make, tmp_path: Path, change: str
