@@ -40,6 +40,8 @@ except ImportError:
     from processing_mtmm import MTMMProcessor, receptive_field
 
 FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
+# Weights that no forward pass reads; the second one only where there is no SpecAugment.
+UNREAD = ("text_model.pooler.", "audio_model.masked_spec_embed")
 ABSENT_EMOTION = -100  # the emotion label of an utterance that has none; an absent dimension is NaN
 
 
@@ -775,6 +777,8 @@ class MTMMModel(MTMMPreTrainedModel):
         of_heads = {"emotion_head": ("emotion",), "dimension_head": self.config.dimension_names}
         lost: set[str] = set()
         for key in drawn:
+            if key.startswith(UNREAD):
+                continue
             lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
         if lost:
             kept = [name for name in self.config.trained_outputs if name not in lost]
@@ -809,13 +813,10 @@ class MTMMModel(MTMMPreTrainedModel):
         if self.config.freeze_text_encoder:
             self.text_model.requires_grad_(False)
         # What no forward pass reads gets no gradient, and DistributedDataParallel would stop.
-        for name, parameter in self.text_model.named_parameters():
-            if name.startswith("pooler."):
+        augmented = getattr(self.audio_model.config, "apply_spec_augment", True)
+        for name, parameter in self.named_parameters():
+            if name.startswith(UNREAD) and not (name.startswith("audio_model.") and augmented):
                 parameter.requires_grad_(False)
-        if not getattr(self.audio_model.config, "apply_spec_augment", True):
-            for name, parameter in self.audio_model.named_parameters():
-                if name == "masked_spec_embed":
-                    parameter.requires_grad_(False)
         if self.audio_model.main_input_name == "input_features":  # Whisper's sinusoids are fixed
             self.audio_model.embed_positions.requires_grad_(False)
 
@@ -1045,14 +1046,12 @@ class MTMMModel(MTMMPreTrainedModel):
                 "text; give the same number, with zero mask rows where one is absent."
             )
         if not torch.compiler.is_compiling():  # reads values, which a traced graph cannot
-            for name, mask in (
-                ("audio_attention_mask", audio_attention_mask),
-                ("attention_mask", attention_mask),
-                ("acoustic_attention_mask", acoustic_attention_mask),
-                ("linguistic_attention_mask", linguistic_attention_mask),
-            ):
-                if mask is not None:
-                    _refuse_gaps(name, mask)
+            _refuse_gaps(
+                audio_attention_mask=audio_attention_mask,
+                attention_mask=attention_mask,
+                acoustic_attention_mask=acoustic_attention_mask,
+                linguistic_attention_mask=linguistic_attention_mask,
+            )
             if input_values is not None:
                 claimed = _as_mask(audio_attention_mask, input_values, axes=(0, -1)).any(-1)
                 _refuse_too_short(claimed & ~acoustic_mask.any(-1))
@@ -1253,14 +1252,20 @@ def _refuse_both(
         )
 
 
-def _refuse_gaps(name: str, mask: Tensor) -> None:
+def _refuse_gaps(**masks: Tensor | None) -> None:
     """(batch, time): padding before or between real positions would be heard as real ones."""
-    gaps = ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
-    if bool(gaps.any()):
-        raise ValueError(
-            f"`{name}` has zeros before ones in rows {gaps.nonzero().flatten().tolist()}; real positions "
-            'must come first: pad on the right (padding_side="right").'
-        )
+    gaps = {
+        name: ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
+        for name, mask in masks.items()
+        if mask is not None
+    }
+    if not gaps or not bool(torch.stack([rows.any() for rows in gaps.values()]).any()):
+        return
+    name = next(name for name, rows in gaps.items() if bool(rows.any()))
+    raise ValueError(
+        f"`{name}` has zeros before ones in rows {gaps[name].nonzero().flatten().tolist()}; real "
+        'positions must come first: pad on the right (padding_side="right").'
+    )
 
 
 def _refuse_other_labels(name: str, labels: Tensor | None, shape: torch.Size) -> None:

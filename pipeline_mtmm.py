@@ -55,15 +55,18 @@ FEATURES = {
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, also in the midst of a training, which then goes on with it."""
-    training = model.training
-    if training:
-        model.eval()
+    """Without dropout, also in the midst of a training, which then goes on as it was.
+
+    A model that is being trained must not predict in several threads at once.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 @dataclass

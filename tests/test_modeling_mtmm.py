@@ -1089,6 +1089,15 @@ def test_outputs_of_drawn_weights_are_untrained(
     assert loaded.config.trained_outputs == kept
 
 
+def test_weights_that_nothing_reads_leave_outputs_trained(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model(trained_outputs=("emotion", "valence"))
+    folder = damaged_copy(model, tmp_path, lambda w: w.pop("audio_model.masked_spec_embed"))
+    loaded, found = load_with_info(folder)
+    assert found["missing_keys"] and loaded.config.trained_outputs == ("emotion", "valence")
+
+
 @pytest.mark.parametrize("key", ["audio_attention_mask", "attention_mask"])
 def test_model_refuses_padding_on_the_left(make_model: MakeModel, key: str) -> None:
     model = make_model()

@@ -278,8 +278,10 @@ def test_model_in_training_predicts_without_dropout_and_goes_on_with_it(
     )
     expected = pipe({"text": "so you won"}, explain=True)
     pipe.model.train()
+    pipe.model.emotion_head.eval()
+    before = [module.training for module in pipe.model.modules()]
     assert_same(pipe({"text": "so you won"}, explain=True), expected)
-    assert pipe.model.training and pipe.model.fusion.training
+    assert [module.training for module in pipe.model.modules()] == before
 
 
 def test_generator_is_read_a_bounded_way_ahead(pipe: MTMMPipeline) -> None:
