@@ -123,7 +123,6 @@ def read_all(config: TrainConfig) -> list[Utterance]:
         utterances = read_corpus(
             str(config.corpus), str(config.corpus_dir), official_split=official, **options
         )
-        check_scale(utterances, config)
     hidden = {"audio", "text"} - set(config.modalities)
     kept = [
         u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)
@@ -138,18 +137,6 @@ def read_all(config: TrainConfig) -> list[Utterance]:
     if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
         kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
     return [without_fields(u, hidden) for u in kept]
-
-
-def check_scale(utterances: Iterable[Utterance], config: TrainConfig) -> None:
-    """Refuse a corpus whose dimensions are on another scale than the model's, which is fixed."""
-    own = CORPORA[str(config.corpus)].load().DIMENSION_RANGE
-    rated = any(getattr(u, name) is not None for u in utterances for name in config.dimensions)
-    if rated and own != tuple(config.dimension_range):
-        low, high = config.dimension_range
-        raise ValueError(
-            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go from "
-            f"{low:g} to {high:g}. Give --dimension_range {own[0]:g} {own[1]:g}."
-        )
 
 
 def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
@@ -250,27 +237,65 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
     } | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
 
 
-def check_fold(config: TrainConfig, splits: dict[str, list[Utterance]]) -> None:
-    """Refuse a fold whose speakers or labels do not suit the flags, without building the model."""
-    check_unseen(config, splits["test"])
+def planned(config: TrainConfig) -> MTMMConfig:
+    """What the flags say of the model's outputs and loss; of its encoders nothing."""
     names = ("id2label", "dimension_names", "emotion_loss_weight", "dimension_loss_weights")
     fields = {name: value for name, value in model_fields(config).items() if name in names}
-    known = MTMMConfig(**fields)
     if config.model is not None:
-        known = MTMMConfig.from_pretrained(config.model, **fields)
+        return MTMMConfig.from_pretrained(config.model, **fields)
+    return MTMMConfig(**fields)
+
+
+def check_fold(config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Utterance]]) -> None:
+    """Refuse a fold whose speakers or labels do not suit the flags, without building the model.
+
+    Args:
+        config: The flags.
+        known: Of [`planned`].
+        splits: The fold's utterances.
+    """
+    check_unseen(config, splits["test"])
     outputs = trained_outputs(known, splits["train"])
+    check_scale(config, outputs)
     labelled = hide_labels(splits["validation"], config, outputs)
     check_selection(config, describe_split(labelled, config))
 
 
+def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
+    """Refuse to train dimensions on ratings of a corpus whose scale is not the model's."""
+    if config.corpus is None or not set(config.dimensions) & set(outputs):
+        return
+    own = CORPORA[config.corpus].load().DIMENSION_RANGE
+    if own != tuple(config.dimension_range):
+        low, high = config.dimension_range
+        remedy = f"Give --dimension_range {own[0]:g} {own[1]:g}."
+        if config.model is not None:
+            remedy = "Begin with encoders, or convert the ratings in a manifest."
+        raise ValueError(
+            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go from "
+            f"{low:g} to {high:g}. {remedy}"
+        )
+
+
+def speakers_behind(model: str | None) -> set[str]:
+    """Who a run's model, and those that it went on from, were trained or selected on, if that is known."""
+    speakers: set[str] = set()
+    followed = set()
+    while model is not None and model not in followed:
+        followed.add(model)
+        try:
+            past = read_json(Path(model).parent / "results.json", "splits", "config")
+            for split in ("train", "validation"):
+                speakers.update(past["splits"][split]["speakers"])
+            model = past["config"]["model"]
+        except (OSError, ValueError, KeyError, TypeError):  # no run's, or another program's
+            break
+    return speakers
+
+
 def check_unseen(config: TrainConfig, test: Iterable[Utterance]) -> None:
     """Refuse to test a run's model on speakers that it was trained or selected on."""
-    past = Path(config.model or "").parent / "results.json"
-    if config.model is None or not past.is_file():
-        return
-    splits = read_json(past, "splits")["splits"]
-    known = {name for split in ("train", "validation") for name in splits[split]["speakers"]}
-    seen = sorted(known & {u.speaker_id for u in test})
+    seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in test})
     if seen:
         more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
         raise ValueError(
@@ -475,7 +500,7 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
         return
     fold = choose_fold(config, utterances)
     splits = select(utterances, fold)
-    check_fold(config, splits)
+    check_fold(config, planned(config), splits)
     plain, processor = build_model(config)
     model = choose_trained(config, plain)
     outputs = plain.config.trained_outputs = trained_outputs(plain.config, splits["train"])

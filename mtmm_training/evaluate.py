@@ -102,8 +102,9 @@ def make_plan(out: Path, flags: Sequence[str], chosen: Sequence[int] | None = No
             f"`--folds {wrong[0]}` does not exist: there are {len(folds)}, counted from 0."
         )
     chosen = sorted(set(range(len(folds)) if chosen is None else chosen))
+    known = train_accelerate.planned(config)
     for index in chosen:
-        train_accelerate.check_fold(config, select(utterances, folds[index]))
+        train_accelerate.check_fold(config, known, select(utterances, folds[index]))
     return Plan(out, list(flags), config, utterances, folds, chosen)
 
 

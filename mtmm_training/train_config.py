@@ -55,8 +55,8 @@ class TrainConfig:
     )
     dimension_range: list[float] = _flag(
         [],
-        "Lowest and highest value of their labels, one scale for all; if not given that of --model or the "
-        "corpus, else 1 5.",
+        "Lowest and highest value of their labels, one scale for all; if not given that of the corpus, else "
+        "1 5. With --model: its own.",
     )
     modalities: list[str] = _flag(
         ["audio", "text"], "What the model sees, in training and test.", choices=["audio", "text"]
@@ -332,8 +332,7 @@ class TrainConfig:
             if value is None:
                 continue
             path = Path(value)
-            local = path.is_absolute() or value.startswith((".", "~")) or value.count("/") > 1
-            local = local or (path.parent != Path() and path.parent.is_dir())
+            local = path.is_absolute() or value.startswith((".", "~")) or len(path.parts) > 2
             self._require(name, path.is_dir() or not local, "a folder that is there, or a Hub id")
 
     def _check_used(self) -> None:
@@ -405,12 +404,15 @@ class TrainConfig:
             for name, own in (
                 ("emotions", self.emotions == list(known.emotion_names)),
                 ("dimensions", set(self.dimensions) == set(known.dimension_names)),
+                ("dimension_range", self.dimension_range == list(known.dimension_range)),
             ):
+                low, high = known.dimension_range
                 self._require(
                     name,
                     own or not getattr(self, name),
                     f"left out with --model, which predicts {', '.join(known.emotion_names)}, and "
-                    f"{', '.join(known.dimension_names)}; for others begin with encoders",
+                    f"{', '.join(known.dimension_names)} from {low:g} to {high:g}; for others begin with "
+                    "encoders",
                 )
         corpus_range = None
         if self.model is None and self.corpus is not None:

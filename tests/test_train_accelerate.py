@@ -5,6 +5,7 @@ Run alone: python -m pytest tests/test_train_accelerate.py
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,11 +207,11 @@ def test_full_disk_stops_with_the_last_checkpoint_intact(work: Path) -> None:
     last = output.strip().splitlines()[-1]
     assert process.returncode == 1 and last.startswith("error: "), output
     assert "could not be written" in last and "run the same command with --resume" in last
-    newest = max(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+    newest = max(folder.glob("step-*"))
     process = start(command(work, "full", *flags, "--resume", "True"))
-    wait_for(folder / f"step-{newest + 1:09d}", process)
+    wait_for(folder / f"step-{int(newest.name.split('-')[1]) + 1:09d}", process)
     process.kill()
-    assert f"resumed from {folder}/step-{newest:09d}" in process.communicate()[0]
+    assert f"resumed from {newest}" in process.communicate()[0]
 
 
 # ---- from the cache, of two corpora ----------------------------------------------------------
@@ -413,18 +414,22 @@ def test_script_disjoint_folds_are_those_of_the_corpus_whatever_the_model_sees(
 
 
 def test_corpus_on_another_scale_than_the_model_is_refused(tmp_path: Path) -> None:
-    MTMMConfig().save_pretrained(tmp_path)
+    MTMMConfig.tiny().save_pretrained(tmp_path)
     flags: dict[str, Any] = {"corpus": "msp_podcast", "corpus_dir": "x"}
-    rated = [Utterance(utterance_id="a", corpus="c", text="a", speaker_id="s", valence=6.5)]
-    for wrong in ({"model": str(tmp_path)}, {"dimension_range": [1.0, 5.0]}):
+    wrongs: list[tuple[dict[str, Any], str]] = [
+        ({"model": str(tmp_path)}, "Begin with encoders, or convert"),
+        ({"dimension_range": [1.0, 5.0]}, "Give --dimension_range 1 7"),
+    ]
+    for wrong, remedy in wrongs:
         config = TrainConfig(**flags, **wrong).resolve()
-        with pytest.raises(ValueError, match="msp_podcast are rated from 1 to 7, the model's go"):
-            train_accelerate.check_scale(rated, config)
-        train_accelerate.check_scale([replace(rated[0], valence=None)], config)
-    train_accelerate.check_scale(rated, TrainConfig(**flags).resolve())
+        message = f"msp_podcast are rated from 1 to 7, the model's go from 1 to 5. {remedy}"
+        with pytest.raises(ValueError, match=message):
+            train_accelerate.check_scale(config, ("emotion", "valence"))
+        train_accelerate.check_scale(config, ("emotion",))
+    train_accelerate.check_scale(TrainConfig(**flags).resolve(), ("valence",))
 
 
-def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path) -> None:
+def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path, tmp_path: Path) -> None:
     model = str(finished / "model")
     splits = json.loads((finished / "results.json").read_text())["splits"]
     utterances = read_manifest(work / "corpus" / "manifest.csv")
@@ -432,12 +437,22 @@ def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path) -> No
         split: [u for u in utterances if u.speaker_id in splits[split]["speakers"]]
         for split in splits
     }
-    config = TrainConfig(model=model).resolve()
-    train_accelerate.check_fold(config, spoken)
-    for seen in ("train", "validation"):
-        speaker = splits[seen]["speakers"][0]
-        with pytest.raises(ValueError, match=f"trained or selected on .*{speaker}.* of the test"):
-            train_accelerate.check_fold(config, spoken | {"test": spoken[seen]})
+    later = tmp_path / "later"  # a run that went on from it, on other speakers
+    later.mkdir()
+    others = {"splits": dict.fromkeys(splits, {"speakers": ["x"]}), "config": {"model": model}}
+    (later / "results.json").write_text(json.dumps(others))
+    shutil.copytree(finished / "model", later / "model")
+    for last in (model, str(later / "model")):
+        config = TrainConfig(model=last).resolve()
+        known = train_accelerate.planned(config)
+        train_accelerate.check_fold(config, known, spoken)
+        for seen in ("train", "validation"):
+            speaker = splits[seen]["speakers"][0]
+            message = f"trained or selected on .*{speaker}.* of the test"
+            with pytest.raises(ValueError, match=message):
+                train_accelerate.check_fold(config, known, spoken | {"test": spoken[seen]})
+    (later / "results.json").write_text('{"splits": ["of", "another", "program"]}')
+    assert train_accelerate.speakers_behind(str(later / "model")) == set()
 
 
 @pytest.mark.parametrize(
@@ -445,6 +460,7 @@ def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path) -> No
     [
         ({"emotions": ["sad", "happy", "neutral", "angry"]}, "`--emotions` is .*, which predicts"),
         ({"dimensions": ["valence"]}, r"`--dimensions` is \['valence'\]; it must be left out"),
+        ({"dimension_range": [1.0, 7.0]}, "`--dimension_range` is .*, and valence, arousal from 1"),
     ],
 )
 def test_model_keeps_its_outputs(tmp_path: Path, flags: dict[str, Any], message: str) -> None:
@@ -587,7 +603,7 @@ def test_partial_labels_and_modalities_train_and_are_named(work: Path) -> None:
             ("--corpus_exponent", "0.5", "--class_weights", "balanced"),
             "`--corpus_exponent` is 0.5; it must be 1 with --class_weights",
         ),
-        (("--model", "finished/none"), "`--model` is 'finished/none'; it must be a folder that"),
+        (("--model", "out/run/none/"), "`--model` is 'out/run/none/'; it must be a folder that"),
         (("--audio_encoder", "/nowhere"), "`--audio_encoder` is '/nowhere'; it must be a folder"),
         (
             ("--model", "finished/model"),
