@@ -321,7 +321,14 @@ class Loader(DataLoader[Any]):
         for indices in self.batch_sampler:
             try:
                 batch = next(batches)
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self.num_workers:
+                    raise
+                # Errors of reading are returned: these are of the channel that a batch comes through.
+                if not isinstance(error, RuntimeError) or "ancdata" in str(error):
+                    raise RuntimeError(
+                        f"DataLoader worker ended while it handed over a batch: {error}"
+                    ) from error
                 if "timed out" not in str(error):
                     raise
                 ids = ", ".join(self.dataset[index]["utterance_id"] for index in indices)

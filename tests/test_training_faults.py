@@ -4,6 +4,7 @@ Run alone: python -m pytest tests/test_training_faults.py
 """
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ from torch import nn
 import train_accelerate
 from modeling_mtmm import MTMMModel
 from mtmm_training import batches, checkpoints, divergence, features
-from mtmm_training.batches import LengthBatches, frame_lengths, make_loader, to_dataset
+from mtmm_training.batches import (
+    LengthBatches,
+    frame_lengths,
+    is_of_worker,
+    make_loader,
+    to_dataset,
+)
 from mtmm_training.checkpoints import Checkpoints, StopSignal, alone_in
 from mtmm_training.train_config import TrainConfig
 from mtmm_training.utterances import Utterance, read_manifest, write_manifest
@@ -586,6 +593,30 @@ def test_error_of_a_worker_is_that_of_its_collator(workers: int) -> None:
     loader = make_loader(to_dataset(texts(3)), schedule, Collate(refuses="u1"), workers=workers)
     with pytest.raises(ValueError, match=r"^Utterance u1: refused\.$"):
         list(loader)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        EOFError("ran out of input"),
+        RuntimeError("received 0 items of ancdata"),
+    ],
+)
+def test_worker_killed_while_it_hands_over_is_what_is_said(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object) -> Iterator[Any]:
+        raise error
+        yield
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", broken)
+    for workers in (0, 1):
+        schedule = LengthBatches([3, 2, 1], 1, shuffle=False)
+        loader = make_loader(to_dataset(texts(3)), schedule, Collate(), workers=workers)
+        with pytest.raises(RuntimeError if workers else type(error)) as raised:
+            list(loader)
+        assert is_of_worker(raised.value) == bool(workers)
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
