@@ -170,11 +170,12 @@ def test_killed_run_ends_with_the_weights_of_one_never_killed(work: Path, finish
     assert kept["epochs"] == again["epochs"] and kept["test"] == again["test"]
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(checkpoint: Path, process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Until it is there, or a later one: few are kept, so it may be gone before it is seen."""
     deadline = time.monotonic() + seconds
-    while not path.exists():
+    while not any(found.name >= checkpoint.name for found in checkpoint.parent.glob("step-*")):
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{checkpoint} did not come"
         time.sleep(0.05)
 
 
