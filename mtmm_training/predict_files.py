@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -342,6 +343,7 @@ class Parts:
         mine = range(share[0], self.count, share[1])
         return [number for number in mine if not self.path(number).exists()]
 
+    @cached_property  # each part that is written asks again
     def record(self) -> dict[str, Any]:
         """What makes this run this run."""
         digest = hashlib.sha256()
@@ -357,7 +359,7 @@ class Parts:
             ValueError: The folder was begun with something else, or holds parts of nobody knows what,
                 or its record is damaged.
         """
-        record, path = self.record(), self.folder / RUN_FILE
+        record, path = self.record, self.folder / RUN_FILE
         if not path.exists() and any(self.folder.glob("*.parquet")):
             raise ValueError(
                 f"{self.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
@@ -387,7 +389,7 @@ class Parts:
         path = self.folder / RUN_FILE
         if not path.exists():
             with replacing(path) as temporary:
-                text = json.dumps(self.record(), indent=1) + "\n"
+                text = json.dumps(self.record, indent=1) + "\n"
                 temporary.write_text(text, encoding="utf-8")
         self.digest()
         import pyarrow
@@ -417,10 +419,8 @@ class Parts:
                 raise ValueError(f"{path} cannot be read ({error}); {_REMOVE}") from error
             if names != expected or run != digest.encode():
                 raise ValueError(f"{path} is not the part {number} of this run; {_REMOVE}")
-            state = table.schema.metadata.get(RECORDINGS_KEY)
-            if state is not None and state != self.recordings(
-                number
-            ):  # absent in older versions' parts
+            known = table.schema.metadata.get(RECORDINGS_KEY)  # None of parts of older versions
+            if known is not None and known != self.recordings(number):
                 outdated.append(path.name)
             failed += [
                 f"{name} ({path.name})" for name, bad in zip(names, errors, strict=True) if bad
