@@ -78,6 +78,7 @@ from mtmm_training.utterances import (
     SPLITS,
     Utterance,
     digest,
+    few,
     read_manifests,
     without_fields,
 )
@@ -297,9 +298,8 @@ def check_unseen(config: TrainConfig, test: Iterable[Utterance]) -> None:
     """Refuse to test a run's model on speakers that it was trained or selected on."""
     seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in test})
     if seen:
-        more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
         raise ValueError(
-            f"`--model` is {config.model!r}, which was trained or selected on {', '.join(seen[:5])}{more} of "
+            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of "
             "the test split. Give every fold the model of a run that left its test speakers out, or other "
             "names to other people."
         )

@@ -21,7 +21,7 @@ from typing import Any
 import soundfile
 
 from mtmm_training.files import read_json, replacing
-from mtmm_training.utterances import SPLITS, Utterance, by_id, digest
+from mtmm_training.utterances import SPLITS, Utterance, by_id, digest, few
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +154,8 @@ def _overlapping(stretches: Iterable[Stretch]) -> Iterator[tuple[Stretch, Stretc
         going.append(stretch)
 
 
-def _shown(names: Iterable[str], limit: int = 5) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(repr, names[:limit])) + more
+def _shown(names: Iterable[str]) -> str:
+    return few([repr(name) for name in sorted(names)])
 
 
 def recording_digests(utterances: Sequence[Utterance]) -> dict[str, Recording]:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtmm_training.files import replacing, sweep
-from mtmm_training.utterances import Utterance, read_manifest
+from mtmm_training.utterances import Utterance, few, read_manifest
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -29,7 +29,6 @@ TRANSCRIPT_FORMS = (
 )
 RUN_FILE = "_run.json"  # readers of folders of Parquet files pass over names that begin so
 RUN_KEY, RECORDINGS_KEY = b"mtmm_run", b"mtmm_recordings"  # digests in a part's metadata
-NAMED = 5  # of many, in a message
 NOT_FINITE = "The model's outputs are not finite"  # the pipeline does not say for which input
 
 
@@ -429,17 +428,12 @@ class Parts:
         if outdated:
             raise ValueError(
                 f"Audio files changed, came or went after their results were written into "
-                f"{_few(outdated)} of {self.folder}; delete these parts and run the same command again."
+                f"{few(outdated)} of {self.folder}; delete these parts and run the same command again."
             )
         return failed
 
 
 _REMOVE = "delete it and run the same command again."
-
-
-def _few(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _file_state(path: str | None) -> tuple[int, int] | None:
@@ -526,7 +520,7 @@ def predict_parts(
     names = parts.check(digest)
     if names:
         tell(
-            f"Failed: {_few(names)}. To try them anew, delete their parts and run the same command again."
+            f"Failed: {few(names)}. To try them anew, delete their parts and run the same command again."
         )
     tell(
         f"{parts.folder}: {len(parts.inputs)} utterances in {parts.count} parts, complete and in order; "

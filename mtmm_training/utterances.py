@@ -149,6 +149,12 @@ def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
     return replace(utterance, **absent)
 
 
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many more there are, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def digest(utterances: Iterable[Utterance]) -> str:
     """What results depend on beside the recordings' content, in 16 hexadecimal digits.
 
