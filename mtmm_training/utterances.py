@@ -49,7 +49,7 @@ COLUMNS = {
 }
 _NUMBER_COLUMNS = (*DIMENSIONS, "start", "end")
 _VERBATIM_COLUMNS = ("audio", "text")
-_LISTED_PROBLEMS = 5
+_LISTED = 5
 # "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
 _NEAR_MISS = 0.81
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -149,10 +149,10 @@ def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
     return replace(utterance, **absent)
 
 
-def few(names: Sequence[str], most: int = 5) -> str:
+def few(names: Sequence[str]) -> str:
     """The first of many names, and how many more there are, for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def digest(utterances: Iterable[Utterance]) -> str:
@@ -605,7 +605,7 @@ def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
 
 
 def _listing(path: Path, what: str, problems: dict[int, str]) -> str:
-    numbers = sorted(problems)[:_LISTED_PROBLEMS]
+    numbers = sorted(problems)[:_LISTED]
     lines = [f"\n  row {number}: {problems[number]}" for number in numbers]
     if len(problems) == 1:
         what = what.replace("rows", "row", 1)
