@@ -322,6 +322,7 @@ def test_folder_of_another_user_is_named() -> None:
         shards.write({"key": torch.ones(2, 2)})
         (shard,) = Path(folder).glob("*.safetensors")
         shard.chmod(0o644)
+        expected = str(torch.ones(2, 2))  # here first: it imports files that nobody may not read
 
         def read() -> torch.Tensor:
             reader = StateShards(Path(folder))
@@ -329,7 +330,7 @@ def test_folder_of_another_user_is_named() -> None:
             return reader["key"]
 
         said = as_nobody(read)
-        assert said == str(torch.ones(2, 2))  # what others wrote can be read
+        assert said == expected  # what others wrote can be read
 
 
 # ---- mtmm predict --------------------------------------------------------------------------------
