@@ -10,7 +10,7 @@ READY := .venv/.ready
 .PHONY: demo test stress lint clean
 
 demo: $(READY)
-	$(BIN)/python -m mtmm_training.demo out/demo
+	$(BIN)/python -m mtmm_training.studies.demo out/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10

@@ -46,9 +46,9 @@ from transformers.hf_argparser import DataClassType, HfArgumentParser
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor
-from mtmm_training import adapters, divergence, figures
-from mtmm_training.augment import add_variants, mask_frames
-from mtmm_training.batches import (
+from mtmm_training.batches.augment import add_variants, mask_frames
+from mtmm_training.batches.cache import CachedStates, FeatureCache, trainable_encoders
+from mtmm_training.batches.collate import (
     LengthBatches,
     Loader,
     RawInputs,
@@ -59,11 +59,8 @@ from mtmm_training.batches import (
     rmm_probability,
     to_dataset,
 )
-from mtmm_training.checkpoints import Checkpoints, Progress, StopSignal, alone_in
-from mtmm_training.corpora import CORPORA, read_corpus
-from mtmm_training.features import CachedStates, FeatureCache, trainable_encoders
-from mtmm_training.files import read_json, replacing, writing
-from mtmm_training.folds import (
+from mtmm_training.data.corpora import CORPORA, read_corpus
+from mtmm_training.data.folds import (
     Fold,
     fold_from_speakers,
     load_folds,
@@ -71,10 +68,7 @@ from mtmm_training.folds import (
     script_of,
     select,
 )
-from mtmm_training.metrics import fit_temperature, selection_score
-from mtmm_training.predictions import Predictions, predict, write_predictions
-from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import (
+from mtmm_training.data.utterances import (
     SPLITS,
     Utterance,
     digest,
@@ -82,6 +76,13 @@ from mtmm_training.utterances import (
     read_manifests,
     without_fields,
 )
+from mtmm_training.files import read_json, replacing, writing
+from mtmm_training.pictures import figures
+from mtmm_training.scoring.metrics import fit_temperature, selection_score
+from mtmm_training.scoring.predictions import Predictions, predict, write_predictions
+from mtmm_training.training import adapters, divergence
+from mtmm_training.training.checkpoints import Checkpoints, Progress, StopSignal, alone_in
+from mtmm_training.training.config import TrainConfig
 
 # ---- data --------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@
 Both files are memory-mapped and hold one entry per utterance, (frames, 1024); reading fills padded
 batches of 16, on one thread. Every round times both formats, one after the other; printed are
 medians and the ratio Arrow ÷ safetensors, above 1 where safetensors is faster.
-mtmm_training/features.py uses safetensors.
+mtmm_training/batches/cache.py uses safetensors.
 """
 
 import argparse

@@ -31,8 +31,8 @@ from common import (
 from torch import Tensor
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches import LengthBatches
-from mtmm_training.features import StateShards, pad_states
+from mtmm_training.batches.cache import StateShards, pad_states
+from mtmm_training.batches.collate import LengthBatches
 
 TARGET = 90.0
 FOLDS, EPOCHS = 10, 20

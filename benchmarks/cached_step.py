@@ -33,15 +33,15 @@ from common import (
 
 from configuration_mtmm import EMOTIONS, MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.batches import (
+from mtmm_training.batches.cache import DTYPES, STATES, CachedStates, FeatureCache, StateShards
+from mtmm_training.batches.collate import (
     FRAMES_PER_SECOND,
     LengthBatches,
     RawInputs,
     make_loader,
     to_dataset,
 )
-from mtmm_training.features import DTYPES, STATES, CachedStates, FeatureCache, StateShards
-from mtmm_training.utterances import Utterance, read_manifest
+from mtmm_training.data.utterances import Utterance, read_manifest
 
 TARGET = 1.10
 

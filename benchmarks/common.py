@@ -17,7 +17,7 @@ from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches import FRAMES_PER_SECOND
+from mtmm_training.batches.collate import FRAMES_PER_SECOND
 
 ROOT = Path(__file__).parents[1]
 MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 3.6, 0.7, 0.6, 34.0  # of IEMOCAP's utterances, about
@@ -269,7 +269,7 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> None:
 
 def synthetic_flags(work: Path, utterances: int, **model_config: object) -> list[str]:
     """Write the embedded corpus and encoders into `work`; the flags that train on them."""
-    from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+    from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 
     write_corpus(work / "corpus", utterances=utterances)
     write_encoders(work / "encoders")

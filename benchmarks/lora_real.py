@@ -22,9 +22,9 @@ from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.adapters import merge
-from mtmm_training.batches import RawInputs, to_dataset
-from mtmm_training.utterances import read_manifest, write_manifest
+from mtmm_training.batches.collate import RawInputs, to_dataset
+from mtmm_training.data.utterances import read_manifest, write_manifest
+from mtmm_training.training.adapters import merge
 
 TARGET = 1e-4
 COMPARED = 4  # utterances

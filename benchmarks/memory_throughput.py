@@ -30,7 +30,7 @@ from common import (
 from torch import nn
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.adapters import add_lora
+from mtmm_training.training.adapters import add_lora
 
 MODES = {
     "frozen, cached": 1.2,  # of what the weights alone take: memory to ask for before starting

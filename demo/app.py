@@ -230,7 +230,7 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
 def make_examples(folder: str) -> list[list[str | None]]:
     """Path and transcript of an utterance of each emotion, made from a seed; or sentences alone."""
     try:
-        from mtmm_training.corpora.synthetic import write_corpus
+        from mtmm_training.data.corpora.synthetic import write_corpus
     except ImportError:
         return [[None, sentence] for sentence in SENTENCES]
     by_emotion = {u.emotion: u for u in write_corpus(Path(folder) / "corpus", utterances=40)}

@@ -1,6 +1,6 @@
 """What the page draws, as HTML from the pipeline's results: messages, plane, timeline, explanation.
 
-A Space has no checkout, so mtmm_training/pictures.py is not at hand there; and what is drawn here
+A Space has no checkout, so mtmm_training/pictures/pictures.py is not at hand there; and what is drawn here
 keeps its letters readable on a phone. style.css has the looks. As in the pictures, colour never
 stands alone. Words of users and models are escaped.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# As in mtmm_training/pictures.py; emotions of other names take turns at what is left.
+# As in mtmm_training/pictures/pictures.py; emotions of other names take turns at what is left.
 COLOURS = {
     "angry": "#D55E00",
     "happy": "#E69F00",

@@ -18,4 +18,4 @@ cd "$(dirname "$0")/.."
     --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" \
     --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
     --augment speed noise --augment_variants 4 --epochs 40 "${@:6}"
-python -m mtmm_training.hour --run "$out/run" --out "$out/hour" --seconds "$length"
+python -m mtmm_training.studies.hour --run "$out/run" --out "$out/hour" --seconds "$length"

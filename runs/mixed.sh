@@ -19,8 +19,8 @@ python - "$ravdess" "$emobank" "$out" <<'PY'
 import sys
 from dataclasses import replace
 from pathlib import Path
-from mtmm_training.corpora import read_corpus
-from mtmm_training.utterances import read_manifest, write_manifest
+from mtmm_training.data.corpora import read_corpus
+from mtmm_training.data.utterances import read_manifest, write_manifest
 
 ravdess, emobank, out = map(Path, sys.argv[1:])
 splits = {f"actor_{n}": "validation" for n in (19, 20)} | {f"actor_{n}": "test" for n in range(21, 25)}
@@ -31,11 +31,11 @@ PY
 
 common=(--protocol official --audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 common+=("${SMALL_CORPUS[@]}")
-python -m mtmm_training.evaluate run --out "$out/ravdess" --manifest "$out/ravdess.csv" \
+python -m mtmm_training.studies.protocol run --out "$out/ravdess" --manifest "$out/ravdess.csv" \
     "${common[@]}" --epochs 40
-python -m mtmm_training.evaluate run --out "$out/emobank" --manifest "$out/emobank.csv" \
+python -m mtmm_training.studies.protocol run --out "$out/emobank" --manifest "$out/emobank.csv" \
     "${common[@]}" --batch_size 64 --epochs 10
-python -m mtmm_training.evaluate run --out "$out/both" \
+python -m mtmm_training.studies.protocol run --out "$out/both" \
     --manifest "$out/ravdess.csv" "$out/emobank.csv" "${common[@]}" \
     --corpus_exponent 0.5 --batch_size 32 --epochs 12
 
@@ -59,5 +59,5 @@ for corpus in ("ravdess", "emobank"):
     write_json(results, part / "results.json")
 PY
 for corpus in ravdess emobank; do
-    python -m mtmm_training.evaluate compare "$out/$corpus" "$out/both_on_$corpus" --out "$out/comparison_$corpus"
+    python -m mtmm_training.studies.protocol compare "$out/$corpus" "$out/both_on_$corpus" --out "$out/comparison_$corpus"
 done

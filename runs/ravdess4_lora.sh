@@ -13,10 +13,10 @@ cd "$(dirname "$0")/.."
 corpus=(--manifest "$manifest" --protocol grouped --k 4 --modalities audio)
 encoders=(--audio_encoder "$audio" --text_encoder "$text")
 
-python -m mtmm_training.baselines "${corpus[@]}" "${encoders[@]}" --layers best --cache_dir "$out/cache" \
+python -m mtmm_training.studies.baselines "${corpus[@]}" "${encoders[@]}" --layers best --cache_dir "$out/cache" \
     --out "$out/best_layer"
-python -m mtmm_training.evaluate table "$out/best_layer"
-python -m mtmm_training.evaluate run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
+python -m mtmm_training.studies.protocol table "$out/best_layer"
+python -m mtmm_training.studies.protocol run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
     "${encoders[@]}" "${SMALL_CORPUS[@]}" --augment speed noise --augment_variants 4 --epochs 40
 for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same training split
     [ -f "$out/lora/fold-0$fold/results.json" ] || python train_accelerate.py --resume True \
@@ -24,5 +24,5 @@ for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same
         --lora_rank 8 --learning_rate 3e-4 --epochs 3 --mixed_precision bf16 \
         --augment speed noise lowpass gain --augment_variants 7
 done
-python -m mtmm_training.evaluate table "$out/lora"
-python -m mtmm_training.evaluate compare "$out/best_layer" "$out/frozen" "$out/lora" --out "$out/comparison"
+python -m mtmm_training.studies.protocol table "$out/lora"
+python -m mtmm_training.studies.protocol compare "$out/best_layer" "$out/frozen" "$out/lora" --out "$out/comparison"

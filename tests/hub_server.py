@@ -483,7 +483,7 @@ class HubHandler(BaseHTTPRequestHandler):
 def trained_run(base: Path) -> Path:
     """A run of train_accelerate.py on forty utterances of the embedded corpus, made once per `base`."""
     import train_accelerate
-    from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+    from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 
     run = base / "life" / "run"
     if (run / "results.json").is_file():

@@ -19,11 +19,11 @@ from transformers import AutoConfig, AutoModel
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training import adapters
-from mtmm_training.adapters import FAMILIES, add_lora, merge, unfreeze_top_layers
-from mtmm_training.checkpoints import StopSignal
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.train_config import TrainConfig
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.training import adapters
+from mtmm_training.training.adapters import FAMILIES, add_lora, merge, unfreeze_top_layers
+from mtmm_training.training.checkpoints import StopSignal
+from mtmm_training.training.config import TrainConfig
 from train_accelerate import explain, main, parameter_counts
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from mtmm_training.augment import (
+from mtmm_training.batches.augment import (
     CHANGES,
     MASKED_SPAN,
     add_variants,
@@ -20,8 +20,14 @@ from mtmm_training.augment import (
     mask_frames,
     speed_of,
 )
-from mtmm_training.batches import LengthBatches, RawInputs, frame_lengths, make_loader, to_dataset
-from mtmm_training.utterances import Utterance
+from mtmm_training.batches.collate import (
+    LengthBatches,
+    RawInputs,
+    frame_lengths,
+    make_loader,
+    to_dataset,
+)
+from mtmm_training.data.utterances import Utterance
 from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor
 
 RATE = 16000

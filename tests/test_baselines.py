@@ -17,16 +17,16 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mtmm_training import baselines
-from mtmm_training.baselines import BaselineConfig, Features, main, run_fold
-from mtmm_training.batches import RawInputs, to_dataset
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.features import INPUTS
-from mtmm_training.folds import make_folds
-from mtmm_training.metrics import unweighted_average_recall
-from mtmm_training.tables import read_experiment
-from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.batches.cache import INPUTS
+from mtmm_training.batches.collate import RawInputs, to_dataset
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.folds import make_folds
+from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.scoring.metrics import unweighted_average_recall
+from mtmm_training.scoring.tables import read_experiment
+from mtmm_training.studies import baselines
+from mtmm_training.studies.baselines import BaselineConfig, Features, main, run_fold
+from mtmm_training.training.config import TrainConfig
 from train_accelerate import build_model, choose_fold
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtmm_training.batches import (
+from mtmm_training.batches.collate import (
     LengthBatches,
     RawInputs,
     mask_modalities,
@@ -15,7 +15,7 @@ from mtmm_training.batches import (
     share_out,
     to_dataset,
 )
-from mtmm_training.utterances import Utterance
+from mtmm_training.data.utterances import Utterance
 
 
 def iemocap_like_lengths(count: int = 5531, seed: int = 0) -> np.ndarray:

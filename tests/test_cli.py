@@ -27,10 +27,10 @@ from hub_server import HubServer
 
 import train_accelerate
 from modeling_mtmm import MTMMModel
-from mtmm_training import cli, predict_command
-from mtmm_training.cli import main
-from mtmm_training.predict_files import Input
-from mtmm_training.predict_output import Pictures
+from mtmm_training.commands import cli, predict_command
+from mtmm_training.commands.cli import main
+from mtmm_training.commands.predict_files import Input
+from mtmm_training.commands.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -84,8 +84,8 @@ def mtmm(saved: Path, capsys: pytest.CaptureFixture[str]) -> Mtmm:
 
 
 def start(*words: object, code: str | None = None, **options: Any) -> subprocess.Popen[str]:
-    """`python -m mtmm_training.cli` in a process of its own, or after some code."""
-    how = ["-m", "mtmm_training.cli"] if code is None else ["-c", code]
+    """`python -m mtmm_training.commands.cli` in a process of its own, or after some code."""
+    how = ["-m", "mtmm_training.commands.cli"] if code is None else ["-c", code]
     return subprocess.Popen(
         [sys.executable, *how, *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | options.pop("env", {}),
@@ -114,7 +114,7 @@ def test_no_such_command_is_wrong_usage(
 
 
 def examples(text: str) -> list[list[str]]:
-    """The commands in a help text that begin with mtmm or hold `mtmm_training.cli`."""
+    """The commands in a help text that begin with mtmm or hold `mtmm_training.commands.cli`."""
     lines = re.sub(r"\\\n +", "", text).splitlines()
     found = [line.split("|")[-1] if "| mtmm" in line else line.split("|")[0] for line in lines]
     found = [line.split(" > ")[0].strip().replace("...", "corpus") for line in found]
@@ -192,7 +192,8 @@ def test_errors_of_commands_are_sentences(
 def test_interrupted_training_says_what_to_do(number: signal.Signals, status: int) -> None:
     training = (
         "import os, sys, train_accelerate\n"
-        "from mtmm_training import checkpoints, cli\n"
+        "from mtmm_training.commands import cli\n"
+        "from mtmm_training.training import checkpoints\n"
         "def stopped(words):\n"
         f"    with checkpoints.StopSignal(): os.kill(os.getpid(), {number.value})\n"
         "train_accelerate.main = stopped\n"
@@ -551,7 +552,7 @@ BASE_ONLY = f"""
 import sys
 for name in {EXTRA}:
     sys.modules[name] = None
-from mtmm_training.cli import main
+from mtmm_training.commands.cli import main
 try:
     main(["predict", "--help"])
 except SystemExit:
@@ -585,7 +586,7 @@ def test_predict_needs_the_base_installation_only(
 
 HUB = """
 import sys
-from mtmm_training.cli import main
+from mtmm_training.commands.cli import main
 out, old, new = sys.argv[1:]
 words = ["predict", "--transcript", "so you won", "--model", "some/one"]
 print("STATUS", main([*words, "--json"]))

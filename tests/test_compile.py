@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import train_accelerate
 from modeling_mtmm import MTMMModel
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtmm_training.corpora import (
+from mtmm_training.data.corpora import (
     CORPORA,
     checks,
     crema_d,
@@ -20,10 +20,10 @@ from mtmm_training.corpora import (
     ravdess,
     read_corpus,
 )
-from mtmm_training.corpora.checks import read_rows
-from mtmm_training.corpora.labels import LABELS, emotion_map
-from mtmm_training.folds import make_folds
-from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.data.corpora.checks import read_rows
+from mtmm_training.data.corpora.labels import LABELS, emotion_map
+from mtmm_training.data.folds import make_folds
+from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
 
 
 def write(path: Path, content: str | bytes = b"RIFF") -> Path:

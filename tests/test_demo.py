@@ -186,7 +186,7 @@ def test_examples_have_each_emotion_once(app: ModuleType, tmp_path: Path) -> Non
 def test_examples_of_a_space_are_sentences(
     app: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "mtmm_training.corpora.synthetic", None)
+    monkeypatch.setitem(sys.modules, "mtmm_training.data.corpora.synthetic", None)
     assert app.make_examples(str(tmp_path)) == [[None, text] for text in app.SENTENCES]
 
 
@@ -297,7 +297,7 @@ def test_words_of_others_are_escaped(drawings: ModuleType) -> None:
 
 
 def test_emotions_have_the_pictures_colours(drawings: ModuleType) -> None:
-    pictures = pytest.importorskip("mtmm_training.pictures", reason="needs matplotlib")
+    pictures = pytest.importorskip("mtmm_training.pictures.pictures", reason="needs matplotlib")
     for name, (colour, _) in pictures.EMOTION_STYLES.items():
         grey = colour == pictures.GREY  # a share of white, as matplotlib writes it
         expected = "#{0:02X}{0:02X}{0:02X}".format(round(255 * float(colour))) if grey else colour

@@ -29,12 +29,14 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 
 from modeling_mtmm import MTMMModel
-from mtmm_training import features, figures, predict_command
-from mtmm_training.batches import to_dataset
-from mtmm_training.cli import main
-from mtmm_training.features import FeatureCache, StateShards
+from mtmm_training.batches import cache as features
+from mtmm_training.batches.cache import FeatureCache, StateShards
+from mtmm_training.batches.collate import to_dataset
+from mtmm_training.commands import predict_command
+from mtmm_training.commands.cli import main
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing, sweep, writing
-from mtmm_training.utterances import Utterance
+from mtmm_training.pictures import figures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 

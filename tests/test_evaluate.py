@@ -24,13 +24,14 @@ from sklearn.metrics import (
 
 import train_accelerate
 from configuration_mtmm import MTMMConfig
-from mtmm_training import evaluate, tables
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.evaluate import main
-from mtmm_training.finished_run import read_flags
-from mtmm_training.metrics import Interval
-from mtmm_training.predictions import Predictions, write_predictions
-from mtmm_training.utterances import Utterance
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.scoring import tables
+from mtmm_training.scoring.metrics import Interval
+from mtmm_training.scoring.predictions import Predictions, write_predictions
+from mtmm_training.scoring.run import read_flags
+from mtmm_training.studies import protocol as evaluate
+from mtmm_training.studies.protocol import main
 
 EMOTIONS = ["angry", "happy", "sad"]
 TEMPERATURES = (0.5, 2.0, 1.25)
@@ -670,7 +671,7 @@ def real_flags(corpus: Path) -> list[str]:
 
 def test_stopped_run_goes_on_and_ends_in_tables(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mtmm_training.evaluate", "run", "--out", str(out)]
+    command = [sys.executable, "-m", "mtmm_training.studies.protocol", "run", "--out", str(out)]
     command += ["--folds", "0", "4", *real_flags(corpus)]
     root = str(Path(__file__).parents[1])
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from mtmm_training.metrics import concordance_correlation, unweighted_average_recall
+from mtmm_training.scoring.metrics import concordance_correlation, unweighted_average_recall
 
 METRICS = Path(__file__).parents[1] / "evaluate_metrics"
 

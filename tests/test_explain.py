@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 from transformers import BertTokenizer, RobertaTokenizer, WhisperFeatureExtractor
 
 from modeling_mtmm import MTMMModel
-from mtmm_training import explain_check
-from mtmm_training.explain_check import Probe, count_hits, is_planted
+from mtmm_training.studies import explain_check
+from mtmm_training.studies.explain_check import Probe, count_hits, is_planted
 from pipeline_mtmm import EXPLAINED_S, MTMMPipeline, _rank_correlation
 from processing_mtmm import MTMMProcessor
 

@@ -29,10 +29,10 @@ onnxruntime = pytest.importorskip(
 
 from configuration_mtmm import MTMMConfig  # noqa: E402
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
-from mtmm_training import export as export_module  # noqa: E402
-from mtmm_training.export import ExportedModel, export, main, measure, quantise  # noqa: E402
-from mtmm_training.finished_run import read_test_split  # noqa: E402
-from mtmm_training.train_config import TrainConfig  # noqa: E402
+from mtmm_training.publishing import export as export_module  # noqa: E402
+from mtmm_training.publishing.export import ExportedModel, export, main, measure, quantise  # noqa: E402
+from mtmm_training.scoring.run import read_test_split  # noqa: E402
+from mtmm_training.training.config import TrainConfig  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
 INPUTS = ["input_values", "audio_attention_mask", "input_ids", "attention_mask"]
@@ -548,7 +548,7 @@ def test_exporting_needs_no_training_extra() -> None:
 import sys
 for name in ("accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "matplotlib"):
     sys.modules[name] = None
-from mtmm_training import export
+from mtmm_training.publishing import export
 export.main(["model", "out.onnx", "--run", "run"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

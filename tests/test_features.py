@@ -21,12 +21,18 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training import features
-from mtmm_training.augment import add_variants
-from mtmm_training.batches import LengthBatches, RawInputs, make_loader, mask_modalities, to_dataset
-from mtmm_training.features import FeatureCache, StateShards, pad_states
+from mtmm_training.batches import cache as features
+from mtmm_training.batches.augment import add_variants
+from mtmm_training.batches.cache import FeatureCache, StateShards, pad_states
+from mtmm_training.batches.collate import (
+    LengthBatches,
+    RawInputs,
+    make_loader,
+    mask_modalities,
+    to_dataset,
+)
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import FORGOTTEN_SECONDS
-from mtmm_training.utterances import Utterance
 from processing_mtmm import MTMMProcessor
 
 EMOTIONS, DIMENSIONS = ["angry", "happy", "sad", "neutral"], ["valence", "arousal"]

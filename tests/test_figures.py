@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mtmm_training import figures
+from mtmm_training.pictures import figures
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 GENERATOR = np.random.default_rng(0)
@@ -96,7 +96,9 @@ def test_failed_write_keeps_old_picture(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_figures_leave_pyplot_unloaded() -> None:
-    code = "import sys, mtmm_training.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, mtmm_training.pictures.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtmm_training.folds import (
+from mtmm_training.data.folds import (
     PROTOCOLS,
     Fold,
     doubled_recordings,
@@ -24,7 +24,7 @@ from mtmm_training.folds import (
     script_of,
     select,
 )
-from mtmm_training.utterances import SPLITS, Utterance, read_manifest
+from mtmm_training.data.utterances import SPLITS, Utterance, read_manifest
 
 
 @pytest.fixture(scope="module")

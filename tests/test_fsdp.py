@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training.adapters import add_lora
+from mtmm_training.training.adapters import add_lora
 from train_accelerate import sum_over_processes
 
 ROOT = Path(__file__).parents[1]

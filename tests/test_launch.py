@@ -20,7 +20,7 @@ from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.hubert import modeling_hubert
 
 import modeling_mtmm
-from mtmm_training.train_config import TrainConfig
+from mtmm_training.training.config import TrainConfig
 from train_accelerate import check_launch
 
 LAUNCH = Path(__file__).parents[1] / "launch"

@@ -696,7 +696,7 @@ def test_long_and_short_inputs_share_batches(
 
 def test_speech_is_found_between_silences(real_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("silero_vad", reason="silero-vad is not installed: pip install silero-vad")
-    from mtmm_training.segments import speech_segments
+    from mtmm_training.data.segments import speech_segments
 
     speech, rate = soundfile.read(next((real_data / "ravdess4" / "audio").rglob("*.flac")))
     silence = np.zeros(2 * rate)
@@ -713,7 +713,7 @@ def test_speech_is_found_between_silences(real_data: Path, tmp_path: Path) -> No
 def test_missing_detector_says_what_to_install(
     long_wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtmm_training import segments
+    from mtmm_training.data import segments
 
     monkeypatch.setattr(segments, "silero_vad", None)
     with pytest.raises(ImportError, match=r'pip install -e "\.\[vad\]"'):

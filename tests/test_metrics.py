@@ -8,7 +8,7 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
-from mtmm_training import metrics
+from mtmm_training.scoring import metrics
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 NAN = float("nan")

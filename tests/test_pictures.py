@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mtmm_training.figures import save
-from mtmm_training.pictures import (
+from mtmm_training.pictures.figures import save
+from mtmm_training.pictures.pictures import (
     EMOTION_STYLES,
     MOST_WORDS,
     _emotion_styles,

@@ -22,9 +22,9 @@ import soundfile
 import torch
 
 from modeling_mtmm import MTMMModel
-from mtmm_training import predict_files
-from mtmm_training.cli import main
-from mtmm_training.predict_files import (
+from mtmm_training.commands import predict_files
+from mtmm_training.commands.cli import main
+from mtmm_training.commands.predict_files import (
     Input,
     InputFailed,
     Parts,
@@ -33,7 +33,7 @@ from mtmm_training.predict_files import (
     read_inputs,
     read_transcript,
 )
-from mtmm_training.predict_output import Pictures
+from mtmm_training.commands.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -627,7 +627,7 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def command(manifest: Path, saved: Path, out: Path) -> list[str]:
-    words = ["-m", "mtmm_training.cli", "predict", str(manifest), "--model", str(saved)]
+    words = ["-m", "mtmm_training.commands.cli", "predict", str(manifest), "--model", str(saved)]
     return [*words, "--out", str(out), "--part_size", "1", "--device", "cpu"]
 
 

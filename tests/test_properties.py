@@ -23,12 +23,10 @@ from strategies import MANY, SOME, finite, names, transcripts
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
-from mtmm_training import metrics
-from mtmm_training.augment import MASKED_SPAN, draw_spans
-from mtmm_training.batches import LengthBatches, share_out
-from mtmm_training.features import StateShards, pad_states
-from mtmm_training.files import replacing
-from mtmm_training.folds import (
+from mtmm_training.batches.augment import MASKED_SPAN, draw_spans
+from mtmm_training.batches.cache import StateShards, pad_states
+from mtmm_training.batches.collate import LengthBatches, share_out
+from mtmm_training.data.folds import (
     PROTOCOLS,
     Fold,
     fold_from_speakers,
@@ -36,8 +34,10 @@ from mtmm_training.folds import (
     make_folds,
     save_folds,
 )
-from mtmm_training.publish import read_results
-from mtmm_training.utterances import SPLITS, Utterance, read_manifest, write_manifest
+from mtmm_training.data.utterances import SPLITS, Utterance, read_manifest, write_manifest
+from mtmm_training.files import replacing
+from mtmm_training.publishing.publish import read_results
+from mtmm_training.scoring import metrics
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")
 TINY = MTMMConfig.tiny()

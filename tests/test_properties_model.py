@@ -14,9 +14,9 @@ from hypothesis import given
 from strategies import FEW, MANY, SOME, transcripts
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches import RawInputs, to_dataset
-from mtmm_training.features import INPUTS, STATES, FeatureCache
-from mtmm_training.utterances import Utterance
+from mtmm_training.batches.cache import INPUTS, STATES, FeatureCache
+from mtmm_training.batches.collate import RawInputs, to_dataset
+from mtmm_training.data.utterances import Utterance
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 

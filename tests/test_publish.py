@@ -23,8 +23,8 @@ from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from safetensors.torch import load, load_file, save, save_file
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training import publish as publishing
-from mtmm_training.publish import (
+from mtmm_training.publishing import publish as publishing
+from mtmm_training.publishing.publish import (
     HUB_FILES,
     Publication,
     clean_results,

@@ -12,9 +12,9 @@ import pytest
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import COLUMNS
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.utterances import COLUMNS
+from mtmm_training.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

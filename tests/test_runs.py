@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
-from mtmm_training import evaluate, tables
-from mtmm_training.baselines import BaselineConfig
-from mtmm_training.train_config import TrainConfig
+from mtmm_training.scoring import tables
+from mtmm_training.studies import protocol as evaluate
+from mtmm_training.studies.baselines import BaselineConfig
+from mtmm_training.training.config import TrainConfig
 
 # In the place of Python: notes what it is asked to run, and runs nothing.
 NOTES = """\
@@ -60,7 +61,7 @@ def commands_of(script: Path, folder: Path) -> list[list[str]]:
 
 def check_flags(module: str, flags: list[str]) -> None:
     """Refuse flags that the module does not have or does not allow."""
-    if module == "mtmm_training.baselines":
+    if module == "mtmm_training.studies.baselines":
         parser = HfArgumentParser(DataClassType(BaselineConfig))
         parser.parse_args_into_dataclasses(flags)[0].check()
         return
@@ -80,7 +81,10 @@ def test_flags_are_those_of_the_modules(
     trained = 0
     for words in commands_of(script, tmp_path):
         module, *flags = [word for word in words if word not in ("-m", "run")]
-        if module not in ("-c", "mtmm_training.hour") and flags[0] not in ("table", "compare"):
+        if module not in ("-c", "mtmm_training.studies.hour") and flags[0] not in (
+            "table",
+            "compare",
+        ):
             check_flags(module, flags)
             trained += 1
     assert trained

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 import torch
 
-from mtmm_training import segments
-from mtmm_training.segments import FRAME, RATE, speech_segments
+from mtmm_training.data import segments
+from mtmm_training.data.segments import FRAME, RATE, speech_segments
 
 
 class LoudIsSpeech:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtmm_training.corpora import synthetic
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.utterances import Utterance
+from mtmm_training.data.corpora import synthetic
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.utterances import Utterance
 
 QUADRANTS = {
     "neutral": (True, False),

@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 
 import train_accelerate
 from configuration_mtmm import MTMMConfig
-from mtmm_training.checkpoints import StopSignal
-from mtmm_training.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.folds import save_folds
-from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.folds import save_folds
+from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.training.checkpoints import StopSignal
+from mtmm_training.training.config import TrainConfig
 from processing_mtmm import MTMMProcessor
 from train_accelerate import (
     check_augmentation,

@@ -29,17 +29,19 @@ from torch import nn
 
 import train_accelerate
 from modeling_mtmm import MTMMModel
-from mtmm_training import batches, checkpoints, divergence, features
-from mtmm_training.batches import (
+from mtmm_training.batches import cache as features
+from mtmm_training.batches import collate as batches
+from mtmm_training.batches.collate import (
     LengthBatches,
     frame_lengths,
     is_of_worker,
     make_loader,
     to_dataset,
 )
-from mtmm_training.checkpoints import Checkpoints, StopSignal, alone_in
-from mtmm_training.train_config import TrainConfig
-from mtmm_training.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.training import checkpoints, divergence
+from mtmm_training.training.checkpoints import Checkpoints, StopSignal, alone_in
+from mtmm_training.training.config import TrainConfig
 from train_accelerate import check_device, explain, main
 
 __all__ = ["work"]  # the corpus and the encoders, made anew for this file
@@ -123,7 +125,7 @@ def test_second_signal_ends_a_training_at_once() -> None:
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from mtmm_training.checkpoints import alone_in
+from mtmm_training.training.checkpoints import alone_in
 with alone_in(Path(sys.argv[1])):
     if os.fork() == 0:  # as a worker that outlives its parent
         time.sleep(60)

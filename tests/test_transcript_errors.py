@@ -12,8 +12,8 @@ import pytest
 from hub_server import trained_run
 from matplotlib.image import imread
 
-from mtmm_training import transcript_errors
-from mtmm_training.transcript_errors import degrade, edit_distance, word_error_rate
+from mtmm_training.studies import transcript_errors
+from mtmm_training.studies.transcript_errors import degrade, edit_distance, word_error_rate
 
 WORDS = [f"w{i}" for i in range(40)]
 TRANSCRIPTS = [" ".join(np.random.default_rng(i).choice(WORDS, 5 + i % 9)) for i in range(200)]

@@ -11,8 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mtmm_training.files import replacing
-from mtmm_training.utterances import (
+from mtmm_training.data.utterances import (
     Utterance,
     by_id,
     describe,
@@ -20,6 +19,7 @@ from mtmm_training.utterances import (
     read_manifests,
     write_manifest,
 )
+from mtmm_training.files import replacing
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@
 
     evaluate.load("evaluate_metrics/ccc").compute(predictions=[2.5, 4.0], references=[2.0, 4.5])
 
-The formula is `mtmm_training.metrics.concordance_correlation`; mtmm must be installed.
+The formula is `mtmm_training.scoring.metrics.concordance_correlation`; mtmm must be installed.
 """
 
 # One import a line: evaluate reads these lines, and takes the first word for what to install.
 import datasets
 import evaluate
 
-from mtmm_training.metrics import concordance_correlation
+from mtmm_training.scoring.metrics import concordance_correlation
 
 DESCRIPTION = """
 Concordance correlation coefficient (CCC): how closely predictions follow the references on the

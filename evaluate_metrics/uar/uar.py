@@ -2,14 +2,14 @@
 
     evaluate.load("evaluate_metrics/uar").compute(predictions=[0, 1, 1], references=[0, 0, 1])
 
-The formula is `mtmm_training.metrics.unweighted_average_recall`; mtmm must be installed.
+The formula is `mtmm_training.scoring.metrics.unweighted_average_recall`; mtmm must be installed.
 """
 
 # One import a line: evaluate reads these lines, and takes the first word for what to install.
 import datasets
 import evaluate
 
-from mtmm_training.metrics import unweighted_average_recall
+from mtmm_training.scoring.metrics import unweighted_average_recall
 
 DESCRIPTION = """
 Unweighted average recall (UAR): the mean over the emotions of the share of each one's utterances

@@ -1,0 +1,159 @@
+"""Augmentation: other recordings of the same utterance, and cached states with gaps.
+
+Every training utterance has K variants beside the original. Which changes a variant has is drawn
+from (seed, utterance id, variant) and written into `Utterance.augmentation`; what is done to its
+waveform follows from that alone. So workers, processes, resumed runs and the cache agree.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import soxr
+
+from mtmm_training.data.utterances import Utterance
+from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor, resample, to_mono
+
+# Each change with the range that its strength is drawn from, evenly. All are small enough to leave
+# the emotion what it is; pitch and pace, which carry it, move by no more than between two speakers.
+CHANGES = {
+    "speed": (0.8, 1.25),  # times as fast, and as high: played at another speed
+    "noise": (15.0, 30.0),  # signal to noise in decibels; the noise is pink, as rooms' is
+    "lowpass": (3400.0, 7000.0),  # Hz: from a telephone's band up
+    "gain": (-6.0, 6.0),  # decibels; a feature extractor that normalises waveforms undoes it
+}
+MASKED_SPAN = 10  # positions that one gap hides, at most: 0.2 s without an acoustic stride
+
+
+def add_variants(
+    utterances: Sequence[Utterance], changes: Sequence[str], variants: int, seed: int
+) -> list[list[Utterance]]:
+    """The utterances as they are, then each of their variants.
+
+    Args:
+        utterances: Of the training split; those without audio stay as they are.
+        changes: Names of CHANGES; a variant has all of them, each in a strength of its own. None:
+            no variants.
+        variants: How many.
+        seed: With utterance id and variant it decides what is drawn.
+
+    Returns:
+        1 + `variants` lists of the same utterances, in the same order.
+    """
+    count = variants if changes else 0
+    return [
+        [
+            _variant(utterance, changes, number, seed) if number else utterance
+            for utterance in utterances
+        ]
+        for number in range(1 + count)
+    ]
+
+
+def _variant(utterance: Utterance, changes: Sequence[str], number: int, seed: int) -> Utterance:
+    if utterance.audio is None:
+        return utterance
+    draw = random.Random(f"augmentation/{seed}/{utterance.utterance_id}/{number}")
+    # All are drawn, so that one change does not depend on which others are asked for.
+    drawn: dict[str, float] = {name: round(draw.uniform(*CHANGES[name]), 4) for name in CHANGES}
+    kept: dict[str, Any] = {name: drawn[name] for name in CHANGES if name in changes}
+    if "noise" in kept:
+        kept |= {"noise_seed": draw.getrandbits(32), "numpy": np.__version__}
+    return replace(utterance, augmentation=json.dumps(kept))
+
+
+def speed_of(utterance: Utterance) -> float:
+    """How many times as fast as the recording this utterance is, but for an encoder's limits."""
+    return json.loads(utterance.augmentation or "{}").get("speed", 1.0)
+
+
+def augment(
+    waveform: np.ndarray, sampling_rate: int, augmentation: str, processor: MTMMProcessor
+) -> np.ndarray:
+    """What a variant sounds like, at the encoder's sampling rate: float32, (time,).
+
+    What the processor takes without changes, it takes with them: where another speed would make it
+    longer or shorter than the encoder takes, it is changed only so far as it still fits, and nothing
+    is cut off; gain stops at the processor's limit. What is too short stays as it is.
+
+    Args:
+        waveform: As decoded, (time,) or (time, channels).
+        sampling_rate: Of the waveform, Hz.
+        augmentation: Of an utterance that [`add_variants`] made.
+        processor: Knows the encoder's rate and limits.
+    """
+    changes, rate = json.loads(augmentation), processor.sampling_rate
+    waveform = resample(to_mono(waveform), sampling_rate, rate)
+    if len(waveform) < _shortest(processor):
+        return waveform
+    if "speed" in changes:
+        waveform = _stretch(waveform, _fitting(len(waveform), changes["speed"], processor))
+    if "noise" in changes:
+        noise = pink_noise(len(waveform), changes["noise_seed"])
+        ratio = 10 ** (-changes["noise"] / 20)
+        waveform = waveform + ratio * np.sqrt(np.mean(np.square(waveform))) * noise
+    if "lowpass" in changes:
+        narrow = soxr.resample(waveform, rate, 2 * changes["lowpass"])
+        waveform = _stretch(narrow, len(waveform))
+    if "gain" in changes:
+        waveform = waveform * 10 ** (changes["gain"] / 20)
+    return np.clip(waveform, -MAX_AMPLITUDE, MAX_AMPLITUDE).astype(np.float32)
+
+
+def _stretch(waveform: np.ndarray, length: int) -> np.ndarray:
+    """The waveform resampled to so many samples."""
+    return soxr.resample(waveform, len(waveform), length) if len(waveform) != length else waveform
+
+
+def _fitting(length: int, speed: float, processor: MTMMProcessor) -> int:
+    """Samples after the change of speed, within the encoder's limits if it is within them before."""
+    longest = int(processor.longest_audio_s() * processor.sampling_rate)
+    return int(np.clip(round(length / speed), _shortest(processor), max(longest, length)))
+
+
+def _shortest(processor: MTMMProcessor) -> int:
+    """Samples that the acoustic encoder needs."""
+    return int(np.ceil(processor.min_duration_s * processor.sampling_rate))
+
+
+def pink_noise(length: int, seed: int) -> np.ndarray:
+    """Gaussian noise whose power falls with frequency, 1/f: float64, (length,), mean square 1."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(length))
+    spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
+    spectrum[0] = 0.0
+    noise = np.fft.irfft(spectrum, length)
+    return noise / max(np.sqrt(np.mean(np.square(noise))), np.finfo(np.float64).tiny)
+
+
+def mask_frames(batch: dict[str, Any], share: float, *, seed: int, epoch: int) -> None:
+    """Hide a share of each utterance's acoustic states, in place, by zeros in spans.
+
+    Args:
+        batch: Of `CachedStates`; without `acoustic_states` nothing is done.
+        share: Of the real positions, 0 to 1; exactly so many, rounded, in spans of MASKED_SPAN or
+            a little fewer.
+        seed, epoch: With the utterance id they decide what is drawn.
+
+    Source: time masking of SpecAugment (Park et al. 2019), on states in place of spectra.
+    """
+    if share == 0.0 or "acoustic_states" not in batch:
+        return
+    lengths = (batch["acoustic_attention_mask"] != 0).sum(-1).tolist()
+    for row, (utterance_id, length) in enumerate(zip(batch["utterance_ids"], lengths, strict=True)):
+        draw = random.Random(f"frames/{seed}/{epoch}/{utterance_id}")
+        for start, end in draw_spans(draw, length, round(share * length)):
+            batch["acoustic_states"][row, ..., start:end, :] = 0
+
+
+def draw_spans(draw: random.Random, length: int, hidden: int) -> list[tuple[int, int]]:
+    """Spans (start, end) that do not overlap and together hide so many of `length` positions."""
+    count = -(-hidden // MASKED_SPAN)
+    gaps = sorted(draw.randint(0, length - hidden) for _ in range(count))  # seen before each span
+    edges = [hidden * number // count for number in range(count + 1)] if count else []
+    return [
+        (gap + first, gap + last)
+        for gap, first, last in zip(gaps, edges[:-1], edges[1:], strict=True)
+    ]

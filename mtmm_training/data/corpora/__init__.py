@@ -1,0 +1,91 @@
+"""Speech emotion corpora: one module each, every one ends in a list of Utterances.
+
+Ids: utterance, speaker, dialogue and script ids are `<corpus>_<the corpus's own id>`, such as
+"ravdess_actor_01", so that corpora can be mixed. IEMOCAP alone keeps its own ("Ses01F", which no
+other corpus can have): they are what every paper on it prints.
+
+Emotions: `labels` chooses a set of labels.py, "four" (angry, happy, neutral, sad) or "all". What
+is not in the set is left out, and counted in a warning.
+
+Totals: each reader knows how many utterances its corpus has (`EXPECTED`) and refuses any other
+number, saying what is missing where. With `partial=True` it logs that and returns what is there.
+
+Speakers: some official splits share speakers, which no fold may. `official_split=True` reads such
+a corpus for its official split only: see `read_corpus`.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from mtmm_training.data.utterances import Utterance
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where a corpus's reader is, and what it reads; `load` imports it.
+
+    The module has `read(folder, *, partial=False, ...)`, `EXPECTED` (the totals that it checks,
+    None = none) and `DIMENSION_RANGE` (lowest and highest value of its dimensional labels, None =
+    it has none). Values are on the corpus's own scale: set the model's `dimension_range` to it.
+    """
+
+    module: str
+    contents: str
+
+    def load(self) -> ModuleType:
+        """The reader's module, imported now."""
+        return importlib.import_module(self.module)
+
+
+CORPORA: dict[str, Reader] = {
+    name: Reader(f"{__name__}.{name}", contents)
+    for name, contents in {
+        "iemocap": "acted dialogues: audio, text, emotions, dimensions 1-5; 10 speakers",
+        "msp_podcast": "podcasts: audio, text, emotions, dimensions 1-7; its own splits",
+        "meld": "television dialogues: text, emotions, sentiment, audio if extracted; own splits",
+        "crema_d": "acted sentences: audio, text, emotions; 91 speakers",
+        "ravdess": "acted sentences: audio, text, emotions; 24 speakers",
+        "emodb": "acted German sentences: audio, text, emotions; 10 speakers",
+        "esd": "acted English sentences: audio, text, emotions; 10 speakers, own splits",
+        "synthetic": "the embedded corpus, made on the spot: audio, text, emotions, dimensions 1-5",
+        "emobank": "written English sentences: text, dimensions 1-5; own splits",
+    }.items()
+}
+
+# What of read_corpus's own arguments no option of a reader may be called, and what sets it.
+CORPUS_FLAGS = {"name": "--corpus", "folder": "--corpus_dir"}
+
+
+def read_corpus(
+    name: str, folder: str | Path, *, official_split: bool = False, **options: object
+) -> list[Utterance]:
+    """Reads a corpus as its makers distribute it.
+
+    Args:
+        name: one of `CORPORA`.
+        folder: what the corpus was unpacked into; the reader's module shows the layout.
+        official_split: read for folds of protocol "official". MELD, EmoBank and ESD share
+            speakers (EmoBank: documents) between their splits, so these are then named apart by
+            split; MSP-Podcast then keeps the speakers that nobody has identified. Not for other
+            protocols: a person under two names could be on both sides of a fold.
+        options: the reader's own, such as labels="all" or partial=True.
+
+    Raises:
+        ValueError: the corpus or an option is unknown, or the corpus is not as it should be.
+        FileNotFoundError: the folder, or files that the corpus should have, are missing.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"`name`={name!r} is not a corpus; use one of {', '.join(CORPORA)}.")
+    reader = CORPORA[name].load()
+    known = list(inspect.signature(reader.read).parameters)[1:]
+    if "official_split" in known:
+        options["official_split"] = official_split
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(
+            f"`{unknown[0]}` is not an option of {name}; its options are {', '.join(known)}."
+        )
+    return reader.read(folder, **options)

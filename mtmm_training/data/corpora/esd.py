@@ -1,0 +1,107 @@
+"""ESD, the English half: 350 sentences in five acted emotions by ten speakers, 0011 to 0020.
+
+Layout: 0011/0011.txt (name, text, emotion, between tabs; in several encodings) and
+0011/Angry/<split>/0011_000351.wav with the splits train, evaluation and test, or without them.
+The Mandarin speakers, 0001 to 0010, are left out. A recording's number tells its sentence: the
+five emotions follow each other in steps of 350.
+
+The official splits share all speakers and no sentence; see `official_split`.
+
+Source: Zhou et al., Speech Communication 2022, and ReadMe.txt for the speakers' genders.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+from mtmm_training.data.corpora.checks import (
+    apart_by_split,
+    audio_files,
+    corpus_folder,
+    finish,
+    read_text,
+    refuse,
+)
+from mtmm_training.data.corpora.labels import LABELS, Labels
+from mtmm_training.data.utterances import Utterance
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "0011/Angry/train/0011_000401.wav and others"
+DIMENSION_RANGE = None
+
+SPEAKERS = [f"00{number}" for number in range(11, 21)]
+MEN = ("0011", "0012", "0013", "0014", "0020")
+SENTENCES = 350
+EXPECTED = {
+    f"esd_{speaker}": dict.fromkeys(LABELS["esd"]["all"], SENTENCES) for speaker in SPEAKERS
+}
+SPLITS = {"train": "train", "evaluation": "validation", "test": "test"}
+
+_NAME = re.compile(r"(\d{4})_(\d{6})")
+_LINE = re.compile(r"(\d{4}_\d{6})\s+(.*\S)\s+(?:" + "|".join(LABELS["esd"]["all"]) + r")")
+
+
+def read(
+    folder: str | Path,
+    *,
+    labels: Labels = "four",
+    partial: bool = False,
+    official_split: bool = False,
+) -> list[Utterance]:
+    """Reads the recordings whose emotion is in the set: 17,500 with "all", 14,000 with "four".
+
+    Args:
+        folder: has the speakers' folders.
+        labels: a set of `LABELS`, or own labels (Angry, Happy, ...) to emotions.
+        partial: whether to go on, and log it, where `EXPECTED` is not met.
+        official_split: see `read_corpus`.
+
+    Raises:
+        ValueError: a file name cannot be read, `EXPECTED` is not met, or `official_split` is asked
+            of a copy without the splits' folders.
+        FileNotFoundError: there is no audio.
+    """
+    root = corpus_folder(folder, LAYOUT)
+    files = audio_files(root, "[0-9]*/*/**/*", LAYOUT)
+    english = {stem: path for stem, path in files.items() if stem[:4] in SPEAKERS}
+    if len(english) < len(files):
+        logger.warning("esd: left out %d Mandarin recordings", len(files) - len(english))
+    refuse(
+        "esd: file names that are not like 0011_000351",
+        [str(path) for stem, path in english.items() if not _NAME.fullmatch(stem)],
+    )
+    words: dict[str, str] = {}
+    for speaker in SPEAKERS:
+        words |= _transcripts(root / speaker / f"{speaker}.txt")
+    found = [_utterance(root, path, words.get(stem)) for stem, path in english.items()]
+    kept = finish("esd", found, labels=labels, expected=EXPECTED, partial=partial)
+    if not official_split:
+        return kept
+    without = [str(u.audio) for u in kept if u.split is None]
+    refuse("esd: `official_split` needs folders train, evaluation and test, not in", without)
+    return apart_by_split("esd", kept, "speakers")
+
+
+def _utterance(root: Path, path: Path, text: str | None) -> Utterance:
+    speaker, number = path.stem.split("_")
+    _, emotion, *deeper = path.relative_to(root).parts[:-1]
+    sentence = (int(number) - 1) % SENTENCES + 1
+    return Utterance(
+        utterance_id=f"esd_{path.stem}",
+        corpus="esd",
+        audio=str(path),
+        text=text,
+        emotion=emotion,
+        speaker_id=f"esd_{speaker}",
+        script_id=f"esd_{sentence:03}",
+        improvised=False,
+        split=SPLITS.get(deeper[0]) if deeper else None,
+        gender="male" if speaker in MEN else "female",
+    )
+
+
+def _transcripts(path: Path) -> dict[str, str]:
+    lines = read_text(path).splitlines() if path.is_file() else []
+    matches = [_LINE.fullmatch(line.strip()) for line in lines]
+    return {match[1]: match[2] for match in matches if match}

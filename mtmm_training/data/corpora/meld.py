@@ -1,0 +1,126 @@
+"""MELD: lines of the television series Friends, with seven emotions and three sentiments.
+
+Layout: train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv; the audio, if you extracted it
+from the videos, as <split>/dia12_utt7.wav with the splits train, dev and test.
+
+The official splits share their main speakers (Joey, Ross, ...) and many minor ones. Speakers are
+named by person, so that no fold can have one on two sides; `official_split` names them apart.
+A role is its actor ("Joey/Drake" is Joey); "Ross and Rachel" and "All" stay as speakers of their
+own, and so does "Woman", who may be several people.
+
+Source of the totals: the corpus's own files (9,989, 1,109 and 2,610 lines).
+"""
+
+import logging
+from pathlib import Path
+
+from mtmm_training.data.corpora.checks import (
+    apart_by_split,
+    corpus_folder,
+    finish,
+    read_rows,
+    refuse,
+)
+from mtmm_training.data.corpora.labels import Labels
+from mtmm_training.data.utterances import Utterance
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv"
+DIMENSION_RANGE = (1.0, 5.0)  # of `sentiment_as_valence`
+
+# Lines whose videos are missing or unreadable in the distribution: read as text alone.
+SILENT = {"train_dia125_utt3", "dev_dia110_utt7"}
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+VALENCES = {"negative": 1.0, "neutral": 3.0, "positive": 5.0}
+_EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
+EXPECTED = {
+    split: dict(zip(_EMOTIONS, counts, strict=True))
+    for split, counts in {
+        "train": (1109, 271, 268, 1743, 4710, 683, 1205),
+        "validation": (153, 22, 40, 163, 470, 111, 150),
+        "test": (345, 68, 50, 402, 1256, 208, 281),
+    }.items()
+}
+
+_COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
+# Some copies have the typographic marks of code page 1252 as control characters.
+_CONTROLS = {code: bytes([code]).decode("cp1252", errors="ignore") for code in range(0x80, 0xA0)}
+
+
+def read(
+    folder: str | Path,
+    *,
+    labels: Labels = "all",
+    sentiment_as_valence: bool = False,
+    audio_dir: str | Path | None = None,
+    partial: bool = False,
+    official_split: bool = False,
+) -> list[Utterance]:
+    """Reads the lines whose emotion is in the set; all 13,708 with "all".
+
+    Args:
+        folder: has the three CSV files.
+        labels: a set of `LABELS`, or own labels (joy, anger, ...) to emotions. "all" has MELD's
+            own names, "four" those that other corpora have too.
+        sentiment_as_valence: whether negative, neutral, positive become valence 1, 3, 5.
+        audio_dir: has the folders train, dev and test; None = text only.
+        partial: whether to go on, and log it, where lines or audio files are missing.
+        official_split: see `read_corpus`.
+
+    Raises:
+        ValueError: a sentiment is unknown, or `EXPECTED` is not met.
+        FileNotFoundError: a file is missing.
+    """
+    root = corpus_folder(folder, LAYOUT)
+    audio = None if audio_dir is None else corpus_folder(audio_dir, "train/dia12_utt7.wav")
+    found = []
+    for split in SPLITS:
+        path = root / f"{split}_sent_emo.csv"
+        if partial and not path.is_file():
+            continue  # its lines are missing from the totals, which are logged
+        rows = read_rows(path, _COLUMNS)
+        refuse(
+            f"{path}: sentiments other than {', '.join(VALENCES)}",
+            [
+                f"row {n}: {r['Sentiment']!r}"
+                for n, r in rows.items()
+                if r["Sentiment"] not in VALENCES
+            ],
+        )
+        found += [_utterance(row, split, audio, sentiment_as_valence) for row in rows.values()]
+    kept = finish("meld", found, labels=labels, expected=EXPECTED, partial=partial, by="split")
+    return apart_by_split("meld", kept, "speakers") if official_split else kept
+
+
+def _utterance(
+    row: dict[str, str], split: str, audio: Path | None, with_valence: bool
+) -> Utterance:
+    name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
+    path = None if audio is None else audio / split / f"{name}.wav"
+    if path is not None and f"{split}_{name}" in SILENT and not path.exists():
+        logger.warning("meld: %s has no video that can be read; its text alone is read", path)
+        path = None
+    person = _clean(row["Speaker"]).partition("/")[0].strip()
+    return Utterance(
+        utterance_id=f"meld_{split}_{name}",
+        corpus="meld",
+        audio=None if path is None else str(path),
+        text=_clean(row["Utterance"]) or None,
+        emotion=row["Emotion"],
+        valence=VALENCES[row["Sentiment"]] if with_valence else None,
+        speaker_id=f"meld_{person}",
+        dialogue_id=f"meld_{split}_dia{row['Dialogue_ID']}",
+        improvised=False,
+        split=SPLITS[split],
+    )
+
+
+def _clean(text: str) -> str:
+    """Restores typographic marks that were decoded wrongly once."""
+    if "â€" in text:  # UTF-8 that was read as code page 1252
+        try:
+            text = text.encode("cp1252").decode("utf-8")
+        except UnicodeError:
+            pass  # only a part of it was; the rest would be lost
+    return text.translate(_CONTROLS).strip()

@@ -1,0 +1,158 @@
+"""MSP-Podcast, as released: turns from podcasts with emotions and dimensions from 1 to 7.
+
+Layout: Labels/labels_consensus.csv (or labels_concensus.csv, as early releases spell it), Audios/
+MSP-PODCAST_0001_0008.wav and Transcripts/MSP-PODCAST_0001_0008.txt. The CSV file and the folders
+may also lie side by side.
+
+Totals differ between releases and no file names its release, so none are checked; instead every
+row must have its audio file. Recordings without a row (Test3, whose labels are withheld) are
+counted. The dimensions' scale, 1 to 7, is kept: set the model's `dimension_range` to (1, 7).
+
+Some training turns have no identified speaker. They are left out, and counted, because they may be
+by anybody; with `official_split` they stay, with one speaker id per podcast, as the corpus's own
+partitions have them.
+"""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mtmm_training.data.corpora.checks import (
+    corpus_folder,
+    finish,
+    listing,
+    read_rows,
+    read_text,
+    refuse,
+)
+from mtmm_training.data.corpora.labels import Labels
+from mtmm_training.data.utterances import Utterance
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "Labels/labels_consensus.csv, Audios and Transcripts"
+DIMENSION_RANGE = (1.0, 7.0)
+EXPECTED = None
+TESTS = ("Test1", "Test2", "Test3")
+SPLITS = {"Train": "train", "Development": "validation", "Validation": "validation"}
+
+_DIMENSIONS = {"valence": "EmoVal", "arousal": "EmoAct", "dominance": "EmoDom"}
+_COLUMNS = ("FileName", "EmoClass", *_DIMENSIONS.values(), "SpkrID", "Gender", "Split_Set")
+_UNKNOWN = "unknown"
+
+
+def read(
+    folder: str | Path,
+    *,
+    labels: Labels = "four",
+    test: str = "Test1",
+    partial: bool = False,
+    official_split: bool = False,
+) -> list[Utterance]:
+    """Reads the turns whose emotion is in the set; with "all", those without agreement have none.
+
+    Args:
+        folder: has Labels, Audios and Transcripts.
+        labels: a set of `LABELS`, or own labels (A, H, N, ...) to emotions.
+        test: which of the test partitions is the test split; the others are left out, for they
+            share speakers with each other.
+        partial: whether to leave out, and log, rows whose audio file is missing.
+        official_split: whether to keep turns of unidentified speakers; see `read_corpus`.
+
+    Raises:
+        ValueError: a row cannot be read, or a file has two rows that differ.
+        FileNotFoundError: the labels or an audio file are missing.
+    """
+    if test not in TESTS:
+        raise ValueError(f"`test`={test!r} is not a partition; use one of {', '.join(TESTS)}.")
+    root = corpus_folder(folder, LAYOUT)
+    rows = _rows(_labels_file(root))
+    found = []
+    problems = []
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        partition = row["Split_Set"]
+        nobody = row["SpkrID"].lower() in ("", _UNKNOWN)
+        if partition in TESTS and partition != test:
+            left_out[f"in {partition}"] += 1
+        elif nobody and not official_split:
+            left_out["by unidentified speakers"] += 1
+        else:
+            try:
+                found.append(_utterance(root, row, SPLITS | {test: "test"}))
+            except ValueError as error:
+                problems.append(f"{row['FileName']}: {error}")
+    refuse("msp_podcast: rows that cannot be read", problems)
+    if left_out:
+        shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
+        logger.warning("msp_podcast: left out %s", shown)
+    _count_unlabelled(root / "Audios", {row["FileName"] for row in rows})
+    return finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
+
+
+def _labels_file(root: Path) -> Path:
+    names = ("labels_consensus.csv", "labels_concensus.csv")
+    for path in (folder / name for folder in (root / "Labels", root) for name in names):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{str(root)!r} has no labels; give the folder with {LAYOUT}.")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    rows: dict[str, dict[str, str]] = {}
+    problems = []
+    doubled = 0
+    for number, row in read_rows(path, _COLUMNS).items():
+        doubled += row["FileName"] in rows
+        if rows.setdefault(row["FileName"], row) != row:
+            problems.append(f"row {number}: {row['FileName']} has another row that differs")
+    refuse(f"{path}: contradictions", problems)
+    if doubled:
+        logger.warning("msp_podcast: %d rows are there twice, and equal", doubled)
+    return list(rows.values())
+
+
+def _utterance(root: Path, row: dict[str, str], splits: dict[str, str]) -> Utterance:
+    stem = row["FileName"].removesuffix(".wav")
+    own = stem.removeprefix("MSP-PODCAST_")
+    if row["Split_Set"] not in splits:
+        raise ValueError(f"partition {row['Split_Set']!r} is not one of {', '.join(splits)}")
+    speaker = row["SpkrID"]
+    if speaker.lower() in ("", _UNKNOWN):
+        speaker = f"{_UNKNOWN}_{own.partition('_')[0]}"  # the podcast's number
+    rated: dict[str, Any] = {n: _rating(column, row[column]) for n, column in _DIMENSIONS.items()}
+    return Utterance(
+        utterance_id=f"msp_podcast_{own}",
+        corpus="msp_podcast",
+        audio=str(root / "Audios" / row["FileName"]),
+        text=_transcript(root / "Transcripts" / f"{stem}.txt"),
+        emotion=row["EmoClass"],
+        **rated,
+        speaker_id=f"msp_podcast_{speaker}",
+        split=splits[row["Split_Set"]],
+        gender={"female": "female", "male": "male"}.get(row["Gender"].lower()),
+    )
+
+
+def _rating(column: str, value: str) -> float | None:
+    if not value:
+        return None
+    low, high = DIMENSION_RANGE
+    if not low <= float(value) <= high:
+        raise ValueError(f"{column} {value} is outside {low:g} to {high:g}")
+    return float(value)
+
+
+def _transcript(path: Path) -> str | None:
+    return (read_text(path).strip() or None) if path.is_file() else None
+
+
+def _count_unlabelled(folder: Path, labelled: set[str]) -> None:
+    names = sorted(set(os.listdir(folder)) - labelled) if folder.is_dir() else []
+    names = [name for name in names if name.endswith(".wav") and not name.startswith(".")]
+    if names:
+        logger.warning(
+            "%s", listing(f"msp_podcast: {len(names):,} recordings have no labels", names)
+        )

@@ -1,0 +1,76 @@
+"""RAVDESS, the speech recordings: two English sentences in eight acted emotions by 24 actors.
+
+Layout: Actor_01/03-01-06-01-02-01-12.wav and others, in folders of any depth and name; .flac does
+as well. The name's numbers are modality (03 = audio alone), channel (01 = speech, 02 = song),
+emotion, intensity, statement, repetition and actor (odd = male).
+
+Source: Livingstone and Russo, PLoS ONE 2018: 1,440 files, 60 of each actor, 4 neutral and 8 of
+every other emotion.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+from mtmm_training.data.corpora.checks import audio_files, corpus_folder, finish, refuse
+from mtmm_training.data.corpora.labels import LABELS, Labels
+from mtmm_training.data.utterances import Utterance
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "Actor_01/03-01-06-01-02-01-12.wav and others"
+DIMENSION_RANGE = None
+
+STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
+ACTORS = range(1, 25)
+EXPECTED = {
+    f"ravdess_actor_{actor:02}": {
+        code: 4 if code == "01" else 8 for code in LABELS["ravdess"]["all"]
+    }
+    for actor in ACTORS
+}
+
+_NAME = re.compile(
+    r"03-(?P<channel>0[12])-(?P<emotion>\d\d)-0[12]-(?P<statement>0[12])-0[12]-(?P<actor>\d\d)"
+)
+
+
+def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+    """Reads the speech whose emotion is in the set: 1,440 with "all", 864 with "four".
+
+    With "four", calm counts as neutral. Songs are left out, and counted in a warning.
+
+    Args:
+        folder: has the actors' folders.
+        labels: a set of `LABELS`, or own labels (01 to 08) to emotions.
+        partial: whether to go on, and log it, where `EXPECTED` is not met.
+
+    Raises:
+        ValueError: a file name cannot be read, a file is there twice, or `EXPECTED` is not met.
+        FileNotFoundError: there is no audio.
+    """
+    root = corpus_folder(folder, LAYOUT)
+    files = audio_files(root, "**/*", LAYOUT)
+    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
+    refuse(
+        "ravdess: file names that are not like 03-01-06-01-02-01-12",
+        [str(file) for stem, file in files.items() if stem not in names],
+    )
+    speech = {stem: name for stem, name in names.items() if name["channel"] == "01"}
+    if len(speech) < len(names):
+        logger.warning("ravdess: left out %d songs", len(names) - len(speech))
+    found = [
+        Utterance(
+            utterance_id=f"ravdess_{stem}",
+            corpus="ravdess",
+            audio=str(files[stem]),
+            text=STATEMENTS[name["statement"]],
+            emotion=name["emotion"],
+            speaker_id=f"ravdess_actor_{name['actor']}",
+            script_id=f"ravdess_statement_{name['statement']}",
+            improvised=False,
+            gender="male" if int(name["actor"]) % 2 else "female",
+        )
+        for stem, name in speech.items()
+    ]
+    return finish("ravdess", found, labels=labels, expected=EXPECTED, partial=partial)

@@ -1,0 +1,1 @@
+"""Every figure: of runs, of answers, of corpora; one palette."""

@@ -1,0 +1,454 @@
+"""Pictures of what the pipeline answers: timelines, explanations, the valence–arousal plane.
+
+    figure = draw_timeline(predict("meeting.wav"))
+    figures.save(figure, "meeting.png")
+
+Each function takes results as the pipeline gives them and returns a figure. As in figures.py, colour
+never stands alone: emotions have rows or markers of their own, dimensions their line styles.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+from mtmm_training.pictures.figures import COLOURS, DPI, GREY, LINES, MARKERS
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
+# The same colour and marker in every picture; emotions of other names get what is left.
+EMOTION_STYLES = {
+    "angry": (VERMILION, "s"),
+    "happy": (ORANGE, "^"),
+    "sad": (BLUE, "v"),
+    "neutral": (GREY, "o"),
+    "fearful": (PURPLE, "D"),
+    "surprised": (SKY, "P"),
+    "disgusted": (GREEN, "X"),
+}
+DIMENSION_COLOURS = (BLUE, VERMILION, GREEN)  # valence, arousal, dominance
+NO_DIMENSIONS = {"start", "end"}  # the other numbers of an entry
+TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
+MOST_TICKS = 12
+MOST_WORDS = 40  # of an explanation: as many as a page can hold
+DIMENSION_RANGE = (1.0, 5.0)  # as in the configuration
+
+
+# ---- the timeline ------------------------------------------------------------------------------
+
+
+def draw_timeline(
+    result: Mapping[str, Any],
+    truth: Sequence[tuple[float, float, str]] | None = None,
+    title: str | None = None,
+    dimension_range: Sequence[float] = DIMENSION_RANGE,
+) -> Figure:
+    """Draws a recording's emotions, confidence and dimensions over time.
+
+    A window is drawn from its start to its end, or to the start of the next one that overlaps it.
+
+    Args:
+        result: of the pipeline, with "timeline".
+        truth: (start, end, emotion) of the labels, seconds, drawn as black lines below the bars of
+            their emotion.
+        title: printed above.
+        dimension_range: lowest and highest value of the model's dimensions.
+
+    Raises:
+        ValueError: if the result has no timeline, its model is trained for nothing, or a value lies
+            outside the range.
+    """
+    entries = result.get("timeline")
+    if not entries:
+        raise ValueError(
+            "the result has no `timeline`; predict with `window_s`, or a recording longer than the "
+            "model takes at once."
+        )
+    spans = _spans(entries)
+    dimensions = _dimensions(entries, dimension_range)
+    panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
+    if "emotion" in entries[0]:
+        emotions = _emotions(entries, [name for _, _, name in truth or []])
+        panels.append(
+            (0.32 * len(emotions) + 0.4, lambda a: _band(a, entries, emotions, spans, truth))
+        )
+        panels.append((1.2, lambda a: _confidence(a, entries, spans)))
+    if dimensions:
+        panels.append((1.9, lambda a: _curves(a, dimensions, spans, dimension_range)))
+    if not panels:
+        raise ValueError("the timeline has neither emotions nor dimensions: nothing was trained.")
+
+    heights = [height for height, _ in panels]
+    figure = Figure(figsize=(10, sum(heights) + 0.9), dpi=DPI, layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for panel, (_, draw) in zip(axes, panels, strict=True):
+        draw(panel)
+    axes[-1].set_xlim(spans[0, 0], max(entry["end"] for entry in entries))
+    _time_axis(axes[-1])
+    lines = filter(None, [title, _what_is_missing(entries)])
+    figure.suptitle(_plain("\n".join(lines)), fontsize="medium")
+    return figure
+
+
+def _spans(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(windows, 2): start, and end or the next one's start."""
+    starts = np.array([entry["start"] for entry in entries], dtype=float)
+    ends = np.array([entry["end"] for entry in entries], dtype=float)
+    ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
+    return np.stack([starts, ends], axis=1)
+
+
+def _emotions(entries: Sequence[Mapping[str, Any]], labelled: Sequence[str]) -> list[str]:
+    """All emotions that the model knows or the truth has, sorted."""
+    names = {name for entry in entries for name in (*entry["scores"], entry["emotion"])}
+    return sorted(names | set(labelled))
+
+
+def _band(
+    axes: Axes,
+    entries: Sequence[Mapping[str, Any]],
+    emotions: Sequence[str],
+    spans: np.ndarray,
+    truth: Sequence[tuple[float, float, str]] | None,
+) -> None:
+    """A row per emotion."""
+    styles = _emotion_styles(emotions)
+    for row, name in enumerate(emotions):
+        said = np.array([entry["emotion"] == name for entry in entries])
+        bars = [(start, end - start) for start, end in spans[said]]
+        axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name][0], linewidth=0)
+        for start, end, label in truth or []:
+            if label == name:
+                axes.plot([start, end], [row + 0.42] * 2, color="black", linewidth=2.5,
+                          solid_capstyle="butt")  # fmt: skip
+    axes.set_yticks(range(len(emotions)), [_plain(name) for name in emotions])
+    axes.set_ylim(len(emotions) - 0.4, -0.6)
+    axes.set_ylabel("emotion")
+    axes.grid(axis="x", alpha=0.3)
+    if truth:
+        axes.set_title("bars: predicted; black lines: labelled", fontsize="small", loc="right")
+
+
+def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: np.ndarray) -> None:
+    shares = np.array([entry["scores"][entry["emotion"]] for entry in entries])
+    axes.plot(*_steps(spans, shares), color="black", linewidth=_line_width(spans))
+    axes.set(ylim=(0, 1.03), ylabel="confidence", yticks=[0, 0.5, 1])
+    axes.grid(alpha=0.3)
+
+
+def _curves(
+    axes: Axes,
+    dimensions: Mapping[str, np.ndarray],
+    spans: np.ndarray,
+    dimension_range: Sequence[float],
+) -> None:
+    low, high = dimension_range
+    axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
+    for i, (name, values) in enumerate(dimensions.items()):
+        axes.plot(
+            *_steps(spans, values), color=DIMENSION_COLOURS[i % 3], linestyle=LINES[i % 4],
+            linewidth=1.3 * _line_width(spans), label=name,
+        )  # fmt: skip
+    margin = 0.03 * (high - low)
+    axes.set(ylim=(low - margin, high + margin), ylabel=f"{low:g} to {high:g}")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
+
+
+def _steps(spans: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line that is level over each span, and broken where nothing was said between two."""
+    gap = np.append(spans[1:, 0] > spans[:-1, 1] + 1e-6, True)
+    times = np.column_stack([spans, spans[:, 1]])
+    levels = np.column_stack([values, values, np.where(gap, np.nan, values)])
+    return times.ravel(), levels.ravel()
+
+
+def _line_width(spans: np.ndarray) -> float:
+    return 1.5 if len(spans) <= 100 else 0.8
+
+
+def _what_is_missing(entries: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of how many windows the text or the audio was missing."""
+    counts = {m: sum(m in entry["missing"] for entry in entries) for m in ("audio", "text")}
+    said = [
+        f"no {m}" if count == len(entries) else f"no {m} in {count} of {len(entries)} windows"
+        for m, count in counts.items()
+        if count
+    ]
+    return ", ".join(said) or None
+
+
+# ---- the explanation ---------------------------------------------------------------------------
+
+
+def draw_explanation(
+    result: Mapping[str, Any],
+    waveform: np.ndarray | None = None,
+    sampling_rate: int | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draws what the bridge tokens read (left) and what mattered when left out (right).
+
+    Args:
+        result: of the pipeline with `explain`; of a timeline, one of its entries.
+        waveform: (time,) of the whole recording, drawn behind the stretches of time.
+        sampling_rate: of the waveform, Hz.
+        title: printed above.
+
+    Raises:
+        ValueError: if the result has no explanation, or the waveform no rate.
+    """
+    explanation = result.get("explanation")
+    if explanation is None:
+        raise ValueError(
+            "the result has no `explanation`; predict with `explain=True`, and of a timeline give one "
+            "of its entries."
+        )
+    if waveform is not None and not sampling_rate:
+        raise ValueError(f"`sampling_rate={sampling_rate!r}`; a waveform needs its rate in Hz.")
+    words = _words_to_draw(explanation)
+    panels: list[tuple[float, str]] = [(0.9, "modalities")]
+    panels += [(1.7, "time")] if explanation["time"] else []
+    panels += [(0.22 * len(words) + 0.5, "words")] if words else []
+
+    heights = [height for height, _ in panels]
+    figure = Figure(figsize=(10, sum(heights) + 1.4), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(panels), 2, squeeze=False, height_ratios=heights)
+    sides = (explanation, BLUE), (explanation["occlusion"], VERMILION)
+    for (_, kind), row in zip(panels, grid, strict=True):
+        for axes, (side, colour) in zip(row, sides, strict=True):
+            if kind == "modalities":
+                _draw_modalities(axes, side["modalities"], colour)
+            elif kind == "time":
+                _draw_stretches(axes, side["time"], colour, waveform, sampling_rate)
+            else:
+                _draw_words(axes, [side["words"][i] for i in words], colour)
+        row[1].tick_params(labelleft=kind == "time")
+        if kind != "modalities":
+            rho = explanation["agreement"][kind]
+            agreement = (
+                "too few to compare"
+                if rho is None
+                else f"agreement ρ = {rho:.2f}".replace("-", "−")
+            )
+            row[1].set_title(f"{kind}; {agreement}", fontsize="small", loc="right")
+    of = explanation["occlusion"]["of"]
+    grid[0, 0].set_title("read: share of the bridge tokens' attention", fontsize="medium")
+    measure = f"log probability of {of}" if of == result.get("emotion") else of
+    grid[0, 1].set_title(f"mattered: fall of the {measure} without it", fontsize="medium")
+    if len(words) < len(explanation["words"]):
+        note = f"the {len(words)} words of {len(explanation['words'])} that mattered most"
+        grid[-1, 0].set_title(note, fontsize="small", loc="left")
+    figure.suptitle(_plain(title or ""), fontsize="medium")
+    return figure
+
+
+def _words_to_draw(explanation: Mapping[str, Any]) -> list[int]:
+    """Numbers of the words; where there are too many, of those that mattered most."""
+    falls = [abs(word["share"] or 0) for word in explanation["occlusion"]["words"]]
+    most = np.argsort(falls, kind="stable")[::-1][:MOST_WORDS]
+    return sorted(most.tolist())
+
+
+def _draw_modalities(axes: Axes, shares: Mapping[str, float | None], colour: str) -> None:
+    _draw_bars(axes, list(shares), list(shares.values()), colour)
+
+
+def _draw_words(axes: Axes, words: Sequence[Mapping[str, Any]], colour: str) -> None:
+    _draw_bars(axes, [w["text"] for w in words], [w["share"] for w in words], colour)
+
+
+def _draw_bars(
+    axes: Axes, names: Sequence[str], values: Sequence[float | None], colour: str
+) -> None:
+    """Bars to the right, hatched where they go to the left; words where there is no value."""
+    lengths = [0.0 if value is None else value for value in values]
+    bars = axes.barh(range(len(names)), lengths, color=colour, height=0.7)
+    _hatch_below_zero(bars.patches, lengths)
+    for row, value in enumerate(values):
+        if value is None:
+            axes.text(0, row, "  nothing would be left", va="center", color=GREY)
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(*_with_room(lengths))
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _draw_stretches(
+    axes: Axes,
+    stretches: Sequence[Mapping[str, float]],
+    colour: str,
+    waveform: np.ndarray | None,
+    sampling_rate: int | None,
+) -> None:
+    starts, ends, shares = np.array(
+        [[s[k] for k in ("start", "end", "share")] for s in stretches]
+    ).T
+    low, high = _with_room(shares)
+    if waveform is not None and sampling_rate is not None:
+        _draw_waveform(axes, np.asarray(waveform), sampling_rate, (starts[0], ends[-1]))
+    bars = axes.bar(
+        starts, shares, ends - starts, align="edge", color=colour, alpha=0.6, edgecolor="white"
+    )
+    _hatch_below_zero(bars.patches, shares)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlim=(starts[0], ends[-1]), ylim=(low, high))
+    _time_axis(axes)
+
+
+def _draw_waveform(
+    axes: Axes, waveform: np.ndarray, sampling_rate: int, span: tuple[float, float]
+) -> None:
+    """The waveform's envelope in grey behind everything, over the whole height."""
+    first, last = (round(second * sampling_rate) for second in span)
+    samples = np.abs(waveform[first:last])
+    if not samples.size or not samples.max():
+        return
+    columns = np.array_split(samples, min(600, len(samples)))
+    peaks = np.array([column.max() for column in columns]) / samples.max()
+    behind = axes.twinx()
+    behind.fill_between(np.linspace(*span, len(peaks)), -peaks, peaks, color="0.8", linewidth=0)
+    behind.set(ylim=(-1.05, 1.05), yticks=[])
+    axes.set_zorder(behind.get_zorder() + 1)
+    axes.patch.set_visible(False)  # or it hides the waveform
+
+
+def _hatch_below_zero(bars: Sequence[Patch], values: Sequence[float]) -> None:
+    for bar, value in zip(bars, values, strict=True):
+        if value < 0:
+            bar.set(hatch="///", facecolor="white", edgecolor="black", linewidth=0.8)
+
+
+def _with_room(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that hold zero and all values; never a range of nothing."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = 0.06 * (high - low) or 0.01
+    return (low - room if low < 0 else 0.0), high + room
+
+
+# ---- the plane ---------------------------------------------------------------------------------
+
+
+def draw_plane(
+    results: Sequence[Mapping[str, Any]],
+    names: Sequence[str] | None = None,
+    dimension_range: Sequence[float] = DIMENSION_RANGE,
+) -> Figure:
+    """Draws each result as a point in the valence–arousal plane.
+
+    Args:
+        results: of the pipeline, or the entries of a timeline.
+        names: written beside the points, one for each.
+        dimension_range: lowest and highest value of the model's dimensions.
+
+    Raises:
+        ValueError: if there are no results, their model is not trained for both dimensions, names
+            are too few or too many, or a value lies outside the range.
+    """
+    if not results:
+        raise ValueError("`results` is empty; give at least one.")
+    if names is not None and len(names) != len(results):
+        raise ValueError(f"`names` has {len(names)} names for {len(results)} results.")
+    dimensions = _dimensions(results, dimension_range)
+    if not {"valence", "arousal"} <= set(dimensions):
+        raise ValueError(
+            f"the results have {', '.join(dimensions) or 'no dimensions'}; the plane needs valence and "
+            "arousal, both of them trained."
+        )
+    low, high = dimension_range
+    figure = Figure(figsize=(5.6, 5.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    for line in (axes.axhline, axes.axvline):
+        line((low + high) / 2, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    points = np.stack([dimensions["valence"], dimensions["arousal"]], axis=1)
+    _draw_points(axes, points, np.array([result.get("emotion", "") for result in results]))
+    for name, (valence, arousal) in zip(names or [], points, strict=False):
+        left = valence > low + 0.75 * (high - low)  # to the right it would leave the plane
+        axes.annotate(
+            _plain(name), (valence, arousal), xytext=(-7 if left else 7, 4),
+            textcoords="offset points", ha="right" if left else "left", fontsize="small",
+        )  # fmt: skip
+    margin = 0.03 * (high - low)
+    limits = low - margin, high + margin
+    axes.set(xlim=limits, ylim=limits)
+    axes.set_xlabel(f"valence ({low:g} to {high:g}, pleasant →)")
+    axes.set_ylabel(f"arousal ({low:g} to {high:g}, excited →)")
+    axes.set_box_aspect(1)
+    legend = axes.get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _draw_points(axes: Axes, points: np.ndarray, emotions: np.ndarray) -> None:
+    """Points (results, 2), each with colour and marker of its emotion; "" is none."""
+    few = len(points) <= 30
+    styles = _emotion_styles(sorted(set(emotions) - {""})) | {"": ("black", ".")}
+    for emotion in sorted(set(emotions)):
+        colour, marker = styles[emotion]
+        axes.plot(
+            *points[emotions == emotion].T, linestyle="", color=colour, marker=marker,
+            markersize=9 if few else 5, alpha=1 if few else 0.6,
+            label=_plain(emotion) or "no emotion",
+        )  # fmt: skip
+
+
+# ---- shared ------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    """Dollar signs as such: two of them would begin and end a formula."""
+    return text.replace("$", r"\$")
+
+
+def _emotion_styles(emotions: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by name; emotions without their own take pairs that no other has."""
+    others = [name for name in emotions if name not in EMOTION_STYLES]
+    pairs = [
+        (COLOURS[i % len(COLOURS)], MARKERS[-1 - i % len(MARKERS)]) for i in range(len(others))
+    ]
+    own = {name: EMOTION_STYLES[name] for name in emotions if name in EMOTION_STYLES}
+    return own | dict(zip(others, pairs, strict=True))
+
+
+def _dimensions(
+    entries: Sequence[Mapping[str, Any]], dimension_range: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Values (entries,) by the names of the dimensions that were trained."""
+    low, high = dimension_range
+    names = [k for k, v in entries[0].items() if isinstance(v, float) and k not in NO_DIMENSIONS]
+    values = {name: np.array([entry[name] for entry in entries]) for name in names}
+    for name, column in values.items():
+        outside = column[(column < low) | (column > high)]
+        if outside.size:
+            raise ValueError(
+                f"{name} {outside[0]:.3g} lies outside of `dimension_range={dimension_range}`; give the "
+                "`config.dimension_range` of the model."
+            )
+    return values
+
+
+def _time_axis(axes: Axes) -> None:
+    """Ticks at whole seconds, minutes or hours; an hour reads 1:00:00."""
+    first, last = axes.get_xlim()
+    step = next((s for s in TICKS_S if (last - first) / s <= MOST_TICKS), TICKS_S[-1])
+    while (last - first) / step > MOST_TICKS:
+        step *= 2
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    if last <= 120:
+        axes.set_xlabel("time (s)")
+        return
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda second, _: _clock(second, last >= 3600)))
+    axes.set_xlabel("time (h:min:s)" if last >= 3600 else "time (min:s)")
+
+
+def _clock(second: float, hours: bool) -> str:
+    minutes, rest = divmod(math.floor(second + 0.5), 60)
+    if not hours:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""Numbers of finished runs: predictions, metrics, intervals, tables."""

@@ -1,0 +1,155 @@
+"""A model on a split: predictions, their metrics, and the files that hold them."""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from scipy.special import softmax
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import multi_task_loss
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.files import replacing
+from mtmm_training.scoring.metrics import ABSENT_EMOTION, split_metrics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's outputs for one split, in the order of the split's utterances.
+
+    Args:
+        utterance_ids: One for each row.
+        emotion_logits: (utterances, emotions), float64.
+        dimensions: (utterances, dimensions), on the labels' scale, float64.
+        emotion_labels: (utterances,), −100 = absent.
+        dimension_labels: (utterances, dimensions), NaN = absent.
+    """
+
+    utterance_ids: list[str]
+    emotion_logits: np.ndarray
+    dimensions: np.ndarray
+    emotion_labels: np.ndarray
+    dimension_labels: np.ndarray
+
+    def metrics(self, config: MTMMConfig, temperature: float = 1.0) -> dict[str, Any]:
+        """Loss and metrics over the whole split; None for what has no labels."""
+        emotion_loss, dimension_loss = multi_task_loss(
+            config,
+            torch.from_numpy(self.emotion_logits),
+            torch.from_numpy(self.dimensions),
+            torch.from_numpy(self.emotion_labels),
+            torch.from_numpy(self.dimension_labels),
+        )
+        metrics = split_metrics(
+            self.emotion_labels,
+            self.emotion_logits,
+            self.dimension_labels,
+            self.dimensions,
+            list(config.emotion_names),
+            config.dimension_names,
+            temperature,
+        )
+        return {"loss": float(emotion_loss + dimension_loss)} | metrics
+
+
+@torch.no_grad()
+def predict(
+    model: torch.nn.Module,
+    loader: Iterable[dict[str, Any]],
+    utterance_ids: Sequence[str],
+    accelerator: Accelerator,
+    max_batches: int | None = None,
+) -> Predictions:
+    """Run a model over a loader, every process its share, and put the rows in order.
+
+    Args:
+        model: Prepared by `accelerator`, or not; left in eval mode.
+        loader: Of batches with labels and `utterance_ids`.
+        utterance_ids: The split's, in order; all must come, unless `max_batches` is given.
+        accelerator: Gathers the shares.
+        max_batches: Stop after so many.
+
+    Raises:
+        RuntimeError: An utterance came twice, or not at all, or has outputs that are not finite.
+    """
+    model.eval()
+    rows: list[tuple[Any, ...]] = []
+    for number, batch in enumerate(loader):
+        if number == max_batches:
+            break
+        ids = batch.pop("utterance_ids")
+        output = model(**send_to_device(batch, accelerator.device))
+        columns = (
+            output.emotion_logits.double(),
+            output.dimensions.double(),
+            batch["emotion_labels"],
+            batch["dimension_labels"].double(),
+        )
+        rows += zip(ids, *(column.cpu().numpy() for column in columns), strict=True)
+    rows = gather_object(rows)
+    infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
+    if infinite:
+        raise RuntimeError(
+            f"The model's outputs for {len(infinite)} of {len(rows)} utterances are NaN or infinite, "
+            f"such as {', '.join(infinite[:3])}: its weights have diverged, or these inputs overflow "
+            "in this precision. Lower --learning_rate, or take --mixed_precision bf16 or no."
+        )
+    by_id = {row[0]: row for row in rows}
+    if len(by_id) != len(rows) or (max_batches is None and set(by_id) != set(utterance_ids)):
+        raise RuntimeError(
+            f"{len(rows)} predictions of {len(by_id)} utterances came for a split of "
+            f"{len(utterance_ids)}; each must come exactly once."
+        )
+    ordered = [by_id[i] for i in utterance_ids if i in by_id]
+    ids, *arrays = zip(*ordered, strict=True)
+    return Predictions(list(ids), *(np.stack(column) for column in arrays))
+
+
+def write_predictions(
+    path: str | Path,
+    predictions: dict[str, Predictions],
+    utterances: Sequence[Utterance],
+    config: MTMMConfig,
+) -> None:
+    """Write one row per utterance as CSV: labels, probabilities and dimensions, by name.
+
+    Args:
+        path: Of the file; written under a temporary name first.
+        predictions: By split.
+        utterances: All that the predictions may name.
+        config: Of the model; its `trained_outputs` are written, others are left out.
+    """
+    speakers = {utterance.utterance_id: utterance.speaker_id for utterance in utterances}
+    emotions = list(config.emotion_names)
+    with_emotion = "emotion" in config.trained_outputs
+    dimensions = [name for name in config.dimension_names if name in config.trained_outputs]
+    header = ["id", "split", "speaker"]
+    if with_emotion:
+        header += ["emotion_label", "emotion", *(f"p_{name}" for name in emotions)]
+    header += [column for name in dimensions for column in (f"{name}_label", name)]
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for split, rows in predictions.items():
+            probabilities = softmax(rows.emotion_logits / config.temperature, axis=-1)
+            for i, utterance_id in enumerate(rows.utterance_ids):
+                row = [utterance_id, split, speakers[utterance_id]]
+                if with_emotion:
+                    label = rows.emotion_labels[i]
+                    row += ["" if label == ABSENT_EMOTION else emotions[label]]
+                    row += [emotions[probabilities[i].argmax()]]
+                    # Digits of small ones too: without temperature they are p^T.
+                    row += [f"{p:.7g}" for p in probabilities[i]]
+                for name in dimensions:
+                    column = config.dimension_names.index(name)
+                    label = rows.dimension_labels[i, column]
+                    row += ["" if math.isnan(label) else f"{label:g}"]
+                    row += [f"{rows.dimensions[i, column]:.6f}"]
+                writer.writerow(row)

@@ -1,0 +1,1 @@
+"""Many runs or one question: whole protocols, baselines, ablations, and checks of a trained model."""

@@ -1,0 +1,201 @@
+"""How much a trained model loses when its transcripts have errors: the test split at word error rates.
+
+    python -m mtmm_training.studies.transcript_errors --run out/run --rates 0 0.1 0.2 0.4
+
+Words of the test transcripts are replaced, left out and added at random, by words of the same split;
+the saved model predicts each version. Into --out go wer.csv and wer.png. The last row is the model
+without any transcript, where every utterance has audio. Nothing is chosen by these numbers.
+"""
+
+import argparse
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+
+from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.batches.collate import (
+    LengthBatches,
+    RawInputs,
+    frame_lengths,
+    make_loader,
+    to_dataset,
+)
+from mtmm_training.commands.flags import count, whole
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.files import replacing
+from mtmm_training.pictures.figures import COLOURS, DPI, GREY, LINES, MARKERS, save
+from mtmm_training.scoring.predictions import predict
+from mtmm_training.scoring.run import read_flags, read_test_split
+
+# Of all errors, about as recognisers of conversations make them.
+KINDS = {"substitution": 0.6, "deletion": 0.25, "insertion": 0.15}
+
+
+def degrade(transcripts: Sequence[str], rate: float, seed: int) -> list[str]:
+    """Transcripts with errors at this rate over all their words.
+
+    Args:
+        transcripts: Words are what white space separates.
+        rate: Errors per word, 0 to 1.
+        seed: Of places, kinds and words.
+
+    Returns:
+        The transcripts in their order; one whose every word is left out is "".
+    """
+    generator = np.random.default_rng(seed)
+    texts = [transcript.split() for transcript in transcripts]
+    vocabulary = sorted({word for words in texts for word in words})
+    places = [(i, j) for i, words in enumerate(texts) for j in range(len(words))]
+    chosen = generator.permutation(len(places))[: round(rate * len(places))]
+    for place in chosen:
+        i, j = places[place]
+        kind = generator.choice(list(KINDS), p=list(KINDS.values()))
+        word = texts[i][j]
+        others = [w for w in generator.choice(vocabulary, 2) if w != word] or vocabulary[:1]
+        # A place keeps its number until the end: what stands there is a string of words.
+        texts[i][j] = {
+            "substitution": others[0],
+            "deletion": "",
+            "insertion": f"{others[0]} {word}",
+        }[str(kind)]
+    return [" ".join(word for word in words if word) for words in texts]
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Fewest substitutions, deletions and insertions, over the references' words."""
+    pairs = [(r.split(), h.split()) for r, h in zip(references, hypotheses, strict=True)]
+    return sum(edit_distance(*pair) for pair in pairs) / sum(len(words) for words, _ in pairs)
+
+
+def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Levenshtein's, in words."""
+    row = list(range(len(hypothesis) + 1))
+    for i, word in enumerate(reference, 1):
+        before, row = row, [i]
+        for j, other in enumerate(hypothesis, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (word != other)))
+    return row[-1]
+
+
+def with_texts(utterances: Sequence[Utterance], texts: Sequence[str]) -> list[Utterance]:
+    """The utterances with these transcripts; "" is none, or the old one where there is no audio."""
+    return [
+        dataclasses.replace(u, text=text or (None if u.audio is not None else u.text))
+        for u, text in zip(utterances, texts, strict=True)
+    ]
+
+
+def measure(
+    model: MTMMModel, processor: MTMMProcessor, utterances: Sequence[Utterance], batch_size: int
+) -> dict[str, float]:
+    """Metrics of the model on these utterances, by name, without those that have no value."""
+    config = model.config
+    raw = RawInputs(processor, list(config.emotion_names), config.dimension_names)
+    batches = LengthBatches(frame_lengths(utterances), batch_size, shuffle=False)
+    loader = make_loader(to_dataset(utterances), batches, raw)
+    ids = [utterance.utterance_id for utterance in utterances]
+    metrics = predict(model, loader, ids, Accelerator()).metrics(config, config.temperature)
+    flat = {name: metrics[name] for name in ("UAR", "WAR", "macro_F1")}
+    flat |= {f"CCC {name}": ccc for name, ccc in metrics["CCC"].items()}
+    return {name: value for name, value in flat.items() if value is not None}
+
+
+def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the rows as CSV; None is an empty cell."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw each metric over the word error rate; dotted: without a transcript."""
+    figure = Figure(figsize=(6.4, 4.4), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    names = [name for name in rows[0] if name not in ("rate", "WER")]
+    degraded = [row for row in rows if row["WER"] is not None]
+    for i, name in enumerate(names):
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": LINES[i % len(LINES)],
+        }
+        x, y = ([row[key] for row in degraded] for key in ("WER", name))
+        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name, **style)
+        for row in rows:
+            if row["WER"] is None:
+                axes.axhline(row[name], color=style["color"], linestyle=":", linewidth=1)
+    axes.set(xlabel="word error rate of the test transcripts", ylabel="metric on the test split")
+    axes.set_title("dotted: without transcripts", fontsize="medium", color=GREY)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, path)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows in columns; None is a dash."""
+    print("".join(f"{name:>14}" for name in rows[0]))
+    for row in rows:
+        cells = ("–" if value is None else f"{value:.3f}" for value in row.values())
+        print("".join(f"{cell:>14}" for cell in cells), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mtmm_training.studies.transcript_errors", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[0, 0.1, 0.2, 0.4],
+        help="shares of words to get wrong, 0 to 1; 0 0.1 0.2 0.4 if not given",
+    )
+    parser.add_argument(
+        "--seed", type=whole, default=0, help="of places, kinds and words of errors"
+    )
+    parser.add_argument(
+        "--batch_size", type=count, default=16, help="utterances at once; 16 if not given"
+    )
+    parser.add_argument("--out", type=Path, help="folder; transcript_errors/ in --run if not given")
+    flags = parser.parse_args(arguments)
+    if not all(0 <= rate <= 1 for rate in flags.rates):
+        parser.error(f"--rates is {flags.rates}; each must be from 0 to 1")
+    try:
+        if "text" not in read_flags(flags.run).modalities:
+            raise ValueError(
+                f"the model of {flags.run} reads no text, so its errors change nothing."
+            )
+        test = read_test_split(flags.run)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    true = [utterance.text or "" for utterance in test]
+    if not any(true):
+        raise SystemExit("error: the test split has no transcripts.")
+    model = MTMMModel.from_pretrained(flags.run / "model")
+    processor = MTMMProcessor.from_pretrained(flags.run / "model")
+
+    versions = {rate: degrade(true, rate, flags.seed) for rate in flags.rates}
+    rows = []
+    for rate, texts in versions.items():
+        metrics = measure(model, processor, with_texts(test, texts), flags.batch_size)
+        rows.append({"rate": rate, "WER": word_error_rate(true, texts)} | metrics)
+    if all(utterance.audio is not None for utterance in test):
+        silent = with_texts(test, [""] * len(test))
+        metrics = measure(model, processor, silent, flags.batch_size)
+        rows.append({"rate": None, "WER": None} | metrics)
+    out = flags.out or flags.run / "transcript_errors"
+    write_table(rows, out / "wer.csv")
+    plot(rows, out / "wer.png")
+    print_table(rows)
+    print(f"{len(test)} test utterances; wer.csv and wer.png are in {out}")
+
+
+if __name__ == "__main__":
+    main()

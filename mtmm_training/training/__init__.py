@@ -1,0 +1,1 @@
+"""What one fold's training needs beside its loop, which is in train_accelerate.py."""
