@@ -1,13 +1,14 @@
 # make demo  trains on the embedded corpus, shows one table, predicts from the saved model
 # make test  runs the tests
 # make stress  feeds every bad input, each in a process of its own, and shows one table
-# All make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
+# make sizes  shows how large the source is; COMMITS="OLD NEW" compares two commits
+# All but sizes make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test stress lint clean
+.PHONY: demo test stress lint sizes clean
 
 demo: $(READY)
 	$(BIN)/python -m mtmm_training.studies.demo out/demo
@@ -22,6 +23,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sizes:
+	$(PYTHON) benchmarks/sizes.py $(COMMITS)
 
 # torch first and by its exact version: other ranges may pull another build of several gigabytes.
 $(READY): pyproject.toml constraints.txt

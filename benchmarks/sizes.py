@@ -1,0 +1,194 @@
+"""Print how large the source is: files, bodies, refusals, comments, imports; of two commits side by side.
+
+    python benchmarks/sizes.py                     # the working tree
+    python benchmarks/sizes.py 499aabd HEAD        # two commits, a column each
+
+A code line is one that is not blank, not a comment and not part of a docstring. A refusal is a `raise`,
+an `if` or `except` that only raises, and a call of `require` or `refuse...`; its share is of code lines.
+A body is a function without its signature and docstring. Tests are counted apart, and no more.
+"""
+
+import argparse
+import ast
+import io
+import re
+import statistics
+import subprocess
+import tarfile
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parents[1]
+REFUSING = re.compile(r"_?(require|refuse)(_\w+)?")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+MOST_LINES, MOST_BODY = 500, 60  # of a file and of a function's body
+
+
+@dataclass
+class Source:
+    """What one file holds, as numbers."""
+
+    path: str
+    lines: int
+    code: set[int]
+    comments: int
+    refusals: set[int]
+    bodies: dict[str, int] = field(default_factory=dict)
+    imports: set[str] = field(default_factory=set)
+
+
+def read(path: str, text: str) -> Source:
+    """Measure one file of Python."""
+    tree = ast.parse(text)
+    docstrings: set[int] = set()
+    comments = 0
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and ast.get_docstring(node):
+            docstrings.update(_lines(node.body[0]))
+    code: set[int] = set()
+    skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            comments += 1
+        elif token.type not in skipped:
+            code.update(range(token.start[0], token.end[0] + 1))
+    code -= docstrings
+    source = Source(path, text.count("\n"), code, comments, set())
+    for node in ast.walk(tree):
+        if _refuses(node):
+            source.refusals.update(set(_lines(node)) & code)
+        if isinstance(node, FUNCTIONS):
+            source.bodies[f"{path}:{node.lineno} {node.name}"] = _body(node)
+        if isinstance(node, ast.Import):
+            source.imports.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            source.imports.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return source
+
+
+def _lines(node: ast.AST) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)  # type: ignore[attr-defined]
+
+
+def _refuses(node: ast.AST) -> bool:
+    if isinstance(node, ast.Raise):
+        return True
+    if isinstance(node, (ast.If, ast.ExceptHandler)):
+        branches = [*node.body, *getattr(node, "orelse", [])]
+        return all(isinstance(statement, ast.Raise) for statement in branches)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        name = getattr(called, "attr", getattr(called, "id", ""))
+        return bool(REFUSING.fullmatch(name))
+    return False
+
+
+def _body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    statements = node.body[1:] if ast.get_docstring(node) else node.body
+    if not statements:
+        return 0
+    return (statements[-1].end_lineno or 0) - statements[0].lineno + 1
+
+
+def files_of(commit: str | None) -> Iterator[tuple[str, str]]:
+    """Path and text of every file of Python, of a commit or of the working tree."""
+    if commit is None:
+        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        for path in listed.stdout.split():
+            if (ROOT / path).is_file():
+                yield path, (ROOT / path).read_text(encoding="utf-8")
+        return
+    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.name.endswith(".py") else None
+            if file is not None:
+                yield member.name, file.read().decode("utf-8")
+
+
+def longest_chain(sources: list[Source]) -> list[str]:
+    """The longest chain of files that import each other, the importing one first."""
+    modules = {source.path.removesuffix(".py").replace("/", "."): source for source in sources}
+    modules = {name.removesuffix(".__init__"): source for name, source in modules.items()}
+    edges = {
+        name: {
+            target
+            for imported in source.imports
+            for target in (imported, imported.rpartition(".")[0])
+            if target in modules and target != name
+        }
+        for name, source in modules.items()
+    }
+    known: dict[str, list[str]] = {}
+
+    def chain(name: str, above: tuple[str, ...]) -> list[str]:
+        if name not in known:
+            below = [chain(n, (*above, name)) for n in sorted(edges[name]) if n not in above]
+            known[name] = [name, *max(below, key=len, default=[])]
+        return known[name]
+
+    return max((chain(name, ()) for name in sorted(modules)), key=len)
+
+
+def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
+    """The table's cells of one commit, and what is over the house's sizes."""
+    everything = [read(path, text) for path, text in files_of(commit)]
+    tests = [source for source in everything if source.path.startswith("tests/")]
+    source = [source for source in everything if not source.path.startswith("tests/")]
+    hub = [s for s in source if re.fullmatch(r"\w+_mtmm\.py", s.path)]
+    bodies = {name: length for s in source for name, length in s.bodies.items()}
+    lengths = sorted(bodies.values())
+    code = sum(len(s.code) for s in source)
+    cells = {
+        "source files": str(len(source)),
+        "source lines": f"{sum(s.lines for s in source):,}",
+        "source code lines": f"{code:,}",
+        "test code lines": f"{sum(len(s.code) for s in tests):,}",
+        f"files over {MOST_LINES} lines": str(sum(s.lines > MOST_LINES for s in source)),
+        "functions per 1,000 lines": f"{1000 * len(bodies) / sum(s.lines for s in source):.0f}",
+        "body, median": f"{statistics.median(lengths):.0f}",
+        "body, p90": str(lengths[int(0.9 * len(lengths))]),
+        "body, largest": str(lengths[-1]),
+        "refusals, % of code": f"{_refusals(source):.1f}",
+        "refusals, % of the Hub files' code": f"{_refusals(hub):.1f}",
+        "comments per 100 code lines": f"{100 * sum(s.comments for s in source) / code:.1f}",
+        "longest import chain": str(len(longest_chain(source))),
+        "entries at the root": str(_entries(everything, commit)),
+    }
+    too_long = [f"{s.path}: {s.lines} lines" for s in source if s.lines > MOST_LINES]
+    too_long += [f"{name}: {n} lines of body" for name, n in bodies.items() if n > MOST_BODY]
+    return cells, too_long
+
+
+def _refusals(sources: list[Source]) -> float:
+    code = sum(len(source.code) for source in sources)
+    return 100 * sum(len(source.refusals) for source in sources) / max(code, 1)
+
+
+def _entries(sources: list[Source], commit: str | None) -> int:
+    command = ["git", "ls-tree", "--name-only", commit or "HEAD"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {PurePosixPath(name).parts[0] for name in listed.stdout.split()}
+    if commit is None:
+        names |= {PurePosixPath(source.path).parts[0] for source in sources}
+    return sum(not name.startswith(".") for name in names)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("commits", nargs="*", help="up to two; the working tree if none")
+    commits = parser.parse_args().commits or [None]
+    measured = [measure(commit) for commit in commits]
+    names = [commit or "working tree" for commit in commits]
+    print(f"{'':36}" + "".join(f"{name:>16}" for name in names))
+    for row in measured[0][0]:
+        print(f"{row:36}" + "".join(f"{cells[row]:>16}" for cells, _ in measured))
+    for line in measured[-1][1]:
+        print(f"over the house's sizes: {line}")
+
+
+if __name__ == "__main__":
+    main()
