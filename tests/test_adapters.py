@@ -24,7 +24,9 @@ from mtmm_training.training import adapters
 from mtmm_training.training.adapters import FAMILIES, add_lora, merge, unfreeze_top_layers
 from mtmm_training.training.checkpoints import StopSignal
 from mtmm_training.training.config import TrainConfig
-from train_accelerate import explain, main, parameter_counts
+from mtmm_training.training.faults import explain
+from mtmm_training.training.model import parameter_counts
+from train_accelerate import main
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 WAVEFORM = {

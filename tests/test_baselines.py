@@ -23,11 +23,12 @@ from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
 from mtmm_training.scoring.metrics import unweighted_average_recall
-from mtmm_training.scoring.tables import read_experiment
 from mtmm_training.studies import baselines
 from mtmm_training.studies.baselines import BaselineConfig, Features, main, run_fold
+from mtmm_training.studies.tables import read_experiment
 from mtmm_training.training.config import TrainConfig
-from train_accelerate import build_model, choose_fold
+from mtmm_training.training.model import build_model
+from mtmm_training.training.prepare import choose_fold
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]  # the `run` below

@@ -126,7 +126,7 @@ def test_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "words").mkdir()
     monkeypatch.chdir(tmp_path)
     parser, shown = predict_command._parser(), examples(predict_command.EPILOG)
-    assert len(shown) == 13
+    assert len(shown) == 12
     for command, *words in shown:
         assert command == "predict"
         words += [] if "--model" in words else ["--model", "M"]

@@ -26,12 +26,12 @@ import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.scoring import tables
 from mtmm_training.scoring.metrics import Interval
 from mtmm_training.scoring.predictions import Predictions, write_predictions
-from mtmm_training.scoring.run import read_flags
 from mtmm_training.studies import protocol as evaluate
+from mtmm_training.studies import tables
 from mtmm_training.studies.protocol import main
+from mtmm_training.training.run import read_flags
 
 EMOTIONS = ["angry", "happy", "sad"]
 TEMPERATURES = (0.5, 2.0, 1.25)

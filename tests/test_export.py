@@ -31,8 +31,8 @@ from configuration_mtmm import MTMMConfig  # noqa: E402
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
 from mtmm_training.publishing.export import ExportedModel, export, main, measure, quantise  # noqa: E402
-from mtmm_training.scoring.run import read_test_split  # noqa: E402
 from mtmm_training.training.config import TrainConfig  # noqa: E402
+from mtmm_training.training.run import read_test_split  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
 INPUTS = ["input_values", "audio_attention_mask", "input_ids", "attention_mask"]

@@ -11,8 +11,8 @@ import pytest
 
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.utterances import read_manifest
-from mtmm_training.scoring.run import read_test_split
 from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.run import read_test_split
 
 ROWS = [f"{speaker}{number},yes,happy,{speaker}" for speaker in "abcdefgh" for number in range(2)]
 ADDED = [f"i{number},no,sad,i" for number in range(12)]

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.training.adapters import add_lora
-from train_accelerate import sum_over_processes
+from mtmm_training.training.optimiser import sum_over_processes
 
 ROOT = Path(__file__).parents[1]
 NO_DROPOUT = (

@@ -21,7 +21,7 @@ from transformers.models.hubert import modeling_hubert
 
 import modeling_mtmm
 from mtmm_training.training.config import TrainConfig
-from train_accelerate import check_launch
+from mtmm_training.training.launch import check_launch
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 KINDS = {
@@ -74,7 +74,8 @@ def test_cpu_launch_starts_two_processes(tmp_path: Path) -> None:
     """Left to itself, accelerate would start one, or two that know nothing of each other."""
     script = tmp_path / "count.py"
     script.write_text(
-        "from train_accelerate import TrainConfig, make_accelerator\n"
+        "from mtmm_training.training.config import TrainConfig\n"
+        "from mtmm_training.training.launch import make_accelerator\n"
         "state = make_accelerator(TrainConfig(tracker='none')).state\n"
         "line = f'process {state.process_index} of {state.num_processes} {state.backend} {state.device}'\n"
         "print(line + '\\n', end='')\n"  # in one piece: both write to one pipe

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
-from mtmm_training.scoring import tables
 from mtmm_training.studies import protocol as evaluate
+from mtmm_training.studies import tables
 from mtmm_training.studies.baselines import BaselineConfig
 from mtmm_training.training.config import TrainConfig
 

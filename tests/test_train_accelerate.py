@@ -23,21 +23,25 @@ from accelerate.utils import DistributedType
 from conftest import two_processes
 from safetensors.torch import load_file
 
-import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import save_folds
 from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
 from mtmm_training.training.checkpoints import StopSignal
 from mtmm_training.training.config import TrainConfig
-from processing_mtmm import MTMMProcessor
-from train_accelerate import (
-    check_augmentation,
+from mtmm_training.training.launch import check_augmentation, check_device, check_launch
+from mtmm_training.training.model import planned
+from mtmm_training.training.prepare import (
+    check_fold,
+    check_scale,
     choose_fold,
     folds_of,
-    main,
+    read_utterances,
+    speakers_behind,
     trained_outputs,
 )
+from processing_mtmm import MTMMProcessor
+from train_accelerate import main
 
 ROOT = Path(__file__).parents[1]
 MODEL_CONFIG = {
@@ -408,7 +412,7 @@ def test_script_disjoint_folds_are_those_of_the_corpus_whatever_the_model_sees(
             script_disjoint=True,
             modalities=modalities,
         ).resolve()
-        utterances = train_accelerate.read_utterances(config)
+        utterances = read_utterances(config)
         assert all((u.text is None) == (modalities == ["audio"]) for u in utterances)
         folds.append(folds_of(config, utterances))
     assert folds[0] == folds[1]
@@ -425,9 +429,9 @@ def test_corpus_on_another_scale_than_the_model_is_refused(tmp_path: Path) -> No
         config = TrainConfig(**flags, **wrong).resolve()
         message = f"msp_podcast are rated from 1 to 7, the model's go from 1 to 5. {remedy}"
         with pytest.raises(ValueError, match=message):
-            train_accelerate.check_scale(config, ("emotion", "valence"))
-        train_accelerate.check_scale(config, ("emotion",))
-    train_accelerate.check_scale(TrainConfig(**flags).resolve(), ("valence",))
+            check_scale(config, ("emotion", "valence"))
+        check_scale(config, ("emotion",))
+    check_scale(TrainConfig(**flags).resolve(), ("valence",))
 
 
 def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path, tmp_path: Path) -> None:
@@ -445,15 +449,15 @@ def test_model_is_not_tested_on_who_trained_it(work: Path, finished: Path, tmp_p
     shutil.copytree(finished / "model", later / "model")
     for last in (model, str(later / "model")):
         config = TrainConfig(model=last).resolve()
-        known = train_accelerate.planned(config)
-        train_accelerate.check_fold(config, known, spoken)
+        known = planned(config)
+        check_fold(config, known, spoken)
         for seen in ("train", "validation"):
             speaker = splits[seen]["speakers"][0]
             message = f"trained or selected on .*{speaker}.* of the test"
             with pytest.raises(ValueError, match=message):
-                train_accelerate.check_fold(config, known, spoken | {"test": spoken[seen]})
+                check_fold(config, known, spoken | {"test": spoken[seen]})
     (later / "results.json").write_text('{"splits": ["of", "another", "program"]}')
-    assert train_accelerate.speakers_behind(str(later / "model")) == set()
+    assert speakers_behind(str(later / "model")) == set()
 
 
 @pytest.mark.parametrize(
@@ -478,8 +482,8 @@ def test_model_keeps_its_outputs(tmp_path: Path, flags: dict[str, Any], message:
 def test_precision_of_the_launcher_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="launcher says mixed precision bf16, .* is 'no'"):
-        train_accelerate.check_device(TrainConfig())
-    train_accelerate.check_device(TrainConfig(mixed_precision="bf16"))
+        check_device(TrainConfig())
+    check_device(TrainConfig(mixed_precision="bf16"))
 
 
 def test_split_smaller_than_the_launch_is_refused_before_training() -> None:
@@ -489,7 +493,7 @@ def test_split_smaller_than_the_launch_is_refused_before_training() -> None:
     }
     processes = SimpleNamespace(num_processes=2, distributed_type=DistributedType.MULTI_CPU)
     with pytest.raises(ValueError, match="The test split has 1 utterances, which cannot be dealt"):
-        train_accelerate.check_launch(TrainConfig(), processes, counts)
+        check_launch(TrainConfig(), processes, counts)
 
 
 def test_data_without_labels_can_be_encoded(work: Path, tmp_path: Path) -> None:

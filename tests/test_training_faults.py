@@ -39,10 +39,14 @@ from mtmm_training.batches.collate import (
     to_dataset,
 )
 from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
-from mtmm_training.training import checkpoints, divergence
+from mtmm_training.training import checkpoints, divergence, prepare, report
 from mtmm_training.training.checkpoints import Checkpoints, StopSignal, alone_in
 from mtmm_training.training.config import TrainConfig
-from train_accelerate import check_device, explain, main
+from mtmm_training.training.faults import explain
+from mtmm_training.training.launch import check_device
+from mtmm_training.training.model import choose_trained
+from mtmm_training.training.optimiser import clip_gradients
+from train_accelerate import main
 
 __all__ = ["work"]  # the corpus and the encoders, made anew for this file
 FROZEN = {"freeze_audio_encoder": True, "freeze_text_encoder": True}
@@ -69,7 +73,7 @@ def whole(work: Path) -> Path:
 
 # Phase -> what is being called as the signal comes, and which of its calls that is.
 PHASES = {
-    "reading the manifest": (train_accelerate, "read_all", 1),
+    "reading the manifest": (prepare, "read_all", 1),
     "encoding": (features.StateShards, "write", 1),
     "trying out validation": (train_accelerate, "predict", 1),
     "training": (train_accelerate, "mask_modalities", 3),
@@ -77,7 +81,7 @@ PHASES = {
     "writing a checkpoint": (checkpoints, "_write_json", 1),
     "validating the last epoch": (train_accelerate, "predict", 3),
     "testing": (train_accelerate, "predict", 5),
-    "writing predictions": (train_accelerate, "write_predictions", 1),
+    "writing predictions": (report, "write_predictions", 1),
 }
 
 
@@ -407,7 +411,7 @@ def test_loss_of_every_pass_of_a_step_is_checked(
 
 def scale_gradients(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
     """Multiply the gradient of one weight of the emotion head, in so many a backward pass."""
-    original, passes = train_accelerate.choose_trained, 0
+    original, passes = choose_trained, 0
 
     def hook(gradient: torch.Tensor) -> torch.Tensor:
         nonlocal passes
@@ -474,8 +478,8 @@ class Scaled:
 
 def test_fp16_skips_steps_until_its_scale_is_used_up() -> None:
     model = nn.Linear(1, 1)
-    assert train_accelerate.clip_gradients(Scaled(1.0), model, 1.0) == math.inf
-    assert train_accelerate.clip_gradients(Scaled(1e-5), model, 1.0) is None
+    assert clip_gradients(Scaled(1.0), model, 1.0) == math.inf
+    assert clip_gradients(Scaled(1e-5), model, 1.0) is None
 
 
 def test_outputs_that_are_not_finite_are_no_predictions(

@@ -463,7 +463,7 @@ def measure(
 
 def _test_split(run: Path) -> "list[Utterance]":
     try:
-        from mtmm_training.scoring.run import read_test_split
+        from mtmm_training.training.run import read_test_split
     except ImportError as error:
         raise ValueError(
             f"--run needs what training needs, and {error.name} is not installed; run "

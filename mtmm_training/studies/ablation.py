@@ -20,7 +20,17 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures import figures
-from mtmm_training.scoring.tables import (
+from mtmm_training.studies import demo
+from mtmm_training.studies.protocol import (
+    Plan,
+    add_run_flags,
+    make_plan,
+    of_share,
+    parse,
+    run_plans,
+    uses_cache,
+)
+from mtmm_training.studies.tables import (
     COMPARED,
     Difference,
     Experiment,
@@ -34,16 +44,6 @@ from mtmm_training.scoring.tables import (
     summarise,
     title,
     write_tables,
-)
-from mtmm_training.studies import demo
-from mtmm_training.studies.protocol import (
-    Plan,
-    add_run_flags,
-    make_plan,
-    of_share,
-    parse,
-    run_plans,
-    uses_cache,
 )
 from mtmm_training.training.config import TrainConfig
 

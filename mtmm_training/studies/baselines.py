@@ -55,21 +55,18 @@ from mtmm_training.scoring.metrics import (
     unweighted_average_recall,
 )
 from mtmm_training.scoring.predictions import Predictions, write_predictions
-from mtmm_training.scoring.tables import fold_folder
+from mtmm_training.studies.tables import fold_folder
 from mtmm_training.training.config import TrainConfig
-from processing_mtmm import MTMMProcessor, to_mono
-from train_accelerate import (
-    build_model,
-    calibrate,
+from mtmm_training.training.model import build_model
+from mtmm_training.training.prepare import (
     describe_split,
     folds_of,
     hide_labels,
-    metric_parts,
-    metrics_by_corpus,
     read_utterances,
     trained_outputs,
-    versions,
 )
+from mtmm_training.training.report import calibrate, metric_parts, metrics_by_corpus, versions
+from processing_mtmm import MTMMProcessor, to_mono
 
 # Of inputs with mean 0 and variance 1; C is the inverse of a strength, alpha a strength.
 EMOTION_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

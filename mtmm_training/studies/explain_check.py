@@ -29,7 +29,7 @@ from mtmm_training.data.corpora.synthetic import (
     SAMPLING_RATE,
 )
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.scoring.run import read_test_split
+from mtmm_training.training.run import read_test_split
 
 # All words that say something about the valence: the opinions, and what turns them round.
 VALENCE_WORDS = {"not", *(w for levels in POLAR_WORDS.values() for level in levels for w in level)}

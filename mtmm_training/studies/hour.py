@@ -28,7 +28,7 @@ from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures.figures import save
 from mtmm_training.pictures.pictures import draw_timeline
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
-from mtmm_training.scoring.run import read_test_split
+from mtmm_training.training.run import read_test_split
 from pipeline_mtmm import WINDOW_S
 from processing_mtmm import resample, to_mono
 

@@ -28,7 +28,7 @@ from mtmm_training.commands.flags import count, folder
 from mtmm_training.data.folds import Fold, keep_folds, refuse_change, select
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import read_json, replacing, write_json
-from mtmm_training.scoring.tables import (
+from mtmm_training.studies.tables import (
     as_json,
     compare,
     comparison_markdown,
@@ -37,6 +37,10 @@ from mtmm_training.scoring.tables import (
     write_tables,
 )
 from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.launch import usable_cores
+from mtmm_training.training.model import planned
+from mtmm_training.training.prepare import check_fold, folds_of, read_utterances
+from mtmm_training.training.report import metric_parts
 
 # Flags that change no result, so that an experiment may go on with others.
 HARMLESS = {"out", "fold", "cache_dir", "resume", "tracker", "workers", "encode_only"}
@@ -94,17 +98,17 @@ def make_plan(out: Path, flags: Sequence[str], chosen: Sequence[int] | None = No
     config = parse(flags)
     config.check()
     config = config.resolve()
-    utterances = train_accelerate.read_utterances(config)
-    folds = train_accelerate.folds_of(config, utterances)
+    utterances = read_utterances(config)
+    folds = folds_of(config, utterances)
     wrong = sorted(set(chosen or ()) - set(range(len(folds))))
     if wrong:
         raise ValueError(
             f"`--folds {wrong[0]}` does not exist: there are {len(folds)}, counted from 0."
         )
     chosen = sorted(set(range(len(folds)) if chosen is None else chosen))
-    known = train_accelerate.planned(config)
+    known = planned(config)
     for index in chosen:
-        train_accelerate.check_fold(config, known, select(utterances, folds[index]))
+        check_fold(config, known, select(utterances, folds[index]))
     return Plan(out, list(flags), config, utterances, folds, chosen)
 
 
@@ -205,7 +209,7 @@ def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
     """
     environment = dict(os.environ)
     if jobs > 1:
-        threads = max(train_accelerate.usable_cores() // jobs, 1)
+        threads = max(usable_cores() // jobs, 1)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
         # A core for decoding would be one that another fold uses. Before the flags as given, of
         # which --workers, in any spelling, takes precedence.
@@ -232,7 +236,7 @@ def finish(process: subprocess.Popen[bytes], plan: Plan, fold: int) -> None:
             f"The whole log is in {log}. Finished folds stay; the same command goes on from here."
         )
     test = read_json(results, "test")["test"]
-    parts = "  ".join(train_accelerate.metric_parts(test))
+    parts = "  ".join(metric_parts(test))
     print(f"{_named(plan, fold)}: {parts}", flush=True)
 
 

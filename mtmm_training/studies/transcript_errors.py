@@ -31,7 +31,7 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing
 from mtmm_training.pictures.figures import COLOURS, DPI, GREY, LINES, MARKERS, save
 from mtmm_training.scoring.predictions import predict
-from mtmm_training.scoring.run import read_flags, read_test_split
+from mtmm_training.training.run import read_flags, read_test_split
 
 # Of all errors, about as recognisers of conversations make them.
 KINDS = {"substitution": 0.6, "deletion": 0.25, "insertion": 0.15}

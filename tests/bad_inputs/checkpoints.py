@@ -17,8 +17,8 @@ from bad_inputs.case import Case
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.commands import cli
-from mtmm_training.scoring import tables
-from mtmm_training.scoring.run import read_flags
+from mtmm_training.studies import tables
+from mtmm_training.training.run import read_flags
 
 Damage = Callable[[Path], object]
 Weights = dict[str, torch.Tensor]

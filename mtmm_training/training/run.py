@@ -7,7 +7,7 @@ from pathlib import Path
 from mtmm_training.data.utterances import Utterance, by_id
 from mtmm_training.publishing.publish import read_results
 from mtmm_training.training.config import TrainConfig
-from train_accelerate import read_all
+from mtmm_training.training.prepare import read_all
 
 
 def read_flags(run: str | Path) -> TrainConfig:

@@ -1,0 +1,303 @@
+"""From flags to the utterances, folds and splits of a run."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import (
+    gather_object,
+)
+from torch import Tensor
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMProcessor
+from mtmm_training.batches.augment import add_variants
+from mtmm_training.batches.collate import (
+    RawInputs,
+    make_loader,
+    to_dataset,
+)
+from mtmm_training.data.corpora import CORPORA, read_corpus
+from mtmm_training.data.folds import (
+    Fold,
+    fold_from_speakers,
+    load_folds,
+    make_folds,
+    script_of,
+)
+from mtmm_training.data.utterances import (
+    Utterance,
+    few,
+    read_manifests,
+    without_fields,
+)
+from mtmm_training.files import read_json
+from mtmm_training.scoring.metrics import selection_score
+from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.model import load_processor
+
+
+def read_utterances(config: TrainConfig) -> list[Utterance]:
+    """The utterances that the flags name and that can be used; see `read_usable`."""
+    return read_usable(config)[0]
+
+
+def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
+    """The utterances that the flags name, reduced to the modalities that the model may see.
+
+    Under --on_error skip also what is wrong with those that are left out for it, by id: before any
+    folds are made, so that all that follows is of the same utterances.
+    """
+    utterances = read_all(config)
+    if config.on_error == "stop":
+        return utterances, {}
+    bad = find_bad(utterances, config, load_processor(config))
+    if len(bad) == len(utterances):
+        raise ValueError(
+            f"None of the {len(utterances)} utterances can be used:{listing(bad)}\nCheck --audio_dir and "
+            "the files."
+        )
+    return [u for u in utterances if u.utterance_id not in bad], bad
+
+
+def read_all(config: TrainConfig) -> list[Utterance]:
+    """The utterances that the flags name, usable or not."""
+    if config.manifest is not None:
+        utterances = read_manifests(
+            config.manifest,
+            audio_dir=config.audio_dir,
+            dimension_range=tuple(config.dimension_range),
+            audio_exists=config.on_error == "stop",
+        )
+    else:
+        official = config.protocol == "official"
+        options = json.loads(config.corpus_options)
+        utterances = read_corpus(
+            str(config.corpus), str(config.corpus_dir), official_split=official, **options
+        )
+    hidden = {"audio", "text"} - set(config.modalities)
+    kept = [
+        u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)
+    ]
+    if len(kept) < len(utterances):
+        print(
+            f"{len(utterances) - len(kept)} of {len(utterances)} utterances have no "
+            f"{config.modalities[0]}: left out"
+        )
+    if not config.encode_only:
+        check_labels(kept, config)
+    if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
+        kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
+    return [without_fields(u, hidden) for u in kept]
+
+
+def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
+    """Refuse emotions that the model has no output for, and data without any label."""
+    found = Counter(u.emotion for u in utterances if u.emotion is not None)
+    unknown = sorted(set(found) - set(config.emotions))
+    if unknown:
+        counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
+        raise ValueError(
+            f"The data has emotions that the model would not predict: {counts}. Known are "
+            f"{', '.join(config.emotions)}; name all of yours with --emotions, or leave those cells empty."
+        )
+    if not found and all(
+        getattr(u, name) is None for u in utterances for name in config.dimensions
+    ):
+        raise ValueError(
+            f"No utterance has a label: neither an emotion nor {' nor '.join(config.dimensions)}. "
+            "Training needs at least one labelled column."
+        )
+
+
+def folds_of(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Fold]:
+    """All folds that the flags describe, of which `--fold` chooses one."""
+    if config.test_speakers:
+        return [fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)]
+    if config.folds_file is not None:
+        return load_folds(config.folds_file, utterances, script_disjoint=config.script_disjoint)
+    return make_folds(
+        utterances,
+        config.protocol,
+        k=config.k,
+        seed=config.seed,
+        improvised_only=config.improvised_only,
+        script_disjoint=config.script_disjoint,
+    )
+
+
+def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
+    """The fold that the flags name."""
+    folds = folds_of(config, utterances)
+    if config.fold >= len(folds):
+        raise ValueError(
+            f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
+        )
+    return folds[config.fold]
+
+
+def find_bad(
+    utterances: Sequence[Utterance], config: TrainConfig, processor: MTMMProcessor
+) -> dict[str, str]:
+    """What is wrong with the utterances that cannot be used, by id: each is read once.
+
+    Every process reads its share and gets the answer about all.
+    """
+    state = PartialState()
+    mine = utterances[state.process_index :: state.num_processes]
+    rows = list(range(len(mine)))
+    batches = [rows[start : start + 16] for start in range(0, len(mine), 16)]
+    collate = RawInputs(processor, (), ()).problems
+    loader = make_loader(to_dataset(mine), batches, collate, workers=config.workers)
+    found = dict(gather_object([item for problems in loader for item in problems.items()]))
+    return {u.utterance_id: found[u.utterance_id] for u in utterances if u.utterance_id in found}
+
+
+def refuse_bad(
+    utterances: Sequence[Utterance], config: TrainConfig, processor: MTMMProcessor
+) -> None:
+    """Raise ValueError that names all utterances that cannot be used, if there are any."""
+    bad = find_bad(utterances, config, processor)
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(utterances)} utterances cannot be used:{listing(bad)}\nRepair their files "
+            "or take them out of the data, or add --on_error skip, which leaves them out."
+        )
+
+
+def listing(bad: dict[str, str], most: int = 5) -> str:
+    """Bad utterances and what is wrong with them, a line each."""
+    lines = [f"\n  {utterance_id}: {problem}" for utterance_id, problem in bad.items()]
+    more = [f"\n  and {len(bad) - most} more"] if len(bad) > most else []
+    return "".join(lines[:most] + more)
+
+
+def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
+    """Counts and speakers of a split, as results.json keeps them; corpora where there are several."""
+    corpora = Counter(u.corpus for u in utterances)
+    return {
+        "utterances": len(utterances),
+        "with_audio": sum(u.audio is not None for u in utterances),
+        "with_text": sum(u.text is not None for u in utterances),
+        "emotions": dict(
+            Counter(u.emotion for u in utterances if u.emotion is not None).most_common()
+        ),
+        "dimensions": {
+            n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
+        },
+        "speakers": sorted({u.speaker_id for u in utterances}),
+    } | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
+
+
+def check_fold(config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Utterance]]) -> None:
+    """Refuse a fold whose speakers or labels do not suit the flags, without building the model.
+
+    Args:
+        config: The flags.
+        known: Of [`planned`].
+        splits: The fold's utterances.
+    """
+    check_unseen(config, splits["test"])
+    outputs = trained_outputs(known, splits["train"])
+    check_scale(config, outputs)
+    labelled = hide_labels(splits["validation"], config, outputs)
+    check_selection(config, describe_split(labelled, config))
+
+
+def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
+    """Refuse to train dimensions on ratings of a corpus whose scale is not the model's."""
+    if config.corpus is None or not set(config.dimensions) & set(outputs):
+        return
+    own = CORPORA[config.corpus].load().DIMENSION_RANGE
+    if own != tuple(config.dimension_range):
+        low, high = config.dimension_range
+        remedy = f"Give --dimension_range {own[0]:g} {own[1]:g}."
+        if config.model is not None:
+            remedy = "Begin with encoders, or convert the ratings in a manifest."
+        raise ValueError(
+            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go from "
+            f"{low:g} to {high:g}. {remedy}"
+        )
+
+
+def speakers_behind(model: str | None) -> set[str]:
+    """Who a run's model, and those that it went on from, were trained or selected on, if that is known."""
+    speakers: set[str] = set()
+    followed = set()
+    while model is not None and model not in followed:
+        followed.add(model)
+        try:
+            past = read_json(Path(model).parent / "results.json", "splits", "config")
+            for split in ("train", "validation"):
+                speakers.update(past["splits"][split]["speakers"])
+            model = past["config"]["model"]
+        except (OSError, ValueError, KeyError, TypeError):  # no run's, or another program's
+            break
+    return speakers
+
+
+def check_unseen(config: TrainConfig, test: Iterable[Utterance]) -> None:
+    """Refuse to test a run's model on speakers that it was trained or selected on."""
+    seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in test})
+    if seen:
+        raise ValueError(
+            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of "
+            "the test split. Give every fold the model of a run that left its test speakers out, or other "
+            "names to other people."
+        )
+
+
+def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
+    """Refuse --select_by before training where the validation split has no labels for it."""
+    emotion = 0.0 if counts["emotions"] else None
+    ccc = {name: 0.0 if labelled >= 2 else None for name, labelled in counts["dimensions"].items()}
+    selection_score(
+        dict.fromkeys(("UAR", "WAR", "macro_F1"), emotion) | {"CCC": ccc}, config.select_by
+    )
+
+
+def trained_outputs(model_config: MTMMConfig, utterances: Sequence[Utterance]) -> tuple[str, ...]:
+    """The outputs that this training split has labels for and that count in the loss."""
+    weights = model_config.loss_weights
+    outputs = tuple(
+        name
+        for name, weight in weights.items()
+        if weight > 0 and any(getattr(u, name) is not None for u in utterances)
+    )
+    if not outputs:
+        raise ValueError(
+            "The training split has no label that counts in the loss: labels may be of "
+            f"{', '.join(weights)}, their weights in the loss are {', '.join(map(str, weights.values()))}."
+        )
+    return outputs
+
+
+def hide_labels(
+    utterances: Iterable[Utterance], config: TrainConfig, outputs: Sequence[str]
+) -> list[Utterance]:
+    """Utterances without the labels of outputs that are not trained: no score is about chance."""
+    hidden = {"emotion", *config.dimensions} - set(outputs)
+    return [without_fields(u, hidden) for u in utterances]
+
+
+def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
+    """Weights (emotions,) that give every emotion of the training split the same total, or None."""
+    if config.class_weights == "none" or not counts["emotions"]:
+        return None
+    total, present = sum(counts["emotions"].values()), len(counts["emotions"])
+    weights = [
+        total / (present * counts["emotions"].get(name, math.inf)) for name in config.emotions
+    ]
+    return torch.tensor(weights)
+
+
+def with_variants(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Utterance]:
+    """The utterances, then as many of each of their variants, if there are any."""
+    variants = add_variants(utterances, config.augment, config.augment_variants, config.seed)
+    return [utterance for variant in variants for utterance in variant]
