@@ -1,0 +1,92 @@
+"""The record of what a folder's results depend on, so that nothing else is added to them.
+
+A run, a protocol of folds and a run of predictions each keep their settings in a JSON file. Whoever
+goes on in that folder compares first.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mtmm_training.files import read_json, write_json
+
+# Settings that change no result: where things lie, how often something is saved, what runs at once.
+# `fold` and `on_error` do change what is trained on, but a record has the splits themselves.
+HARMLESS = frozenset(
+    "out cache_dir resume tracker checkpoint_steps keep_checkpoints workers on_error encode_only "
+    "verify_cache fold folds jobs".split()
+)
+_SHOWN = 60  # letters of a value in a message
+
+
+def settings_of(config: Any, *harmless: str) -> dict[str, Any]:
+    """The settings that results depend on, as JSON values.
+
+    Args:
+        config: an instance of a dataclass.
+        harmless: names of fields that change no result here, beside those of `HARMLESS`.
+    """
+    fields = {name: value for name, value in asdict(config).items() if name not in HARMLESS}
+    return _plain({name: value for name, value in fields.items() if name not in harmless})
+
+
+def keep_record(
+    path: Path, settings: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a folder's settings, or checks that the folder was begun with the same.
+
+    Args:
+        path: the JSON file.
+        settings: what the folder's results depend on, as JSON values.
+        notes: written beside the settings when the file is new, and not compared.
+
+    Raises:
+        ValueError: the file has other settings; the message names the first. Or it is damaged.
+    """
+    notes = notes or {}
+    if not path.exists():
+        write_json({**settings, **notes}, path)
+        return
+    kept = {name: value for name, value in read_json(path).items() if name not in notes}
+    if difference := changed(kept, settings):
+        raise ValueError(
+            f"{path.parent} was begun with other settings: {difference}. Choose another folder, or "
+            "delete this one."
+        )
+
+
+def changed(old: Any, new: Any) -> str | None:
+    """The first difference of two settings as words, "epochs was 20, now is 30"; None = equal.
+
+    Mappings and lists are searched through: "folds.3.test.0" is what differs in them. A setting that
+    one of the two lacks counts as None.
+    """
+    return _difference("settings", _plain(old), _plain(new))
+
+
+def _difference(name: str, old: Any, new: Any) -> str | None:
+    if old == new:
+        return None
+    if isinstance(old, list) and isinstance(new, list):
+        if len(old) != len(new):
+            return f"the number of {name} was {len(old)}, now is {len(new)}"
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if isinstance(old, dict) and isinstance(new, dict):
+        outer = "" if name == "settings" else f"{name}."
+        for key in dict.fromkeys([*new, *old]):
+            if difference := _difference(f"{outer}{key}", old.get(key), new.get(key)):
+                return difference
+        return None
+    return f"{name} was {_abridged(old)}, now is {_abridged(new)}"
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
+def _abridged(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
