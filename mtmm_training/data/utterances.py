@@ -57,6 +57,22 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
+class UtteranceError(ValueError):
+    """One utterance cannot be used.
+
+    Args:
+        utterance_id: which.
+        problem: what is wrong with it, as a sentence.
+    """
+
+    def __init__(self, utterance_id: str, problem: str) -> None:
+        super().__init__(utterance_id, problem)
+        self.utterance_id, self.problem = utterance_id, problem
+
+    def __str__(self) -> str:
+        return f"Utterance {self.utterance_id}: {self.problem}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterance:
     """One labelled stretch of speech by one speaker, as audio, transcript or both.
