@@ -17,6 +17,9 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from processing_mtmm import MTMMProcessor
 
+CHECKOUT = Path(__file__).parents[1]
+HUB_FILES = sorted(file.name for file in CHECKOUT.glob("*_mtmm.py"))
+
 # A tiny acoustic encoder that takes windows of 1 s as 20 log-mel bands.
 WHISPER = {
     "model_type": "whisper",

@@ -132,13 +132,13 @@ def run_python(
 
 HIDE_CHECKOUT = """
 import sys
-HIDDEN = {"configuration_mtmm", "modeling_mtmm", "processing_mtmm", "pipeline_mtmm"}
-HIDDEN |= {"mtmm_training", "train_accelerate"}
+HIDDEN = {"mtmm_training", "train_accelerate"}
 class Hider:
     def __init__(self, finder):
         self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        return None if name in HIDDEN else self.finder.find_spec(name, path, target)
+        ours = name in HIDDEN or (name.endswith("_mtmm") and "." not in name)
+        return None if ours else self.finder.find_spec(name, path, target)
     def __getattr__(self, name):
         return getattr(self.finder, name)
 sys.meta_path[:] = [Hider(finder) for finder in sys.meta_path]

@@ -16,6 +16,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from conftest import CHECKOUT, HUB_FILES
 from hub_server import RECIPE, WRITER, Break, HubServer, run_python, trained_run
 from huggingface_hub import HfApi
 from safetensors.torch import load, load_file, save
@@ -25,9 +26,7 @@ from configuration_mtmm import AUTO_MAP, MTMMConfig
 from modeling_mtmm import MTMMModel
 from processing_mtmm import MTMMProcessor
 
-CHECKOUT = Path(__file__).parents[1]
-HUB_FILES = {f"{name}_mtmm.py" for name in ("configuration", "modeling", "processing", "pipeline")}
-COMPLETE = HUB_FILES | {
+COMPLETE = set(HUB_FILES) | {
     "config.json",
     "model.safetensors",
     "processor_config.json",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CHECKOUT, HUB_FILES
 from transformers import AutoModel, BertConfig, WhisperConfig
 
 from configuration_mtmm import AUTO_MAP, CUSTOM_PIPELINES, MTMMConfig
@@ -308,9 +309,7 @@ def test_loading_overrides_one_nested_field(tmp_path: Path) -> None:
 
 
 def test_every_field_is_documented_and_read() -> None:
-    root = Path(__file__).parents[1]
-    hub_files = "configuration_mtmm", "modeling_mtmm", "processing_mtmm", "pipeline_mtmm"
-    source = "\n".join((root / f"{name}.py").read_text() for name in hub_files)
+    source = "\n".join((CHECKOUT / file).read_text() for file in HUB_FILES)
     for name in MTMMConfig.__annotations__:
         assert f"{name} (`" in str(MTMMConfig.__doc__) or name == "label2id", name
         assert re.search(rf'(config|self)\.{name}\b|"{name}"', source), name

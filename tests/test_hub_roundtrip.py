@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import CHECKOUT, HUB_FILES
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -32,13 +33,6 @@ from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
-CHECKOUT = Path(__file__).parents[1]
-HUB_FILES = {
-    "configuration_mtmm.py",
-    "modeling_mtmm.py",
-    "pipeline_mtmm.py",
-    "processing_mtmm.py",
-}
 TEXT = "so you ﬁnally won, well done!"
 SENTENCES = [
     "i am so happy that you came to see us",
@@ -52,15 +46,15 @@ TRAINED = ("emotion", "valence", "arousal")
 
 ISOLATED = """
 import json, shutil, sys
-for name in ("configuration", "modeling", "processing", "pipeline"):
-    sys.modules[name + "_mtmm"] = None  # an editable install finds the checkout even with -I
+job = json.loads(sys.argv[1])
+for file in job["hub_files"]:  # an editable install finds the checkout even with -I
+    sys.modules[file.removesuffix(".py")] = None
 sys.modules["mtmm_training"] = None
 import numpy as np, torch
 from transformers import (
     AutoConfig, AutoModel, AutoModelForAudioClassification, AutoProcessor, pipeline,
 )
 torch.set_num_threads(1)
-job = json.loads(sys.argv[1])
 audio, results = np.load(job["audio"]), {}
 trust = {"trust_remote_code": True}
 for folder in job["folders"]:
@@ -101,6 +95,7 @@ def run_isolated(
     job = {
         "audio": str(work / "audio.npy"),
         "text": TEXT,
+        "hub_files": HUB_FILES,
         "folders": [str(folder) for folder in folders],
         "save": {str(key): [str(path) for path in paths] for key, paths in (save or {}).items()},
         "results": str(outside / "results.json"),
@@ -332,7 +327,7 @@ def test_isolated_pipeline_predicts_the_same(hub: Hub, folder: str) -> None:
 def test_saved_folder_has_hub_files(hub: Hub, folder: str) -> None:
     """Also one saved from a model whose own folder is gone, far from any checkout."""
     path = hub.work / folder
-    assert {file.name for file in path.glob("*.py")} == HUB_FILES
+    assert {file.name for file in path.glob("*.py")} == set(HUB_FILES)
     for name in HUB_FILES:
         assert (path / name).read_bytes() == (CHECKOUT / name).read_bytes(), name
     config = json.loads((path / "config.json").read_text())

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT, HUB_FILES
+from transformers.dynamic_module_utils import get_relative_import_files
 
-ROOT = Path(__file__).parents[1]
-HUB_MODULES = ("configuration_mtmm", "modeling_mtmm", "pipeline_mtmm", "processing_mtmm")
+HUB_MODULES = {file.removesuffix(".py") for file in HUB_FILES}
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub"} | set(sys.stdlib_module_names)
 OPTIONAL = {"soundfile", "soxr"}
 CARD_NAMES = (
@@ -47,36 +48,39 @@ def package(name: str) -> str:
 
 @pytest.mark.parametrize("name", CARD_NAMES)
 def test_root_has_name_on_card(name: str) -> None:
-    assert (ROOT / name).exists()
+    assert (CHECKOUT / name).exists()
 
 
-@pytest.mark.parametrize("module", HUB_MODULES)
-def test_hub_file_imports_little(module: str) -> None:
-    optional = OPTIONAL if module == "processing_mtmm" else set()
-    for name, tried, _ in imports(ROOT / f"{module}.py"):
-        allowed = ALLOWED | set(HUB_MODULES) | (optional if tried else set())
-        assert package(name) in allowed, f"{module}.py imports {name}"
+@pytest.mark.parametrize("file", HUB_FILES)
+def test_hub_file_imports_little(file: str) -> None:
+    for name, tried, _ in imports(CHECKOUT / file):
+        allowed = ALLOWED | HUB_MODULES | (OPTIONAL if tried else set())
+        assert package(name) in allowed, f"{file} imports {name}"
 
 
-@pytest.mark.parametrize("module", HUB_MODULES)
-def test_hub_files_import_each_other_in_one_place(module: str) -> None:
-    found = [
-        (name, tried, dots)
-        for name, tried, dots in imports(ROOT / f"{module}.py")
-        if package(name) in HUB_MODULES or dots
-    ]
-    if module != "modeling_mtmm":
-        assert found == []
-        return
-    others = sorted(set(HUB_MODULES) - {module})
+def test_audio_libraries_are_imported_in_one_file() -> None:
+    found = {f for f in HUB_FILES for name, *_ in imports(CHECKOUT / f) if name in OPTIONAL}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("file", HUB_FILES)
+def test_hub_file_imports_others_relatively_first(file: str) -> None:
+    """As remote code the files are neighbours in a package, in a checkout top-level modules."""
+    found = [found for found in imports(CHECKOUT / file) if package(found[0]) in HUB_MODULES]
     assert all(tried for _, tried, _ in found)
-    assert sorted(name for name, _, dots in found if dots == 1) == others  # relative first
-    assert sorted(name for name, _, dots in found if dots == 0) == others  # a checkout's fallback
+    relative = [name for name, _, dots in found if dots == 1]
+    assert relative == [name for name, _, dots in found if dots == 0]
 
 
-@pytest.mark.parametrize("module", HUB_MODULES)
-def test_hub_file_never_names_training(module: str) -> None:
-    source = (ROOT / f"{module}.py").read_text(encoding="utf-8")
+def test_saving_the_model_takes_every_hub_file_along() -> None:
+    """transformers copies what the model's file imports, and what those files import."""
+    copied = {Path(path).name for path in get_relative_import_files(CHECKOUT / "modeling_mtmm.py")}
+    assert copied | {"modeling_mtmm.py"} == set(HUB_FILES)
+
+
+@pytest.mark.parametrize("file", HUB_FILES)
+def test_hub_file_never_names_training(file: str) -> None:
+    source = (CHECKOUT / file).read_text(encoding="utf-8")
     assert "mtmm_training" not in source and "train_accelerate" not in source
     assert "importlib" not in source and "__import__" not in source
 
@@ -84,7 +88,7 @@ def test_hub_file_never_names_training(module: str) -> None:
 def test_hub_modules_are_found_in_this_checkout() -> None:
     for module in HUB_MODULES:
         spec = importlib.util.find_spec(module)
-        assert spec is not None and Path(str(spec.origin)) == ROOT / f"{module}.py"
+        assert spec is not None and Path(str(spec.origin)) == CHECKOUT / f"{module}.py"
 
 
 WITHOUT_AUDIO_LIBRARIES = """
@@ -113,7 +117,7 @@ def test_hub_files_work_without_audio_libraries(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(WITHOUT_AUDIO_LIBRARIES)
     done = subprocess.run(
-        [sys.executable, "-I", script, ROOT], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-I", script, CHECKOUT], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     by_path, by_bytes, resampling, unchanged = done.stdout.splitlines()

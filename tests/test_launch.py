@@ -19,7 +19,7 @@ from torch import nn
 from transformers.models.deberta_v2 import modeling_deberta_v2
 from transformers.models.hubert import modeling_hubert
 
-import modeling_mtmm
+import fusion_mtmm
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import check_launch
 
@@ -55,7 +55,7 @@ def test_accelerate_reads_the_file(name: str) -> None:
 def test_layers_that_fsdp_shards_exist() -> None:
     names = load("fsdp").fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
     for name in names:
-        sources = (modeling_mtmm, modeling_hubert, modeling_deberta_v2)
+        sources = (fusion_mtmm, modeling_hubert, modeling_deberta_v2)
         (layer,) = (vars(source)[name] for source in sources if name in vars(source))
         assert issubclass(layer, nn.Module)
 

@@ -17,14 +17,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import (
-    MTMMAttention,
-    MTMMModel,
-    MTMMOutput,
-    MTMMRefinementLayer,
-    align_values,
-    align_weights,
-)
+from fusion_mtmm import MTMMAttention, MTMMRefinementLayer, align_values, align_weights
+from modeling_mtmm import MTMMModel, MTMMOutput
 
 MakeModel = Callable[..., MTMMModel]
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -11,7 +11,8 @@ from conftest import WHISPER
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMAttention, MTMMModel, eager_attention_forward
+from fusion_mtmm import MTMMAttention, eager_attention_forward
+from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 

@@ -33,7 +33,7 @@ NOT_INSTALLED = {
     "opensmile": "audEERING's own: free for research, not for commercial products",
 }
 INTERPRETERS = ("python3.11", "python3.12", "python3.13")
-HUB_MODULES = ("configuration_mtmm", "modeling_mtmm", "pipeline_mtmm", "processing_mtmm")
+HUB_MODULES = sorted(file.stem for file in ROOT.glob("*_mtmm.py"))
 # Of the standard library, until 3.12 or 3.13 (PEP 594, 632 and 749).
 REMOVED_MODULES = set(
     "aifc asynchat asyncore audioop cgi cgitb chunk crypt distutils imghdr imp lib2to3 mailcap msilib "

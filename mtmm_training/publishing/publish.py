@@ -56,7 +56,7 @@ from mtmm_training.data.utterances import read_manifests
 from mtmm_training.files import read_json, replacing, writing
 
 TEMPLATE = Path(__file__).parents[2] / "model_card" / "template.md"
-HUB_FILES = [f"{name}_mtmm.py" for name in ("configuration", "modeling", "processing", "pipeline")]
+HUB_FILES = sorted(file.name for file in Path(__file__).parents[2].glob("*_mtmm.py"))
 WEIGHTS = [
     "model.safetensors",
     "model-?????-of-?????.safetensors",
@@ -117,7 +117,7 @@ sys.meta_path[:] = [Hider(finder) for finder in sys.meta_path]
 from transformers.utils import logging
 logging.set_verbosity_error()
 """
-OURS = ["configuration_mtmm", "modeling_mtmm", "processing_mtmm", "pipeline_mtmm"]
+OURS = [name.removesuffix(".py") for name in HUB_FILES]
 OURS += ["mtmm_training", "train_accelerate"]
 TRAINING_ONLY = ["datasets", "evaluate", "sklearn", "scipy", "matplotlib", "tensorboard"]
 TRAINING_ONLY += ["sentencepiece"]

@@ -1,0 +1,499 @@
+"""The fusion of MTMM: attention, refinement, alignment, bridge tokens, and the two heads.
+
+The architecture of Ispas, Deschamps-Berger and Devillers 2023 (arXiv 2401.00536). A leaf file: it is
+uploaded to the Hub with the others and imports none of them, so a configuration is any object that has
+the fields of MTMMConfig.
+
+Shapes: "frames" are the acoustic encoder's output positions (50 a second for HuBERT and Whisper),
+"tokens" the linguistic one's, "keys" the longer of the two, "width" an encoder's hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass
+class FusionOutput:
+    """What [`MTMMFusion`] returns; the fields are those of the same names in MTMMOutput."""
+
+    fused_state: Tensor
+    bridge_states: Tensor | None
+    acoustic_bridge_attentions: tuple[Tensor, ...] | None
+    linguistic_bridge_attentions: tuple[Tensor, ...] | None
+    hidden_states: tuple[Tensor, Tensor]
+
+
+# ---- attention ---------------------------------------------------------------------------------
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain attention with the signature of transformers' attention interface.
+
+    Args:
+        module: Says whether this is training, where there is dropout.
+        query, key, value: (batch, heads, queries or keys, head width).
+        attention_mask: (batch, 1, 1, keys) of booleans, True = take part; None = all take part.
+        scaling: Of the products of query and key.
+        dropout: On the weights, 0 up to 1.
+        kwargs: What other implementations take; not used.
+
+    Returns:
+        Output (batch, queries, heads, head width) and weights (batch, heads, queries, keys).
+    """
+    scores = (query * scaling) @ key.transpose(2, 3)  # scaled first, or float16 overflows earlier
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    half = scores.dtype in (torch.float16, torch.bfloat16)
+    weights = scores.softmax(dim=-1, dtype=torch.float32 if half else None).to(query.dtype)
+    output = F.dropout(weights, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2).contiguous(), weights
+
+
+class MTMMAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values may come from three places.
+
+    Keys have no bias: it adds the same to all scores of a query, so its true gradient is zero and
+    Adam would only amplify rounding noise.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        # Names that no encoder uses: LoRA's patterns for encoders must not find these.
+        self.query_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key_projection = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.value_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_mask: Tensor,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            queries: (batch, queries, hidden).
+            keys, values: (batch, keys, hidden).
+            key_mask: (batch, keys) of booleans, at least one True in each row.
+            output_attentions: Return the weights; computed eagerly, whatever the configuration says.
+
+        Returns:
+            Output (batch, queries, hidden) and, if asked for, weights (batch, heads, queries, keys).
+        """
+        implementation = "eager" if output_attentions else self.config._attn_implementation
+        # transformers' flash path cuts a key mask to the queries' length as if padding were on the
+        # left, which is wrong for cross-attention; these queries are few, and SDPA is exact.
+        if "flash" in implementation and queries.shape[1] != keys.shape[1]:
+            implementation = "sdpa"
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            self._heads(self.query_projection(queries)),
+            self._heads(self.key_projection(keys)),
+            self._heads(self.value_projection(values)),
+            self._mask(implementation, queries, keys, key_mask),
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        output = self.output_projection(output.reshape(*queries.shape[:2], -1))
+        return output, weights if output_attentions else None
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def _mask(self, implementation: str, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Any:
+        if implementation in ("eager", "sdpa"):
+            return key_mask[:, None, None, :]
+        return create_bidirectional_mask(
+            self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
+        )
+
+
+class MTMMFeedForward(nn.Module):
+    """Two layers with an activation between them, at every position: (..., hidden) to the same."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.input = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.output(self.activation(self.input(states)))
+
+
+# ---- fusion ------------------------------------------------------------------------------------
+
+
+class MTMMInput(nn.Module):
+    """An encoder's states to the fusion's width; mixes `layers` of them (0 = there is the last only)."""
+
+    def __init__(self, config: Any, width: int, layers: int) -> None:
+        super().__init__()
+        self.weighted = layers > 0
+        if self.weighted:
+            self.layer_weights = nn.Parameter(torch.zeros(layers))
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(width, config.hidden_size)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(batch, time, width), or (batch, layers, time, width) if weighted, to (batch, time, hidden)."""
+        if self.weighted:
+            # Deeper layers have larger states; normalised, the weights alone say how much each counts.
+            normalised = F.layer_norm(states, states.shape[-1:])
+            shares = self.layer_weights.softmax(dim=0).to(normalised.dtype)
+            states = torch.einsum("l,bltw->btw", shares, normalised)
+        return self.projection(self.norm(states))
+
+
+class MTMMLayer(GradientCheckpointingLayer):
+    """The parts of a pre-norm transformer layer; what attends to what is the subclass's."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = MTMMAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = MTMMFeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def _feed_forward(self, states: Tensor) -> Tensor:
+        return states + self.dropout(self.feed_forward(self.feed_forward_norm(states)))
+
+
+class MTMMRefinementLayer(MTMMLayer):
+    """Self-attention within one modality (paper, uni-modal feature refinement); pre-norm."""
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """`states` (batch, time, hidden), `mask` (batch, time) -> (batch, time, hidden)."""
+        normed = self.attention_norm(states)
+        states = states + self.dropout(self.attention(normed, normed, normed, mask)[0])
+        return self._feed_forward(states)
+
+
+class MTMMInteractionLayer(MTMMLayer):
+    """Cross-attention from bridge tokens (or one modality) to keys and values; pre-norm."""
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_mask: Tensor,
+        output_attentions: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries (batch, queries, hidden) after reading keys and values (batch, keys, hidden).
+
+        An utterance without any key reads nothing: its queries pass through the feed-forward alone.
+        """
+        present = key_mask.any(dim=-1)
+        attended, weights = self.attention(
+            self.attention_norm(queries), keys, values, unmask_absent(key_mask), output_attentions
+        )
+        queries = queries + self.dropout(zero_unless(present, attended))
+        queries = self._feed_forward(queries)
+        return queries, None if weights is None else zero_unless(present, weights)
+
+
+class MTMMFusion(nn.Module):
+    """Everything new but the heads: layer weights, refinement, bridge tokens and interaction.
+
+    One module, so that `modules_to_save=["fusion", "emotion_head", "dimension_head"]` names all that
+    LoRA must train in full (peft overlooks a bare parameter).
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.acoustic_input = MTMMInput(
+            config, config.encoder_config("audio").hidden_size, len(config.mixed_layers("audio"))
+        )
+        self.linguistic_input = MTMMInput(
+            config, config.encoder_config("text").hidden_size, len(config.mixed_layers("text"))
+        )
+        refinement_layers = config.num_refinement_layers if config.use_refinement else 0
+        self.acoustic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
+        self.linguistic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
+        self.acoustic_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.linguistic_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.use_bridge_tokens:
+            shape = (config.num_bridge_tokens, config.hidden_size)
+            self.acoustic_bridge_tokens = nn.Parameter(torch.zeros(shape))
+            self.linguistic_bridge_tokens = nn.Parameter(torch.zeros(shape))
+        self.acoustic_interaction = _layers(
+            MTMMInteractionLayer, config, config.num_interaction_layers
+        )
+        self.linguistic_interaction = _layers(
+            MTMMInteractionLayer, config, config.num_interaction_layers
+        )
+        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        acoustic_states: Tensor,
+        acoustic_mask: Tensor,
+        linguistic_states: Tensor,
+        linguistic_mask: Tensor,
+        output_attentions: bool = False,
+    ) -> FusionOutput:
+        """Merge the two modalities of each utterance into one vector.
+
+        Args:
+            acoustic_states: (batch, frames, width), or (batch, layers, frames, width) if weighted.
+            acoustic_mask: (batch, frames) of booleans; a row without True: audio is absent.
+            linguistic_states: (batch, tokens, width), or (batch, layers, tokens, width) if weighted.
+            linguistic_mask: (batch, tokens) of booleans; a row without True: text is absent.
+            output_attentions: Compute the interaction eagerly and return its weights.
+
+        Returns:
+            An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
+        """
+        acoustic = self.acoustic_input(acoustic_states)
+        acoustic = _refine(self.acoustic_refinement, self.acoustic_norm, acoustic, acoustic_mask)
+        linguistic = self.linguistic_input(linguistic_states)
+        linguistic = _refine(
+            self.linguistic_refinement, self.linguistic_norm, linguistic, linguistic_mask
+        )
+        if self.config.use_bridge_tokens:
+            streams = self._bridge(
+                acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions
+            )
+        else:
+            streams = self._query_each_other(
+                acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions
+            )
+        (a_states, a_mask, a_weights), (l_states, l_mask, l_weights) = streams
+        a_states, l_states = self.output_norm(a_states), self.output_norm(l_states)
+        bridge_states = None
+        if self.config.use_bridge_tokens:
+            bridge_states = torch.cat(
+                [zero_unless(a_mask.any(-1), a_states), zero_unless(l_mask.any(-1), l_states)],
+                dim=1,
+            )
+        return FusionOutput(
+            fused_state=_mean_of_present(a_states, a_mask, l_states, l_mask),
+            bridge_states=bridge_states,
+            acoustic_bridge_attentions=a_weights,
+            linguistic_bridge_attentions=l_weights,
+            hidden_states=(acoustic, linguistic),
+        )
+
+    def _bridge(
+        self,
+        acoustic: Tensor,
+        a_mask: Tensor,
+        linguistic: Tensor,
+        l_mask: Tensor,
+        output_attentions: bool,
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Both bridge sets read: e_a = MultiHead(Q_a, K, V), e_t likewise (paper, section 3)."""
+        crossed = self.config.bridge_wiring == "crossed"
+        a_values, l_values = acoustic, linguistic
+        if crossed:
+            # An absent modality's place is taken by the present one, so every set has keys and values.
+            acoustic, a_mask, linguistic, l_mask = _substitute_absent(
+                acoustic, a_mask, linguistic, l_mask
+            )
+            a_values = align_values(linguistic, l_mask, a_mask)
+            l_values = align_values(acoustic, a_mask, l_mask)
+        batch = acoustic.shape[0]
+        a_tokens = self.acoustic_bridge_tokens.expand(batch, -1, -1)
+        l_tokens = self.linguistic_bridge_tokens.expand(batch, -1, -1)
+        a_states, a_weights = _interact(
+            self.acoustic_interaction, a_tokens, acoustic, a_values, a_mask, output_attentions
+        )
+        l_states, l_weights = _interact(
+            self.linguistic_interaction, l_tokens, linguistic, l_values, l_mask, output_attentions
+        )
+        # In direct wiring a set whose modality is absent is left out of the mean.
+        a_present = a_mask.any(-1, keepdim=True).expand(-1, a_states.shape[1])
+        l_present = l_mask.any(-1, keepdim=True).expand(-1, l_states.shape[1])
+        return (a_states, a_present, a_weights), (l_states, l_present, l_weights)
+
+    def _query_each_other(
+        self,
+        acoustic: Tensor,
+        a_mask: Tensor,
+        linguistic: Tensor,
+        l_mask: Tensor,
+        output_attentions: bool,
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Without bridge tokens: acoustic states query linguistic ones, and the other way round."""
+        a_states, a_weights = _interact(
+            self.acoustic_interaction, acoustic, linguistic, linguistic, l_mask, output_attentions
+        )
+        l_states, l_weights = _interact(
+            self.linguistic_interaction, linguistic, acoustic, acoustic, a_mask, output_attentions
+        )
+        return (a_states, a_mask, a_weights), (l_states, l_mask, l_weights)
+
+
+def align_weights(value_lengths: Tensor, key_lengths: Tensor, values: int, keys: int) -> Tensor:
+    """Weights that bring a value sequence onto another sequence's time axis.
+
+    With n_v values and n_k keys, key i reads at (i + ½)·n_v/n_k − ½, clamped and linearly
+    interpolated, where n_v ≤ n_k; where n_v > n_k it reads the mean over its own span, from
+    i·n_v/n_k to (i + 1)·n_v/n_k, values cut by the span's ends counting in part. Equal lengths give
+    the identity. Padding takes no part.
+
+    Args:
+        value_lengths, key_lengths: (batch,) numbers of real positions, at least 1.
+        values, keys: The padded lengths.
+
+    Returns:
+        (batch, keys, values); a real key's row sums to 1 over the real values.
+
+    Source: ours (the paper is silent; a re-implementation pads the shorter sequence with zeros).
+    """
+    device = value_lengths.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
+    n_v, n_k = value_lengths[:, None, None].to(dtype), key_lengths[:, None, None].to(dtype)
+    i = torch.arange(keys, device=device, dtype=dtype)[None, :, None]
+    j = torch.arange(values, device=device, dtype=dtype)[None, None, :]
+    position = ((i + 0.5) * n_v / n_k - 0.5).clamp(min=0).minimum(n_v - 1)
+    interpolated = (1 - (position - j).abs()).clamp(min=0)
+    start, stop = i * n_v / n_k, (i + 1) * n_v / n_k
+    overlap = (torch.minimum(stop, j + 1) - torch.maximum(start, j)).clamp(min=0)
+    return torch.where(n_v <= n_k, interpolated, overlap * n_k / n_v)
+
+
+def align_values(values: Tensor, value_mask: Tensor, key_mask: Tensor) -> Tensor:
+    """Bring `values` (batch, values, hidden) onto the keys' time axis: (batch, keys, hidden).
+
+    Args:
+        values: Zeros at padding.
+        value_mask, key_mask: (batch, values) and (batch, keys) of booleans, True first in each row.
+    """
+    lengths = value_mask.sum(-1).clamp(min=1), key_mask.sum(-1).clamp(min=1)
+    weights = align_weights(*lengths, value_mask.shape[1], key_mask.shape[1])
+    return weights.to(values.dtype) @ values
+
+
+def _layers(layer: type[nn.Module], config: Any, count: int) -> nn.ModuleList:
+    return nn.ModuleList(layer(config) for _ in range(count))
+
+
+def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, states: Tensor, mask: Tensor) -> Tensor:
+    """Refined states; zeros at padding and for absent modalities."""
+    kernel_mask = unmask_absent(mask)
+    for layer in layers:
+        states = layer(states, kernel_mask)
+    return torch.where(mask[..., None], norm(states), 0.0)
+
+
+def _interact(
+    layers: nn.ModuleList,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_mask: Tensor,
+    output_attentions: bool,
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    all_weights: tuple[Tensor, ...] = ()
+    for layer in layers:
+        queries, weights = layer(queries, keys, values, key_mask, output_attentions)
+        all_weights += (weights,)
+    return queries, all_weights if output_attentions else None
+
+
+def unmask_absent(mask: Tensor) -> Tensor:
+    """No kernel sees a fully masked row (SDPA would give zeros, eager the mean, some NaN)."""
+    return mask | ~mask.any(dim=-1, keepdim=True)
+
+
+def zero_unless(present: Tensor, states: Tensor) -> Tensor:
+    """`states` (batch, ...) with zeros where `present` (batch,) is False."""
+    return torch.where(present.view(-1, *[1] * (states.dim() - 1)), states, 0.0)
+
+
+def _substitute_absent(
+    acoustic: Tensor, a_mask: Tensor, linguistic: Tensor, l_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both streams padded to one length, an absent one replaced by the present one."""
+    keys = max(acoustic.shape[1], linguistic.shape[1])
+    acoustic = F.pad(acoustic, (0, 0, 0, keys - acoustic.shape[1]))
+    linguistic = F.pad(linguistic, (0, 0, 0, keys - linguistic.shape[1]))
+    # As numbers: of padded booleans torch 2.13 makes C++ code that does not compile.
+    a_mask = F.pad(a_mask.long(), (0, keys - a_mask.shape[1])) != 0
+    l_mask = F.pad(l_mask.long(), (0, keys - l_mask.shape[1])) != 0
+    a_present, l_present = a_mask.any(-1, keepdim=True), l_mask.any(-1, keepdim=True)
+    # Masks by logic: onnxruntime has no `where` of booleans.
+    return (
+        torch.where(a_present[..., None], acoustic, linguistic),
+        a_mask | (l_mask & ~a_present),
+        torch.where(l_present[..., None], linguistic, acoustic),
+        l_mask | (a_mask & ~l_present),
+    )
+
+
+def _mean_of_present(a_states: Tensor, a_mask: Tensor, l_states: Tensor, l_mask: Tensor) -> Tensor:
+    """Mean over each stream's real positions, then over the streams that are there: (batch, hidden)."""
+    means, present = [], []
+    for states, mask in ((a_states, a_mask), (l_states, l_mask)):
+        total = torch.where(mask[..., None], states, 0.0).sum(1)
+        means.append(total / mask.sum(-1, keepdim=True).clamp(min=1))
+        present.append(mask.any(-1, keepdim=True).to(states.dtype))
+    return (means[0] * present[0] + means[1] * present[1]) / (present[0] + present[1]).clamp(min=1)
+
+
+def carry_to_values(
+    a_read: Tensor, a_mask: Tensor, l_read: Tensor, l_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Crossed wiring: weights on keys (batch, keys) as weights on the acoustic and linguistic values.
+
+    Where a modality is absent, its keys and its values were those of the present one.
+    """
+    a_there, l_there = a_mask.any(-1), l_mask.any(-1)
+    a_length, l_length = a_mask.sum(-1), l_mask.sum(-1)
+    a_keys = torch.where(a_there, a_length, l_length)
+    l_keys = torch.where(l_there, l_length, a_length)
+    keys = a_read.shape[-1]
+    a_set = (a_read[:, None] @ align_weights(l_keys, a_keys, keys, keys).to(a_read))[:, 0]
+    l_set = (l_read[:, None] @ align_weights(a_keys, l_keys, keys, keys).to(l_read))[:, 0]
+    acoustic = zero_unless(a_there, l_set) + zero_unless(~l_there, a_set)
+    linguistic = zero_unless(l_there, a_set) + zero_unless(~a_there, l_set)
+    return acoustic, linguistic
+
+
+# ---- heads ---------------------------------------------------------------------------------------
+
+
+class MTMMHead(nn.Module):
+    """Dense, activation, projection; the paper leaves the shape of its heads open."""
+
+    def __init__(self, config: Any, outputs: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.projection = nn.Linear(config.hidden_size, outputs)
+
+    def forward(self, fused_state: Tensor) -> Tensor:
+        """(batch, hidden) -> (batch, outputs)."""
+        states = self.activation(self.dense(self.dropout(fused_state)))
+        return self.projection(self.dropout(states))
