@@ -9,12 +9,12 @@ import os
 import re
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,42 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
+
+# Relative first: as remote code these are neighbours in a package; in a checkout they are top-level
+# modules.
+try:
+    if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
+        from .explanation_mtmm import (
+            FEATURES,
+            Places,
+            Word,
+            _rank_correlation,
+            _silenced,
+            _without,
+            _without_tokens,
+        )
+        from .timeline_mtmm import (
+            TimedText,
+            Transcript,
+            _shares_of_time,
+            _timed,
+        )
+except ImportError:
+    from explanation_mtmm import (
+        FEATURES,
+        Places,
+        Word,
+        _rank_correlation,
+        _silenced,
+        _without,
+        _without_tokens,
+    )
+    from timeline_mtmm import (
+        TimedText,
+        Transcript,
+        _shares_of_time,
+        _timed,
+    )
 
 logger = logging.get_logger(__name__)
 
@@ -46,11 +82,6 @@ INPUT_FORMS = (
 OPTIONS = ("sampling_rate", "window_s", "hop_s", "transcriber", "explain", "top_k", "progress")
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
 UTTERANCE_KEYS = ("audio", "text", "words", "segments")
-# What the model is given of each modality: its input and its mask.
-FEATURES = {
-    "audio": ("input_values", "audio_attention_mask"),
-    "text": ("input_ids", "attention_mask"),
-}
 
 
 @contextmanager
@@ -90,14 +121,6 @@ class NumberedDataset(torch.utils.data.Dataset[Any]):
         return NumberedInput(index, self.items[index])
 
 
-class TimedText(NamedTuple):
-    """Words that are said from one time to another, seconds."""
-
-    start_s: float
-    end_s: float
-    text: str | None
-
-
 @dataclass
 class Utterance:
     """One input, taken apart."""
@@ -116,25 +139,6 @@ class Utterance:
         return Transcript(said) if said else None
 
 
-class Transcript:
-    """Words in the order of their middles; a word belongs to the stretch that holds its middle."""
-
-    def __init__(self, words: list[TimedText]) -> None:
-        middles = [(word.start_s + word.end_s) / 2 for word in words]
-        order = sorted(range(len(words)), key=middles.__getitem__)
-        self.middles = [middles[i] for i in order]
-        self.texts = [(words[i].text or "").strip() for i in order]
-
-    def last_s(self) -> float:
-        """Middle of the last word; 0 if there is none."""
-        return self.middles[-1] if self.middles else 0.0
-
-    def between(self, start_s: float, end_s: float) -> str:
-        """The words whose middles lie from `start_s` up to `end_s`, with spaces between them."""
-        first, last = bisect_left(self.middles, start_s), bisect_left(self.middles, end_s)
-        return " ".join(text for text in self.texts[first:last] if text)
-
-
 @dataclass
 class Stretch:
     """A whole input, or what lies between two times in it.
@@ -149,46 +153,6 @@ class Stretch:
     end_s: float | None
     missing: list[str]
     shown: dict[str, Any]
-
-
-class Word(NamedTuple):
-    """A word of a transcript: from which character to which, and the places of its tokens."""
-
-    text: str
-    start_char: int
-    end_char: int
-    tokens: list[int]
-
-
-@dataclass
-class Places:
-    """What an explanation looks at, one by one.
-
-    Args:
-        of: The output that is explained.
-        edges: Of the stretches of time, positions in `audio_attention_mask`; none without audio.
-        times: The same in seconds from the recording's beginning.
-        words: In their order; none without text.
-    """
-
-    of: str
-    edges: list[int]
-    times: list[float]
-    words: list[Word]
-
-    def described(
-        self, modalities: Iterable[Any], time: Iterable[Any], words: Iterable[Any]
-    ) -> dict[str, Any]:
-        """One number for each modality, stretch and word, by name."""
-        stretches = zip(pairwise(self.times), time, strict=True)
-        return {
-            "modalities": dict(zip(FEATURES, modalities, strict=True)),
-            "time": [{"start": s, "end": e, "share": share} for (s, e), share in stretches],
-            "words": [
-                {"text": w.text, "start_char": w.start_char, "end_char": w.end_char, "share": share}
-                for w, share in zip(self.words, words, strict=True)
-            ],
-        }
 
 
 @dataclass
@@ -887,44 +851,6 @@ class Results:
         return self.predict()
 
 
-def _without(features: dict[str, Tensor], modality: str) -> dict[str, Tensor]:
-    return {name: value for name, value in features.items() if name not in FEATURES[modality]}
-
-
-def _silenced(features: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
-    """The audio silent between two positions of its mask."""
-    values = features["input_values"].clone()
-    log_mel = values.dim() == 3
-    values[..., start:end] = values.min() if log_mel else 0.0
-    return features | {"input_values": values}
-
-
-def _without_tokens(features: dict[str, Tensor], tokens: list[int]) -> dict[str, Tensor]:
-    """Fewer tokens; without any, the text is absent."""
-    kept = [i for i in range(features["input_ids"].shape[1]) if i not in tokens]
-    if not kept:
-        return _without(features, "text")
-    return features | {name: features[name][:, kept] for name in FEATURES["text"]}
-
-
-def _rank_correlation(shares: np.ndarray, falls: Sequence[float | None]) -> float | None:
-    """Spearman's, between shares and sizes of falls; None of fewer than 3, or where all are alike."""
-    if len(falls) < 3:
-        return None
-    x, y = (
-        ranks - ranks.mean()
-        for ranks in (_ranks(shares), _ranks(np.abs(np.array(falls, dtype=float))))
-    )
-    size = math.sqrt((x @ x) * (y @ y))
-    return float(x @ y) / size if size else None
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the lowest; equal values share the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[place]
-
-
 class _Windows(IterableDataset[Any]):
     """The windows of all inputs, each with its input's number, and whether it is that one's last.
 
@@ -986,51 +912,6 @@ def _portions(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield portion
         raise
     yield portion
-
-
-def _shares_of_time(spans: list[tuple[float, float]]) -> np.ndarray:
-    """Weights that sum to 1: each instant counts once, shared by the spans that overlap there."""
-    starts, ends = np.array(spans).T
-    edges = np.unique(spans)
-    hearing = np.searchsorted(np.sort(starts), edges[:-1], "right") - np.searchsorted(
-        np.sort(ends), edges[:-1], "right"
-    )
-    seconds = np.concatenate([[0.0], np.cumsum(np.diff(edges) / np.maximum(hearing, 1))])
-    shares = seconds[np.searchsorted(edges, ends)] - seconds[np.searchsorted(edges, starts)]
-    return shares / shares.sum()
-
-
-def _timed(name: str, inputs: dict[str, Any]) -> list[TimedText] | None:
-    """The list of timed texts under this key, checked."""
-    items = inputs.get(name)
-    if items is None:
-        return None
-    if not isinstance(items, (list, tuple)) or not (items or name == "words"):
-        raise ValueError(f'"{name}" is {items!r}; {_TIMED_FORMS[name]}.')
-    texts = []
-    for number, item in enumerate(items):
-        try:
-            start_s, end_s = item.get("timestamp") or (item["start"], item["end"])
-            if name == "words" and end_s is None:  # a recogniser's last word
-                end_s = start_s
-            text = item.get("text") if name == "segments" else item["text"]
-            allowed = 0 <= start_s <= end_s < math.inf and (name == "words" or start_s < end_s)
-            allowed = allowed and (isinstance(text, str) or (text is None and name == "segments"))
-            times = float(start_s), float(end_s)
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            allowed = False
-        if not allowed:
-            raise ValueError(f'"{name}" has {item!r} at place {number}; {_TIMED_FORMS[name]}.')
-        texts.append(TimedText(*times, text))
-    return texts
-
-
-_TIMED_FORMS = {
-    "words": 'give a list of {"text": ..., "start": s, "end": s} or {"text": ..., "timestamp": (s, s)}, '
-    "in seconds from the beginning",
-    "segments": 'give a list of at least one {"start": s, "end": s}, in seconds, the end after the start, '
-    'with or without "text"',
-}
 
 
 def _require_count(name: str, value: Any, least: int = 1) -> None:

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+from audio_mtmm import MAX_AMPLITUDE
 from mtmm_training.batches.augment import (
     CHANGES,
     MASKED_SPAN,
@@ -28,7 +29,7 @@ from mtmm_training.batches.collate import (
     to_dataset,
 )
 from mtmm_training.data.utterances import Utterance
-from processing_mtmm import MAX_AMPLITUDE, MTMMProcessor
+from processing_mtmm import MTMMProcessor
 
 RATE = 16000
 WINDOW_S = 6.0

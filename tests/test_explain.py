@@ -18,10 +18,11 @@ from hub_server import trained_run
 from scipy.stats import spearmanr
 from transformers import BertTokenizer, RobertaTokenizer, WhisperFeatureExtractor
 
+from explanation_mtmm import _rank_correlation
 from modeling_mtmm import MTMMModel
 from mtmm_training.studies import explain_check
 from mtmm_training.studies.explain_check import Probe, count_hits, is_planted
-from pipeline_mtmm import EXPLAINED_S, MTMMPipeline, _rank_correlation
+from pipeline_mtmm import EXPLAINED_S, MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
 RATE = 16000

@@ -30,8 +30,9 @@ from transformers import (
 
 import pipeline_mtmm
 from modeling_mtmm import MTMMModel
-from pipeline_mtmm import MTMMPipeline, _shares_of_time
+from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
+from timeline_mtmm import _shares_of_time
 
 RATE = 16000
 LONGEST_S = 2.0
@@ -272,6 +273,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
+from timeline_mtmm import _shares_of_time
 tokenizer = DebertaV2Tokenizer(vocab=[("[PAD]", -1.0), ("[CLS]", -1.0), ("[SEP]", -1.0), ("[UNK]", -1.0)])
 processor = MTMMProcessor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer, max_duration_s=1.0)
 model = MTMMModel(MTMMConfig.tiny(trained_outputs=["valence"])).eval()

@@ -20,7 +20,7 @@ from conftest import WHISPER
 from transformers import WhisperFeatureExtractor
 from transformers.pipelines.pt_utils import KeyDataset
 
-import processing_mtmm
+import audio_mtmm
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
@@ -608,7 +608,7 @@ def test_bad_option_is_refused(
 def test_decoding_without_soundfile_says_what_to_install(
     pipe: MTMMPipeline, wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processing_mtmm, "soundfile", None)
+    monkeypatch.setattr(audio_mtmm, "soundfile", None)
     with pytest.raises(ImportError, match="needs soundfile; run `pip install soundfile`"):
         pipe([str(wav)])
     assert pipe(noise(), sampling_rate=RATE)["missing"] == ["text"]

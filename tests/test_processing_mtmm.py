@@ -26,8 +26,9 @@ from transformers import (
     WhisperModel,
 )
 
-import processing_mtmm
-from processing_mtmm import MTMMProcessor, receptive_field, resample, to_mono
+import audio_mtmm
+from audio_mtmm import resample, to_mono
+from processing_mtmm import MTMMProcessor, receptive_field
 
 RATE = 16000
 
@@ -251,7 +252,7 @@ def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
 def test_resampling_without_soxr_says_what_to_install(
     processor: MTMMProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processing_mtmm, "soxr", None)
+    monkeypatch.setattr(audio_mtmm, "soxr", None)
     assert values(processor, noise()).shape == (1, 8000)
     with pytest.raises(
         ImportError, match="from 8000 to 16000 Hz needs soxr; run `pip install soxr`"
@@ -811,7 +812,7 @@ def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
 def test_decoding_without_soundfile_says_what_to_install(
     wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processing_mtmm, "soundfile", None)
+    monkeypatch.setattr(audio_mtmm, "soundfile", None)
     with pytest.raises(ImportError, match="needs soundfile; run `pip install soundfile`, or give"):
         MTMMProcessor.load_audio(wav)
 

@@ -9,7 +9,7 @@ The package is MIT-licensed and brings its weights.
 import numpy as np
 import torch
 
-from processing_mtmm import Source, read_blocks
+from audio_mtmm import Source, read_blocks
 
 try:
     import silero_vad

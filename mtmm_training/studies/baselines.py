@@ -43,6 +43,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
+from audio_mtmm import to_mono
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
@@ -66,7 +67,7 @@ from mtmm_training.training.prepare import (
     trained_outputs,
 )
 from mtmm_training.training.report import calibrate, metric_parts, metrics_by_corpus, versions
-from processing_mtmm import MTMMProcessor, to_mono
+from processing_mtmm import MTMMProcessor
 
 # Of inputs with mean 0 and variance 1; C is the inverse of a strength, alpha a strength.
 EMOTION_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
+from audio_mtmm import resample, to_mono
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.commands.flags import whole
 from mtmm_training.data.utterances import Utterance
@@ -30,7 +31,6 @@ from mtmm_training.pictures.pictures import draw_timeline
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
 from mtmm_training.training.run import read_test_split
 from pipeline_mtmm import WINDOW_S
-from processing_mtmm import resample, to_mono
 
 RATE = 16000
 BLOCK_S = (20.0, 60.0)  # a block ends with the utterance that reaches a length drawn from these

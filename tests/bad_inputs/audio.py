@@ -15,9 +15,10 @@ import numpy as np
 import soundfile
 import torch
 
+from audio_mtmm import read_blocks
 from bad_inputs import tiny
 from bad_inputs.case import Case
-from processing_mtmm import MTMMProcessor, read_blocks
+from processing_mtmm import MTMMProcessor
 
 RATE = 16000
 NOBODY = 65534  # a user that owns nothing
