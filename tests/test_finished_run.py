@@ -12,7 +12,7 @@ import pytest
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.utterances import read_manifest
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.run import read_test_split
+from mtmm_training.training.run import NEEDED, Run
 
 ROWS = [f"{speaker}{number},yes,happy,{speaker}" for speaker in "abcdefgh" for number in range(2)]
 ADDED = [f"i{number},no,sad,i" for number in range(12)]
@@ -32,8 +32,9 @@ def run(tmp_path: Path) -> Path:
     assert first_fold(tmp_path, ROWS) == TESTED
     manifest = str(tmp_path / "manifest.csv")
     flags = TrainConfig(manifest=[manifest], modalities=["text"], protocol="grouped", k=4)
-    results = {"config": dataclasses.asdict(flags.resolve()), "model_config": {}, "splits": {}}
-    (tmp_path / "results.json").write_text(json.dumps(results | {"test": {}, "wall_time_s": 0.0}))
+    results = dict.fromkeys(NEEDED) | {"config": dataclasses.asdict(flags.resolve())}
+    results["splits"] = {"validation": {"utterances": 1}, "test": {"utterances": 4}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
     lines = ["id,split,speaker", "b0,validation,b", *(f"{name},test,{name[0]}" for name in TESTED)]
     (tmp_path / "predictions.csv").write_text("\n".join(lines))
     return tmp_path
@@ -42,25 +43,64 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("rows", [ROWS, ROWS + ADDED, ROWS[:-2]], ids=["same", "more", "fewer"])
 def test_split_stays_the_runs_own(run: Path, rows: list[str]) -> None:
     assert (first_fold(run, rows) == TESTED) == (rows is ROWS)
-    assert [utterance.utterance_id for utterance in read_test_split(run)] == TESTED
+    assert [utterance.utterance_id for utterance in Run.open(run).test_utterances()] == TESTED
 
 
 @pytest.mark.parametrize("rows", [ROWS[1:], ["a0,yes,happy,b", *ROWS[1:]]], ids=["gone", "renamed"])
 def test_changed_test_data_is_refused(run: Path, rows: list[str]) -> None:
     first_fold(run, rows)
-    with pytest.raises(ValueError, match="data has changed since .* 1 of its 4 .* such as 'a0'"):
-        read_test_split(run)
+    with pytest.raises(ValueError, match="1 of its 4 .* 'a0'"):
+        Run.open(run).test_utterances()
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "has no predictions.csv"), ("a,b\n1,2\n", "has no test utterances")],
+    "content",
+    [
+        "",
+        "a,b\n1,2\n",
+        "id,split,speaker\na0,test,a\n",
+        "id,split,speaker" + 4 * "\na0,test,a",
+        "id,split,speaker,valence_label,valence\na0,test,a,3,x\n",
+    ],
+    ids=["empty", "foreign", "cut off", "doubled", "no number"],
 )
-def test_run_without_test_predictions_is_refused(
-    run: Path, content: str | None, message: str
+def test_damaged_predictions_are_refused(run: Path, content: str) -> None:
+    (run / "predictions.csv").write_text(content)
+    with pytest.raises(ValueError, match=r"predictions\.csv"):
+        Run.open(run).predictions()
+
+
+def test_predictions_are_rows_of_one_split(run: Path) -> None:
+    path = run / "predictions.csv"
+    path.write_text("id,split,speaker,emotion_label,emotion,p_sad\n007,validation,NA,,sad,0.5")
+    (row,) = Run.open(run).predictions("validation").to_dict("records")
+    label = row.pop("emotion_label")
+    assert label != label  # absent
+    assert row == {
+        "id": "007",
+        "split": "validation",
+        "speaker": "NA",
+        "emotion": "sad",
+        "p_sad": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "named"),
+    [
+        (None, FileNotFoundError, "results.json"),
+        ('{"config": {}', ValueError, "results.json"),
+        ("[1]", ValueError, "results.json"),
+        ({"fold": "f1"}, ValueError, "temperature"),
+        (dict.fromkeys(NEEDED) | {"config": {"fusion_kind": 1}}, ValueError, "fusion_kind"),
+    ],
+    ids=["none", "cut off", "list", "keys", "flag"],
+)
+def test_results_of_another_kind_are_refused(
+    tmp_path: Path, content: object, error: type[Exception], named: str
 ) -> None:
-    (run / "predictions.csv").unlink()
     if content is not None:
-        (run / "predictions.csv").write_text(content)
-    with pytest.raises((FileNotFoundError, ValueError), match=message):
-        read_test_split(run)
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "results.json").write_text(text)
+    with pytest.raises(error, match=named):
+        _ = Run.open(tmp_path).flags

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
@@ -15,7 +16,7 @@ from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import DIMENSIONS, Utterance
 from mtmm_training.files import replacing
 from mtmm_training.scoring.metrics import ABSENT_EMOTION, split_metrics
 
@@ -153,3 +154,33 @@ def write_predictions(
                     row += ["" if math.isnan(label) else f"{label:g}"]
                     row += [f"{rows.dimensions[i, column]:.6f}"]
                 writer.writerow(row)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Reads what `write_predictions` wrote.
+
+    Returns:
+        One row per utterance, with the columns "id", "split", "speaker"; "emotion_label", "emotion"
+        and "p_NAME" of each emotion (after the temperature); "NAME_label" and "NAME" of each
+        dimension, on the labels' scale. Outputs that were not trained have no columns; an absent
+        label is NaN.
+
+    Raises:
+        FileNotFoundError, ValueError: The file is absent or damaged, or has an utterance twice.
+    """
+    # Only an empty field is absent; an utterance, speaker or emotion may be called "NA" or "1".
+    names = dict.fromkeys(("id", "split", "speaker", "emotion_label", "emotion"), str)
+    try:
+        rows = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+        numbers = [name for name in rows if _is_number(name)]
+        rows[numbers] = rows[numbers].apply(pd.to_numeric)
+        doubled = rows["id"][rows[["split", "id"]].duplicated()]
+    except (ValueError, KeyError) as error:  # of pandas' parser, or a column that is not there
+        raise ValueError(f"{path} cannot be read ({error}); run this fold again.") from error
+    if len(doubled):
+        raise ValueError(f"{path} has utterance {doubled.iloc[0]!r} twice; run this fold again.")
+    return rows
+
+
+def _is_number(column: str) -> bool:
+    return column.startswith("p_") or column.removesuffix("_label") in DIMENSIONS

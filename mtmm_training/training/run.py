@@ -1,66 +1,146 @@
-"""What a finished run was trained and tested with, found again from what it wrote."""
+"""A finished run, read back from its folder: what training, or a baseline, leaves of one fold."""
 
-import csv
-from dataclasses import fields
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.data.utterances import Utterance, by_id
-from mtmm_training.publishing.publish import read_results
+from mtmm_training.files import read_json
+from mtmm_training.scoring.predictions import read_predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import read_all
 
+RESULTS = "results.json"  # written last: where it is, all is
+PREDICTIONS = "predictions.csv"
+NEEDED = ("fold", "config", "splits", "temperature", "validation", "test", "wall_time_s")
 
-def read_flags(run: str | Path) -> TrainConfig:
-    """The flags of a run.
 
-    Raises:
-        FileNotFoundError, ValueError: The folder has no results.json, or another program's or
-            version's.
+@dataclass(frozen=True)
+class Run:
+    """One fold's finished run; make it with `Run.open`.
+
+    Args:
+        folder: The run's folder: results.json and predictions.csv; of training also model/,
+            figures/ and, with LoRA, adapter/.
+        results: The content of results.json:
+
+            - "fold": the fold's name; "config": the flags, see `flags`.
+            - "model_config": the fields of MTMMConfig, of a baseline those of the outputs alone.
+            - "splits": by split "utterances", "with_audio", "with_text" (counts), "emotions" and
+              "dimensions" (counts of labels by name), "speakers" (ids), and "corpora" (counts by
+              name) where there are several.
+            - "skipped": what was wrong with utterances that were left out, by id.
+            - "temperature"; "validation" and "test": metrics as of `scoring.metrics.split_metrics`
+              and "loss"; "test_ECE_before_temperature"; "by_corpus": test metrics by corpus.
+            - "versions", by package; "wall_time_s", seconds.
+            - of training: "parameters" ([trained, frozen] by part), "epochs" (one record each),
+              "best_epoch", "select_by", "device", "processes".
+            - of a baseline: "baseline" (its own flags), "chosen" (layers and strength by output).
     """
-    flags = read_results(run)["config"]
-    unknown = sorted(set(flags) - {field.name for field in fields(TrainConfig)})
-    if unknown:
-        raise ValueError(
-            f"{run}/results.json has the flag {unknown[0]!r}, which this version does not know; use the "
-            "version that trained it, or train again."
-        )
-    return TrainConfig(**flags)
+
+    folder: Path
+    results: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Run":
+        """Reads a finished run's results.json.
+
+        Raises:
+            FileNotFoundError: The folder has none.
+            ValueError: It is damaged, or of another program or version.
+        """
+        folder = Path(folder)
+        if not is_finished(folder):
+            raise FileNotFoundError(
+                f"{folder} has no {RESULTS}; give the folder of a finished run."
+            )
+        return cls(folder, read_json(folder / RESULTS, *NEEDED))
+
+    @cached_property
+    def flags(self) -> TrainConfig:
+        """The flags that the run was trained with.
+
+        Raises:
+            ValueError: This version has other flags.
+        """
+        try:
+            return TrainConfig(**self.results["config"])
+        except TypeError as error:  # it names the flag
+            raise ValueError(
+                f"{self.folder / RESULTS} is of another version ({error}); use that one, or train again."
+            ) from error
+
+    def predictions(self, split: str = "test") -> pd.DataFrame:
+        """What the run predicted for a split ("validation" or "test"): one row per utterance.
+
+        Returns:
+            The columns of `scoring.predictions.read_predictions`.
+
+        Raises:
+            FileNotFoundError, ValueError: predictions.csv is absent, damaged or cut off.
+        """
+        rows = self._all_predictions
+        rows = rows[rows["split"] == split].reset_index(drop=True)
+        expected = self.results["splits"][split]["utterances"]
+        if len(rows) != expected:
+            raise ValueError(
+                f"{self.folder / PREDICTIONS} has {len(rows)} {split} utterances, {RESULTS} beside it "
+                f"says {expected}; run this fold again."
+            )
+        return rows
+
+    @cached_property
+    def _all_predictions(self) -> pd.DataFrame:
+        return read_predictions(self.folder / PREDICTIONS)
+
+    def test_utterances(self) -> list[Utterance]:
+        """The utterances that the run was tested on, as predictions.csv names them.
+
+        Not those of its fold made anew: speakers who came or went since would make another one.
+
+        Raises:
+            FileNotFoundError, ValueError: The data is not where it was, or changed.
+        """
+        known = by_id(read_all(self.flags))
+        rows = self.predictions()
+        tested = dict(zip(rows["id"], rows["speaker"], strict=True))
+        changed = [
+            name
+            for name, speaker in tested.items()
+            if name not in known or known[name].speaker_id != speaker
+        ]
+        if changed:
+            raise ValueError(
+                f"The data has changed since {self.folder} was trained: {len(changed)} of its "
+                f"{len(tested)} test utterances are gone or another speaker's, such as {changed[0]!r}."
+            )
+        return [known[name] for name in tested]
+
+    def model(self) -> MTMMModel:
+        """The trained model, in eval mode."""
+        return MTMMModel.from_pretrained(self.folder / "model")
+
+    def processor(self) -> MTMMProcessor:
+        """The model's processor."""
+        return MTMMProcessor.from_pretrained(self.folder / "model")
+
+    def pipeline(self) -> MTMMPipeline:
+        """Model and processor as a user of the Hub has them."""
+        return MTMMPipeline(model=self.model(), processor=self.processor())
 
 
-def read_test_split(run: str | Path) -> list[Utterance]:
-    """The utterances that a run was tested on, as predictions.csv names them.
-
-    Not those of its fold made anew: speakers who came or went since would make another one.
-
-    Raises:
-        FileNotFoundError, ValueError: As `read_flags`; or the data is not where it was, or changed.
-    """
-    known = by_id(read_all(read_flags(run)))
-    tested = _read_tested(Path(run))
-    changed = [
-        name
-        for name, speaker in tested.items()
-        if name not in known or known[name].speaker_id != speaker
-    ]
-    if changed:
-        raise ValueError(
-            f"The data has changed since {run} was trained: {len(changed)} of its {len(tested)} test "
-            f"utterances are gone or another speaker's, such as {changed[0]!r}. Give them back, or train "
-            "again."
-        )
-    return [known[name] for name in tested]
+def is_finished(folder: Path) -> bool:
+    """Whether the folder has a run's results; a run that was stopped has none."""
+    return (folder / RESULTS).is_file()
 
 
-def _read_tested(run: Path) -> dict[str, str]:
-    """The speaker of each test utterance, by id, in their order."""
-    path = run / "predictions.csv"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{run} has no predictions.csv, which names its test utterances; give the folder of a "
-            "finished run."
-        )
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("split") == "test"]
-    if not rows:
-        raise ValueError(f"{path} has no test utterances; give another run.")
-    return {row["id"]: row["speaker"] for row in rows}
+def read_test_split(folder: str | Path) -> list[Utterance]:
+    return Run.open(folder).test_utterances()
+
+
+def read_flags(folder: str | Path) -> TrainConfig:
+    return Run.open(folder).flags
