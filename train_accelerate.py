@@ -30,17 +30,9 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers.hf_argparser import DataClassType, HfArgumentParser
 
-from mtmm_training.batches.augment import mask_frames
-from mtmm_training.batches.collate import (
-    LengthBatches,
-    Loader,
-    RawInputs,
-    frame_lengths,
-    make_loader,
-    mask_modalities,
-    rmm_probability,
-    to_dataset,
-)
+from mtmm_training.batches.collate import Loader, RawInputs, make_loader, to_dataset
+from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
+from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.folds import (
     select,
 )

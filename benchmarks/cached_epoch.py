@@ -31,8 +31,8 @@ from common import (
 from torch import Tensor
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.cache import StateShards, pad_states
-from mtmm_training.batches.collate import LengthBatches
+from mtmm_training.batches.sampler import LengthBatches
+from mtmm_training.batches.shards import StateShards, pad_states
 
 TARGET = 90.0
 FOLDS, EPOCHS = 10, 20

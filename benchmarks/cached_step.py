@@ -33,15 +33,12 @@ from common import (
 
 from configuration_mtmm import EMOTIONS, MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.batches.cache import DTYPES, STATES, CachedStates, FeatureCache, StateShards
-from mtmm_training.batches.collate import (
-    FRAMES_PER_SECOND,
-    LengthBatches,
-    RawInputs,
-    make_loader,
-    to_dataset,
-)
-from mtmm_training.data.utterances import Utterance, read_manifest
+from mtmm_training.batches.cache import DTYPES, STATES, CachedStates, FeatureCache
+from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches
+from mtmm_training.batches.shards import StateShards
+from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.utterances import Utterance
 
 TARGET = 1.10
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.collate import FRAMES_PER_SECOND
+from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 
 ROOT = Path(__file__).parents[1]
 MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 3.6, 0.7, 0.6, 34.0  # of IEMOCAP's utterances, about

@@ -23,7 +23,7 @@ from torch import Tensor
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.collate import RawInputs, to_dataset
-from mtmm_training.data.utterances import read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.training.adapters import merge
 
 TARGET = 1e-4

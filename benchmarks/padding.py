@@ -11,7 +11,7 @@ import statistics
 import numpy as np
 from common import IEMOCAP_UTTERANCES, begin, iemocap_like_frames, make_parser, print_result
 
-from mtmm_training.batches.collate import FRAMES_PER_SECOND, LengthBatches
+from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches
 
 TARGET = 5.0
 

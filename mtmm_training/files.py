@@ -4,6 +4,7 @@ Whoever is killed leaves no more than a hidden file ending in .tmp, which the ne
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -120,6 +121,12 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
     with replacing(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _number(error: Exception) -> int | None:

@@ -20,7 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from mtmm_training.data.corpora import read_corpus
-from mtmm_training.data.utterances import read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
 
 ravdess, emobank, out = map(Path, sys.argv[1:])
 splits = {f"actor_{n}": "validation" for n in (19, 20)} | {f"actor_{n}": "test" for n in range(21, 25)}

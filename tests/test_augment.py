@@ -12,22 +12,10 @@ import soundfile
 import torch
 
 from audio_mtmm import MAX_AMPLITUDE
-from mtmm_training.batches.augment import (
-    CHANGES,
-    MASKED_SPAN,
-    add_variants,
-    augment,
-    draw_spans,
-    mask_frames,
-    speed_of,
-)
-from mtmm_training.batches.collate import (
-    LengthBatches,
-    RawInputs,
-    frame_lengths,
-    make_loader,
-    to_dataset,
-)
+from mtmm_training.batches.augment import CHANGES, add_variants, augment, speed_of
+from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.masking import MASKED_SPAN, draw_spans, mask_frames
+from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.utterances import Utterance
 from processing_mtmm import MTMMProcessor
 

@@ -21,7 +21,8 @@ from mtmm_training.batches.cache import INPUTS
 from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import make_folds
-from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.metrics import unweighted_average_recall
 from mtmm_training.studies import baselines
 from mtmm_training.studies.baselines import BaselineConfig, Features, main, run_fold

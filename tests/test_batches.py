@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mtmm_training.batches.collate import (
-    LengthBatches,
-    RawInputs,
-    mask_modalities,
-    rmm_probability,
-    share_out,
-    to_dataset,
-)
+from mtmm_training.batches.collate import RawInputs, to_dataset
+from mtmm_training.batches.masking import mask_modalities, rmm_probability
+from mtmm_training.batches.sampler import LengthBatches, share_out
 from mtmm_training.data.utterances import Utterance
 
 

@@ -23,7 +23,8 @@ from mtmm_training.data.corpora import (
 from mtmm_training.data.corpora.checks import read_rows
 from mtmm_training.data.corpora.labels import LABELS, emotion_map
 from mtmm_training.data.folds import make_folds
-from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
+from mtmm_training.data.utterances import Utterance
 
 
 def write(path: Path, content: str | bytes = b"RIFF") -> Path:

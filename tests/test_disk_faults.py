@@ -30,8 +30,9 @@ from safetensors import SafetensorError
 
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches import cache as features
-from mtmm_training.batches.cache import FeatureCache, StateShards
+from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import to_dataset
+from mtmm_training.batches.shards import StateShards
 from mtmm_training.commands import predict_command
 from mtmm_training.commands.cli import main
 from mtmm_training.data.utterances import Utterance

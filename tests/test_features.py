@@ -22,15 +22,13 @@ from transformers import Wav2Vec2FeatureExtractor
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches import cache as features
+from mtmm_training.batches import fingerprint
 from mtmm_training.batches.augment import add_variants
-from mtmm_training.batches.cache import FeatureCache, StateShards, pad_states
-from mtmm_training.batches.collate import (
-    LengthBatches,
-    RawInputs,
-    make_loader,
-    mask_modalities,
-    to_dataset,
-)
+from mtmm_training.batches.cache import FeatureCache
+from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.masking import mask_modalities
+from mtmm_training.batches.sampler import LengthBatches
+from mtmm_training.batches.shards import StateShards, pad_states
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import FORGOTTEN_SECONDS
 from processing_mtmm import MTMMProcessor
@@ -376,7 +374,7 @@ def test_changed_library_misses(
     utterances: list[Utterance], open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_cache().encode(utterances)
-    monkeypatch.setattr(features, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(fingerprint, "version", lambda name: "0.0.1")
     assert [len(entries) for entries in open_cache().missing(utterances).values()] == [6, 6]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mtmm_training.data.folds import make_folds
-from mtmm_training.data.utterances import read_manifest
+from mtmm_training.data.manifest import read_manifest
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.run import NEEDED, Run
 

@@ -24,7 +24,8 @@ from mtmm_training.data.folds import (
     script_of,
     select,
 )
-from mtmm_training.data.utterances import SPLITS, Utterance, read_manifest
+from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.utterances import SPLITS, Utterance
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from strategies import MANY, SOME, finite, names, transcripts
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
-from mtmm_training.batches.augment import MASKED_SPAN, draw_spans
-from mtmm_training.batches.cache import StateShards, pad_states
-from mtmm_training.batches.collate import LengthBatches, share_out
+from mtmm_training.batches.masking import MASKED_SPAN, draw_spans
+from mtmm_training.batches.sampler import LengthBatches, share_out
+from mtmm_training.batches.shards import StateShards, pad_states
 from mtmm_training.data.folds import (
     PROTOCOLS,
     Fold,
@@ -34,7 +34,8 @@ from mtmm_training.data.folds import (
     make_folds,
     save_folds,
 )
-from mtmm_training.data.utterances import SPLITS, Utterance, read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
+from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.files import replacing
 from mtmm_training.publishing.publish import read_results
 from mtmm_training.scoring import metrics

@@ -13,7 +13,7 @@ import pytest
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.data.utterances import COLUMNS
+from mtmm_training.data.manifest import COLUMNS
 from mtmm_training.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mtmm_training.data.corpora import synthetic
+from mtmm_training.data.corpora import synthetic, synthetic_speech
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.utterances import Utterance
 
@@ -109,9 +109,9 @@ def test_audio_is_short_mono_pcm(corpus: list[Utterance]) -> None:
 
 
 def test_longest_sentence_fits_the_window() -> None:
-    slow = synthetic.Voice(pitch_hz=90, tract=1, level_db=-27, rate=3, tilt_db=-8)
+    slow = synthetic_speech.Voice(pitch_hz=90, tract=1, level_db=-27, rate=3, tilt_db=-8)
     for seed in range(10):
-        waveform = synthetic._speech(np.random.default_rng(seed), slow, arousal=1.2, words=12)
+        waveform = synthetic_speech.speak(np.random.default_rng(seed), slow, arousal=1.2, words=12)
         assert 3.0 < len(waveform) / 16_000 <= 4.0
 
 

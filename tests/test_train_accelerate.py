@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import save_folds
-from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.training.checkpoints import StopSignal
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import check_augmentation, check_device, check_launch

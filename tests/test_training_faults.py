@@ -31,14 +31,10 @@ import train_accelerate
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches import cache as features
 from mtmm_training.batches import collate as batches
-from mtmm_training.batches.collate import (
-    LengthBatches,
-    frame_lengths,
-    is_of_worker,
-    make_loader,
-    to_dataset,
-)
-from mtmm_training.data.utterances import Utterance, read_manifest, write_manifest
+from mtmm_training.batches.collate import is_of_worker, make_loader, to_dataset
+from mtmm_training.batches.sampler import LengthBatches, frame_lengths
+from mtmm_training.data.manifest import read_manifest, write_manifest
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.training import checkpoints, divergence, prepare, report
 from mtmm_training.training.checkpoints import Checkpoints, StopSignal, alone_in
 from mtmm_training.training.config import TrainConfig

@@ -11,14 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mtmm_training.data.utterances import (
-    Utterance,
-    by_id,
-    describe,
-    read_manifest,
-    read_manifests,
-    write_manifest,
-)
+from mtmm_training.data.manifest import read_manifest, read_manifests, write_manifest
+from mtmm_training.data.utterances import Utterance, by_id, describe
 from mtmm_training.files import replacing
 
 

@@ -26,7 +26,6 @@ CHANGES = {
     "lowpass": (3400.0, 7000.0),  # Hz: from a telephone's band up
     "gain": (-6.0, 6.0),  # decibels; a feature extractor that normalises waveforms undoes it
 }
-MASKED_SPAN = 10  # positions that one gap hides, at most: 0.2 s without an acoustic stride
 
 
 def add_variants(
@@ -127,34 +126,3 @@ def pink_noise(length: int, seed: int) -> np.ndarray:
     spectrum[0] = 0.0
     noise = np.fft.irfft(spectrum, length)
     return noise / max(np.sqrt(np.mean(np.square(noise))), np.finfo(np.float64).tiny)
-
-
-def mask_frames(batch: dict[str, Any], share: float, *, seed: int, epoch: int) -> None:
-    """Hide a share of each utterance's acoustic states, in place, by zeros in spans.
-
-    Args:
-        batch: Of `CachedStates`; without `acoustic_states` nothing is done.
-        share: Of the real positions, 0 to 1; exactly so many, rounded, in spans of MASKED_SPAN or
-            a little fewer.
-        seed, epoch: With the utterance id they decide what is drawn.
-
-    Source: time masking of SpecAugment (Park et al. 2019), on states in place of spectra.
-    """
-    if share == 0.0 or "acoustic_states" not in batch:
-        return
-    lengths = (batch["acoustic_attention_mask"] != 0).sum(-1).tolist()
-    for row, (utterance_id, length) in enumerate(zip(batch["utterance_ids"], lengths, strict=True)):
-        draw = random.Random(f"frames/{seed}/{epoch}/{utterance_id}")
-        for start, end in draw_spans(draw, length, round(share * length)):
-            batch["acoustic_states"][row, ..., start:end, :] = 0
-
-
-def draw_spans(draw: random.Random, length: int, hidden: int) -> list[tuple[int, int]]:
-    """Spans (start, end) that do not overlap and together hide so many of `length` positions."""
-    count = -(-hidden // MASKED_SPAN)
-    gaps = sorted(draw.randint(0, length - hidden) for _ in range(count))  # seen before each span
-    edges = [hidden * number // count for number in range(count + 1)] if count else []
-    return [
-        (gap + first, gap + last)
-        for gap, first, last in zip(gaps, edges[:-1], edges[1:], strict=True)
-    ]

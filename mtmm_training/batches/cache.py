@@ -9,40 +9,30 @@ an encoder's states but the input; a shard is named by its own checksum and its 
 so nothing on disk is ever changed and any number of processes may write at once.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.collate import (
-    FRAMES_PER_SECOND,
-    LengthBatches,
-    RawInputs,
-    frame_lengths,
-    make_loader,
-    to_dataset,
-)
+from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
+from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
+from mtmm_training.batches.shards import StateShards, pad_states
 from mtmm_training.data.utterances import Utterance, without_fields
-from mtmm_training.files import replacing, sweep, write_json
+from mtmm_training.files import file_digest, sweep, write_json
 from processing_mtmm import MTMMProcessor
 
-FORMAT = 1  # part of every fingerprint: raise it when the same input would give other states
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STATES = {"audio": "acoustic", "text": "linguistic"}  # what each modality's states are called
 INPUTS = {
@@ -54,10 +44,6 @@ INPUTS = {
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
 ENCODING_FRAMES = 6000  # padded positions in a batch of encoding, at most: two minutes of speech
-
-# Fields of configurations that saving and loading changes, and that change no state.
-_PASSING = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_class"}
-_PASSING |= {"transformers_version", "id2label", "label2id"}
 
 
 class FeatureCache:
@@ -111,7 +97,7 @@ class FeatureCache:
         shards = {}
         for modality in STATES:
             described = describe_states(modality, model, processor, dtype)
-            name = f"{modality}-{_digest(json.dumps(described, sort_keys=True))[:16]}"
+            name = f"{modality}-{text_digest(json.dumps(described, sort_keys=True))[:16]}"
             shards[modality] = StateShards(Path(folder, name))
             if not (description := Path(folder, name, "encoder.json")).exists():
                 write_json(described, description)  # for people; nothing reads it
@@ -248,7 +234,7 @@ class FeatureCache:
     def _keys(self, modality: str, utterances: Sequence[Utterance]) -> list[str | None]:
         """The key of each utterance's content, None where it lacks the modality."""
         if modality == "text":
-            return [None if u.text is None else _digest(u.text) for u in utterances]
+            return [None if u.text is None else text_digest(u.text) for u in utterances]
         # One recording may hold many utterances.
         paths = list(dict.fromkeys(u.audio for u in utterances if u.audio is not None))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -256,7 +242,7 @@ class FeatureCache:
         return [
             None
             if u.audio is None
-            else _digest(f"{files[u.audio]} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}")
+            else text_digest(f"{files[u.audio]} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}")
             for u in utterances
         ]
 
@@ -290,7 +276,7 @@ class FeatureCache:
         """Say how large the missing states are; refuse them if the disk cannot hold them."""
         sizes = {}
         for modality, counts in positions.items():
-            config = _encoder(self.model, modality).config
+            config = encoder_of(self.model, modality).config
             layers = max(len(self.model.config.mixed_layers(modality)), 1)
             numbers = int(counts.sum()) * layers * config.hidden_size
             sizes[modality] = numbers * self.dtype.itemsize
@@ -318,7 +304,7 @@ class FeatureCache:
     # Encoding.
 
     def _group_norm(self, modality: str) -> bool:
-        config = _encoder(self.model, modality).config
+        config = encoder_of(self.model, modality).config
         return getattr(config, "feat_extract_norm", None) == "group"
 
     def _encode(
@@ -424,192 +410,13 @@ class CachedStates:
         return self.shards[modality][key]
 
 
-class StateShards:
-    """States of one encoder in safetensors files, each written once and named by its checksum.
-
-    Args:
-        folder: Of the files; made when the first one is written.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.entries: dict[str, Path] = {}  # key -> the shard that has it
-        self._indexed: set[Path] = set()
-        self._open: dict[Path, Any] = {}
-
-    def refresh(self) -> None:
-        """Check and index the shards that came since the last time.
-
-        Raises:
-            ValueError: A shard cannot be read, or its bytes are not those that were written.
-        """
-        new = sorted(set(self.folder.glob("*.safetensors")) - self._indexed)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for path, keys in zip(new, pool.map(_checked_keys, new), strict=True):
-                self.entries |= dict.fromkeys(keys, path)
-                self._indexed.add(path)
-
-    def __getitem__(self, key: str) -> Tensor:
-        """(frames, width), or (layers, frames, width): a view of the memory-mapped file.
-
-        Raises:
-            ValueError: The shard is gone, or cannot be read any more.
-        """
-        path = self.entries[key]
-        with _reading(path):
-            if path not in self._open:
-                self._open[path] = safe_open(path, framework="pt")
-            return self._open[path].get_tensor(key)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # a spawned worker opens the files itself
-
-    def write(self, states: dict[str, Tensor]) -> None:
-        """Write a shard under a temporary name and rename it.
-
-        Raises:
-            OSError: Among others, the disk is full.
-        """
-        content = save(states)
-        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-        self.entries |= dict.fromkeys(states, path)
-        self._indexed.add(path)
-
-
-def _checked_keys(path: Path) -> list[str]:
-    """What a shard holds, if its bytes are those that were written."""
-    with _reading(path):
-        if file_digest(path) != path.stem:
-            raise ValueError(
-                f"The cache's shard {path} is damaged: its bytes do not give the checksum that is "
-                "its name. Delete this file; what it held is then encoded again."
-            )
-        with safe_open(path, framework="pt") as shard:
-            return list(shard.keys())
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Says what to do where a shard cannot be read."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"The cache's shard {path} cannot be read ({error}). Delete it if it is still there, and "
-            "start again: what it held is then encoded again."
-        ) from error
-
-
-def pad_states(entries: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """States of different lengths as one batch, zeros behind them, and its mask of booleans.
-
-    Args:
-        entries: (time, width) or (layers, time, width); None = absent. At least one is there.
-
-    Returns:
-        (batch[, layers], time, width) and (batch, time).
-    """
-    lengths = [0 if entry is None else entry.shape[-2] for entry in entries]
-    first = next(entry for entry in entries if entry is not None)
-    shape = (len(entries), *first.shape[:-2], max(lengths), first.shape[-1])
-    states = first.new_empty(shape)  # every number is written once, below
-    for row, entry, length in zip(states, entries, lengths, strict=True):
-        if entry is not None:
-            row[..., :length, :] = entry
-        row[..., length:, :] = 0
-    return states, torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
-
-
 def trainable_encoders(model: MTMMModel) -> list[str]:
     """The modalities whose encoder trains, wholly or in part (LoRA); they cannot be cached."""
     return [
         modality
         for modality in STATES
-        if any(parameter.requires_grad for parameter in _encoder(model, modality).parameters())
+        if any(parameter.requires_grad for parameter in encoder_of(model, modality).parameters())
     ]
-
-
-def _encoder(model: MTMMModel, modality: str) -> Any:
-    return model.audio_model if modality == "audio" else model.text_model
-
-
-# ---- fingerprints ------------------------------------------------------------------------------
-
-
-def describe_states(
-    modality: str, model: MTMMModel, processor: MTMMProcessor, dtype: str
-) -> dict[str, Any]:
-    """All that decides an encoder's states but the input, as JSON; its digest is the fingerprint."""
-    encoder = _encoder(model, modality)
-    packages = ["torch", "transformers"]
-    packages += ["soundfile", "soxr"] if modality == "audio" else ["tokenizers"]
-    return {
-        "format": FORMAT,
-        "modality": modality,
-        "dtype": dtype,
-        "layers": model.config.mixed_layers(modality),  # none: the last alone
-        "stride": model.config.acoustic_stride if modality == "audio" else 1,
-        "encoder": type(encoder).__name__,
-        "attention": encoder.config._attn_implementation,
-        "config": _lasting(encoder.config.to_dict()),
-        "weights": weights_digest(encoder),
-        "processor": _describe_processor(modality, processor),
-        "versions": {name: version(name) for name in packages},
-    }
-
-
-def _describe_processor(modality: str, processor: MTMMProcessor) -> dict[str, Any]:
-    """Options, and the vocabulary by its digest."""
-    if modality == "audio":
-        extractor = processor.feature_extractor
-        return _lasting(extractor.to_dict()) | {
-            "class": type(extractor).__name__,
-            "min_duration_s": processor.min_duration_s,
-            "max_duration_s": processor.max_duration_s,
-        }
-    tokenizer = processor.tokenizer
-    rules = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
-    if tokenizer.is_fast:
-        rules |= json.loads(tokenizer.backend_tokenizer.to_str())
-        # Each call of the tokenizer sets these two anew.
-        rules |= {"padding": None, "truncation": None}
-    return {
-        "class": type(tokenizer).__name__,
-        "max_tokens": processor.max_tokens,
-        "rules": _digest(json.dumps(rules, sort_keys=True, default=str)),
-    }
-
-
-def _lasting(fields: dict[str, Any]) -> dict[str, Any]:
-    """What of a configuration can change a state, as it comes back from JSON."""
-    kept = {name: value for name, value in fields.items() if name not in _PASSING}
-    return json.loads(json.dumps(kept, default=str))
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Of all names, shapes, dtypes and bytes of a module's state."""
-
-    def digest(item: tuple[str, Tensor]) -> str:
-        name, tensor = item
-        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        described = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
-        return described + hashlib.sha256(numbers).hexdigest()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return _digest(pool.map(digest, sorted(module.state_dict().items())))
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(text: str | Iterable[str]) -> str:
-    lines = text if isinstance(text, str) else "\n".join(text)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _gib(size: int) -> str:

@@ -26,7 +26,8 @@ from mtmm_training.commands.flags import folder
 from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS, read_corpus
 from mtmm_training.data.corpora.labels import LABELS
 from mtmm_training.data.folds import doubled_recordings, recording_digests, script_of
-from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance, read_manifest
+from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
 from mtmm_training.files import replacing
 from mtmm_training.pictures.figures import COLOURS, DPI, save
 

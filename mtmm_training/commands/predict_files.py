@@ -17,7 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mtmm_training.data.utterances import Utterance, few, read_manifest
+from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.utterances import Utterance, few
 from mtmm_training.files import replacing, sweep
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")

@@ -431,13 +431,8 @@ def measure(
     from accelerate import Accelerator
     from scipy.special import softmax
 
-    from mtmm_training.batches.collate import (
-        LengthBatches,
-        RawInputs,
-        frame_lengths,
-        make_loader,
-        to_dataset,
-    )
+    from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+    from mtmm_training.batches.sampler import LengthBatches, frame_lengths
     from mtmm_training.scoring.predictions import predict
 
     config, accelerator = model.config, Accelerator(cpu=True)

@@ -52,7 +52,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its documented place, though it lists no exports
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.data.utterances import read_manifests
+from mtmm_training.data.manifest import read_manifests
 from mtmm_training.files import read_json, replacing, writing
 
 TEMPLATE = Path(__file__).parents[2] / "model_card" / "template.md"

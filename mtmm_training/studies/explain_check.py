@@ -21,13 +21,8 @@ import soundfile
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.commands.flags import count
-from mtmm_training.data.corpora.synthetic import (
-    CORPUS,
-    LONGEST_S,
-    MIDPOINT,
-    POLAR_WORDS,
-    SAMPLING_RATE,
-)
+from mtmm_training.data.corpora.synthetic import CORPUS, MIDPOINT, POLAR_WORDS, SAMPLING_RATE
+from mtmm_training.data.corpora.synthetic_speech import LONGEST_S
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.training.run import read_test_split
 

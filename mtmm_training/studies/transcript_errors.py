@@ -19,13 +19,8 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.batches.collate import (
-    LengthBatches,
-    RawInputs,
-    frame_lengths,
-    make_loader,
-    to_dataset,
-)
+from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.commands.flags import count, whole
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import UNREAD, MTMMModel, MTMMProcessor
-from mtmm_training.batches.cache import weights_digest
+from mtmm_training.batches.fingerprint import weights_digest
 from mtmm_training.files import read_json, write_json, writing
 
 IN_FULL = ("fusion", "emotion_head", "dimension_head")  # what LoRA trains beside its adapters

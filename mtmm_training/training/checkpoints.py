@@ -28,9 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mtmm_training.batches.cache import file_digest
 from mtmm_training.batches.collate import is_of_worker
-from mtmm_training.files import replacing, writing
+from mtmm_training.files import file_digest, replacing, writing
 
 DIGESTS = "digests.json"  # of a checkpoint's other files: damage shows before anything is loaded
 

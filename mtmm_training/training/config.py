@@ -9,7 +9,7 @@ from typing import Any
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.augment import CHANGES
-from mtmm_training.batches.collate import RMM_FLOOR
+from mtmm_training.batches.masking import RMM_FLOOR
 from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS
 from mtmm_training.data.utterances import DIMENSIONS
 

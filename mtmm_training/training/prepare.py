@@ -31,12 +31,8 @@ from mtmm_training.data.folds import (
     make_folds,
     script_of,
 )
-from mtmm_training.data.utterances import (
-    Utterance,
-    few,
-    read_manifests,
-    without_fields,
-)
+from mtmm_training.data.manifest import read_manifests
+from mtmm_training.data.utterances import Utterance, few, without_fields
 from mtmm_training.files import read_json
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.training.config import TrainConfig

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from bad_inputs.case import Case
 from mtmm_training.data.folds import make_folds
-from mtmm_training.data.utterances import read_manifest
+from mtmm_training.data.manifest import read_manifest
 
 HEADER = "text,speaker,emotion,valence\n"
 GOOD = HEADER + "Hi,anna,sad,3\nHo,ben,happy,4\n"

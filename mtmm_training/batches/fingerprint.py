@@ -1,0 +1,93 @@
+"""What decides an encoder's states beside the input; its digest names a folder of the cache."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modeling_mtmm import MTMMModel
+from processing_mtmm import MTMMProcessor
+
+FORMAT = 1  # part of every fingerprint: raise it when the same input would give other states
+
+# Fields of configurations that saving and loading changes, and that change no state.
+_PASSING = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_class"}
+_PASSING |= {"transformers_version", "id2label", "label2id"}
+
+
+def describe_states(
+    modality: str, model: MTMMModel, processor: MTMMProcessor, dtype: str
+) -> dict[str, Any]:
+    """All that decides an encoder's states but the input, as JSON; its digest is the fingerprint."""
+    encoder = encoder_of(model, modality)
+    packages = ["torch", "transformers"]
+    packages += ["soundfile", "soxr"] if modality == "audio" else ["tokenizers"]
+    return {
+        "format": FORMAT,
+        "modality": modality,
+        "dtype": dtype,
+        "layers": model.config.mixed_layers(modality),  # none: the last alone
+        "stride": model.config.acoustic_stride if modality == "audio" else 1,
+        "encoder": type(encoder).__name__,
+        "attention": encoder.config._attn_implementation,
+        "config": _lasting(encoder.config.to_dict()),
+        "weights": weights_digest(encoder),
+        "processor": _describe_processor(modality, processor),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def _describe_processor(modality: str, processor: MTMMProcessor) -> dict[str, Any]:
+    """Options, and the vocabulary by its digest."""
+    if modality == "audio":
+        extractor = processor.feature_extractor
+        return _lasting(extractor.to_dict()) | {
+            "class": type(extractor).__name__,
+            "min_duration_s": processor.min_duration_s,
+            "max_duration_s": processor.max_duration_s,
+        }
+    tokenizer = processor.tokenizer
+    rules = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    if tokenizer.is_fast:
+        rules |= json.loads(tokenizer.backend_tokenizer.to_str())
+        # Each call of the tokenizer sets these two anew.
+        rules |= {"padding": None, "truncation": None}
+    return {
+        "class": type(tokenizer).__name__,
+        "max_tokens": processor.max_tokens,
+        "rules": text_digest(json.dumps(rules, sort_keys=True, default=str)),
+    }
+
+
+def _lasting(fields: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration can change a state, as it comes back from JSON."""
+    kept = {name: value for name, value in fields.items() if name not in _PASSING}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Of all names, shapes, dtypes and bytes of a module's state."""
+
+    def digest(item: tuple[str, Tensor]) -> str:
+        name, tensor = item
+        numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        described = f"{name} {tuple(tensor.shape)} {tensor.dtype} "
+        return described + hashlib.sha256(numbers).hexdigest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return text_digest(pool.map(digest, sorted(module.state_dict().items())))
+
+
+def encoder_of(model: MTMMModel, modality: str) -> Any:
+    return model.audio_model if modality == "audio" else model.text_model
+
+
+def text_digest(text: str | Iterable[str]) -> str:
+    lines = text if isinstance(text, str) else "\n".join(text)
+    return hashlib.sha256(lines.encode()).hexdigest()
