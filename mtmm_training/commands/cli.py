@@ -1,133 +1,127 @@
-"""The command `mtmm`: one name for what the modules do.
+"""The command `mtmm`: finds the verb that the words name, and runs it.
 
-Nothing heavy is imported before it is needed: `mtmm predict` runs with the base installation, and the
-other commands, which are the modules' own with their own flags, say it where the training extra is
-missing.
+A verb is a module of this package with `SUMMARY`, `add_flags(parser)`, `run(options)` and, where its
+help has examples, `EPILOG`. A module with `SUMMARY` and `VERBS` has verbs of its own instead. They
+import the standard library and light modules; `run` imports what does the work.
 """
 
-import argparse
-import importlib
-import io
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from signal import SIGINT
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from typing import Any
 
-from mtmm_training.commands import predict_command
-from mtmm_training.commands.predict_command import ALL_GOOD, INTERRUPTED, SOME_FAILED, WRONG_USE
-from mtmm_training.commands.predict_output import close_stdout, tell
+from mtmm_training.commands import installed_version, legacy
+from mtmm_training.commands.ending import GOOD, WRONG, run_command, tell
+from mtmm_training.commands.flags import Verb
+from mtmm_training.commands.parser import Parser, nearest
 
-# Command -> module with a `main(words)`, words that come last, and what it does.
-MODULES = {
-    "encode": (
-        "train_accelerate",
-        ["--encode_only", "True"],
-        "run the frozen encoders once over a corpus and keep their states (flags of train)",
-    ),
-    "train": ("train_accelerate", [], "train on one fold, and test once"),
-    "evaluate": (
-        "mtmm_training.studies.protocol",
-        [],
-        "run a whole protocol, put its folds into a table, compare experiments",
-    ),
-    "publish": (
-        "mtmm_training.publishing.publish",
-        [],
-        "write the model card and upload a model to the Hub",
-    ),
-    "inspect": (
-        "mtmm_training.commands.inspect_corpus",
-        [],
-        "count what is in a corpus or a manifest",
-    ),
+GROUPS = {
+    "use a model": ("predict", "export"),
+    "look at data, train": ("inspect", "encode", "train", "merge"),
+    "evaluate": ("evaluate", "baselines", "ablation", "study"),
+    "share": ("publish",),
+    "try": ("demo",),
 }
 
+DESCRIPTION = "Emotion, valence and arousal of speech, from its recording and transcript."
 EPILOG = """\
-`mtmm COMMAND --help` explains each. predict runs with the base installation; the others need
+`mtmm VERB --help` explains each. predict runs with the base installation; the others need
 `pip install -e ".[train]"`.
 
 examples:
+  mtmm demo out/demo
   mtmm predict speech.wav --model out/demo/fused/model --transcript "We won!"
   mtmm inspect --manifest my/manifest.csv
   mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
   mtmm evaluate run --manifest my/manifest.csv --protocol speaker --out out/ours
-  mtmm publish out/mine someone/mtmm --licence cc-by-nc-4.0 --dry_run
+  mtmm publish out/mine someone/mtmm --licence cc-by-nc-4.0 --dry-run
 
-exit status: 0 all good, 1 something failed, 2 wrong usage, 130 interrupted."""
+exit status: 0 all good, 1 something failed, 2 wrong usage, 130 interrupted.
+"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command, this process's own unless given, and returns its exit status."""
-    words = list(sys.argv[1:] if words is None else words)
-    if sys.stdout is None:
-        tell("error: standard output is closed; send it to a file, or to /dev/null.")
-        return WRONG_USE
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # of letters that the terminal lacks
-    command = _commands().parse_args(words[:1]).command
+    return run_command(partial(_run, list(sys.argv[1:] if words is None else words)))
+
+
+def verb_names() -> list[str]:
+    """Every verb, in the order of the help."""
+    return [name for names in GROUPS.values() for name in names]
+
+
+def load(name: str) -> Any:
+    """The module of a verb."""
+    path = f"mtmm_training.commands.{name}"
     try:
-        if command == "predict":
-            return predict_command.main(words[1:])
-        return _delegate(command, words[1:])
-    except KeyboardInterrupt:
-        tell("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough, such as `head`
-        close_stdout()
-        return SOME_FAILED
-    except ImportError as error:
-        package = (error.name or "").partition(".")[0]
-        if package.endswith("_mtmm") or package in ("mtmm_training", "train_accelerate"):
+        return import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
             raise
-        extra = (
-            f"`mtmm {command}` needs the package {package!r} for this, which is not installed; run `pip "
-            'install -e ".[train]"`.'
-        )
-        tell(f"error: {extra if package else error}")
-        return WRONG_USE
+        return legacy.module_of(name)
 
 
-def _commands() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mtmm",
-        description="Emotion, valence and arousal of speech, from its recording and transcript.\n\n"
-        "commands:\n"
-        + "\n".join(
-            f"  {name:9} {text}"
-            for name, text in [("predict", predict_command.SUMMARY)]
-            + [(n, m[2]) for n, m in MODULES.items()]
-        ),
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    with suppress(PackageNotFoundError):  # a checkout on the path that nobody installed has none
-        parser.add_argument("--version", action="version", version=f"mtmm {version('mtmm')}")
-    parser.add_argument("command", choices=["predict", *MODULES], metavar="COMMAND",
-                        help="one of those above")  # fmt: skip
-    return parser
+def verbs_of(name: str) -> dict[str, Verb]:
+    """Everything that one word of `GROUPS` runs, by the words that call it."""
+    module = load(name)
+    if hasattr(module, "VERBS"):
+        return {f"{name} {inner}": verb for inner, verb in module.VERBS.items()}
+    return {name: Verb(module.SUMMARY, module.add_flags, module.run, getattr(module, "EPILOG", ""))}
 
 
-def _delegate(command: str, words: list[str]) -> int:
-    """Runs another module's command as `python -m` would, under our name."""
-    name, last, summary = MODULES[command]
-    module = importlib.import_module(name)
-    if name == "train_accelerate":  # of two commands, where its help shows the words of one
-        module.__doc__ = summary.capitalize()
-    from safetensors import SafetensorError
+def _run(words: list[str]) -> int | None:
+    if words[:1] == ["--version"]:
+        print(f"mtmm {installed_version()}")
+        return GOOD
+    name = _pick("mtmm", words, verb_names(), _page)
+    if name is None:
+        return GOOD
+    called, module, words = name, load(name), words[1:]
+    if hasattr(module, "VERBS"):
+        page = partial(_inner_page, name, module)
+        inner = _pick(f"mtmm {name}", words, module.VERBS, page)
+        if inner is None:
+            return GOOD
+        called, words = f"{name} {inner}", words[1:]
+    if hasattr(module, "main"):
+        return module.main([*called.split()[1:], *words])
+    verb = verbs_of(name)[called]
+    return verb.run(Parser(f"mtmm {called}", verb).parse_args(words))
 
-    sys.argv[0] = f"mtmm {command}"  # the name in the usage of parsers that have no other
-    try:
-        return module.main([*words, *last]) or ALL_GOOD
-    except (ValueError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
-        explain = getattr(module, "explain", str)
-        tell(f"error: {explain(error)}")
-        return SOME_FAILED
-    except SystemExit as left:  # training ends so, between two steps, with what to do next
-        if not str(left.code).startswith(f"{SIGINT.name}: "):
-            raise
-        tell(str(left.code))
-        return INTERRUPTED
+
+def _pick(prog: str, words: list[str], known: Iterable[str], page: Callable[[], str]) -> str | None:
+    """The verb that the first word names; None where it asks for the help, which is printed."""
+    given = words[0].replace("_", "-") if words else ""
+    if given in ("-h", "--help", "--help-all"):
+        print(page(), end="")
+        return None
+    if given in known:
+        return given
+    said = f"{words[0]} is no verb{nearest(given, known) or '.'}" if words else "no verb is given."
+    tell(f"error: {said} See `{prog} --help`.")
+    sys.exit(WRONG)
+
+
+def _page() -> str:
+    """The help of `mtmm` itself."""
+    groups = [
+        f"{title}:\n" + _lines({name: load(name).SUMMARY for name in names})
+        for title, names in GROUPS.items()
+    ]
+    return "\n\n".join(["usage: mtmm VERB ...", DESCRIPTION, *groups, EPILOG])
+
+
+def _inner_page(name: str, module: Any) -> str:
+    """The help of a verb that has verbs of its own."""
+    summaries = {inner: verb.summary for inner, verb in module.VERBS.items()}
+    more = f"`mtmm {name} VERB --help` explains each.\n"
+    summary = f"{module.SUMMARY[:1].upper()}{module.SUMMARY[1:]}."
+    return "\n\n".join([f"usage: mtmm {name} VERB ...", summary, _lines(summaries), more])
+
+
+def _lines(summaries: Mapping[str, str]) -> str:
+    return "\n".join(f"  {name:18} {summary}" for name, summary in summaries.items())
 
 
 if __name__ == "__main__":

@@ -1,87 +1,136 @@
 """Results of `mtmm predict` as lines for people, JSON or CSV on standard output, and as pictures."""
 
-import argparse
 import csv
+import io
 import json
-import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.predict_files import Input, entries, moved, result_columns, result_row
+from mtmm_training.commands.ending import close_stdout
+from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.files import writing
 
 LONGEST_STEM = 150  # bytes; file names have 255, and ours say more behind it
 
 
-def tell(message: object) -> None:
-    """To people, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+# ---- the parts of a result -------------------------------------------------------------------
 
 
-def close_stdout() -> None:
-    """Nobody takes what we print any more: what is left goes nowhere, without another error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def entries(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The windows or segments of a result; of one that was not cut, or failed, itself."""
+    return result.get("timeline") or [result]
 
 
-Show = Callable[[Input, dict[str, Any]], None]
+def moved(result: Any, by_s: float) -> Any:
+    """The same result with its times so many seconds later."""
+    if by_s == 0:
+        return result
+    if isinstance(result, list):
+        return [moved(item, by_s) for item in result]
+    if not isinstance(result, dict):
+        return result
+    later = {name: round(result[name] + by_s, 6) for name in ("start", "end") if name in result}
+    return {name: moved(item, by_s) for name, item in result.items()} | later
 
 
-def printer(given: argparse.Namespace, config: Any) -> Show:
-    """What prints a result in the form that the flags name.
+def result_columns(config: Any, *, explain: bool = False) -> dict[str, type]:
+    """The columns of a table of results, and of their timelines: name -> str or float."""
+    columns: dict[str, type] = {}
+    if "emotion" in config.trained_outputs:
+        columns["emotion"] = str
+        columns |= {f"p_{name}": float for name in config.id2label.values()}
+    columns |= {name: float for name in config.dimension_names if name in config.trained_outputs}
+    columns |= {"missing": str, "text": str}
+    return columns | ({"explanation": str} if explain else {})
 
-    It raises OSError where standard output cannot be written, as on a full disk.
+
+def result_row(result: Mapping[str, Any], columns: Mapping[str, type]) -> dict[str, Any]:
+    """The cells of these columns; None where the result has nothing."""
+    known = dict(result)
+    known |= {f"p_{name}": share for name, share in result.get("scores", {}).items()}
+    if "missing" in result:
+        known["missing"] = " ".join(result["missing"])
+    if "explanation" in result:
+        known["explanation"] = json.dumps(result["explanation"], ensure_ascii=False)
+    return {name: known.get(name) for name in columns}
+
+
+# ---- printed ---------------------------------------------------------------------------------
+
+
+class Printer:
+    """Prints results as they come.
+
+    Args:
+        config: Of the model.
+        form: "lines" for people, "json" or "csv".
+        timeline: Whether each window or segment has a line or row of its own.
+        explain: Whether the results have explanations.
     """
-    for name in sorted(set(config.output_names) - set(config.trained_outputs)):
-        tell(f"{given.model} was never trained on {name}; it is left out")
 
-    def records(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        return entries(result) if given.timeline else [result]
+    def __init__(
+        self, config: Any, form: str, *, timeline: bool = False, explain: bool = False
+    ) -> None:
+        self.config, self.timeline = config, timeline
+        self.columns = result_columns(config, explain=explain)
+        self.own = ["id", "start", "end"] if timeline else ["id"]
+        self.text = {"lines": self._lines, "json": self._json, "csv": self._csv}[form]
+        if form == "csv":
+            header = [*self.own, *self.columns, "error"]
+            self._print(_csv_rows([dict(zip(header, header, strict=True))]))
 
-    def show_json(one: Input, result: dict[str, Any]) -> None:
-        for record in records(result):
-            print(json.dumps({"id": one.name, **record}, ensure_ascii=False), flush=True)
+    def show(self, one: Input, result: Mapping[str, Any]) -> None:
+        """Print one result.
 
-    def show_csv(one: Input, result: dict[str, Any]) -> None:
-        for record in records(result):
-            known = dict(record) | {"id": one.name}
-            cells = {name: known.get(name) for name in own} | result_row(record, columns)
-            writer.writerow(cells | {"error": record.get("error")})
-        sys.stdout.flush()
+        Raises:
+            OSError: Standard output cannot be written, as on a full disk.
+        """
+        self._print(self.text(one, result))
 
-    def show_lines(one: Input, result: dict[str, Any]) -> None:
-        if "error" in result:  # it is on standard error already
-            return
-        if "missing" in result:  # a stream has no mean over all its windows
-            print(f"{one.name}: {describe(result, config)}")
-        for entry in result.get("timeline", ()) if given.timeline else ():
-            print(f"{entry['start']:9.2f} {entry['end']:9.2f} s  {describe(entry, config)}")
-        sys.stdout.flush()
-
-    if given.json:
-        return _named(show_json)
-    if not given.csv:
-        return _named(show_lines)
-    columns = result_columns(config, explain=given.explain is not None)
-    own = ["id", "start", "end"] if given.timeline else ["id"]
-    writer = csv.DictWriter(sys.stdout, [*own, *columns, "error"], lineterminator="\n")
-    writer.writeheader()
-    return _named(show_csv)
-
-
-def _named(show: Show) -> Show:
-    def named(one: Input, result: dict[str, Any]) -> None:
+    def _print(self, text: str) -> None:
         try:
-            show(one, result)
+            print(text, end="", flush=True)
         except BrokenPipeError:
             raise
         except OSError as error:
             close_stdout()
             raise OSError(f"Standard output cannot be written: {error.strerror}.") from error
 
-    return named
+    def _records(self, result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return entries(result) if self.timeline else [result]
+
+    def _json(self, one: Input, result: Mapping[str, Any]) -> str:
+        records = [{"id": one.name, **record} for record in self._records(result)]
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+    def _csv(self, one: Input, result: Mapping[str, Any]) -> str:
+        rows = []
+        for record in self._records(result):
+            known = {**record, "id": one.name}
+            cells = {name: known.get(name) for name in self.own} | result_row(record, self.columns)
+            rows.append(cells | {"error": record.get("error")})
+        return _csv_rows(rows)
+
+    def _lines(self, one: Input, result: Mapping[str, Any]) -> str:
+        if "error" in result:  # it is on standard error already
+            return ""
+        lines = []
+        if "missing" in result:  # a stream has no mean over all its windows
+            lines.append(f"{one.name}: {describe(result, self.config)}\n")
+        if self.timeline:
+            for entry in result.get("timeline", ()):
+                times = f"{entry['start']:9.2f} {entry['end']:9.2f} s"
+                lines.append(f"{times}  {describe(entry, self.config)}\n")
+        return "".join(lines)
+
+
+def _csv_rows(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, rows[0], lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def describe(result: Mapping[str, Any], config: Any) -> str:
@@ -116,12 +165,15 @@ def _describe_explanation(result: Mapping[str, Any], config: Any) -> str:
 
 
 def _shares(side: Mapping[str, Any], both: bool, form: str) -> str:
-    """The modalities, if both are there, and the three words and stretches that have most."""
+    """The modalities, if both are there, and the three words and times that have most."""
     places = [(place["share"], f"“{place['text']}”") for place in side["words"]]
     places += [(p["share"], f"{p['start']:.2f} to {p['end']:.2f} s") for p in side["time"]]
     places = sorted((place for place in places if place[0] is not None), reverse=True)[:3]
     modalities = [(share, name) for name, share in side["modalities"].items() if both]
     return ", ".join(f"{name} {share:{form}}" for share, name in modalities + places)
+
+
+# ---- drawn -----------------------------------------------------------------------------------
 
 
 class Pictures:
@@ -137,14 +189,13 @@ class Pictures:
         self.pictures, self.write, self.folder = pictures, figures.save, folder
         self.range = {"dimension_range": config.dimension_range}
         self.results: dict[str, dict[str, Any]] = {}
-        self.stems: dict[str, str] = {}  # of file names -> inputs
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, one: Input, result: dict[str, Any]) -> None:
         """Write the pictures of one result; it is kept for the plane, which shows all of them."""
         self.results[one.name] = {k: v for k, v in result.items() if k != "timeline"}
-        stem = self._stem(one)
+        stem = _stem(one.name)
         if "timeline" in result:
             figure = self.pictures.draw_timeline(result, title=one.name, **self.range)
             self._save(figure, f"{stem}.timeline")
@@ -157,7 +208,7 @@ class Pictures:
                 name += f"_{entry['start']:08.2f}_s"
             elif one.audio is not None:  # a long recording is never held whole
                 waveform, rate = one.waveform()
-                entry = moved(entry, -(one.start_s or 0.0))  # as the waveform, which is the stretch
+                entry = moved(entry, -(one.start_s or 0.0))  # as the waveform, which begins there
             figure = self.pictures.draw_explanation(entry, waveform, rate, title=title)
             self._save(figure, f"{name}.explanation")
 
@@ -168,13 +219,13 @@ class Pictures:
             points, names = list(known.values()), list(known)
             self._save(self.pictures.draw_plane(points, names, **self.range), "plane")
 
-    def _stem(self, one: Input) -> str:
-        """The input's name as a file's: of the characters and length of one, and like no other's."""
-        cleaned = re.sub(r"[^\w.-]+", "_", one.name)
-        stem = cleaned.encode()[-LONGEST_STEM:].decode(errors="ignore")
-        while self.stems.setdefault(stem, one.name) != one.name:
-            stem += "_"
-        return stem
+    def _save(self, figure: Any, name: str) -> None:
+        """Under a name that no picture has yet, of this run or an earlier one."""
+        names = (f"{name}.png" if number == 1 else f"{name}_{number}.png" for number in count(1))
+        self.write(figure, next(p for n in names if not (p := self.folder / n).exists()))
 
-    def _save(self, figure: Any, stem: str) -> None:
-        self.write(figure, self.folder / f"{stem}.png")
+
+def _stem(name: str) -> str:
+    """An input's name as a file's: of the characters and length of one."""
+    cleaned = re.sub(r"[^\w.-]+", "_", name)
+    return cleaned.encode()[-LONGEST_STEM:].decode(errors="ignore")

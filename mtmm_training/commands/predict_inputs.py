@@ -1,0 +1,231 @@
+"""What `mtmm predict` works on: files, folders, manifests and their transcripts, as inputs by name."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.utterances import Utterance
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TIMED = {"words": "words", "segments": "segments", "chunks": "words"}  # in a file: to the pipeline
+TRANSCRIPT_FORMS = (
+    'a list of words {"text", "start", "end"}, or an object with "words", "segments" or "chunks" '
+    '(what speech recognisers write), or with "text"'
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One utterance or recording.
+
+    Args:
+        name: How it is called in the output, different from all others: its path, or its id.
+        audio: Path or URL; None = no audio.
+        transcript: {"text": ...}, or "words" or "segments" with times, as the pipeline takes them;
+            empty = none.
+        start_s, end_s: Where it lies in the audio file, seconds; None = its beginning, its end.
+    """
+
+    name: str
+    audio: str | None = None
+    transcript: dict[str, Any] = field(default_factory=dict)
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def waveform(self) -> tuple[Any, int]:
+        """The audio, (time,), and its sampling rate in Hz."""
+        from processing_mtmm import MTMMProcessor, to_mono
+
+        waveform, sampling_rate = MTMMProcessor.load_audio(
+            str(self.audio), self.start_s, self.end_s
+        )
+        return to_mono(waveform), sampling_rate
+
+    def given(self) -> dict[str, Any]:
+        """What the pipeline takes; a part of a file is read when the pipeline asks for it."""
+        audio: Any = self.audio
+        if self.start_s is not None or self.end_s is not None:
+            audio = SimpleNamespace(get_all_samples=self._samples)
+        return {"audio": audio} | self.transcript
+
+    def _samples(self) -> SimpleNamespace:
+        """The audio in the form of a decoder of datasets."""
+        waveform, sampling_rate = self.waveform()
+        return SimpleNamespace(data=waveform, sample_rate=sampling_rate)
+
+
+def find_inputs(
+    places: Sequence[str], transcript: str | None = None, transcript_file: Path | None = None
+) -> list[Input]:
+    """What the command line names, with its transcripts.
+
+    Args:
+        places: As `read_inputs` takes them; none where the transcript is the input.
+        transcript: The words of the one input.
+        transcript_file: A file with the words of the one input, or a folder as `read_inputs` takes it.
+
+    Raises:
+        ValueError: As `read_inputs`; or one transcript for a folder or manifest of several utterances.
+        FileNotFoundError: No such manifest or transcript.
+    """
+    if transcript_file is not None and transcript_file.is_dir():
+        return read_inputs(places, transcript_file)
+    said = {} if transcript is None else {"text": transcript}
+    if transcript_file is not None:
+        said = read_transcript(transcript_file)
+    if not places:
+        return [Input("transcript", None, said)]
+    inputs = read_inputs(places)
+    if not said:
+        return inputs
+    if len(inputs) > 1 or inputs[0].name != printable(places[0]):
+        raise ValueError(
+            f"One transcript is given for {places[0]!r}, which holds {len(inputs)} utterances. Put them "
+            "into the manifest's column text, or into a folder for --transcript_file."
+        )
+    return [Input(inputs[0].name, inputs[0].audio, said)]
+
+
+def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[Input]:
+    """Finds everything that the command line names.
+
+    Args:
+        places: Audio files, URLs, folders (all audio files below them, by name) and manifests
+            ("speaker" may be left out, and labels are not read). Whether an audio file exists is
+            seen when it is read.
+        transcripts: Folder with <name>.json or <name>.txt for the audio file <name>; for a folder's
+            files with their path below that folder. Where both are there, the .json counts. Not
+            together with a manifest, whose rows may be parts of a file.
+
+    Raises:
+        ValueError: A folder without audio, a bad manifest or transcript, a manifest with
+            `transcripts`, two files with one transcript, a name that comes twice.
+        FileNotFoundError: No such manifest.
+    """
+    inputs: list[Input] = []
+    taken: dict[Path, str] = {}  # transcript -> the audio that it belongs to
+    for place in places:
+        path = Path(place)
+        if path.suffix.lower() in MANIFEST_SUFFIXES and not path.is_dir():
+            if transcripts is not None:
+                raise ValueError(
+                    f"{place} is a manifest, which has transcripts in its column text; fill that, or give "
+                    "the audio files or their folder."
+                )
+            inputs += map(_as_input, read_manifest(path, labelled=False))
+            continue
+        top = path if path.is_dir() else path.parent
+        for audio in audio_files(path) if path.is_dir() else [place]:
+            said: dict[str, Any] = {}
+            found = _transcript_of(Path(audio).relative_to(top), transcripts)
+            if found is not None:
+                if taken.setdefault(found, audio) != audio:
+                    raise ValueError(
+                        f"{found} would be the transcript of both {taken[found]} and {audio}; give the "
+                        "folder above them instead, or a manifest."
+                    )
+                said = read_transcript(found)
+            inputs.append(Input(printable(audio), audio, said))
+    name, count = Counter(one.name for one in inputs).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{count} inputs are called {name!r}; each may be given once.")
+    return inputs
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text: bytes that are not UTF-8, as of older systems, become \xfc."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def audio_files(folder: Path) -> list[str]:
+    """The audio files below a folder by name, hidden ones left out.
+
+    Raises:
+        ValueError: There are none.
+    """
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and not path.is_dir()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise ValueError(
+            f"There is no audio in {str(folder)!r}; looked for {', '.join(AUDIO_SUFFIXES)}."
+        )
+    return [str(path) for path in found]
+
+
+def _transcript_of(audio: Path, transcripts: Path | None) -> Path | None:
+    """Where the words of an audio file are, in a folder of transcripts; None = nowhere."""
+    if transcripts is None:
+        return None
+    paths = [transcripts / audio.with_suffix(suffix) for suffix in (".json", ".txt")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _as_input(utterance: Utterance) -> Input:
+    return Input(
+        utterance.utterance_id,
+        utterance.audio,
+        {} if utterance.text is None else {"text": utterance.text},
+        utterance.start_s,
+        utterance.end_s,
+    )
+
+
+def read_transcript(path: Path) -> dict[str, Any]:
+    """A transcript file as the pipeline takes it: .txt as it is, .json with times; {} if it is blank.
+
+    Raises:
+        ValueError: Not UTF-8, not JSON, or JSON without a transcript.
+        FileNotFoundError: No such file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no transcript at {str(path)!r}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}
+    except ValueError as error:  # of UTF-8 or of JSON
+        raise ValueError(
+            f"{path} cannot be read as a transcript ({error}); give UTF-8 text as .txt, or as .json "
+            f"{TRANSCRIPT_FORMS}."
+        ) from error
+    if isinstance(content, list):
+        return {"words": _as_written("words", content)}
+    if isinstance(content, dict):
+        given = {name: content[key] for key, name in TIMED.items() if content.get(key)}
+        timed = {name: _as_written(name, items) for name, items in given.items()}
+        if timed := {name: items for name, items in timed.items() if items}:
+            return timed  # "text" beside them has the same words
+        if isinstance(content.get("text"), str):
+            return {"text": content["text"]} if content["text"].strip() else {}
+    raise ValueError(f"{path} has no transcript; it must be {TRANSCRIPT_FORMS}.")
+
+
+def _as_written(name: str, items: Any) -> Any:
+    """What recognisers write for "words" or "segments", as the pipeline takes it."""
+    if not isinstance(items, list):
+        return items
+    if name == "words":  # some say {"word": ...}
+        return [
+            {"text": i["word"]} | i if isinstance(i, dict) and "word" in i else i for i in items
+        ]
+    return [item for item in items if not _is_nothing(item)]
+
+
+def _is_nothing(segment: Any) -> bool:
+    """Whether it is without words and without length, as at the end of silence."""
+    if not isinstance(segment, dict) or "start" not in segment:
+        return False
+    text = segment.get("text")
+    blank = isinstance(text, str) and not text.strip()
+    return blank and segment["start"] == segment.get("end")
