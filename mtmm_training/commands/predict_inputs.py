@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,8 +72,7 @@ def find_inputs(
         transcript_file: A file with the words of the one input, or a folder as `read_inputs` takes it.
 
     Raises:
-        ValueError: As `read_inputs`; or one transcript for a folder or manifest of several utterances.
-        FileNotFoundError: No such manifest or transcript.
+        ValueError, OSError: As `read_inputs` and `read_transcript`.
     """
     if transcript_file is not None and transcript_file.is_dir():
         return read_inputs(places, transcript_file)
@@ -82,15 +81,7 @@ def find_inputs(
         said = read_transcript(transcript_file)
     if not places:
         return [Input("transcript", None, said)]
-    inputs = read_inputs(places)
-    if not said:
-        return inputs
-    if len(inputs) > 1 or inputs[0].name != printable(places[0]):
-        raise ValueError(
-            f"One transcript is given for {places[0]!r}, which holds {len(inputs)} utterances. Put them "
-            "into the manifest's column text, or into a folder for --transcript_file."
-        )
-    return [Input(inputs[0].name, inputs[0].audio, said)]
+    return [replace(one, transcript=said) if said else one for one in read_inputs(places)]
 
 
 def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[Input]:
@@ -102,27 +93,22 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
             seen when it is read.
         transcripts: Folder with <name>.json or <name>.txt for the audio file <name>; for a folder's
             files with their path below that folder. Where both are there, the .json counts. Not
-            together with a manifest, whose rows may be parts of a file.
+            read for a manifest.
 
     Raises:
-        ValueError: A folder without audio, a bad manifest or transcript, a manifest with
-            `transcripts`, two files with one transcript, a name that comes twice.
+        ValueError: No audio, a bad manifest or transcript, two files with one transcript, a name
+            that comes twice.
         FileNotFoundError: No such manifest.
     """
     inputs: list[Input] = []
     taken: dict[Path, str] = {}  # transcript -> the audio that it belongs to
     for place in places:
         path = Path(place)
-        if path.suffix.lower() in MANIFEST_SUFFIXES and not path.is_dir():
-            if transcripts is not None:
-                raise ValueError(
-                    f"{place} is a manifest, which has transcripts in its column text; fill that, or give "
-                    "the audio files or their folder."
-                )
+        if is_manifest(place):
             inputs += map(_as_input, read_manifest(path, labelled=False))
             continue
         top = path if path.is_dir() else path.parent
-        for audio in audio_files(path) if path.is_dir() else [place]:
+        for audio in _audio_files(path) if path.is_dir() else [place]:
             said: dict[str, Any] = {}
             found = _transcript_of(Path(audio).relative_to(top), transcripts)
             if found is not None:
@@ -133,10 +119,19 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
                     )
                 said = read_transcript(found)
             inputs.append(Input(printable(audio), audio, said))
-    name, count = Counter(one.name for one in inputs).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{count} inputs are called {name!r}; each may be given once.")
+    if not inputs:
+        raise ValueError(
+            f"No audio in {', '.join(places)}; looked for {', '.join(AUDIO_SUFFIXES)}."
+        )
+    name, times = Counter(one.name for one in inputs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{times} inputs are called {name!r}; each may be given once.")
     return inputs
+
+
+def is_manifest(place: str) -> bool:
+    """Whether this names a table of utterances."""
+    return Path(place).suffix.lower() in MANIFEST_SUFFIXES and not Path(place).is_dir()
 
 
 def printable(name: str) -> str:
@@ -144,24 +139,15 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def audio_files(folder: Path) -> list[str]:
-    """The audio files below a folder by name, hidden ones left out.
-
-    Raises:
-        ValueError: There are none.
-    """
-    found = sorted(
-        path
+def _audio_files(folder: Path) -> list[str]:
+    """The audio files below a folder by name, hidden ones left out."""
+    return sorted(
+        str(path)
         for path in folder.rglob("*")
         if path.suffix.lower() in AUDIO_SUFFIXES
         and not path.is_dir()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    if not found:
-        raise ValueError(
-            f"There is no audio in {str(folder)!r}; looked for {', '.join(AUDIO_SUFFIXES)}."
-        )
-    return [str(path) for path in found]
 
 
 def _transcript_of(audio: Path, transcripts: Path | None) -> Path | None:
@@ -189,8 +175,6 @@ def read_transcript(path: Path) -> dict[str, Any]:
         ValueError: Not UTF-8, not JSON, or JSON without a transcript.
         FileNotFoundError: No such file.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"There is no transcript at {str(path)!r}.")
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}

@@ -2,13 +2,10 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from mtmm_training.files import writing
 
 
 def load_pipeline(model: str, revision: str | None, device: str | None, trust: bool) -> Any:
@@ -21,47 +18,31 @@ def load_pipeline(model: str, revision: str | None, device: str | None, trust: b
         trust: Whether the model's own code runs in place of this package's.
 
     Raises:
-        ValueError: No such place, or a model or device that cannot be used.
-        OSError: The model cannot be had from the Hub.
+        ValueError: The model or the device cannot be used.
+        OSError: The model is neither here nor on the Hub.
     """
     from transformers import pipeline
 
-    place = _device(device)
-    if trust:
-        with _loading(model):
-            return pipeline(model=model, trust_remote_code=True, revision=revision, device=place)
     from modeling_mtmm import MTMMModel
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
 
-    where = {"revision": revision} if revision else {}
-    with _loading(model):
-        try:
-            loaded = MTMMModel.from_pretrained(model, **where)
-        except ValueError as error:
-            raise ValueError(
-                f"{error} If the model brings code of its own that you trust, give --trust_remote_code."
-            ) from error
+    place, where = _device(device), {"revision": revision} if revision else {}
+    with _named("--model", model):
+        if trust:
+            return pipeline(model=model, trust_remote_code=True, device=place, **where)
+        loaded = MTMMModel.from_pretrained(model, **where)
         processor = MTMMProcessor.from_pretrained(model, **where)
     return MTMMPipeline(model=loaded, processor=processor, device=place)
 
 
 def load_recogniser(name: str, device: Any) -> Any:
-    """A speech recogniser of transformers, by folder or id on the Hub.
-
-    Raises:
-        ValueError: There is none, or it is no speech recogniser.
-    """
+    """A speech recogniser of transformers, by folder or id on the Hub; it runs no code of its own."""
     from transformers import pipeline
 
     task = "automatic-speech-recognition"
-    try:
+    with _named("--transcriber", name):
         return pipeline(task, model=name, device=device, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"`--transcriber {name!r}` cannot be used as a speech recogniser: {reason}"
-        ) from error
 
 
 def identity(model: str, revision: str | None) -> tuple[str | None, str]:
@@ -73,9 +54,9 @@ def identity(model: str, revision: str | None) -> tuple[str | None, str]:
     if not Path(model).is_dir():
         from transformers.utils.hub import cached_file, extract_commit_hash
 
-        with _loading(model):
+        with _named("--model", model):
             config = cached_file(model, "config.json", revision=revision)
-            revision = str(extract_commit_hash(config, None))
+        revision = str(extract_commit_hash(config, None))
         return revision, f"commit {revision}"
     digest = hashlib.sha256()
     for path in sorted(Path(model).iterdir()):
@@ -86,6 +67,13 @@ def identity(model: str, revision: str | None) -> tuple[str | None, str]:
     return revision, f"files {digest.hexdigest()}"
 
 
+def model_folder(name: str) -> str:
+    """The same, or the model in it, of a run's folder."""
+    inner = Path(name, "model")
+    alone = not Path(name, "config.json").exists() and (inner / "config.json").exists()
+    return str(inner) if alone else name
+
+
 def _device(name: str | None) -> Any:
     import torch
 
@@ -93,33 +81,21 @@ def _device(name: str | None) -> Any:
         count = torch.accelerator.device_count()
         return int(os.environ.get("LOCAL_RANK", 0)) % count if count else "cpu"
     try:
-        torch.zeros(1, device=name).item()  # "meta" makes tensors that nobody can read
+        torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ValueError(f"`--device {name}` cannot be used here: {error}") from error
     return name
 
 
 @contextmanager
-def _loading(model: str) -> Iterator[None]:
-    """Says what was looked for where a model is neither a folder nor on the Hub."""
-    if Path(model).is_dir():
-        inner = Path(model, "model")
-        if not Path(model, "config.json").exists() and (inner / "config.json").exists():
-            raise ValueError(
-                f"`--model {model}` is a run's folder; its model is {inner}: give that."
-            )
+def _named(flag: str, name: str) -> Iterator[None]:
+    """Says which flag it was where transformers speaks of the network alone, also of a misspelt path."""
+    try:
         yield
-    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise ValueError(
-            f"`--model {model}` is no folder, and no id on the Hub, which is OWNER/NAME."
-        )
-    else:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        try:
-            with writing(HF_HUB_CACHE):
-                yield
-        except OSError as error:
-            raise OSError(
-                f"`--model {model}` is no folder here, and cannot be had from the Hub: {error}"
-            ) from error
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"`{flag} {name}` is no folder here, and cannot be had from the Hub: {reason}"
+        ) from error

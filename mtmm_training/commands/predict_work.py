@@ -9,7 +9,12 @@ from typing import Any
 from mtmm_training.commands import installed_version
 from mtmm_training.commands.ending import FAILED, GOOD, tell
 from mtmm_training.commands.predict_inputs import Input, find_inputs
-from mtmm_training.commands.predict_model import identity, load_pipeline, load_recogniser
+from mtmm_training.commands.predict_model import (
+    identity,
+    load_pipeline,
+    load_recogniser,
+    model_folder,
+)
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
 
@@ -52,7 +57,7 @@ def to_stdout(given: argparse.Namespace) -> int:
 
 def to_parts(given: argparse.Namespace, share: tuple[int, int]) -> int:
     """Predict this process's share of the inputs into Parquet parts."""
-    given.revision, model = identity(given.model, given.revision)
+    given.revision, model = identity(model_folder(given.model), given.revision)
     settings = {name: getattr(given, name) for name in SETTINGS}
     settings |= {"model": model, "mtmm": installed_version()}
     parts = Parts(given.out, _inputs(given), given.part_size, settings)
@@ -146,7 +151,9 @@ def _inputs(given: argparse.Namespace) -> list[Input]:
 
 
 def _pipeline(given: argparse.Namespace) -> Any:
-    return load_pipeline(given.model, given.revision, given.device, given.trust_remote_code)
+    return load_pipeline(
+        model_folder(given.model), given.revision, given.device, given.trust_remote_code
+    )
 
 
 def _printer(given: argparse.Namespace, pipe: Any) -> Printer:
