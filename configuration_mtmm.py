@@ -113,7 +113,7 @@ class MTMMConfig(PreTrainedConfig):
         text_layers (`tuple[int]`): The same for the linguistic encoder.
         acoustic_stride (`int`): So many consecutive frames are averaged into one acoustic state,
             before everything else; 1 = none are, as in the paper. 5 turns 50 frames a second into
-            10 states and makes fusion and cache about 5 times cheaper (LOG.md has its effect).
+            10 states and makes fusion and cache about 5 times cheaper (docs/LOG.md has its effect).
         hidden_size (`int`): Width of the fusion, of the bridge tokens and of `fused_state`.
         num_attention_heads (`int`): Attention heads in refinement and interaction; must divide
             `hidden_size`.

@@ -1,5 +1,5 @@
 # The recipe for a corpus of a few hours or less with frozen encoders; sourced by the others.
-# Chosen on validation speakers of three of RAVDESS's grouped folds (LOG.md says what else was tried).
+# Chosen on validation speakers of three of RAVDESS's grouped folds (docs/LOG.md says what else was tried).
 SMALL_CORPUS=(--model_config '{"encoder_layers": "weighted", "acoustic_stride": 25, "hidden_size": 128,
     "num_attention_heads": 4, "intermediate_size": 256, "num_bridge_tokens": 8,
     "hidden_dropout": 0.3, "attention_dropout": 0.3, "head_dropout": 0.3}')

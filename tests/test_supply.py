@@ -1,6 +1,6 @@
 """What the project is made of: dependencies, their licences and versions, interpreters, no secrets.
 
-`python tests/test_supply.py` writes the table of LICENCES.md anew.
+`python tests/test_supply.py` writes the table of docs/LICENCES.md anew.
 """
 
 import ast
@@ -95,7 +95,7 @@ def sources() -> list[Path]:
 
 
 def test_licences_are_listed() -> None:
-    listed = (ROOT / "LICENCES.md").read_text(encoding="utf-8")
+    listed = (ROOT / "docs" / "LICENCES.md").read_text(encoding="utf-8")
     assert licence_table() in listed, "write it anew: python tests/test_supply.py"
 
 
@@ -187,6 +187,6 @@ def test_hub_files_import_on_interpreter(name: str) -> None:
 
 
 if __name__ == "__main__":
-    file = ROOT / "LICENCES.md"
+    file = ROOT / "docs" / "LICENCES.md"
     heading, _, _ = file.read_text(encoding="utf-8").partition("| package |")
     file.write_text(heading + licence_table(), encoding="utf-8")
