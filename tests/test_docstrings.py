@@ -31,7 +31,7 @@ ELSEWHERE = {
 }
 Documented = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 # What a line of "Args" begins with: `name:`, `name, other:`, `*names:`, or `name (`type`):`.
-ENTRY = re.compile(r"^ {4}((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*)(?: \(.*?\))?:")
+ENTRY = re.compile(r"^ {4}((?:\*{0,2}\w+)(?:, \*{0,2}\w+)*)(?: \(.*?\))?:\s*(.*)")
 
 
 def public(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Documented]]:
@@ -43,12 +43,18 @@ def public(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Documented]]:
                 yield from public(node, f"{prefix}{node.name}.")
 
 
-def documented_arguments(docstring: str) -> list[str]:
-    """Names in the section "Args", in their order."""
+def entries(docstring: str) -> list[tuple[list[str], str]]:
+    """The section "Args": names and the first line of what is said of them, in their order."""
     _, _, rest = docstring.partition("\nArgs:\n")
     section = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
     found = (ENTRY.match(line) for line in section.splitlines())
-    return [name.lstrip("*") for entry in found if entry for name in entry[1].split(", ")]
+    return [
+        ([name.lstrip("*") for name in entry[1].split(", ")], entry[2]) for entry in found if entry
+    ]
+
+
+def documented_arguments(docstring: str) -> list[str]:
+    return [name for names, _ in entries(docstring) for name in names]
 
 
 def accepted_arguments(node: Documented) -> set[str]:
@@ -105,11 +111,23 @@ def test_documented_arguments_are_complete(module: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_documented_arguments_say_what_they_are(module: Path) -> None:
+    """ "Factor on the products", not "Of the products": a reader sees the entry alone."""
+    riddles = [
+        f"{module}:{node.lineno} {name}: `{', '.join(names)}` begins with {said!r}"
+        for name, node in public(parsed(module))
+        for names, said in entries(ast.get_docstring(node) or "")
+        if said.startswith("Of ")
+    ]
+    assert riddles == []
+
+
 def test_sections_are_read_as_written() -> None:
     text = """Summary.
 
 Args:
-    one: Of it.
+    one: The first.
         more: not a name.
     two, three (`int`): Both.
     **rest: Others.
