@@ -83,7 +83,7 @@ def test_licences_are_listed() -> None:
 def test_pins_lie_in_the_declared_ranges() -> None:
     lines = dict(
         line.split("==")
-        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        for line in (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
         if "==" in line and not line.startswith("#")
     )
     pins = {canonicalize_name(name): Version(version) for name, version in lines.items()}
