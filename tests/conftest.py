@@ -1,8 +1,11 @@
-"""What several test files share: the tiny model and its processor, and two processes."""
+"""What several test files share: the tiny model and its processor, a trained demo, two processes."""
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from bad_inputs import tiny
+from filelock import FileLock
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
@@ -75,6 +79,41 @@ def make_model() -> Callable[..., MTMMModel]:
 def tiny_processor() -> MTMMProcessor:
     """16 kHz waveforms, and a tokenizer of letters whose ids fit the tiny configuration."""
     return tiny.processor()
+
+
+@dataclass(frozen=True)
+class TrainedDemo:
+    """What `mtmm demo out/demo` left and printed.
+
+    Args:
+        folder: Where it was run; shared by all tests, so read it and write elsewhere.
+        printed: Its standard output.
+    """
+
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def trained_demo(tmp_path_factory: pytest.TempPathFactory) -> TrainedDemo:
+    """The demo, trained once for all workers; a minute and a half of one core.
+
+    MTMM_DEMO names a folder with out/demo and printed.txt, made earlier by
+    `mtmm demo out/demo > printed.txt`, to do without.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of one session, where each worker has a folder of its own
+    folder = Path(os.environ.get("MTMM_DEMO", root / "trained_demo")).resolve()
+    printed = folder / "printed.txt"
+    with FileLock(root / "trained_demo.lock"):
+        if not printed.is_file():
+            folder.mkdir()
+            command = [sys.executable, "-m", "mtmm_training", "demo", "out/demo"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+            printed.write_text(done.stdout, encoding="utf-8")
+    return TrainedDemo(folder, printed.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -1,93 +1,344 @@
-"""What the README names must exist. Run alone: python -m pytest tests/test_readme.py"""
+"""README and docs/ say what is true: their code runs, their commands parse, their outputs are printed.
+
+Run alone: python -m pytest tests/test_readme.py. Where an output differs, the failure shows the new
+one, ready to be pasted. A `text` block below a `python` block, or below a command that is run, is
+what that prints; any other `text` block is printed by `mtmm demo`.
+"""
 
 import dataclasses
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+from accelerate.commands.launch import launch_command_parser
+from conftest import CHECKOUT, TrainedDemo
+from hub_server import HubServer
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
-from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.data.manifest import COLUMNS
-from mtmm_training.training.config import TrainConfig
+from mtmm_training.commands.cli import verb_names, verbs_of
+from mtmm_training.commands.parser import Parser
+from mtmm_training.data.utterances import COLUMNS
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")))]
+PAGES += [".github/CONTRIBUTING.md", ".github/SECURITY.md", "demo/README.md"]
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+FILE_TREE = "configuration_mtmm.py "  # how the one `text` block begins that nothing prints
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+# Commands whose first word is none of ours.
+OTHERS = {"hf", "for", "git", "."}
+CHEAP = ("mtmm predict speech.wav", "mtmm predict talk.mp3", "mtmm inspect --manifest")
 
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def test_file_tree_names_what_is_there() -> None:
-    tree = README.split("## Files")[1].split("```")[1]
-    names = re.findall(r"^(\S+)", tree, flags=re.MULTILINE)
-    assert len(names) > 5
-    assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-def test_flags_and_make_targets_exist() -> None:
-    training = {field.name for field in dataclasses.fields(TrainConfig)}
-    known = training | {"help", "num_processes", "config_file", "multi_gpu"}
-    known |= {"machine_rank", "num_machines", "main_process_ip", "main_process_port"}
-    for command in re.findall(r"train_accelerate\.py ([^`]*)", README):
-        flags = re.findall(r"--(\w+)", command.split("\n\n")[0])
-        assert set(flags) <= known, command
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make (\w+) {2,}", README):
-        assert f"\n{target}:" in makefile
+# Runs the blocks of one page in one namespace; prints what each of them printed.
+RUN_BLOCKS = """
+import contextlib, io, json, sys
+namespace = {"__name__": "page"}
+outputs = []
+for place, code in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code, place, "exec"), namespace)
+    outputs.append(printed.getvalue())
+print(json.dumps(outputs))
+"""
 
 
-def test_manifest_columns_and_outputs_are_the_real_ones() -> None:
-    table = README.split("| column | content |")[1].split("\n\n")[0]
-    columns = set(
-        re.findall(
-            r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines() if "|" in row)
-        )
-    )
-    assert columns <= set(COLUMNS) and {"audio", "text", "speaker"} <= columns
-    table = README.split("## What comes out")[1].split("\n\n")[1]
-    outputs = set(
-        re.findall(r"`(\w+)`", "\n".join(row.split("|")[1] for row in table.splitlines()))
-    )
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Args:
+        place: Page and line.
+        language: The word behind the fence.
+        content: Its lines.
+        above: The block that ends right before it; None where words stand between the two.
+    """
+
+    place: str
+    language: str
+    content: str
+    above: "Block | None"
+
+
+def read(page: str) -> str:
+    return (CHECKOUT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The blocks of a page, in their order."""
+    text, above, end = read(page), None, 0
+    for found in BLOCK.finditer(text):
+        place = f"{page}:{text.count(chr(10), 0, found.start()) + 1}"
+        joined = not text[end : found.start()].strip()
+        content = "\n".join(line.removeprefix(found[1]) for line in found[3].splitlines())
+        above = Block(place, found[2], content + "\n", above if joined else None)
+        end = found.end()
+        yield above
+
+
+def commands(page: str) -> Iterator[str]:
+    """Every command of a page: the lines of its `bash` blocks, and `mtmm ...` in its sentences."""
+    for block in blocks(page):
+        if block.language == "bash":
+            for line in block.content.replace("\\\n", " ").splitlines():
+                yield from re.split(r" && | \| |; ", line)
+    prose = BLOCK.sub("", read(page))
+    yield from re.findall(r"`((?:mtmm|python|accelerate launch|make) [^`]+)`", prose)
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{page}: {command}")
+    for page in PAGES
+    for command in dict.fromkeys(commands(page))
+]
+
+
+def words_of(command: str) -> list[str]:
+    """A command's words, without its comment, "..." and what it sets in its environment."""
+    words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        del words[0]
+    return words
+
+
+# ---- commands --------------------------------------------------------------------------
+
+
+def parse_mtmm(words: list[str]) -> None:
+    """Refuse what the parser of the verb refuses; a verb alone may lack what it requires."""
+    if not words or words[0].startswith("-"):
+        assert words in ([], ["--help"], ["--version"])
+        return
+    assert words[0] in verb_names()
+    verbs = verbs_of(words[0])
+    name = next((name for name in verbs if words[: len(name.split())] == name.split()), None)
+    if name is None:  # of several verbs in one, such as `mtmm evaluate`
+        assert len(words) == 1
+        return
+    rest = words[len(name.split()) :]
+    if not rest or rest == ["--help"]:
+        return
+    options = Parser(f"mtmm {name}", verbs[name]).parse_args(rest)
+    if getattr(options, "model_config", None):
+        MTMMConfig.tiny(**json.loads(options.model_config))
+
+
+def parse_python(words: list[str]) -> None:
+    if words[0] == "-m":
+        if words[1] == "mtmm_training":
+            parse_mtmm(words[2:])
+        elif words[1] == "pytest":
+            assert all((CHECKOUT / path).exists() for path in words[2:])
+        else:
+            assert words[1] == "venv"
+        return
+    script = CHECKOUT / words[0]
+    assert script.is_file()
+    if words[0] == "train_accelerate.py":
+        parse_mtmm(["train", *words[1:]])
+    elif words[0].startswith("benchmarks/"):
+        sources = script.read_text(encoding="utf-8")
+        sources += (CHECKOUT / "benchmarks" / "common.py").read_text(encoding="utf-8")
+        assert all(f'"{word}"' in sources for word in words[1:] if word.startswith("--"))
+
+
+def parse_accelerate(words: list[str]) -> None:
+    """Accelerate's own parser takes its flags, ours the rest."""
+    words = [{"R": "0"}.get(word, word) for word in words[1:]]
+    given: Any = launch_command_parser().parse_args(words)
+    assert given.config_file is None or (CHECKOUT / given.config_file).is_file()
+    script = ["-m"] * given.module + [given.training_script]
+    parse_python([*script, *given.training_script_args])
+
+
+def check_make(words: list[str]) -> None:
+    assert f"\n{words[0]}:" in read("Makefile")
+
+
+def check_pip(words: list[str]) -> None:
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    named = re.fullmatch(r"\.(?:\[(.*)\])?", words[-1])
+    assert named and set((named[1] or "train").split(",")) <= set(extras)
+
+
+CHECKS = {
+    "mtmm": parse_mtmm,
+    "python": parse_python,
+    "accelerate": parse_accelerate,
+    "make": check_make,
+    "pip": check_pip,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_taken(command: str) -> None:
+    words = words_of(command)
+    if not words or words[0] in OTHERS:
+        return
+    CHECKS[words[0]](words[1:])
+
+
+# ---- what stands in tables and links -----------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_points_to_exists(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", read(page))
+    lost = [link for link in links if not (CHECKOUT / page).parent.joinpath(link).exists()]
+    top = "runs|launch|tests|benchmarks|demo|docs|model_card|evaluate_metrics|mtmm_training"
+    named = re.findall(rf"`((?:{top})/[\w./-]*)`", read(page))
+    lost += [path for path in named if not (CHECKOUT / path).exists()]
+    assert lost == []
+
+
+def test_file_tree_is_the_root() -> None:
+    (tree,) = (b.content for b in blocks("README.md") if b.content.startswith(FILE_TREE))
+    named = set(re.findall(r"^([\w.]+)/?", tree, flags=re.MULTILINE))
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    root = {path.partition("/")[0] for path in tracked if not path.startswith(".")}
+    assert named <= root
+    missing = {name for name in root - named if not name.endswith("_mtmm.py")}
+    assert missing <= {"README.md", "LICENSE", "Makefile", "pyproject.toml", "setup.py"}
+
+
+def first_column(text: str, header: str) -> set[str]:
+    """The names in backticks in the first cells of the table with this header."""
+    rows = text.split(header)[1].split("\n\n")[0].splitlines()[2:]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_tables_name_columns_and_outputs() -> None:
+    assert first_column(read("docs/training.md"), "| column | content |") == set(COLUMNS)
+    assert first_column(read("README.md"), "| column | content |") <= set(COLUMNS)
+    outputs = first_column(read("README.md"), "| name | shape |")
     assert outputs == {field.name for field in dataclasses.fields(MTMMOutput)}
 
 
-def test_model_config_examples_are_fields() -> None:
-    examples = re.findall(r"--model_config '(\{.*?\})'", README)
-    assert examples
-    for example in examples:
-        MTMMConfig.tiny(**json.loads(example))
+# ---- what is printed -----------------------------------------------------------------------
+
+
+def as_shown(shown: str, printed: str) -> str:
+    """`printed`, each number with as many decimals as in `shown`; as it is where their counts differ."""
+    digits = [number.partition(".")[2] for number in NUMBER.findall(shown)]
+    if len(digits) != len(NUMBER.findall(printed)):
+        return printed
+    places = iter(digits)
+
+    def rounded(number: re.Match[str]) -> str:
+        decimals = len(next(places))
+        return f"{float(number[0]):.{decimals}f}" if decimals else number[0]
+
+    return NUMBER.sub(rounded, printed)
+
+
+def differs(shown: str, printed: str) -> str | None:
+    """What should be shown, or None where it is; a last digit may be one off that lies at its edge."""
+    new = as_shown(shown, printed)
+    if "".join(NUMBER.sub("#", shown).split()) != "".join(NUMBER.sub("#", new).split()):
+        return new
+    numbers = zip(NUMBER.findall(shown), NUMBER.findall(as_shown(shown, printed)), strict=True)
+    exact = NUMBER.findall(printed)
+    for (old, rounded), value in zip(numbers, exact, strict=True):
+        edge = 0.6 * 10.0 ** -len(old.partition(".")[2])
+        if old != rounded and ("." not in old or abs(float(old) - float(value)) > edge):
+            return new
+    return None
+
+
+def test_numbers_are_compared_to_the_digits_shown() -> None:
+    assert differs("a 0.87 [1]\n", "a 0.8686\n [1]") is None
+    assert differs("a 0.87 [1]", "a 0.8786 [1]") == "a 0.88 [1]"
+    assert differs("a 0.87 [1]", "a 0.8686 [2]") == "a 0.87 [2]"
+    assert differs("a 0.87", "b 0.8686") == "b 0.87"
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make demo` leaves, as far as the README's examples touch it, from a model not trained."""
-    from modeling_mtmm import MTMMModel, MTMMProcessor
-
-    folder = tmp_path_factory.mktemp("readme")
-    demo = folder / "out" / "demo"
-    write_corpus(demo / "corpus", utterances=10)
-    audio, text = map(str, write_encoders(demo / "encoders"))
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
-    model = MTMMModel.from_encoders_pretrained(audio, text, **sizes)
-    model.config.trained_outputs = ("emotion", "valence", "arousal")
-    model.save_pretrained(demo / "fused" / "model")
-    MTMMProcessor.from_encoders_pretrained(audio, text).save_pretrained(demo / "fused" / "model")
-    return folder
+def hub(trained_demo: TrainedDemo) -> Iterator[HubServer]:
+    """A Hub that has the demo's model as someone/mtmm."""
+    model = trained_demo.folder / "out" / "demo" / "fused" / "model"
+    with HubServer() as server:
+        files = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+        server.put("someone/mtmm", files)
+        yield server
 
 
-def test_python_examples_run(demo: Path) -> None:
-    examples = "\n".join(block for block in blocks("python") if "out/demo" in block)
-    audio = sorted((demo / "out" / "demo" / "corpus" / "audio").iterdir())[0].name
-    examples = re.sub(r"audio/Ses\w+\.wav", f"audio/{audio}", examples)
+@pytest.fixture
+def scene(tmp_path: Path, trained_demo: TrainedDemo) -> Path:
+    """The folder in which the pages' examples are run."""
+    demo = trained_demo.folder / "out" / "demo"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "demo").symlink_to(demo)
+    (tmp_path / "my").symlink_to(demo / "corpus")
+    (tmp_path / "evaluate_metrics").symlink_to(CHECKOUT / "evaluate_metrics")
+    recordings = sorted((demo / "corpus" / "audio").glob("Ses05F_impro01_F*.wav"))
+    shutil.copy(recordings[0], tmp_path / "speech.wav")
+    talk = np.concatenate([soundfile.read(path)[0] for path in recordings[:16]])
+    soundfile.write(tmp_path / "talk.mp3", talk, 16000)
+    return tmp_path
+
+
+def run(words: list[str], scene: Path, hub: HubServer, given: str = "") -> str:
+    environment = hub.environment(scene / "home", token=None)
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        environment["COVERAGE_PROCESS_CONFIG"] = os.environ["COVERAGE_PROCESS_CONFIG"]
     done = subprocess.run(
-        [sys.executable, "-I", "-c", examples], cwd=demo, capture_output=True, text=True
+        [sys.executable, *words], cwd=scene, env=environment, input=given,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
+)
+def test_python_blocks_print_what_stands_below_them(page: str, scene: Path, hub: HubServer) -> None:
+    commit = hub.repos["someone/mtmm"].branches["main"]
+    code = [block for block in blocks(page) if block.language == "python"]
+    given = json.dumps([(b.place, b.content.replace("<commit>", commit)) for b in code])
+    printed = json.loads(run(["-c", RUN_BLOCKS], scene, hub, given).splitlines()[-1])
+    outputs = dict(zip([block.place for block in code], printed, strict=True))
+    for block in blocks(page):
+        if block.language == "text" and block.above and block.above.language == "python":
+            new = differs(block.content, outputs[block.above.place])
+            assert new is None, f"{block.place} should be:\n{new}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_outputs_are_the_demos(page: str, trained_demo: TrainedDemo) -> None:
+    for block in blocks(page):
+        below_code = block.above is not None and block.above.language == "python"
+        if block.language == "text" and not below_code and not block.content.startswith(FILE_TREE):
+            assert block.content.strip() in trained_demo.printed, (
+                f"{block.place} is not what the demo prints:\n{trained_demo.printed}"
+            )
+
+
+def test_first_screen_has_the_demos_numbers(trained_demo: TrainedDemo) -> None:
+    screen = read("README.md").split("## ")[0]
+    results = json.loads(
+        (trained_demo.folder / "out" / "demo" / "fused" / "results.json").read_text("utf-8")
     )
-    assert done.returncode == 0, done.stderr
-    assert "torch.Size([1, 4]) torch.Size([1, 2])" in done.stdout
+    assert f"UAR {results['test']['UAR']:.3f}".replace("0.", ".") in screen
+    manifest = (trained_demo.folder / "out" / "demo" / "corpus" / "manifest.csv").read_text("utf-8")
+    (row,) = (row for row in manifest.splitlines() if row.startswith("Ses05F_impro01_F000,"))
+    text, emotion, valence, arousal = row.split(",")[3:7]
+    assert text in screen and f"{emotion}, valence {valence}, arousal {arousal}" in screen
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if str(c.values[0]).startswith(CHEAP)])
+def test_cheap_command_runs(command: str, scene: Path, hub: HubServer) -> None:
+    assert run(["-m", "mtmm_training", *words_of(command)[1:]], scene, hub)
