@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mtmm_training.data.corpora.synthetic import write_corpus
-from mtmm_training.studies import demo
+from mtmm_training.studies import embedded_demo as demo
 
 
 def test_demo_trains_three_models_and_predicts_apart(

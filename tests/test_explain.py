@@ -20,8 +20,8 @@ from transformers import BertTokenizer, RobertaTokenizer, WhisperFeatureExtracto
 
 from explanation_mtmm import _rank_correlation
 from modeling_mtmm import MTMMModel
-from mtmm_training.studies import explain_check
-from mtmm_training.studies.explain_check import Probe, count_hits, is_planted
+from mtmm_training.studies import explanation_check
+from mtmm_training.studies.explanation_check import Probe, count_hits, is_planted
 from pipeline_mtmm import EXPLAINED_S, MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -485,7 +485,7 @@ def test_run_is_checked(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained_run(tmp_path_factory.getbasetemp())
-    explain_check.main(["--run", str(run), "--utterances", "3"])
+    explanation_check.main(["--run", str(run), "--utterances", "3"])
     lines = capsys.readouterr().out.partition("place on top")[2].splitlines()
     rates = [line for line in lines if ": attention" in line or ": occlusion" in line]
     assert len(rates) == 11
@@ -499,7 +499,7 @@ def test_run_is_checked(
 @pytest.mark.parametrize("count", ["0", "-3"])
 def test_check_of_no_utterances_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        explain_check.main(["--run", "run", "--utterances", count])
+        explanation_check.main(["--run", "run", "--utterances", count])
     assert (
         f"--utterances: '{count}' must be a whole number of at least 1" in capsys.readouterr().err
     )

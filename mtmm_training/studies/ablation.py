@@ -20,7 +20,7 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures import figures
-from mtmm_training.studies import demo
+from mtmm_training.studies import embedded_demo as demo
 from mtmm_training.studies.protocol import (
     Plan,
     add_run_flags,

@@ -1,6 +1,6 @@
 """The whole path in minutes: make the embedded corpus, train, compare, save, load, predict.
 
-    python -m mtmm_training.studies.demo FOLDER
+    python -m mtmm_training.studies.embedded_demo FOLDER
 
 Three models learn the same fold: one sees audio and transcript, one audio alone, one text alone. The
 first is then loaded in a process that cannot import this checkout, as a user of the Hub would do.
@@ -47,7 +47,7 @@ for utterance in json.loads(sys.argv[2]):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.demo", description=__doc__.split("\n")[0]
+        prog="python -m mtmm_training.studies.embedded_demo", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
         "folder", type=Path, help="gets the corpus, the three runs and the saved models"

@@ -1,6 +1,6 @@
 """Whether explanations point at what was planted, on the embedded corpus, where that is known.
 
-    python -m mtmm_training.studies.explain_check --run out/demo/fused --utterances 100
+    python -m mtmm_training.studies.explanation_check --run out/demo/fused --utterances 100
 
 Of utterances of the test split it counts how often the word on top is one that carries the valence,
 and how often the stretch of time on top lies in one second of speech that was put into silence, or
@@ -178,7 +178,7 @@ def _means(rows: Sequence[dict[str, float]]) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.explain_check", description=__doc__.split("\n")[0]
+        prog="python -m mtmm_training.studies.explanation_check", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument(
