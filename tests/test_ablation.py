@@ -9,8 +9,9 @@ from test_evaluate import all_folds, without, write_experiment
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.data.manifest import read_manifest, write_manifest
-from mtmm_training.studies import ablation, tables
+from mtmm_training.data.utterances import read_manifest, write_manifest
+from mtmm_training.studies import ablation
+from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.ablation import VARIANTS, flags_of, is_reference, main, make_plans
 from mtmm_training.studies.protocol import parse
 from mtmm_training.training.prepare import trained_outputs
@@ -87,7 +88,7 @@ def test_variant_that_loses_utterances_is_refused(corpus: Path, tmp_path: Path) 
 
 
 def test_table_has_intervals_and_dashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "RESAMPLES", 100)
+    monkeypatch.setattr(comparison, "RESAMPLES", 100)
     write_experiment(tmp_path / "full", all_folds(1, 1.5))
     emotions_only = ("valence", "valence_label", "arousal", "arousal_label")
     categories = {f: without(rows, *emotions_only) for f, rows in all_folds(2, 1.0).items()}

@@ -26,7 +26,7 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.metrics import unweighted_average_recall
 from mtmm_training.studies import baselines
 from mtmm_training.studies.baselines import BaselineConfig, Features, main, run_fold
-from mtmm_training.studies.tables import read_experiment
+from mtmm_training.studies.experiments import read_experiment
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import choose_fold

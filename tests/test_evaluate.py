@@ -26,12 +26,13 @@ import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.scoring.metrics import Interval
+from mtmm_training.scoring.intervals import Interval
 from mtmm_training.scoring.predictions import Predictions, write_predictions
+from mtmm_training.studies import compare as comparison
 from mtmm_training.studies import protocol as evaluate
 from mtmm_training.studies import tables
+from mtmm_training.studies.experiments import read_experiment, summarise
 from mtmm_training.studies.protocol import main
-from mtmm_training.training.run import read_flags
 
 EMOTIONS = ["angry", "happy", "sad"]
 TEMPERATURES = (0.5, 2.0, 1.25)
@@ -126,7 +127,7 @@ def direct_ece(rows: list[dict[str, Any]], temperatures: np.ndarray) -> float:
 
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "RESAMPLES", 100)
+    monkeypatch.setattr(comparison, "RESAMPLES", 100)
 
 
 # ---- one experiment ----------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_summary_matches_direct_formulas(tmp_path: Path) -> None:
     folds = all_folds(seed=1, skill=1.5)
-    summary = tables.summarise(tables.read_experiment(write_experiment(tmp_path / "a", folds)))
+    summary = summarise(read_experiment(write_experiment(tmp_path / "a", folds)))
     pooled = [row for rows in folds.values() for row in rows]
     scores = {
         "UAR": lambda rows: balanced_accuracy_score(*emotion_pair(rows)),
@@ -171,7 +172,7 @@ def emotion_pair(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
 
 def test_temperature_is_undone_in_each_fold(tmp_path: Path) -> None:
     folds = all_folds(seed=1, skill=1.5)
-    summary = tables.summarise(tables.read_experiment(write_experiment(tmp_path / "a", folds)))
+    summary = summarise(read_experiment(write_experiment(tmp_path / "a", folds)))
     pooled = [(TEMPERATURES[fold], row) for fold, rows in folds.items() for row in labelled(rows)]
     rows, temperatures = [row for _, row in pooled], np.array([t for t, _ in pooled])
     found = summary["metrics"]
@@ -197,7 +198,7 @@ def test_calibration_before_a_small_temperature_is_not_lost(tmp_path: Path) -> N
     write_predictions(run / "predictions.csv", {"test": test}, utterances, config)
     results = json.loads((run / "results.json").read_text()) | {"temperature": 0.05}
     (run / "results.json").write_text(json.dumps(results))
-    found = tables.summarise(tables.read_experiment(tmp_path / "a"))["metrics"]
+    found = summarise(read_experiment(tmp_path / "a"))["metrics"]
     expected = test.metrics(config)["ECE"]
     assert found["ECE_before_temperature"]["pooled"] == pytest.approx(expected, abs=1e-4)
     assert found["ECE"]["pooled"] > expected + 0.1  # else this test could not fail
@@ -233,9 +234,9 @@ def test_incomplete_experiment_says_what_is_missing(tmp_path: Path) -> None:
 def test_experiment_without_folds_file_misses_begun_folds(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "a", {0: fake_rows(0, 1, 1.5)}, planned=None)
     (folder / "fold-01").mkdir()
-    assert tables.read_experiment(folder).missing == [1]
+    assert read_experiment(folder).missing == [1]
     with pytest.raises(FileNotFoundError, match="has no finished fold"):
-        tables.read_experiment(tmp_path)
+        read_experiment(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -274,42 +275,24 @@ def test_cut_off_predictions_are_noticed(tmp_path: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     results["splits"] = {"test": {"utterances": 40}}
     (run / "results.json").write_text(json.dumps(results))
-    tables.read_experiment(folder)
+    read_experiment(folder)
     lines = (run / "predictions.csv").read_text().splitlines(keepends=True)
     (run / "predictions.csv").write_text("".join(lines[:-5]))
     with pytest.raises(ValueError, match="has 35 test utterances, results.json beside it says 40"):
-        tables.read_experiment(folder)
+        read_experiment(folder)
 
 
 def test_other_folders_are_no_folds(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "out", all_folds(0, 2.0))
     (folder / "fold-02-old").mkdir()
-    assert sorted(tables.read_experiment(folder).runs) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "has no results.json; give the folder of a finished run"),
-        ('{"config": {}', "results.json is not JSON"),
-        ({"fusion_kind": "bridge"}, "the flag 'fusion_kind', which this version does not know"),
-    ],
-)
-def test_flags_of_other_version_are_refused(tmp_path: Path, content: object, message: str) -> None:
-    if isinstance(content, dict):
-        keys = ("model_config", "splits", "test", "wall_time_s")
-        content = json.dumps(dict.fromkeys(keys) | {"config": content})
-    if content is not None:
-        (tmp_path / "results.json").write_text(str(content))
-    with pytest.raises((ValueError, OSError), match=message):
-        read_flags(tmp_path)
+    assert sorted(read_experiment(folder).runs) == [0, 1, 2]
 
 
 def test_names_that_look_absent_or_numeric_stay_names(tmp_path: Path) -> None:
     rows = fake_rows(0, 1, 1.5)
     for number, row in enumerate(rows):
         row |= {"id": f"{number:03d}", "speaker": "NA" if number % 2 else "007"}
-    experiment = tables.read_experiment(write_experiment(tmp_path / "a", {0: rows}))
+    experiment = read_experiment(write_experiment(tmp_path / "a", {0: rows}))
     assert set(experiment.rows["speaker"]) == {"NA", "007"} and "007" in set(experiment.rows["id"])
 
 
@@ -320,7 +303,7 @@ def test_comparison_is_paired_by_fold_and_by_speaker(tmp_path: Path, few_draws: 
     first, second = all_folds(seed=1, skill=1.0), all_folds(seed=2, skill=2.0)
     shuffled = {fold: rows[::-1] for fold, rows in second.items()}  # order must not matter
     a, b = write_experiment(tmp_path / "a", first), write_experiment(tmp_path / "b", shuffled)
-    found = tables.compare(tables.read_experiment(a), tables.read_experiment(b))
+    found = comparison.compare(read_experiment(a), read_experiment(b))
 
     deltas = [
         direct_ccc(second[fold], "valence") - direct_ccc(first[fold], "valence") for fold in first
@@ -338,7 +321,7 @@ def test_comparison_is_paired_by_fold_and_by_speaker(tmp_path: Path, few_draws: 
     table = np.stack([right[name] for name in sorted(right)])
     generator = np.random.default_rng(0)
     draws = []
-    for _ in range(tables.RESAMPLES):
+    for _ in range(comparison.RESAMPLES):
         difference, labels = table[generator.integers(len(table), size=len(table))].sum(0)
         draws.append(difference / labels)
     interval = found["WAR"].pooled
@@ -348,8 +331,8 @@ def test_comparison_is_paired_by_fold_and_by_speaker(tmp_path: Path, few_draws: 
 
 
 def test_experiment_differs_from_itself_by_nothing(tmp_path: Path, few_draws: None) -> None:
-    experiment = tables.read_experiment(write_experiment(tmp_path / "a", all_folds(1, 1.5)))
-    for difference in tables.compare(experiment, experiment).values():
+    experiment = read_experiment(write_experiment(tmp_path / "a", all_folds(1, 1.5)))
+    for difference in comparison.compare(experiment, experiment).values():
         assert difference.by_fold["mean"] == difference.by_fold["sd"] == 0.0
         assert difference.pooled == Interval(0.0, 0.0, 0.0)
 
@@ -365,7 +348,7 @@ def test_only_shared_outputs_are_compared(tmp_path: Path, few_draws: None) -> No
         for fold, rows in folds.items()
     }
     a, b = write_experiment(tmp_path / "a", folds), write_experiment(tmp_path / "b", categories)
-    found = tables.compare(tables.read_experiment(a), tables.read_experiment(b))
+    found = comparison.compare(read_experiment(a), read_experiment(b))
     assert set(found) == {"UAR", "WAR", "macro_F1", "weighted_F1"}
 
 
@@ -375,12 +358,12 @@ def test_gain_is_never_shown_without_interval(tmp_path: Path) -> None:
         rows = fake_rows(0, seed, 1.5)
         one_speaker[seed] = {0: [row | {"speaker": "only"} for row in rows]}
     one, other = (
-        tables.read_experiment(write_experiment(tmp_path / str(seed), folds))
+        read_experiment(write_experiment(tmp_path / str(seed), folds))
         for seed, folds in one_speaker.items()
     )
-    differences = tables.compare(one, other)
+    differences = comparison.compare(one, other)
     assert differences["UAR"].by_fold["mean"] != 0 and differences["UAR"].pooled is None
-    markdown = tables.comparison_markdown(one, other, differences)
+    markdown = comparison.comparison_markdown(one, other, differences)
     row = next(line for line in markdown.splitlines() if line.startswith("| UAR"))
     assert row.endswith("| – | – |")
     assert "needs at least 2" in markdown
@@ -402,10 +385,10 @@ def test_other_utterances_or_labels_are_refused(
     folds = all_folds(1, 1.5)
     changed = all_folds(2, 1.5)
     change(changed)
-    a = tables.read_experiment(write_experiment(tmp_path / "a", folds))
-    b = tables.read_experiment(write_experiment(tmp_path / "b", changed))
+    a = read_experiment(write_experiment(tmp_path / "a", folds))
+    b = read_experiment(write_experiment(tmp_path / "b", changed))
     with pytest.raises(ValueError, match=message):
-        tables.compare(a, b)
+        comparison.compare(a, b)
 
 
 def test_compare_writes_what_it_prints(
@@ -428,11 +411,11 @@ def test_few_speakers_with_most_utterances_count_as_few(tmp_path: Path, few_draw
     names = [f"s{i}" for i, size in enumerate(sizes) for _ in range(size)]
     rows = fake_rows(0, 1, 1.5, utterances=len(names))
     rows = [row | {"speaker": name} for row, name in zip(rows, names, strict=True)]
-    experiment = tables.read_experiment(write_experiment(tmp_path / "a", {0: rows}, planned=1))
+    experiment = read_experiment(write_experiment(tmp_path / "a", {0: rows}, planned=1))
     equal = 400**2 / (200**2 + 20 * 10**2)
-    differences = tables.compare(experiment, experiment)
+    differences = comparison.compare(experiment, experiment)
     assert differences["UAR"].speakers == pytest.approx(equal)
-    said = tables.comparison_markdown(experiment, experiment, differences)
+    said = comparison.comparison_markdown(experiment, experiment, differences)
     assert "of 21 speakers" in said and f"equal ones: UAR {equal:.1f}, WAR {equal:.1f}" in said
 
 
@@ -447,9 +430,9 @@ def test_speakers_without_the_label_do_not_count(tmp_path: Path, few_draws: None
         mixed.append({0: acted + read})
         alone.append({0: acted})
     pairs = [
-        tables.compare(
+        comparison.compare(
             *(
-                tables.read_experiment(write_experiment(tmp_path / f"{name}{i}", rows, planned=1))
+                read_experiment(write_experiment(tmp_path / f"{name}{i}", rows, planned=1))
                 for i, rows in enumerate(pair)
             )
         )

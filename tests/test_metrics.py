@@ -9,6 +9,7 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
 from mtmm_training.scoring import metrics
+from mtmm_training.scoring.intervals import Interval, paired_bootstrap
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 NAN = float("nan")
@@ -389,8 +390,8 @@ def test_interval_is_clustered_by_speaker() -> None:
     generator = np.random.default_rng(7)
     speakers = np.repeat([f"speaker {i}" for i in range(20)], 30)
     values = np.repeat(generator.normal(0, 1, 20), 30) + generator.normal(0, 0.1, 600)
-    clustered = metrics.paired_bootstrap(lambda i: values[i].mean(), speakers, resamples=1000)
-    alone = metrics.paired_bootstrap(lambda i: values[i].mean(), np.arange(600), resamples=1000)
+    clustered = paired_bootstrap(lambda i: values[i].mean(), speakers, resamples=1000)
+    alone = paired_bootstrap(lambda i: values[i].mean(), np.arange(600), resamples=1000)
     assert clustered.point == alone.point == values.mean()
     assert clustered.low < clustered.point < clustered.high
     width = clustered.high - clustered.low
@@ -409,7 +410,7 @@ def test_interval_covers_truth_as_often_as_it_says() -> None:
         def mean(rows: np.ndarray, values: np.ndarray = values) -> float:
             return float(values[rows].mean())
 
-        found = metrics.paired_bootstrap(mean, speakers, resamples=200)
+        found = paired_bootstrap(mean, speakers, resamples=200)
         covered += found.low <= 0 <= found.high
     assert 86 <= covered <= 99
 
@@ -419,8 +420,8 @@ def test_pairing_narrows_difference() -> None:
     speakers = np.repeat(np.arange(24), 20)
     hard = np.repeat(generator.normal(0, 1, 24), 20)  # shared by both variants
     first, second = hard + 0.2 + generator.normal(0, 0.3, 480), hard
-    difference = metrics.paired_bootstrap(lambda i: first[i].mean() - second[i].mean(), speakers)
-    single = metrics.paired_bootstrap(lambda i: first[i].mean(), speakers)
+    difference = paired_bootstrap(lambda i: first[i].mean() - second[i].mean(), speakers)
+    single = paired_bootstrap(lambda i: first[i].mean(), speakers)
     assert 0 < difference.low < 0.2 < difference.high
     assert difference.high - difference.low < 0.2 * (single.high - single.low)
 
@@ -428,8 +429,7 @@ def test_pairing_narrows_difference() -> None:
 def test_same_seed_gives_same_interval() -> None:
     values, speakers = np.random.default_rng(10).normal(size=60), np.arange(60) % 6
     first, again, other = (
-        metrics.paired_bootstrap(lambda i: values[i].mean(), speakers, 50, seed)
-        for seed in (0, 0, 1)
+        paired_bootstrap(lambda i: values[i].mean(), speakers, 50, seed) for seed in (0, 0, 1)
     )
     assert first == again != other
 
@@ -443,16 +443,16 @@ def test_bootstrap_draws_whole_speakers() -> None:
             assert len(set(counts[speakers == speaker])) == 1
         return 0.0
 
-    assert metrics.paired_bootstrap(check, speakers, resamples=20) == metrics.Interval(0, 0, 0)
+    assert paired_bootstrap(check, speakers, resamples=20) == Interval(0, 0, 0)
 
 
 def test_bootstrap_refuses_no_draws() -> None:
     with pytest.raises(ValueError, match="`resamples=0` gives no interval; use at least 1"):
-        metrics.paired_bootstrap(lambda indices: 0.0, ["a", "b"], resamples=0)
+        paired_bootstrap(lambda indices: 0.0, ["a", "b"], resamples=0)
 
 
 def test_bootstrap_refuses_too_little() -> None:
     with pytest.raises(ValueError, match=r"names 1 speaker\(s\).*at least 2"):
-        metrics.paired_bootstrap(lambda i: 0.0, ["a", "a"])
+        paired_bootstrap(lambda i: 0.0, ["a", "a"])
     with pytest.raises(ValueError, match="undefined .NaN. on 10 of 10 draws"):
-        metrics.paired_bootstrap(lambda i: NAN, ["a", "b"], resamples=10)
+        paired_bootstrap(lambda i: NAN, ["a", "b"], resamples=10)

@@ -21,6 +21,16 @@ from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures import figures
 from mtmm_training.studies import embedded_demo as demo
+from mtmm_training.studies.compare import Difference, as_json, compare, gain, notes
+from mtmm_training.studies.experiments import (
+    COMPARED,
+    Experiment,
+    markdown_table,
+    read_experiment,
+    spread,
+    summarise,
+    title,
+)
 from mtmm_training.studies.protocol import (
     Plan,
     add_run_flags,
@@ -30,21 +40,7 @@ from mtmm_training.studies.protocol import (
     run_plans,
     uses_cache,
 )
-from mtmm_training.studies.tables import (
-    COMPARED,
-    Difference,
-    Experiment,
-    as_json,
-    compare,
-    gain,
-    markdown_table,
-    notes,
-    read_experiment,
-    spread,
-    summarise,
-    title,
-    write_tables,
-)
+from mtmm_training.studies.tables import write_tables
 from mtmm_training.training.config import TrainConfig
 
 REFERENCE = "full"

@@ -56,7 +56,7 @@ from mtmm_training.scoring.metrics import (
     unweighted_average_recall,
 )
 from mtmm_training.scoring.predictions import Predictions, write_predictions
-from mtmm_training.studies.tables import fold_folder
+from mtmm_training.studies.experiments import fold_folder
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import (

@@ -28,14 +28,9 @@ from mtmm_training.commands.flags import count, folder
 from mtmm_training.data.folds import Fold, keep_folds, refuse_change, select
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import read_json, replacing, write_json
-from mtmm_training.studies.tables import (
-    as_json,
-    compare,
-    comparison_markdown,
-    fold_folder,
-    read_experiment,
-    write_tables,
-)
+from mtmm_training.studies.compare import as_json, compare, comparison_markdown
+from mtmm_training.studies.experiments import fold_folder, read_experiment
+from mtmm_training.studies.tables import write_tables
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import usable_cores
 from mtmm_training.training.model import planned
