@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+class NoIntervalError(ValueError):
+    """Speakers or labels are too few for any interval."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value on all utterances, and the 95 % interval around it."""
@@ -31,12 +35,11 @@ def paired_bootstrap(
     Args:
         metric: takes utterance indices (drawn,), with repeats; returns a metric or a difference.
         speakers: (utterances,) who speaks, over the pooled test utterances.
-        resamples: how many draws, at least 1.
+        resamples: how many draws.
         seed: the same seed gives the same interval, and pairs the draws of different metrics.
 
     Raises:
-        ValueError: if there are fewer than two speakers or no draws, or `metric` is undefined on
-            a draw.
+        NoIntervalError: there are fewer than two speakers, or `metric` is undefined on a draw.
 
     Source:
         Percentile interval: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13.
@@ -46,11 +49,9 @@ def paired_bootstrap(
     """
     names, owner = np.unique(np.asarray(speakers), return_inverse=True)
     if len(names) < 2:
-        raise ValueError(
-            f"`speakers` names {len(names)} speaker(s); an interval over speakers needs at least 2."
+        raise NoIntervalError(
+            f"an interval over speakers needs at least 2, there are {len(names)}."
         )
-    if resamples < 1:
-        raise ValueError(f"`resamples={resamples!r}` gives no interval; use at least 1.")
     utterances = [np.flatnonzero(owner == speaker) for speaker in range(len(names))]
     generator = np.random.default_rng(seed)
     draws = np.empty(resamples)
@@ -60,9 +61,21 @@ def paired_bootstrap(
     point = float(metric(np.arange(len(owner))))
     undefined = int(np.isnan(draws).sum())
     if undefined or np.isnan(point):
-        raise ValueError(
-            f"`metric` is undefined (NaN) on {undefined} of {resamples} draws of speakers; labels "
-            "are too few or in too few speakers for an interval."
+        raise NoIntervalError(
+            f"on {undefined} of {resamples} draws of speakers the score has no value; too few have labels."
         )
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(point, float(low), float(high))
+
+
+def effective_speakers(speakers: Sequence[str] | np.ndarray) -> float:
+    """How many speakers with equally many utterances would weigh as much as these (0 of none).
+
+    Args:
+        speakers: (utterances,) who speaks.
+
+    Source:
+        Effective sample size: Kish, "Survey Sampling", 1965.
+    """
+    sizes = np.unique(np.asarray(speakers), return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / np.square(sizes).sum()) if sizes.size else 0.0

@@ -31,14 +31,16 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]
         (emotions, emotions) integers; rows are labels, columns predictions.
 
     Raises:
-        ValueError: if the lengths differ or an index is outside `emotions`.
+        ValueError: an index is outside `emotions`; it would count in another cell.
     """
-    labels, predictions = _labelled_emotions(labels, predictions)
-    _check_emotion_indices("labels", labels, emotions)
-    _check_emotion_indices("predictions", predictions, emotions)
+    labels, predictions = _with_emotion(labels, predictions)
+    n = len(emotions)
+    indices = np.concatenate([labels, predictions])
+    outside = indices[(indices < 0) | (indices >= n)]
+    if outside.size:
+        raise ValueError(f"{outside[0]} is no index into the {n} emotions {', '.join(emotions)}.")
     # Not sklearn's confusion_matrix: its input checks take 1 ms, and a bootstrap calls this
     # thousands of times.
-    n = len(emotions)
     return np.bincount(labels * n + predictions, minlength=n * n).reshape(n, n)
 
 
@@ -77,7 +79,7 @@ def weighted_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
     Recall weighted by how often each emotion occurs is accuracy, hence the field's name for it.
     """
-    labels, predictions = _labelled_emotions(labels, predictions)
+    labels, predictions = _with_emotion(labels, predictions)
     return float(sklearn_metrics.accuracy_score(labels, predictions)) if labels.size else np.nan
 
 
@@ -95,7 +97,7 @@ def weighted_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def _f1(labels: ArrayLike, predictions: ArrayLike, average: str) -> float:
-    labels, predictions = _labelled_emotions(labels, predictions)
+    labels, predictions = _with_emotion(labels, predictions)
     if not labels.size:
         return np.nan
     return float(
@@ -119,12 +121,12 @@ def concordance_correlation(predictions: ArrayLike, labels: ArrayLike) -> float:
         number, which is when the denominator is zero.
 
     Raises:
-        ValueError: if the lengths differ or a labelled utterance's prediction is not finite.
+        ValueError: a labelled utterance's prediction is not finite.
 
     Source:
         Lin, "A concordance correlation coefficient to evaluate reproducibility", Biometrics 1989.
     """
-    x, y = _labelled_dimension(predictions, labels)
+    x, y = _with_dimension(predictions, labels)
     together = np.concatenate([x, y])
     # Equality of all values rather than of the denominator with 0: a mean of equal numbers may be
     # off by a rounding error, and the quotient of two such errors would look like a score.
@@ -140,13 +142,13 @@ def concordance_correlation(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 def mean_absolute_error(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Gives the MAE of one dimension on the labels' scale; NaN labels are left out."""
-    x, y = _labelled_dimension(predictions, labels)
+    x, y = _with_dimension(predictions, labels)
     return float(sklearn_metrics.mean_absolute_error(y, x)) if x.size else np.nan
 
 
 def root_mean_squared_error(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Gives the RMSE of one dimension on the labels' scale; NaN labels are left out."""
-    x, y = _labelled_dimension(predictions, labels)
+    x, y = _with_dimension(predictions, labels)
     return float(sklearn_metrics.root_mean_squared_error(y, x)) if x.size else np.nan
 
 
@@ -172,24 +174,10 @@ def calibration_bins(
         labels: (utterances,) emotion indices, -100 = absent.
         bins: how many; bin b holds b/bins < probability <= (b+1)/bins.
 
-    Raises:
-        ValueError: if `bins` is below 1, the lengths differ, a label is no index into the emotions
-            or a row is not a distribution.
-
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
-    if bins < 1:
-        raise ValueError(f"`bins={bins!r}` is not a number of bins; use at least 1.")
-    labels, probabilities = _labelled_emotions(labels, probabilities)
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    # 1e-3 lets probabilities through that were computed in bfloat16 or float16.
-    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3) or (probabilities < 0).any():
-        raise ValueError(
-            "`probabilities` has rows that are not distributions; each must be non-negative and "
-            "sum to 1. Apply a softmax to logits first."
-        )
-    _check_emotion_indices("labels", labels, range(probabilities.shape[1]))
+    labels, probabilities = _with_emotion(labels, probabilities)
     top = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     index = np.searchsorted(np.arange(1, bins) / bins, top)
@@ -215,9 +203,6 @@ def expected_calibration_error(
     Returns:
         0 (calibrated) .. 1, or NaN without labels.
 
-    Raises:
-        ValueError: as `calibration_bins`.
-
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
     """
@@ -233,25 +218,19 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     The one that minimises the negative log likelihood, which has a single minimum over the log
     temperature, within 0.05..20: without bounds a split without errors would send it to 0. Where
-    none is better than 1, because all logits are equal or all are certain, it is 1.
+    none is better than 1, because there are no labels, or all logits are equal or all are certain,
+    it is 1.
 
     Args:
         logits: (utterances, emotions).
         labels: (utterances,) emotion indices, -100 = absent.
 
-    Raises:
-        ValueError: if there are no labels, the lengths differ, a label is no index into the
-            emotions or a logit is not finite.
-
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
     """
-    labels, logits = _labelled_emotions(labels, logits)
+    labels, logits = _with_emotion(labels, np.asarray(logits, dtype=np.float64))
     if not labels.size:
-        raise ValueError("`labels` holds no emotion label; a temperature needs at least one.")
-    logits = np.asarray(logits, dtype=np.float64)
-    _check_finite("emotion logits", logits)
-    _check_emotion_indices("labels", labels, range(logits.shape[1]))
+        return 1.0
     rows = np.arange(len(labels))
 
     def negative_log_likelihood(log_temperature: float) -> float:
@@ -278,10 +257,9 @@ def emotion_metrics(
         emotion) and "confusion" (rows are labels, columns predictions, both in the order of `emotions`).
 
     Raises:
-        ValueError: if shapes disagree, a logit is not finite or a label is outside `emotions`.
+        ValueError: a logit is not finite, or a label is outside `emotions`.
     """
     labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
-    _check_shape("emotion logits", logits, (len(labels), len(emotions)))
     _check_finite("emotion logits", logits)
     present = int((labels != ABSENT_EMOTION).sum())
     if not present:
@@ -317,13 +295,10 @@ def dimension_metrics(
         "CCC", "MAE", "RMSE" and "labels" (how many), each a dict by dimension name.
 
     Raises:
-        ValueError: if shapes disagree or a prediction is not finite.
+        ValueError: the prediction of a labelled utterance is not finite.
     """
     labels = np.asarray(labels, dtype=np.float64)
     dimensions = np.asarray(dimensions, dtype=np.float64)
-    _check_shape("dimension labels", labels, (len(labels), len(dimension_names)))
-    _check_shape("dimensions", dimensions, labels.shape)
-    _check_finite("dimensions", dimensions)
     scores = {
         "CCC": concordance_correlation,
         "MAE": mean_absolute_error,
@@ -364,13 +339,10 @@ def split_metrics(
         "utterances" and the entries of `emotion_metrics` and `dimension_metrics`.
 
     Raises:
-        ValueError: if shapes disagree, an output is not finite or a label is outside `emotions`.
+        ValueError: an output is not finite, or a label is outside `emotions`.
     """
-    utterances = len(np.asarray(emotion_labels))
-    expected = (utterances, len(dimension_names))
-    _check_shape("dimension labels", np.asarray(dimension_labels), expected)
     return {
-        "utterances": utterances,
+        "utterances": len(np.asarray(emotion_labels)),
         **emotion_metrics(emotion_labels, emotion_logits, emotions, temperature),
         **dimension_metrics(dimension_labels, dimensions, dimension_names),
     }
@@ -394,60 +366,34 @@ def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float |
     single = {name: metrics.get(name) for name in ("UAR", "WAR", "macro_F1")}
     scores = {"last": mean, "mean": mean} | single | ccc
     if select_by not in scores:
-        allowed = ", ".join(scores)
-        raise ValueError(f"`select_by={select_by!r}` is not a selection metric; use {allowed}.")
+        raise ValueError(f"`select_by` is {select_by!r}; it must be one of {', '.join(scores)}.")
     score = scores[select_by]
     if score is None and select_by != "last":
-        raise ValueError(
-            f"`select_by={select_by!r}` has no value: this split has no labels for it (a CCC needs "
-            "at least two). Select by a metric whose labels are there."
-        )
+        raise ValueError(f"`select_by` is {select_by!r}, for which this split has too few labels.")
     return score
 
 
-def _labelled_emotions(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves out utterances without an emotion label; `outputs` has utterances first."""
+def _with_emotion(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Utterances with an emotion label, and their `outputs`, which has utterances first."""
     labels, outputs = np.asarray(labels), np.asarray(outputs)
-    if labels.ndim != 1 or len(labels) != len(outputs):
-        raise ValueError(
-            f"`labels` has shape {labels.shape} for {len(outputs)} predictions; "
-            "give one label per utterance, -100 where it is absent."
-        )
     present = labels != ABSENT_EMOTION
     return labels[present].astype(int), outputs[present]
 
 
-def _labelled_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Leaves out utterances whose label is NaN, in float64."""
+def _with_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Utterances with a label of one dimension, in float64."""
     predictions = np.asarray(predictions, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
-    _check_shape("predictions", predictions, (labels.size,))
-    _check_shape("labels", labels, (labels.size,))
     present = ~np.isnan(labels)
     _check_finite("predictions", predictions[present])
     return predictions[present], labels[present]
-
-
-def _check_emotion_indices(name: str, indices: np.ndarray, emotions: Sequence[object]) -> None:
-    wrong = indices[(indices < 0) | (indices >= len(emotions))]
-    if wrong.size:
-        raise ValueError(
-            f"`{name}` holds {wrong[0].item()!r}, which is no index into the {len(emotions)} "
-            f"emotions {list(emotions)}; an absent label is {ABSENT_EMOTION}."
-        )
-
-
-def _check_shape(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    if values.shape != shape:
-        raise ValueError(f"{name} have shape {values.shape}; the labels and names need {shape}.")
 
 
 def _check_finite(name: str, values: np.ndarray) -> None:
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ValueError(
-            f"{name} hold {wrong} values of {values.size} that are NaN or infinite; the model has "
-            "diverged, so lower the learning rate or the gradient clipping."
+            f"{wrong} of {values.size} {name} are NaN or infinite: the model diverged."
         )
 
 

@@ -18,7 +18,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 from mtmm_training.files import replacing
-from mtmm_training.scoring.metrics import ABSENT_EMOTION, split_metrics
+from mtmm_training.scoring.metrics import ABSENT_EMOTION, fit_temperature, split_metrics
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Predictions:
     emotion_labels: np.ndarray
     dimension_labels: np.ndarray
 
+    def at(self, rows: np.ndarray) -> "Predictions":
+        """Those of some rows, by position or as a boolean mask."""
+        ids, *arrays = (np.asarray(column)[rows] for column in vars(self).values())
+        return Predictions(ids.tolist(), *arrays)
+
     def metrics(self, config: MTMMConfig, temperature: float = 1.0) -> dict[str, Any]:
         """Loss and metrics over the whole split; None for what has no labels."""
         emotion_loss, dimension_loss = multi_task_loss(
@@ -58,6 +63,38 @@ class Predictions:
             temperature,
         )
         return {"loss": float(emotion_loss + dimension_loss)} | metrics
+
+
+def calibrated_scores(
+    validation: Predictions, test: Predictions, corpora: Sequence[str], config: MTMMConfig
+) -> dict[str, Any]:
+    """Sets the configuration's temperature by the validation split, and scores both splits.
+
+    Args:
+        validation, test: The model's.
+        corpora: The corpus of each test utterance.
+        config: Of the model; its temperature becomes 1 where no emotion was trained or labelled.
+
+    Returns:
+        "temperature", "validation", "test", "test_ECE_before_temperature" and "by_corpus", as
+        results.json has them; "by_corpus" is empty where the test split has one corpus.
+    """
+    config.temperature = 1.0
+    if "emotion" in config.trained_outputs:
+        config.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
+    scores: dict[str, Any] = {"temperature": config.temperature}
+    scores |= {
+        name: each.metrics(config, config.temperature)
+        for name, each in (("validation", validation), ("test", test))
+    }
+    names = sorted(set(corpora))
+    return scores | {
+        "test_ECE_before_temperature": test.metrics(config)["ECE"],
+        "by_corpus": {
+            name: test.at(np.asarray(corpora) == name).metrics(config, config.temperature)
+            for name in (names if len(names) > 1 else ())
+        },
+    }
 
 
 @torch.no_grad()
@@ -98,9 +135,8 @@ def predict(
     infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
     if infinite:
         raise RuntimeError(
-            f"The model's outputs for {len(infinite)} of {len(rows)} utterances are NaN or infinite, "
-            f"such as {', '.join(infinite[:3])}: its weights have diverged, or these inputs overflow "
-            "in this precision. Lower --learning_rate, or take --mixed_precision bf16 or no."
+            f"The model's outputs for {len(infinite)} of {len(rows)} utterances are not finite, such as "
+            f"{', '.join(infinite[:3])}; lower --learning_rate, or take --mixed_precision bf16 or no."
         )
     by_id = {row[0]: row for row in rows}
     if len(by_id) != len(rows) or (max_batches is None and set(by_id) != set(utterance_ids)):
