@@ -1,46 +1,36 @@
 """The paper's ablations: one experiment per variant, in the same folds, and one table.
 
-    python -m mtmm_training.studies.ablation --out out/ablation --jobs 2             (the embedded corpus)
-    python -m mtmm_training.studies.ablation --out out/iemocap --corpus iemocap --corpus_dir DIR
-
-Takes every flag of train_accelerate.py; they are the reference variant, and each other variant changes
-one thing of it. The same command goes on where it was stopped, as `evaluate run` does.
+The settings are the reference variant's; each other variant changes one thing of them. The same call
+goes on where it was stopped, as a protocol does.
 """
 
-import argparse
 import json
-import signal
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.files import replacing, write_json
-from mtmm_training.pictures import figures
-from mtmm_training.studies import embedded_demo as demo
-from mtmm_training.studies.compare import Difference, as_json, compare, gain, notes
-from mtmm_training.studies.experiments import (
-    COMPARED,
-    Experiment,
+from mtmm_training.files import write_json
+from mtmm_training.studies import embedded_demo
+from mtmm_training.studies.compare import (
+    Difference,
+    as_json,
+    compare,
+    draw_intervals,
+    gain,
+    notes,
+)
+from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
+from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
+from mtmm_training.studies.tables import (
     markdown_table,
-    read_experiment,
     spread,
-    summarise,
     title,
+    write_markdown,
+    write_tables,
 )
-from mtmm_training.studies.protocol import (
-    Plan,
-    add_run_flags,
-    make_plan,
-    of_share,
-    parse,
-    run_plans,
-    uses_cache,
-)
-from mtmm_training.studies.tables import write_tables
 from mtmm_training.training.config import TrainConfig
 
 REFERENCE = "full"
@@ -52,7 +42,7 @@ class Variant:
 
     Args:
         label: its row in the table.
-        flags: of train_accelerate.py, by name.
+        flags: settings by name.
         model_config: fields of MTMMConfig; one number of `dimension_loss_weights` is every
             dimension's. An output whose loss has weight 0 is not trained, and has no scores.
     """
@@ -84,22 +74,91 @@ VARIANTS = {
 
 # On the embedded corpus every speaker is tested once, which an interval over speakers needs.
 EMBEDDED_UTTERANCES = 500
-EMBEDDED_RECIPE = ["--protocol", "grouped", "--k", "3", "--batch_size", "8", "--epochs", "10"]
-EMBEDDED_RECIPE += ["--learning_rate", "1e-3", "--encoder_learning_rate", "1e-3"]
-EMBEDDED_RECIPE += ["--rmm_start", "0.5", "--tracker", "none"]
+EMBEDDED_RECIPE = {
+    "protocol": "grouped",
+    "k": 3,
+    "batch_size": 8,
+    "epochs": 10,
+    "learning_rate": 1e-3,
+    "encoder_learning_rate": 1e-3,
+    "rmm_start": 0.5,
+    "tracker": "none",
+    "model_config": json.dumps(embedded_demo.MODEL_CONFIG),
+}
 
 
-def embedded_flags(out: Path) -> list[str]:
-    """Writes the embedded corpus and its untrained encoders; the flags that train on them."""
+def embedded_settings(out: Path) -> dict[str, Any]:
+    """Writes the embedded corpus and its untrained encoders; the settings that train on them."""
     write_corpus(out / "corpus", utterances=EMBEDDED_UTTERANCES)
     audio, text = write_encoders(out / "encoders")
-    flags = ["--manifest", str(out / "corpus" / "manifest.csv"), "--audio_encoder", str(audio)]
-    flags += ["--text_encoder", str(text), "--model_config", json.dumps(demo.MODEL_CONFIG)]
-    return flags + EMBEDDED_RECIPE
+    places = {"manifest": [str(out / "corpus" / "manifest.csv")]}
+    return EMBEDDED_RECIPE | places | {"audio_encoder": str(audio), "text_encoder": str(text)}
+
+
+def run_ablation(
+    out: Path,
+    config: TrainConfig,
+    variants: Sequence[str] = tuple(VARIANTS),
+    *,
+    folds: Collection[int] | None = None,
+    share: tuple[int, int] = (0, 1),
+    jobs: int = 1,
+) -> None:
+    """Trains what is missing of the reference and the variants; prints the table once all is there.
+
+    Args:
+        out: the folder of the experiments, and of ablation.md, ablation.json and figures/.
+        config: the settings of the reference.
+        variants: names from `VARIANTS`.
+        folds, share, jobs: as of `run_protocol`.
+    """
+    plans = make_plans(out, config, variants, folds)
+    run_plans([plan.of_share(share) for plan in plans.values()], jobs)
+    if any(plan.unfinished() for plan in plans.values()):
+        print("This share is done; the table comes with the command whose share is the last.")
+        return
+    for plan in plans.values():
+        write_tables(plan.out)
+    print("\n" + write_ablation(out, list(plans)))
+
+
+def make_plans(
+    out: Path,
+    config: TrainConfig,
+    names: Sequence[str],
+    folds: Collection[int] | None = None,
+) -> dict[str, Plan]:
+    """One checked experiment for each variant that differs from the reference, which comes first.
+
+    Raises:
+        ValueError: a variant cannot be trained with these settings, or would not test the same
+            utterances as the reference.
+    """
+    if config.model is not None:
+        raise ValueError(
+            f"`--model` is {config.model!r}; variants are trained from --audio_encoder and "
+            "--text_encoder, as they differ in what the model is made of."
+        )
+    config.check()  # before anything reads it; each variant is checked again
+    if config.cache_dir is None and uses_cache(config):
+        config = replace(config, cache_dir=str(out / "cache"))  # one for all variants
+    plans: dict[str, Plan] = {}
+    for name in dict.fromkeys([REFERENCE, *names]):
+        variant = VARIANTS[name]
+        if name != REFERENCE and is_reference(variant, config):
+            print(f"{name}: the reference itself has {variant.label}, so it is not run again")
+            continue
+        plans[name] = make_plan(out / name, with_variant(config, variant), folds)
+        if plans[name].folds != plans[REFERENCE].folds:
+            raise ValueError(
+                f"Variant {name} would not have the folds of the reference: some utterances lack a "
+                "modality. Leave these utterances out, or name other --variants."
+            )
+    return plans
 
 
 def is_reference(variant: Variant, config: TrainConfig) -> bool:
-    """Whether the variant's values are those of the flags already."""
+    """Whether the variant's values are those of the settings already."""
     fields = json.loads(config.model_config)
     same_flags = all(getattr(config, name) == value for name, value in variant.flags.items())
     return same_flags and all(
@@ -108,49 +167,13 @@ def is_reference(variant: Variant, config: TrainConfig) -> bool:
     )
 
 
-def flags_of(variant: Variant, flags: Sequence[str], config: TrainConfig) -> list[str]:
-    """The reference's flags with those of the variant after them, where they take precedence."""
+def with_variant(config: TrainConfig, variant: Variant) -> TrainConfig:
+    """The settings with what the variant changes of them."""
     fields = json.loads(config.model_config) | dict(variant.model_config)
     if "dimension_loss_weights" in variant.model_config:
         weight = variant.model_config["dimension_loss_weights"]
         fields["dimension_loss_weights"] = [weight] * len(config.resolve().dimensions)
-    changed = [*flags, "--model_config", json.dumps(fields)]
-    for name, value in variant.flags.items():
-        changed += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return changed
-
-
-def make_plans(
-    out: Path, flags: Sequence[str], names: Sequence[str], folds: Sequence[int] | None
-) -> dict[str, Plan]:
-    """One checked experiment for each variant that differs from the reference, which comes first.
-
-    Raises:
-        ValueError: a variant cannot be trained with these flags, or would not test the same
-            utterances as the reference.
-    """
-    config = parse(flags)
-    if config.model is not None:
-        raise ValueError(
-            f"`--model` is {config.model!r}; variants differ in what the model is made of, so they are "
-            "trained from --audio_encoder and --text_encoder."
-        )
-    config.check()  # before anything reads it; each variant is checked again
-    if config.cache_dir is None and uses_cache(config):
-        flags = [*flags, "--cache_dir", str(out / "cache")]  # one for all variants
-    plans: dict[str, Plan] = {}
-    for name in dict.fromkeys([REFERENCE, *names]):
-        variant = VARIANTS[name]
-        if name != REFERENCE and is_reference(variant, config):
-            print(f"{name}: the reference itself has {variant.label}, so it is not run again")
-            continue
-        plans[name] = make_plan(out / name, flags_of(variant, flags, config), folds)
-        if plans[name].folds != plans[REFERENCE].folds:
-            raise ValueError(
-                f"Variant {name} would not have the folds of the reference: some utterances lack a "
-                "modality. Leave these utterances out, or name other --variants."
-            )
-    return plans
+    return replace(config, model_config=json.dumps(fields), **variant.flags)
 
 
 # ---- results -----------------------------------------------------------------------------------
@@ -171,25 +194,18 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
         if name != REFERENCE
     }
     markdown = ablation_markdown(summaries, differences)
-    write_json(
-        {
-            "reference": REFERENCE,
-            "variants": {
-                name: {
-                    "label": VARIANTS[name].label,
-                    "flags": VARIANTS[name].flags,
-                    "model_config": VARIANTS[name].model_config,
-                    "summary": summaries[name],
-                    "minus_reference": as_json(differences[name]) if name in differences else None,
-                }
-                for name in names
-            },
-        },
-        out / "ablation.json",
-    )
-    draw(reference, differences, out / "figures")
-    with replacing(out / "ablation.md") as temporary:
-        temporary.write_text(markdown, encoding="utf-8")
+    variants = {
+        name: asdict(VARIANTS[name])
+        | {"summary": summaries[name]}
+        | {"minus_reference": as_json(differences[name]) if name in differences else None}
+        for name in names
+    }
+    write_json({"reference": REFERENCE, "variants": variants}, out / "ablation.json")
+    for metric in COMPARED:
+        rows = {VARIANTS[name].label: each.get(metric) for name, each in differences.items()}
+        path = out / "figures" / f"ablation_{metric}.png"
+        draw_intervals(rows, path, f"{title(metric)} minus that of {VARIANTS[REFERENCE].label}")
+    write_markdown(markdown, out / "ablation.md")
     return markdown
 
 
@@ -218,54 +234,3 @@ def ablation_markdown(
     seconds = sum(summary["wall_time_s"] for summary in summaries.values())
     last = f"{seconds:.0f} s of training and test in all.\n"
     return "\n".join([first, markdown_table(header, rows), *notes(reference, differences), last])
-
-
-def draw(
-    reference: Experiment, differences: Mapping[str, Mapping[str, Difference]], folder: Path
-) -> None:
-    """One chart per metric: the variants' differences to the reference, where there is an interval."""
-    for metric in COMPARED:
-        rows = [
-            (VARIANTS[name].label, d.pooled.point, d.pooled.low, d.pooled.high)
-            for name, by_metric in differences.items()
-            if (d := by_metric.get(metric)) is not None and d.pooled is not None
-        ]
-        if rows:
-            rows = [(VARIANTS[REFERENCE].label, 0.0, 0.0, 0.0), *rows]
-            label = f"{title(metric)} minus that of the first row"
-            figures.plot_ablation(rows, folder / f"ablation_{metric}.png", label)
-
-
-def main(words: Sequence[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM: stopped"))  # folds are stopped too
-    variants = "\n".join(f"  {name:18} {variant.label}" for name, variant in VARIANTS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.ablation", description=__doc__.split("\n")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog=f"variants:\n{variants}\n\nAll other flags are those of train_accelerate.py (see its "
-        "--help). Without --manifest and --corpus: the embedded corpus.",
-    )  # fmt: skip
-    add_run_flags(parser)
-    parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-        help="only these beside the reference",
-    )  # fmt: skip
-    arguments, flags = parser.parse_known_args(words)
-    try:
-        given = parse(flags)
-        if given.manifest is None and given.corpus is None:
-            flags = [*embedded_flags(arguments.out), *flags]
-        plans = make_plans(arguments.out, flags, arguments.variants, arguments.folds)
-        run_plans([of_share(plan, arguments.share) for plan in plans.values()], arguments.jobs)
-        if any(plan.unfinished() for plan in plans.values()):
-            print("This share is done; the table comes with the command whose share is the last.")
-            return
-        for plan in plans.values():
-            write_tables(plan.out)
-        print("\n" + write_ablation(arguments.out, list(plans)))
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

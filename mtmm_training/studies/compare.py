@@ -1,25 +1,38 @@
-"""Two experiments on the same test utterances: their differences, with intervals."""
+"""Experiments on the same test utterances: their differences, with intervals."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mtmm_training.data.utterances import DIMENSIONS
-from mtmm_training.scoring.intervals import Interval, paired_bootstrap
+from mtmm_training.files import write_json
+from mtmm_training.pictures import figures
+from mtmm_training.scoring.intervals import (
+    Interval,
+    NoIntervalError,
+    effective_speakers,
+    paired_bootstrap,
+)
 from mtmm_training.studies.experiments import (
     COMPARED,
     Experiment,
-    _listed,
-    folds_and_utterances,
-    markdown_table,
     mean_and_sd,
+    read_experiment,
+    summarise,
+)
+from mtmm_training.studies.tables import (
+    folds_of,
+    incomplete,
+    listed,
+    markdown_table,
     number,
     spread,
-    summarise,
     title,
+    write_markdown,
 )
 
 RESAMPLES = 2000  # of the bootstrap
@@ -34,8 +47,8 @@ class Difference:
         by_fold: "mean", "sd" and "n" of the differences within folds.
         pooled: over all test utterances at once, with the 95 % interval of a bootstrap that draws
             speakers; None where there is none.
-        speakers: so many of equal size would weigh as much as those who have labels of this metric
-            (Kish's effective sample size).
+        speakers: how many speakers of equal size would weigh as much as those who have labels of
+            this metric, see `effective_speakers`.
         reason: why there is no interval.
     """
 
@@ -49,7 +62,8 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
     """Pairs two experiments by fold and by utterance: `other` minus `reference`.
 
     Returns:
-        UAR, WAR, the two F1 and the CCC of each dimension, as far as both have that output.
+        UAR, WAR, the two F1 and the CCC of each dimension, as far as both have that output and
+        there are labels of it.
 
     Raises:
         ValueError: they do not have the same test utterances with the same labels in the same folds.
@@ -58,7 +72,7 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
     return {
         name: _difference(reference, other, name)
         for name in COMPARED
-        if name in reference.scores and name in other.scores
+        if name in reference.scores and name in other.scores and len(reference.labelled(name))
     }
 
 
@@ -69,53 +83,101 @@ def _difference(reference: Experiment, other: Experiment, name: str) -> Differen
     by_fold = mean_and_sd(list(reference.by("fold", difference).values()))
     # Who has no label says nothing, and would only make the draws differ in size.
     rows = reference.labelled(name)
-    speakers = reference.rows["speaker"].iloc[rows]
-    sizes = speakers.value_counts().to_numpy(np.float64)
-    effective = float(sizes.sum() ** 2 / np.square(sizes).sum()) if len(rows) else 0.0
+    speakers = reference.rows["speaker"].to_numpy()[rows]
+    effective = effective_speakers(speakers)
     try:
-        interval = paired_bootstrap(
-            lambda drawn: difference(rows[drawn]), speakers.to_numpy(), RESAMPLES
-        )
-    except ValueError as error:  # too few speakers or labels for any interval
+        interval = paired_bootstrap(lambda drawn: difference(rows[drawn]), speakers, RESAMPLES)
+    except NoIntervalError as error:
         return Difference(by_fold, None, effective, str(error))
     return Difference(by_fold, interval, effective)
 
 
 def _aligned(reference: Experiment, other: Experiment) -> Experiment:
     """`other` with its rows in the order of the reference's, if they are about the same."""
-    pair = f"{reference.name} and {other.name}"
-    if set(reference.runs) != set(other.runs):
-        raise ValueError(
-            f"{pair} cannot be paired: the first has the folds {_listed(reference.runs)}, the second "
-            f"{_listed(other.runs)}. Run the missing ones."
-        )
     first, second = (e.rows.set_index(["fold", "id"]) for e in (reference, other))
     lone = first.index.symmetric_difference(second.index)
-    if len(lone):
+    problem = None
+    if set(reference.runs) != set(other.runs):
+        problem = f"their folds are {listed(reference.runs)} and {listed(other.runs)}"
+    elif len(lone):
         fold, utterance = lone[0]
-        raise ValueError(
-            f"{pair} cannot be paired: {len(lone)} test utterances are in one only, such as "
-            f"{utterance!r} of fold {fold}. Give both the same corpus, protocol and seed, or one "
-            "--folds_file."
-        )
-    second = second.loc[first.index]
-    for column in ("speaker", "emotion_label", *(f"{name}_label" for name in DIMENSIONS)):
-        if column in first and column in second:
-            _refuse_other_labels(pair, first[column], second[column])
-    return Experiment(other.name, other.runs, other.missing, second.reset_index())
-
-
-def _refuse_other_labels(pair: str, first: pd.Series, second: pd.Series) -> None:
-    if pd.api.types.is_numeric_dtype(first):  # as written, with six digits or more
-        same = np.isclose(first, second, rtol=1e-4, equal_nan=True)
+        problem = f"only one has the test utterance {utterance!r} of fold {fold}"
     else:
-        same = ((first == second) | (first.isna() & second.isna())).to_numpy()
-    if not same.all():
-        (fold, utterance), a, b = first.index[~same][0], first[~same].iloc[0], second[~same].iloc[0]
-        raise ValueError(
-            f"{pair} cannot be paired: {first.name} of utterance {utterance!r} in fold {fold} is "
-            f"{a!r} in the first and {b!r} in the second. Make both from the same labels."
-        )
+        second = second.loc[first.index]
+        problem = _other_label(first, second)
+    if problem:
+        raise ValueError(f"{reference.name} and {other.name} cannot be paired: {problem}.")
+    return replace(other, rows=second.reset_index())
+
+
+def _other_label(first: pd.DataFrame, second: pd.DataFrame) -> str | None:
+    """The first speaker or label in which two tables of the same utterances differ, in words."""
+    for column in ("speaker", "emotion_label", *(f"{name}_label" for name in DIMENSIONS)):
+        if column not in first or column not in second:
+            continue
+        a, b = first[column], second[column]
+        if pd.api.types.is_numeric_dtype(a):  # as written, with six digits or more
+            same = np.isclose(a, b, rtol=1e-4, equal_nan=True)
+        else:
+            same = ((a == b) | (a.isna() & b.isna())).to_numpy()
+        if not same.all():
+            fold, utterance = first.index[~same][0]
+            values = f"{a[~same].iloc[0]!r} and {b[~same].iloc[0]!r}"
+            return f"{column} of utterance {utterance!r} in fold {fold} is {values}"
+    return None
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def write_comparison(
+    reference: str | Path,
+    others: Sequence[str | Path],
+    out: Path | None = None,
+    corpus: str | None = None,
+) -> str:
+    """Compares experiments with one of them.
+
+    Args:
+        reference: its folder.
+        others: folders of experiments with the same folds.
+        out: also writes OUT.md, OUT.json, and OUT_NAME.png for each of the others.
+        corpus: on the test utterances of this corpus alone, see `Experiment.of_corpus`.
+
+    Returns:
+        Each experiment minus the reference, as Markdown.
+    """
+    experiments = {str(folder): read_experiment(folder) for folder in (reference, *others)}
+    if corpus is not None:
+        experiments = {name: each.of_corpus(corpus) for name, each in experiments.items()}
+    first = experiments[str(reference)]
+    parts: list[str] = []
+    content: dict[str, Any] = {"reference": str(reference), "differences": {}}
+    for folder in map(str, others):
+        differences = compare(first, experiments[folder])
+        parts.append(comparison_markdown(first, experiments[folder], differences))
+        content["differences"][folder] = as_json(differences)
+        if out is not None:
+            name = experiments[folder].name
+            rows = {title(metric): difference for metric, difference in differences.items()}
+            path = out.with_name(f"{out.name}_{name}.png")
+            draw_intervals(rows, path, f"{name} minus {first.name}")
+    markdown = "\n".join(parts)
+    if out is not None:
+        write_json(content, out.with_name(f"{out.name}.json"))
+        write_markdown(markdown, out.with_name(f"{out.name}.md"))
+    return markdown
+
+
+def draw_intervals(differences: Mapping[str, Difference | None], path: Path, label: str) -> None:
+    """A forest plot of those differences that have an interval; nothing without any."""
+    rows = [
+        (name, each.pooled.point, each.pooled.low, each.pooled.high)
+        for name, each in differences.items()
+        if each is not None and each.pooled is not None
+    ]
+    if rows:
+        figures.plot_ablation(rows, path, label)
 
 
 def gain(difference: Difference | None) -> str:
@@ -149,28 +211,28 @@ def notes(
     reference: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference]]
 ) -> list[str]:
     """What a reader of differences must know: coverage, how they came about, what is missing."""
-    speakers = reference["speakers"]["count"]
-    lines = [
-        f"{folds_and_utterances(reference)} of {speakers} speakers. Mean ± sd over folds; intervals "
-        f"are percentiles of {RESAMPLES} paired draws of speakers with all their utterances; they say "
-        "nothing of another training seed."
-    ]
-    if reference["missing_folds"]:
-        lines.append(f"**Incomplete: folds {_listed(reference['missing_folds'])} are missing.**")
+    every = [(n, d) for by_metric in differences.values() for n, d in by_metric.items()]
     few = {
         f"{title(name)} {difference.speakers:.1f}": None
-        for by_metric in differences.values()
-        for name, difference in by_metric.items()
+        for name, difference in every
         if difference.pooled is not None and difference.speakers <= FEW_SPEAKERS
     }
+    lines = [
+        f"{folds_of(reference)}, {reference['utterances']} test utterances of "
+        f"{reference['speakers']['count']} speakers. Mean ± sd over folds; intervals are percentiles "
+        f"of {RESAMPLES} paired draws of speakers with all their utterances; they say nothing of "
+        "another training seed.\n",
+        *incomplete(reference),
+    ]
     if few:
         lines.append(
             f"Of {FEW_SPEAKERS} speakers or fewer such intervals are too narrow. By their labelled "
-            f"utterances the speakers weigh as much as this many equal ones: {', '.join(few)}."
+            f"utterances the speakers weigh as much as this many equal ones: {', '.join(few)}.\n"
         )
-    reasons = {d.reason: None for ds in differences.values() for d in ds.values() if d.reason}
-    lines += [f"Differences without an interval are not shown: {reason}" for reason in reasons]
-    return [line + "\n" for line in lines]
+    reasons = dict.fromkeys(difference.reason for _, difference in every if difference.reason)
+    return lines + [
+        f"Differences without an interval are not shown: {reason}\n" for reason in reasons
+    ]
 
 
 def as_json(differences: Mapping[str, Difference]) -> dict[str, Any]:

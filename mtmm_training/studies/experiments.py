@@ -1,13 +1,12 @@
-"""Experiments read back: the finished folds of one recipe, and their scores over folds and pooled.
+"""Experiments: the finished folds of one recipe, and their scores over folds and pooled.
 
-An experiment is a folder with one folder per fold (fold-00, fold-01, ...), each with results.json and
-predictions.csv; `evaluate run` and the baselines write it. folds.json beside them, where it is,
-says how many folds there should be. All scores come from predictions.csv, in which an output that
-was never trained has no column: it is None here, and "–" in every table, never a number.
+An experiment is a folder with one run per fold (fold-00, fold-01, ...); `mtmm evaluate run` and
+`mtmm baselines` write it, and folds.json beside them, which says how many folds there should be. All
+scores come from the runs' predictions.csv, in which an output that was never trained has no column.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from mtmm_training.data.utterances import DIMENSIONS
+from mtmm_training.data.folds import Fold
+from mtmm_training.data.record import keep_record
+from mtmm_training.data.utterances import DIMENSIONS, Utterance, digest
 from mtmm_training.files import read_json
 from mtmm_training.scoring import metrics
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
+from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
 EMOTION_SCORES = ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
@@ -29,7 +31,6 @@ DIMENSION_SCORES = {
     "RMSE": metrics.root_mean_squared_error,
 }
 COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", *(f"CCC_{name}" for name in DIMENSIONS))
-LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
 
 Score = Callable[[np.ndarray], float]
 
@@ -40,14 +41,14 @@ class Experiment:
 
     Args:
         name: of the folder.
-        runs: results.json by fold, from 0.
+        runs: by fold, from 0.
         missing: folds without results.
-        rows: the test rows of every fold's predictions.csv, with the columns `fold` and
+        rows: the test predictions of all runs (see `Run.predictions`), with the columns `fold` and
             `temperature` (of that fold) added; columns of outputs that no fold trained are absent.
     """
 
     name: str
-    runs: dict[int, dict[str, Any]]
+    runs: dict[int, Run]
     missing: list[int]
     rows: pd.DataFrame
 
@@ -64,7 +65,16 @@ class Experiment:
     @cached_property
     def emotion_labels(self) -> np.ndarray:
         """(rows,) indices into `emotions`, -100 = absent."""
-        return _indices(self.rows["emotion_label"], self.emotions)
+        return self._indices("emotion_label")
+
+    @cached_property
+    def predicted_emotions(self) -> np.ndarray:
+        """(rows,) indices into `emotions`."""
+        return self._indices("emotion")
+
+    def _indices(self, column: str) -> np.ndarray:
+        codes = pd.Categorical(self.rows[column], categories=self.emotions).codes.astype(np.int64)
+        return np.where(codes < 0, ABSENT_EMOTION, codes)
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -83,8 +93,11 @@ class Experiment:
         """Every metric as a function of row positions, repeats allowed; NaN without labels."""
         scores: dict[str, Score] = {}
         if self.emotions:
-            labels, emotions = self.emotion_labels, self.emotions
-            predicted = _indices(self.rows["emotion"], emotions)
+            labels, predicted, emotions = (
+                self.emotion_labels,
+                self.predicted_emotions,
+                self.emotions,
+            )
             before, after = self.probabilities_before, self.probabilities
             ece = metrics.expected_calibration_error
             uar = metrics.unweighted_average_recall
@@ -101,14 +114,14 @@ class Experiment:
                 scores[f"{short}_{name}"] = self._dimension_score(name, function)
         return scores
 
+    def _dimension_score(self, name: str, function: Callable[..., float]) -> Score:
+        predictions, labels = (self.rows[c].to_numpy(np.float64) for c in (name, f"{name}_label"))
+        return lambda rows: function(predictions[rows], labels[rows])
+
     def labelled(self, metric: str) -> np.ndarray:
         """Positions of the rows that have the label which a metric is about."""
         output = "emotion" if metric in EMOTION_SCORES else metric.partition("_")[2]
         return np.flatnonzero(self.rows[f"{output}_label"].notna())
-
-    def _dimension_score(self, name: str, function: Callable[..., float]) -> Score:
-        predictions, labels = (self.rows[c].to_numpy(np.float64) for c in (name, f"{name}_label"))
-        return lambda rows: function(predictions[rows], labels[rows])
 
     def by(self, column: str, score: Score) -> dict[Any, float | None]:
         """A score for each value of a column (fold or speaker); None without labels."""
@@ -118,10 +131,50 @@ class Experiment:
             for value in sorted(values.unique().tolist())
         }
 
+    def of_corpus(self, corpus: str) -> "Experiment":
+        """The same on the test utterances of one corpus, if it was of several manifests.
+
+        Their ids lose the corpus, so that it can be paired with an experiment of that corpus alone.
+
+        Raises:
+            ValueError: no test utterance is of this corpus.
+        """
+        flags = next(iter(self.runs.values())).results["config"]
+        if len(flags.get("manifest") or []) < 2:
+            return self
+        rows = self.rows[self.rows["id"].str.startswith(f"{corpus}/")]
+        if rows.empty:
+            raise ValueError(f"{self.name} has no test utterances of the corpus {corpus!r}.")
+        ids = rows["id"].str.removeprefix(f"{corpus}/")
+        rows = rows.assign(id=ids).reset_index(drop=True)
+        return replace(self, name=f"{self.name}_on_{corpus}", rows=rows)
+
 
 def fold_folder(folder: Path, fold: int, folds: int) -> Path:
     """Where a fold's run is: two digits, or as many as the last fold needs."""
     return folder / f"{FOLD_PREFIX}{fold:0{max(2, len(str(folds - 1)))}d}"
+
+
+def keep_experiment(
+    folder: Path,
+    settings: Mapping[str, Any],
+    folds: Sequence[Fold],
+    utterances: Sequence[Utterance],
+) -> None:
+    """Writes run.json and folds.json, or checks that the experiment was begun with the same.
+
+    Args:
+        folder: of the experiment.
+        settings: what its results depend on, beside folds and labels; as JSON values.
+        folds: all of the protocol.
+        utterances: those that the folds were made from.
+
+    Raises:
+        ValueError: the folder was begun with other settings, folds or labels.
+    """
+    keep_record(folder / "run.json", settings)
+    data = {"data": digest(utterances), "folds": [asdict(fold) for fold in folds]}
+    keep_record(folder / "folds.json", data)
 
 
 def read_experiment(folder: str | Path) -> Experiment:
@@ -129,67 +182,26 @@ def read_experiment(folder: str | Path) -> Experiment:
 
     Raises:
         FileNotFoundError: no fold is finished, or a finished one has no predictions.csv.
-        ValueError: a file is damaged or of another version, or predictions name an utterance twice.
+        ValueError: a file is damaged or of another version.
     """
     folder = Path(folder)
-    named = ((p.name.removeprefix(FOLD_PREFIX), p) for p in folder.glob(f"{FOLD_PREFIX}*"))
-    folders = {int(number): path for number, path in named if number.isdecimal()}
-    finished = {i: p for i, p in sorted(folders.items()) if (p / "results.json").is_file()}
-    if not finished:
+    named = ((path.name.removeprefix(FOLD_PREFIX), path) for path in folder.glob("fold-*"))
+    folders = {int(number): path for number, path in sorted(named) if number.isdecimal()}
+    runs = {fold: Run.open(path) for fold, path in folders.items() if is_finished(path)}
+    if not runs:
         raise FileNotFoundError(
-            f"{folder} has no finished fold ({FOLD_PREFIX}00/results.json, ...); give the --out of "
-            "`python -m mtmm_training.studies.protocol run`."
+            f"{folder} has no finished fold (fold-00/results.json, ...); give the --out of "
+            "`mtmm evaluate run`."
         )
     planned = len(folders)
     if (folder / "folds.json").is_file():
         planned = len(read_json(folder / "folds.json", "folds")["folds"])
-    expected = {*range(planned), *folders}
-    needed = ("fold", "config", "splits", "temperature", "wall_time_s")
-    runs = {i: read_json(p / "results.json", *needed) for i, p in finished.items()}
-    frames = [_test_rows(p, i, runs[i]) for i, p in finished.items()]
-    rows = pd.concat(frames, ignore_index=True)
-    return Experiment(folder.resolve().name, runs, sorted(expected - set(finished)), rows)
-
-
-def _test_rows(folder: Path, fold: int, results: Mapping[str, Any]) -> pd.DataFrame:
-    path = folder / "predictions.csv"
-    again = "move results.json away, and run this fold again"
-    # Only an empty field is absent; an utterance, speaker or emotion may be called "NA" or "1".
-    names = dict.fromkeys(("id", "split", "speaker", "emotion_label", "emotion"), str)
-    try:
-        rows = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
-        numbers = [name for name in rows.columns if _is_number_column(name)]
-        rows[numbers] = rows[numbers].apply(pd.to_numeric)
-    except ValueError as error:  # of pandas' parser and of the decoder too
-        raise ValueError(f"{path} cannot be read ({error}); {again}.") from error
-    lacking = [name for name in ("id", "split", "speaker") if name not in rows]
-    if lacking:
-        raise ValueError(f"{path} has no column {lacking[0]!r}; {again}.")
-    rows = rows[rows["split"] == "test"].assign(fold=fold, temperature=results["temperature"])
-    if rows["id"].duplicated().any():
-        twice = rows["id"][rows["id"].duplicated()].iloc[0]
-        raise ValueError(f"{path} has test utterance {twice!r} twice; it must come once.")
-    tested = results["splits"].get("test", {}).get("utterances", len(rows))
-    if len(rows) != tested:
-        raise ValueError(
-            f"{path} has {len(rows)} test utterances, results.json beside it says {tested}; {again}."
-        )
-    return rows
-
-
-def _is_number_column(name: str) -> bool:
-    return name.startswith("p_") or name.removesuffix("_label") in DIMENSIONS
-
-
-def _indices(names: pd.Series, emotions: Sequence[str]) -> np.ndarray:
-    unknown = sorted(set(names.dropna()) - set(emotions))
-    if unknown:
-        raise ValueError(
-            f"predictions.csv has the emotion {unknown[0]!r} but no column p_{unknown[0]}; its "
-            f"emotions are {', '.join(emotions)}."
-        )
-    codes = pd.Categorical(names, categories=emotions).codes.astype(np.int64)
-    return np.where(codes < 0, ABSENT_EMOTION, codes)
+    missing = sorted({*range(planned), *folders} - set(runs))
+    rows = [
+        run.predictions().assign(fold=fold, temperature=run.results["temperature"])
+        for fold, run in runs.items()
+    ]
+    return Experiment(folder.resolve().name, runs, missing, pd.concat(rows, ignore_index=True))
 
 
 def mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
@@ -213,42 +225,33 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
     """
     everything = np.arange(len(experiment.rows))
     scored = {}
-    for name in _metric_names(experiment):
-        score = experiment.scores.get(name, lambda rows: np.nan)
+    for name, score in experiment.scores.items():
         by_fold = experiment.by("fold", score)
         pooled = {"pooled": metrics.or_none(score(everything)), "by_fold": by_fold}
         scored[name] = mean_and_sd(list(by_fold.values())) | pooled
+    runs = {fold: run.results for fold, run in experiment.runs.items()}
     return {
         "experiment": experiment.name,
-        "folds": {fold: run["fold"] for fold, run in experiment.runs.items()},
+        "folds": {fold: results["fold"] for fold, results in runs.items()},
         "missing_folds": experiment.missing,
         "utterances": len(everything),
         "metrics": scored,
         "emotions": experiment.emotions,
         **_recalls(experiment),
         "speakers": _speaker_spread(experiment),
-        "wall_time_s": sum(run["wall_time_s"] for run in experiment.runs.values()),
+        "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }
-
-
-def _metric_names(experiment: Experiment) -> list[str]:
-    """All metrics, those of outputs that were asked for but never trained too."""
-    asked = {
-        name for run in experiment.runs.values() for name in run["config"].get("dimensions") or []
-    }
-    dimensions = [name for name in DIMENSIONS if name in asked | set(experiment.dimensions)]
-    return [*EMOTION_SCORES, *(f"{s}_{name}" for name in dimensions for s in DIMENSION_SCORES)]
 
 
 def _recalls(experiment: Experiment) -> dict[str, Any]:
-    if not experiment.emotions or not (experiment.emotion_labels != ABSENT_EMOTION).any():
+    if not experiment.emotions or not len(experiment.labelled("UAR")):
         return {"confusion": None, "recall": None}
-    labels = experiment.emotion_labels
-    predicted = _indices(experiment.rows["emotion"], experiment.emotions)
-    recalls = metrics.recall_per_emotion(labels, predicted, experiment.emotions)
+    labels, emotions = experiment.emotion_labels, experiment.emotions
+    predicted = experiment.predicted_emotions
+    recalls = metrics.recall_per_emotion(labels, predicted, emotions)
     return {
-        "confusion": metrics.confusion(labels, predicted, experiment.emotions).tolist(),
-        "recall": dict(zip(experiment.emotions, map(metrics.or_none, recalls), strict=True)),
+        "confusion": metrics.confusion(labels, predicted, emotions).tolist(),
+        "recall": dict(zip(emotions, map(metrics.or_none, recalls), strict=True)),
     }
 
 
@@ -260,42 +263,3 @@ def _speaker_spread(experiment: Experiment) -> dict[str, Any]:
         extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
         spread[name] = mean_and_sd(present) | extremes | {"by_speaker": by_speaker}
     return spread
-
-
-def title(metric: str) -> str:
-    """A metric's name as tables print it."""
-    return metric.replace("_", " ")
-
-
-def number(value: float | None, sign: str = "") -> str:
-    """Three decimals with a true minus sign, or a dash for what has no value."""
-    return "–" if value is None else f"{value:{sign}.3f}".replace("-", "−")
-
-
-def spread(values: Mapping[str, Any], sign: str = "") -> str:
-    """Mean ± sd; of one fold the value alone."""
-    shown = number(values["mean"], sign)
-    return shown if values["sd"] is None else f"{shown} ± {number(values['sd'])}"
-
-
-def folds_of(summary: Mapping[str, Any]) -> str:
-    """How many folds of an experiment are done, and of how many."""
-    done, missing = len(summary["folds"]), len(summary["missing_folds"])
-    if missing:
-        return f"{done} of {done + missing} folds"
-    return "1 fold" if done == 1 else f"{done} folds"
-
-
-def folds_and_utterances(summary: Mapping[str, Any]) -> str:
-    """How much an experiment covers, and what it lacks."""
-    return f"{folds_of(summary)}, {summary['utterances']} test utterances"
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, a line for each row."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _listed(folds: Mapping[int, Any] | Sequence[int]) -> str:
-    return ", ".join(map(str, sorted(folds))) or "none"

@@ -1,6 +1,6 @@
-"""The tables and pictures of one experiment."""
+"""The tables and pictures of one experiment, and how numbers are written in all tables."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +8,9 @@ import numpy as np
 
 from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures import figures
-from mtmm_training.studies.experiments import (
-    COMPARED,
-    LOWER_IS_BETTER,
-    Experiment,
-    _listed,
-    folds_and_utterances,
-    folds_of,
-    markdown_table,
-    number,
-    read_experiment,
-    spread,
-    summarise,
-    title,
-)
+from mtmm_training.studies.experiments import COMPARED, Experiment, read_experiment, summarise
+
+LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
 
 
 def write_tables(folder: str | Path) -> str:
@@ -36,9 +25,17 @@ def write_tables(folder: str | Path) -> str:
     markdown = summary_markdown(summary)
     draw(experiment, summary, folder / "figures")
     write_json(summary, folder / "summary.json")
-    with replacing(folder / "table.md") as temporary:
-        temporary.write_text(markdown, encoding="utf-8")
+    write_markdown(markdown, folder / "table.md")
     return markdown
+
+
+def write_markdown(text: str, path: Path) -> None:
+    """Writes a file of text, under a temporary name first."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+# ---- pictures ----------------------------------------------------------------------------------
 
 
 def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> None:
@@ -51,57 +48,104 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
     if complete:
         figures.plot_fold_spread(complete, folder / "fold_spread.png", "score on the test split")
     if summary["confusion"] is not None:
-        labelled = int(np.sum(summary["confusion"]))
+        labelled = len(experiment.labelled("UAR"))
         heading = (
             f"{experiment.name}: {folds_of(summary)}, {labelled} test utterances with an emotion"
         )
         path = folder / "confusion.png"
         figures.plot_confusion(summary["confusion"], experiment.emotions, path, heading)
-        compared = {"before": experiment.probabilities_before, "after": experiment.probabilities}
-        compared = {f"{when} temperature": table for when, table in compared.items()}
+        compared = {
+            "before temperature": experiment.probabilities_before,
+            "after temperature": experiment.probabilities,
+        }
         path = folder / "reliability.png"
         figures.plot_reliability(compared, experiment.emotion_labels, path)
-    _draw_plane(experiment, folder / "valence_arousal.png")
+    if {"valence", "arousal"} <= set(experiment.dimensions):
+        _draw_plane(experiment, folder / "valence_arousal.png")
 
 
 def _draw_plane(experiment: Experiment, path: Path) -> None:
     plane = ["valence", "arousal"]
-    if not set(plane) <= set(experiment.dimensions):
-        return
     labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
     if np.isnan(labels).any(axis=1).all():
         return
-    low, high = next(iter(experiment.runs.values()))["config"]["dimension_range"]
+    limits = next(iter(experiment.runs.values())).results["config"]["dimension_range"]
     names = None
     if experiment.emotions:
         names = [name if isinstance(name, str) else None for name in experiment.rows.emotion_label]
     predictions = experiment.rows[plane].to_numpy(np.float64)
-    figures.plot_dimensions(labels, predictions, path, (low, high), names)
+    figures.plot_dimensions(labels, predictions, path, tuple(limits), names)
+
+
+# ---- how things are written --------------------------------------------------------------------
+
+
+def title(metric: str) -> str:
+    """A metric's name as tables print it."""
+    return metric.replace("_", " ")
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """Three decimals with a true minus sign, or a dash for what has no value."""
+    return "–" if value is None else f"{value:{sign}.3f}".replace("-", "−")
+
+
+def spread(values: Mapping[str, Any], sign: str = "") -> str:
+    """Mean ± sd; of one fold the value alone."""
+    shown = number(values["mean"], sign)
+    return shown if values["sd"] is None else f"{shown} ± {number(values['sd'])}"
+
+
+def folds_of(summary: Mapping[str, Any]) -> str:
+    """How many folds of an experiment are done, and of how many."""
+    done, missing = len(summary["folds"]), len(summary["missing_folds"])
+    if missing:
+        return f"{done} of {done + missing} folds"
+    return "1 fold" if done == 1 else f"{done} folds"
+
+
+def incomplete(summary: Mapping[str, Any]) -> list[str]:
+    """The sentence about folds that are missing, if any are."""
+    missing = summary["missing_folds"]
+    return [f"**Incomplete: folds {listed(missing)} are missing.**\n"] if missing else []
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """The numbers in order, with commas."""
+    return ", ".join(map(str, sorted(numbers)))
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, a line for each row."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+# ---- one experiment ----------------------------------------------------------------------------
 
 
 def summary_markdown(summary: Mapping[str, Any]) -> str:
-    """The tables of one experiment."""
+    """The tables of one experiment; metrics without any labels are left out."""
     speakers = summary["speakers"]
-    parts = [f"# {summary['experiment']}\n"]
-    if summary["missing_folds"]:
-        parts.append(f"**Incomplete: folds {_listed(summary['missing_folds'])} are missing.**\n")
-    parts.append(
-        f"{folds_and_utterances(summary)} of {speakers['count']} speakers, "
-        f"{summary['wall_time_s']:.0f} s of training and test in all.\n"
-    )
+    with_labels = {name: values for name, values in summary["metrics"].items() if values["n"]}
     rows = []
-    for name, values in summary["metrics"].items():
+    for name, values in with_labels.items():
         lower = " (lower is better)" if name.startswith(LOWER_IS_BETTER) else ""
-        some = f" (n = {values['n']})" if 0 < values["n"] < len(summary["folds"]) else ""
+        some = f" (n = {values['n']})" if values["n"] < len(summary["folds"]) else ""
         rows.append([title(name) + lower, spread(values) + some, number(values["pooled"])])
-    header = ["metric", "mean ± sd over folds", "pooled over utterances"]
-    parts.append(markdown_table(header, rows))
-    shown = [name for name in COMPARED if summary["metrics"].get(name, {}).get("n")]
-    rows = [
-        [f"{fold} ({name})", *(number(summary["metrics"][m]["by_fold"][fold]) for m in shown)]
+    shown = [name for name in COMPARED if name in with_labels]
+    folds = [
+        [f"{fold} ({name})", *(number(with_labels[m]["by_fold"][fold]) for m in shown)]
         for fold, name in summary["folds"].items()
     ]
-    parts.append(markdown_table(["fold", *map(title, shown)], rows))
+    parts = [
+        f"# {summary['experiment']}\n",
+        *incomplete(summary),
+        f"{folds_of(summary)}, {summary['utterances']} test utterances of {speakers['count']} "
+        f"speakers, {summary['wall_time_s']:.0f} s of training and test in all.\n",
+        markdown_table(["metric", "mean ± sd over folds", "pooled over utterances"], rows),
+        markdown_table(["fold", *map(title, shown)], folds),
+    ]
     if summary["confusion"] is not None:
         parts += [_speakers_line(speakers), _confusion_table(summary)]
     return "\n".join(parts)

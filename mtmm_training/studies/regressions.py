@@ -1,0 +1,221 @@
+"""Linear models of one output, chosen and fitted inside a fold, on one vector per utterance.
+
+Layer and regularisation are chosen by cross-validation over the speakers of train and validation
+together: the two or so of a validation split are too few to choose by, and too good to waste. In the
+one fold of protocol official, the choice is made on its validation split, the fit on train alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import make_scorer
+from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from mtmm_training.scoring.metrics import concordance_correlation, unweighted_average_recall
+
+# For inputs with mean 0 and variance 1; C is the inverse of a strength, alpha a strength.
+EMOTION_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+DIMENSION_GRID = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+INNER_FOLDS = 5
+UNSEEN = 30.0  # so far below the lowest logit is that of an emotion without training labels
+
+Splits = list[tuple[np.ndarray, np.ndarray]]  # rows to fit on, rows to score
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a modality says of each utterance as a whole.
+
+    Args:
+        values: (utterances, layers, width), float32; NaN for an utterance without the modality.
+        layers: The number of each layer: 0 = the input of the encoder's first one.
+    """
+
+    values: np.ndarray
+    layers: tuple[int, ...]
+
+    def of(self, layers: Sequence[int]) -> np.ndarray:
+        """The layers' vectors side by side: (utterances, layers · width)."""
+        columns = [self.layers.index(layer) for layer in layers]
+        return self.values[:, columns].reshape(len(self.values), -1)
+
+    def candidates(self, wanted: Sequence[str]) -> list[tuple[int, ...]]:
+        """The sets of layers to choose from: "best", "last", or numbers.
+
+        Raises:
+            ValueError: There is no such layer.
+        """
+        if wanted == ["best"]:
+            return [(layer,) for layer in self.layers]
+        chosen = self.layers[-1:] if wanted == ["last"] else tuple(map(int, wanted))
+        if not set(chosen) <= set(self.layers):
+            raise ValueError(
+                f"`--layers` is {' '.join(wanted)!r}; the layers are {self.layers[0]} to "
+                f"{self.layers[-1]}."
+            )
+        return [chosen]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An output and how it is learned.
+
+    Args:
+        output: "emotion", or a dimension's name.
+        labels: (utterances,) indices into `emotions`, or values on the labels' scale.
+        emotions: Names in the order of their index.
+        balanced: Whether rare emotions count more.
+        svm: Whether emotions get a linear SVM instead of a logistic regression.
+    """
+
+    output: str
+    labels: np.ndarray
+    emotions: Sequence[str]
+    balanced: bool = False
+    svm: bool = False
+
+    @property
+    def is_emotion(self) -> bool:
+        """Whether the output is the emotion."""
+        return self.output == "emotion"
+
+    def search(self, inner: Splits) -> GridSearchCV:
+        """The linear model, its strengths of regularisation, and what they are chosen by."""
+        weights = "balanced" if self.balanced else None
+        model: BaseEstimator = Ridge()
+        grid: dict[str, Sequence[float]] = {"model__alpha": DIMENSION_GRID}
+        scorer = make_scorer(_concordance)
+        if self.is_emotion:
+            model = LogisticRegression(class_weight=weights, max_iter=2000)
+            if self.svm:
+                model = LinearSVC(class_weight=weights)
+            grid = {"model__C": EMOTION_GRID}
+            scorer = make_scorer(unweighted_average_recall, emotions=self.emotions)
+        # An absent modality is NaN, and becomes the mean of the rows to fit on: it says nothing.
+        impute = SimpleImputer(keep_empty_features=True)
+        pipeline = Pipeline([("impute", impute), ("scale", StandardScaler()), ("model", model)])
+        return GridSearchCV(
+            pipeline, grid, scoring=scorer, cv=inner, refit=False, error_score="raise"
+        )
+
+
+def _concordance(labels: ArrayLike, predictions: ArrayLike) -> float:
+    return concordance_correlation(predictions, labels)  # scikit-learn's order of arguments
+
+
+def inner_splits(
+    train: np.ndarray, validation: np.ndarray, speakers: np.ndarray, *, official: bool
+) -> Splits:
+    """Where layer and regularisation are chosen: pairs of rows to fit on and rows to score.
+
+    Args:
+        train, validation: Rows of the labelled utterances of these splits.
+        speakers: (utterances,).
+        official: Whether the choice is made on the validation split, the fit on train alone.
+
+    Returns:
+        The pairs; none where there is nobody to score but who was fitted on.
+    """
+    if official:
+        return [(train, validation)] if len(validation) else []
+    known = np.concatenate([train, validation])
+    present = len(set(speakers[known]))
+    if present < 2:
+        return []
+    folds = GroupKFold(min(INNER_FOLDS, present)).split(known, groups=speakers[known])
+    return [(known[fitted], known[scored]) for fitted, scored in folds]
+
+
+def predict_output(
+    task: Task, features: dict[str, Features], layers: Sequence[str], inner: Splits
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Choose and fit the model of an output, looking at the rows of `inner` alone; predict all.
+
+    With two modalities each one's layer is chosen alone, then both are put side by side.
+
+    Args:
+        task: The output.
+        features: By modality, of all utterances.
+        layers: As of [`Features.candidates`].
+        inner: As of [`inner_splits`]. Their rows to score are predicted by the model of their pair,
+            all others by one that is fitted on the rows to fit of all pairs.
+
+    Returns:
+        Logits (utterances, emotions), or the dimension (utterances,), and what was chosen.
+
+    Raises:
+        ValueError: The labels are too few to choose by.
+    """
+    labels = task.labels
+    too_few = ValueError(
+        f"{task.output} has too few labels to choose layer and regularisation by; use folds with more "
+        f"labelled utterances, or leave {task.output} out."
+    )
+    least = 2 if task.is_emotion else 1  # different labels
+    if not inner or any(len(np.unique(labels[fitted])) < least for fitted, _ in inner):
+        raise too_few
+
+    def search(inputs: np.ndarray) -> GridSearchCV:
+        found = task.search(inner).fit(inputs, labels)
+        if not np.isfinite(found.best_score_):
+            raise too_few
+        return found
+
+    chosen = {}
+    for modality, block in features.items():
+        candidates = block.candidates(layers)
+        if len(candidates) > 1:
+            scores = [search(block.of(candidate)).best_score_ for candidate in candidates]
+            candidates = [candidates[int(np.argmax(scores))]]
+        chosen[modality] = candidates[0]
+    inputs = np.concatenate([features[name].of(chosen[name]) for name in chosen], axis=1)
+    found = search(inputs)
+    model = found.estimator.set_params(**found.best_params_)
+
+    def predict(fitted: np.ndarray, wanted: np.ndarray | slice) -> np.ndarray:
+        model.fit(inputs[fitted], labels[fitted])
+        if task.is_emotion:
+            return emotion_logits(model, inputs[wanted], len(task.emotions))
+        predicted: np.ndarray = model.predict(inputs[wanted])
+        return predicted
+
+    predictions = predict(np.unique(np.concatenate([fitted for fitted, _ in inner])), slice(None))
+    for fitted, scored in inner:
+        predictions[scored] = predict(fitted, scored)
+    if not task.is_emotion:
+        seen = np.concatenate([scored for _, scored in inner])
+        predictions = stretch(predictions, predictions[seen], labels[seen])
+    strength = {name.removeprefix("model__"): value for name, value in found.best_params_.items()}
+    return predictions, {"layers": chosen, **strength, "inner_score": found.best_score_}
+
+
+def stretch(predictions: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Predictions (utterances,) by the line that gives those `seen` the mean and sd of their labels.
+
+    Ridge regression shrinks its predictions towards their mean, which CCC punishes.
+    """
+    if np.ptp(seen) == 0:
+        return predictions
+    return labels.mean() + (predictions - seen.mean()) * labels.std() / seen.std()
+
+
+def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:
+    """(utterances, emotions): decision values, whose softmax is the logistic regression's probability.
+
+    An SVM's are distances from its planes; their softmax is no calibrated probability.
+    """
+    decisions = model.decision_function(inputs)
+    if decisions.ndim == 1:  # two emotions: the second one's advantage
+        decisions = np.stack([np.zeros_like(decisions), decisions], axis=1)
+    logits = np.tile(decisions.min(axis=1, keepdims=True) - UNSEEN, emotions)
+    logits[:, model.classes_] = decisions
+    return logits
