@@ -9,7 +9,7 @@ from test_evaluate import all_folds, without, write_experiment
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.data.utterances import read_manifest, write_manifest
+from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.studies import ablation
 from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.ablation import VARIANTS, flags_of, is_reference, main, make_plans

@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 import soundfile
 from hub_server import HubServer
+from mtmm_training.commands.predict_files import Input
 
 import train_accelerate
 from modeling_mtmm import MTMMModel
 from mtmm_training.commands import cli, predict_command
 from mtmm_training.commands.cli import main
-from mtmm_training.commands.predict_files import Input
 from mtmm_training.commands.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor

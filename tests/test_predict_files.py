@@ -20,10 +20,6 @@ import pyarrow.parquet
 import pytest
 import soundfile
 import torch
-
-from modeling_mtmm import MTMMModel
-from mtmm_training.commands import predict_files
-from mtmm_training.commands.cli import main
 from mtmm_training.commands.predict_files import (
     Input,
     InputFailed,
@@ -33,6 +29,10 @@ from mtmm_training.commands.predict_files import (
     read_inputs,
     read_transcript,
 )
+
+from modeling_mtmm import MTMMModel
+from mtmm_training.commands import predict_files
+from mtmm_training.commands.cli import main
 from mtmm_training.commands.predict_output import Pictures
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
