@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from audio_mtmm import to_mono
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
@@ -50,7 +51,7 @@ from mtmm_training.training.prepare import (
 )
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, is_finished
-from processing_mtmm import MTMMProcessor, to_mono
+from processing_mtmm import MTMMProcessor
 
 
 @dataclass(frozen=True)

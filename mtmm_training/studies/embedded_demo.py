@@ -1,23 +1,23 @@
 """The whole path in minutes: make the embedded corpus, train, compare, save, load, predict.
 
-    python -m mtmm_training.studies.embedded_demo FOLDER
-
 Three models learn the same fold: one sees audio and transcript, one audio alone, one text alone. The
 first is then loaded in a process that cannot import this checkout, as a user of the Hub would do.
 """
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora.synthetic import RECIPE_FILE, write_corpus, write_encoders
 from mtmm_training.data.utterances import Utterance
+from mtmm_training.studies.protocol import training_command
+from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.run import Run
 
 MODELS = {"fused": ["audio", "text"], "audio only": ["audio"], "text only": ["text"]}
 
@@ -31,8 +31,16 @@ MODEL_CONFIG = {
     "num_bridge_tokens": 8,
 }
 RUN_FILES = ("results.json", "checkpoints", ".lock")  # a run, begun or finished, has one of these
-RECIPE = ["--protocol", "speaker", "--fold", "8", "--batch_size", "16", "--epochs", "6"]
-RECIPE += ["--learning_rate", "1e-3", "--encoder_learning_rate", "1e-3", "--rmm_start", "0.5"]
+RECIPE = TrainConfig(
+    protocol="speaker",
+    fold=8,
+    batch_size=16,
+    epochs=6,
+    learning_rate=1e-3,
+    encoder_learning_rate=1e-3,
+    rmm_start=0.5,
+    model_config=json.dumps(MODEL_CONFIG),
+)
 
 # What a user of a published model writes; run with `python -I` in another folder.
 PREDICT = """
@@ -45,38 +53,41 @@ for utterance in json.loads(sys.argv[2]):
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.embedded_demo", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "folder", type=Path, help="gets the corpus, the three runs and the saved models"
-    )
-    folder = parser.parse_args(arguments).folder.resolve()
-    try:
-        run(folder)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+def run_demo(folder: Path) -> None:
+    """Makes the corpus, trains three models, predicts, and prints what came out.
 
+    Args:
+        folder: Gets the corpus, the three runs and the saved models; runs of an earlier demo in it
+            are deleted.
 
-def run(folder: Path) -> None:
-    """Make, train, compare and predict, and print what came out."""
+    Raises:
+        FileExistsError: A run's folder holds something else.
+    """
     began = time.time()
+    folder = folder.resolve()
     refuse_foreign(folder)
     print(
         f"corpus: about an hour of speech-like audio with sentences, into {folder / 'corpus'}",
         flush=True,
     )
     utterances = write_corpus(folder / "corpus")
-    audio_encoder, text_encoder = write_encoders(folder / "encoders")
+    audio, text = write_encoders(folder / "encoders")
+    recipe = replace(
+        RECIPE,
+        manifest=[str(folder / "corpus" / "manifest.csv")],
+        audio_encoder=str(audio),
+        text_encoder=str(text),
+    )
     results = {}
     for name, modalities in MODELS.items():
         print(f"\n==== {name} ====", flush=True)
         out = run_folder(folder, name)
         if out.exists():  # of an earlier demo; a run is never overwritten
             shutil.rmtree(out)
-        train(folder / "corpus" / "manifest.csv", audio_encoder, text_encoder, modalities, out)
-        results[name] = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        config = replace(recipe, modalities=modalities, out=str(out))
+        if status := subprocess.run(training_command(config)).returncode:
+            raise RuntimeError(f"The training of {name} failed with exit status {status}.")
+        results[name] = Run.open(out).results
     print_table(results)
     predict_in_isolation(folder / "fused" / "model", heard_by_nobody(utterances, results["fused"]))
     print_places(folder, time.time() - began)
@@ -94,18 +105,8 @@ def refuse_foreign(folder: Path) -> None:
         ours = demo and any((out / name).exists() for name in RUN_FILES)
         if out.exists() and any(out.iterdir()) and not ours:
             raise FileExistsError(
-                f"{out} is not empty and holds no run of an earlier demo, which alone may be deleted; "
-                "choose another folder, or move it away."
+                f"{out} is not empty and holds no run of an earlier demo; choose another folder."
             )
-
-
-def train(manifest: Path, audio: Path, text: Path, modalities: list[str], out: Path) -> None:
-    """One run of train_accelerate.py, in a process of its own."""
-    script = Path(__file__).parents[2] / "train_accelerate.py"
-    command = [sys.executable, str(script), "--manifest", str(manifest), "--out", str(out)]
-    command += ["--audio_encoder", str(audio), "--text_encoder", str(text)]
-    command += ["--model_config", json.dumps(MODEL_CONFIG), "--modalities", *modalities, *RECIPE]
-    subprocess.run(command, check=True)
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:
@@ -160,7 +161,3 @@ def print_places(folder: Path, seconds: float) -> None:
         "pictures": run / "figures",
     }.items():
         print(f"  {what:<16} {path}")
-
-
-if __name__ == "__main__":
-    main()

@@ -173,8 +173,8 @@ def keep_experiment(
         ValueError: the folder was begun with other settings, folds or labels.
     """
     keep_record(folder / "run.json", settings)
-    data = {"data": digest(utterances), "folds": [asdict(fold) for fold in folds]}
-    keep_record(folder / "folds.json", data)
+    record = {"folds": [asdict(fold) for fold in folds], "data": digest(utterances)}
+    keep_record(folder / "folds.json", record)
 
 
 def read_experiment(folder: str | Path) -> Experiment:

@@ -1,15 +1,12 @@
 """Whether explanations point at what was planted, on the embedded corpus, where that is known.
 
-    python -m mtmm_training.studies.explanation_check --run out/demo/fused --utterances 100
-
-Of utterances of the test split it counts how often the word on top is one that carries the valence,
-and how often the stretch of time on top lies in one second of speech that was put into silence, or
-into calm speech; the arousal of an utterance itself is spread over all of it. On top is the place
-with the largest share, or whose absence changes the output most. Beside every rate stands that of
-an explanation that knows nothing. Then: how far each dimension moves without each modality.
+It counts how often the word on top of an explanation is one that carries the valence, and how often
+the piece of time on top lies in one second of speech that was put into silence, or into calm speech;
+the arousal of an utterance itself is spread over all of it. On top is the place with the largest
+share, or whose absence changes the output most. Beside every rate stands that of an explanation that
+knows nothing. Then: how far each dimension moves without each modality.
 """
 
-import argparse
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +16,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.commands.flags import count
+from modeling_mtmm import MTMMPipeline
 from mtmm_training.data.corpora.synthetic import CORPUS, MIDPOINT, POLAR_WORDS, SAMPLING_RATE
 from mtmm_training.data.corpora.synthetic_speech import LONGEST_S
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.training.run import read_test_split
+from mtmm_training.training.run import Run
 
 # All words that say something about the valence: the opinions, and what turns them round.
 VALENCE_WORDS = {"not", *(w for levels in POLAR_WORDS.values() for level in levels for w in level)}
@@ -127,7 +123,7 @@ def _kind(probe: Probe) -> str:
 
 
 def is_planted(place: dict[str, Any], planted: tuple[float, float] | None) -> bool:
-    """A valence word, or a stretch of which at least half is planted."""
+    """A valence word, or a piece of time of which at least half is planted."""
     if planted is None:
         return re.sub(r"\W", "", place["text"]).lower() in VALENCE_WORDS
     start, end = float(place["start"]), float(place["end"])
@@ -176,28 +172,24 @@ def _means(rows: Sequence[dict[str, float]]) -> tuple[float, float]:
     return audio, text
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.explanation_check", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument(
-        "--utterances", type=count, help="so many at most; all of the split if not given"
-    )
-    flags = parser.parse_args(arguments)
-    try:
-        test = read_test_split(flags.run)[: flags.utterances]
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+def check_explanations(folder: Path, utterances: int | None = None) -> None:
+    """Explains a run's test utterances, and prints the rates.
+
+    Args:
+        folder: A finished run on the embedded corpus.
+        utterances: At most so many; all of the split if None.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such run, or it was on other data.
+    """
+    run = Run.open(folder)
+    test = run.test_utterances()[:utterances]
     if any(utterance.corpus != CORPUS for utterance in test):
-        raise SystemExit(
-            f"error: {flags.run} was not trained on the embedded corpus alone, and of other corpora "
-            "nobody knows what should come out on top."
+        raise ValueError(
+            f"{folder} was not trained on the embedded corpus alone; what carries the labels of other "
+            "corpora is not known."
         )
-    pipe = MTMMPipeline(
-        model=MTMMModel.from_pretrained(flags.run / "model"),
-        processor=MTMMProcessor.from_pretrained(flags.run / "model"),
-    )
+    pipe = run.pipeline()
     explained = {output: explain(pipe, words_probes(test), output) for output in OUTPUTS}
     print(f"{'place on top was planted':<46} {'rate':>6} {'chance':>7} {'agreement':>10}")
     for name, hits in hit_rows(pipe, test, explained):
@@ -205,8 +197,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{'mean change of the output':<46} {'no audio':>9} {'no text':>9}")
     for name, audio, text in modality_rows(explained):
         print(f"{name:<46} {audio:9.3f} {text:9.3f}", flush=True)
-    print(f"{len(test)} utterances of the test split of {flags.run}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"{len(test)} utterances of the test split of {folder}")

@@ -1,16 +1,12 @@
 """An hour of speech whose changes of emotion are known, and how well a model's timeline finds them.
 
-    python -m mtmm_training.studies.hour --run out/run
-
-The recording is put together from the run's test utterances: blocks of one emotion, of 20 s to a
+The recording is put together from a run's test utterances: blocks of one emotion, of 20 s to a
 minute, one utterance after another with short pauses; speakers change freely, neighbouring blocks
 differ in emotion. The run's model hears it as one file, without a transcript, in the pipeline's
-own windows. Into --out go recording.wav, truth.csv, timeline.json and timeline.png.
+own windows.
 """
 
-import argparse
 import csv
-import math
 import resource
 import sys
 import time
@@ -22,20 +18,18 @@ import numpy as np
 import soundfile
 
 from audio_mtmm import resample, to_mono
-from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.commands.flags import whole
+from modeling_mtmm import MTMMProcessor
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures.figures import save
 from mtmm_training.pictures.pictures import draw_timeline
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
-from mtmm_training.training.run import read_test_split
+from mtmm_training.training.run import Run
 from pipeline_mtmm import WINDOW_S
 
 RATE = 16000
 BLOCK_S = (20.0, 60.0)  # a block ends with the utterance that reaches a length drawn from these
 PAUSE_S = 0.3  # after every utterance
-SHORTEST_S = 120.0  # of a recording: it holds two blocks
 STEP_S = 0.1  # between the instants at which timeline and truth are compared
 SHIFTS = 1000  # of the truth in time, to see what chance gives
 
@@ -57,11 +51,11 @@ def write_recording(
     """Put utterances together to a wav file of 16 kHz, one at a time in memory.
 
     Args:
-        utterances: With audio and emotion, of two emotions or more. Of each emotion, all are heard
-            once, in random order, before any is heard again.
-        path: Of the file; written under a temporary name first.
-        seconds: Of the file; its last utterance is cut there.
-        seed: Of lengths, emotions and order.
+        utterances: With audio and emotion, of two emotions or more. All of an emotion are heard once,
+            in random order, before any is heard again.
+        path: The file; written under a temporary name first.
+        seconds: Length of the file; its last utterance is cut there.
+        seed: Seed of lengths, emotions and order.
 
     Returns:
         The blocks, in order and without gaps.
@@ -176,35 +170,22 @@ def print_score(scores: dict[str, Any], emotions: Sequence[str]) -> None:
     )
 
 
-# ---- the command -------------------------------------------------------------------------------
+# ---- the study ---------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.hour",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--out", type=Path, help="folder; hour/ in --run if not given")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="of the recording (3600)")
-    parser.add_argument("--seed", type=whole, default=0, help="of the recording's order (0)")
-    flags = parser.parse_args(arguments)
-    if not SHORTEST_S <= flags.seconds < math.inf:
-        parser.error(
-            f"--seconds is {flags.seconds:g}; it must be finite and at least {SHORTEST_S:g}"
-        )
-    try:
-        run(flags.run, flags.out or flags.run / "hour", flags.seconds, flags.seed)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) -> None:
+    """Makes the recording, predicts it, and writes and prints what came out.
 
-
-def run(folder: Path, out: Path, seconds: float, seed: int) -> None:
-    """Make the recording, predict it, and write and print what came out."""
-    test = [u for u in read_test_split(folder) if u.audio is not None and u.emotion is not None]
-    model = MTMMModel.from_pretrained(folder / "model")
-    processor = MTMMProcessor.from_pretrained(folder / "model")
+    Args:
+        folder: A finished run.
+        out: Gets recording.wav, truth.csv, timeline.json and timeline.png.
+        seconds: Length of the recording; two minutes hold two blocks.
+        seed: Seed of the recording's order.
+    """
+    run = Run.open(folder)
+    test = [u for u in run.test_utterances() if u.audio is not None and u.emotion is not None]
+    predict = run.pipeline()
+    model, processor = predict.model, predict.processor
     if "emotion" not in model.config.trained_outputs:
         raise ValueError(f"The model of {folder} never saw an emotion; give a run that did.")
     emotions = list(model.config.emotion_names)
@@ -220,7 +201,6 @@ def run(folder: Path, out: Path, seconds: float, seed: int) -> None:
         f"{len(test)} test utterances of {', '.join(sorted({u.speaker_id for u in test}))}"
     )
     began = time.perf_counter()
-    predict = MTMMPipeline(model=model, processor=processor)
     window_s = min(WINDOW_S, processor.longest_audio_s())  # its own, for a short recording too
     result = predict(str(out / "recording.wav"), window_s=window_s)
     took_s = time.perf_counter() - began
@@ -237,7 +217,3 @@ def run(folder: Path, out: Path, seconds: float, seed: int) -> None:
     figure = draw_timeline(result, truth, title, model.config.dimension_range)
     save(figure, out / "timeline.png")
     print(f"recording.wav, truth.csv, timeline.json and timeline.png are in {out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -68,12 +68,12 @@ class Plan:
         folder = self.folder(fold)
         begun = any((folder / "checkpoints").glob("step-*"))
         config = replace(self.config, fold=fold, out=str(folder), resume=begun)
-        return [sys.executable, str(Path(train_accelerate.__file__)), *words_of(config)]
+        return training_command(config)
 
 
-def words_of(config: TrainConfig) -> list[str]:
-    """The flags of train_accelerate.py that describe these settings, without those at their default."""
-    default, words = asdict(TrainConfig()), []
+def training_command(config: TrainConfig) -> list[str]:
+    """How to train with these settings in a process of its own; those at their default are left out."""
+    default, words = asdict(TrainConfig()), [sys.executable, str(train_accelerate.__file__)]
     for name, value in asdict(config).items():
         if value != default[name]:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

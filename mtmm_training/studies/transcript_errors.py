@@ -1,13 +1,10 @@
 """How much a trained model loses when its transcripts have errors: the test split at word error rates.
 
-    python -m mtmm_training.studies.transcript_errors --run out/run --rates 0 0.1 0.2 0.4
-
 Words of the test transcripts are replaced, left out and added at random, by words of the same split;
-the saved model predicts each version. Into --out go wer.csv and wer.png. The last row is the model
-without any transcript, where every utterance has audio. Nothing is chosen by these numbers.
+the saved model predicts each version. The last row is the model without any transcript, where every
+utterance has audio. Nothing is chosen by these numbers.
 """
 
-import argparse
 import csv
 import dataclasses
 from collections.abc import Sequence
@@ -21,14 +18,13 @@ from matplotlib.figure import Figure
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
-from mtmm_training.commands.flags import count, whole
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing
 from mtmm_training.pictures.figures import COLOURS, DPI, GREY, LINES, MARKERS, save
 from mtmm_training.scoring.predictions import predict
-from mtmm_training.training.run import read_flags, read_test_split
+from mtmm_training.training.run import Run
 
-# Of all errors, about as recognisers of conversations make them.
+# Shares of all errors, about as recognisers of conversations make them.
 KINDS = {"substitution": 0.6, "deletion": 0.25, "insertion": 0.15}
 
 
@@ -38,7 +34,7 @@ def degrade(transcripts: Sequence[str], rate: float, seed: int) -> list[str]:
     Args:
         transcripts: Words are what white space separates.
         rate: Errors per word, 0 to 1.
-        seed: Of places, kinds and words.
+        seed: Seed of places, kinds and words.
 
     Returns:
         The transcripts in their order; one whose every word is left out is "".
@@ -140,57 +136,39 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         print("".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.studies.transcript_errors", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument(
-        "--rates",
-        type=float,
-        nargs="+",
-        default=[0, 0.1, 0.2, 0.4],
-        help="shares of words to get wrong, 0 to 1; 0 0.1 0.2 0.4 if not given",
-    )
-    parser.add_argument(
-        "--seed", type=whole, default=0, help="of places, kinds and words of errors"
-    )
-    parser.add_argument(
-        "--batch_size", type=count, default=16, help="utterances at once; 16 if not given"
-    )
-    parser.add_argument("--out", type=Path, help="folder; transcript_errors/ in --run if not given")
-    flags = parser.parse_args(arguments)
-    if not all(0 <= rate <= 1 for rate in flags.rates):
-        parser.error(f"--rates is {flags.rates}; each must be from 0 to 1")
-    try:
-        if "text" not in read_flags(flags.run).modalities:
-            raise ValueError(
-                f"the model of {flags.run} reads no text, so its errors change nothing."
-            )
-        test = read_test_split(flags.run)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+def measure_errors(
+    folder: Path, out: Path, rates: Sequence[float], *, seed: int = 0, batch_size: int = 16
+) -> None:
+    """Measures a run's model at every rate, and writes and prints what came out.
+
+    Args:
+        folder: A finished run, of a model that reads text.
+        out: Gets wer.csv and wer.png.
+        rates: Shares of the words to get wrong, 0 to 1.
+        seed: Seed of places, kinds and words of the errors.
+        batch_size: Utterances at once.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such run, or its test split has no transcripts.
+    """
+    run = Run.open(folder)
+    test = run.test_utterances()
     true = [utterance.text or "" for utterance in test]
     if not any(true):
-        raise SystemExit("error: the test split has no transcripts.")
-    model = MTMMModel.from_pretrained(flags.run / "model")
-    processor = MTMMProcessor.from_pretrained(flags.run / "model")
-
-    versions = {rate: degrade(true, rate, flags.seed) for rate in flags.rates}
-    rows = []
-    for rate, texts in versions.items():
-        metrics = measure(model, processor, with_texts(test, texts), flags.batch_size)
+        raise ValueError(
+            f"The test utterances of {folder} have no transcripts that its model reads."
+        )
+    model, processor = run.model(), run.processor()
+    rows: list[dict[str, Any]] = []
+    for rate in rates:
+        texts = degrade(true, rate, seed)
+        metrics = measure(model, processor, with_texts(test, texts), batch_size)
         rows.append({"rate": rate, "WER": word_error_rate(true, texts)} | metrics)
     if all(utterance.audio is not None for utterance in test):
         silent = with_texts(test, [""] * len(test))
-        metrics = measure(model, processor, silent, flags.batch_size)
+        metrics = measure(model, processor, silent, batch_size)
         rows.append({"rate": None, "WER": None} | metrics)
-    out = flags.out or flags.run / "transcript_errors"
     write_table(rows, out / "wer.csv")
     plot(rows, out / "wer.png")
     print_table(rows)
     print(f"{len(test)} test utterances; wer.csv and wer.png are in {out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,64 @@
+"""`mtmm baselines`: linear models on what frozen encoders say of a whole utterance."""
+
+import argparse
+
+from mtmm_training.commands.flags import Advanced, folder, refuse
+from mtmm_training.training import config as settings
+
+SUMMARY = "linear models on pooled encoder states, in the folds of training"
+EPILOG = """\
+examples:
+  mtmm baselines --out out/layer3 --layers 3 --manifest my/manifest.csv --protocol speaker
+  mtmm baselines --out out/gemaps --features egemaps --modalities audio --manifest my/manifest.csv
+"""
+SHARED = (
+    "seed manifest audio_dir on_error corpus corpus_dir corpus_options emotions dimensions "
+    "dimension_range modalities protocol k folds_file script_disjoint improvised_only class_weights "
+    "audio_encoder text_encoder cache_dir cache_dtype batch_size workers"
+).split()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The features' flags, and those of training that mean the same here."""
+    group = parser.add_argument_group("baseline")
+    group.add_argument(
+        "--out", type=folder, default="out/baseline", help="folder that gets fold-00, fold-01, ..."
+    )
+    group.add_argument(
+        "--folds", type=int, nargs="+", metavar="I", help="only these, counted from 0"
+    )
+    group.add_argument(
+        "--features", choices=["encoders", "egemaps"], default="encoders",
+        help="pooled states, or the 88 functionals of openSMILE",
+    )  # fmt: skip
+    group.add_argument(
+        "--layers", nargs="+", default=["best"], metavar="LAYER",
+        help="best (one, chosen inside the fold), last, or numbers to put side by side: 0 is the "
+        "first layer's input, 1 its output (best)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pooling", choices=["mean", "mean_std"], default="mean",
+        help="statistics over time; mean_std puts both side by side",
+    )  # fmt: skip
+    settings.add_flags(parser, only=SHARED, advanced=Advanced)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fits what is missing."""
+    options.out = str(options.out)
+    config, layers = settings.from_options(options), options.layers
+    numbers = all(layer.isdecimal() for layer in layers)
+    refuse(
+        (
+            not numbers and layers not in (["best"], ["last"]),
+            f"--layers is {' '.join(layers)!r}; it must be best, last, or numbers from 0",
+        ),
+        (
+            options.features == "egemaps" and config.modalities != ["audio"],
+            "--features egemaps needs --modalities audio",
+        ),
+    )
+    from mtmm_training.studies.baselines import Baseline, run_baseline
+
+    baseline = Baseline(options.features, tuple(layers), options.pooling)
+    run_baseline(config, baseline, options.folds)

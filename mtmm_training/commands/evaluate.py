@@ -1,0 +1,104 @@
+"""`mtmm evaluate`: whole protocols of folds, their tables, and what differs between experiments."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mtmm_training.commands.flags import Advanced, Verb, count, folder
+from mtmm_training.training.config import TrainConfig, add_flags, from_options
+
+SUMMARY = "run a whole protocol, put its folds into a table, compare experiments"
+OF_ONE_FOLD = ("out", "fold", "resume", "encode_only")  # a protocol gives them to each fold
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a command that runs experiments: its own, and training's."""
+    group = parser.add_argument_group("experiment")
+    group.add_argument("--out", type=folder, required=True, help="folder of all results")
+    group.add_argument(
+        "--folds", "--fold", type=int, nargs="+", metavar="I", help="only these, counted from 0"
+    )
+    group.add_argument(
+        "--share", type=share, default=(0, 1), metavar="I/N",
+        help="only the folds whose number divided by N leaves I: machine I of N (0/1)",
+    )  # fmt: skip
+    group.add_argument("--jobs", type=count, default=1, metavar="N", help="folds at once")
+    names = [field.name for field in fields(TrainConfig) if field.name not in OF_ONE_FOLD]
+    add_flags(parser, only=names, advanced=Advanced)
+
+
+def share(text: str) -> tuple[int, int]:
+    """ "1/4" as (1, 4)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share; machine I of N is I/N, from 0/N to N-1/N, such as 0/2 and 1/2"
+        )
+    return int(part), int(parts)
+
+
+def run_flags(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of each fold, and which folds run here, from `add_run_flags`."""
+    if options.jobs > 1 and not hasattr(options, "workers"):
+        options.workers = 0  # a core for decoding would be one that another fold uses
+    given = {name: value for name, value in vars(options).items() if name not in OF_ONE_FOLD}
+    which = {name: given[name] for name in ("folds", "share", "jobs")}
+    return from_options(argparse.Namespace(**given)), which
+
+
+def _run(options: argparse.Namespace) -> None:
+    from mtmm_training.studies.protocol import run_protocol
+
+    config, which = run_flags(options)
+    run_protocol(options.out, config, **which)
+
+
+def _add_table_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="an experiment's --out; gets summary.json, table.md and figures/",
+    )
+
+
+def _table(options: argparse.Namespace) -> None:
+    from mtmm_training.studies.tables import write_tables
+
+    print(write_tables(options.folder))
+
+
+def _add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", type=Path, help="folder of an experiment")
+    parser.add_argument(
+        "others", type=Path, nargs="+", help="folders of experiments with the same folds"
+    )
+    parser.add_argument(
+        "--out",
+        type=folder,
+        metavar="NAME",
+        help="also write NAME.md, NAME.json and a figure for each of the others",
+    )
+    parser.add_argument(
+        "--corpus", help="on the test utterances of this corpus alone, of several manifests"
+    )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from mtmm_training.studies.compare import write_comparison
+
+    print(write_comparison(options.reference, options.others, options.out, options.corpus))
+
+
+RUN_EXAMPLES = """\
+examples:
+  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker
+  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --share 0/2
+
+What is finished is never run again: the same command goes on where it was stopped.
+"""
+VERBS = {
+    "run": Verb("train and test all folds of a protocol", add_run_flags, _run, RUN_EXAMPLES),
+    "table": Verb("put the folds of an experiment together", _add_table_flags, _table),
+    "compare": Verb("differences of experiments, with intervals", _add_compare_flags, _compare),
+}
