@@ -3,6 +3,7 @@
 Run alone: python -m pytest tests/test_cli.py
 """
 
+import argparse
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,21 +26,24 @@ import numpy as np
 import pytest
 import soundfile
 from hub_server import HubServer
-from mtmm_training.commands.predict_files import Input
 
-import train_accelerate
 from modeling_mtmm import MTMMModel
-from mtmm_training.commands import cli, predict_command
+from mtmm_training.commands import cli, flags, predict, quiet
 from mtmm_training.commands.cli import main
-from mtmm_training.commands.predict_output import Pictures
+from mtmm_training.commands.ending import run_command
+from mtmm_training.commands.parser import Parser
+from mtmm_training.commands.predict_inputs import Input
+from mtmm_training.commands.predict_output import Pictures, _stem
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
 Mtmm = Callable[..., SimpleNamespace]  # the `mtmm` below
+Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[1]
 RATE = 16000
 EXTRA = ["accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "pyarrow"]
 EXTRA += ["matplotlib", "tensorboard", "jinja2", "sentencepiece", "google.protobuf"]
+NEW = [name for name in cli.verb_names() if not hasattr(cli.load(name), "main")]
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +73,11 @@ def wavs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def mtmm(saved: Path, capsys: pytest.CaptureFixture[str]) -> Mtmm:
+def mtmm(saved: Path, capsys: Capture) -> Mtmm:
     """Run `mtmm predict` on the saved model in this process."""
 
     def run(*words: object) -> SimpleNamespace:
-        status: int | str | None
-        try:
-            status = main(["predict", *map(str, words), "--model", str(saved), "--device", "cpu"])
-        except SystemExit as left:
-            status = left.code
+        status = main(["predict", *map(str, words), "--model", str(saved), "--device", "cpu"])
         output = capsys.readouterr()
         return SimpleNamespace(status=status, out=output.out, err=output.err)
 
@@ -84,8 +85,8 @@ def mtmm(saved: Path, capsys: pytest.CaptureFixture[str]) -> Mtmm:
 
 
 def start(*words: object, code: str | None = None, **options: Any) -> subprocess.Popen[str]:
-    """`python -m mtmm_training.commands.cli` in a process of its own, or after some code."""
-    how = ["-m", "mtmm_training.commands.cli"] if code is None else ["-c", code]
+    """`python -m mtmm_training` in a process of its own, or some code."""
+    how = ["-m", "mtmm_training"] if code is None else ["-c", code]
     return subprocess.Popen(
         [sys.executable, *how, *map(str, words)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | options.pop("env", {}),
@@ -93,121 +94,189 @@ def start(*words: object, code: str | None = None, **options: Any) -> subprocess
     )
 
 
-# ---- help and dispatch ---------------------------------------------------------------------------
+# ---- the parser ------------------------------------------------------------------------------
 
 
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
-        main(["--help"])
+def test_help_names_every_verb(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("predict", *cli.MODULES):
-        assert re.search(rf"^  {command} +\w", shown, re.M)
+    for name in cli.verb_names():
+        assert re.search(rf"^  {name} +\w", shown, re.M)
 
 
-@pytest.mark.parametrize("words", [[], ["predicts"], ["--model", "x"]])
-def test_no_such_command_is_wrong_usage(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="^2$"):
-        main(words)
-    assert "usage: mtmm" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "mtmm --help"),
+        (["predcit"], "predict"),
+        (["study"], "mtmm study --help"),
+        (["study", "hours"], "hour"),
+        (["predict", "a.wav", "--modle", "M"], "--model"),
+        (["predict", "a.wav", "--batch", "3"], "--batch_size"),  # never abbreviated
+        (["predict", "a.wav"], "--model"),
+    ],
+)
+def test_wrong_words_name_the_nearest(words: list[str], named: str, capsys: Capture) -> None:
+    assert main(words) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and named in output.err and len(output.err.splitlines()) == 1
+
+
+def parser_of(add_flags: Callable[[Any], Any]) -> Parser:
+    return Parser("mtmm test", flags.Verb("test", add_flags, lambda options: None))
+
+
+def test_dashes_and_underscores_are_one() -> None:
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--batch_size", type=flags.count)
+        parser.add_argument("--dry-run", nargs="?", const=True, type=flags.boolean, default=False)
+        parser.add_argument("words", nargs="*")
+
+    parser = parser_of(add_flags)
+    for words in (["--batch-size", "3", "--dry_run"], ["--batch_size=3", "--dry-run", "True"]):
+        given = parser.parse_args(words)
+        assert (given.batch_size, given.dry_run) == (3, True)
+    assert parser.parse_args(["a", "--", "--as-it-is"]).words == ["a", "--as-it-is"]
+
+
+def test_advanced_flags_are_behind_help_all(capsys: Capture) -> None:
+    parser = parser_of(lambda parser: parser.add_argument("--deep", help=flags.Advanced("rare")))
+    for word, shown in (("--help", False), ("--help-all", True), ("--help_all", True)):
+        with pytest.raises(SystemExit, match="^0$"):
+            parser.parse_args([word])
+        assert ("--deep" in capsys.readouterr().out) == shown
+    assert parser.parse_args(["--deep", "1"]).deep == "1"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "two"])
+def test_counts_are_whole_and_positive(value: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=value):
+        flags.count(value)
 
 
 def examples(text: str) -> list[list[str]]:
-    """The commands in a help text that begin with mtmm or hold `mtmm_training.commands.cli`."""
+    """The commands of `mtmm` in a help text, as words."""
     lines = re.sub(r"\\\n +", "", text).splitlines()
-    found = [line.split("|")[-1] if "| mtmm" in line else line.split("|")[0] for line in lines]
-    found = [line.split(" > ")[0].strip().replace("...", "corpus") for line in found]
-    found = [re.sub(r"^.*(-m mtmm_training\.cli|WORLD_SIZE=\S+ mtmm) ", "mtmm ", f) for f in found]
-    return [shlex.split(f.rstrip("'"))[1:] for f in found if f.startswith("mtmm ")]
+    found = [re.search(r"(?:mtmm_training|\bmtmm) (.*)", line.split(" > ")[0]) for line in lines]
+    commands = [match[1].split(" | jq")[0].rstrip("'") for match in found if match]
+    return [shlex.split(command) for command in commands if command[0].islower()]
 
 
-def test_examples_of_the_help_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["", *NEW])
+def test_help_fits_and_its_examples_are_right(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     (tmp_path / "words").mkdir()
     monkeypatch.chdir(tmp_path)
-    parser, shown = predict_command._parser(), examples(predict_command.EPILOG)
-    assert len(shown) == 12
-    for command, *words in shown:
-        assert command == "predict"
-        words += [] if "--model" in words else ["--model", "M"]
-        predict_command._check(parser, parser.parse_args(words))
-    assert {words[0] for words in examples(cli.EPILOG)} <= {"predict", *cli.MODULES}
+    monkeypatch.setenv("COLUMNS", "120")
+    verbs = cli.verbs_of(name) if name else {}
+    for called in verbs or [""]:
+        assert main([*called.split(), "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 90 and max(map(len, lines)) <= 100
+    for verb in verbs.values():
+        assert verb.summary[0].islower() and not verb.summary.endswith(".")
+    for words in examples(cli.EPILOG if not name else "".join(v.epilog for v in verbs.values())):
+        known = cli.verbs_of(words[0]) if words[0] in NEW else {}
+        for called, verb in known.items():
+            if words[: len(called.split())] == called.split():
+                given = Parser(called, verb).parse_args(words[len(called.split()) :])
+                if called == "predict":
+                    predict.check(given)
 
 
-def test_every_flag_of_predict_is_explained() -> None:
-    for action in predict_command._parser()._actions:
-        assert action.help, action.dest
+LIGHT = """
+import sys
+from mtmm_training.commands.cli import main
+for name in sys.argv[1:]:
+    main([name, "--help"]), main([name, "--no-such-flag"])
+heavy = {"torch", "numpy", "transformers", "pandas", "matplotlib", "accelerate"} & set(sys.modules)
+assert not heavy, heavy
+"""
 
 
-@pytest.mark.parametrize("command", cli.MODULES)
-def test_commands_show_their_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)  # evaluate sets its own
-    with pytest.raises(SystemExit, match="^0$"):
-        main([command, "--help"])
-    signal.signal(signal.SIGTERM, before)
-    assert "usage:" in capsys.readouterr().out
+def test_help_and_wrong_use_import_nothing_heavy() -> None:
+    process = start("--help", *NEW, code=LIGHT)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+
+
+# ---- the ending ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
-    [("encode", "Run the frozen encoders once"), ("train", "Train on one fold")],
+    ("error", "status", "said"),
+    [
+        (ValueError("no such fold"), 1, "error: no such fold\n"),
+        (flags.WrongUse("--a goes without --b"), 2, "error: --a goes without --b.\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("SIGINT: stopped"), 130, "SIGINT: stopped\n"),
+        (SystemExit("stopped"), 1, "stopped\n"),
+        (SystemExit(), 0, ""),
+        (SystemExit(2), 2, ""),
+    ],
 )
-def test_commands_of_one_module_say_which_they_are(
-    command: str, said: str, capsys: pytest.CaptureFixture[str]
+def test_every_end_has_its_status(
+    error: BaseException, status: int, said: str, capsys: Capture
 ) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
-        main([command, "--help"])
-    assert f"\n\n{said}" in capsys.readouterr().out
+    def work() -> int:
+        raise error
+
+    assert run_command(work) == status
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
-    ("command", "last"), [("train", []), ("encode", ["--encode_only", "True"])]
+    ("package", "extra"), [("pandas.core", "train"), ("onnxruntime", "onnx"), ("gradio", "demo")]
 )
-def test_commands_give_their_flags_on(
-    command: str, last: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr(train_accelerate, "main", seen.append)
-    assert main([command, "--manifest", "m.csv"]) == 0
-    assert seen == [["--manifest", "m.csv", *last]]
+def test_missing_package_names_its_extra(package: str, extra: str, capsys: Capture) -> None:
+    def work() -> int:
+        raise ModuleNotFoundError("No module", name=package)
+
+    assert run_command(work) == 1
+    said = capsys.readouterr().err
+    assert package.partition(".")[0] in said and f"[{extra}]" in said
 
 
-def test_errors_of_commands_are_sentences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", "--manifest", str(tmp_path / "m.csv"), "--epochs", "0"]) == 1
-    assert capsys.readouterr().err.startswith("error: `--epochs` is 0")
-    assert main(["inspect", "--manifest", str(tmp_path / "m.csv")]) == 1
-    assert "error: There is no manifest at" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), AttributeError("x"), ImportError("x", name="mtmm_training.gone")]
+)
+def test_faults_of_ours_keep_their_traceback(error: Exception) -> None:
+    def work() -> int:
+        raise error
 
-    def run_out(words: list[str]) -> None:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    monkeypatch.setattr(train_accelerate, "main", run_out)
-    assert main(["train"]) == 1
-    assert "Lower --batch_size" in capsys.readouterr().err  # as train_accelerate.py itself says it
+    with pytest.raises(type(error)):
+        run_command(work)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)])
-def test_interrupted_training_says_what_to_do(number: signal.Signals, status: int) -> None:
-    training = (
-        "import os, sys, train_accelerate\n"
-        "from mtmm_training.commands import cli\n"
-        "from mtmm_training.training import checkpoints\n"
-        "def stopped(words):\n"
-        f"    with checkpoints.StopSignal(): os.kill(os.getpid(), {number.value})\n"
-        "train_accelerate.main = stopped\n"
-        "sys.exit(cli.main(['train']))"
-    )
-    done = start(code=training)
-    assert done.stderr and done.wait() == status
-    assert re.match(rf"{number.name}: stopped.* --resume .*\.\n$", done.stderr.read())
+TERMINATED = """
+import os, signal, sys
+from mtmm_training.commands.ending import run_command
+def work():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        print("put away")
+sys.exit(run_command(work))
+"""
 
 
-def test_inspect_counts_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "m.csv").write_text("speaker,text,emotion\na,yes,happy\nb,no,sad\n")
-    assert main(["inspect", "--manifest", str(tmp_path / "m.csv")]) == 0
-    assert "2 utterances, 2 speakers" in capsys.readouterr().out
+def test_terminated_command_puts_away_its_files() -> None:
+    process = start(code=TERMINATED)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (1, "put away\n", "SIGTERM: stopped\n")
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_libraries_are_quiet(watched: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: watched))
+    environment = {"TRANSFORMERS_VERBOSITY": "info"}  # a user's own stays
+    monkeypatch.setattr(os, "environ", environment)
+    with warnings.catch_warnings():
+        quiet.hush()
+    assert environment["TRANSFORMERS_VERBOSITY"] == "info"
+    assert environment["HF_HUB_VERBOSITY"] == "error"
+    assert ("HF_HUB_DISABLE_PROGRESS_BARS" in environment) != watched
 
 
 # ---- forms of output -----------------------------------------------------------------------------
@@ -282,7 +351,7 @@ def test_untrained_outputs_are_named_and_left_out(
     make_model: Callable[..., MTMMModel],
     tiny_processor: MTMMProcessor,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     model = make_model(trained_outputs=("valence",))
     MTMMPipeline(model=model, processor=tiny_processor).save_pretrained(tmp_path)
@@ -327,7 +396,7 @@ def test_explanation_is_said_and_kept(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list
     row = next(csv.DictReader(io.StringIO(mtmm(*words, "--csv").out)))
     assert json.loads(row["explanation"]) == record["explanation"]
     done = mtmm(*words[:-1], "dominance")
-    assert done.status == 2 and "`explain='dominance'` is not allowed" in done.err
+    assert done.status == 1 and "dominance" in done.err
 
 
 def test_pictures_are_drawn(mtmm: Mtmm, wavs: list[Path], tmp_path: Path) -> None:
@@ -359,112 +428,122 @@ def test_failures_are_named_and_counted(mtmm: Mtmm, wavs: list[Path], tmp_path: 
     records = [json.loads(line) for line in done.out.splitlines()]
     assert ["error" in record for record in records] == [False, True, True, False]
     first, second, last = done.err.splitlines()
-    assert first.startswith(f"{broken}: ") and second.startswith("gone.wav: No audio file")
-    assert last == "2 of 4 inputs failed"
+    assert first.startswith(f"{broken}: ") and second.startswith("gone.wav: ")
+    assert last.startswith("2 of 4 ")
     assert "gone.wav" not in mtmm("gone.wav", wavs[0]).out  # lines for people: results only
 
 
 def test_stop_ends_at_the_first_failure(mtmm: Mtmm, wavs: list[Path]) -> None:
     done = mtmm(wavs[0], "gone.wav", wavs[1], "--on_error", "stop", "--json")
     assert done.status == 1 and len(done.out.splitlines()) == 1
-    assert done.err.startswith("gone.wav: No audio file")
+    assert "gone.wav: " in done.err
+
+
+def test_answers_are_printed_as_they_come(
+    mtmm: Mtmm, wavs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """The first answer is out before the third batch is read."""
+    seen: list[str] = []
+
+    def given(one: Input) -> dict[str, Any]:
+        seen.append(capsys.readouterr().out)
+        return {"text": "so you won"}
+
+    monkeypatch.setattr(Input, "given", given)
+    done = mtmm(*wavs, "a.wav", "b.wav", "--batch_size", 1, "--json")
+    printed = "".join([*seen, done.out]).splitlines()
+    assert len(printed) == 4 and done.status == 0
+    assert str(wavs[0]) in "".join(seen[:3])
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "status", "named"),
     [
-        ([], "no INPUT; give files"),
-        (["a.wav", "b.wav", "--transcript", "no"], "--transcript is for one INPUT"),
-        (["a.wav", "b.wav", "--transcript_file", "a.txt"], "must be a folder"),
-        (
-            ["a.wav", "--transcript", "no", "--transcript_file", "a.txt"],
-            "not allowed with argument",
-        ),
-        (["--transcript_file", "."], "is a folder, and there is no INPUT"),
-        (["a.wav", "--json", "--csv"], "not allowed with argument"),
-        (["a.wav", "--out", "o", "--timeline"], "--out goes without --plot and --timeline"),
-        (["-", "a.wav"], "- goes without other inputs"),
-        (["a.wav", "--sampling_rate", "8000"], "is for raw samples from -"),
-        (["a.wav", "--batch_size", "0"], "'0' must be a whole number of at least 1"),
-        (["a.wav", "--window", "3"], "unrecognized arguments"),
-        (["gone.csv"], "There is no manifest at 'gone.csv'"),
-        (["a.wav", "--transcript_file", "gone.txt"], "There is no transcript at 'gone.txt'"),
-        (["--transcript", "no", "--window_s", "99"], "`window_s=99.0` is not allowed"),
-        (["--transcript", "no", "--transcriber", ""], "`--transcriber ''` cannot be used as a"),
+        ([], 2, "no INPUT"),
+        (["a.wav", "b.wav", "--transcript", "no"], 2, "--transcript_file"),
+        (["a.wav", "b.wav", "--transcript_file", "a.txt"], 2, "--transcript_file"),
+        (["m.csv", "--transcript", "no"], 2, "manifest"),
+        (["m.csv", "--transcript_file", "."], 2, "manifest"),
+        ([".", "--transcript", "no"], 2, "one audio file"),
+        (["a.wav", "--transcript", "no", "--transcript_file", "a.txt"], 2, "--transcript"),
+        (["--transcript_file", "."], 2, "--transcript_file"),
+        (["a.wav", "--json", "--csv"], 2, "--csv"),
+        (["a.wav", "--out", "o", "--timeline"], 2, "--timeline"),
+        (["-", "a.wav"], 2, "- goes without"),
+        (["a.wav", "--sampling_rate", "8000"], 2, "--sampling_rate"),
+        (["a.wav", "--batch_size", "0"], 2, "--batch_size"),
+        (["gone.csv"], 1, "gone.csv"),
+        (["a.wav", "--transcript_file", "gone.txt"], 1, "gone.txt"),
+        (["--transcript", "no", "--window_s", "99"], 1, "window_s=99.0"),
+        (["--transcript", "no", "--transcriber", ""], 1, "--transcriber"),
     ],
 )
-def test_wrong_usage_says_what_is_right(mtmm: Mtmm, words: list[str], message: str) -> None:
+def test_wrong_words_and_places_are_named(
+    mtmm: Mtmm, words: list[str], status: int, named: str
+) -> None:
     done = mtmm(*words)
-    assert (done.status, done.out) == (2, "")
-    assert message in done.err and "Traceback" not in done.err
-
-
-def test_one_transcript_for_a_manifest_is_refused(mtmm: Mtmm, tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("text\nno\nyes\n")
-    done = mtmm(tmp_path / "m.csv", "--transcript", "maybe")
-    assert done.status == 2 and "which holds 2 utterances" in done.err
-
-
-def test_several_processes_need_a_folder(mtmm: Mtmm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    done = mtmm("a.wav")
-    assert done.status == 2 and "need --out" in done.err
+    assert (done.status, done.out) == (status, "")
+    assert named in done.err and "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
     ("rank", "world_size"), [("two", "2"), ("2", "2"), ("-1", "2"), ("0", "0"), ("1", None)]
 )
 def test_impossible_process_number_is_refused(
-    mtmm: Mtmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world_size: str
+    mtmm: Mtmm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: str,
+    world_size: str | None,
 ) -> None:
     """It would leave parts that no process makes."""
     monkeypatch.setenv("RANK", rank)
     if world_size is not None:
         monkeypatch.setenv("WORLD_SIZE", world_size)
     done = mtmm("--transcript", "no", "--out", tmp_path / "out")
-    assert done.status == 2 and f"RANK='{rank}'" in done.err and "set both, or none" in done.err
+    assert done.status == 2 and f"RANK='{rank}'" in done.err
 
 
-def test_names_of_pictures_fit_and_differ(tmp_path: Path) -> None:
+def test_several_processes_need_a_folder(mtmm: Mtmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = mtmm("a.wav")
+    assert done.status == 2 and "--out" in done.err
+
+
+def test_pictures_overwrite_nothing_and_their_names_fit(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path, SimpleNamespace(dimension_range=(1, 5)))
-    names = ["a/b.wav", "a_b.wav", "x" * 300 + "1.wav", "x" * 300 + "2.wav", "é" * 200, "a/b.wav"]
-    stems = [pictures._stem(Input(name)) for name in names]
-    assert stems[0] == stems[-1] == "a_b.wav" and stems[2].endswith("1.wav")
-    assert len(set(stems)) == len(names) - 1
-    for stem in stems:
-        (tmp_path / f"{stem}_00000.00_s.explanation.png").touch()
+    pictures.write = lambda figure, path: path.touch(exist_ok=False)
+    names = ["a/b.wav", "a_b.wav", "x" * 300 + "1.wav", "y" + "x" * 300 + "1.wav", "é" * 200]
+    for name in names:
+        pictures._save(None, f"{_stem(name)}_00000.00_s.explanation")
+    assert len(list(tmp_path.iterdir())) == len(names)
+    assert (tmp_path / "a_b.wav_00000.00_s.explanation_2.png").exists()
 
 
-def test_model_that_does_not_fit_is_refused(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_model_that_does_not_fit_is_refused(saved: Path, tmp_path: Path, capsys: Capture) -> None:
     from safetensors.torch import load_file, save_file
 
+    shutil.copytree(saved, tmp_path / "run" / "model")
+    words = ["predict", "--transcript", "no", "--device", "cpu", "--model", str(tmp_path / "run")]
+    assert main(words) == 0  # a run's folder stands for its model
     weights = load_file(saved / "model.safetensors")
-    for path in saved.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
     removed = next(name for name in weights if name.startswith("emotion_head"))
     kept = {name: tensor for name, tensor in weights.items() if name != removed}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    words = ["predict", "--transcript", "no", "--model"]
-    assert main([*words, str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert f"describes: 1 missing, such as {removed!r}." in told
-    assert "code of its own that you trust, give --trust_remote_code." in told
-    for gone, message in (
-        ("gone", "`--model gone` is no folder, and no id on the Hub, which is OWNER/NAME."),
-        ("some/one", "`--model some/one` is no folder here, and cannot be had from the Hub: "),
-    ):
-        assert main([*words, gone]) == 2
-        assert message in capsys.readouterr().err
-    assert main([*words, str(saved), "--device", "abacus"]) == 2
-    assert "`--device abacus` cannot be used here" in capsys.readouterr().err
-    assert main([*words, str(saved), "--device", "meta"]) == 2
-    assert "`--device meta` cannot be used here" in capsys.readouterr().err
-    shutil.copytree(saved, tmp_path / "run" / "model")
-    assert main([*words, str(tmp_path / "run")]) == 2
-    assert f"its model is {tmp_path / 'run' / 'model'}: give that." in capsys.readouterr().err
+    save_file(kept, tmp_path / "run/model/model.safetensors", metadata={"format": "pt"})
+    assert main(words) == 1
+    assert removed in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--model gone", "--model ./gone/model", "--model some/one", "--device abacus --model gone"],
+)
+def test_place_that_is_nowhere_is_named(
+    words: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert main(["predict", "--transcript", "no", *words.split()]) == 1
+    assert words.partition(" --model")[0] in capsys.readouterr().err
 
 
 def test_interrupt_and_closed_pipe_are_quiet(saved: Path, tmp_path: Path) -> None:
@@ -494,17 +573,15 @@ def test_closed_and_full_standard_streams_are_said(saved: Path) -> None:
     words = ("predict", "--transcript", "no", "--model", saved, "--device", "cpu")
     closed = start(*words, preexec_fn=partial(os.close, 1), stdout=None)
     assert closed.stderr and "standard output is closed" in closed.stderr.read()
-    assert closed.wait() == 2
+    assert closed.wait() == 1
     nothing = start("predict", "-", "--model", saved, preexec_fn=partial(os.close, 0), stdin=None)
     assert nothing.stderr and "Standard input is closed" in nothing.stderr.read()
-    assert nothing.wait() == 2
+    assert nothing.wait() == 1
     with open("/dev/full", "w") as full:
         told = start(*words, stdout=full)
         assert told.stderr is not None
-        assert told.stderr.read() == (
-            "error: Standard output cannot be written: No space left on device.\n"
-        )
-        assert told.wait() == 2
+        assert "No space left on device" in told.stderr.read()
+        assert told.wait() == 1
 
 
 def test_name_beyond_the_terminals_alphabet_is_escaped(saved: Path, wavs: list[Path]) -> None:
@@ -543,7 +620,7 @@ def test_standard_input_gives_windows(
 def test_standard_input_that_is_no_audio_fails(mtmm: Mtmm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"no audio at all")))
     done = mtmm("-")
-    assert done.status == 1 and done.err.startswith("-: The stream is no wav")
+    assert done.status == 1 and "no wav" in done.err
 
 
 # ---- what must be installed, and what is trusted -------------------------------------------------
@@ -553,17 +630,10 @@ import sys
 for name in {EXTRA}:
     sys.modules[name] = None
 from mtmm_training.commands.cli import main
-try:
-    main(["predict", "--help"])
-except SystemExit:
-    pass
-assert "torch" not in sys.modules and "transformers" not in sys.modules
 model, wav, out = sys.argv[1:]
 words = ["predict", wav, "--model", model, "--transcript", "so you won"]
 print("STATUS", main([*words, "--json"]), main([*words, "--csv"]))
 print("STATUS", main([*words, "--out", out]), main([*words, "--plot", out]))
-for command in ("encode", "train", "evaluate", "inspect"):
-    print("STATUS", command, main([command]))
 """
 
 
@@ -575,12 +645,8 @@ def test_predict_needs_the_base_installation_only(
     assert process.returncode == 0, err[-3000:]
     record = json.loads(next(line for line in out.splitlines() if line.startswith("{")))
     assert record["emotion"] == pipe({"audio": wavs[0], "text": "so you won"})["emotion"]
-    assert "STATUS 0 0" in out and "STATUS 2 2" in out
-    assert "`mtmm predict` needs the package 'pyarrow'" in err
-    assert "`mtmm predict` needs the package 'matplotlib'" in err
-    for command in ("encode", "train", "evaluate", "inspect"):
-        assert f"STATUS {command} 2" in out
-        assert re.search(rf"error: `mtmm {command}` needs the package .*\.\[train\]", err)
+    assert "STATUS 0 0" in out and "STATUS 1 1" in out
+    assert "'pyarrow'" in err and "'matplotlib'" in err and ".[train]" in err
     assert "Traceback" not in err
 
 
@@ -608,7 +674,7 @@ def test_hub_model_by_commit_and_its_own_code_only_where_trusted(
         out, err = start(tmp_path / "out", old, new, code=HUB, env=env).communicate()
     lines = out.splitlines()
     statuses = [place for place, line in enumerate(lines) if line.startswith("STATUS")]
-    assert [lines[place] for place in statuses] == [f"STATUS {n}" for n in (0, 0, 2, 0)], err
+    assert [lines[place] for place in statuses] == [f"STATUS {n}" for n in (0, 0, 1, 0)], err
     assert lines.index("ITS OWN CODE RAN") > statuses[2]
     results = [json.loads(line) for line in lines if line.startswith("{")]
     expected = {"id": "transcript"} | pipe({"text": "so you won"})
@@ -618,4 +684,4 @@ def test_hub_model_by_commit_and_its_own_code_only_where_trusted(
     assert results[0] == expected
     record = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert record["model"] == f"commit {old}"
-    assert f"model was 'commit {old}', now is 'commit {new}'" in err
+    assert old in err and new in err

@@ -98,5 +98,5 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         shown = action.help or ""
-        plain = action.default in (None, False, "", argparse.SUPPRESS) or not action.option_strings
+        plain = action.default in (None, False, "", argparse.SUPPRESS) or action.nargs == 0
         return shown if plain or "%(default)" in shown else f"{shown} (%(default)s)"

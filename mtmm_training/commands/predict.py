@@ -36,7 +36,7 @@ examples:
   A corpus, into Parquet parts; killed, the same command goes on; on any number of processes:
     mtmm predict corpus/manifest.csv --model M --out out/predicted
     accelerate launch -m mtmm_training predict M.csv --model M --out out/predicted
-    srun -n 8 sh -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS mtmm predict M.csv --model M --out O'
+    srun sh -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS mtmm predict M.csv --model M --out P'
   The processes share the folder alone; whichever is last checks that every input is there once, in
   order. pandas.read_parquet("out/predicted") reads all of them.
 
@@ -52,7 +52,7 @@ did, 2 wrong usage, 130 interrupted. Standard output has results only.
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The inputs, the model, their transcripts, how they are cut, and what comes out."""
-    parser.add_argument(
+    parser.add_argument_group("inputs").add_argument(
         "inputs", nargs="*", metavar="INPUT",
         help="an audio file or URL; a folder: all audio below it; a manifest (.csv, .tsv, .jsonl, "
         ".parquet with the columns audio, text, id, start, end; labels are not read); or - : wav "
@@ -65,7 +65,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_flags(add: Add) -> None:
-    add("--model", required=True, metavar="PLACE", help="a folder, or an id on the Hub")
+    add(
+        "--model",
+        required=True,
+        metavar="PLACE",
+        help="folder of a model or run, or an id on the Hub",
+    )
     add("--revision", metavar="COMMIT", help="of the Hub's repository")
     add("--trust_remote_code", action="store_true",
         help="run the Python files that the model brings, with your rights, instead of this package's "
@@ -102,8 +107,9 @@ def _add_window_flags(add: Add) -> None:
 
 def _add_output_flags(group: Any) -> None:
     form: Add = group.add_mutually_exclusive_group().add_argument
-    form("--json", action="store_true", help="print JSON, an object a line")
-    form("--csv", action="store_true", help="print CSV with a header")
+    form("--json", action="store_const", const="json", dest="form", default="lines",
+         help="print JSON, an object a line")  # fmt: skip
+    form("--csv", action="store_const", const="csv", dest="form", help="print CSV with a header")
     form("--out", type=Path, metavar="FOLDER",
          help="write Parquet parts there, by any number of processes (RANK and WORLD_SIZE say which "
          "this is); goes on where it was stopped, and at the end names parts that are older than their "

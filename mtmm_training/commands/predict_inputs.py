@@ -41,7 +41,8 @@ class Input:
 
     def waveform(self) -> tuple[Any, int]:
         """The audio, (time,), and its sampling rate in Hz."""
-        from processing_mtmm import MTMMProcessor, to_mono
+        from audio_mtmm import to_mono
+        from processing_mtmm import MTMMProcessor
 
         waveform, sampling_rate = MTMMProcessor.load_audio(
             str(self.audio), self.start_s, self.end_s

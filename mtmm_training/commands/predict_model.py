@@ -12,7 +12,7 @@ def load_pipeline(model: str, revision: str | None, device: str | None, trust: b
     """The pipeline of a model.
 
     Args:
-        model: A folder, or an id on the Hub.
+        model: The folder of a model or of a run, or an id on the Hub.
         revision: Of the Hub's repository.
         device: As torch names it; this process's accelerator, or the CPU, if not given.
         trust: Whether the model's own code runs in place of this package's.
@@ -27,6 +27,7 @@ def load_pipeline(model: str, revision: str | None, device: str | None, trust: b
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
 
+    model = _model_folder(model)
     place, where = _device(device), {"revision": revision} if revision else {}
     with _named("--model", model):
         if trust:
@@ -51,6 +52,7 @@ def identity(model: str, revision: str | None) -> tuple[str | None, str]:
     On the Hub that is the commit behind a branch or tag, which may move while a run works; of a
     folder, a digest of the files that make a model.
     """
+    model = _model_folder(model)
     if not Path(model).is_dir():
         from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -67,11 +69,11 @@ def identity(model: str, revision: str | None) -> tuple[str | None, str]:
     return revision, f"files {digest.hexdigest()}"
 
 
-def model_folder(name: str) -> str:
-    """The same, or the model in it, of a run's folder."""
+def _model_folder(name: str) -> str:
+    """The same; of a run's folder, the model in it."""
     inner = Path(name, "model")
-    alone = not Path(name, "config.json").exists() and (inner / "config.json").exists()
-    return str(inner) if alone else name
+    in_run = not Path(name, "config.json").exists() and (inner / "config.json").exists()
+    return str(inner) if in_run else name
 
 
 def _device(name: str | None) -> Any:
@@ -93,7 +95,7 @@ def _named(flag: str, name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if Path(name).is_dir():
+        if name and Path(name).is_dir():
             raise
         reason = str(error).splitlines()[0]
         raise OSError(

@@ -9,12 +9,7 @@ from typing import Any
 from mtmm_training.commands import installed_version
 from mtmm_training.commands.ending import FAILED, GOOD, tell
 from mtmm_training.commands.predict_inputs import Input, find_inputs
-from mtmm_training.commands.predict_model import (
-    identity,
-    load_pipeline,
-    load_recogniser,
-    model_folder,
-)
+from mtmm_training.commands.predict_model import identity, load_pipeline, load_recogniser
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
 
@@ -57,7 +52,7 @@ def to_stdout(given: argparse.Namespace) -> int:
 
 def to_parts(given: argparse.Namespace, share: tuple[int, int]) -> int:
     """Predict this process's share of the inputs into Parquet parts."""
-    given.revision, model = identity(model_folder(given.model), given.revision)
+    given.revision, model = identity(given.model, given.revision)
     settings = {name: getattr(given, name) for name in SETTINGS}
     settings |= {"model": model, "mtmm": installed_version()}
     parts = Parts(given.out, _inputs(given), given.part_size, settings)
@@ -82,15 +77,9 @@ def stream(given: argparse.Namespace) -> int:
     given.timeline = True
     printer = _printer(given, pipe)
     options = {name: v for name, v in _options(given, pipe).items() if name != "batch_size"}
-    entries = pipe.stream(sys.stdin.buffer, given.sampling_rate, **options)
-    while True:
-        try:
-            entry = next(entries, None)
-        except (ValueError, OSError) as error:
-            raise InputFailed(f"-: {error}") from error
-        if entry is None:
-            return GOOD
+    for entry in pipe.stream(sys.stdin.buffer, given.sampling_rate, **options):
         printer.show(Input("-"), {"timeline": [entry]})
+    return GOOD
 
 
 def predict_each(
@@ -151,17 +140,14 @@ def _inputs(given: argparse.Namespace) -> list[Input]:
 
 
 def _pipeline(given: argparse.Namespace) -> Any:
-    return load_pipeline(
-        model_folder(given.model), given.revision, given.device, given.trust_remote_code
-    )
+    return load_pipeline(given.model, given.revision, given.device, given.trust_remote_code)
 
 
 def _printer(given: argparse.Namespace, pipe: Any) -> Printer:
     config = pipe.model.config
     for name in sorted(set(config.output_names) - set(config.trained_outputs)):
         tell(f"{given.model} was never trained on {name}; it is left out")
-    form = "json" if given.json else "csv" if given.csv else "lines"
-    return Printer(config, form, timeline=given.timeline, explain=given.explain is not None)
+    return Printer(config, given.form, timeline=given.timeline, explain=given.explain is not None)
 
 
 def _options(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:

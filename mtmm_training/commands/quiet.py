@@ -24,5 +24,12 @@ def hush() -> None:
     watched = sys.stderr is not None and sys.stderr.isatty()
     for name, value in (_ERRORS_ONLY if watched else _ERRORS_ONLY | _NO_BARS).items():
         os.environ.setdefault(name, value)
+    if "transformers" in sys.modules:  # which has read the environment by now
+        from transformers.utils import logging
+
+        if os.environ["TRANSFORMERS_VERBOSITY"] == "error":
+            logging.set_verbosity_error()
+        if not watched:
+            logging.disable_progress_bar()
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=_LIBRARIES)
