@@ -11,7 +11,7 @@ READY := .venv/.ready
 .PHONY: demo test stress lint sizes clean
 
 demo: $(READY)
-	$(BIN)/python -m mtmm_training.studies.embedded_demo out/demo
+	$(BIN)/mtmm demo out/demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
