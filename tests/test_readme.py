@@ -30,7 +30,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
 from mtmm_training.commands.cli import verb_names, verbs_of
 from mtmm_training.commands.parser import Parser
-from mtmm_training.data.utterances import COLUMNS
+from mtmm_training.data.manifest import COLUMNS
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")))]
 PAGES += [".github/CONTRIBUTING.md", ".github/SECURITY.md", "demo/README.md"]
