@@ -297,7 +297,7 @@ def test_words_of_others_are_escaped(drawings: ModuleType) -> None:
 
 
 def test_emotions_have_the_pictures_colours(drawings: ModuleType) -> None:
-    pictures = pytest.importorskip("mtmm_training.pictures.pictures", reason="needs matplotlib")
+    pictures = pytest.importorskip("mtmm_training.pictures.of_answers", reason="needs matplotlib")
     for name, (colour, _) in pictures.EMOTION_STYLES.items():
         grey = colour == pictures.GREY  # a share of white, as matplotlib writes it
         expected = "#{0:02X}{0:02X}{0:02X}".format(round(255 * float(colour))) if grey else colour

@@ -37,7 +37,7 @@ from mtmm_training.commands import predict_command
 from mtmm_training.commands.cli import main
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing, sweep, writing
-from mtmm_training.pictures import figures
+from mtmm_training.pictures import style
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -141,7 +141,7 @@ def write_shard(path: Path) -> None:
 
 
 def write_picture(path: Path) -> None:
-    figures.save(Figure(), path)
+    style.save(Figure(), path)
 
 
 @pytest.mark.parametrize("write", [write_text, write_parquet, write_shard, write_picture])

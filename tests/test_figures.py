@@ -11,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mtmm_training.pictures import figures
+from mtmm_training.pictures import of_runs
+from mtmm_training.pictures.style import DPI
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 GENERATOR = np.random.default_rng(0)
@@ -29,33 +30,33 @@ def an_epoch(number: int, loss: float | None = 0.5, uar: float | None = 0.6) -> 
 # Each case: how to draw, and the width and height in inches.
 DRAWN = {
     "confusion": (
-        lambda path: figures.plot_confusion(np.eye(4, dtype=int) * 9, EMOTIONS, path, "test"),
+        lambda path: of_runs.plot_confusion(np.eye(4, dtype=int) * 9, EMOTIONS, path, "test"),
         (5.9, 5.0),
     ),
     "dimensions": (
-        lambda path: figures.plot_dimensions(LABELS, PREDICTIONS, path, (1, 5)),
+        lambda path: of_runs.plot_dimensions(LABELS, PREDICTIONS, path, (1, 5)),
         (9.6, 5.8),
     ),
     "dimensions by emotion": (
-        lambda path: figures.plot_dimensions(
+        lambda path: of_runs.plot_dimensions(
             LABELS, PREDICTIONS, path, (1, 5), ["sad", None, "happy"] * 10
         ),
         (9.6, 5.8),
     ),
     "curves": (
-        lambda path: figures.plot_curves([an_epoch(0), an_epoch(1, None, 0.7)], path),
+        lambda path: of_runs.plot_curves([an_epoch(0), an_epoch(1, None, 0.7)], path),
         (9.6, 4.2),
     ),
     "spread": (
-        lambda path: figures.plot_fold_spread({"a": [0.5, 0.6], "b": [0.4]}, path, "UAR"),
+        lambda path: of_runs.plot_fold_spread({"a": [0.5, 0.6], "b": [0.4]}, path, "UAR"),
         (4.5, 4.6),
     ),
     "reliability": (
-        lambda path: figures.plot_reliability({"before": PROBABILITIES}, EMOTION_LABELS, path),
+        lambda path: of_runs.plot_reliability({"before": PROBABILITIES}, EMOTION_LABELS, path),
         (5.4, 6.4),
     ),
     "ablation": (
-        lambda path: figures.plot_ablation([("a", 0.5, 0.4, 0.6), ("b", 1, 1, 1)], path, "UAR"),
+        lambda path: of_runs.plot_ablation([("a", 0.5, 0.4, 0.6), ("b", 1, 1, 1)], path, "UAR"),
         (8.0, 2.14),
     ),
 }
@@ -67,7 +68,7 @@ def test_figure_is_one_whole_png(name: str, tmp_path: Path) -> None:
     path = tmp_path / "made" / "figure.png"
     draw(path)
     picture = imread(path)  # (height, width, channels), 0..1
-    assert picture.shape[:2] == (round(height * figures.DPI), round(width * figures.DPI))
+    assert picture.shape[:2] == (round(height * DPI), round(width * DPI))
     assert picture[..., :3].std() > 0.01
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
 
@@ -90,27 +91,27 @@ def test_failed_write_keeps_old_picture(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Figure, "savefig", break_off)
     with pytest.raises(OSError, match="disk full"):
-        figures.plot_ablation([("a", 0.5, 0.4, 0.6)], path, "UAR")
+        of_runs.plot_ablation([("a", 0.5, 0.4, 0.6)], path, "UAR")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_figures_leave_pyplot_unloaded() -> None:
     code = (
-        "import sys, mtmm_training.pictures.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+        "import sys, mtmm_training.pictures.of_runs; sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_confusion_row_without_labels_is_drawn(tmp_path: Path) -> None:
     counts = np.diag([5, 0, 3, 2])
-    figures.plot_confusion(counts, EMOTIONS, tmp_path / "figure.png", "no happy label")
+    of_runs.plot_confusion(counts, EMOTIONS, tmp_path / "figure.png", "no happy label")
     assert (tmp_path / "figure.png").stat().st_size
 
 
 def test_dimensions_of_one_utterance_are_drawn(tmp_path: Path) -> None:
     labels = np.array([[3.0, 3.0], [np.nan, 2.0]])
-    figures.plot_dimensions(labels, labels[[0, 0]], tmp_path / "figure.png", (1, 5))
+    of_runs.plot_dimensions(labels, labels[[0, 0]], tmp_path / "figure.png", (1, 5))
     assert (tmp_path / "figure.png").stat().st_size
 
 
@@ -125,55 +126,55 @@ def refused(**cases: tuple[Any, ...]) -> list[Any]:
     ("draw", "message"),
     refused(
         confusion_empty=(
-            lambda path: figures.plot_confusion(np.zeros((4, 4)), EMOTIONS, path, ""),
+            lambda path: of_runs.plot_confusion(np.zeros((4, 4)), EMOTIONS, path, ""),
             "counts no utterance",
         ),
         confusion_absent=(
-            lambda path: figures.plot_confusion(ABSENT, EMOTIONS, path, ""),
+            lambda path: of_runs.plot_confusion(ABSENT, EMOTIONS, path, ""),
             r"shape \(\); 4 emotions need \(4, 4\)",
         ),
         dimensions_unlabelled=(
-            lambda path: figures.plot_dimensions(LABELS * np.nan, LABELS, path, (1, 5)),
+            lambda path: of_runs.plot_dimensions(LABELS * np.nan, LABELS, path, (1, 5)),
             "no utterance with both",
         ),
         dimensions_of_three=(
-            lambda path: figures.plot_dimensions(np.ones((2, 3)), np.ones((2, 3)), path, (1, 5)),
+            lambda path: of_runs.plot_dimensions(np.ones((2, 3)), np.ones((2, 3)), path, (1, 5)),
             r"both need \(utterances, 2\)",
         ),
         dimensions_emotions_short=(
-            lambda path: figures.plot_dimensions(LABELS, LABELS, path, (1, 5), ["sad"]),
+            lambda path: of_runs.plot_dimensions(LABELS, LABELS, path, (1, 5), ["sad"]),
             "1 names for 30 utterances",
         ),
         dimensions_diverged=(
-            lambda path: figures.plot_dimensions(LABELS, LABELS * np.nan, path, (1, 5)),
+            lambda path: of_runs.plot_dimensions(LABELS, LABELS * np.nan, path, (1, 5)),
             "NaN or infinite",
         ),
-        curves_empty=(lambda path: figures.plot_curves([], path), "at least one epoch"),
+        curves_empty=(lambda path: of_runs.plot_curves([], path), "at least one epoch"),
         curves_without_loss=(
-            lambda path: figures.plot_curves([an_epoch(0, None)], path),
+            lambda path: of_runs.plot_curves([an_epoch(0, None)], path),
             "no loss",
         ),
         curves_unlabelled=(
-            lambda path: figures.plot_curves([an_epoch(0, uar=None)], path),
+            lambda path: of_runs.plot_curves([an_epoch(0, uar=None)], path),
             "no labels",
         ),
-        spread_empty=(lambda path: figures.plot_fold_spread({}, path, "UAR"), "is empty"),
+        spread_empty=(lambda path: of_runs.plot_fold_spread({}, path, "UAR"), "is empty"),
         spread_without_folds=(
-            lambda path: figures.plot_fold_spread({"a": []}, path, "UAR"),
+            lambda path: of_runs.plot_fold_spread({"a": []}, path, "UAR"),
             "variant 'a' has 0 folds without UAR among 0",
         ),
         spread_lacking_fold=(
-            lambda path: figures.plot_fold_spread({"a": [0.5, ABSENT]}, path, "UAR"),
+            lambda path: of_runs.plot_fold_spread({"a": [0.5, ABSENT]}, path, "UAR"),
             "variant 'a' has 1 folds without UAR among 2",
         ),
-        reliability_empty=(lambda path: figures.plot_reliability({}, [0], path), "is empty"),
+        reliability_empty=(lambda path: of_runs.plot_reliability({}, [0], path), "is empty"),
         reliability_unlabelled=(
-            lambda path: figures.plot_reliability({"a": PROBABILITIES}, [-100] * 50, path),
+            lambda path: of_runs.plot_reliability({"a": PROBABILITIES}, [-100] * 50, path),
             "no emotion label",
         ),
-        ablation_empty=(lambda path: figures.plot_ablation([], path, "UAR"), "reference variant"),
+        ablation_empty=(lambda path: of_runs.plot_ablation([], path, "UAR"), "reference variant"),
         ablation_lacking=(
-            lambda path: figures.plot_ablation([("a", 0.5, ABSENT, 0.6)], path, "UAR"),
+            lambda path: of_runs.plot_ablation([("a", 0.5, ABSENT, 0.6)], path, "UAR"),
             "row 'a' lacks a number",
         ),
     ),

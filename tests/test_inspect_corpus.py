@@ -8,9 +8,8 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from mtmm_training.commands.inspect_corpus import durations, main, plot_corpus, table
-from mtmm_training.data.manifest import write_manifest
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import Utterance, write_manifest
+from mtmm_training.studies.inspect_corpus import durations, main, plot_corpus, table
 
 
 def corpus(folder: Path, count: int = 8) -> list[Utterance]:

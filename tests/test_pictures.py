@@ -10,8 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mtmm_training.pictures.figures import save
-from mtmm_training.pictures.pictures import (
+from mtmm_training.pictures.of_answers import (
     EMOTION_STYLES,
     MOST_WORDS,
     _emotion_styles,
@@ -19,6 +18,7 @@ from mtmm_training.pictures.pictures import (
     draw_plane,
     draw_timeline,
 )
+from mtmm_training.pictures.style import save
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 

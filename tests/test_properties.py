@@ -37,7 +37,7 @@ from mtmm_training.data.folds import (
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.files import replacing
-from mtmm_training.publishing.publish import read_results
+from mtmm_training.publishing.publication import read_results
 from mtmm_training.scoring import metrics
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")

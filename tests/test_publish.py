@@ -24,16 +24,15 @@ from safetensors.torch import load, load_file, save, save_file
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.publishing import publish as publishing
-from mtmm_training.publishing.publish import (
+from mtmm_training.publishing.card import clean_results, metric_values
+from mtmm_training.publishing.isolation import trainer_predictions
+from mtmm_training.publishing.publication import Publication
+from mtmm_training.publishing.publish import main, publish
+from mtmm_training.publishing.stage import (
     HUB_FILES,
-    Publication,
-    clean_results,
+    allowed_files,
     copy_files,
-    main,
-    metric_values,
-    publish,
     refuse_private_text,
-    trainer_predictions,
 )
 
 Publish = Callable[..., Any]
@@ -314,12 +313,12 @@ def test_only_allowed_files_are_uploaded(tmp_path: Path) -> None:
     for name in ("config.json", "figures/a.png", "model-00001-of-00002.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert len(publishing.allowed_files(tmp_path)) == 3
+    assert len(allowed_files(tmp_path)) == 3
     for name in ("predictions.csv", "pytorch_model.bin", "figures/deep/a.png", "other.py", ".env"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         with pytest.raises(ValueError, match="not on the allow-list"):
-            publishing.allowed_files(tmp_path)
+            allowed_files(tmp_path)
         (tmp_path / name).unlink()
 
 

@@ -184,9 +184,9 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, config: Any) -> None:
-        from mtmm_training.pictures import figures, pictures
+        from mtmm_training.pictures import of_answers, style
 
-        self.pictures, self.write, self.folder = pictures, figures.save, folder
+        self.pictures, self.write, self.folder = of_answers, style.save, folder
         self.range = {"dimension_range": config.dimension_range}
         self.results: dict[str, dict[str, Any]] = {}
         with writing(folder):

@@ -20,7 +20,7 @@ from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.files import replacing
-from mtmm_training.pictures.figures import COLOURS, DPI, GREY, LINES, MARKERS, save
+from mtmm_training.pictures.style import COLOURS, DPI, GREY, LINES, MARKERS, save
 from mtmm_training.scoring.predictions import predict
 from mtmm_training.training.run import Run
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from mtmm_training.pictures.figures import COLOURS, DPI, GREY, LINES, MARKERS
+from mtmm_training.pictures.style import COLOURS, DPI, GREY, LINES, MARKERS
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
 # The same colour and marker in every picture; emotions of other names get what is left.

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from mtmm_training.files import replacing
+from mtmm_training.pictures.style import COLOURS, DPI, GREY, LINES, _figure, _style, save
 from mtmm_training.scoring.metrics import (
     ABSENT_EMOTION,
     calibration_bins,
@@ -23,14 +23,6 @@ from mtmm_training.scoring.metrics import (
     expected_calibration_error,
     selection_score,
 )
-
-DPI = 160
-# Okabe and Ito, "Color Universal Design", 2008; yellow is left out, it vanishes on white paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# One marker more than colours, so that colour and marker do not repeat together before 56.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":")
-GREY = "0.45"
 
 
 def plot_confusion(
@@ -353,19 +345,3 @@ def _draw_lines(axes: Axes, epochs: list[int], lines: Mapping[str, np.ndarray], 
 
 def _series(values: Sequence[float | None]) -> np.ndarray:
     return np.array(values, dtype=np.float64)  # None becomes NaN
-
-
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Makes a figure of that many inches with one panel."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    return figure, figure.subplots()
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG file, under a temporary name first: a reader never sees half a picture."""
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=DPI)
