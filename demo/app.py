@@ -11,7 +11,7 @@ import argparse
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,13 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is i
 import drawings
 import gradio as gr
 import numpy as np
+import pandas as pd
 from transformers import pipeline
+
+try:
+    from mtmm_training.pictures import palette
+except ImportError:  # a Space has no checkout, but this file beside it
+    import palette  # type: ignore[import-not-found, no-redef]
 
 MODELS = "MTMM_MODELS"  # the Space's variable
 MOST_MB = 20
@@ -30,8 +36,11 @@ SHORTEST_S = 0.3
 SILENT = 1e-3  # the loudest sample of what counts as silence: −60 dB of full scale
 MOST_CHARACTERS = 2000
 BATCH_SIZE = 8
-PEAKS_PER_S = 100
 KEPT_S, LOOKED_AT_EVERY_S = 3600, 600  # uploads, before they are deleted
+
+# As gradio's HighlightedText shades positive and negative scores.
+SIGNS = ("for it", "against it")
+SIGN_COLOURS = dict(zip(SIGNS, ("#EF4444", "#805AD5"), strict=True))
 
 # The system's own fonts: nothing is fetched.
 THEME = gr.themes.Default(
@@ -54,11 +63,15 @@ PLAIN_WORDS = """() => new MutationObserver(() => {
       toast.textContent = "This is no audio file. Give wav, flac, ogg or mp3.";
 }).observe(document.body, {childList: true, subtree: true})"""
 
-# On a phone the answer is far below the button.
+# On a phone the answer is far below the button, and grows while gradio puts its parts there.
 SCROLL = """() => {
   const outcome = document.querySelector("#outcome");
-  if (outcome.getBoundingClientRect().top > innerHeight / 2)
-    outcome.scrollIntoView({behavior: "smooth"});
+  const watcher = new ResizeObserver(() => {
+    if (outcome.getBoundingClientRect().top > innerHeight / 2)
+      outcome.scrollIntoView({behavior: "smooth"});
+  });
+  watcher.observe(outcome);
+  setTimeout(() => watcher.disconnect(), 5000);
 }"""
 
 
@@ -66,12 +79,14 @@ class Answer(NamedTuple):
     """What the page shows.
 
     Args:
-        result: The pipeline's.
-        peaks: (PEAKS_PER_S · seconds,) largest amplitude of each stretch; None without audio.
+        result: of the pipeline.
+        colours: of each emotion of the model.
+        dimension_range: lowest and highest value of the model's dimensions.
     """
 
     result: dict[str, Any]
-    peaks: np.ndarray | None
+    colours: Mapping[str, str]
+    dimension_range: tuple[float, float]
 
 
 # ---- from an input to an answer ------------------------------------------------------------------
@@ -91,10 +106,10 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
     utterance: dict[str, str] = {"text": text.strip()} if text and text.strip() else {}
     if not path and not utterance:
         raise ValueError(NOTHING)
-    peaks, in_windows = None, False
+    config, in_windows = pipe.model.config, False
     if path:
         try:
-            duration_s, peaks = listen(pipe.processor, path)
+            duration_s = listen(pipe.processor, path)
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(path, Path(path).name)) from error
         in_windows = duration_s > pipe.processor.longest_audio_s()
@@ -105,15 +120,13 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
                 "which is unknown. Leave the text empty, or trim the recording."
             )
         utterance["audio"] = path
-    explain = can_explain(pipe.model.config) and not in_windows
-    return Answer(pipe(utterance, explain=explain, batch_size=BATCH_SIZE), peaks)
+    can_explain = config.use_bridge_tokens and "emotion" in config.trained_outputs
+    result = pipe(utterance, explain=can_explain and not in_windows, batch_size=BATCH_SIZE)
+    return Answer(result, palette.colours(config.id2label.values()), tuple(config.dimension_range))
 
 
-def listen(processor: Any, path: str) -> tuple[float, np.ndarray]:
-    """Check a recording, reading it block by block.
-
-    Returns:
-        Its duration in seconds, and its peaks, as in `Answer`.
+def listen(processor: Any, path: str) -> float:
+    """Check a recording, reading it block by block, and return its duration in seconds.
 
     Raises:
         ValueError: A file that is no audio, too short, too long, or silent.
@@ -129,20 +142,13 @@ def listen(processor: Any, path: str) -> tuple[float, np.ndarray]:
             f"{name} lasts {spoken(duration_s)}; at most {spoken(LONGEST_S)} are taken here. Trim it, or run "
             "the model on your own machine."
         )
-    step = max(recording.sampling_rate // PEAKS_PER_S, 1)
-    blocks = (np.abs(block) for block in recording.blocks(0, None))
-    peaks = np.concatenate([np.maximum.reduceat(b, range(0, len(b), step)) for b in blocks])
-    if peaks.max() < SILENT:
-        loudness = f"{20 * math.log10(peaks.max()):.0f} dB" if peaks.any() else "all zeros"
+    peak = max(float(np.abs(block).max()) for block in recording.blocks(0, None))
+    if peak < SILENT:
+        loudness = f"{20 * math.log10(peak):.0f} dB" if peak else "all zeros"
         raise ValueError(
             f"{name} is silent ({loudness}). Is the microphone muted? Record again, or upload another file."
         )
-    return duration_s, peaks
-
-
-def can_explain(config: Any) -> bool:
-    """Whether the model has what `explain=True` needs."""
-    return config.use_bridge_tokens and "emotion" in config.trained_outputs
+    return duration_s
 
 
 def spoken(seconds: float) -> str:
@@ -155,29 +161,143 @@ def spoken(seconds: float) -> str:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def respond(pipes: dict[str, Any], model: str, path: str | None, text: str) -> list[dict[str, Any]]:
-    """Updates of the message, the answer's group, the scores and the drawings."""
+def respond(
+    pipes: dict[str, Any], model: str, path: str | None, text: str
+) -> tuple[str, Answer | None]:
+    """What the page says in place of an answer, as HTML, and the answer."""
     try:
-        result, peaks = analyse(pipes[model], path, text)
+        return "", analyse(pipes[model], path, text)
     except ValueError as error:
-        return [
-            gr.update(value=drawings.message(str(error)), visible=True),
-            gr.update(visible=False),
-        ] + [gr.update()] * 5
-    config = pipes[model].model.config
-    names = list(config.id2label.values())
-    drawn = [
-        drawings.summary(result, config.dimension_range),
-        drawings.plane(result, names, config.dimension_range),
-        drawings.timeline(result, names, config.dimension_range),
-        drawings.explanation(result, peaks),
+        return drawings.message(str(error)), None
+
+
+def show(answer: Answer | None) -> None:
+    """Put an answer's components on the page."""
+    if answer is None:
+        return
+    result = answer.result
+    gr.HTML(drawings.summary(result, answer.dimension_range), elem_id="summary")
+    with gr.Row():
+        if "scores" in result:
+            with gr.Column(min_width=260):
+                gr.Label(result["scores"], label="Emotion")
+        if {"valence", "arousal"} <= result.keys():
+            with gr.Column(min_width=260):
+                gr.HTML(drawings.plane(result, answer.colours, answer.dimension_range))
+    if "timeline" in result:
+        show_timeline(answer)
+    if "explanation" in result:
+        show_explanation(result["explanation"])
+
+
+def show_timeline(answer: Answer) -> None:
+    """A bar for each window, as high as its emotion is probable; curves of dimensions; the numbers."""
+    entries = answer.result["timeline"]
+    gr.Markdown(f"### Over time\n{len(entries)} windows, each heard by itself.")
+    frame = windows(entries)
+    window_s = entries[0]["end"] - entries[0]["start"]
+    ends = {"x_lim": [0, entries[-1]["end"]], "x_title": "time (s)"}
+    if "emotion" in frame:
+        bars = frame[["emotion", "probability"]].assign(middle=window_s * (frame.index + 0.5))
+        gr.BarPlot(
+            bars, x="middle", y="probability", color="emotion", x_bin=window_s, height=170,
+            color_map=answer.colours, color_title=" ", y_lim=[0, 1], **ends,
+        )  # fmt: skip
+    names = list(drawings.dimensions(entries[0]))
+    if names:
+        middles = frame.assign(middle=(frame["start"] + frame["end"]) / 2)
+        lines = middles.melt("middle", names, "dimension", "value")
+        paint = {name: palette.DIMENSIONS[name][0] for name in names if name in palette.DIMENSIONS}
+        gr.LinePlot(
+            lines, x="middle", y="value", color="dimension", height=190, color_map=paint,
+            color_title=" ", y_title=" ", y_lim=list(answer.dimension_range), **ends,
+        )  # fmt: skip
+    with gr.Accordion("All windows in numbers", open=False):
+        times = [f"{clock(entry['start'])}–{clock(entry['end'])}" for entry in entries]
+        table = frame.drop(columns=["start", "end"])
+        table.insert(0, "time", times)
+        shown = table.to_html(index=False, border=0, float_format="{:.2f}".format)
+        gr.HTML(f'<div class="windows">{shown}</div>')  # gradio's own table is too wide for a phone
+
+
+def windows(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """A timeline as a table: start and end in seconds, emotion, its probability, dimensions."""
+    rows = []
+    for entry in entries:
+        row = {"start": entry["start"], "end": entry["end"]}
+        if "emotion" in entry:
+            row |= {"emotion": entry["emotion"], "probability": entry["scores"][entry["emotion"]]}
+        rows.append(row | drawings.dimensions(entry))
+    return pd.DataFrame(rows)
+
+
+def show_explanation(explanation: Mapping[str, Any]) -> None:
+    """What mattered when it was left out, and what the bridge tokens read."""
+    left_out = explanation["occlusion"]
+    of = left_out["of"]
+    gr.Markdown(
+        f"### Why {of}?\nEach part is left out once. Red: without it {of} is less probable. Purple: "
+        f"without it {of} is more probable. The stronger the colour, or the longer the bar, the more it "
+        f"mattered.{without(left_out['modalities'])}"
+    )
+    show_places(left_out, f"Moments: fall of the probability of {of}, %", fall_percent)
+    agreement = [
+        f"{rho:.2f} over {name}"
+        for name, rho in explanation["agreement"].items()
+        if rho is not None
     ]
-    return [
-        gr.update(visible=False),
-        gr.update(visible=True),
-        gr.update(value=result.get("scores"), visible="scores" in result),
-        *(gr.update(value=html, visible=bool(html)) for html in drawn),
+    also = "Its rank correlation with the above: " + ", ".join(agreement) + "." if agreement else ""
+    gr.Markdown(
+        "### What the model read\nThe attention of its bridge tokens, which is no proof that it "
+        f"mattered. {also}"
+    )
+    show_places(explanation, "Moments: share of the attention, %", lambda share: 100 * share)
+
+
+def show_places(side: Mapping[str, Any], label: str, percent: Callable[[float], float]) -> None:
+    """Bars over moments, and words shaded by their share of the strongest one's."""
+    known = [place for place in side["time"] if place["share"] is not None]
+    if known:
+        length_s = known[0]["end"] - known[0]["start"]
+        values = [percent(place["share"]) for place in known]
+        frame = pd.DataFrame(
+            {
+                "time (s)": [place["start"] + length_s / 2 for place in known],
+                "percent": values,
+                "sign": [SIGNS[value < 0] for value in values],
+            }
+        )
+        gr.BarPlot(
+            frame, x="time (s)", y="percent", color="sign", x_bin=length_s, height=190, label=label,
+            y_title=" ", color_map=SIGN_COLOURS, colors_in_legend=[], x_lim=[0, side["time"][-1]["end"]],
+        )  # fmt: skip
+    if side["words"]:
+        strongest = max(abs(word["share"] or 0.0) for word in side["words"]) or 1.0
+        gr.HighlightedText(
+            [(f"{word['text']} ", (word["share"] or 0.0) / strongest) for word in side["words"]],
+            label="Words", elem_classes="words",
+        )  # fmt: skip
+
+
+def without(modalities: Mapping[str, float | None]) -> str:
+    """Markdown: what the answer's probability would be without each modality, where two were given."""
+    if None in modalities.values():
+        return ""
+    changes = [
+        f"without {name} **{-fall_percent(fall):+.0f} %**" for name, fall in modalities.items()
     ]
+    return f" Its probability {', '.join(changes)}.".replace("-", "−")
+
+
+def fall_percent(fall: float) -> float:
+    """A fall of the log probability as percent of the probability."""
+    return -100 * math.expm1(-fall)
+
+
+def clock(seconds: float) -> str:
+    """75.2 → "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
 
 
 def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blocks:
@@ -208,22 +328,13 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
                     example_labels=[said or "" for _, said in examples],
                 )  # fmt: skip
             with gr.Column(scale=3, min_width=320, elem_id="outcome"):
-                message = gr.HTML(drawings.hint())
-                with gr.Column(visible=False) as answer:
-                    summary = gr.HTML(elem_id="summary")
-                    with gr.Row():
-                        with gr.Column(min_width=260):
-                            scores = gr.Label(label="Emotion")
-                        with gr.Column(min_width=260):
-                            plane = gr.HTML()
-                    timeline = gr.HTML()
-                    explanation = gr.HTML()
+                message = gr.HTML(drawings.HINT)
+                answer = gr.State()
+                gr.render(inputs=answer)(show)
         gr.Markdown(NOTICE, elem_id="notice")
         button.click(
-            partial(respond, pipes), [model, audio, text],
-            [message, answer, scores, summary, plane, timeline, explanation],
-            api_name="predict",
-        ).then(fn=None, js=SCROLL)  # fmt: skip
+            partial(respond, pipes), [model, audio, text], [message, answer], api_name="predict"
+        ).then(fn=None, js=SCROLL)
     return page
 
 

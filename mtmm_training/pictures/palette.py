@@ -1,0 +1,93 @@
+"""The one palette: which colour and marker an emotion has, in every picture and on the demo page.
+
+Imports the standard library alone, because the demo's Space takes this one file with it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+from zlib import crc32
+
+
+class Look(NamedTuple):
+    """How an emotion is drawn: colour never stands alone.
+
+    Attributes:
+        colour: as "#RRGGBB".
+        marker: matplotlib's letter of the mark of a point.
+        hatch: matplotlib's pattern of a bar.
+    """
+
+    colour: str
+    marker: str
+    hatch: str
+
+
+# Okabe and Ito, "Color Universal Design", 2008; their yellow vanishes on white paper.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
+)  # fmt: skip
+GREY = "#737373"
+
+# The hues that Okabe and Ito do not have are of Paul Tol, "Colour Schemes", 2021.
+EMOTIONS = {
+    "angry": Look(VERMILION, "s", ""),
+    "happy": Look(ORANGE, "^", "///"),
+    "sad": Look(BLUE, "v", "..."),
+    "neutral": Look(GREY, "o", "\\\\\\"),
+    "fearful": Look(PURPLE, "D", "xx"),
+    "surprised": Look(SKY, "P", "||"),
+    "disgusted": Look(GREEN, "X", "++"),
+    "excited": Look("#DDCC77", "*", "oo"),
+    "frustrated": Look("#661100", "<", "--"),
+    "calm": Look("#44AA99", ">", "**"),
+    "contemptuous": Look("#332288", "p", "OO"),
+    "bored": Look("#999933", "h", "\\\\"),
+}
+# MELD has names of its own for the same emotions.
+NOUNS = {
+    "anger": "angry", "joy": "happy", "sadness": "sad", "fear": "fearful", "surprise": "surprised",
+    "disgust": "disgusted",
+}  # fmt: skip
+# For emotions of other names; none is a pair that a known emotion has.
+OTHERS = [
+    Look(colour, marker, hatch)
+    for marker, hatch in (("d", "//"), ("H", ".."), ("8", "x"))
+    for colour in COLOURS
+]
+
+# No emotion's colours, readable on white and on black, and matplotlib's line styles.
+DIMENSIONS = {
+    "valence": ("#AA3377", "-"),
+    "arousal": ("#228833", "--"),
+    "dominance": ("#CCBB44", ":"),
+}
+
+
+def looks(emotions: Iterable[str]) -> dict[str, Look]:
+    """Colour, marker and hatch of each emotion, by name.
+
+    An emotion that the palette does not know gets a look by its name alone, the same in every
+    picture. Where two such emotions would look the same, the later by name gets the next free look.
+
+    Args:
+        emotions: names; each is drawn in one picture.
+    """
+    names = sorted(set(emotions))
+    found = {name: EMOTIONS[NOUNS.get(name, name)] for name in names if is_known(name)}
+    for name in names:
+        if name not in found:
+            first = crc32(name.encode())
+            turns = (OTHERS[(first + i) % len(OTHERS)] for i in range(len(OTHERS)))
+            free = (look for look in turns if look not in found.values())
+            found[name] = next(free, OTHERS[first % len(OTHERS)])
+    return found
+
+
+def is_known(emotion: str) -> bool:
+    """Whether the palette has a look for an emotion's name."""
+    return NOUNS.get(emotion, emotion) in EMOTIONS
+
+
+def colours(emotions: Iterable[str]) -> Mapping[str, str]:
+    """Colour "#RRGGBB" of each emotion, by name."""
+    return {name: look.colour for name, look in looks(emotions).items()}
