@@ -1,10 +1,9 @@
 """Pictures of what the pipeline answers: timelines, explanations, the valence–arousal plane.
 
     figure = draw_timeline(predict("meeting.wav"))
-    figures.save(figure, "meeting.png")
+    style.save(figure, "meeting.png")
 
-Each function takes results as the pipeline gives them and returns a figure. As in figures.py, colour
-never stands alone: emotions have rows or markers of their own, dimensions their line styles.
+Each function takes results as the pipeline gives them and returns a figure.
 """
 
 import math
@@ -17,20 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from mtmm_training.pictures.style import COLOURS, DPI, GREY, LINES, MARKERS
+from mtmm_training.pictures.style import (
+    COLOURS,
+    GREY,
+    below,
+    dimension_style,
+    emotion_styles,
+    new_figure,
+)
 
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = COLOURS
-# The same colour and marker in every picture; emotions of other names get what is left.
-EMOTION_STYLES = {
-    "angry": (VERMILION, "s"),
-    "happy": (ORANGE, "^"),
-    "sad": (BLUE, "v"),
-    "neutral": (GREY, "o"),
-    "fearful": (PURPLE, "D"),
-    "surprised": (SKY, "P"),
-    "disgusted": (GREEN, "X"),
-}
-DIMENSION_COLOURS = (BLUE, VERMILION, GREEN)  # valence, arousal, dominance
+READ, MATTERED = COLOURS[0], COLOURS[1]  # of the two sides of an explanation
 NO_DIMENSIONS = {"start", "end"}  # the other numbers of an entry
 TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_TICKS = 12
@@ -59,17 +54,13 @@ def draw_timeline(
         dimension_range: lowest and highest value of the model's dimensions.
 
     Raises:
-        ValueError: if the result has no timeline, its model is trained for nothing, or a value lies
-            outside the range.
+        ValueError: the result has no timeline.
     """
     entries = result.get("timeline")
     if not entries:
-        raise ValueError(
-            "the result has no `timeline`; predict with `window_s`, or a recording longer than the "
-            "model takes at once."
-        )
+        raise ValueError("the result has no `timeline`; predict with `window_s` or segments.")
     spans = _spans(entries)
-    dimensions = _dimensions(entries, dimension_range)
+    dimensions = _dimensions(entries)
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
         emotions = _emotions(entries, [name for _, _, name in truth or []])
@@ -79,12 +70,11 @@ def draw_timeline(
         panels.append((1.2, lambda a: _confidence(a, entries, spans)))
     if dimensions:
         panels.append((1.9, lambda a: _curves(a, dimensions, spans, dimension_range)))
-    if not panels:
-        raise ValueError("the timeline has neither emotions nor dimensions: nothing was trained.")
 
     heights = [height for height, _ in panels]
-    figure = Figure(figsize=(10, sum(heights) + 0.9), dpi=DPI, layout="constrained")
-    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    rows = {"nrows": len(panels), "sharex": True, "squeeze": False, "height_ratios": heights}
+    figure, grid = new_figure(10, sum(heights) + 0.9, **rows)
+    axes = grid[:, 0]
     for panel, (_, draw) in zip(axes, panels, strict=True):
         draw(panel)
     axes[-1].set_xlim(spans[0, 0], max(entry["end"] for entry in entries))
@@ -116,11 +106,11 @@ def _band(
     truth: Sequence[tuple[float, float, str]] | None,
 ) -> None:
     """A row per emotion."""
-    styles = _emotion_styles(emotions)
+    styles = emotion_styles(emotions)
     for row, name in enumerate(emotions):
         said = np.array([entry["emotion"] == name for entry in entries])
         bars = [(start, end - start) for start, end in spans[said]]
-        axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name][0], linewidth=0)
+        axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name]["color"], linewidth=0)
         for start, end, label in truth or []:
             if label == name:
                 axes.plot([start, end], [row + 0.42] * 2, color="black", linewidth=2.5,
@@ -148,13 +138,10 @@ def _curves(
 ) -> None:
     low, high = dimension_range
     axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
-    for i, (name, values) in enumerate(dimensions.items()):
-        axes.plot(
-            *_steps(spans, values), color=DIMENSION_COLOURS[i % 3], linestyle=LINES[i % 4],
-            linewidth=1.3 * _line_width(spans), label=name,
-        )  # fmt: skip
-    margin = 0.03 * (high - low)
-    axes.set(ylim=(low - margin, high + margin), ylabel=f"{low:g} to {high:g}")
+    for name, values in dimensions.items():
+        width = 1.3 * _line_width(spans)
+        axes.plot(*_steps(spans, values), linewidth=width, label=name, **dimension_style(name))
+    axes.set(ylim=_limits([*dimensions.values()], dimension_range), ylabel=f"{low:g} to {high:g}")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
@@ -196,36 +183,31 @@ def draw_explanation(
 
     Args:
         result: of the pipeline with `explain`; of a timeline, one of its entries.
-        waveform: (time,) of the whole recording, drawn behind the stretches of time.
+        waveform: (time,) of the whole recording, drawn behind the moments.
         sampling_rate: of the waveform, Hz.
         title: printed above.
 
     Raises:
-        ValueError: if the result has no explanation, or the waveform no rate.
+        ValueError: the result has no explanation.
     """
     explanation = result.get("explanation")
     if explanation is None:
-        raise ValueError(
-            "the result has no `explanation`; predict with `explain=True`, and of a timeline give one "
-            "of its entries."
-        )
-    if waveform is not None and not sampling_rate:
-        raise ValueError(f"`sampling_rate={sampling_rate!r}`; a waveform needs its rate in Hz.")
+        raise ValueError("the result has no `explanation`; predict with `explain=True`.")
     words = _words_to_draw(explanation)
     panels: list[tuple[float, str]] = [(0.9, "modalities")]
     panels += [(1.7, "time")] if explanation["time"] else []
     panels += [(0.22 * len(words) + 0.5, "words")] if words else []
 
     heights = [height for height, _ in panels]
-    figure = Figure(figsize=(10, sum(heights) + 1.4), dpi=DPI, layout="constrained")
-    grid = figure.subplots(len(panels), 2, squeeze=False, height_ratios=heights)
-    sides = (explanation, BLUE), (explanation["occlusion"], VERMILION)
+    rows = {"nrows": len(panels), "ncols": 2, "squeeze": False, "height_ratios": heights}
+    figure, grid = new_figure(10, sum(heights) + 1.4, **rows)
+    sides = (explanation, READ), (explanation["occlusion"], MATTERED)
     for (_, kind), row in zip(panels, grid, strict=True):
         for axes, (side, colour) in zip(row, sides, strict=True):
             if kind == "modalities":
                 _draw_modalities(axes, side["modalities"], colour)
             elif kind == "time":
-                _draw_stretches(axes, side["time"], colour, waveform, sampling_rate)
+                _draw_moments(axes, side["time"], colour, waveform, sampling_rate)
             else:
                 _draw_words(axes, [side["words"][i] for i in words], colour)
         row[1].tick_params(labelleft=kind == "time")
@@ -280,15 +262,15 @@ def _draw_bars(
     axes.grid(axis="x", alpha=0.3)
 
 
-def _draw_stretches(
+def _draw_moments(
     axes: Axes,
-    stretches: Sequence[Mapping[str, float]],
+    moments: Sequence[Mapping[str, float]],
     colour: str,
     waveform: np.ndarray | None,
     sampling_rate: int | None,
 ) -> None:
     starts, ends, shares = np.array(
-        [[s[k] for k in ("start", "end", "share")] for s in stretches]
+        [[s[k] for k in ("start", "end", "share")] for s in moments]
     ).T
     low, high = _with_room(shares)
     if waveform is not None and sampling_rate is not None:
@@ -348,54 +330,42 @@ def draw_plane(
         dimension_range: lowest and highest value of the model's dimensions.
 
     Raises:
-        ValueError: if there are no results, their model is not trained for both dimensions, names
-            are too few or too many, or a value lies outside the range.
+        ValueError: names are too few or too many, or the model is not trained for both dimensions.
     """
-    if not results:
-        raise ValueError("`results` is empty; give at least one.")
-    if names is not None and len(names) != len(results):
-        raise ValueError(f"`names` has {len(names)} names for {len(results)} results.")
-    dimensions = _dimensions(results, dimension_range)
-    if not {"valence", "arousal"} <= set(dimensions):
-        raise ValueError(
-            f"the results have {', '.join(dimensions) or 'no dimensions'}; the plane needs valence and "
-            "arousal, both of them trained."
-        )
+    if lacking := {"valence", "arousal"} - results[0].keys():
+        raise ValueError(f"the results have no {' and no '.join(sorted(lacking))} to draw.")
     low, high = dimension_range
-    figure = Figure(figsize=(5.6, 5.6), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(5.6, 5.6)
     for line in (axes.axhline, axes.axvline):
         line((low + high) / 2, color=GREY, linewidth=1, linestyle="--", zorder=0)
-    points = np.stack([dimensions["valence"], dimensions["arousal"]], axis=1)
+    points = np.array([[result["valence"], result["arousal"]] for result in results])
     _draw_points(axes, points, np.array([result.get("emotion", "") for result in results]))
-    for name, (valence, arousal) in zip(names or [], points, strict=False):
+    names = [""] * len(results) if names is None else names
+    for name, (valence, arousal) in zip(names, points, strict=True):
         left = valence > low + 0.75 * (high - low)  # to the right it would leave the plane
         axes.annotate(
             _plain(name), (valence, arousal), xytext=(-7 if left else 7, 4),
             textcoords="offset points", ha="right" if left else "left", fontsize="small",
         )  # fmt: skip
-    margin = 0.03 * (high - low)
-    limits = low - margin, high + margin
+    limits = _limits([points], dimension_range)
     axes.set(xlim=limits, ylim=limits)
     axes.set_xlabel(f"valence ({low:g} to {high:g}, pleasant →)")
     axes.set_ylabel(f"arousal ({low:g} to {high:g}, excited →)")
     axes.set_box_aspect(1)
-    legend = axes.get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=4, frameon=False)
+    below(figure, axes, columns=4)
     return figure
 
 
 def _draw_points(axes: Axes, points: np.ndarray, emotions: np.ndarray) -> None:
     """Points (results, 2), each with colour and marker of its emotion; "" is none."""
     few = len(points) <= 30
-    styles = _emotion_styles(sorted(set(emotions) - {""})) | {"": ("black", ".")}
-    for emotion in sorted(set(emotions)):
-        colour, marker = styles[emotion]
-        axes.plot(
-            *points[emotions == emotion].T, linestyle="", color=colour, marker=marker,
-            markersize=9 if few else 5, alpha=1 if few else 0.6,
-            label=_plain(emotion) or "no emotion",
-        )  # fmt: skip
+    size = {"markersize": 9 if few else 5, "alpha": 1 if few else 0.6}
+    styles = {"": {"color": "black", "marker": ".", "linestyle": ""}}
+    styles |= emotion_styles(set(emotions.tolist()) - {""})
+    for emotion in sorted(set(emotions.tolist())):
+        chosen = points[emotions == emotion]
+        label = _plain(emotion) or "no emotion"
+        axes.plot(*chosen.T, label=label, **size, **styles[emotion])
 
 
 # ---- shared ------------------------------------------------------------------------------------
@@ -406,31 +376,17 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _emotion_styles(emotions: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by name; emotions without their own take pairs that no other has."""
-    others = [name for name in emotions if name not in EMOTION_STYLES]
-    pairs = [
-        (COLOURS[i % len(COLOURS)], MARKERS[-1 - i % len(MARKERS)]) for i in range(len(others))
-    ]
-    own = {name: EMOTION_STYLES[name] for name in emotions if name in EMOTION_STYLES}
-    return own | dict(zip(others, pairs, strict=True))
-
-
-def _dimensions(
-    entries: Sequence[Mapping[str, Any]], dimension_range: Sequence[float]
-) -> dict[str, np.ndarray]:
+def _dimensions(entries: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Values (entries,) by the names of the dimensions that were trained."""
-    low, high = dimension_range
     names = [k for k, v in entries[0].items() if isinstance(v, float) and k not in NO_DIMENSIONS]
-    values = {name: np.array([entry[name] for entry in entries]) for name in names}
-    for name, column in values.items():
-        outside = column[(column < low) | (column > high)]
-        if outside.size:
-            raise ValueError(
-                f"{name} {outside[0]:.3g} lies outside of `dimension_range={dimension_range}`; give the "
-                "`config.dimension_range` of the model."
-            )
-    return values
+    return {name: np.array([entry[name] for entry in entries]) for name in names}
+
+
+def _limits(values: Sequence[np.ndarray], dimension_range: Sequence[float]) -> tuple[float, float]:
+    """Of an axis: the whole scale, and more where a value leaves it."""
+    drawn = np.concatenate([np.ravel(v) for v in values] + [np.asarray(dimension_range)])
+    margin = 0.03 * np.ptp(drawn)
+    return drawn.min() - margin, drawn.max() + margin
 
 
 def _time_axis(axes: Axes) -> None:

@@ -1,33 +1,84 @@
-"""What all pictures share: colours, markers, resolution, and how a file is written."""
+"""How all pictures look, and how one is written: for print, and for colour-blind readers.
 
+Where colours differ, markers, hatches or line styles differ too. Nothing here touches matplotlib's
+global state.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtmm_training.files import replacing
+from mtmm_training.pictures.palette import BLACK, COLOURS, DIMENSIONS, GREY, looks
+
+__all__ = [
+    "COLOURS", "DPI", "GREY", "LINES", "MARKERS", "below", "dimension_style", "emotion_styles",
+    "new_figure", "save", "series_style",
+]  # fmt: skip
 
 DPI = 160
-# Okabe and Ito, "Color Universal Design", 2008; yellow is left out, it vanishes on white paper.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # One marker more than colours, so that colour and marker do not repeat together before 56.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
-GREY = "0.45"
 
 
-def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+def series_style(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the series with that number: a run, a variant, a split."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[index % len(LINES)],
+    }
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Makes a figure of that many inches with one panel."""
+def emotion_styles(emotions: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each emotion's points, by name."""
+    return {
+        name: {"color": look.colour, "marker": look.marker, "linestyle": ""}
+        for name, look in looks(emotions).items()
+    }
+
+
+def dimension_style(name: str) -> dict[str, str]:
+    """Colour and line of a dimension's curve."""
+    colour, line = DIMENSIONS.get(name, (BLACK, "-."))
+    return {"color": colour, "linestyle": line}
+
+
+def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    """Makes a figure of that many inches, and one panel or an array of them.
+
+    Args:
+        width, height: inches.
+        grid: of `Figure.subplots`, such as `nrows`; one panel without.
+    """
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.subplots(**grid)
+
+
+def below(figure: Figure, axes: Axes, columns: int) -> None:
+    """Puts the legend of a panel below all panels, where it covers nothing."""
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False,
+        handletextpad=0.4, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a PNG file, under a temporary name first: a reader never sees half a picture."""
+    """Writes a PNG file and a PDF beside it, so that a reader never sees half a picture.
+
+    Args:
+        figure: is drawn once for each file.
+        path: of the PNG file; the PDF has the same name with another suffix.
+    """
+    path = Path(path)
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=DPI)
+    # Letters stay letters in the PDF, and the same picture gives the same bytes on every day.
+    with replacing(path.with_suffix(".pdf")) as unfinished:
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(unfinished, format="pdf", metadata={"CreationDate": None})
