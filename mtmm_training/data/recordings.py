@@ -37,7 +37,7 @@ Excerpt = tuple[str, float, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class AudioFile:
     """An audio file.
 
     Args:
@@ -60,10 +60,10 @@ class Recordings:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self._index = None if folder is None else Path(folder, INDEX)
-        self._known: dict[Key, Recording] = {}
+        self._known: dict[Key, AudioFile] = {}
         self._seen = 0  # bytes of the index that are in `_known`
 
-    def of(self, paths: Iterable[str]) -> dict[str, Recording]:
+    def of(self, paths: Iterable[str]) -> dict[str, AudioFile]:
         """The recordings at these paths, by path.
 
         Raises:
@@ -105,7 +105,7 @@ class Recordings:
             # A process that was killed leaves half a line; what it stood for is read again.
             with suppress(ValueError, TypeError):
                 path, size, changed, *facts = json.loads(line)
-                self._known[path, size, changed] = Recording(*facts)
+                self._known[path, size, changed] = AudioFile(*facts)
 
     def _read(self, keys: Sequence[Key], index: IO[bytes]) -> None:
         """Reads files and appends what they are to the index."""
@@ -140,15 +140,15 @@ def _key(path: str) -> Key:
     return os.path.abspath(path), found.st_size, found.st_mtime_ns
 
 
-def _read(key: Key) -> Recording:
+def _read(key: Key) -> AudioFile:
     with open(key[0], "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)  # the header is in memory now
         try:
             header = soundfile.info(file)
         except soundfile.LibsndfileError:
-            return Recording(digest, None, None)
-    return Recording(digest, float(header.duration), header.samplerate)
+            return AudioFile(digest, None, None)
+    return AudioFile(digest, float(header.duration), header.samplerate)
 
 
 def durations(utterances: Sequence[Utterance], recordings: Recordings) -> list[float | None]:
