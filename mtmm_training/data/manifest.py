@@ -5,17 +5,16 @@ import difflib
 import io
 import json
 import logging
-import math
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from mtmm_training.data.utterances import DIMENSIONS, Utterance, by_id
+from mtmm_training.data.utterances import DIMENSIONS, VERBATIM, Utterance, by_id, few
 from mtmm_training.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -41,12 +40,10 @@ COLUMNS = {
     "end": "end_s",
 }
 _NUMBER_COLUMNS = (*DIMENSIONS, "start", "end")
-_VERBATIM_COLUMNS = ("audio", "text")
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 _LISTED = 5
 # "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
 _NEAR_MISS = 0.81
-# float() would also take "1_000", "nan" and full-width digits.
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def read_manifest(
@@ -87,22 +84,31 @@ def read_manifest(
     """
     path = Path(path)
     problems: dict[int, str] = {}
-    columns, rows = _reader(path)(path, problems)
-    if not columns:
-        empty = f"{path} is empty; it needs utterances with 'speaker' and 'audio' or 'text'."
-        raise ValueError(_listing(path, "bad rows", problems) if problems else empty)
+    columns, rows = _read_table(path, problems)
     if not labelled:
         columns, rows = _without_labels(columns, rows)
-    _check_columns(path, columns)
-    parsed = {}
+    if columns or not problems:
+        _check_columns(path, columns)
+    base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
+    uses = Counter(str(row.get("audio")) for row in rows.values())
+    utterances: dict[int, Utterance] = {}
+    first_use: dict[str, int] = {}
     for number, row in rows.items():
         try:
-            parsed[number] = _parse_row(row, dimension_range)
+            values = _parse_row(row, dimension_range)
+            if values["utterance_id"] is None:
+                values["utterance_id"] = _id(values["audio"], number, uses, path.stem, base)
+            if values["audio"] is not None:
+                values["audio"] = os.path.abspath(base / values["audio"])
+            values["corpus"] = values["corpus"] or corpus or path.stem
+            utterance = Utterance(**values)
         except ValueError as error:
             problems[number] = str(error)
-    base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
-    _fill_ids(parsed, path.stem, base)
-    utterances = _make_utterances(parsed, corpus or path.stem, base, problems)
+            continue
+        first = first_use.setdefault(utterance.utterance_id, number)
+        if first != number:
+            problems[number] = f"id {utterance.utterance_id!r} is already that of row {first}."
+        utterances[number] = utterance
     if problems:
         raise ValueError(_listing(path, "bad rows", problems))
     if not utterances:
@@ -186,14 +192,15 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
         writers[path.suffix](rows, temporary)
 
 
-# Files to rows. A reader returns the columns and the rows by number; rows that it cannot take apart
-# go into `problems`.
+# ---- files to rows -----------------------------------------------------------------------------
+# A reader returns the columns and the rows by number; rows that it cannot take apart go into
+# `problems`.
 
 Row = dict[str, Any]
 Table = tuple[list[str], dict[int, Row]]
 
 
-def _reader(path: Path) -> Callable[[Path, dict[int, str]], Table]:
+def _read_table(path: Path, problems: dict[int, str]) -> Table:
     readers = {
         ".csv": _read_delimited,
         ".tsv": _read_delimited,
@@ -201,28 +208,15 @@ def _reader(path: Path) -> Callable[[Path, dict[int, str]], Table]:
         ".parquet": _read_parquet,
     }
     if path.suffix.lower() not in readers:
-        raise ValueError(
-            f"`path`={str(path)!r} must end in one of {', '.join(readers)}; save the table so."
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"There is no manifest at {str(path)!r}; check the path.")
-    if not path.is_file():  # a directory, or a pipe that would be waited for
-        raise ValueError(f"`path`={str(path)!r} is a folder or a pipe; give a manifest's file.")
-    return readers[path.suffix.lower()]
-
-
-def _read_text(path: Path) -> str:
+        raise ValueError(f"`path`={str(path)!r} must end in one of {', '.join(readers)}.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return readers[path.suffix.lower()](path, problems)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8.") from error
-    if "\0" in text:
-        raise ValueError(f"{path} has NUL bytes, as UTF-16 and damaged files do; save it as UTF-8.")
-    return text
 
 
 def _read_delimited(path: Path, problems: dict[int, str]) -> Table:
-    text = _read_text(path)
+    text = path.read_bytes().decode("utf-8-sig")
     header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     delimiter = max(",\t;", key=header.count)
     # newline="" keeps the line ends inside quoted fields; strict refuses an unclosed quote, which
@@ -241,9 +235,8 @@ def _read_delimited(path: Path, problems: dict[int, str]) -> Table:
                 rows[number] = dict(zip(columns, record, strict=True))
             else:
                 problems[number] = (
-                    f"has {len(record)} {'field' if len(record) == 1 else 'fields'}, the header has "
-                    f"{len(columns)}; separate fields by {delimiter!r}, and put fields that contain it "
-                    "in double quotes."
+                    f"the number of fields is {len(record)}, in the header {len(columns)}; separate "
+                    f"them by {delimiter!r}, and put fields that contain it in double quotes."
                 )
     except csv.Error as error:
         problems[number + 1] = f"cannot be taken apart ({error}); check its double quotes."
@@ -253,40 +246,29 @@ def _read_delimited(path: Path, problems: dict[int, str]) -> Table:
 def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
     rows: dict[int, Row] = {}
     # Not splitlines(): U+2028 and the like may stand inside a JSON string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_unique_keys)
-        except (ValueError, RecursionError) as error:
+            row = json.loads(line)
+        except ValueError as error:
             problems[number] = f"is not JSON ({error}); give one object per line."
             continue
         if isinstance(row, dict):
             rows[number] = row
         else:
-            problems[number] = f"is {line.strip()!r}; give one JSON object per line."
+            problems[number] = f"is {line.strip()!r:.60}; give one JSON object per line."
     return list(dict.fromkeys(column for row in rows.values() for column in row)), rows
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"the key {name!r} occurs twice")
-    return row
 
 
 def _read_parquet(path: Path, problems: dict[int, str]) -> Table:
     import pyarrow.parquet  # comes with the training extra
 
-    with path.open("rb") as file:
-        try:
-            table = pyarrow.parquet.ParquetFile(file).read()
-            return table.column_names, dict(enumerate(table.to_pylist(), start=1))
-        except (pyarrow.ArrowException, ValueError, OSError) as error:
-            raise ValueError(
-                f"{path} cannot be read as Parquet ({str(error).strip()}); write it again."
-            ) from error
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+        return table.column_names, dict(enumerate(table.to_pylist(), start=1))
+    except (pyarrow.ArrowException, ValueError) as error:  # which do not say which file
+        raise ValueError(f"{path} cannot be read as Parquet ({error}).") from error
 
 
 def _without_labels(columns: list[str], rows: dict[int, Row]) -> Table:
@@ -303,21 +285,19 @@ def _without_labels(columns: list[str], rows: dict[int, Row]) -> Table:
 def _check_columns(path: Path, columns: list[str]) -> None:
     """Refuses missing, doubled and misspelt columns; says which others are ignored."""
     doubled = [column for column in COLUMNS if columns.count(column) > 1]
-    if doubled:
-        raise ValueError(f"{path}: column {doubled[0]!r} occurs twice; keep one of the two.")
     unknown = [column for column in columns if column not in COLUMNS]
-    for column in unknown:
-        meant = _meant_column(column)
-        if meant is not None and meant not in columns:
-            raise ValueError(
-                f"{path}: column {column!r} is not known; rename it to {meant!r} if that is meant. "
-                f"Known columns: {', '.join(COLUMNS)}."
-            )
-    if "speaker" not in columns or not {"audio", "text"} & set(columns):
-        raise ValueError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}; a manifest needs 'speaker' "
-            "and at least one of 'audio' and 'text'."
-        )
+    meant = {column: _meant_column(column) for column in unknown}
+    misspelt = [column for column, known in meant.items() if known and known not in columns]
+    problem = None
+    if doubled:
+        problem = f"column {doubled[0]!r} occurs twice"
+    elif misspelt:
+        problem = f"column {misspelt[0]!r} is not known; is {meant[misspelt[0]]!r} meant?"
+    elif "speaker" not in columns or not {"audio", "text"} & set(columns):
+        found = few(columns) or "none"
+        problem = f"needs the columns 'speaker', and 'audio' or 'text'; it has {found}"
+    if problem:
+        raise ValueError(f"{path}: {problem}. Known columns: {', '.join(COLUMNS)}.")
     if unknown:
         logger.warning("%s: ignored columns: %s", path, ", ".join(map(repr, unknown)))
 
@@ -330,22 +310,16 @@ def _meant_column(column: str) -> str | None:
     return next(iter(difflib.get_close_matches(name, COLUMNS, n=1, cutoff=_NEAR_MISS)), None)
 
 
-# Rows to utterances.
+# ---- rows to utterances ------------------------------------------------------------------------
 
 
 def _parse_row(row: Row, dimension_range: Sequence[float]) -> dict[str, Any]:
-    """Returns Utterance's fields, None where the row has nothing."""
-    values: dict[str, Any] = {}
-    for column, field in COLUMNS.items():
-        value = row.get(column)
-        if value is None or (isinstance(value, str) and not value.strip()):
-            values[field] = None
-        elif column in _NUMBER_COLUMNS:
-            values[field] = _number(column, value)
-        elif column == "improvised":
-            values[field] = _flag(column, value)
-        else:
-            values[field] = _string(column, value)
+    """Returns Utterance's fields, None where the row has nothing.
+
+    Raises:
+        ValueError: a value is not of its column's kind, or a dimension is off the scale.
+    """
+    values = {field: _parse(column, row.get(column)) for column, field in COLUMNS.items()}
     low, high = dimension_range
     for name in DIMENSIONS:
         if values[name] is not None and not low <= values[name] <= high:
@@ -353,69 +327,32 @@ def _parse_row(row: Row, dimension_range: Sequence[float]) -> dict[str, Any]:
                 f"`{name}`={row[name]!r} is outside {low} to {high}; correct it, or set "
                 "`dimension_range` to the scale of the labels."
             )
-    if values["speaker_id"] is None:
-        raise ValueError("`speaker` is empty; every utterance needs a speaker.")
     return values
 
 
-def _number(column: str, value: object) -> float:
-    text = str(value).strip()  # exact for floats
-    if _NUMBER.fullmatch(text) and math.isfinite(float(text)):
-        return float(text)
-    raise ValueError(
-        f"`{column}`={value!r} is not a finite number; write it with a decimal point, like 3.5, or "
-        "leave it empty."
-    )
-
-
-def _flag(column: str, value: object) -> bool:
-    flags = {"true": True, "1": True, "false": False, "0": False}
-    name = str(value).strip().lower()
-    if name not in flags:
-        raise ValueError(f"`{column}`={value!r} is not a flag; use true or false (1 or 0).")
-    return flags[name]
-
-
-def _string(column: str, value: object) -> str:
+def _parse(column: str, value: Any) -> Any:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        if column in _NUMBER_COLUMNS:
+            return float(str(value))  # exact for floats; True is no number
+        if column == "improvised":
+            return _FLAGS[str(value).strip().lower()]
+    except (ValueError, KeyError) as error:
+        wanted = "true or false" if column == "improvised" else "a number such as 3.5"
+        raise ValueError(f"`{column}`={value!r} is not {wanted}.") from error
     # Whole numbers are common as ids; 7.0 or a nested value is more likely a mistake.
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise ValueError(f"`{column}`={value!r} is not text; give a string.")
-    return value if column in _VERBATIM_COLUMNS else value.strip()
+    return value if column in VERBATIM else value.strip()
 
 
-def _fill_ids(parsed: dict[int, dict[str, Any]], stem: str, base: Path) -> None:
-    uses = Counter(values["audio"] for values in parsed.values())
-    for number, values in parsed.items():
-        if values["utterance_id"] is not None:
-            continue
-        audio = values["audio"]
-        name = stem if audio is None else _relative(audio, base)
-        unique = audio is not None and uses[audio] == 1
-        values["utterance_id"] = (name if unique else f"{name}#{number}").strip()
-
-
-def _make_utterances(
-    parsed: dict[int, dict[str, Any]], corpus: str, base: Path, problems: dict[int, str]
-) -> dict[int, Utterance]:
-    utterances: dict[int, Utterance] = {}
-    first_use: dict[str, int] = {}
-    for number, values in parsed.items():
-        first = first_use.setdefault(values["utterance_id"], number)
-        if first != number:
-            problems[number] = (
-                f"id {values['utterance_id']!r} is already that of row {first}; ids must be unique."
-            )
-            continue
-        if values["audio"] is not None:
-            values["audio"] = os.path.abspath(base / values["audio"])
-        values["corpus"] = values["corpus"] or corpus
-        try:
-            utterances[number] = Utterance(**values)
-        except ValueError as error:
-            problems[number] = str(error)
-    return utterances
+def _id(audio: str | None, number: int, uses: Counter[str], stem: str, base: Path) -> str:
+    """What an utterance without an id is called: its audio's path, and the row if others have it."""
+    name = stem if audio is None else _relative(audio, base)
+    return (name if audio is not None and uses[audio] == 1 else f"{name}#{number}").strip()
 
 
 def _warn_of_like_speakers(path: Path, utterances: Iterable[Utterance]) -> None:
@@ -443,15 +380,12 @@ def _check_audio_exists(path: Path, utterances: dict[int, Utterance]) -> None:
 
 
 def _listing(path: Path, what: str, problems: dict[int, str]) -> str:
-    numbers = sorted(problems)[:_LISTED]
-    lines = [f"\n  row {number}: {problems[number]}" for number in numbers]
-    if len(problems) == 1:
-        what = what.replace("rows", "row", 1)
-    first = f", the first {len(lines)}" if len(lines) < len(problems) else ""
-    return f"{path}: {len(problems)} {what}{first}:{''.join(lines)}"
+    lines = [f"\n  row {number}: {problems[number]}" for number in sorted(problems)[:_LISTED]]
+    more = f"\n  and {len(problems) - len(lines)} more" if len(lines) < len(problems) else ""
+    return f"{path}: {len(problems)} {what}:{''.join(lines)}{more}"
 
 
-# Rows to files.
+# ---- rows to files -----------------------------------------------------------------------------
 
 
 def _relative(audio: str, folder: Path) -> str:

@@ -1,24 +1,21 @@
-"""The `Utterance` record, and manifests: tables of utterances as CSV, JSONL or Parquet files.
+"""The `Utterance` record: everything a corpus says about one utterance.
 
-Everything a corpus says about a stretch of speech is checked here, once, when the record is made.
-Decoding audio, label sets and splits into folds live elsewhere.
+It is checked here, once, when the record is made.
 """
 
 import hashlib
-import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
-
-logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 DIMENSIONS = ("valence", "arousal", "dominance")
 
-_VERBATIM_COLUMNS = ("audio", "text")
+VERBATIM = ("audio", "text")  # fields whose white space is part of them
+_NAMES = ("utterance_id", "corpus", "speaker_id")
 _LISTED = 5
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -41,7 +38,7 @@ class UtteranceError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterance:
-    """One labelled stretch of speech by one speaker, as audio, transcript or both.
+    """What one speaker said, labelled, as audio, transcript or both.
 
     Args:
         utterance_id: unique within everything that is used together.
@@ -58,13 +55,13 @@ class Utterance:
         improvised: whether the words were the speaker's own; None = not known.
         split: the corpus's official split, "train", "validation" or "test".
         gender: as the corpus gives it.
-        start_s, end_s: the stretch of the audio file in seconds; None = its beginning, its end.
+        start_s, end_s: the part of the audio file in seconds; None = its beginning, its end.
         augmentation: what is done to the waveform in training, see augment.py; None = nothing. No
             column of a manifest.
 
     Raises:
         ValueError: a string is blank or padded with spaces, audio and text are both absent, a
-            number is not finite, the stretch is empty, or the split is not one of the three.
+            number is not finite, the part of the audio is empty, or the split is not one of the three.
     """
 
     utterance_id: str
@@ -87,42 +84,42 @@ class Utterance:
     augmentation: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("utterance_id", "corpus", "speaker_id"):
-            if not isinstance(getattr(self, name), str):
-                self._refuse(name, "is not a name; give a non-empty string")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, str):
-                self._check_string(field.name, value)
-            elif isinstance(value, float) and not math.isfinite(value):
-                self._refuse(field.name, "is not finite; give a finite number, or None for absent")
-        if self.audio is None and self.text is None:
-            self._refuse("text", "is absent, and so is `audio`; give at least one of the two")
-        if self.split is not None and self.split not in SPLITS:
-            self._refuse("split", f"is not a split; use one of {', '.join(SPLITS)}")
-        self._check_stretch()
-
-    def _check_string(self, name: str, value: str) -> None:
-        if not value.strip():
-            self._refuse(name, "is blank; give a non-empty string, or None where it may be absent")
-        if _UNWRITABLE.search(value):
-            self._refuse(
-                name, "has a NUL or half a surrogate pair, which no text file holds; remove it"
+        if found := next(self._problems(), None):
+            field, problem = found
+            raise ValueError(
+                f"`{field}`={getattr(self, field)!r} {problem} (utterance {self.utterance_id!r})."
             )
-        if name not in _VERBATIM_COLUMNS and value != value.strip():
-            self._refuse(name, "has white space around it; strip it")
 
-    def _check_stretch(self) -> None:
-        if self.start_s is not None and self.start_s < 0:
-            self._refuse("start_s", "is negative; give seconds from the beginning of the audio")
-        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
-            start = self.start_s or 0.0
-            self._refuse("end_s", f"is not after the start, {start} s; give a later time")
+    def _problems(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with which field."""
+        for field in fields(self):
+            if problem := _value_problem(field.name, getattr(self, field.name)):
+                yield field.name, problem
+        if self.audio is None and self.text is None:
+            yield "text", "is absent, and so is `audio`; give at least one of the two"
+        if self.split not in (None, *SPLITS):
+            yield "split", f"is not a split; use one of {', '.join(SPLITS)}"
+        start = self.start_s or 0.0
+        if start < 0:
+            yield "start_s", "is negative; give seconds from the beginning of the audio"
+        if self.end_s is not None and self.end_s <= start:
+            yield "end_s", f"is not after the start, {start} s; give a later time"
 
-    def _refuse(self, field: str, problem: str) -> None:
-        raise ValueError(
-            f"`{field}`={getattr(self, field)!r} {problem} (utterance {self.utterance_id!r})."
-        )
+
+def _value_problem(name: str, value: Any) -> str | None:
+    if name in _NAMES and not isinstance(value, str):
+        return "is not a name; give a non-empty string"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not finite; give a finite number, or None for absent"
+    if not isinstance(value, str):
+        return None
+    if not value.strip():
+        return "is blank; give a non-empty string, or None where it may be absent"
+    if _UNWRITABLE.search(value):
+        return "has a NUL or half a surrogate pair, which no text file holds; remove it"
+    if name not in VERBATIM and value != value.strip():
+        return "has white space around it; strip it"
+    return None
 
 
 def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
@@ -158,36 +155,9 @@ def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
     keyed = {utterance.utterance_id: utterance for utterance in utterances}
     if len(keyed) < len(utterances):
         counts = Counter(utterance.utterance_id for utterance in utterances)
-        doubled = [name for name, count in counts.items() if count > 1]
-        occur = "utterance id occurs" if len(doubled) == 1 else "utterance ids occur"
+        doubled = [repr(name) for name, count in counts.items() if count > 1]
         raise ValueError(
-            f"{len(doubled)} {occur} more than once, first {doubled[0]!r}; ids must be "
-            "unique. Where corpora are mixed, prefix ids with the corpus, or name the corpora apart."
+            f"{len(doubled)} utterance ids occur more than once ({few(doubled)}). Where corpora are "
+            "mixed, prefix ids with the corpus, or name the corpora apart."
         )
     return keyed
-
-
-def describe(utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """Counts what there is.
-
-    Returns:
-        utterances, with_audio, with_text (counts); emotions, speakers (name -> count, by name);
-        dimensions (name -> labelled, lowest, highest; the last two None without labels).
-    """
-    dimensions = {}
-    for name in DIMENSIONS:
-        values = [getattr(u, name) for u in utterances if getattr(u, name) is not None]
-        dimensions[name] = {
-            "labelled": len(values),
-            "lowest": min(values, default=None),
-            "highest": max(values, default=None),
-        }
-    emotions = Counter(u.emotion for u in utterances if u.emotion is not None)
-    return {
-        "utterances": len(utterances),
-        "with_audio": sum(u.audio is not None for u in utterances),
-        "with_text": sum(u.text is not None for u in utterances),
-        "emotions": dict(sorted(emotions.items())),
-        "speakers": dict(sorted(Counter(u.speaker_id for u in utterances).items())),
-        "dimensions": dimensions,
-    }
