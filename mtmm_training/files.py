@@ -1,6 +1,6 @@
-"""How files are written: whole or not at all, and where the disk refuses them, in one sentence.
+"""How files are written: whole or not at all.
 
-Whoever is killed leaves no more than a hidden file ending in .tmp, which the next one sweeps away.
+A process that is killed leaves no more than a hidden file ending in .tmp, which a later one deletes.
 """
 
 import errno
@@ -18,48 +18,29 @@ from typing import Any
 
 FORGOTTEN_SECONDS = 3600.0  # a temporary file this old belongs to a process that was killed
 
-_SPACE = "Free some space there, or choose another place, and run the same command again."
-_RIGHTS = "Choose a place that you may write to."
-_KIND = (
-    "There is a file where a folder must be, or the other way round, or a link that leads nowhere; "
-    "choose another place."
-)
-_REMEDIES: dict[int | None, str] = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EROFS: _RIGHTS,
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
-    errno.EEXIST: _KIND,
-    errno.ENOTDIR: _KIND,
-    errno.EISDIR: _KIND,
-    errno.ELOOP: _KIND,
-    errno.ENAMETOOLONG: "Choose a shorter name.",
-}
+# What says that a place cannot be written to, rather than that what is written is wrong.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST}
+_REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Says what to do where the disk refuses what the block writes at `path`.
+    """Names the place where the disk refuses what the block writes there.
 
     Args:
-        path: Of a file, or of the folder that the block fills.
+        path: the file, or the folder that the block fills.
 
     Raises:
-        OSError: As the block's own, or in the place of an error of a Rust library, whose types do
-            not tell a full disk from other errors; the message names `path` and what to do.
+        OSError: as the block's own, or in the place of an error of a Rust library, whose types do
+            not tell a full disk from other errors; the message names `path`.
     """
     try:
         yield
     except Exception as error:  # also tokenizers', which has no type of its own
-        number = _number(error)
-        if number not in _REMEDIES:
+        if _number(error) not in _REFUSALS:
             raise
-        reason = str(error)
-        if number == errno.ENOSPC:
-            reason += f"; {_free(Path(path)) / 2**20:,.1f} MiB are free on that disk"
         kind = type(error) if isinstance(error, OSError) else OSError
-        raise kind(f"{path} could not be written ({reason}). {_REMEDIES[number]}") from error
+        raise kind(f"{path} could not be written ({error}).") from error
 
 
 @contextmanager
@@ -85,9 +66,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
-    """Delete what killed processes left half written; what may still be in work stays.
+    """Deletes what killed processes left half written; what may still be in work stays.
 
-    Files of the future are of a clock that was set back, and as forgotten as old ones.
+    A file from the future was written before a clock was set back: it is deleted as old ones are.
     """
     for path in folder.glob(pattern):
         with suppress(OSError):  # finished, or swept by another process; or not ours to delete
@@ -96,28 +77,25 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
-    """A JSON object that a run left, with the keys that are needed of it.
+    """Reads a JSON object that a run left, with the keys that are needed of it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or was written by another version or program.
     """
-    again = "move it away, and run the command that wrote it again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); {again}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object: another program wrote it; {again}.")
+        raise ValueError(f"{path} is no JSON object: another program or version wrote it.")
     if lacking := [name for name in needed if name not in content]:
-        raise ValueError(
-            f"{path} lacks {', '.join(lacking)}: another version or program wrote it; {again}."
-        )
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: another program or version wrote it.")
     return content
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file of JSON, under a temporary name first; NaN is refused."""
+    """Writes a file of JSON, under a temporary name first; NaN is refused."""
     with replacing(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -135,8 +113,3 @@ def _number(error: Exception) -> int | None:
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
     return int(found[1]) if found else None
-
-
-def _free(path: Path) -> int:
-    """Bytes that are free on the disk where `path` is, or would be."""
-    return shutil.disk_usage(next(p for p in (path, *path.parents) if p.exists())).free

@@ -387,7 +387,7 @@ def test_failed_export_leaves_the_older_one(tmp_path: Path) -> None:
     for name, content in older.items():
         (tmp_path / name).write_bytes(content)
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match=f"{path} could not be written .*Free some space"):
+    with pytest.raises(OSError, match=f"{path} could not be written"):
         with export_module._appearing(path) as staged:
             staged.write_bytes(b"half")
             raise full
