@@ -485,7 +485,7 @@ def test_run_is_checked(
     tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained_run(tmp_path_factory.getbasetemp())
-    explanation_check.main(["--run", str(run), "--utterances", "3"])
+    explanation_check.check_explanations(run, 3)
     lines = capsys.readouterr().out.partition("place on top")[2].splitlines()
     rates = [line for line in lines if ": attention" in line or ": occlusion" in line]
     assert len(rates) == 11
@@ -494,12 +494,3 @@ def test_run_is_checked(
         assert 0 <= rate <= 1 and 0 < chance < 1 and -1 <= agreement <= 1
     assert "valence words: occlusion, emotion" in lines[2]
     assert lines[-1].startswith("3 utterances of the test split of")
-
-
-@pytest.mark.parametrize("count", ["0", "-3"])
-def test_check_of_no_utterances_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        explanation_check.main(["--run", "run", "--utterances", count])
-    assert (
-        f"--utterances: '{count}' must be a whole number of at least 1" in capsys.readouterr().err
-    )

@@ -12,8 +12,12 @@ import pytest
 from hub_server import trained_run
 from matplotlib.image import imread
 
-from mtmm_training.studies import transcript_errors
-from mtmm_training.studies.transcript_errors import degrade, edit_distance, word_error_rate
+from mtmm_training.studies.transcript_errors import (
+    degrade,
+    edit_distance,
+    measure_errors,
+    word_error_rate,
+)
 
 WORDS = [f"w{i}" for i in range(40)]
 TRANSCRIPTS = [" ".join(np.random.default_rng(i).choice(WORDS, 5 + i % 9)) for i in range(200)]
@@ -57,8 +61,7 @@ def test_run_is_measured_at_every_rate(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained_run(tmp_path_factory.getbasetemp())
-    flags = ["--run", str(run), "--rates", "0", "0.5", "--out", str(tmp_path)]
-    transcript_errors.main(flags)
+    measure_errors(run, tmp_path, [0, 0.5])
     with open(tmp_path / "wer.csv", newline="", encoding="utf-8") as file:
         true, degraded, silent = csv.DictReader(file)
     test = json.loads((run / "results.json").read_text())["test"]
@@ -70,20 +73,3 @@ def test_run_is_measured_at_every_rate(
     assert len(set(values)) == 3
     assert imread(tmp_path / "wer.png").ndim == 3
     assert "8 test utterances" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("flag", "value", "least"), [("--batch_size", "0", 1), ("--seed", "-1", 0), ("--seed", "a", 0)]
-)
-def test_flags_out_of_range_are_refused(
-    flag: str, value: str, least: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        transcript_errors.main(["--run", str(tmp_path), flag, value])
-    message = f"argument {flag}: '{value}' must be a whole number of at least {least}\n"
-    assert capsys.readouterr().err.endswith(message)
-
-
-def test_folder_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="has no results.json; give the folder of a finished run"):
-        transcript_errors.main(["--run", str(tmp_path)])

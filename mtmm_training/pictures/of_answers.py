@@ -269,9 +269,7 @@ def _draw_moments(
     waveform: np.ndarray | None,
     sampling_rate: int | None,
 ) -> None:
-    starts, ends, shares = np.array(
-        [[s[k] for k in ("start", "end", "share")] for s in moments]
-    ).T
+    starts, ends, shares = np.array([[s[k] for k in ("start", "end", "share")] for s in moments]).T
     low, high = _with_room(shares)
     if waveform is not None and sampling_rate is not None:
         _draw_waveform(axes, np.asarray(waveform), sampling_rate, (starts[0], ends[-1]))

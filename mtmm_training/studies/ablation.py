@@ -166,7 +166,8 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
     for metric in COMPARED:
         rows = {VARIANTS[name].label: each.get(metric) for name, each in differences.items()}
         path = out / "figures" / f"ablation_{metric}.png"
-        draw_intervals(rows, path, f"{title(metric)} minus that of {VARIANTS[REFERENCE].label}")
+        heading = f"{title(metric)}, 95 % intervals"
+        draw_intervals(rows, path, heading, VARIANTS[REFERENCE].label)
     write_markdown(markdown, out / "ablation.md")
     return markdown
 

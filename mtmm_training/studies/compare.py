@@ -10,7 +10,7 @@ import pandas as pd
 
 from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.files import write_json
-from mtmm_training.pictures import figures
+from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.intervals import (
     Interval,
     NoIntervalError,
@@ -161,7 +161,7 @@ def write_comparison(
             name = experiments[folder].name
             rows = {title(metric): difference for metric, difference in differences.items()}
             path = out.with_name(f"{out.name}_{name}.png")
-            draw_intervals(rows, path, f"{name} minus {first.name}")
+            draw_intervals(rows, path, f"{name} minus {first.name}, 95 % intervals", first.name)
     markdown = "\n".join(parts)
     if out is not None:
         write_json(content, out.with_name(f"{out.name}.json"))
@@ -169,7 +169,9 @@ def write_comparison(
     return markdown
 
 
-def draw_intervals(differences: Mapping[str, Difference | None], path: Path, label: str) -> None:
+def draw_intervals(
+    differences: Mapping[str, Difference | None], path: Path, heading: str, zero: str
+) -> None:
     """A forest plot of those differences that have an interval; nothing without any."""
     rows = [
         (name, each.pooled.point, each.pooled.low, each.pooled.high)
@@ -177,7 +179,7 @@ def draw_intervals(differences: Mapping[str, Difference | None], path: Path, lab
         if each is not None and each.pooled is not None
     ]
     if rows:
-        figures.plot_ablation(rows, path, label)
+        of_runs.plot_forest(rows, path, heading, zero)
 
 
 def gain(difference: Difference | None) -> str:

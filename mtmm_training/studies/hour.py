@@ -6,7 +6,6 @@ differ in emotion. The run's model hears it as one file, without a transcript, i
 own windows.
 """
 
-import csv
 import resource
 import sys
 import time
@@ -24,6 +23,7 @@ from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures.of_answers import draw_timeline
 from mtmm_training.pictures.style import save
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
+from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
 from pipeline_mtmm import WINDOW_S
 
@@ -190,11 +190,7 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
         raise ValueError(f"The model of {folder} never saw an emotion; give a run that did.")
     emotions = list(model.config.emotion_names)
     truth = write_recording(test, out / "recording.wav", seconds, seed)
-    with (
-        replacing(out / "truth.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows([Span._fields, *truth])
+    write_csv(truth, out / "truth.csv")
     lengths = [block.end_s - block.start_s for block in truth]
     print(
         f"{seconds:g} s: {len(truth)} blocks of {min(lengths):.0f} to {max(lengths):.0f} s, from "

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mtmm_training.files import replacing, write_json
-from mtmm_training.pictures import figures
+from mtmm_training.pictures import of_runs
 from mtmm_training.studies.experiments import COMPARED, Experiment, read_experiment, summarise
 
 LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
@@ -35,6 +36,17 @@ def write_markdown(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_csv(rows: Sequence[Any], path: Path) -> None:
+    """Writes a table with a header, under a temporary name first; None is an empty cell.
+
+    Args:
+        rows: dicts, or named tuples.
+        path: the file.
+    """
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
 # ---- pictures ----------------------------------------------------------------------------------
 
 
@@ -46,20 +58,20 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
         if summary["metrics"].get(name, {}).get("n") == len(experiment.runs)
     }
     if complete:
-        figures.plot_fold_spread(complete, folder / "fold_spread.png", "score on the test split")
+        of_runs.plot_fold_spread(complete, folder / "fold_spread.png", "score on the test split")
     if summary["confusion"] is not None:
         labelled = len(experiment.labelled("UAR"))
         heading = (
             f"{experiment.name}: {folds_of(summary)}, {labelled} test utterances with an emotion"
         )
         path = folder / "confusion.png"
-        figures.plot_confusion(summary["confusion"], experiment.emotions, path, heading)
+        of_runs.plot_confusion(summary["confusion"], experiment.emotions, path, heading)
         compared = {
             "before temperature": experiment.probabilities_before,
             "after temperature": experiment.probabilities,
         }
         path = folder / "reliability.png"
-        figures.plot_reliability(compared, experiment.emotion_labels, path)
+        of_runs.plot_reliability(compared, experiment.emotion_labels, path)
     if {"valence", "arousal"} <= set(experiment.dimensions):
         _draw_plane(experiment, folder / "valence_arousal.png")
 
@@ -74,7 +86,7 @@ def _draw_plane(experiment: Experiment, path: Path) -> None:
     if experiment.emotions:
         names = [name if isinstance(name, str) else None for name in experiment.rows.emotion_label]
     predictions = experiment.rows[plane].to_numpy(np.float64)
-    figures.plot_dimensions(labels, predictions, path, tuple(limits), names)
+    of_runs.plot_dimensions(labels, predictions, path, tuple(limits), names)
 
 
 # ---- how things are written --------------------------------------------------------------------

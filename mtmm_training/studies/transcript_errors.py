@@ -5,7 +5,6 @@ the saved model predicts each version. The last row is the model without any tra
 utterance has audio. Nothing is chosen by these numbers.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from matplotlib.figure import Figure
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.files import replacing
-from mtmm_training.pictures.style import COLOURS, DPI, GREY, LINES, MARKERS, save
+from mtmm_training.pictures.style import GREY, new_figure, save, series_style
 from mtmm_training.scoring.predictions import predict
+from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
 
 # Shares of all errors, about as recognisers of conversations make them.
@@ -97,30 +95,17 @@ def measure(
     return {name: value for name, value in flat.items() if value is not None}
 
 
-def write_table(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the rows as CSV; None is an empty cell."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw each metric over the word error rate; dotted: without a transcript."""
-    figure = Figure(figsize=(6.4, 4.4), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, axes = new_figure(6.4, 4.4)
     names = [name for name in rows[0] if name not in ("rate", "WER")]
     degraded = [row for row in rows if row["WER"] is not None]
     for i, name in enumerate(names):
-        style: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": LINES[i % len(LINES)],
-        }
+        style = series_style(i)
         x, y = ([row[key] for row in degraded] for key in ("WER", name))
-        axes.plot(x, y, marker=MARKERS[i % len(MARKERS)], label=name, **style)
-        for row in rows:
-            if row["WER"] is None:
-                axes.axhline(row[name], color=style["color"], linestyle=":", linewidth=1)
+        axes.plot(x, y, label=name, **style)
+        if rows[-1]["WER"] is None:
+            axes.axhline(rows[-1][name], color=style["color"], linestyle=":", linewidth=1)
     axes.set(xlabel="word error rate of the test transcripts", ylabel="metric on the test split")
     axes.set_title("dotted: without transcripts", fontsize="medium", color=GREY)
     axes.grid(alpha=0.3)
@@ -168,7 +153,7 @@ def measure_errors(
         silent = with_texts(test, [""] * len(test))
         metrics = measure(model, processor, silent, batch_size)
         rows.append({"rate": None, "WER": None} | metrics)
-    write_table(rows, out / "wer.csv")
+    write_csv(rows, out / "wer.csv")
     plot(rows, out / "wer.png")
     print_table(rows)
     print(f"{len(test)} test utterances; wer.csv and wer.png are in {out}")
