@@ -6,10 +6,7 @@ from mtmm_training.commands.evaluate import add_run_flags, run_flags
 from mtmm_training.studies.variants import VARIANTS
 
 SUMMARY = "the paper's ablations: variants in the same folds, in one table"
-EPILOG = f"""\
-variants:
-{chr(10).join(f"  {name:18} {variant.label}" for name, variant in VARIANTS.items())}
-
+EPILOG = """\
 examples:
   mtmm ablation --out out/ablation --jobs 2
   mtmm ablation --out out/iemocap --corpus iemocap --corpus_dir IEMOCAP_full_release
@@ -22,8 +19,8 @@ the embedded corpus.
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The variants, and the flags of an experiment."""
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME",
-        help="only these beside the reference; all if not given",
+        "--variants", nargs="+", choices=VARIANTS, default=None, metavar="NAME",
+        help=f"only these beside the reference, of {', '.join(VARIANTS)}; all if not given",
     )  # fmt: skip
     add_run_flags(parser)
 
@@ -36,4 +33,4 @@ def run(options: argparse.Namespace) -> None:
         given = vars(options)
         options = argparse.Namespace(**embedded_settings(options.out) | given)
     config, which = run_flags(options)
-    run_ablation(options.out, config, options.variants, **which)
+    run_ablation(options.out, config, options.variants or list(VARIANTS), **which)

@@ -16,12 +16,11 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a command that runs experiments: its own, and training's."""
     group = parser.add_argument_group("experiment")
     group.add_argument("--out", type=folder, required=True, help="folder of all results")
+    group.add_argument("--folds", type=int, nargs="+", metavar="I", help="only these, from 0")
+    group.add_argument("--fold", type=int, nargs="+", dest="folds", help=argparse.SUPPRESS)
     group.add_argument(
-        "--folds", "--fold", type=int, nargs="+", metavar="I", help="only these, counted from 0"
-    )
-    group.add_argument(
-        "--share", type=share, default=(0, 1), metavar="I/N",
-        help="only the folds whose number divided by N leaves I: machine I of N (0/1)",
+        "--share", type=share, default="0/1", metavar="I/N",
+        help="only folds whose number divided by N leaves I: machine I of N",
     )  # fmt: skip
     group.add_argument("--jobs", type=count, default=1, metavar="N", help="folds at once")
     names = [field.name for field in fields(TrainConfig) if field.name not in OF_ONE_FOLD]

@@ -71,7 +71,7 @@ def _check(options: argparse.Namespace) -> None:
 
 VERBS = {
     "hour": Verb(
-        "an hour of speech with known changes of emotion, and how well a timeline finds them",
+        "how well a timeline finds the changes of emotion in an hour of speech",
         _add_hour_flags,
         _hour,
         "examples:\n  mtmm study hour --run out/run --seconds 600\n",
