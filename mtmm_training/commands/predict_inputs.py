@@ -44,9 +44,8 @@ class Input:
         from audio_mtmm import to_mono
         from processing_mtmm import MTMMProcessor
 
-        waveform, sampling_rate = MTMMProcessor.load_audio(
-            str(self.audio), self.start_s, self.end_s
-        )
+        place = str(self.audio)
+        waveform, sampling_rate = MTMMProcessor.load_audio(place, self.start_s, self.end_s)
         return to_mono(waveform), sampling_rate
 
     def given(self) -> dict[str, Any]:
@@ -159,14 +158,9 @@ def _transcript_of(audio: Path, transcripts: Path | None) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _as_input(utterance: Utterance) -> Input:
-    return Input(
-        utterance.utterance_id,
-        utterance.audio,
-        {} if utterance.text is None else {"text": utterance.text},
-        utterance.start_s,
-        utterance.end_s,
-    )
+def _as_input(row: Utterance) -> Input:
+    said = {} if row.text is None else {"text": row.text}
+    return Input(row.utterance_id, row.audio, said, row.start_s, row.end_s)
 
 
 def read_transcript(path: Path) -> dict[str, Any]:
@@ -198,19 +192,14 @@ def read_transcript(path: Path) -> dict[str, Any]:
 
 def _as_written(name: str, items: Any) -> Any:
     """What recognisers write for "words" or "segments", as the pipeline takes it."""
-    if not isinstance(items, list):
-        return items
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        return items  # the pipeline says what is wrong
     if name == "words":  # some say {"word": ...}
-        return [
-            {"text": i["word"]} | i if isinstance(i, dict) and "word" in i else i for i in items
-        ]
+        return [{"text": item["word"]} | item if "word" in item else item for item in items]
     return [item for item in items if not _is_nothing(item)]
 
 
-def _is_nothing(segment: Any) -> bool:
+def _is_nothing(segment: dict[str, Any]) -> bool:
     """Whether it is without words and without length, as at the end of silence."""
-    if not isinstance(segment, dict) or "start" not in segment:
-        return False
-    text = segment.get("text")
-    blank = isinstance(text, str) and not text.strip()
-    return blank and segment["start"] == segment.get("end")
+    blank = not str(segment.get("text", "x")).strip()
+    return blank and "start" in segment and segment["start"] == segment.get("end")
