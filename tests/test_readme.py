@@ -160,8 +160,8 @@ def parse_accelerate(words: list[str]) -> None:
     words = [{"R": "0"}.get(word, word) for word in words[1:]]
     given: Any = launch_command_parser().parse_args(words)
     assert given.config_file is None or (CHECKOUT / given.config_file).is_file()
-    script = ["-m"] * given.module + [given.training_script]
-    parse_python([*script, *given.training_script_args])
+    words = [given.training_script, *given.training_script_args]
+    parse_python(["-m", *words] if given.module else words)
 
 
 def check_make(words: list[str]) -> None:
