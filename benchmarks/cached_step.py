@@ -48,35 +48,23 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--batches", type=int, default=4, help="different ones, in each round")
     parser.add_argument("--layers", choices=["last", "weighted"], default="last")
-    parser.add_argument(
-        "--states", nargs="+", choices=["random", "real"], default=["random", "real"]
-    )
     parser.add_argument("--cache_dtype", choices=list(DTYPES), default="float16")
     parser.add_argument(
         "--real", type=Path, default=real_data(), help="folder of encoders/, ravdess4/"
     )
     arguments = parser.parse_args()
     device = begin(arguments)
-    wanted = set(arguments.states)
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(arguments.quick, encoder_layers=arguments.layers)
+        cache = random_cache(config, arguments, Path(folder))
+        measure("paper's shapes", make_heads(config, device), *cache, arguments)
     if arguments.real is None or arguments.quick:
         print("small real encoders: not measured (--quick, or no --real)")
-        wanted.discard("real")
-    if "random" in wanted:
-        with tempfile.TemporaryDirectory() as folder:
-            config = make_config(arguments.quick, encoder_layers=arguments.layers)
-            cache = random_cache(config, arguments, Path(folder))
-            measure("paper's shapes", make_heads(config, device), *cache, arguments)
-    if "real" in wanted:
-        with tempfile.TemporaryDirectory() as folder:
-            model, lengths, dataset, collate = real_cache(arguments, Path(folder))
-            measure(
-                "small real encoders",
-                move(model, device).train(),
-                lengths,
-                dataset,
-                collate,
-                arguments,
-            )
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model, lengths, dataset, collate = real_cache(arguments, Path(folder))
+        move(model, device).train()
+        measure("small real encoders", model, lengths, dataset, collate, arguments)
 
 
 def random_cache(
@@ -173,12 +161,9 @@ def measure(
     sizes = ", ".join("x".join(map(str, b["acoustic_states"].shape)) for b in resident)
     print(f"{name}, {arguments.layers} layers, {arguments.cache_dtype}; batches {sizes}")
     watch.print_table()
-    watch.print_ratio(
-        f"cached step ÷ resident step, {name}, in-process", "cached, in-process", "resident", TARGET
-    )
-    watch.print_ratio(
-        f"cached step ÷ resident step, {name}, one worker", "cached, one worker", "resident", TARGET
-    )
+    for way in ("in-process", "one worker"):
+        claim = f"cached step ÷ resident step, {name}, {way}"
+        watch.print_ratio(claim, f"cached, {way}", "resident", TARGET)
 
 
 def to_device(
