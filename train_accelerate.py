@@ -235,8 +235,6 @@ def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
                     probability,
                     seed=config.seed,
                     epoch=epoch,
-                    text_share=config.rmm_text_share,
-                    per_batch=config.rmm_per_batch,
                 )
                 mask_frames(batch, config.mask_frames, seed=config.seed, epoch=epoch)
                 inputs = {name: value for name, value in batch.items() if name != "utterance_ids"}

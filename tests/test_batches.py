@@ -1,6 +1,7 @@
 """Run alone: python -m pytest tests/test_batches.py"""
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.batches.masking import mask_modalities, rmm_probability
 from mtmm_training.batches.sampler import LengthBatches, share_out
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import Utterance, UtteranceError
 
 
 def iemocap_like_lengths(count: int = 5531, seed: int = 0) -> np.ndarray:
@@ -185,14 +186,8 @@ def test_shares_add_up(total: int, weights: list[float], expected: list[int]) ->
     assert share_out(total, weights) == expected
 
 
-@pytest.mark.parametrize("exponent", [-0.1, 1.5])
-def test_exponent_out_of_range_is_refused(exponent: float) -> None:
-    with pytest.raises(ValueError, match=f"`exponent={exponent}` must be from 0 to 1"):
-        LengthBatches([5, 6], 2, exponent=exponent)
-
-
 def test_too_few_utterances_for_the_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 utterances cannot be dealt out to 3 processes"):
+    with pytest.raises(ValueError, match="2 utterances .* 3 processes"):
         LengthBatches([5, 6], 4, world_size=3)
 
 
@@ -244,13 +239,6 @@ def test_masking_does_not_depend_on_the_batch() -> None:
     assert not torch.equal(masked_batch(20, epoch=1)["audio_attention_mask"], whole)
 
 
-def test_masking_per_batch_draws_once() -> None:
-    for epoch in range(20):
-        batch = masked_batch(9, epoch=epoch, per_batch=True)
-        text = batch["attention_mask"].any(-1)[1:]
-        assert text.all() or not text.any()
-
-
 def test_masking_off_or_without_a_modality_changes_nothing() -> None:
     assert masked_batch(9, probability=0.0)["audio_attention_mask"].all()
     only_text: dict[str, Any] = {"utterance_ids": ["a"], "attention_mask": torch.ones(1, 3)}
@@ -263,7 +251,7 @@ class FakeProcessor:
 
     def __call__(self, audio: list[Any], text: list[Any]) -> dict[str, Any]:
         if "bad" in text:
-            raise ValueError("Utterance 1 of this batch: refused.")
+            raise ValueError("Refused.")
         return {"attention_mask": torch.ones(len(text), 1)}
 
 
@@ -293,7 +281,11 @@ def test_collator_keeps_na_and_marks_absent_labels() -> None:
     assert batch["utterance_ids"] == ["u0", "u1"]
 
 
-def test_collator_names_the_utterances_of_a_refused_batch() -> None:
-    dataset = to_dataset([text_utterance(0), text_utterance(1, text="bad")])
-    with pytest.raises(ValueError, match=r"Utterance 1 of this batch.*from 0: u0, u1"):
-        RawInputs(FAKE, ["angry"], ["valence"])(list(dataset))
+def test_collator_names_the_utterance_that_is_refused() -> None:
+    collate = RawInputs(FAKE, ["angry"], ["valence"])
+    rows = list(to_dataset([text_utterance(0), text_utterance(1, text="bad")]))
+    with pytest.raises(UtteranceError) as caught:
+        collate(rows)
+    assert (caught.value.utterance_id, caught.value.problem) == ("u1", "Refused.")
+    assert pickle.loads(pickle.dumps(caught.value)).utterance_id == "u1"  # as from a worker
+    assert collate.problems(rows) == {"u1": "Refused."}

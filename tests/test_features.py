@@ -1,11 +1,12 @@
 """The cache returns what was encoded, encodes once, never anything stale, and survives being killed."""
 
-import hashlib
 import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,11 @@ from mtmm_training.batches.augment import add_variants
 from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.masking import mask_modalities
-from mtmm_training.batches.sampler import LengthBatches
+from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.folds import make_folds
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import Utterance, UtteranceError
 from mtmm_training.files import FORGOTTEN_SECONDS
 from processing_mtmm import MTMMProcessor
 
@@ -236,11 +239,14 @@ def test_half_precision_moves_logits_little(
     effects = {}
     for dtype in features.DTYPES:
         cache = open_cache(dtype=dtype)
+        assert cache.precision_line() is None
         cache.encode(utterances)
-        line = cache.precision_line(utterances)
+        line = str(cache.precision_line())
         assert f"cache in {dtype}:" in line and "(7 utterances)" in line
         effects[dtype] = float(line.split(" at most")[0].split()[-1])
-    assert effects["float32"] <= 1e-5 < effects["float16"] < effects["bfloat16"] < 0.5
+        cache.encode(utterances)
+        assert cache.precision_line() is None  # nothing was encoded, so nothing is told
+    assert effects["float32"] == 0 < effects["float16"] < effects["bfloat16"] < 0.5
 
 
 # ---- once, and never stale -----------------------------------------------------------------------
@@ -252,11 +258,46 @@ def test_second_run_encodes_nothing(
     model = make_model()
     runs = count_runs(model.audio_model), count_runs(model.text_model)
     assert open_cache(model).encode(utterances) == {"audio": 6, "text": 6}
-    assert [sum(sizes) for sizes in runs] == [6, 6]
     again = open_cache(model)
     assert again.encode(utterances) == {"audio": 0, "text": 0}
     again.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
     assert [sum(sizes) for sizes in runs] == [6, 6]
+
+
+def test_each_file_is_opened_twice_by_all_folds(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hashed and decoded: by folds, batches, encoding, and two more processes with other folds."""
+    opened = tmp_path / "opened.txt"
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "open" and str(arguments[0]).endswith(".wav"):
+            with os.fdopen(os.open(opened, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
+                file.write(f"{Path(arguments[0]).name}\n")
+
+    def fold(seed: int) -> None:
+        recordings = Recordings(tmp_path / "cache")
+        make_folds(utterances, "grouped", k=3, seed=seed, recordings=recordings)
+        frame_lengths(utterances, recordings)
+        cache = open_cache(recordings=recordings)
+        cache.encode(utterances, batch_size=2)
+        cache.precision_line()
+        collate = cache.collator(utterances, EMOTIONS, DIMENSIONS)
+        assert len(collate(list(to_dataset(utterances)))["acoustic_states"]) == 7
+
+    watching = True
+    sys.addaudithook(note)
+    for seed in range(3):
+        process = multiprocessing.get_context("fork").Process(target=fold, args=(seed,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    watching = False
+    counts = Counter(opened.read_text().split())
+    assert len(counts) == 6 and set(counts.values()) == {2}
 
 
 def test_equal_content_is_one_entry(utterances: list[Utterance], open_cache: OpenCache) -> None:
@@ -264,22 +305,19 @@ def test_equal_content_is_one_entry(utterances: list[Utterance], open_cache: Ope
     assert open_cache().encode(twins) == {"audio": 1, "text": 1}
 
 
-def test_saved_model_hits_cache(
-    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel, tmp_path: Path
+def test_saved_model_and_used_processor_hit_cache(
+    utterances: list[Utterance],
+    open_cache: OpenCache,
+    make_model: MakeModel,
+    tiny_processor: MTMMProcessor,
+    tmp_path: Path,
 ) -> None:
     model = make_model()
     open_cache(model).encode(utterances)
     model.save_pretrained(tmp_path / "saved")
     loaded = MTMMModel.from_pretrained(tmp_path / "saved")
-    assert open_cache(loaded).encode(utterances) == {"audio": 0, "text": 0}
-
-
-def test_processor_that_was_used_hits_cache(
-    utterances: list[Utterance], open_cache: OpenCache, tiny_processor: MTMMProcessor
-) -> None:
-    open_cache().encode(utterances)
     tiny_processor(text=["a", "b c d"], text_kwargs={"padding": "max_length", "max_length": 20})
-    assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
+    assert open_cache(loaded).encode(utterances) == {"audio": 0, "text": 0}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +340,7 @@ def test_changed_utterance_misses(
     cache = open_cache(model)
     cache.encode(utterances)
     changed = [replace(utterances[0], **change), *utterances[1:]]
-    with pytest.raises(ValueError, match=r"states of 1 utterances \(u0, ...\)"):
+    with pytest.raises(ValueError, match="states of u0"):
         cache.collator(changed, EMOTIONS, DIMENSIONS)
     assert cache.encode(changed) == misses
     batch = cache.collator(changed, EMOTIONS, DIMENSIONS)([to_dataset(changed)[0]])
@@ -496,19 +534,21 @@ def test_unrelated_processes_share_a_cache(
         assert batch["acoustic_attention_mask"].any(-1).sum() == 6
 
 
-def test_damaged_shard_is_named_and_encoded_again(
+def test_damaged_shard_is_found_and_encoded_again(
     utterances: list[Utterance], open_cache: OpenCache
 ) -> None:
     cache = open_cache()
     cache.encode(utterances)
+    cache.verify()
     path = next(cache.shards["audio"].folder.glob("*.safetensors"))
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path.name} is damaged.* Delete this file"):
-        open_cache().encode(utterances)
+    with pytest.raises(ValueError, match=path.name):
+        open_cache().verify()
     path.unlink()
     assert open_cache().encode(utterances)["audio"] > 0
+    open_cache().verify()
 
 
 @pytest.fixture
@@ -518,49 +558,22 @@ def shard(tmp_path: Path) -> Path:
     return next(tmp_path.glob("*.safetensors"))
 
 
-def test_no_damaged_byte_of_a_shard_goes_unseen(shard: Path) -> None:
-    """Of the header's length, the header, each tensor, and the end; each bit that matters."""
-    good = shard.read_bytes()
-    for place in range(len(good)):
-        shard.write_bytes(good[:place] + bytes([good[place] ^ 0x41]) + good[place + 1 :])
-        with pytest.raises(ValueError, match=f"{shard} is damaged.*Delete this file"):
-            StateShards(shard.parent).refresh()
-    shard.write_bytes(good)
-    StateShards(shard.parent).refresh()
-
-
-@pytest.mark.parametrize("content", [b"", b"RIFF", None])  # None: cut after every byte
-def test_foreign_or_cut_shard_is_named(shard: Path, content: bytes | None) -> None:
-    good = shard.read_bytes()
-    for bad in [content] if content is not None else [good[:n] for n in range(len(good))]:
-        shard.write_bytes(bad)
-        with pytest.raises(ValueError, match=f"{shard} is damaged.*Delete this file"):
-            StateShards(shard.parent).refresh()
-
-
-@pytest.mark.parametrize("content", [b"", b"RIFF" * 9])
-def test_foreign_file_named_by_its_checksum_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / f"{hashlib.sha256(content).hexdigest()}.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"shard {path} cannot be read .*Delete it"):
-        StateShards(tmp_path).refresh()
-
-
-def test_folder_in_the_place_of_a_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").mkdir()
-    with pytest.raises(ValueError, match="x.safetensors cannot be read .*directory.*Delete it"):
-        StateShards(tmp_path).refresh()
+@pytest.mark.parametrize("kept", [0, 4, 40, -1])
+def test_cut_shard_is_named(shard: Path, kept: int) -> None:
+    shard.write_bytes(shard.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=str(shard)):
+        StateShards(shard.parent).refresh()
 
 
 @pytest.mark.parametrize("change", ["gone", "cut"])
-def test_shard_that_changes_after_it_was_checked_is_named(shard: Path, change: str) -> None:
+def test_shard_that_changes_after_it_was_indexed_is_named(shard: Path, change: str) -> None:
     shards = StateShards(shard.parent)
     shards.refresh()
     if change == "gone":
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:-4])
-    with pytest.raises(ValueError, match=f"shard {shard} cannot be read .*encoded again"):
+    with pytest.raises(ValueError, match=str(shard)):
         shards["a"]
 
 
@@ -574,9 +587,7 @@ def test_small_disk_is_refused(
     model = make_model(encoder_layers="weighted")
     runs = count_runs(model.audio_model)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
-    with pytest.raises(
-        ValueError, match="needs 0.00 GiB more, and the disk of .* has 0.00 GiB free"
-    ):
+    with pytest.raises(ValueError, match="needs 0.00 GiB more"):
         open_cache(model).encode(utterances)
     assert runs == []
     assert "6 audio entries to encode" in capsys.readouterr().out
@@ -608,13 +619,8 @@ def test_trainable_encoder_is_refused(
     encoder = model.audio_model if modality == "audio" else model.text_model
     list(encoder.parameters())[-1].requires_grad_(True)
     assert features.trainable_encoders(model) == [modality]
-    with pytest.raises(ValueError, match=f"`{modality}_model`. has trainable .* off`"):
+    with pytest.raises(ValueError, match=f"{modality}_model has trainable"):
         open_cache(model)
-
-
-def test_unknown_dtype_is_refused(open_cache: OpenCache) -> None:
-    with pytest.raises(ValueError, match="`dtype='int8'` .* float16, bfloat16, float32"):
-        open_cache(dtype="int8")
 
 
 def test_overflow_is_refused(
@@ -623,9 +629,7 @@ def test_overflow_is_refused(
     model = make_model()
     with torch.no_grad():
         model.audio_model.encoder.layer_norm.weight.fill_(1e6)
-    with pytest.raises(
-        ValueError, match="acoustic states of utterance u. are not finite in float16"
-    ):
+    with pytest.raises(UtteranceError, match="u.: .*not finite in float16"):
         open_cache(model, dtype="float16").encode(utterances)
     assert open_cache(model, dtype="bfloat16").encode(utterances)["audio"] == 6
 

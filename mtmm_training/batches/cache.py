@@ -10,12 +10,9 @@ so nothing on disk is ever changed and any number of processes may write at once
 """
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +26,9 @@ from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
-from mtmm_training.data.utterances import Utterance, without_fields
-from mtmm_training.files import file_digest, sweep, write_json
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import Utterance, UtteranceError, few, without_fields
+from mtmm_training.files import sweep, write_json
 from processing_mtmm import MTMMProcessor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -43,6 +41,7 @@ INPUTS = {
 # A shard is written when it is so large or so old; a killed process loses no more than one.
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
+SAMPLE = 8  # utterances that tell what the precision does
 ENCODING_FRAMES = 6000  # padded positions in a batch of encoding, at most: two minutes of speech
 
 
@@ -57,11 +56,14 @@ class FeatureCache:
         self,
         model: MTMMModel,
         processor: MTMMProcessor,
-        shards: dict[str, "StateShards"],
+        shards: dict[str, StateShards],
         dtype: torch.dtype,
+        recordings: Recordings,
     ) -> None:
         self.model, self.processor, self.shards, self.dtype = model, processor, shards, dtype
-        self._file_digests: dict[tuple[str, int, int], str] = {}
+        self.recordings = recordings
+        # Of a few utterances that were encoded here: their states before they were rounded.
+        self._sample: list[dict[str, Tensor]] = []
 
     @classmethod
     def open(
@@ -71,28 +73,26 @@ class FeatureCache:
         processor: MTMMProcessor,
         *,
         dtype: str = "float16",
+        recordings: Recordings | None = None,
     ) -> "FeatureCache":
         """The cache in `folder` that fits this model and processor; made if it is not there.
+
+        Nothing that is in it is read yet.
 
         Args:
             folder: One for all models, folds and runs.
             model: Not yet wrapped for several processes; both encoders frozen.
-            processor: Of the model.
+            processor: The model's.
             dtype: In which states are kept: float16, bfloat16 or float32.
+            recordings: What is known of the audio files; None = what the folder knows.
 
         Raises:
-            ValueError: An encoder has trainable parameters, or the dtype is unknown.
+            ValueError: An encoder has trainable parameters.
         """
-        if dtype not in DTYPES:
+        if trained := trainable_encoders(model):
             raise ValueError(
-                f"`dtype={dtype!r}` is no precision of the cache; use {', '.join(DTYPES)}."
-            )
-        for modality in trainable_encoders(model):
-            raise ValueError(
-                f"The {STATES[modality]} encoder (`{modality}_model`) has trainable parameters, so its "
-                "states change in training and cannot be cached. Freeze it (no LoRA, "
-                f'`"freeze_{modality}_encoder": true`), or train without a cache '
-                "(`--cache_dir off`)."
+                f"{trained[0]}_model has trainable parameters, so its states change in training and "
+                "cannot be cached. Freeze it, or train without a cache (--cache_dir off)."
             )
         shards = {}
         for modality in STATES:
@@ -101,24 +101,31 @@ class FeatureCache:
             shards[modality] = StateShards(Path(folder, name))
             if not (description := Path(folder, name, "encoder.json")).exists():
                 write_json(described, description)  # for people; nothing reads it
-        return cls(model, processor, shards, DTYPES[dtype])
+        recordings = recordings or Recordings(folder)
+        return cls(model, processor, shards, DTYPES[dtype], recordings)
 
     def missing(self, utterances: Sequence[Utterance]) -> dict[str, dict[str, Utterance]]:
         """By modality and key, the utterances whose states are not there; equal content is one key.
 
         Raises:
-            ValueError: A shard is damaged.
+            ValueError: A shard cannot be read.
             FileNotFoundError: There is no audio file at an utterance's path.
         """
         missing: dict[str, dict[str, Utterance]] = {}
         for modality, shards in self.shards.items():
             shards.refresh()
-            missing[modality] = {
-                key: utterance
-                for key, utterance in zip(self._keys(modality, utterances), utterances, strict=True)
-                if key is not None and key not in shards.entries
-            }
+            keys = zip(self._keys(modality, utterances), utterances, strict=True)
+            missing[modality] = {key: u for key, u in keys if key and key not in shards.entries}
         return missing
+
+    def verify(self) -> None:
+        """Reads all states of these encoders and compares them with their checksums.
+
+        Raises:
+            ValueError: Some are damaged.
+        """
+        for shards in self.shards.values():
+            shards.verify()
 
     def encode(
         self,
@@ -144,8 +151,8 @@ class FeatureCache:
             How many entries this process encoded, by modality.
 
         Raises:
-            ValueError: The disk cannot hold the states, a shard is damaged, an input cannot be
-                read, or a state cannot be kept in the cache's dtype.
+            ValueError: The disk cannot hold the states, or a shard cannot be read.
+            UtteranceError: An input cannot be read, or a state cannot be kept in the cache's dtype.
             OSError: The disk is full after all, or cannot be written to; what was written stays and
                 is used next time.
         """
@@ -155,22 +162,44 @@ class FeatureCache:
             for modality, entries in missing.items()
         }
         self._check_space(positions, quiet=rank != 0)
-        encoded = {}
-        for modality, entries in missing.items():
-            # By key, not by order: it holds however many of them the others have written by now.
-            mine = [int(key[:16], 16) % world_size == rank for key in entries]
-            share = dict(entry for entry, own in zip(entries.items(), mine, strict=True) if own)
+        # By key, not by order: it holds however many of them the others have written by now.
+        shares = {
+            modality: {
+                key: u for key, u in entries.items() if int(key[:16], 16) % world_size == rank
+            }
+            for modality, entries in missing.items()
+        }
+        sampled = self._choose_sample(utterances, shares)
+        exact: dict[str, Tensor] = {}
+        for modality, share in shares.items():
             if share:
-                lengths = positions[modality][mine]
+                lengths = dict(zip(missing[modality], positions[modality], strict=True))
                 batches = LengthBatches(
-                    lengths,
+                    [lengths[key] for key in share],
                     1 if self._group_norm(modality) else batch_size,
                     frame_budget=ENCODING_FRAMES,
                     shuffle=False,
                 )
-                self._encode(modality, share, batches, workers, quiet=rank != 0)
-            encoded[modality] = len(share)
-        return encoded
+                wanted = {keys[modality] for keys in sampled if modality in keys}
+                exact |= self._encode(modality, share, batches, workers, wanted, quiet=rank != 0)
+        self._sample = [{m: exact[key] for m, key in keys.items()} for keys in sampled]
+        return {modality: len(share) for modality, share in shares.items()}
+
+    def _choose_sample(
+        self, utterances: Sequence[Utterance], shares: dict[str, dict[str, Utterance]]
+    ) -> list[dict[str, str]]:
+        """Keys by modality of the first utterances that this process encodes as a whole."""
+        sample: list[dict[str, str]] = []
+        if not any(shares.values()):
+            return sample
+        columns = [self._keys(modality, utterances) for modality in STATES]
+        for row in zip(*columns, strict=True):
+            keys = {modality: key for modality, key in zip(STATES, row, strict=True) if key}
+            if all(key in shares[modality] for modality, key in keys.items()):
+                sample.append(keys)
+            if len(sample) == SAMPLE:
+                break
+        return sample
 
     def collator(
         self,
@@ -185,49 +214,57 @@ class FeatureCache:
             emotions, dimension_names: As of [`RawInputs`].
 
         Raises:
-            ValueError: An utterance is not in the cache, or a shard is damaged.
+            ValueError: An utterance is not in the cache, or a shard cannot be read.
         """
-        for modality, entries in self.missing(utterances).items():
-            if entries:
-                ids = [utterance.utterance_id for utterance in entries.values()]
-                raise ValueError(
-                    f"The cache has no {STATES[modality]} states of {len(ids)} utterances ({ids[0]}, ...); "
-                    "encode them first, in every process, and wait for all."
-                )
         names = [u.utterance_id + (u.augmentation or "") for u in utterances]
         keys = {
             modality: dict(zip(names, self._keys(modality, utterances), strict=True))
             for modality in STATES
         }
+        for modality, shards in self.shards.items():
+            shards.refresh()
+            absent = [
+                name for name, key in keys[modality].items() if key and key not in shards.entries
+            ]
+            if absent:
+                raise ValueError(
+                    f"The cache has no {STATES[modality]} states of {few(absent)}; encode them first, in "
+                    "every process, and wait for all."
+                )
         raw = RawInputs(self.processor, emotions, dimension_names)
         return CachedStates(raw, self.shards, keys)
 
     @torch.no_grad()
-    def precision_line(self, utterances: Sequence[Utterance]) -> str:
+    def precision_line(self) -> str | None:
         """What the cache's precision does to emotion logits, as one line to print.
 
-        Args:
-            utterances: A few that are in the cache; each goes through the model alone, twice.
+        Of a few utterances that this process has just encoded, whose states it still has unrounded;
+        None where it encoded none.
         """
-        cached, raw = self.collator(utterances, (), ()), RawInputs(self.processor, (), ())
+        if not self._sample:
+            return None
         training = self.model.training
         self.model.eval()
-        differences = []
-        for row in to_dataset(utterances):
-            logits = [self._logits(collate([row])) for collate in (cached, raw)]
-            differences.append((logits[0] - logits[1]).abs())
+        differences = [
+            (self._logits(states, self.dtype) - self._logits(states, torch.float32)).abs()
+            for states in self._sample
+        ]
         self.model.train(training)
         difference = torch.cat(differences)
         return (
-            f"cache in {self._dtype_name()}: emotion logits differ from those of raw inputs by "
+            f"cache in {self._dtype_name()}: emotion logits differ from those of unrounded states by "
             f"{float(difference.max()):.1e} at most, {float(difference.mean()):.1e} on average "
-            f"({len(utterances)} utterances)"
+            f"({len(differences)} utterances)"
         )
 
-    def _logits(self, batch: dict[str, Any]) -> Tensor:
-        labels = ("emotion_labels", "dimension_labels", "utterance_ids")
-        inputs = {n: t.to(self.model.device) for n, t in batch.items() if n not in labels}
-        return self.model(**inputs).emotion_logits.float()
+    def _logits(self, states: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        inputs: dict[str, Tensor] = {}
+        for modality, name in STATES.items():
+            if modality in states:
+                padded, mask = pad_states([states[modality].to(dtype)])
+                inputs |= {f"{name}_states": padded, f"{name}_attention_mask": mask}
+        on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        return self.model(**on_device).emotion_logits.float()
 
     # Keys and sizes.
 
@@ -235,27 +272,15 @@ class FeatureCache:
         """The key of each utterance's content, None where it lacks the modality."""
         if modality == "text":
             return [None if u.text is None else text_digest(u.text) for u in utterances]
-        # One recording may hold many utterances.
-        paths = list(dict.fromkeys(u.audio for u in utterances if u.audio is not None))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            files = dict(zip(paths, pool.map(self._file_digest, paths), strict=True))
+        files = self.recordings.of(u.audio for u in utterances if u.audio is not None)
         return [
             None
             if u.audio is None
-            else text_digest(f"{files[u.audio]} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}")
+            else text_digest(
+                f"{files[u.audio].digest} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}"
+            )
             for u in utterances
         ]
-
-    def _file_digest(self, path: str) -> str:
-        """Of an audio file's bytes, read once as long as the file does not change."""
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"No audio file at {path!r}; check the path.") from error
-        known = (path, stat.st_size, stat.st_mtime_ns)
-        if known not in self._file_digests:
-            self._file_digests[known] = file_digest(path)
-        return self._file_digests[known]
 
     def _positions(self, modality: str, utterances: Sequence[Utterance]) -> np.ndarray:
         """How many frames or tokens each utterance will have, to one or two: (utterances,)."""
@@ -265,7 +290,7 @@ class FeatureCache:
             tokens = self.processor.tokenizer([u.text for u in utterances], verbose=False)
             return np.array([len(ids) for ids in tokens["input_ids"]])
         extractor = self.processor.feature_extractor
-        lengths = torch.from_numpy(frame_lengths([replace(u, text=None) for u in utterances]))
+        lengths = torch.from_numpy(frame_lengths(utterances, self.recordings))
         lengths = lengths * extractor.sampling_rate // FRAMES_PER_SECOND
         if extractor.model_input_names[0] == "input_features":
             lengths = lengths // extractor.hop_length
@@ -273,29 +298,26 @@ class FeatureCache:
         return -(-frames // self.model.config.acoustic_stride).numpy()
 
     def _check_space(self, positions: dict[str, np.ndarray], quiet: bool) -> None:
-        """Say how large the missing states are; refuse them if the disk cannot hold them."""
-        sizes = {}
+        """Says how large the missing states are; refuses them if the disk cannot hold them."""
+        needed = 0
         for modality, counts in positions.items():
-            config = encoder_of(self.model, modality).config
+            width = encoder_of(self.model, modality).config.hidden_size
             layers = max(len(self.model.config.mixed_layers(modality)), 1)
-            numbers = int(counts.sum()) * layers * config.hidden_size
-            sizes[modality] = numbers * self.dtype.itemsize
+            size = int(counts.sum()) * layers * width * self.dtype.itemsize
+            needed += size
             if not quiet and len(counts):
                 print(
                     f"cache {self.shards[modality].folder}: {len(counts)} {modality} entries to encode, "
-                    f"{counts.sum():,} positions x {layers} layer{'s' * (layers > 1)} x "
-                    f"{config.hidden_size} in "
-                    f"{self._dtype_name()}: {_gib(sizes[modality])}",
+                    f"{counts.sum():,} positions x {layers} layer{'s' * (layers > 1)} x {width} in "
+                    f"{self._dtype_name()}: {_gib(size)}",
                     flush=True,
                 )
         folder = self.shards["audio"].folder.parent
-        needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder).free
         if needed > free:
             raise ValueError(
-                f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)} free. "
-                "Choose another disk, a 16-bit dtype, or the encoders' last layer alone "
-                '(`"encoder_layers": "last"`) or a few (`audio_layers`, `text_layers`), or a larger '
-                "`acoustic_stride`; or train without a cache (`--cache_dir off`)."
+                f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)} free; "
+                "choose another disk, fewer layers or a larger stride, or no cache (--cache_dir off)."
             )
 
     def _dtype_name(self) -> str:
@@ -313,9 +335,14 @@ class FeatureCache:
         entries: dict[str, Utterance],
         batches: LengthBatches,
         workers: int,
+        wanted: Collection[str],
         quiet: bool,
-    ) -> None:
-        """Encode the entries from the longest to the shortest, shard by shard."""
+    ) -> dict[str, Tensor]:
+        """Encodes the entries from the longest to the shortest, shard by shard.
+
+        Returns:
+            The states of the wanted keys, as the encoder gave them.
+        """
         shards = self.shards[modality]
         sweep(shards.folder)
         keys = list(entries)
@@ -328,12 +355,16 @@ class FeatureCache:
             disable=True if quiet else None,  # None: where nobody watches
             leave=False,
         )
+        exact: dict[str, Tensor] = {}
         pending: dict[str, Tensor] = {}
         began = time.monotonic()
         for indices, batch in zip(batches, loader, strict=True):
-            states = self._states(modality, batch)
-            pending |= zip([keys[index] for index in indices], states, strict=True)
-            progress.update(len(batch["utterance_ids"]))
+            states = dict(
+                zip([keys[i] for i in indices], self._states(modality, batch), strict=True)
+            )
+            exact |= {key: states[key].to("cpu", copy=True) for key in states.keys() & wanted}
+            pending |= self._rounded(modality, states, entries)
+            progress.update(len(states))
             size = sum(entry.nbytes for entry in pending.values())
             if size >= SHARD_BYTES or time.monotonic() - began >= SHARD_SECONDS:
                 shards.write(pending)
@@ -341,29 +372,40 @@ class FeatureCache:
         if pending:
             shards.write(pending)
         progress.close()
+        return exact
 
     @torch.no_grad()
     def _states(self, modality: str, batch: dict[str, Any]) -> list[Tensor]:
-        """States of a batch of raw inputs, each without padding, in the cache's dtype."""
+        """States of a batch of raw inputs, each without padding."""
         encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
         states, mask = encode(*(batch[name].to(self.model.device) for name in INPUTS[modality]))
-        kept, lengths = states.to(self.dtype).cpu(), mask.sum(-1).tolist()
-        entries = []
-        for utterance_id, row, length in zip(batch["utterance_ids"], kept, lengths, strict=True):
-            # A copy: a view would keep, and write, the padding of the whole batch.
-            entry = row[..., :length, :].clone(memory_format=torch.contiguous_format)
-            if length == 0:
-                raise ValueError(
-                    f"The {modality} of utterance {utterance_id} is shorter than one position of its "
-                    "encoder; leave the utterance out."
+        return [row[..., :n, :] for row, n in zip(states, mask.sum(-1).tolist(), strict=True)]
+
+    def _rounded(
+        self, modality: str, states: dict[str, Tensor], entries: dict[str, Utterance]
+    ) -> dict[str, Tensor]:
+        """The states in the cache's dtype.
+
+        Raises:
+            UtteranceError: There are none, or they are not finite.
+        """
+        # A copy: a view would keep, and write, the padding of the whole batch.
+        rounded = {
+            key: state.to(self.dtype, copy=True, memory_format=torch.contiguous_format).cpu()
+            for key, state in states.items()
+        }
+        for key, state in rounded.items():
+            problem = None
+            if state.shape[-2] == 0:
+                problem = f"its {modality} is shorter than one position of its encoder."
+            elif not state.isfinite().all():
+                problem = (
+                    f"its {STATES[modality]} states are not finite in {self._dtype_name()}; use a cache in "
+                    "bfloat16 or float32, and check the input."
                 )
-            if not entry.isfinite().all():
-                raise ValueError(
-                    f"The {STATES[modality]} states of utterance {utterance_id} are not finite in "
-                    f"{self._dtype_name()}; use a cache in bfloat16 or float32, and check the input."
-                )
-            entries.append(entry)
-        return entries
+            if problem:
+                raise UtteranceError(entries[key].utterance_id, problem)
+        return rounded
 
 
 class CachedStates:
@@ -374,14 +416,14 @@ class CachedStates:
 
     Args:
         raw: Makes the labels.
-        shards: By modality.
-        keys: By modality, and by utterance id with its augmentation, if any, behind it.
+        shards: States by modality.
+        keys: Keys by modality, and by utterance id with its augmentation, if any, behind it.
     """
 
     def __init__(
         self,
         raw: RawInputs,
-        shards: dict[str, "StateShards"],
+        shards: dict[str, StateShards],
         keys: dict[str, dict[str, str | None]],
     ) -> None:
         self.labels, self.shards, self.keys = raw.labels, shards, keys

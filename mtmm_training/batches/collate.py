@@ -1,8 +1,4 @@
-"""Utterances to batches: dataset, batches by length, decoding and collation, random modality masking.
-
-Everything random here is drawn from (seed, epoch, utterance id), never from a global generator, so
-workers, processes and resumed runs draw the same.
-"""
+"""Utterances to batches of raw inputs: dataset, decoding and collation, and the loader that does it."""
 
 import math
 import signal
@@ -15,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from modeling_mtmm import ABSENT_EMOTION
 from mtmm_training.batches.augment import augment
-from mtmm_training.data.utterances import DIMENSIONS, Utterance
+from mtmm_training.data.utterances import DIMENSIONS, Utterance, UtteranceError
 from processing_mtmm import MTMMProcessor
 
 READING_S = 600.0  # a worker that takes longer over a batch waits for a disk that does not answer
@@ -41,7 +37,7 @@ class RawInputs:
     """Collates rows of [`to_dataset`] into raw inputs of the model, with labels.
 
     Args:
-        processor: Of the model.
+        processor: The model's.
         emotions: Emotion names, in the order of `config.id2label`.
         dimension_names: In the order of `config.dimension_names`.
     """
@@ -54,14 +50,18 @@ class RawInputs:
         self.dimension_names = tuple(dimension_names)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Model inputs, `emotion_labels`, `dimension_labels`, and `utterance_ids` (list of str)."""
-        audio = [self._named_audio(row) for row in rows]
-        text = [row["text"] for row in rows]
+        """Model inputs, `emotion_labels`, `dimension_labels`, and `utterance_ids` (list of str).
+
+        Raises:
+            UtteranceError: An utterance cannot be read or processed.
+        """
+        audio = [self._audio(row) for row in rows]
         try:
-            inputs = dict(self.processor(audio=audio, text=text))
+            inputs = dict(self.processor(audio=audio, text=[row["text"] for row in rows]))
         except (ValueError, TypeError) as error:
-            ids = ", ".join(row["utterance_id"] for row in rows)
-            raise ValueError(f"{error} The batch holds, from 0: {ids}.") from error
+            for utterance_id, problem in self.problems(rows).items():
+                raise UtteranceError(utterance_id, problem) from error
+            raise  # each alone is well
         return inputs | self.labels(rows)
 
     def problems(self, rows: list[dict[str, Any]]) -> dict[str, str]:
@@ -70,7 +70,9 @@ class RawInputs:
         for row in rows:
             try:
                 self.processor(audio=[self._audio(row)], text=[row["text"]])
-            except (ValueError, TypeError, OSError) as error:
+            except UtteranceError as error:
+                found[row["utterance_id"]] = error.problem
+            except (ValueError, TypeError) as error:
                 found[row["utterance_id"]] = str(error)
         return found
 
@@ -87,17 +89,14 @@ class RawInputs:
             "utterance_ids": [row["utterance_id"] for row in rows],
         }
 
-    def _named_audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        try:
-            return self._audio(row)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"Utterance {row['utterance_id']}: {error}") from error
-
     def _audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
         if row["audio"] is None:
             return None
         source = row["audio"]["bytes"] or row["audio"]["path"]
-        array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
+        try:
+            array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
+        except (ValueError, OSError) as error:
+            raise UtteranceError(row["utterance_id"], str(error)) from error
         if row["augmentation"] is not None:
             array = augment(array, rate, row["augmentation"], self.processor)
             rate = self.processor.sampling_rate
@@ -126,9 +125,8 @@ class Loader(DataLoader[Any]):
                     raise
                 ids = ", ".join(self.dataset[index]["utterance_id"] for index in indices)
                 raise OSError(
-                    f"A process that reads audio has been waiting for {self.timeout:g} s over {ids}. Does "
-                    "the disk or network share with their recordings answer? When it does, run the same "
-                    "command again."
+                    f"A process that reads audio has been waiting for {self.timeout:g} s over {ids}: the "
+                    "disk with their recordings does not answer."
                 ) from error
             if isinstance(batch, Exception):
                 raise batch

@@ -8,6 +8,7 @@ import math
 import random
 from typing import Any
 
+RMM_TEXT_SHARE = 0.6  # of the utterances that lose a modality, so many lose the text
 RMM_FLOOR = 0.1  # a lower probability of random modality masking counts as none
 MASKED_SPAN = 10  # positions that one gap hides, at most: 0.2 s without an acoustic stride
 MASKS = {
@@ -37,17 +38,13 @@ def mask_modalities(
     *,
     seed: int,
     epoch: int,
-    text_share: float = 0.6,
-    per_batch: bool = False,
 ) -> None:
     """Random modality masking, in place: an utterance that has both modalities may lose one.
 
     Args:
-        batch: Of a collator; the mask row of a lost modality becomes zero.
-        probability: That an utterance loses one, 0 to 1.
+        batch: What a collator gives; the mask row of a lost modality becomes zero.
+        probability: How likely an utterance loses one, 0 to 1.
         seed, epoch: With the utterance id they decide what is drawn.
-        text_share: Probability that it is the text that is lost, not the audio.
-        per_batch: Draw once for the whole batch, by its first utterance.
 
     Source: the paper; shares from a re-implementation; the draw per utterance is ours.
     """
@@ -55,23 +52,22 @@ def mask_modalities(
     if probability == 0.0 or not all(found.values()):
         return
     names = {modality: present[0] for modality, present in found.items()}
-    ids = batch["utterance_ids"]
     masks = {modality: batch[name] for modality, name in names.items()}
     both = (masks["audio"] != 0).any(-1) & (masks["text"] != 0).any(-1)
-    for row, utterance_id in enumerate(ids):
-        draw = random.Random(f"{seed}/{epoch}/{ids[0] if per_batch else utterance_id}")
-        loses, loses_text = draw.random() < probability, draw.random() < text_share
+    for row, utterance_id in enumerate(batch["utterance_ids"]):
+        draw = random.Random(f"{seed}/{epoch}/{utterance_id}")
+        loses, loses_text = draw.random() < probability, draw.random() < RMM_TEXT_SHARE
         if loses and both[row]:
             masks["text" if loses_text else "audio"][row] = 0
 
 
 def mask_frames(batch: dict[str, Any], share: float, *, seed: int, epoch: int) -> None:
-    """Hide a share of each utterance's acoustic states, in place, by zeros in spans.
+    """Hides a share of each utterance's acoustic states, in place, by zeros in spans.
 
     Args:
-        batch: Of `CachedStates`; without `acoustic_states` nothing is done.
-        share: Of the real positions, 0 to 1; exactly so many, rounded, in spans of MASKED_SPAN or
-            a little fewer.
+        batch: What `CachedStates` gives; without `acoustic_states` nothing is done.
+        share: Share of the real positions, 0 to 1; exactly so many, rounded, are hidden, in spans of
+            MASKED_SPAN or a little fewer.
         seed, epoch: With the utterance id they decide what is drawn.
 
     Source: time masking of SpecAugment (Park et al. 2019), on states in place of spectra.

@@ -8,10 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import soundfile
 from torch.utils.data import Sampler
 
 from mtmm_training.batches.augment import speed_of
+from mtmm_training.data.recordings import Recordings, durations
 from mtmm_training.data.utterances import Utterance
 
 FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
@@ -19,37 +19,29 @@ BUCKET_BATCHES = 200  # batches are cut from chunks of so many batches, sorted b
 LENGTH_JITTER = 0.02  # lengths are blurred by so much first, or the same utterances always meet
 
 
-def frame_lengths(utterances: Sequence[Utterance]) -> np.ndarray:
-    """Length of each utterance in encoder frames, from the audio file's header: (utterances,).
+def frame_lengths(
+    utterances: Sequence[Utterance], recordings: Recordings | None = None
+) -> np.ndarray:
+    """Length of each utterance in encoder frames: (utterances,).
 
     Text without audio counts two frames a word, about its number of tokens.
 
+    Args:
+        utterances: Variants among them count at their own speed.
+        recordings: What is known of the audio files; None = nothing yet.
+
     Raises:
-        ValueError: A header cannot be read; the message names the utterance.
+        UtteranceError: A file is no audio, or ends before the utterance begins.
+        OSError: A file cannot be read.
     """
-    durations: dict[str, float] = {}
-    lengths = []
-    for utterance in utterances:
-        if utterance.audio is None:
-            lengths.append(2 * len((utterance.text or "").split()))
-            continue
-        if utterance.audio not in durations:  # one recording may hold many utterances
-            durations[utterance.audio] = _duration(utterance)
-        duration_s = durations[utterance.audio]
-        end_s = duration_s if utterance.end_s is None else min(utterance.end_s, duration_s)
-        duration_s = (end_s - (utterance.start_s or 0.0)) / speed_of(utterance)
-        lengths.append(math.ceil(FRAMES_PER_SECOND * duration_s))
+    seconds = durations(utterances, recordings or Recordings())
+    lengths = [
+        2 * len((utterance.text or "").split())
+        if duration_s is None
+        else math.ceil(FRAMES_PER_SECOND * (duration_s / speed_of(utterance)))
+        for utterance, duration_s in zip(utterances, seconds, strict=True)
+    ]
     return np.maximum(np.array(lengths, dtype=np.int64), 1)
-
-
-def _duration(utterance: Utterance) -> float:
-    try:
-        return soundfile.info(utterance.audio).duration
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(
-            f"Utterance {utterance.utterance_id}: {utterance.audio!r} cannot be read as audio ({error}). "
-            "Repair the file, or leave the utterance out."
-        ) from error
 
 
 class LengthBatches(Sampler[list[int]]):
@@ -72,14 +64,14 @@ class LengthBatches(Sampler[list[int]]):
         batch_size: Utterances per process and batch, at most.
         frame_budget: Frames per process and batch, padding included, at most; None = no budget. An
             utterance longer than the budget is a batch of its own on its process.
-        seed: Of the order of utterances and batches.
+        seed: Decides the order of utterances and batches.
         shuffle: False: from the longest batch to the shortest, every time the same; all variants.
         corpora: (utterances,), the corpus of each; None = one.
         exponent: 0 to 1.
         rank, world_size: This process, and how many there are.
 
     Raises:
-        ValueError: Fewer utterances than processes, a size below 1, or an exponent out of range.
+        ValueError: There are fewer utterances than processes.
 
     Source: shares in proportion to n ** exponent: Arivazhagan et al. 2019, section 3.2, where the
     exponent is 1/T.
@@ -103,15 +95,8 @@ class LengthBatches(Sampler[list[int]]):
         self.lengths = table.reshape(-1)  # by index
         if self.count < world_size:
             raise ValueError(
-                f"{self.count} utterances cannot be dealt out to {world_size} processes; each "
-                "needs at least one. Start fewer processes."
+                f"{self.count} utterances cannot be dealt out to {world_size} processes."
             )
-        if batch_size < 1 or (frame_budget is not None and frame_budget < 1):
-            raise ValueError(
-                f"`batch_size={batch_size}` and `frame_budget={frame_budget}` must be at least 1."
-            )
-        if not 0 <= exponent <= 1:
-            raise ValueError(f"`exponent={exponent}` must be from 0 to 1.")
         self.batch_size, self.frame_budget = batch_size, frame_budget
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size

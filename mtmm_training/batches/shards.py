@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mtmm_training.data.utterances import few
 from mtmm_training.files import file_digest, replacing
 
 
@@ -20,7 +21,7 @@ class StateShards:
     """States of one encoder in safetensors files, each written once and named by its checksum.
 
     Args:
-        folder: Of the files; made when the first one is written.
+        folder: Where the files are; made when the first one is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,16 +31,34 @@ class StateShards:
         self._open: dict[Path, Any] = {}
 
     def refresh(self) -> None:
-        """Check and index the shards that came since the last time.
+        """Indexes the shards that came since the last time, by their headers.
+
+        A shard has its name once it is whole, so its bytes are not read again; `verify` does.
 
         Raises:
-            ValueError: A shard cannot be read, or its bytes are not those that were written.
+            ValueError: A shard cannot be read.
         """
         new = sorted(set(self.folder.glob("*.safetensors")) - self._indexed)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for path, keys in zip(new, pool.map(_checked_keys, new), strict=True):
+            for path, keys in zip(new, pool.map(_keys, new), strict=True):
                 self.entries |= dict.fromkeys(keys, path)
                 self._indexed.add(path)
+
+    def verify(self) -> None:
+        """Reads every shard and compares it with the checksum that is its name.
+
+        Raises:
+            ValueError: Shards are damaged; the message names them.
+        """
+        paths = sorted(self.folder.glob("*.safetensors"))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            digests = list(pool.map(file_digest, paths))
+        damaged = [p.name for p, digest in zip(paths, digests, strict=True) if digest != p.stem]
+        if damaged:
+            raise ValueError(
+                f"Shards of {self.folder} are damaged: {few(damaged)}. Delete them; what they held is "
+                "encoded again."
+            )
 
     def __getitem__(self, key: str) -> Tensor:
         """(frames, width), or (layers, frames, width): a view of the memory-mapped file.
@@ -57,7 +76,7 @@ class StateShards:
         return self.__dict__ | {"_open": {}}  # a spawned worker opens the files itself
 
     def write(self, states: dict[str, Tensor]) -> None:
-        """Write a shard under a temporary name and rename it.
+        """Writes a shard under a temporary name and renames it.
 
         Raises:
             OSError: Among others, the disk is full.
@@ -70,16 +89,9 @@ class StateShards:
         self._indexed.add(path)
 
 
-def _checked_keys(path: Path) -> list[str]:
-    """What a shard holds, if its bytes are those that were written."""
-    with _reading(path):
-        if file_digest(path) != path.stem:
-            raise ValueError(
-                f"The cache's shard {path} is damaged: its bytes do not give the checksum that is "
-                "its name. Delete this file; what it held is then encoded again."
-            )
-        with safe_open(path, framework="pt") as shard:
-            return list(shard.keys())
+def _keys(path: Path) -> list[str]:
+    with _reading(path), safe_open(path, framework="pt") as shard:
+        return list(shard.keys())
 
 
 @contextmanager
@@ -89,8 +101,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"The cache's shard {path} cannot be read ({error}). Delete it if it is still there, and "
-            "start again: what it held is then encoded again."
+            f"The cache's shard {path} cannot be read ({error}). Delete it; what it held is encoded again."
         ) from error
 
 

@@ -87,4 +87,5 @@ def print_cache(
                 f"cache {shards.folder}: {present} {modality} inputs, "
                 f"{sum(count[modality] for count in counts)} encoded now"
             )
-        print(cache.precision_line(utterances[:8]), flush=True)
+        if line := cache.precision_line():
+            print(line, flush=True)
