@@ -6,6 +6,7 @@ Each corpus's tree is written here as its makers distribute it, with the odd cas
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,28 +89,33 @@ def test_expected_iemocap_classes_and_sessions_are_as_published() -> None:
     assert list(sessions.values()) == [1085, 1023, 1151, 1031, 1241]
 
 
-def test_read_corpus_refuses_unknown_names_and_options(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`name`='iemo' is not a corpus; use one of iemocap, msp"):
-        read_corpus("iemo", tmp_path)
-    with pytest.raises(ValueError, match="`labels` is not an option of emobank; .* partial"):
-        read_corpus("emobank", tmp_path, labels="four")
-    with pytest.raises(
-        FileNotFoundError, match="There is no folder .*; give the one with AudioWAV"
-    ):
-        read_corpus("crema_d", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="No audio in .*; give the folder with AudioWAV"):
-        read_corpus("crema_d", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "folder", "options", "error", "named"),
+    [
+        ("iemo", "", {}, ValueError, "'iemo'.*iemocap, msp"),
+        ("emobank", "", {"labels": "four"}, ValueError, "labels.*partial"),
+        ("crema_d", "nowhere", {}, FileNotFoundError, "nowhere.*AudioWAV"),
+        ("crema_d", "", {}, FileNotFoundError, "AudioWAV"),
+        ("emobank", "", {}, FileNotFoundError, "emobank.csv"),
+        ("iemocap", "", {}, FileNotFoundError, "Session1"),
+    ],
+)
+def test_what_cannot_be_read_is_named(
+    tmp_path: Path,
+    name: str,
+    folder: str,
+    options: dict[str, Any],
+    error: type[Exception],
+    named: str,
+) -> None:
+    with pytest.raises(error, match=named):
+        read_corpus(name, tmp_path / folder, **options)
 
 
-def test_label_sets_refuse_unknown_names() -> None:
-    with pytest.raises(
-        ValueError, match="`labels`='five' is unknown for esd; use one of four, all"
-    ):
-        emotion_map("esd", "five")
-    with pytest.raises(ValueError, match="maps 'joy', which esd does not have; .* Angry, Happy"):
-        emotion_map("esd", {"joy": "happy"})
-    with pytest.raises(ValueError, match="emobank has no emotion labels"):
-        emotion_map("emobank", "all")
+@pytest.mark.parametrize("labels", ["five", {"joy": "happy"}])
+def test_label_sets_refuse_unknown_names(labels: Any) -> None:
+    with pytest.raises(ValueError, match="esd.* Angry, Happy"):
+        emotion_map("esd", labels)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
@@ -195,9 +201,8 @@ def test_iemocap_label_sets_keep_what_they_say(
     assert (
         "left out 2 of 5 utterances, whose labels are not in this set: fru 1, xxx 1" in caplog.text
     )
-    assert "1 ratings in" in caplog.text and "are there twice, and equal" in caplog.text
-    assert "leave the scale, 1 to 5, and are kept" in caplog.text
-    assert "1 utterances have no transcript, first Ses01M_script01_1b_F002" in caplog.text
+    assert "1 ratings" in caplog.text and "leave the scale, 1 to 5, and are kept" in caplog.text
+    assert "1 utterances have no transcript: Ses01M_script01_1b_F002" in caplog.text
     everything = read_corpus("iemocap", iemocap_folder, labels="all")
     assert emotions(everything) == {
         "neutral": 1, "excited": 1, "happy": 1, "frustrated": 1, None: 1,
@@ -216,7 +221,7 @@ def test_iemocap_missing_audio_is_listed(
     with pytest.raises(FileNotFoundError, match="1 audio files are missing:\n.*impro01_M000.wav"):
         read_corpus("iemocap", iemocap_folder)
     assert len(read_corpus("iemocap", iemocap_folder, partial=True)) == 2
-    assert "Their utterances are left out" in caplog.text
+    assert "1 audio files are missing" in caplog.text
     assert "speaker Ses01M: 0 found, 1 expected (-1)" in caplog.text
 
 
@@ -229,7 +234,6 @@ def test_iemocap_incomplete_totals_are_explained(
         read_corpus("iemocap", iemocap_folder)
     assert "emotion sad: 0 found, 7 expected (-7)" in str(refusal.value)
     assert "speaker Ses02F: 0 found, 7 expected (-7)" in str(refusal.value)
-    assert "partial=True" in str(refusal.value)
     assert len(read_corpus("iemocap", iemocap_folder, partial=True)) == 3
     assert "3 utterances found where the corpus has 10" in caplog.text
 
@@ -263,11 +267,9 @@ def test_iemocap_refuses_bad_ratings(iemocap_folder: Path, line: str, message: s
         read_corpus("iemocap", iemocap_folder, partial=True)
 
 
-def test_iemocap_says_which_folder_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no folder Session1; give the one with"):
-        read_corpus("iemocap", tmp_path)
+def test_iemocap_session_needs_its_ratings(tmp_path: Path) -> None:
     (tmp_path / "Session1").mkdir()
-    with pytest.raises(FileNotFoundError, match="There is no .*EmoEvaluation"):
+    with pytest.raises(FileNotFoundError, match="EmoEvaluation"):
         read_corpus("iemocap", tmp_path)
 
 
@@ -356,7 +358,7 @@ def official_with_own_audio(utterances: list[Utterance]) -> list[Utterance]:
         ("MSP-PODCAST_0009_0001.wav,H,2.2,9.0,3.0,127,Male,Test1", "EmoVal 9.0 is outside 1 to 7"),
         ("MSP-PODCAST_0009_0001.wav,H,2.2,4.0,3.0,127,Male,Dev", "partition 'Dev' is not one of"),
         ("MSP-PODCAST_0009_0001.wav,Q,2.2,4.0,3.0,127,Male,Train", "0009_0001: 'Q'"),
-        ("MSP-PODCAST_0009_0001.wav,H,2.2", "row 8 has 3 fields, the header 8"),
+        ("MSP-PODCAST_0009_0001.wav,H,2.2", "without 8 fields.*\n  row 8"),
     ],
 )
 def test_msp_podcast_refuses_bad_rows(msp_folder: Path, row: str, message: str) -> None:
@@ -444,17 +446,17 @@ def test_meld_official_split_is_asked_for(
 
 def test_unclosed_quote_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('a,b\n"1,2\n3,4\n')
-    with pytest.raises(ValueError, match="rows.csv cannot be taken apart .unexpected end of data"):
+    with pytest.raises(ValueError, match="rows.csv"):
         read_rows(tmp_path / "rows.csv", ["a"])
 
 
 def test_meld_refuses_bad_rows(meld_folder: Path) -> None:
     path = meld_folder / "test_sent_emo.csv"
     write(path, MELD_HEADER + "1,Hi.,Joey,neutral,mixed,0,0,4\r\n")
-    with pytest.raises(ValueError, match="sentiments other than .*:\n  row 2: 'mixed'"):
+    with pytest.raises(ValueError, match="row 2: .*'mixed'"):
         read_corpus("meld", meld_folder)
     write(path, "Utterance,Speaker\r\nHi.,Joey\r\n")
-    with pytest.raises(ValueError, match="has no column 'Emotion'; it has Utterance, Speaker"):
+    with pytest.raises(ValueError, match="missing among Utterance, Speaker:\n  Emotion"):
         read_corpus("meld", meld_folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="test_sent_emo.csv"):
@@ -506,14 +508,7 @@ def test_crema_d_reads_names_and_genders(tmp_path: Path, monkeypatch: pytest.Mon
     assert (neutral.script_id, neutral.gender) == ("crema_d_DFA", "female")
     assert emotions(read_corpus("crema_d", tmp_path, labels="all"))["disgusted"] == 1
     write(tmp_path / "AudioWAV" / "1001_ABC_ANG_HI.wav")
-    with pytest.raises(ValueError, match="not like 1001_DFA_ANG_XX:\n.*1001_ABC"):
-        read_corpus("crema_d", tmp_path)
-
-
-def test_stand_ins_of_git_lfs_are_refused(tmp_path: Path) -> None:
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
-    write(tmp_path / "AudioWAV" / "1001_IEO_ANG_HI.wav", pointer)
-    with pytest.raises(FileNotFoundError, match="run `git lfs pull`"):
+    with pytest.raises(ValueError, match="1001_ABC"):
         read_corpus("crema_d", tmp_path)
 
 
@@ -533,7 +528,7 @@ def test_ravdess_reads_names(
     everything = read_corpus("ravdess", tmp_path, labels="all")
     assert emotions(everything) == {"calm": 1, "angry": 1, "surprised": 1}
     write(tmp_path / "copy" / "Actor_12" / "03-01-02-01-02-01-12.wav")
-    with pytest.raises(ValueError, match="'03-01-02-01-02-01-12' is there twice"):
+    with pytest.raises(ValueError, match="twice:\n  03-01-02-01-02-01-12"):
         read_corpus("ravdess", tmp_path)
 
 
@@ -549,7 +544,7 @@ def test_emodb_reads_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (angry.emotion, angry.gender, angry.script_id) == ("angry", "female", "emodb_b02")
     assert len(read_corpus("emodb", tmp_path, labels="all")) == 3
     write(tmp_path / "wav" / "03a03Fa.wav")
-    with pytest.raises(ValueError, match="not like 03a01Fa"):
+    with pytest.raises(ValueError, match="03a03Fa"):
         read_corpus("emodb", tmp_path)
 
 
@@ -598,15 +593,6 @@ def test_real_ravdess4_reads_as_manifest_and_as_corpus(real_data: Path) -> None:
         twin = by_audio[u.audio]
         assert (u.emotion, u.text, u.gender) == (twin.emotion, twin.text, twin.gender)
         assert u.speaker_id == f"ravdess_{twin.speaker_id}"
-
-
-def test_real_ravdess4_has_no_script_disjoint_folds(
-    real_data: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    read = read_corpus("ravdess", real_data / "ravdess4")
-    with pytest.raises(ValueError, match="there are 2 in all"):
-        make_folds(read, "leave_one_speaker_out", script_disjoint=True)
-    assert "1 recordings occur under several names" in caplog.text
 
 
 def test_real_ravdess4_lacks_the_other_emotions(real_data: Path) -> None:

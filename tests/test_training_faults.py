@@ -584,7 +584,7 @@ def test_worker_that_hangs_is_given_up_and_its_utterances_named(
     schedule = LengthBatches([6, 5, 4, 3, 2, 1], 2, shuffle=False)
     loader = make_loader(to_dataset(texts(6)), schedule, Collate(hangs="u3"), workers=workers)
     seen: list[Any] = []
-    with pytest.raises(OSError, match="waiting for 3 s over u2, u3. Does the disk"):
+    with pytest.raises(OSError, match="waiting for 3 s over u2, u3"):
         seen.extend(loader)
     assert seen == [["u0", "u1"]]
 

@@ -7,6 +7,7 @@ import csv
 import io
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora.labels import Labels, emotion_map
-from mtmm_training.data.utterances import Utterance, by_id
+from mtmm_training.data.utterances import Utterance, by_id, few
 
 logger = logging.getLogger(__name__)
 
 # Speaker or split -> own label (None where the corpus has no emotions) -> utterances.
 Totals = Mapping[str, Mapping[Any, int]]
 
+AUDIO = (".wav", ".flac")
 GENDERS = {"F": "female", "M": "male"}
 _LISTED = 5
 
@@ -42,32 +44,38 @@ def visible(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def audio_files(folder: Path, pattern: str, layout: str) -> dict[str, Path]:
-    """Finds the .wav and .flac files below a folder.
+def named_files(
+    folder: Path, pattern: str, name: re.Pattern[str], layout: str
+) -> dict[Path, re.Match[str]]:
+    """Finds the .wav and .flac files below a folder, whose names say what they are.
+
+    Args:
+        folder: where to look.
+        pattern: as of `Path.glob`.
+        name: what every file's name, without its suffix, must match.
+        layout: how the corpus lies in its folder, for messages.
 
     Returns:
-        Name without suffix -> path, sorted by name.
+        Path -> the match of its name, sorted by name.
 
     Raises:
-        FileNotFoundError: there are none, or what is there are stand-ins of git-lfs.
-        ValueError: one name is there twice.
+        FileNotFoundError: there are none.
+        ValueError: one name is there twice, or does not match.
     """
-    files: dict[str, Path] = {}
-    for path in visible(folder.glob(pattern)):
-        if path.suffix.lower() not in (".wav", ".flac"):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{path.stem!r} is there twice, {files[path.stem]} and {path}.")
-        files[path.stem] = path
-    if not files:
+    found = [path for path in visible(folder.glob(pattern)) if path.suffix.lower() in AUDIO]
+    if not found:
         raise FileNotFoundError(f"No audio in {str(folder)!r}; give the folder with {layout}.")
-    first = next(iter(files.values()))
-    with first.open("rb") as file:
-        if file.read(20).startswith(b"version https://git-"):
-            raise FileNotFoundError(
-                f"{first} only stands for a file that git-lfs has not fetched; run `git lfs pull`."
-            )
-    return dict(sorted(files.items()))
+    matches = {path: name.fullmatch(path.stem) for path in found}
+    counts = Counter(path.stem for path in found)
+    refuse(f"{folder}: names that are there twice", [n for n, count in counts.items() if count > 1])
+    refuse(
+        f"{folder}: names that are not like {layout}", [str(p) for p, m in matches.items() if not m]
+    )
+    return {path: match for path, match in sorted(matches.items(), key=_by_stem) if match}
+
+
+def _by_stem(item: tuple[Path, object]) -> str:
+    return item[0].stem
 
 
 def read_text(path: Path) -> str:
@@ -83,36 +91,54 @@ def read_text(path: Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> dict[int, dict[str, str]]:
+def read_rows(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
     """Reads a CSV file with a header.
 
     Returns:
-        Row number, the header being row 1, -> column -> value, stripped.
+        "row 2" (the header is row 1) -> column -> value, stripped.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no CSV file, a column is missing, or a row has another number of fields than
             the header.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {str(path)!r}; the corpus is not complete without.")
     try:
         records = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
     except csv.Error as error:
-        raise ValueError(f"{path} cannot be taken apart ({error}); unpack it again.") from error
+        raise ValueError(f"{path} cannot be taken apart ({error}).") from error
     header = [name.strip() for name in records[0]] if records else []
     missing = [name for name in columns if name not in header]
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(header)}.")
-    rows = {}
-    for number, record in enumerate(records[1:], start=2):
-        if record and len(record) != len(header):
-            raise ValueError(
-                f"{path}: row {number} has {len(record)} fields, the header {len(header)}."
-            )
-        if record:
-            rows[number] = {name: value.strip() for name, value in zip(header, record, strict=True)}
-    return rows
+    refuse(f"{path}: columns that are missing among {', '.join(header)}", missing)
+    rows = {f"row {number}": record for number, record in enumerate(records, start=1) if record}
+    uneven = [number for number, record in rows.items() if len(record) != len(header)]
+    refuse(f"{path}: rows without {len(header)} fields, as the header has", uneven)
+    return {
+        number: {name: value.strip() for name, value in zip(header, record, strict=True)}
+        for number, record in list(rows.items())[1:]
+    }
+
+
+def utterances_of(
+    rows: Mapping[str, Any], make: Callable[[Any], Utterance], what: str
+) -> list[Utterance]:
+    """Makes an utterance of every row.
+
+    Args:
+        rows: name of the row, for messages -> row.
+        make: raises ValueError where it cannot.
+        what: where the rows are from.
+
+    Raises:
+        ValueError: rows are bad; the message lists the first.
+    """
+    made, problems = [], []
+    for name, row in rows.items():
+        try:
+            made.append(make(row))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    refuse(f"{what}: rows that cannot be read", problems)
+    return made
 
 
 def refuse(what: str, problems: Sequence[str]) -> None:
@@ -157,44 +183,37 @@ def finish(
         emotions, known = emotion_map(corpus, labels), emotion_map(corpus, "all")
     found = list(by_id(found).values())
     unknown = [f"{u.utterance_id}: {u.emotion!r}" for u in found if u.emotion not in known]
-    refuse(
-        f"{corpus}: labels that it should not have; it has {', '.join(map(str, known))}", unknown
-    )
+    refuse(f"{corpus}: labels other than {', '.join(map(str, known))}", unknown)
     kept = [u for u in found if u.emotion in emotions]
-    if len(kept) < len(found):
-        left_out = Counter(u.emotion for u in found if u.emotion not in emotions)
+    left_out = Counter(u.emotion for u in found if u.emotion not in emotions)
+    if left_out:
         shown = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
         logger.warning(
             "%s: left out %d of %d utterances, whose labels are not in this set: %s",
-            corpus, len(found) - len(kept), len(found), shown,
+            corpus, left_out.total(), len(found), shown,
         )  # fmt: skip
     kept = _with_audio_files(corpus, kept, partial)
     if expected is not None:
         _check_totals(corpus, kept, emotions, expected, by, partial)
     silent = [u.utterance_id for u in kept if u.text is None]
     if silent:
-        logger.warning(
-            "%s: %d utterances have no transcript, first %s", corpus, len(silent), silent[0]
-        )
+        logger.warning("%s: %d utterances have no transcript: %s", corpus, len(silent), few(silent))
     return [replace(u, emotion=emotions[u.emotion]) for u in kept]
 
 
 def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -> list[Utterance]:
+    # A folder is listed once: a network disk answers hundreds of thousands of questions slowly.
     folders = {os.path.dirname(u.audio) for u in utterances if u.audio is not None}
-    files = {name: set(os.listdir(name)) if os.path.isdir(name) else set() for name in folders}
-    missing = [
-        u.audio
-        for u in utterances
-        if u.audio is not None and os.path.basename(u.audio) not in files[os.path.dirname(u.audio)]
-    ]
-    if not missing:
-        return utterances
-    message = listing(f"{corpus}: {len(missing):,} audio files are missing", missing)
-    if not partial:
-        raise FileNotFoundError(
-            f"{message}\nComplete the corpus, or leave them out with partial=True (--partial)."
-        )
-    logger.warning("%s\nTheir utterances are left out.", message)
+    there = {
+        os.path.join(folder, name)
+        for folder in folders
+        if os.path.isdir(folder)
+        for name in os.listdir(folder)
+    }
+    missing = [u.audio for u in utterances if u.audio is not None and u.audio not in there]
+    if missing:
+        message = listing(f"{corpus}: {len(missing):,} audio files are missing", missing)
+        _tell(message, FileNotFoundError, partial)
     gone = set(missing)
     return [u for u in utterances if u.audio not in gone]
 
@@ -222,15 +241,18 @@ def _check_totals(
     lines += _unequal(by.removesuffix("_id"), wanted, actual, lambda key: str(key[0]))
     if not lines:  # both margins agree, so only the cells can tell
         lines = _unequal("cell", wanted, actual, lambda key: " ".join(map(str, key)))
-    total, there = sum(wanted.values()), sum(actual.values())
-    message = listing(
-        f"{corpus}: {there:,} utterances found where the corpus has {total:,}", lines, limit=40
-    )
+    there, total = actual.total(), wanted.total()
+    what = f"{corpus}: {there:,} utterances found where the corpus has {total:,}"
+    _tell(listing(what, lines, limit=40), ValueError, partial)
+
+
+def _tell(message: str, error: type[Exception], partial: bool) -> None:
+    """Logs what is missing where a part of the corpus is enough, else raises it."""
     if not partial:
-        raise ValueError(
-            f"{message}\nComplete the corpus, or read what is there with partial=True (--partial)."
+        raise error(
+            f"{message}\nComplete the corpus, or read what is there: partial=True (--partial)."
         )
-    logger.warning("%s", message)
+    logger.warning("%s\nWhat is there is read.", message)
 
 
 def _unequal(

@@ -10,7 +10,7 @@ were counted in its folder AudioWAV.
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import audio_files, corpus_folder, finish, read_rows, refuse
+from mtmm_training.data.corpora.checks import corpus_folder, finish, named_files, read_rows
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -39,7 +39,8 @@ EXPECTED = {f"crema_d_{actor}": _COUNTS for actor in range(1001, 1092)}
 EXPECTED |= {f"crema_d_{actor}": _COUNTS | {"NEU": 11} for actor in (1002, 1076)}
 EXPECTED |= {f"crema_d_{actor}": _SHORT for actor in (1008, 1009, 1019)}
 
-_NAME = re.compile(r"(\d{4})_([A-Z]{3})_([A-Z]{3})_(LO|MD|HI|XX?)")  # one file ends in X
+# One file ends in X.
+_NAME = re.compile(rf"(\d{{4}})_({'|'.join(SENTENCES)})_([A-Z]{{3}})_(LO|MD|HI|XX?)")
 
 
 def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
@@ -55,18 +56,13 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
         FileNotFoundError: there is no audio.
     """
     root = corpus_folder(folder, LAYOUT)
-    files = audio_files(root / "AudioWAV", "*", LAYOUT)
-    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
-    refuse(
-        "crema_d: file names that are not like 1001_DFA_ANG_XX",
-        [str(f) for s, f in files.items() if s not in names or names[s][2] not in SENTENCES],
-    )
+    names = named_files(root / "AudioWAV", "*", _NAME, LAYOUT)
     genders = _genders(root / "VideoDemographics.csv")
     found = [
         Utterance(
-            utterance_id=f"crema_d_{stem}",
+            utterance_id=f"crema_d_{path.stem}",
             corpus="crema_d",
-            audio=str(files[stem]),
+            audio=str(path),
             text=SENTENCES[name[2]],
             emotion=name[3],
             speaker_id=f"crema_d_{name[1]}",
@@ -74,7 +70,7 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
             improvised=False,
             gender=genders.get(name[1]),
         )
-        for stem, name in names.items()
+        for path, name in names.items()
     ]
     return finish("crema_d", found, labels=labels, expected=EXPECTED, partial=partial)
 

@@ -17,7 +17,7 @@ from mtmm_training.data.corpora.checks import (
     corpus_folder,
     finish,
     read_rows,
-    refuse,
+    utterances_of,
 )
 from mtmm_training.data.utterances import Utterance
 
@@ -45,14 +45,7 @@ def read(
         FileNotFoundError: there is no emobank.csv.
     """
     path = corpus_folder(folder, LAYOUT) / "emobank.csv"
-    found = []
-    problems = []
-    for number, row in read_rows(path, _COLUMNS).items():
-        try:
-            found.append(_utterance(row))
-        except ValueError as error:
-            problems.append(f"row {number}: {error}")
-    refuse(f"{path}: rows that cannot be read", problems)
+    found = utterances_of(read_rows(path, _COLUMNS), _utterance, str(path))
     kept = finish("emobank", found, labels=None, expected=EXPECTED, partial=partial, by="split")
     return apart_by_split("emobank", kept, "documents") if official_split else kept
 

@@ -10,7 +10,7 @@ the totals were counted in a copy of its file names (535, and by emotion as publ
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import audio_files, corpus_folder, finish, refuse
+from mtmm_training.data.corpora.checks import corpus_folder, finish, named_files
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -47,7 +47,7 @@ EXPECTED = {
     }.items()
 }
 
-_NAME = re.compile(r"(\d\d)([ab]\d\d)([A-Z])([a-z])")
+_NAME = re.compile(rf"(\d\d)({'|'.join(TEXTS)})([A-Z])([a-z])")
 
 
 def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
@@ -63,17 +63,12 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
         FileNotFoundError: there is no audio.
     """
     root = corpus_folder(folder, LAYOUT)
-    files = audio_files(root / "wav", "*", LAYOUT)
-    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
-    refuse(
-        "emodb: file names that are not like 03a01Fa",
-        [str(f) for stem, f in files.items() if stem not in names or names[stem][2] not in TEXTS],
-    )
+    names = named_files(root / "wav", "*", _NAME, LAYOUT)
     found = [
         Utterance(
-            utterance_id=f"emodb_{stem}",
+            utterance_id=f"emodb_{path.stem}",
             corpus="emodb",
-            audio=str(files[stem]),
+            audio=str(path),
             text=TEXTS[name[2]],
             emotion=name[3],
             speaker_id=f"emodb_{name[1]}",
@@ -81,6 +76,6 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
             improvised=False,
             gender="male" if name[1] in MEN else "female",
         )
-        for stem, name in names.items()
+        for path, name in names.items()
     ]
     return finish("emodb", found, labels=labels, expected=EXPECTED, partial=partial)

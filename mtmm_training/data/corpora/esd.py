@@ -16,9 +16,9 @@ from pathlib import Path
 
 from mtmm_training.data.corpora.checks import (
     apart_by_split,
-    audio_files,
     corpus_folder,
     finish,
+    named_files,
     read_text,
     refuse,
 )
@@ -63,18 +63,14 @@ def read(
         FileNotFoundError: there is no audio.
     """
     root = corpus_folder(folder, LAYOUT)
-    files = audio_files(root, "[0-9]*/*/**/*", LAYOUT)
-    english = {stem: path for stem, path in files.items() if stem[:4] in SPEAKERS}
+    files = named_files(root, "[0-9]*/*/**/*", _NAME, LAYOUT)
+    english = [path for path, name in files.items() if name[1] in SPEAKERS]
     if len(english) < len(files):
         logger.warning("esd: left out %d Mandarin recordings", len(files) - len(english))
-    refuse(
-        "esd: file names that are not like 0011_000351",
-        [str(path) for stem, path in english.items() if not _NAME.fullmatch(stem)],
-    )
     words: dict[str, str] = {}
     for speaker in SPEAKERS:
         words |= _transcripts(root / speaker / f"{speaker}.txt")
-    found = [_utterance(root, path, words.get(stem)) for stem, path in english.items()]
+    found = [_utterance(root, path, words.get(path.stem)) for path in english]
     kept = finish("esd", found, labels=labels, expected=EXPECTED, partial=partial)
     if not official_split:
         return kept

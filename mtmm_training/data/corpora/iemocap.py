@@ -55,7 +55,7 @@ EXPECTED = {
 
 _TURN = re.compile(r"(?P<session>Ses\d\d)[FM]_(?P<scene>\w+)_(?P<gender>[FM])\d+")
 # [6.2901 - 8.2357]<tab>Ses01F_impro01_F000<tab>neu<tab>[2.5000, 2.5000, 2.5000]
-_HEAD = re.compile(r"\[[\d. ]+-[\d. ]+\]\s+(\S+)\s+(\w+)\s+\[([^\]]*)\]\s*")
+_HEAD = re.compile(r"\[[\d. ]+-[\d. ]+\]\s+(\S+)\s+(\w+)\s+\[([\d.]+), *([\d.]+), *([\d.]+)\]")
 # Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
 _WORDS = re.compile(r"\s*(Ses\w+)\s*(?:\[[^\]]*\]\s*:?|:)(.*)")
 
@@ -118,42 +118,30 @@ def _ratings(folder: Path) -> dict[str, Rating]:
     """Reads the heads of the evaluation files; single raters' lines have other beginnings."""
     ratings: dict[str, Rating] = {}
     problems = []
-    doubled = outside = 0
     # Deeper folders hold each rater's own files.
     for path in visible(_text_files(folder / "dialog" / "EmoEvaluation")):
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             if not line.lstrip().startswith("["):
                 continue
-            parsed = _parse_head(line)
-            if parsed is None:
+            head = _HEAD.fullmatch(line.strip())
+            if head is None or _TURN.fullmatch(head[1]) is None:
                 problems.append(f"{path}, line {number}: {line.strip()!r}")
                 continue
-            name, rating = parsed
-            outside += any(not 1 <= value <= 5 for value in rating[1])
-            doubled += name in ratings
+            name, label, *dimensions = head.groups()
+            rating = (label, tuple(map(float, dimensions)))
+            # Some turns are rated twice, and equally.
             if ratings.setdefault(name, rating) != rating:
                 problems.append(
                     f"{path}, line {number}: {name} is {rating}, before it was {ratings[name]}"
                 )
     refuse("iemocap: ratings that cannot be read or contradict others", problems)
-    if doubled:
-        logger.warning("iemocap: %d ratings in %s are there twice, and equal", doubled, folder)
+    low, high = DIMENSION_RANGE
+    outside = [name for name, (_, d) in ratings.items() if not low <= min(d) <= max(d) <= high]
     if outside:
         logger.warning(
-            "iemocap: %d ratings in %s leave the scale, 1 to 5, and are kept", outside, folder
+            "iemocap: %d ratings in %s leave the scale, 1 to 5, and are kept", len(outside), folder
         )
     return ratings
-
-
-def _parse_head(line: str) -> tuple[str, Rating] | None:
-    head = _HEAD.fullmatch(line.strip())
-    if head is None or _TURN.fullmatch(head[1]) is None:
-        return None
-    try:
-        dimensions = tuple(float(number) for number in head[3].split(","))
-    except ValueError:
-        return None
-    return (head[1], (head[2], dimensions)) if len(dimensions) == len(DIMENSIONS) else None
 
 
 def _transcripts(folder: Path) -> dict[str, str]:

@@ -6,92 +6,55 @@ but stays for the other tasks; one that is not there is left out. Set "all" has 
 
 from collections.abc import Mapping
 
+
+def _emotions(pairs: str) -> dict[str, str | None]:
+    """Own label -> emotion, from "ang=angry xxx="; nothing behind the sign is no emotion."""
+    split = (pair.split("=") for pair in pairs.split())
+    return {own: emotion or None for own, emotion in split}
+
+
 # corpus -> name of the set -> own label -> emotion
 LABELS: dict[str, dict[str, dict[str, str | None]]] = {
     "iemocap": {
-        "four": {"ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad"},
-        "all": {
-            "ang": "angry",
-            "hap": "happy",
-            "exc": "excited",
-            "neu": "neutral",
-            "sad": "sad",
-            "fru": "frustrated",
-            "sur": "surprised",
-            "fea": "fearful",
-            "dis": "disgusted",
-            "oth": None,
-            "xxx": None,  # no majority among the raters
-        },
+        "four": _emotions("ang=angry hap=happy exc=happy neu=neutral sad=sad"),
+        # xxx: no majority among the raters
+        "all": _emotions(
+            "ang=angry hap=happy exc=excited neu=neutral sad=sad fru=frustrated sur=surprised "
+            "fea=fearful dis=disgusted oth= xxx="
+        ),
     },
     "msp_podcast": {
-        "four": {"A": "angry", "H": "happy", "N": "neutral", "S": "sad"},
-        "all": {
-            "A": "angry",
-            "H": "happy",
-            "N": "neutral",
-            "S": "sad",
-            "U": "surprised",
-            "F": "fearful",
-            "D": "disgusted",
-            "C": "contemptuous",
-            "O": None,  # other
-            "X": None,  # no agreement
-        },
+        "four": _emotions("A=angry H=happy N=neutral S=sad"),
+        # O: other, X: no agreement
+        "all": _emotions(
+            "A=angry H=happy N=neutral S=sad U=surprised F=fearful D=disgusted C=contemptuous O= X="
+        ),
     },
     "meld": {
-        "four": {"anger": "angry", "joy": "happy", "neutral": "neutral", "sadness": "sad"},
+        "four": _emotions("anger=angry joy=happy neutral=neutral sadness=sad"),
         # MELD's own names, as in its published results.
-        "all": {
-            name: name
-            for name in ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-        },
+        "all": _emotions(
+            "anger=anger disgust=disgust fear=fear joy=joy neutral=neutral sadness=sadness "
+            "surprise=surprise"
+        ),
     },
     "crema_d": {
-        "four": {"ANG": "angry", "HAP": "happy", "NEU": "neutral", "SAD": "sad"},
-        "all": {
-            "ANG": "angry",
-            "HAP": "happy",
-            "NEU": "neutral",
-            "SAD": "sad",
-            "DIS": "disgusted",
-            "FEA": "fearful",
-        },
+        "four": _emotions("ANG=angry HAP=happy NEU=neutral SAD=sad"),
+        "all": _emotions("ANG=angry HAP=happy NEU=neutral SAD=sad DIS=disgusted FEA=fearful"),
     },
     "ravdess": {
-        "four": {"01": "neutral", "02": "neutral", "03": "happy", "04": "sad", "05": "angry"},
-        "all": {
-            "01": "neutral",
-            "02": "calm",
-            "03": "happy",
-            "04": "sad",
-            "05": "angry",
-            "06": "fearful",
-            "07": "disgusted",
-            "08": "surprised",
-        },
+        "four": _emotions("01=neutral 02=neutral 03=happy 04=sad 05=angry"),
+        "all": _emotions(
+            "01=neutral 02=calm 03=happy 04=sad 05=angry 06=fearful 07=disgusted 08=surprised"
+        ),
     },
     "emodb": {  # initials of the German words
-        "four": {"W": "angry", "F": "happy", "N": "neutral", "T": "sad"},
-        "all": {
-            "W": "angry",
-            "F": "happy",
-            "N": "neutral",
-            "T": "sad",
-            "L": "bored",
-            "E": "disgusted",
-            "A": "fearful",
-        },
+        "four": _emotions("W=angry F=happy N=neutral T=sad"),
+        "all": _emotions("W=angry F=happy N=neutral T=sad L=bored E=disgusted A=fearful"),
     },
     "esd": {
-        "four": {"Angry": "angry", "Happy": "happy", "Neutral": "neutral", "Sad": "sad"},
-        "all": {
-            "Angry": "angry",
-            "Happy": "happy",
-            "Neutral": "neutral",
-            "Sad": "sad",
-            "Surprise": "surprised",
-        },
+        "four": _emotions("Angry=angry Happy=happy Neutral=neutral Sad=sad"),
+        "all": _emotions("Angry=angry Happy=happy Neutral=neutral Sad=sad Surprise=surprised"),
     },
 }
 
@@ -102,23 +65,13 @@ def emotion_map(corpus: str, labels: Labels) -> Mapping[str, str | None]:
     """Returns own label -> emotion for a named set, or `labels` itself if it is a mapping.
 
     Raises:
-        ValueError: the corpus has no emotion labels, the set is unknown, or the mapping has a
-            label that the corpus does not.
+        ValueError: the set is unknown, or the mapping has a label that the corpus does not.
     """
-    if corpus not in LABELS:
-        raise ValueError(f"`labels`={labels!r} is not possible; {corpus} has no emotion labels.")
     sets = LABELS[corpus]
-    if isinstance(labels, str):
-        if labels not in sets:
-            raise ValueError(
-                f"`labels`={labels!r} is unknown for {corpus}; use one of {', '.join(sets)}, or a "
-                "mapping from its own labels to emotions."
-            )
-        return sets[labels]
-    unknown = set(labels) - set(sets["all"])
-    if unknown:
+    unknown = [] if isinstance(labels, str) else sorted(set(labels) - set(sets["all"]))
+    if unknown or (isinstance(labels, str) and labels not in sets):
         raise ValueError(
-            f"`labels` maps {', '.join(map(repr, sorted(unknown)))}, which {corpus} does not have; "
-            f"its own labels are {', '.join(sets['all'])}."
+            f"`labels`={labels!r} is not possible for {corpus}; use one of {', '.join(sets)}, or a mapping "
+            f"to emotions from its own labels, {', '.join(sets['all'])}."
         )
-    return labels
+    return sets[labels] if isinstance(labels, str) else labels

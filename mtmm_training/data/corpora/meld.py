@@ -19,7 +19,7 @@ from mtmm_training.data.corpora.checks import (
     corpus_folder,
     finish,
     read_rows,
-    refuse,
+    utterances_of,
 )
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
@@ -74,28 +74,22 @@ def read(
     """
     root = corpus_folder(folder, LAYOUT)
     audio = None if audio_dir is None else corpus_folder(audio_dir, "train/dia12_utt7.wav")
-    found = []
+    rows: dict[str, dict[str, str]] = {}
     for split in SPLITS:
         path = root / f"{split}_sent_emo.csv"
         if partial and not path.is_file():
             continue  # its lines are missing from the totals, which are logged
-        rows = read_rows(path, _COLUMNS)
-        refuse(
-            f"{path}: sentiments other than {', '.join(VALENCES)}",
-            [
-                f"row {n}: {r['Sentiment']!r}"
-                for n, r in rows.items()
-                if r["Sentiment"] not in VALENCES
-            ],
-        )
-        found += [_utterance(row, split, audio, sentiment_as_valence) for row in rows.values()]
+        for number, row in read_rows(path, _COLUMNS).items():
+            rows[f"{path}, {number}"] = row | {"split": split}
+    found = utterances_of(rows, lambda row: _utterance(row, audio, sentiment_as_valence), "meld")
     kept = finish("meld", found, labels=labels, expected=EXPECTED, partial=partial, by="split")
     return apart_by_split("meld", kept, "speakers") if official_split else kept
 
 
-def _utterance(
-    row: dict[str, str], split: str, audio: Path | None, with_valence: bool
-) -> Utterance:
+def _utterance(row: dict[str, str], audio: Path | None, with_valence: bool) -> Utterance:
+    split = row["split"]
+    if row["Sentiment"] not in VALENCES:
+        raise ValueError(f"sentiment {row['Sentiment']!r} is not one of {', '.join(VALENCES)}")
     name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
     path = None if audio is None else audio / split / f"{name}.wav"
     if path is not None and f"{split}_{name}" in SILENT and not path.exists():

@@ -26,6 +26,7 @@ from mtmm_training.data.corpora.checks import (
     read_rows,
     read_text,
     refuse,
+    utterances_of,
 )
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
@@ -69,10 +70,9 @@ def read(
         raise ValueError(f"`test`={test!r} is not a partition; use one of {', '.join(TESTS)}.")
     root = corpus_folder(folder, LAYOUT)
     rows = _rows(_labels_file(root))
-    found = []
-    problems = []
+    kept: dict[str, dict[str, str]] = {}
     left_out: Counter[str] = Counter()
-    for row in rows:
+    for name, row in rows.items():
         partition = row["Split_Set"]
         nobody = row["SpkrID"].lower() in ("", _UNKNOWN)
         if partition in TESTS and partition != test:
@@ -80,15 +80,13 @@ def read(
         elif nobody and not official_split:
             left_out["by unidentified speakers"] += 1
         else:
-            try:
-                found.append(_utterance(root, row, SPLITS | {test: "test"}))
-            except ValueError as error:
-                problems.append(f"{row['FileName']}: {error}")
-    refuse("msp_podcast: rows that cannot be read", problems)
+            kept[name] = row
+    splits = SPLITS | {test: "test"}
+    found = utterances_of(kept, lambda row: _utterance(root, row, splits), "msp_podcast")
     if left_out:
         shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
         logger.warning("msp_podcast: left out %s", shown)
-    _count_unlabelled(root / "Audios", {row["FileName"] for row in rows})
+    _count_unlabelled(root / "Audios", set(rows))
     return finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
 
 
@@ -100,18 +98,18 @@ def _labels_file(root: Path) -> Path:
     raise FileNotFoundError(f"{str(root)!r} has no labels; give the folder with {LAYOUT}.")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     problems = []
     doubled = 0
     for number, row in read_rows(path, _COLUMNS).items():
         doubled += row["FileName"] in rows
         if rows.setdefault(row["FileName"], row) != row:
-            problems.append(f"row {number}: {row['FileName']} has another row that differs")
+            problems.append(f"{number}: {row['FileName']} has another row that differs")
     refuse(f"{path}: contradictions", problems)
     if doubled:
         logger.warning("msp_podcast: %d rows are there twice, and equal", doubled)
-    return list(rows.values())
+    return rows
 
 
 def _utterance(root: Path, row: dict[str, str], splits: dict[str, str]) -> Utterance:

@@ -12,7 +12,7 @@ import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import audio_files, corpus_folder, finish, refuse
+from mtmm_training.data.corpora.checks import corpus_folder, finish, named_files
 from mtmm_training.data.corpora.labels import LABELS, Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -50,20 +50,15 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
         FileNotFoundError: there is no audio.
     """
     root = corpus_folder(folder, LAYOUT)
-    files = audio_files(root, "**/*", LAYOUT)
-    names = {stem: name for stem in files if (name := _NAME.fullmatch(stem))}
-    refuse(
-        "ravdess: file names that are not like 03-01-06-01-02-01-12",
-        [str(file) for stem, file in files.items() if stem not in names],
-    )
-    speech = {stem: name for stem, name in names.items() if name["channel"] == "01"}
+    names = named_files(root, "**/*", _NAME, LAYOUT)
+    speech = {path: name for path, name in names.items() if name["channel"] == "01"}
     if len(speech) < len(names):
         logger.warning("ravdess: left out %d songs", len(names) - len(speech))
     found = [
         Utterance(
-            utterance_id=f"ravdess_{stem}",
+            utterance_id=f"ravdess_{path.stem}",
             corpus="ravdess",
-            audio=str(files[stem]),
+            audio=str(path),
             text=STATEMENTS[name["statement"]],
             emotion=name["emotion"],
             speaker_id=f"ravdess_actor_{name['actor']}",
@@ -71,6 +66,6 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
             improvised=False,
             gender="male" if int(name["actor"]) % 2 else "female",
         )
-        for stem, name in speech.items()
+        for path, name in speech.items()
     ]
     return finish("ravdess", found, labels=labels, expected=EXPECTED, partial=partial)

@@ -2,16 +2,12 @@
 
 Arousal is only in the audio and valence only in the words, so the emotion, which is the quadrant
 of the two, needs both. Also writes the two small untrained encoders that learn it in the demo.
-Run `python -m mtmm_training.data.corpora.synthetic FOLDER` to write FOLDER/corpus and FOLDER/encoders.
 """
 
-import argparse
 import json
 import re
 import shutil
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -364,30 +360,3 @@ def _complete_or_absent(folder: Path, recipe: dict[str, int]) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.data.corpora.synthetic",
-        description="Write the embedded corpus and its encoders.",
-    )
-    parser.add_argument("folder", type=Path, help="gets the folders corpus and encoders")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("--utterances", type=int, default=1200, help="how many; 1200 if not given")
-    arguments = parser.parse_args()
-
-    started = time.perf_counter()
-    corpus = arguments.folder / "corpus"
-    written = write_corpus(corpus, seed=arguments.seed, utterances=arguments.utterances)
-    encoders = write_encoders(arguments.folder / "encoders", seed=arguments.seed)
-    seconds = sum(soundfile.info(file).duration for file in (corpus / "audio").iterdir())
-    print(f"{corpus}: {len(written)} utterances, {seconds / 3600:.2f} h")
-    for name in ("emotion", "speaker_id"):
-        counts = Counter(getattr(utterance, name) for utterance in written)
-        print(f"  {name}: " + ", ".join(f"{key} {counts[key]}" for key in sorted(counts)))
-    print("encoders: " + ", ".join(map(str, encoders)))
-    print(f"took {time.perf_counter() - started:.1f} s")
-
-
-if __name__ == "__main__":
-    main()
