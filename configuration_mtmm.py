@@ -5,13 +5,10 @@ This file is uploaded to the Hub beside the weights. It imports transformers and
 
 import copy
 import difflib
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")  # IEMOCAP's four classes, excited merged into happy
@@ -47,14 +44,11 @@ DEBERTA_V3_LARGE = {
     "max_relative_positions": -1,
 }
 
-# Of config.json and of the weights' names. Raise it with any change that old code would misread, and
-# add the step from the version before to MIGRATIONS; 0 is what was saved before there was a number.
+# Raise it with any change of config.json or of the weights' names that older code would misread.
 FORMAT_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: dict}
-
-DTYPES = ("float32", "float16", "bfloat16", "float64")
-LARGEST_SIZE = 1_000_000  # of widths and counts; what is larger was mistyped, and fills any memory
-LARGEST_NUMBER = 1e30  # float32, in which all is computed, has room for its products
+# The pipeline's own keys beside the dimensions' names in an answer.
+RESERVED_NAMES = ("emotion", "scores", "missing", "untrained", "timeline", "start", "end")
+RESERVED_NAMES += ("text", "transcribed", "explanation")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",
@@ -71,33 +65,12 @@ CUSTOM_PIPELINES = {
 }
 
 
-def with_value_errors(cls: Any) -> Any:
-    """Let a class made `@strict` refuse wrong types by ValueError, as it refuses wrong values.
-
-    The errors of `@strict` are neither ValueErrors nor TypeErrors, so nobody expects them.
-    """
-    set_strictly = cls.__setattr__
-
-    def set_plainly(self: Any, name: str, value: Any) -> None:
-        try:
-            set_strictly(self, name, value)
-        except StrictDataclassFieldValidationError as error:
-            allowed = cls.__dataclass_fields__[name].type
-            raise ValueError(
-                f"{cls.__name__}: `{name}={value!r}` is not allowed; its type must be "
-                f"{allowed.__name__ if isinstance(allowed, type) else allowed}."
-            ) from error
-
-    cls.__setattr__ = set_plainly
-    return cls
-
-
-@with_value_errors
 @strict
 class MTMMConfig(PreTrainedConfig):
     """Configuration of [`MTMMModel`]; the defaults are the paper's model.
 
-    Values are checked when the configuration is made and again when a model is built from it.
+    Types are checked whenever a field is set, values when the configuration is made and again when a
+    model is built from it. As in any configuration of transformers, other attributes may be set.
 
     Args:
         audio_config (`dict` or `PreTrainedConfig`): The acoustic encoder: any transformers encoder
@@ -149,12 +122,12 @@ class MTMMConfig(PreTrainedConfig):
         freeze_text_encoder (`bool`): Build the linguistic encoder without gradients.
         trained_outputs (`tuple[str]`): Which of "emotion" and the dimensions were ever trained
             with labels. The pipeline prints no number for the others.
-        format_version (`int`): Of the saved files. A newer one than this code knows is refused, an
-            older one is migrated.
+        format_version (`int`): Version of the saved files. A newer one than this code knows is refused.
 
     Raises:
-        ValueError: A value or its type is not allowed; the message names field, value and what is
-            allowed.
+        StrictDataclassError: A value or its type is not allowed; the message names field, value and
+            what is allowed.
+        ValueError: An argument is the name of a field misspelt.
 
     Source: paper, sections on architecture and training; loss weights and 30 bridge tokens from a
     re-implementation; head shapes are ours.
@@ -180,7 +153,7 @@ class MTMMConfig(PreTrainedConfig):
 
     audio_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
-    encoder_layers: str = "last"
+    encoder_layers: Literal["last", "weighted"] = "last"
     audio_layers: list[int] | tuple[int, ...] | None = None
     text_layers: list[int] | tuple[int, ...] | None = None
     acoustic_stride: int = 1
@@ -190,7 +163,7 @@ class MTMMConfig(PreTrainedConfig):
     num_refinement_layers: int = 1
     num_interaction_layers: int = 1
     num_bridge_tokens: int = 30
-    bridge_wiring: str = "crossed"
+    bridge_wiring: Literal["crossed", "direct"] = "crossed"
     use_refinement: bool = True
     use_bridge_tokens: bool = True
     hidden_act: str = "gelu"
@@ -214,58 +187,27 @@ class MTMMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt_fields(kwargs)
-        num_labels = kwargs.pop("num_labels", None)
-        if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
-            raise ValueError(
-                f"MTMMConfig: `num_labels={num_labels!r}` is not allowed; it must be a whole number of "
-                "at least 2."
-            )
         if self.id2label is None:
-            count = len(EMOTIONS) if num_labels is None else num_labels
+            count = kwargs.pop("num_labels", len(EMOTIONS))
             names = EMOTIONS if count == len(EMOTIONS) else [f"LABEL_{i}" for i in range(count)]
             self.id2label = dict(enumerate(names))
-        self.id2label = _by_index(self.id2label)
-        dtype = str(self.dtype).removeprefix("torch.")
-        self._require("dtype", dtype in ("None", *DTYPES), f"None or one of {', '.join(DTYPES)}")
-        try:
-            super().__post_init__(**kwargs)  # makes the encoders' configurations
-        except StrictDataclassError as error:
-            raise ValueError(
-                f"MTMMConfig: an encoder's configuration is not allowed: {' '.join(str(error).split())}"
-            ) from error
-        if num_labels is not None and num_labels != self.num_labels:
-            self.num_labels = num_labels  # new names, and an emotion head that is yet to be trained
-            self.trained_outputs = [name for name in self.trained_outputs if name != "emotion"]
+        super().__post_init__(**kwargs)  # makes the encoders' configurations
+        # In the order of the indices, which are strings in JSON.
+        self.id2label = dict(sorted((int(i), name) for i, name in self.id2label.items()))
         if self.label2id is None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         if self.initializer_range is None:
             self.initializer_range = max(self.hidden_size, 1) ** -0.5
-        # JSON has lists only; tuples keep a loaded configuration equal to the saved one.
-        self.dimension_names = tuple(self.dimension_names)
-        self.dimension_range = tuple(self.dimension_range)
-        self.trained_outputs = tuple(self.trained_outputs)
-        for name in ("audio_layers", "text_layers"):
-            if getattr(self, name) is not None:
-                setattr(self, name, tuple(getattr(self, name)))
         if self.dimension_loss_weights is None:
             self.dimension_loss_weights = (0.33,) * len(self.dimension_names)
-        self.dimension_loss_weights = tuple(self.dimension_loss_weights)
+        # JSON has lists only; tuples keep a loaded configuration equal to the saved one.
+        for name, value in list(vars(self).items()):
+            if name in self.__dataclass_fields__ and isinstance(value, list):
+                setattr(self, name, tuple(value))
         # save_pretrained alone would name one Auto class only, and the others would not load.
         self.auto_map = dict(AUTO_MAP)
         # A copy: `transformers.pipeline` replaces the names of classes in it by the classes.
         self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
-        self.check()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `from_pretrained(..., id2label=...)` sets the field after the configuration was made: rename
-        # both ways, and where the number of emotions changes the head is yet to be trained.
-        if name == "id2label" and value is not None and getattr(self, "_post_init_done", False):
-            value = _by_index(value)
-            if len(value) != self.num_labels:
-                kept = tuple(output for output in self.trained_outputs if output != "emotion")
-                super().__setattr__("trained_outputs", kept)
-            super().__setattr__("label2id", {label: index for index, label in value.items()})
-        super().__setattr__(name, value)
 
     @classmethod
     def get_config_dict(
@@ -276,44 +218,36 @@ class MTMMConfig(PreTrainedConfig):
         transformers would take a missing file for an empty one, and any model's for ours.
 
         Raises:
-            ValueError: The configuration is another model's, none at all, or not a JSON object.
+            ValueError: The configuration is another model's, or none at all.
         """
         name = pretrained_model_name_or_path
-        try:
-            config_dict, kwargs = super().get_config_dict(name, **kwargs)
-            kind = config_dict.get("model_type")
-        except (AttributeError, TypeError) as error:  # of a JSON list or number
-            raise ValueError(
-                f"{name}: config.json has no JSON object; save the model again or download it anew."
-            ) from error
+        config_dict, kwargs = super().get_config_dict(name, **kwargs)
+        kind = config_dict.get("model_type")
         if kind != cls.model_type:
-            found = (
-                "has no config.json with a `model_type`" if kind is None else f"is a {kind!r} model"
-            )
             raise ValueError(
-                f"{name} {found}, where {cls.model_type!r} is needed; give the folder or the Hub id of "
-                "an MTMM model."
+                f"{name} is no MTMM model: the `model_type` of its config.json is {kind}."
             )
         return config_dict, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As `PreTrainedConfig.from_dict`, of a dict that this or an older version saved."""
-        version = config_dict.get("format_version", 0)
-        if type(version) is not int or version < 0:
-            raise ValueError(
-                f"MTMMConfig: `format_version={version!r}` is not allowed; it must be a whole number, "
-                f"{FORMAT_VERSION} for what this code saves."
-            )
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"This checkpoint has format {version}, newer than the {FORMAT_VERSION} that this "
-                "code knows; update MTMM or, if you trust the model's own code, load it with "
-                "trust_remote_code=True."
-            )
-        for older in range(version, FORMAT_VERSION):
-            config_dict = MIGRATIONS[older](config_dict)
-        return super().from_dict(config_dict | {"format_version": FORMAT_VERSION}, **kwargs)
+        """As `PreTrainedConfig.from_dict`; `id2label` or `num_labels` may rename the emotions.
+
+        Where their number changes, the emotion head is yet to be trained.
+        """
+        config_dict = dict(config_dict)
+        names = config_dict.get("id2label") or EMOTIONS
+        given = kwargs.get("id2label") or kwargs.get("num_labels")
+        count = given if isinstance(given, int) else len(given or names)
+        if "id2label" in kwargs:
+            config_dict["id2label"] = kwargs.pop("id2label")
+            config_dict["label2id"] = kwargs.pop("label2id", None)
+        elif count != len(names):
+            config_dict |= {"id2label": None, "label2id": None}
+        if count != len(names):
+            trained = config_dict.get("trained_outputs", ())
+            config_dict["trained_outputs"] = [name for name in trained if name != "emotion"]
+        return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def paper(cls, **overrides: Any) -> "MTMMConfig":
@@ -403,158 +337,85 @@ class MTMMConfig(PreTrainedConfig):
         every = range(self.encoder_config(modality).num_hidden_layers + 1)
         return tuple(every if chosen is None else chosen)
 
-    def check(self) -> None:
-        """Raise ValueError for the first field whose value is not allowed."""
-        self._check_choice("encoder_layers", ("last", "weighted"))
-        self._check_choice("bridge_wiring", ("crossed", "direct"))
-        for name in (
-            "hidden_size",
-            "num_attention_heads",
-            "intermediate_size",
-            "num_refinement_layers",
-            "num_interaction_layers",
-            "num_bridge_tokens",
-            "acoustic_stride",
+    def validate_values(self) -> None:
+        """Called by @strict when a configuration was made, and by MTMMModel: fields may have been set."""
+        emotions, weights = list(self.emotion_names), self.dimension_loss_weights or ()
+        dimensions, scale = self.dimension_names, self.dimension_range
+        positive = ("hidden_size", "num_attention_heads", "num_interaction_layers")
+        positive += ("num_bridge_tokens", "acoustic_stride")
+        for name in positive:
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name, holds, allowed in (
+            (
+                "num_attention_heads",
+                self.hidden_size % self.num_attention_heads == 0,
+                f"a divisor of hidden_size={self.hidden_size}",
+            ),
+            ("temperature", 0 < self.temperature < float("inf"), "a finite number above 0"),
+            (
+                "format_version",
+                self.format_version <= FORMAT_VERSION,
+                f"at most {FORMAT_VERSION}, all that this version of MTMM knows; update it",
+            ),
+            (
+                "id2label",
+                list(self.id2label or ()) == list(range(len(set(emotions)))) and len(emotions) > 1,
+                "two or more different names with indices from 0 on",
+            ),
+            (
+                "label2id",
+                self.label2id == {name: index for index, name in enumerate(emotions)},
+                f"the inverse of id2label={self.id2label}; leave it out and it is derived",
+            ),
+            (
+                "dimension_names",
+                dimensions
+                and len({*dimensions, *RESERVED_NAMES}) == len(dimensions) + len(RESERVED_NAMES),
+                f"one or more different names, none of {', '.join(RESERVED_NAMES)}",
+            ),
+            (
+                "dimension_range",
+                len(scale) == 2 and -float("inf") < scale[0] < scale[1] < float("inf"),
+                "two finite numbers, the lower one first",
+            ),
+            (
+                "dimension_loss_weights",
+                len(weights) == len(dimensions) and all(0 <= w < float("inf") for w in weights),
+                f"one finite number of at least 0 for each of {', '.join(dimensions)}",
+            ),
+            (
+                "emotion_loss_weight",
+                0 <= self.emotion_loss_weight < float("inf")
+                and self.emotion_loss_weight + sum(weights) > 0,
+                "a finite number of at least 0, above 0 where all dimension_loss_weights are 0",
+            ),
         ):
-            self._require(
-                name,
-                1 <= getattr(self, name) <= LARGEST_SIZE,
-                f"a whole number of at least 1 and at most {LARGEST_SIZE:,}",
-            )
-        self._require(
-            "num_attention_heads",
-            self.hidden_size % self.num_attention_heads == 0,
-            f"a divisor of hidden_size={self.hidden_size}",
-        )
-        for name in ("hidden_dropout", "attention_dropout", "head_dropout", "label_smoothing"):
-            self._require(
-                name, 0 <= getattr(self, name) < 1, "a number from 0 up to, not including, 1"
-            )
-        for name in ("temperature", "layer_norm_eps", "initializer_range"):
-            allowed = 1 / LARGEST_NUMBER <= getattr(self, name) <= LARGEST_NUMBER
-            self._require(name, allowed, "a finite number above 0, from 1e-30 to 1e30")
-        self._check_choice("hidden_act", tuple(ACT2FN))
-        self._require("format_version", self.format_version == FORMAT_VERSION, str(FORMAT_VERSION))
-        self._check_layers("audio_layers", self.encoder_config("audio"))
-        self._check_layers("text_layers", self.encoder_config("text"))
-        self._check_emotions()
-        self._check_dimensions()
-        self._require(
-            "trained_outputs",
-            set(self.trained_outputs) <= set(self.output_names),
-            f"names among {', '.join(self.output_names)}",
-        )
+            self._require(name, holds, allowed)
 
-    def _check_layers(self, name: str, encoder: PreTrainedConfig) -> None:
-        layers = getattr(self, name)
-        if layers is None:
-            return
-        self._require(name, self.encoder_layers == "weighted", 'None with encoder_layers="last"')
-        highest = encoder.num_hidden_layers
-        self._require(
-            name,
-            len(layers) >= 1
-            and sorted(set(layers)) == list(layers)
-            and 0 <= layers[0]
-            and layers[-1] <= highest,
-            f"rising whole numbers from 0 to {highest}, at least one",
-        )
+    def validate_layers(self) -> None:
+        """The layers that "weighted" mixes must be there, and "last" mixes none."""
+        for modality in ("audio", "text"):
+            layers = getattr(self, f"{modality}_layers")
+            if layers is not None:
+                highest = self.encoder_config(modality).num_hidden_layers
+                holds = self.encoder_layers == "weighted" and set(layers) <= set(range(highest + 1))
+                allowed = f'with encoder_layers="weighted" numbers from 0 to {highest}, else None'
+                self._require(f"{modality}_layers", holds and layers, allowed)
 
-    def _check_emotions(self) -> None:
-        names = list(self.emotion_names)
-        self._require(
-            "id2label",
-            sorted(self.id2label or ()) == list(range(len(names))) and len(names) >= 2,
-            "two or more emotion names with indices from 0 on",
-        )
-        self._require(
-            "id2label",
-            _are_names(names),
-            "different names, none of them blank or padded with spaces",
-        )
-        self._require(
-            "label2id",
-            self.label2id == {name: index for index, name in enumerate(names)},
-            f"the inverse of id2label={self.id2label}; leave it out and it is derived",
-        )
-
-    def _check_dimensions(self) -> None:
-        names, limits, weights = (
-            self.dimension_names,
-            self.dimension_range,
-            self.dimension_loss_weights or (),
-        )
-        reserved = {"emotion", "scores", "missing", "untrained", "timeline", "start", "end"}
-        reserved |= {"text", "transcribed", "explanation"}  # the pipeline's own keys
-        self._require(
-            "dimension_names",
-            len(names) >= 1 and _are_names(names),
-            "one or more different names, none of them blank or padded with spaces",
-        )
-        self._require(
-            "dimension_names",
-            not reserved & set(names),
-            f"names other than {', '.join(sorted(reserved))}",
-        )
-        self._require(
-            "dimension_range",
-            len(limits) == 2 and all(map(_is_finite, limits)) and limits[0] < limits[1],
-            "two finite numbers, the lower one first",
-        )
-        self._require(
-            "dimension_loss_weights",
-            len(weights) == len(names) and all(w >= 0 and _is_finite(w) for w in weights),
-            f"one finite number of at least 0 for each of {', '.join(names)}",
-        )
-        self._require(
-            "emotion_loss_weight",
-            self.emotion_loss_weight >= 0 and _is_finite(self.emotion_loss_weight),
-            "a finite number of at least 0",
-        )
-        self._require(
-            "emotion_loss_weight",
-            self.emotion_loss_weight > 0 or any(weight > 0 for weight in weights),
-            "above 0 where all dimension_loss_weights are 0",
-        )
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        self._require(
-            name, getattr(self, name) in choices, f"one of {', '.join(map(repr, choices))}"
-        )
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
+    def _require(self, name: str, holds: Any, allowed: str) -> None:
         if not holds:
             raise ValueError(
-                f"MTMMConfig: `{name}={getattr(self, name)!r}` is not allowed; it must be {allowed}."
+                f"`{name}={getattr(self, name)!r}` is not allowed; it must be {allowed}."
             )
 
     def _refuse_misspelt_fields(self, extra: dict[str, Any]) -> None:
-        """transformers keeps unknown arguments as attributes, so a typing error would do nothing."""
-        fields = list(self.__dataclass_fields__)
+        """transformers keeps unknown arguments as attributes, so a misspelt field would do nothing."""
+        if self.transformers_version is not None:
+            return  # a saved configuration, whose attributes anybody may have set
         for name in extra:
-            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+            close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1, cutoff=0.85)
             if close and not hasattr(type(self), name):
                 raise ValueError(f"MTMMConfig has no field `{name}`; did you mean `{close[0]}`?")
-
-
-def _by_index(id2label: dict[Any, str]) -> dict[int, str]:
-    """In the order of the indices, which are strings in JSON."""
-    try:
-        return dict(sorted((int(index), name) for index, name in id2label.items()))
-    except ValueError as error:
-        raise ValueError(
-            f"MTMMConfig: `id2label={id2label!r}` is not allowed; its keys must be the indices 0, 1, 2, ..."
-        ) from error
-
-
-def _are_names(names: Sequence[str]) -> bool:
-    """Different, and as a manifest's cells are read: not blank, no space around them."""
-    return len(set(names)) == len(names) and all(name and name == name.strip() for name in names)
-
-
-def _is_finite(number: float) -> bool:
-    """In float32 too; JSON has whole numbers of any size."""
-    return -LARGEST_NUMBER <= number <= LARGEST_NUMBER
 
 
 __all__ = ["MTMMConfig"]

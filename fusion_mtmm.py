@@ -227,15 +227,12 @@ class MTMMFusion(nn.Module):
     LoRA must train in full (peft overlooks a bare parameter).
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, acoustic_width: int, linguistic_width: int) -> None:
         super().__init__()
         self.config = config
-        self.acoustic_input = MTMMInput(
-            config, config.encoder_config("audio").hidden_size, len(config.mixed_layers("audio"))
-        )
-        self.linguistic_input = MTMMInput(
-            config, config.encoder_config("text").hidden_size, len(config.mixed_layers("text"))
-        )
+        mixed = len(config.mixed_layers("audio")), len(config.mixed_layers("text"))
+        self.acoustic_input = MTMMInput(config, acoustic_width, mixed[0])
+        self.linguistic_input = MTMMInput(config, linguistic_width, mixed[1])
         refinement_layers = config.num_refinement_layers if config.use_refinement else 0
         self.acoustic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
         self.linguistic_refinement = _layers(MTMMRefinementLayer, config, refinement_layers)
@@ -452,13 +449,16 @@ def _substitute_absent(
 
 
 def _mean_of_present(a_states: Tensor, a_mask: Tensor, l_states: Tensor, l_mask: Tensor) -> Tensor:
-    """Mean over each stream's real positions, then over the streams that are there: (batch, hidden)."""
+    """Mean over each stream's real positions, then over the streams that are there: (batch, hidden).
+
+    NaN for an utterance without either: what nobody said must not get an emotion in silence.
+    """
     means, present = [], []
     for states, mask in ((a_states, a_mask), (l_states, l_mask)):
         total = torch.where(mask[..., None], states, 0.0).sum(1)
         means.append(total / mask.sum(-1, keepdim=True).clamp(min=1))
         present.append(mask.any(-1, keepdim=True).to(states.dtype))
-    return (means[0] * present[0] + means[1] * present[1]) / (present[0] + present[1]).clamp(min=1)
+    return (means[0] * present[0] + means[1] * present[1]) / (present[0] + present[1])
 
 
 def carry_to_values(

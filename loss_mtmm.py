@@ -53,8 +53,11 @@ def multi_task_loss(
         cross_entropy, weight = sums[0], sums[1]
         emotion_loss = cross_entropy / torch.where(weight > 0, weight, 1.0)
         concordance, defined = _concordance(sums[2:].view(6, -1))
-        weights = concordance.new_tensor(config.dimension_loss_weights)
-        dimension_loss = (weights * torch.where(defined, 1 - concordance, concordance)).sum()
+        terms = torch.where(defined, 1 - concordance, concordance).unbind()
+        # One by one: a tensor of the weights would be a copy to the device that its host waits for.
+        dimension_loss = sum(
+            w * t for w, t in zip(config.dimension_loss_weights, terms, strict=True)
+        )
         emotion_loss = config.emotion_loss_weight * emotion_loss
         return emotion_loss.to(logits), dimension_loss.to(predictions)
 
@@ -97,6 +100,10 @@ def _dimension_sums(config: Any, predictions: Tensor, labels: Tensor | None) -> 
     predictions = predictions.to(_exact_dtype(predictions.device))
     if labels is None:
         labels = torch.full_like(predictions, torch.nan)
+    if labels.shape != predictions.shape:  # or they would be broadcast in silence
+        raise ValueError(
+            f"`dimension_labels` are {tuple(labels.shape)}; they must be {tuple(predictions.shape)}."
+        )
     present = ~labels.isnan()
     low, high = config.dimension_range
     middle, half_range = (low + high) / 2, (high - low) / 2

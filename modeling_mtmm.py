@@ -1,25 +1,24 @@
-"""MTMM: two pretrained encoders, refinement, bridge fusion, two heads, and the loss of training.
+"""MTMM: two pretrained encoders, refinement, bridge fusion, two heads.
 
 The architecture of Ispas, Deschamps-Berger and Devillers 2023 (arXiv 2401.00536), uploaded to the Hub
-beside the weights. Reading waveforms and transcripts is in processing_mtmm.py, training elsewhere.
+beside the weights. Encoders, fusion and loss are in files of their own, as are waveforms and
+transcripts (processing_mtmm.py); training is elsewhere.
 
 Shapes: "frames" are the acoustic encoder's output positions (50 a second for HuBERT and Whisper),
 "tokens" the linguistic one's, "keys" the longer of the two, "width" an encoder's hidden size.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import get_local_safetensors_metadata
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 # The only imports among the Hub files. Relative first: as remote code these are neighbours in a
 # package; in a checkout they are top-level modules. Processor and pipeline are named here so that
@@ -28,35 +27,40 @@ try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .configuration_mtmm import MTMMConfig
         from .encoders_mtmm import (
-            EncoderStatesRecorder,
+            EncoderInput,
             as_mask,
             average_frames,
             build_encoder,
+            encoder_width,
+            frame_mask,
             is_trainable,
             load_encoder,
         )
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, unmask_absent
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
         from .pipeline_mtmm import MTMMPipeline
-        from .processing_mtmm import MTMMProcessor, receptive_field
+        from .processing_mtmm import MTMMProcessor
 except ImportError:
     from configuration_mtmm import MTMMConfig
     from encoders_mtmm import (
-        EncoderStatesRecorder,
+        EncoderInput,
         as_mask,
         average_frames,
         build_encoder,
+        encoder_width,
+        frame_mask,
         is_trainable,
         load_encoder,
     )
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, unmask_absent
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
     from pipeline_mtmm import MTMMPipeline
-    from processing_mtmm import MTMMProcessor, receptive_field
+    from processing_mtmm import MTMMProcessor
 
-FLOATS = {"F64", "F32", "F16", "BF16"}  # as safetensors calls them
 # Weights that no forward pass reads; the second one only where there is no SpecAugment.
-UNREAD = ("text_model.pooler.", "audio_model.masked_spec_embed")
+UNUSED_WEIGHTS = ("text_model.pooler.", "audio_model.masked_spec_embed")
+MASKS = ("audio_attention_mask", "attention_mask")
+MASKS += ("acoustic_attention_mask", "linguistic_attention_mask")
 
 
 @dataclass
@@ -145,13 +149,15 @@ class MTMMModel(MTMMPreTrainedModel):
     text_model: Any
 
     def __init__(self, config: MTMMConfig) -> None:
-        config.check()
+        config.validate()
         super().__init__(config)
         self.audio_model = build_encoder(config.encoder_config("audio"))
         self.text_model = build_encoder(config.encoder_config("text"))
-        self.fusion = MTMMFusion(config)
+        widths = encoder_width(self.audio_model), encoder_width(self.text_model)
+        self.fusion = MTMMFusion(config, *widths)
         self.emotion_head = MTMMHead(config, len(config.emotion_names))
         self.dimension_head = MTMMHead(config, len(config.dimension_names))
+        self._labels_seen: Tensor | None = None
         self._adopt_encoders()
         self.post_init()
 
@@ -160,7 +166,7 @@ class MTMMModel(MTMMPreTrainedModel):
         of_heads = {"emotion_head": ("emotion",), "dimension_head": self.config.dimension_names}
         lost: set[str] = set()
         for key in drawn:
-            if key.startswith(UNREAD):
+            if key.startswith(UNUSED_WEIGHTS):
                 continue
             lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
         if lost:
@@ -169,39 +175,32 @@ class MTMMModel(MTMMPreTrainedModel):
 
     def _adopt_encoders(self) -> None:
         """What must hold for the encoders, wherever they came from."""
-        config = self.config
-        if not hasattr(self.audio_model, "_get_feat_extract_output_lengths"):
-            raise ValueError(
-                f"{type(self.audio_model).__name__} is no acoustic encoder of waveforms or log-mel "
-                "spectra; use HuBERT, wav2vec 2.0, WavLM or Whisper."
-            )
-        if self.text_model.main_input_name != "input_ids":
-            raise ValueError(
-                f"{type(self.text_model).__name__} is no linguistic encoder; use BERT, RoBERTa, DeBERTa "
-                "or another that takes input_ids."
-            )
-        for encoder in (self.audio_model, self.text_model):
-            encoder.config._name_or_path = ""  # else a private path is saved and published
-            encoder.config.return_dict = True  # its outputs are read by name
+        self._audio_input = EncoderInput.of(self.audio_model)
+        self._text_input = EncoderInput.of(self.text_model)
+        encoders = {"audio": self.audio_model, "text": self.text_model}
+        for modality, encoder in encoders.items():
+            for config in (encoder.config, self.config.encoder_config(modality)):
+                config._name_or_path = ""  # else a private path is saved and published
+                config.return_dict = True  # its outputs are read by name
+            if self.config.encoder_layers == "weighted":
+                # Now, since the first call would take a lock, which torch.compile cannot trace.
+                maybe_install_capturing_hooks(encoder)
         self._freeze_encoders()
-        self._recorders = {}
-        if config.encoder_layers == "weighted":
-            audio, text = config.mixed_layers("audio"), config.mixed_layers("text")
-            self._recorders["audio"] = EncoderStatesRecorder(self.audio_model, audio)
-            self._recorders["text"] = EncoderStatesRecorder(self.text_model, text)
 
     def _freeze_encoders(self) -> None:
         if self.config.freeze_audio_encoder:
             self.audio_model.requires_grad_(False)
         if self.config.freeze_text_encoder:
             self.text_model.requires_grad_(False)
-        # What no forward pass reads gets no gradient, and DistributedDataParallel would stop.
+        # A weight that no forward pass reads gets no gradient, and DistributedDataParallel would stop.
         augmented = getattr(self.audio_model.config, "apply_spec_augment", True)
         for name, parameter in self.named_parameters():
-            if name.startswith(UNREAD) and not (name.startswith("audio_model.") and augmented):
+            if name.startswith(UNUSED_WEIGHTS) and not (
+                name.startswith("audio_model.") and augmented
+            ):
                 parameter.requires_grad_(False)
-        if self.audio_model.main_input_name == "input_features":  # Whisper's sinusoids are fixed
-            self.audio_model.embed_positions.requires_grad_(False)
+        if self._audio_input.mels_first and hasattr(self.audio_model, "embed_positions"):
+            self.audio_model.embed_positions.requires_grad_(False)  # Whisper's sinusoids are fixed
 
     @classmethod
     def from_pretrained(
@@ -214,24 +213,27 @@ class MTMMModel(MTMMPreTrainedModel):
         where weights are missing or left over, since the caller is then told.
 
         Raises:
-            ValueError: The configuration is not allowed; the weights are others than it describes,
-                or not finite.
+            ValueError: The weights are not those that the configuration describes.
             OSError: A file is missing or damaged.
         """
         name = pretrained_model_name_or_path
-        if name is not None and os.path.exists(name):
-            _refuse_damaged_files(name)
         told = kwargs.pop("output_loading_info", False)
-        drawn = kwargs.pop("ignore_mismatched_sizes", False)
-        options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        loaded: Any = super().from_pretrained(name, *args, **options, **kwargs)
+        # Without a name the caller brings the weights, and those that are missing are drawn.
+        drawn = kwargs.pop("ignore_mismatched_sizes", False) or name is None
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        try:
+            loaded: Any = super().from_pretrained(name, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise OSError(
+                f"The weights in {name} are damaged ({error}); copy or save them again."
+            ) from error
         model, found = loaded
         if not drawn:
             _refuse_other_weights(name, found, told)
-        model._forget_outputs(
-            {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-        )
-        _refuse_infinite_weights(name, model)
+        mismatched = {key for key, *_ in found["mismatched_keys"]}
+        model._forget_outputs(found["missing_keys"] | mismatched)
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
         answer: Any = (model, found) if told else model
         return answer
@@ -253,12 +255,10 @@ class MTMMModel(MTMMPreTrainedModel):
             ValueError: A field is not allowed.
             OSError: An encoder cannot be found.
         """
-        audio_model, text_model = load_encoder(audio, dtype), load_encoder(text, dtype)
+        audio_model, audio_config = load_encoder(audio, dtype)
+        text_model, text_config = load_encoder(text, dtype)
         config = MTMMConfig(
-            audio_config=audio_model.config,
-            text_config=text_model.config,
-            dtype=dtype,
-            **config_fields,
+            audio_config=audio_config, text_config=text_config, dtype=dtype, **config_fields
         )
         with torch.device("meta"):  # random encoders would be made only to be replaced
             model = cls(config)
@@ -275,11 +275,14 @@ class MTMMModel(MTMMPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True) -> "MTMMModel":
-        """Frozen encoders stay in eval mode: no dropout, whatever the rest does."""
-        super().train(mode)
-        for encoder in (self.audio_model, self.text_model):
-            encoder.train(mode and is_trainable(encoder))
-        return self
+        """As `nn.Module.train`; a frozen encoder goes back to eval mode at its next forward pass."""
+        self._record_trained_outputs()
+        return super().train(mode)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`."""
+        self._record_trained_outputs()
+        super().save_pretrained(*args, **kwargs)
 
     def encode_audio(
         self, input_values: Tensor, audio_attention_mask: Tensor | None = None
@@ -287,7 +290,8 @@ class MTMMModel(MTMMPreTrainedModel):
         """The acoustic encoder's states, as `forward` takes them back.
 
         Args:
-            input_values: Waveforms (batch, time) or log-mel spectra (batch, mels, frames).
+            input_values: Waveforms (batch, time) or log-mel spectra, (batch, mels, frames) for
+                Whisper's kind, (batch, frames, mels) for others.
             audio_attention_mask: (batch, time or frames), 1 = real, real positions first; None = all.
 
         Returns:
@@ -295,34 +299,15 @@ class MTMMModel(MTMMPreTrainedModel):
             `encoder_layers="weighted"`, and `acoustic_attention_mask` (batch, frames) of booleans;
             with an `acoustic_stride`, a frame is the mean of so many of the encoder's.
         """
-        encoder = self.audio_model
-        self._refuse_other_audio(input_values)
-        mask = as_mask(audio_attention_mask, input_values, axes=(0, -1))
+        encoder, takes = self.audio_model, self._audio_input
+        mask = as_mask(audio_attention_mask, input_values, axes=(0, takes.time_axis(input_values)))
         if input_values.dim() == 2:  # waveforms: the encoder fails on less than one frame
-            missing = max(receptive_field(encoder.config) - input_values.shape[1], 0)
+            missing = max(takes.shortest - input_values.shape[1], 0)
             input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
-        inputs = {encoder.main_input_name: input_values.to(encoder.dtype)}
-        # Log-mel encoders take no mask. Waveform encoders with group norm were trained without one:
-        # they normalise over the padded time axis, mask or no mask, so padding changes their result.
-        if getattr(encoder.config, "feat_extract_norm", None) == "layer":
-            inputs["attention_mask"] = unmask_absent(mask).long()
+        inputs = takes.arguments(input_values.to(encoder.dtype), unmask_absent(mask))
         states = self._run_encoder("audio", inputs)
-        lengths = encoder._get_feat_extract_output_lengths(mask.sum(-1))
-        frames = torch.arange(states.shape[-2], device=states.device)
-        return average_frames(states, frames < lengths[:, None], self.config.acoustic_stride)
-
-    def _refuse_other_audio(self, input_values: Tensor) -> None:
-        """A processor of another acoustic encoder gives other inputs."""
-        if self.audio_model.main_input_name == "input_features":
-            mels = self.audio_model.config.num_mel_bins
-            fits, wanted = input_values.shape[1:-1] == (mels,), f"(batch, {mels}, frames)"
-        else:
-            fits, wanted = input_values.dim() == 2, "(batch, time)"
-        if not fits:
-            raise ValueError(
-                f"`input_values` are {tuple(input_values.shape)}, but {type(self.audio_model).__name__} "
-                f"takes {wanted}; use the processor that was saved with this model."
-            )
+        real = frame_mask(encoder, mask, states.shape[-2])
+        return average_frames(states, real, self.config.acoustic_stride)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
@@ -337,21 +322,23 @@ class MTMMModel(MTMMPreTrainedModel):
             `linguistic_states` (batch, tokens, width), or (batch, layers, tokens, width) with
             `encoder_layers="weighted"`, and `linguistic_attention_mask` (batch, tokens) of booleans.
         """
-        if not torch.compiler.is_compiling():  # reads values, which a traced graph cannot
-            _refuse_unknown_tokens(input_ids, self.get_input_embeddings().num_embeddings)
         mask = as_mask(attention_mask, input_ids, axes=(0, -1))
-        inputs = {"input_ids": input_ids, "attention_mask": unmask_absent(mask).long()}
+        inputs = self._text_input.arguments(input_ids, unmask_absent(mask))
         return self._run_encoder("text", inputs), mask
 
     def _run_encoder(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
         encoder = self.audio_model if modality == "audio" else self.text_model
         trainable = is_trainable(encoder)
-        if encoder.training and not trainable:
-            encoder.eval()  # frozen after the last call of train()
+        if encoder.training != (self.training and trainable):
+            encoder.train(self.training and trainable)  # frozen: no dropout, whatever the rest does
+        layers = self.config.mixed_layers(modality)
         with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
-            if modality in self._recorders:
-                return self._recorders[modality].run(encoder, inputs)
-            return encoder(**inputs).last_hidden_state
+            if not layers:
+                return encoder(**inputs).last_hidden_state
+            output = encoder(**inputs, output_hidden_states=True)
+            # The last one as the encoder returns it: HuBERT-large's norm is behind its last layer.
+            states = (*output.hidden_states[:-1], output.last_hidden_state)
+            return torch.stack([states[layer] for layer in layers], dim=1)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # of transformers
     def forward(
@@ -378,7 +365,7 @@ class MTMMModel(MTMMPreTrainedModel):
 
         Args:
             input_values: Waveforms (batch, time), −1 to 1 before the processor's normalisation, or
-                log-mel spectra (batch, mels, frames).
+                log-mel spectra as [`encode_audio`] takes them.
             audio_attention_mask: (batch, time or frames), 1 = real, real positions first.
             input_ids: (batch, tokens).
             attention_mask: The text's: (batch, tokens), 1 = real, real positions first.
@@ -395,59 +382,29 @@ class MTMMModel(MTMMPreTrainedModel):
             output_hidden_states: Return the refined states.
 
         Raises:
-            ValueError: No modality at all, for the batch or for one utterance; both inputs and
-                states of one modality; audio shorter than the encoder's receptive field; padding
-                on the left; labels of another shape.
+            ValueError: No modality at all; both inputs and states of one modality; different numbers
+                of utterances; labels of another shape. Only where masks are in the CPU's memory, so
+                that no GPU has to wait: an utterance without either modality (its outputs are NaN
+                elsewhere), audio shorter than the encoder's receptive field, padding on the left.
         """
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
-        _refuse_both("input_values", input_values, "acoustic_states", acoustic_states)
-        _refuse_both("input_ids", input_ids, "linguistic_states", linguistic_states)
-        inputs = (input_values, input_ids, acoustic_states, linguistic_states)
-        given = next((tensor for tensor in inputs if tensor is not None), None)
-        if given is None:
-            raise ValueError(
-                "MTMMModel got neither audio nor text; give `input_values` (or `acoustic_states`), "
-                "`input_ids` (or `linguistic_states`), or both."
-            )
-        acoustic, acoustic_mask = self._states(
-            "audio",
-            given,
-            input_values,
-            audio_attention_mask,
-            acoustic_states,
-            acoustic_attention_mask,
-        )
-        linguistic, linguistic_mask = self._states(
-            "text", given, input_ids, attention_mask, linguistic_states, linguistic_attention_mask
-        )
-        if acoustic.shape[0] != linguistic.shape[0]:
-            raise ValueError(
-                f"MTMMModel got {acoustic.shape[0]} utterances of audio and {linguistic.shape[0]} of "
-                "text; give the same number, with zero mask rows where one is absent."
-            )
-        if not torch.compiler.is_compiling():  # reads values, which a traced graph cannot
-            _refuse_gaps(
-                audio_attention_mask=audio_attention_mask,
-                attention_mask=attention_mask,
-                acoustic_attention_mask=acoustic_attention_mask,
-                linguistic_attention_mask=linguistic_attention_mask,
-            )
-            if input_values is not None:
-                claimed = as_mask(audio_attention_mask, input_values, axes=(0, -1)).any(-1)
-                _refuse_too_short(claimed & ~acoustic_mask.any(-1))
-            _refuse_absent(~(acoustic_mask.any(-1) | linguistic_mask.any(-1)))
-            if self.training:
-                self._record_trained_outputs(emotion_labels, dimension_labels)
+        audio = (input_values, audio_attention_mask, acoustic_states, acoustic_attention_mask)
+        text = (input_ids, attention_mask, linguistic_states, linguistic_attention_mask)
+        given = _one_of_each(*audio[::2], *text[::2])
+        acoustic, acoustic_mask = self._states("audio", given, *audio)
+        linguistic, linguistic_mask = self._states("text", given, *text)
+        if given.device.type == "cpu" and not torch.compiler.is_compiling():
+            masks = (audio_attention_mask, attention_mask)
+            masks += (acoustic_attention_mask, linguistic_attention_mask)
+            _refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         fused = self.fusion(acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions)
         logits = self.emotion_head(fused.fused_state)
         low, high = self.config.dimension_range
         scores = at_least_float32(self.dimension_head(fused.fused_state))
         dimensions = low + (high - low) * scores.sigmoid()
-        _refuse_other_labels("emotion_labels", emotion_labels, logits.shape[:1])
-        _refuse_other_labels("dimension_labels", dimension_labels, dimensions.shape)
         loss = emotion_loss = dimension_loss = None
         if emotion_labels is not None or dimension_labels is not None:
             emotion_loss, dimension_loss = multi_task_loss(
@@ -460,6 +417,8 @@ class MTMMModel(MTMMPreTrainedModel):
                 reduce_sum,
             )
             loss = emotion_loss + dimension_loss
+            if self.training and not torch.compiler.is_compiling():
+                self._see_labels(emotion_labels, dimension_labels)
         return MTMMOutput(
             loss=loss,
             emotion_loss=emotion_loss,
@@ -520,54 +479,54 @@ class MTMMModel(MTMMPreTrainedModel):
         states_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """One modality's encoder states and mask, whichever way it was given; zeros if absent."""
-        encode = self.encode_audio if modality == "audio" else self.encode_text
-        encoder = self.audio_model if modality == "audio" else self.text_model
+        audio = modality == "audio"
         dtype = self.fusion.output_norm.weight.dtype
         if states is not None:
             return states.to(dtype), as_mask(states_mask, states, axes=(0, -2))
+        encode = self.encode_audio if audio else self.encode_text
         if inputs is not None:
             states, mask = encode(inputs, inputs_mask)
             return states.to(dtype), mask
+        encoder = self.audio_model if audio else self.text_model
         batch = given.shape[0]
         if torch.is_grad_enabled() and is_trainable(encoder):
             # Every trainable parameter must get a gradient, and under FSDP every process must enter
             # the encoder, so one empty utterance passes through it; its mask hides it.
-            states = encode(self._empty_input(modality, given.device))[0].to(dtype)
+            takes = self._audio_input if audio else self._text_input
+            pad_token_id = getattr(encoder.config, "pad_token_id", None) or 0
+            states = encode(takes.empty(given.device, pad_token_id))[0].to(dtype)
             states = states.expand(batch, *states.shape[1:])
         else:
             layers = len(self.config.mixed_layers(modality))
-            shape = (batch, *([layers] if layers else []), 1, encoder.config.hidden_size)
+            shape = (batch, *([layers] if layers else []), 1, encoder_width(encoder))
             states = torch.zeros(shape, dtype=dtype, device=given.device)
         return states, torch.zeros(batch, states.shape[-2], dtype=torch.bool, device=given.device)
 
-    def _empty_input(self, modality: str, device: torch.device) -> Tensor:
-        if modality == "text":
-            return torch.full((1, 1), self.text_model.config.pad_token_id or 0, device=device)
-        config = self.audio_model.config
-        if self.audio_model.main_input_name == "input_features":
-            window = 2 * config.max_source_positions
-            return torch.zeros(1, config.num_mel_bins, window, device=device)
-        return torch.zeros(1, receptive_field(config), device=device)
+    def _see_labels(self, emotion_labels: Tensor | None, dimension_labels: Tensor | None) -> None:
+        """Remember which outputs had labels; on a GPU they are read later, since that is a wait."""
+        given = emotion_labels if dimension_labels is None else dimension_labels
+        if given is None:
+            return
+        seen = torch.zeros(len(self.config.output_names), dtype=torch.bool, device=given.device)
+        if self._labels_seen is not None:
+            seen = seen | self._labels_seen.to(given.device)
+        if emotion_labels is not None:
+            seen[0] |= (emotion_labels != ABSENT_EMOTION).any()
+        if dimension_labels is not None:
+            seen[1:] |= ~dimension_labels.isnan().all(0)
+        self._labels_seen = seen
+        if given.device.type == "cpu":
+            self._record_trained_outputs()
 
-    def _record_trained_outputs(
-        self, emotion_labels: Tensor | None, dimension_labels: Tensor | None
-    ) -> None:
-        """Note in the config which outputs have now seen labels; reads a value at most until then."""
-        untrained = [
-            name
-            for name, weight in self.config.loss_weights.items()
-            if weight > 0 and name not in self.config.trained_outputs
-        ]
-        for name in untrained:
-            if name == "emotion":
-                seen = emotion_labels is not None and bool((emotion_labels != ABSENT_EMOTION).any())
-            else:
-                column = self.config.dimension_names.index(name)
-                seen = dimension_labels is not None and not bool(
-                    dimension_labels[:, column].isnan().all()
-                )
-            if seen:
-                self.config.trained_outputs = (*self.config.trained_outputs, name)
+    def _record_trained_outputs(self) -> None:
+        """Note in the config which outputs have now seen labels."""
+        if self._labels_seen is None:
+            return
+        seen = dict(zip(self.config.output_names, self._labels_seen.tolist(), strict=True))
+        self._labels_seen = None
+        known, weights = self.config.trained_outputs, self.config.loss_weights
+        new = [name for name in seen if seen[name] and weights[name] > 0 and name not in known]
+        self.config.trained_outputs = (*known, *new)
 
 
 def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
@@ -576,92 +535,53 @@ def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
     return at_least_float32(torch.stack(layers)).mean(dim=(0, 2, 3))
 
 
-def _refuse_both(
-    inputs_name: str, inputs: Tensor | None, states_name: str, states: Tensor | None
+def _one_of_each(
+    input_values: Tensor | None,
+    acoustic_states: Tensor | None,
+    input_ids: Tensor | None,
+    linguistic_states: Tensor | None,
+) -> Tensor:
+    """The first of what was given, each modality once and of the same number of utterances."""
+    inputs = (input_values, acoustic_states, input_ids, linguistic_states)
+    given = [tensor for tensor in inputs if tensor is not None]
+    twice = [
+        names
+        for names, *pair in (
+            ("`input_values` and `acoustic_states`", input_values, acoustic_states),
+            ("`input_ids` and `linguistic_states`", input_ids, linguistic_states),
+        )
+        if all(tensor is not None for tensor in pair)
+    ]
+    sizes = [len(tensor) for tensor in given]
+    for wrong, text in (
+        (not given, "neither audio nor text; give `input_values`, `input_ids` or both"),
+        (twice, f"both {' and '.join(twice)}; give the input or its encoder states"),
+        (len(set(sizes)) > 1, f"{sizes} utterances of audio and text; give as many of each"),
+    ):
+        if wrong:
+            raise ValueError(f"MTMMModel got {text}.")
+    return given[0]
+
+
+def _refuse_rows(
+    input_values: Tensor | None,
+    masks: tuple[Tensor | None, ...],
+    acoustic_mask: Tensor,
+    linguistic_mask: Tensor,
 ) -> None:
-    if inputs is not None and states is not None:
-        raise ValueError(
-            f"MTMMModel got both `{inputs_name}` and `{states_name}`; give the input or its encoder states."
-        )
-
-
-def _refuse_gaps(**masks: Tensor | None) -> None:
-    """(batch, time): padding before or between real positions would be heard as real ones."""
-    gaps = {
-        name: ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
-        for name, mask in masks.items()
-        if mask is not None
-    }
-    if not gaps or not bool(torch.stack([rows.any() for rows in gaps.values()]).any()):
-        return
-    name = next(name for name, rows in gaps.items() if bool(rows.any()))
-    raise ValueError(
-        f"`{name}` has zeros before ones in rows {gaps[name].nonzero().flatten().tolist()}; real "
-        'positions must come first: pad on the right (padding_side="right").'
-    )
-
-
-def _refuse_other_labels(name: str, labels: Tensor | None, shape: torch.Size) -> None:
-    if labels is not None and labels.shape != shape:
-        raise ValueError(f"`{name}` are {tuple(labels.shape)}; they must be {tuple(shape)}.")
-
-
-def _refuse_too_short(too_short: Tensor) -> None:
-    """(batch,): has audio, but not enough of it for one frame."""
-    if bool(too_short.any()):
-        rows = too_short.nonzero().flatten().tolist()
-        raise ValueError(
-            f"The audio of utterances {rows} of this batch is shorter than one frame of the acoustic "
-            "encoder; leave them out, or zero their mask rows to use their text alone."
-        )
-
-
-def _refuse_unknown_tokens(input_ids: Tensor, known: int) -> None:
-    """On a GPU an id beyond the embeddings would end the process."""
-    if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
-        raise ValueError(
-            f"`input_ids` go from {int(input_ids.min())} to {int(input_ids.max())}, but the linguistic "
-            f"encoder knows 0 to {known - 1}; use the processor that was saved with this model."
-        )
-
-
-def _refuse_absent(absent: Tensor) -> None:
-    """(batch,): has neither modality."""
-    if bool(absent.any()):
-        rows = absent.nonzero().flatten().tolist()
-        raise ValueError(
-            f"Utterances {rows} of this batch have neither audio nor text; each needs at least one "
-            "(a mask row that is all zero means absent)."
-        )
-
-
-def _refuse_damaged_files(folder: str) -> None:
-    """Weights that are cut off, or no safetensors at all, or whose numbers are no floats."""
-    again = "Copy or save them again."
-    try:
-        files = get_local_safetensors_metadata(folder).files_metadata
-    except NotASafetensorsRepoError:
-        return  # transformers says what it looked for
-    except (SafetensorsParsingError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise OSError(
-            f"The weights in {folder} are damaged: {str(error).rstrip('.')}. {again}"
-        ) from error
-    for file, content in files.items():
-        path = f"{folder}/{file}"
-        # The length of the header comes first, eight bytes; then the header, then the tensors.
-        header = torch.from_file(path, size=8, dtype=torch.uint8).view(torch.int64).item()
-        ends = [tensor.data_offsets[1] for tensor in content.tensors.values()]
-        size, whole = os.path.getsize(path), 8 + header + max(ends, default=0)
-        if size != whole:
-            raise OSError(
-                f"The weights in {path} are damaged: {size:,} bytes of {whole:,}. {again}"
-            )
-        kinds = {tensor.dtype for tensor in content.tensors.values()} - FLOATS
-        if kinds:
-            raise ValueError(
-                f"The weights in {path} are of type {', '.join(sorted(kinds))}, which would be cast; "
-                "save the model again as float32, float16 or bfloat16."
-            )
+    """Refuse utterances whose masks would be misread; reads values, which on a GPU is a wait."""
+    heard, said = acoustic_mask.any(-1), linguistic_mask.any(-1)
+    faults = {"there is neither audio nor text": ~(heard | said)}
+    if input_values is not None:
+        claimed = as_mask(masks[0], input_values, axes=(0, -1)).any(-1)
+        faults = {"the audio is shorter than one frame of the encoder": claimed & ~heard} | faults
+    for name, mask in zip(MASKS, masks, strict=True):
+        if mask is not None:
+            gaps = ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
+            faults[f"`{name}` has zeros before ones (pad on the right)"] = gaps
+    for fault, rows in faults.items():
+        if bool(rows.any()):
+            raise ValueError(f"In rows {rows.nonzero().flatten().tolist()} of the batch {fault}.")
 
 
 def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
@@ -680,21 +600,6 @@ def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
             "Give the folder as it was saved; to draw new weights in their place, and train them, give "
             "ignore_mismatched_sizes=True."
         )
-
-
-def _refuse_infinite_weights(name: Any, model: nn.Module) -> None:
-    for key, weights in model.named_parameters():
-        # A training that diverged ruins these first. The encoders are nearly all of the file, which is
-        # read when it is used: to look through them would double the time that loading takes.
-        if key.startswith(("audio_model.", "text_model.")):
-            continue
-        if weights.is_meta or not weights.numel() or weights.element_size() < 2:
-            continue  # kept on disk, or quantised
-        if not bool(torch.stack(weights.detach().aminmax()).isfinite().all()):
-            raise ValueError(
-                f"The weights {key!r} of {name} are NaN or infinite: its training diverged, or the file "
-                "is damaged. Give an earlier checkpoint, or train again with a lower learning rate."
-            )
 
 
 MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the four Hub files with it

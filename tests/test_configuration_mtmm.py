@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHECKOUT, HUB_FILES
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModel, BertConfig, WhisperConfig
 
 from configuration_mtmm import AUTO_MAP, CUSTOM_PIPELINES, MTMMConfig
@@ -51,128 +52,79 @@ def test_tiny_model_stays_tiny() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "allowed"),
-    [
-        ("encoder_layers", "first", "one of 'last', 'weighted'"),
-        ("bridge_wiring", "cross", "one of 'crossed', 'direct'"),
-        ("audio_layers", [0, 1], 'None with encoder_layers="last"'),
-        ("acoustic_stride", 0, "at least 1"),
-        ("hidden_size", 0, "at least 1"),
-        ("num_attention_heads", -2, "at least 1"),
-        ("num_attention_heads", 5, "a divisor of hidden_size=32"),
-        ("intermediate_size", 0, "at least 1"),
-        ("num_refinement_layers", 0, "at least 1"),
-        ("num_interaction_layers", 0, "at least 1"),
-        ("num_bridge_tokens", 0, "at least 1"),
-        ("hidden_dropout", 1.0, "from 0 up to"),
-        ("attention_dropout", -0.1, "from 0 up to"),
-        ("head_dropout", float("nan"), "from 0 up to"),
-        ("label_smoothing", 1, "from 0 up to"),
-        ("temperature", 0.0, "above 0"),
-        ("temperature", float("inf"), "above 0"),
-        ("layer_norm_eps", 0.0, "above 0"),
-        ("initializer_range", -1.0, "above 0"),
-        ("id2label", {0: "angry"}, "two or more"),
-        ("id2label", {0: "angry", 2: "sad"}, "indices from 0 on"),
-        ("id2label", {0: "angry", 1: "angry"}, "different names"),
-        ("id2label", {0: "angry", 1: " "}, "none of them blank"),
-        ("label2id", {"angry": 1, "happy": 0, "sad": 2, "neutral": 3}, "inverse of id2label"),
-        ("dimension_names", (), "one or more"),
-        ("dimension_names", ("valence", "valence"), "different names"),
-        ("dimension_names", ("valence", ""), "none of them blank"),
-        ("dimension_names", ("scores",), "other than emotion, end, explanation"),
-        ("dimension_range", (1.0,), "two finite numbers"),
-        ("dimension_range", (5, 1), "the lower one first"),
-        ("dimension_range", (0.0, float("inf")), "two finite numbers"),
-        ("dimension_loss_weights", (0.5,), "each of valence, arousal"),
-        ("dimension_loss_weights", (0.5, -0.1), "at least 0"),
-        ("emotion_loss_weight", -0.1, "at least 0"),
-        ("emotion_loss_weight", float("nan"), "at least 0"),
-        ("hidden_size", 10**12, "at most 1,000,000"),
-        ("dimension_range", (1, 10**400), "two finite numbers"),
-        ("dimension_range", (0, 1e308), "two finite numbers"),
-        ("temperature", 1e-320, "above 0"),
-        ("hidden_act", "gelux", "one of 'gelu'"),
-        ("dtype", "float23", "one of float32"),
-        ("format_version", 2, "must be 1"),
-        ("id2label", {"a": "sad", "b": "happy"}, "the indices 0, 1, 2"),
-        ("id2label", {0: "sad", 1: "happy "}, "padded with spaces"),
-        ("trained_outputs", ("dominance",), "names among emotion, valence, arousal"),
-    ],
-)
-def test_config_refuses_illegal_value(field: str, value: object, allowed: str) -> None:
-    shown = tuple(value) if isinstance(value, list) else value
-    message = f"{re.escape(f'`{field}={shown!r}`')} is not allowed; .*{re.escape(allowed)}"
-    with pytest.raises(ValueError, match=message):
-        MTMMConfig.tiny(**{field: value})
-
-
-def test_config_refuses_loss_without_weight() -> None:
-    with pytest.raises(ValueError, match="emotion_loss_weight=0.* above 0 where all dimension"):
-        MTMMConfig.tiny(emotion_loss_weight=0.0, dimension_loss_weights=(0.0, 0.0))
-
-
-@pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("encoder_layers", "first"),
+        ("bridge_wiring", "cross"),
+        ("audio_layers", (0, 1)),  # "last" mixes none
+        ("acoustic_stride", 0),
+        ("hidden_size", 0),
         ("hidden_size", "32"),
         ("hidden_size", 32.0),
-        ("hidden_dropout", "0.1"),
-        ("use_refinement", "yes"),
-        ("dimension_names", "valence"),
+        ("num_attention_heads", -2),
+        ("num_attention_heads", 5),  # no divisor of 32
+        ("num_interaction_layers", 0),
+        ("num_bridge_tokens", 0),
         ("num_bridge_tokens", True),
         ("num_bridge_tokens", None),
-        ("hidden_size", float("nan")),
+        ("hidden_dropout", "0.1"),
+        ("use_refinement", "yes"),
+        ("temperature", 0.0),
+        ("temperature", float("inf")),
+        ("id2label", {0: "angry"}),
+        ("id2label", {0: "angry", 2: "sad"}),
+        ("id2label", {0: "angry", 1: "angry"}),
         ("id2label", ["sad", "happy"]),
+        ("label2id", {"angry": 1, "happy": 0, "sad": 2, "neutral": 3}),
+        ("dimension_names", ()),
+        ("dimension_names", ("valence", "valence")),
+        ("dimension_names", ("scores",)),
+        ("dimension_names", "valence"),
+        ("dimension_range", (1.0,)),
+        ("dimension_range", (5, 1)),
+        ("dimension_range", (0.0, float("inf"))),
+        ("dimension_loss_weights", (0.5,)),
+        ("dimension_loss_weights", (0.5, -0.1)),
+        ("emotion_loss_weight", -0.1),
+        ("emotion_loss_weight", float("nan")),
+        ("format_version", 2),
         ("audio_config", "hubert"),
     ],
 )
-def test_config_refuses_wrong_type(tmp_path: Path, field: str, value: object) -> None:
-    message = re.escape(f"MTMMConfig: `{field}={value!r}` is not allowed; its type must be ")
-    changes: dict[str, Any] = {field: value}
-    with pytest.raises(ValueError, match=message):
-        MTMMConfig.tiny(**changes)
+def test_config_refuses_illegal_value(tmp_path: Path, field: str, value: object) -> None:
+    with pytest.raises(StrictDataclassError, match=field):
+        MTMMConfig.tiny(**{field: value})
     MTMMConfig.tiny().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        MTMMConfig.from_pretrained(tmp_path, **changes)
-
-
-def test_config_refuses_wrong_type_in_encoder() -> None:
-    text_config = {"model_type": "bert", "hidden_size": "x"}
-    with pytest.raises(ValueError, match="encoder's configuration .* 'hidden_size' expected int"):
-        MTMMConfig.tiny(text_config=text_config)
-
-
-@pytest.mark.parametrize("count", [0, 1, -3, "3", True])
-def test_config_refuses_number_of_labels(count: object) -> None:
-    with pytest.raises(ValueError, match=f"`num_labels={count!r}` .* whole number of at least 2"):
-        MTMMConfig.tiny(num_labels=count)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[1]", "config.json has no JSON object"),
-        ("null", "config.json has no JSON object"),
-        ('{"model_type": "bert"}', "is a 'bert' model, where 'mtmm' is needed"),
-        ("{}", "has no config.json with a `model_type`"),
-        (None, "has no config.json with a `model_type`"),
-    ],
-)
-def test_config_of_no_mtmm_model_is_refused(
-    tmp_path: Path, content: str | None, message: str
-) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=f"{tmp_path}.*{message}"):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(StrictDataclassError, match=field):
         MTMMConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("version", ["1", None, 1.0, True, -1])
-def test_format_version_must_be_number(version: object) -> None:
-    saved = MTMMConfig.tiny().to_dict() | {"format_version": version}
-    with pytest.raises(ValueError, match=f"`format_version={version!r}` .* a whole number"):
-        MTMMConfig.from_dict(saved)
+def test_config_refuses_loss_without_weight() -> None:
+    with pytest.raises(StrictDataclassError, match="emotion_loss_weight=0"):
+        MTMMConfig.tiny(emotion_loss_weight=0.0, dimension_loss_weights=(0.0, 0.0))
+
+
+@pytest.mark.parametrize("layers", [[], [-1, 1], [1, 3]])
+def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
+    with pytest.raises(StrictDataclassError, match="text_layers"):
+        MTMMConfig.tiny(encoder_layers="weighted", text_layers=layers)
+
+
+def test_model_checks_config_again() -> None:
+    config = MTMMConfig.tiny()
+    config.temperature = -1.0
+    with pytest.raises(StrictDataclassError, match="temperature=-1"):
+        MTMMModel(config)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "{}", None])
+def test_config_of_no_mtmm_model_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*model_type"):
+        MTMMConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -180,27 +132,24 @@ def test_format_version_must_be_number(version: object) -> None:
     [
         ("bridge_wirings", "bridge_wiring"),
         ("use_bridge_token", "use_bridge_tokens"),
-        ("num_bridges_tokens", "num_bridge_tokens"),
         ("freeze_audio_encoders", "freeze_audio_encoder"),
         ("dimension_name", "dimension_names"),
     ],
 )
-def test_config_refuses_misspelt_field(misspelt: str, meant: str) -> None:
-    with pytest.raises(ValueError, match=f"no field `{misspelt}`; did you mean `{meant}`"):
+def test_config_refuses_misspelt_argument(misspelt: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=f"`{misspelt}`.*`{meant}`"):
         MTMMConfig.tiny(**{misspelt: 1})
 
 
-def test_model_checks_config_again() -> None:
+def test_config_keeps_attributes_that_others_set(tmp_path: Path) -> None:
+    """Other libraries do, also by names that are nearly ours."""
     config = MTMMConfig.tiny()
-    config.bridge_wiring = "cross"
-    with pytest.raises(ValueError, match="`bridge_wiring='cross'` is not allowed"):
-        MTMMModel(config)
-
-
-@pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1, 1], [1, 3]])
-def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
-    with pytest.raises(ValueError, match="rising whole numbers from 0 to 2, at least one"):
-        MTMMConfig.tiny(encoder_layers="weighted", text_layers=layers)
+    config.layer_norm_epsilon = 0.25
+    config.quantization_note = "int4"
+    MTMMModel(config).save_pretrained(tmp_path)
+    for again in (MTMMModel.from_pretrained(tmp_path).config, MTMMConfig(**config.to_dict())):
+        assert again.layer_norm_epsilon == 0.25 and again.quantization_note == "int4"
+        assert again.layer_norm_eps == 1e-5
 
 
 CHANGED = {
@@ -232,10 +181,6 @@ def test_config_round_trips(tmp_path: Path, overrides: dict[str, Any]) -> None:
             assert its.to_dict() == ours.to_dict()
         assert config.id2label is not None
         assert again.label2id == {name: i for i, name in config.id2label.items()}
-
-
-def test_config_without_arguments_is_paper() -> None:
-    assert MTMMConfig().to_dict() == MTMMConfig.paper().to_dict()
 
 
 def test_sub_configs_may_be_objects() -> None:
@@ -289,7 +234,7 @@ def test_loading_renames_emotions_both_ways(tmp_path: Path, keys: type) -> None:
     names = {0: "calm", 1: "afraid"}
     config = MTMMConfig.from_pretrained(tmp_path, id2label={keys(i): n for i, n in names.items()})
     assert config.id2label == names and config.label2id == {"calm": 0, "afraid": 1}
-    config.check()
+    config.validate()
 
 
 def test_loading_takes_number_of_labels(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import UNREAD, MTMMModel, MTMMProcessor
+from modeling_mtmm import UNUSED_WEIGHTS, MTMMModel, MTMMProcessor
 from mtmm_training.batches.fingerprint import weights_digest
 from mtmm_training.files import read_json, write_json, writing
 
@@ -192,7 +192,7 @@ def _digests(model: MTMMModel) -> dict[str, dict[str, str]]:
         modality: {
             part: weights_digest(module)
             for part, module in getattr(model, name).named_children()
-            if not f"{name}.{part}.".startswith(UNREAD)
+            if not f"{name}.{part}.".startswith(UNUSED_WEIGHTS)
         }
         for modality, name in ENCODERS.items()
     }

@@ -1,0 +1,173 @@
+"""Which encoder families of transformers work in MTMM: forward, save, load; and why not.
+
+    python benchmarks/encoder_families.py                   # every family, some minutes
+    python benchmarks/encoder_families.py hubert bert t5    # these only
+
+Every model type of AutoModel that takes waveforms (input_values), mel frames (input_features) or tokens
+(input_ids) is built from its default configuration with the sizes cut down, as one encoder of a tiny
+model. A family that fails by itself, outside MTMM too, is marked so.
+"""
+
+import argparse
+import collections
+import copy
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import transformers
+from transformers import AutoModel, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+
+LIMIT_S = 30
+LARGEST = 20_000_000  # parameters of an encoder whose sizes were cut down
+# Parts of fields' names, and what their numbers become; the first part that fits decides.
+SIZES = {
+    "vocab_size": 512,
+    "num_hidden_groups": 1,
+    "position": 512,
+    "num_key_value_heads": 2,
+    "heads": 2,
+    "n_head": 2,
+    "layers": 2,
+    "n_layer": 2,
+    "num_experts_per_tok": 1,
+    "experts": 2,
+    "head_dim": 16,
+    "ffn_dim": 64,
+    "intermediate_size": 64,
+    "d_ff": 64,
+    "d_model": 32,
+    "d_kv": 16,
+    "hidden_size": 32,
+    "n_embd": 32,
+    "emb_dim": 32,
+    "embedding_size": 32,
+    "hidden_dim": 32,
+}
+MODALITIES = {"input_values": "audio", "input_features": "audio", "input_ids": "text"}
+
+
+def cut_down(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same kind of model with the sizes of SIZES."""
+    values: dict[str, Any] = {}
+    for name, value in config.to_dict().items():
+        part = next((part for part in SIZES if part in name), None)
+        if isinstance(getattr(config, name, None), PreTrainedConfig):
+            values[name] = cut_down(getattr(config, name)).to_dict()
+        elif type(value) is int and part and value > SIZES[part]:
+            values[name] = SIZES[part]
+        elif name == "layer_types" or name.endswith("_layer_types"):
+            values[name] = None
+        elif name.endswith("_token_id") and type(value) is int:
+            values[name] = min(value, 3)
+        elif name == "conv_dim" and isinstance(value, (list, tuple)):
+            values[name] = [32] * len(value)
+        else:
+            values[name] = value
+    return type(config)(**values)
+
+
+def families() -> dict[str, tuple[str, Any]]:
+    """Model type: its modality and its class in transformers."""
+    found = {}
+    for model_type, names in MODEL_MAPPING_NAMES.items():
+        try:
+            kind = getattr(transformers, names if isinstance(names, str) else names[0])
+            modality = MODALITIES.get(str(kind.main_input_name))
+        except (AttributeError, ImportError):  # it needs a library that is not installed
+            continue
+        if modality is not None:
+            found[model_type] = (modality, kind)
+    return found
+
+
+@contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def inputs_of(model: MTMMModel, modality: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    if modality == "text":
+        return {
+            "input_ids": torch.randint(4, 100, (2, 12)),
+            "attention_mask": torch.ones(2, 12).long(),
+        }
+    empty = model._empty_input("audio", torch.device("cpu"))
+    values = torch.randn(2, *empty.shape[1:])
+    if values.dim() == 2:
+        values = torch.randn(2, 16000)
+    return {"input_values": values}
+
+
+def steps(model_type: str, modality: str) -> Iterator[str]:
+    """Go through one model's life; yields the name of each step that was done."""
+    encoder = cut_down(CONFIG_MAPPING[model_type]())
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModel.from_config(copy.deepcopy(encoder)).parameters())
+    if size > LARGEST:
+        raise MemoryError(f"{size:,} parameters after the sizes were cut down")
+    yield "cut"
+    torch.manual_seed(0)
+    model = MTMMModel(MTMMConfig.tiny(**{f"{modality}_config": encoder})).eval()
+    inputs = inputs_of(model, modality)
+    with torch.no_grad():
+        expected = model(**inputs).emotion_logits
+    yield "forward"
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        yield "saves"
+        loaded = MTMMModel.from_pretrained(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).emotion_logits, expected, rtol=0, atol=1e-6)
+    yield "loads"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model_types", nargs="*", help="all of AutoModel's if none")
+    wanted = parser.parse_args().model_types
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity(50)
+    print("| family | modality | forward | saves | loads | why not |\n|---|---|---|---|---|---|")
+    counts: collections.Counter[str] = collections.Counter()
+    for model_type, (modality, _) in sorted(families().items(), key=lambda item: item[1][0]):
+        if wanted and model_type not in wanted:
+            continue
+        done: list[str] = []
+        reason = ""
+        try:
+            with time_limit(LIMIT_S):
+                for step in steps(model_type, modality):
+                    done.append(step)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        cells = ["yes" if step in done else "no" for step in ("forward", "saves", "loads")]
+        counts.update(done)
+        print(f"| {model_type} | {modality} | {' | '.join(cells)} | {reason} |", flush=True)
+    print(dict(counts))
+
+
+if __name__ == "__main__":
+    main()
