@@ -6,21 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mtmm_training.pictures.of_answers import (
-    EMOTION_STYLES,
     MOST_WORDS,
-    _emotion_styles,
     draw_explanation,
     draw_plane,
     draw_timeline,
 )
+from mtmm_training.pictures.palette import COLOURS, DIMENSIONS, EMOTIONS, colours, looks
 from mtmm_training.pictures.style import save
 
-EMOTIONS = ["angry", "happy", "neutral", "sad"]
+FOUR = ["angry", "happy", "neutral", "sad"]
 
 
 def an_entry(
@@ -32,7 +31,7 @@ def an_entry(
 ) -> dict[str, Any]:
     entry: dict[str, Any] = {"start": start, "end": end}
     if emotion is not None:
-        scores = {name: 0.1 for name in EMOTIONS} | {emotion: 0.7}
+        scores = {name: 0.1 for name in FOUR} | {emotion: 0.7}
         entry |= {"emotion": emotion, "scores": scores}
     if dimensions:
         entry |= {"valence": 2.0 + start / 1e4, "arousal": 4.0}
@@ -72,7 +71,7 @@ def texts(figure: Figure) -> list[str]:
     return [artist.get_text() for artist in found if artist.get_text()]
 
 
-HOUR = {"timeline": [an_entry(6.0 * i, 6.0 * i + 6, EMOTIONS[i % 4]) for i in range(600)]}
+HOUR = {"timeline": [an_entry(6.0 * i, 6.0 * i + 6, FOUR[i % 4]) for i in range(600)]}
 THREE = {"timeline": [an_entry(0, 6), an_entry(3, 9, "happy"), an_entry(9, 12, "angry", True)]}
 DRAWN = {
     "hour": lambda: draw_timeline(HOUR, [(0, 1800, "sad"), (1800, 3600, "bored")], "a"),
@@ -96,21 +95,21 @@ def test_picture_is_one_whole_png(name: str, tmp_path: Path) -> None:
     path = tmp_path / "made" / "picture.png"
     save(DRAWN[name](), path)
     assert imread(path)[..., :3].std() > 0.01
-    assert [file.name for file in path.parent.iterdir()] == ["picture.png"]
+    assert {file.name for file in path.parent.iterdir()} == {"picture.png", "picture.pdf"}
 
 
 def test_bars_lie_where_their_emotion_is_said() -> None:
     entries = [an_entry(0, 6, "sad"), an_entry(4, 10, "happy"), an_entry(12, 18, "sad")]
     axes = draw_timeline({"timeline": entries}, truth=[(0, 10, "angry")]).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == EMOTIONS
+    assert [label.get_text() for label in axes.get_yticklabels()] == FOUR
     bars: dict[str, list[tuple[Any, ...]]] = {}
     for bar in axes.collections:
         for path in bar.get_paths():
             (left, low), (right, high) = path.get_extents().get_points()
             colour = tuple(np.asarray(bar.get_facecolor())[0])
-            emotion = EMOTIONS[round((low + high) / 2)]
+            emotion = FOUR[round((low + high) / 2)]
             bars.setdefault(emotion, []).append((left, right, colour))
-    sad, happy = (to_rgba(EMOTION_STYLES[name][0]) for name in ("sad", "happy"))
+    sad, happy = (to_rgba(EMOTIONS[name].colour) for name in ("sad", "happy"))
     # A window is drawn until the next one begins.
     assert bars == {"sad": [(0, 4, sad), (12, 18, sad)], "happy": [(4, 10, happy)]}
     (line,) = axes.lines
@@ -225,34 +224,47 @@ def test_points_lie_at_their_values() -> None:
     assert [note.get_text() for note in axes.texts] == ["a", "b"]
 
 
-def test_emotions_keep_their_style_and_differ() -> None:
-    many = [*EMOTIONS, *(f"e{i}" for i in range(10))]
-    styles = _emotion_styles(many)
-    assert len(set(styles.values())) == len(many)
-    assert all(styles[name] == EMOTION_STYLES[name] for name in EMOTIONS)
-    assert len({colour for colour, _ in EMOTION_STYLES.values()}) == len(EMOTION_STYLES)
+def test_emotions_look_the_same_in_every_picture() -> None:
+    many = [*FOUR, "anger", *(f"e{i}" for i in range(10))]
+    found = looks(many)
+    assert all(found[name] == EMOTIONS[name] for name in FOUR)
+    assert found["anger"] == EMOTIONS["angry"]  # MELD's word for it
+    assert len(set(found.values())) == len(many) - 1
+    for name in ("e3", "proud"):
+        alone = looks([name])[name]
+        assert looks([*FOUR, name])[name] == alone and alone.colour in COLOURS
+    assert colours(["sad"]) == {"sad": "#0072B2"}
 
 
-NO_RESULT = {"emotion": "sad", "scores": {"sad": 1.0}, "missing": []}
+@pytest.mark.parametrize("deficiency", ["none", "protanopia", "deuteranopia"])
+def test_emotions_and_dimensions_differ_without_a_cone(deficiency: str) -> None:
+    """The four emotions that most models know, and the dimensions, by distance in linear RGB."""
+    # Viénot, Brettel and Mollon, "Digital video colourmaps", 1999.
+    red_green = {
+        "none": np.eye(3),
+        "protanopia": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+        "deuteranopia": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    }[deficiency]
+    for hexes in (list(colours(FOUR).values()), [colour for colour, _ in DIMENSIONS.values()]):
+        seen = [np.asarray(red_green) @ np.array(to_rgb(colour)) ** 2.2 for colour in hexes]
+        apart = [np.linalg.norm(x - y) for i, x in enumerate(seen) for y in seen[:i]]
+        assert min(apart) > 0.1
 
 
 @pytest.mark.parametrize(
-    ("draw", "message"),
+    ("draw", "named"),
     [
-        (lambda: draw_timeline(NO_RESULT), "has no `timeline`; predict with `window_s`"),
-        (lambda: draw_timeline({"timeline": [an_entry(0, 1, None, False)]}), "nothing was trained"),
-        (lambda: draw_timeline(THREE, dimension_range=(0, 1)),
-         r"valence 2 lies outside of `dimension_range=\(0, 1\)`; give the `config.dimension_range`"),
-        (lambda: draw_explanation(HOUR), "`explain=True`, and of a timeline give one of its"),
-        (lambda: draw_explanation({"explanation": an_explanation(1, 1)}, np.ones(9)),
-         "`sampling_rate=None`; a waveform needs its rate"),
-        (lambda: draw_plane([]), "`results` is empty"),
-        (lambda: draw_plane(THREE["timeline"], ["a"]), "1 names for 3 results"),
-        (lambda: draw_plane([NO_RESULT]), "have no dimensions; the plane needs valence and arousal"),
-        (lambda: draw_plane([NO_RESULT | {"valence": 3.0}]), "have valence; the plane needs"),
-        (lambda: draw_plane([an_entry(0, 1)], dimension_range=(-1, 1)), "lies outside"),
+        (lambda: draw_timeline({"emotion": "sad"}), "`timeline`"),
+        (lambda: draw_explanation(HOUR), "`explanation`"),
+        (lambda: draw_plane([{"valence": 3.0}]), "arousal"),
+        (lambda: draw_plane(THREE["timeline"], ["a"]), None),  # three results, one name
     ],
-)  # fmt: skip
-def test_picture_says_what_is_missing(draw: Callable[[], Figure], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+)
+def test_picture_says_what_is_missing(draw: Callable[[], Figure], named: str | None) -> None:
+    with pytest.raises(ValueError, match=named):
         draw()
+
+
+def test_values_beyond_the_scale_are_in_sight() -> None:
+    axes = draw_plane([an_entry(0, 6) | {"arousal": 5.5}]).axes[0]
+    assert axes.get_ylim()[0] < 1 and axes.get_ylim()[1] > 5.5

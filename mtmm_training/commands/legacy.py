@@ -21,7 +21,7 @@ OLD: dict[str, tuple[str, list[str], list[str], str]] = {
     "publish": ("mtmm_training.publishing.publish", [], [],
                 "write the model card and upload a model to the Hub"),
     "merge": ("mtmm_training.training.adapters", ["merge"], [], "merge LoRA's adapter into its model"),
-    "inspect": ("mtmm_training.commands.inspect_corpus", [], [],
+    "inspect": ("mtmm_training.studies.inspect_corpus", [], [],
                 "count what is in a corpus or a manifest"),
     "demo": ("mtmm_training.studies.demo", [], [], "write and train on the embedded corpus"),
 }  # fmt: skip

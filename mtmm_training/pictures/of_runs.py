@@ -103,7 +103,7 @@ def plot_dimensions(
     jitter = 0.02 * (dimension_range[1] - dimension_range[0])
     spread = np.random.default_rng(0).uniform(-jitter, jitter, labelled.shape)
 
-    figure, (left, right) = new_figure(9.6, 5.8, ncols=2, sharex=True, sharey=True)
+    figure, (left, right) = new_figure(9.6, 6.2, ncols=2, sharex=True, sharey=True)
     figure.set_layout_engine("compressed")  # or the panels, which are square, lie far apart
     _draw_plane(left, labelled + spread, names, dimension_range)
     _draw_plane(right, predicted, names, dimension_range)

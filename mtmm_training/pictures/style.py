@@ -64,7 +64,7 @@ def below(figure: Figure, axes: Axes, columns: int) -> None:
     """Puts the legend of a panel below all panels, where it covers nothing."""
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False,
-        handletextpad=0.4, columnspacing=1.2,
+        handletextpad=0.4, columnspacing=1.2, markerscale=0.75,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from mtmm_training.data.utterances import (
     digest,
 )
 from mtmm_training.files import replacing, writing
-from mtmm_training.pictures import figures
+from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
@@ -82,17 +82,17 @@ def write_run(
             processor.save_pretrained(out / "adapter")
     write_predictions(out / "predictions.csv", predictions, utterances, model.config)
     test = predictions["test"]
-    figures.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
+    of_runs.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
     names = list(model.config.emotion_names)
     if results["test"]["confusion"] is not None:
         title = f"Test split, {len(test.utterance_ids)} utterances"
-        figures.plot_confusion(
+        of_runs.plot_confusion(
             results["test"]["confusion"], names, out / "figures" / "confusion.png", title
         )
     columns = [i for i, n in enumerate(model.config.dimension_names) if n in ("valence", "arousal")]
     complete = ~np.isnan(test.dimension_labels[:, columns]).any(axis=1)
     if len(columns) == 2 and complete.any():  # rows that lack one are left out
-        figures.plot_dimensions(
+        of_runs.plot_dimensions(
             test.dimension_labels[:, columns],
             test.dimensions[:, columns],
             out / "figures" / "valence_arousal.png",

@@ -1,0 +1,105 @@
+"""`mtmm inspect`: its flags."""
+
+import argparse
+import json
+from typing import Any
+
+from mtmm_training.commands.flags import folder, refuse
+from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS
+from mtmm_training.data.corpora.labels import LABELS
+
+SUMMARY = "count what is in a corpus or a manifest"
+EPILOG = """\
+corpora, as their makers distribute them:
+{corpora}
+
+examples:
+mtmm inspect --corpus iemocap --corpus_dir IEMOCAP_full_release --out out/iemocap
+mtmm inspect --corpus crema_d --corpus_dir CREMA-D --labels all
+mtmm inspect --manifest my_corpus/manifest.csv""".format(
+    corpora="\n".join(f"  {name:12} {reader.contents}" for name, reader in CORPORA.items())
+)
+# Options of a reader that have a flag of their own here.
+TAKEN = CORPUS_FLAGS | {"official_split": "--official_split"}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--corpus", choices=CORPORA, metavar="NAME", help="one of those below")
+    source.add_argument("--manifest", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet table")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=folder,
+        help="also write the table and a picture there, as <name>.txt, .png and .pdf",
+    )  # fmt: skip
+    corpus = parser.add_argument_group("with --corpus")
+    corpus.add_argument("--corpus_dir", metavar="DIR", help="what the corpus was unpacked into")
+    corpus.add_argument(
+        "--labels", choices=("four", "all"),
+        help="four: angry, happy, neutral, sad, and nothing else is read; all: every emotion that "
+        "the corpus has. Without it, all for meld and four for the others",
+    )  # fmt: skip
+    corpus.add_argument(
+        "--partial", action="store_true", help="go on, with a warning, where it is not complete"
+    )
+    corpus.add_argument(
+        "--official_split", action="store_true",
+        help="read for the corpus's own split, as protocol official does",
+    )  # fmt: skip
+    corpus.add_argument(
+        "--corpus_options", type=_json_object, default={}, metavar="JSON",
+        help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
+    )  # fmt: skip
+    manifest = parser.add_argument_group("with --manifest")
+    manifest.add_argument(
+        "--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="the scale of its valence, arousal and dominance; 1 5 if not given",
+    )  # fmt: skip
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    content = json.loads(text)  # argparse says which flag, where this fails
+    if not isinstance(content, dict):
+        raise ValueError
+    return content
+
+
+_json_object.__name__ = "JSON object"  # as argparse calls the type in its errors
+
+
+def run(options: argparse.Namespace) -> None:
+    of_corpus = ("corpus_dir", "labels", "partial", "official_split", "corpus_options")
+    given = [f"--{name}" for name in of_corpus if getattr(options, name)]
+    taken = [TAKEN[name] for name in options.corpus_options if name in TAKEN]
+    refuse(
+        (bool(options.manifest and given), f"{' and '.join(given)} go with --corpus"),
+        (bool(options.corpus and not options.corpus_dir), "--corpus needs --corpus_dir"),
+        (
+            bool(options.corpus and options.dimension_range),
+            "--dimension_range goes with --manifest",
+        ),
+        (bool(taken), f"--corpus_options cannot set {' and '.join(taken)}; give that flag"),
+        (
+            bool(options.labels) and options.corpus not in LABELS,
+            f"{options.corpus} has no emotions",
+        ),
+    )
+    from pathlib import Path
+
+    from mtmm_training.data.corpora import read_corpus
+    from mtmm_training.data.manifest import read_manifest
+    from mtmm_training.studies.inspect_corpus import inspect
+
+    if options.manifest:
+        name = Path(options.manifest).resolve().parent.name
+        low, high = options.dimension_range or (1.0, 5.0)
+        utterances = read_manifest(options.manifest, dimension_range=(low, high))
+    else:
+        name = options.corpus
+        reader = {"partial": options.partial} | options.corpus_options
+        reader |= {"labels": options.labels} if options.labels else {}
+        utterances = read_corpus(
+            name, options.corpus_dir, official_split=options.official_split, **reader
+        )
+    print(inspect(utterances, name, options.out))
+    if options.out is not None:
+        print(f"\nwrote {options.out / name}.txt, .png and .pdf")
