@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas
-import pyarrow.parquet
 import pytest
 import soundfile
 import torch
