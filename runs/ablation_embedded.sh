@@ -6,4 +6,4 @@ set -euo pipefail
 out=$(realpath -m "${1:?give a folder for the results}")
 jobs=${2:-2}
 cd "$(dirname "$0")/.."
-OMP_NUM_THREADS=1 python -m mtmm_training.studies.ablation --out "$out" --jobs "$jobs"
+OMP_NUM_THREADS=1 mtmm ablation --out "$out" --jobs "$jobs"

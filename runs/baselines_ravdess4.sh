@@ -12,10 +12,10 @@ out=$(realpath -m "${4:?give a folder for the results}")
 cd "$(dirname "$0")/.."
 
 baseline() {
-    python -m mtmm_training.studies.baselines --manifest "$manifest" --protocol leave_one_speaker_out \
+    mtmm baselines --manifest "$manifest" --protocol leave_one_speaker_out \
         --audio_encoder "$audio" --text_encoder "$text" --modalities audio \
         --cache_dir "$out/cache" --out "$out/$1" "${@:2}"
-    python -m mtmm_training.studies.protocol table "$out/$1"
+    mtmm evaluate table "$out/$1"
 }
 
 baseline last_layer --layers 6 # with `last` it would be encoded once more, into a smaller cache

@@ -12,8 +12,8 @@ cd "$(dirname "$0")/.."
 
 data=(--corpus emobank --corpus_dir "$corpus" --protocol official --modalities text)
 encoders=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
-python -m mtmm_training.studies.baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
-python -m mtmm_training.studies.protocol table "$out/baseline"
-python -m mtmm_training.studies.protocol run --out "$out/ours" "${data[@]}" "${encoders[@]}" \
+mtmm baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
+mtmm evaluate table "$out/baseline"
+mtmm evaluate run --out "$out/ours" "${data[@]}" "${encoders[@]}" \
     "${SMALL_CORPUS[@]}" --batch_size 64 --epochs 10
-python -m mtmm_training.studies.protocol compare "$out/baseline" "$out/ours" --out "$out/comparison"
+mtmm evaluate compare "$out/baseline" "$out/ours" --out "$out/comparison"

@@ -13,9 +13,9 @@ length=${5:-3600}
 cd "$(dirname "$0")/.."
 . runs/small_corpus.sh
 
-[ -f "$out/run/results.json" ] || python train_accelerate.py --out "$out/run" --resume True \
+[ -f "$out/run/results.json" ] || mtmm train --out "$out/run" --resume True \
     --manifest "$manifest" --validation_speakers actor_19 actor_20 \
     --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" \
     --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
     --augment speed noise --augment_variants 4 --epochs 40 "${@:6}"
-python -m mtmm_training.studies.hour --run "$out/run" --out "$out/hour" --seconds "$length"
+mtmm study hour --run "$out/run" --out "$out/hour" --seconds "$length"

@@ -13,8 +13,8 @@ recipe=(--corpus iemocap --corpus_dir "$corpus" --jobs "$jobs")
 recipe+=(--audio_encoder facebook/hubert-large-ll60k --text_encoder microsoft/deberta-v3-large)
 
 # Multi-task against each task and modality alone, the parts of the fusion, layers, bridge tokens.
-python -m mtmm_training.studies.ablation --out "$out/ablation" --protocol speaker "${recipe[@]}"
+mtmm ablation --out "$out/ablation" --protocol speaker "${recipe[@]}"
 
 # One session out (5 folds), the other protocol in use.
-python -m mtmm_training.studies.protocol run --out "$out/session" --protocol session \
+mtmm evaluate run --out "$out/session" --protocol session \
     --cache_dir "$out/ablation/cache" "${recipe[@]}"

@@ -16,11 +16,11 @@ data+=(--emotions anger disgust fear joy neutral sadness surprise --class_weight
 encoders=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 ours=("${data[@]}" "${encoders[@]}" "${SMALL_CORPUS[@]}" --select_by UAR)
 ours+=(--batch_size 64 --epochs 10)
-python -m mtmm_training.studies.baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
-python -m mtmm_training.studies.protocol run --out "$out/emotions" "${ours[@]}"
-python -m mtmm_training.studies.protocol run --out "$out/emotions_and_sentiment" "${ours[@]}" \
+mtmm baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
+mtmm evaluate run --out "$out/emotions" "${ours[@]}"
+mtmm evaluate run --out "$out/emotions_and_sentiment" "${ours[@]}" \
     --corpus_options '{"sentiment_as_valence": true}'
-python -m mtmm_training.studies.protocol compare "$out/emotions" "$out/emotions_and_sentiment" \
+mtmm evaluate compare "$out/emotions" "$out/emotions_and_sentiment" \
     --out "$out/second_task"
-python -m mtmm_training.studies.protocol compare "$out/baseline" "$out/emotions_and_sentiment" \
+mtmm evaluate compare "$out/baseline" "$out/emotions_and_sentiment" \
     --out "$out/comparison"

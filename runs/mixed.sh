@@ -31,33 +31,15 @@ PY
 
 common=(--protocol official --audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 common+=("${SMALL_CORPUS[@]}")
-python -m mtmm_training.studies.protocol run --out "$out/ravdess" --manifest "$out/ravdess.csv" \
+mtmm evaluate run --out "$out/ravdess" --manifest "$out/ravdess.csv" \
     "${common[@]}" --epochs 40
-python -m mtmm_training.studies.protocol run --out "$out/emobank" --manifest "$out/emobank.csv" \
+mtmm evaluate run --out "$out/emobank" --manifest "$out/emobank.csv" \
     "${common[@]}" --batch_size 64 --epochs 10
-python -m mtmm_training.studies.protocol run --out "$out/both" \
+mtmm evaluate run --out "$out/both" \
     --manifest "$out/ravdess.csv" "$out/emobank.csv" "${common[@]}" \
     --corpus_exponent 0.5 --batch_size 32 --epochs 12
 
-# The model of both, seen on each corpus alone, to be paired with that corpus's own model.
-python - "$out" <<'PY'
-import sys
-from pathlib import Path
-import pandas as pd
-from mtmm_training.files import read_json, write_json
-
-out = Path(sys.argv[1])
-(run,) = (out / "both").glob("fold-*")
-rows = pd.read_csv(run / "predictions.csv")
-for corpus in ("ravdess", "emobank"):
-    own = rows[rows["id"].str.startswith(f"{corpus}/")]
-    part = out / f"both_on_{corpus}" / run.name
-    part.mkdir(parents=True, exist_ok=True)
-    own.assign(id=own["id"].str.removeprefix(f"{corpus}/")).to_csv(part / "predictions.csv", index=False)
-    results = read_json(run / "results.json")
-    results["splits"]["test"]["utterances"] = int((own["split"] == "test").sum())
-    write_json(results, part / "results.json")
-PY
+# The model of both, seen on each corpus alone, paired with that corpus's own model.
 for corpus in ravdess emobank; do
-    python -m mtmm_training.studies.protocol compare "$out/$corpus" "$out/both_on_$corpus" --out "$out/comparison_$corpus"
+    mtmm evaluate compare "$out/$corpus" "$out/both" --corpus "$corpus" --out "$out/comparison_$corpus"
 done

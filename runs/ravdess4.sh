@@ -12,7 +12,7 @@ jobs=${5:-2}
 cd "$(dirname "$0")/.."
 . runs/small_corpus.sh
 
-python -m mtmm_training.studies.protocol run --out "$out/ours" --jobs "$jobs" --cache_dir "$out/cache" \
+mtmm evaluate run --out "$out/ours" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
     --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
     --augment speed noise --augment_variants 4 --epochs 40 --select_by last
@@ -21,5 +21,5 @@ for name in last_layer best_layer layers_2_to_4 egemaps; do
     if [ -d "$out/$name" ]; then others+=("$out/$name"); fi
 done
 if [ ${#others[@]} -gt 0 ]; then
-    python -m mtmm_training.studies.protocol compare "$out/ours" "${others[@]}" --out "$out/comparison"
+    mtmm evaluate compare "$out/ours" "${others[@]}" --out "$out/comparison"
 fi

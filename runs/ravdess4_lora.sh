@@ -13,16 +13,16 @@ cd "$(dirname "$0")/.."
 corpus=(--manifest "$manifest" --protocol grouped --k 4 --modalities audio)
 encoders=(--audio_encoder "$audio" --text_encoder "$text")
 
-python -m mtmm_training.studies.baselines "${corpus[@]}" "${encoders[@]}" --layers best --cache_dir "$out/cache" \
+mtmm baselines "${corpus[@]}" "${encoders[@]}" --layers best --cache_dir "$out/cache" \
     --out "$out/best_layer"
-python -m mtmm_training.studies.protocol table "$out/best_layer"
-python -m mtmm_training.studies.protocol run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
+mtmm evaluate table "$out/best_layer"
+mtmm evaluate run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
     "${encoders[@]}" "${SMALL_CORPUS[@]}" --augment speed noise --augment_variants 4 --epochs 40
 for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same training split
-    [ -f "$out/lora/fold-0$fold/results.json" ] || python train_accelerate.py --resume True \
+    [ -f "$out/lora/fold-0$fold/results.json" ] || mtmm train --resume True \
         --model "$out/frozen/fold-0$fold/model" --fold "$fold" --out "$out/lora/fold-0$fold" "${corpus[@]}" \
         --lora_rank 8 --learning_rate 3e-4 --epochs 3 --mixed_precision bf16 \
         --augment speed noise lowpass gain --augment_variants 7
 done
-python -m mtmm_training.studies.protocol table "$out/lora"
-python -m mtmm_training.studies.protocol compare "$out/best_layer" "$out/frozen" "$out/lora" --out "$out/comparison"
+mtmm evaluate table "$out/lora"
+mtmm evaluate compare "$out/best_layer" "$out/frozen" "$out/lora" --out "$out/comparison"

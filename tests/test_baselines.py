@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,22 +23,24 @@ from mtmm_training.data.folds import make_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.metrics import unweighted_average_recall
-from mtmm_training.studies import baselines
-from mtmm_training.studies.baselines import BaselineConfig, Features, main, run_fold
+from mtmm_training.studies import baselines, regressions
+from mtmm_training.studies.baselines import Baseline, run_baseline, run_fold
 from mtmm_training.studies.experiments import read_experiment
+from mtmm_training.studies.regressions import Features, Task, predict_output
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import choose_fold
+from mtmm_training.training.run import Run
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
-Run = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]  # the `run` below
+RunFold = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]  # the `run` below
 
 
 @pytest.fixture(autouse=True)
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scikit-learn's overhead is most of the time here."""
-    monkeypatch.setattr(baselines, "EMOTION_GRID", (0.1, 1.0))
-    monkeypatch.setattr(baselines, "DIMENSION_GRID", (1.0, 100.0))
+    monkeypatch.setattr(regressions, "EMOTION_GRID", (0.1, 1.0))
+    monkeypatch.setattr(regressions, "DIMENSION_GRID", (1.0, 100.0))
 
 
 @pytest.fixture
@@ -76,32 +77,24 @@ def planted(
     return Features(values.astype(np.float32), tuple(range(layers)))
 
 
-def configure(out: Path, **flags: Any) -> BaselineConfig:
-    given: dict[str, Any] = {
-        "manifest": ["m.csv"],
-        "out": str(out),
-        "protocol": "leave_one_speaker_out",
-    }
-    config = BaselineConfig(**given | {"modalities": ["text"], "emotions": EMOTIONS} | flags)
-    config.check()
-    return config.resolve()
-
-
 @pytest.fixture
-def run(tmp_path: Path, utterances: list[Utterance]) -> Run:
+def run(tmp_path: Path, utterances: list[Utterance]) -> RunFold:
     """Run fold 0; gives its results and its predictions as they are on disk."""
 
     def run(
         features: dict[str, Features] | None = None,
         given: list[Utterance] = utterances,
+        layers: tuple[str, ...] = ("best",),
         **flags: Any,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        config = configure(tmp_path, **flags)
+        settings = {"protocol": "leave_one_speaker_out", "modalities": ["text"]} | flags
+        config = TrainConfig(manifest=["m.csv"], out=str(tmp_path), **settings).resolve()
         fold = make_folds(given, config.protocol)[0]
-        run_fold(config, fold, given, features or {"text": planted(given, 1)}, tmp_path / "fold-00")
-        with open(tmp_path / "fold-00" / "predictions.csv", newline="", encoding="utf-8") as file:
+        features = features or {"text": planted(given, 1)}
+        run_fold(config, Baseline(layers=layers), fold, given, features)
+        with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        return json.loads((tmp_path / "fold-00" / "results.json").read_text()), rows
+        return json.loads((tmp_path / "results.json").read_text()), rows
 
     return run
 
@@ -109,21 +102,23 @@ def run(tmp_path: Path, utterances: list[Utterance]) -> Run:
 # ---- what is chosen and fitted -------------------------------------------------------------------
 
 
-def test_informative_layer_is_chosen_and_wins(run: Run, utterances: list[Utterance]) -> None:
+def test_informative_layer_is_chosen_and_wins(run: RunFold, utterances: list[Utterance]) -> None:
     results, rows = run()
     assert results["chosen"]["emotion"]["layers"] == {"text": [1]}
     assert results["chosen"]["valence"]["layers"] == {"text": [1]}
     assert results["test"]["UAR"] > 0.8 and results["test"]["CCC"]["valence"] > 0.8
-    noise, _ = run(layers=["0"])
+    noise, _ = run(layers=("0",))
     assert noise["chosen"]["emotion"]["layers"] == {"text": [0]}
     assert noise["test"]["UAR"] < 0.6
-    last, _ = run({"text": planted(utterances, 2)}, layers=["last"])
+    last, _ = run({"text": planted(utterances, 2)}, layers=("last",))
     assert last["chosen"]["emotion"]["layers"] == {"text": [2]} and last["test"]["UAR"] > 0.8
 
 
-def test_predictions_are_those_of_a_plain_regression(run: Run, utterances: list[Utterance]) -> None:
+def test_predictions_are_those_of_a_plain_regression(
+    run: RunFold, utterances: list[Utterance]
+) -> None:
     """Test: of one on all other speakers. Validation: of one that lacks their speakers too."""
-    results, rows = run(layers=["1", "2"])
+    results, rows = run(layers=("1", "2"))
     inputs = planted(utterances, 1).values[:, 1:].reshape(80, -1)
     emotions = np.array([EMOTIONS.index(str(u.emotion)) for u in utterances])
     valences = np.array([u.valence for u in utterances])
@@ -165,7 +160,7 @@ def test_predictions_are_those_of_a_plain_regression(run: Run, utterances: list[
     assert 70 in fitted and min(fitted) < 70
 
 
-def test_metrics_are_those_of_the_predictions(run: Run) -> None:
+def test_metrics_are_those_of_the_predictions(run: RunFold) -> None:
     results, rows = run()
     for split in ("validation", "test"):
         part = [row for row in rows if row["split"] == split]
@@ -176,7 +171,7 @@ def test_metrics_are_those_of_the_predictions(run: Run) -> None:
         assert results[split]["utterances"] == len(part)
 
 
-def test_test_speakers_are_never_looked_at(run: Run, utterances: list[Utterance]) -> None:
+def test_test_speakers_are_never_looked_at(run: RunFold, utterances: list[Utterance]) -> None:
     results, rows = run()
     fold = make_folds(utterances, "leave_one_speaker_out")[0]
     spoilt = [
@@ -192,44 +187,38 @@ def test_test_speakers_are_never_looked_at(run: Run, utterances: list[Utterance]
     assert other["test"] != results["test"]
 
 
-def test_inner_splits_keep_speakers_apart(utterances: list[Utterance], tmp_path: Path) -> None:
+def test_inner_splits_keep_speakers_apart(utterances: list[Utterance]) -> None:
     speakers = np.array([u.speaker_id for u in utterances])
-    rows = {"train": np.arange(0, 50), "validation": np.arange(50, 65)}
-    inner = baselines.inner_splits(configure(tmp_path), rows, speakers)
+    train, validation = np.arange(0, 50), np.arange(50, 65)
+    inner = regressions.inner_splits(train, validation, speakers, official=False)
     assert len(inner) == 5
     assert sorted(np.concatenate([scored for _, scored in inner])) == list(range(65))
     for fitted, scored in inner:
         assert not set(speakers[fitted]) & set(speakers[scored])
         assert set(fitted) | set(scored) == set(range(65))
-
-
-def test_official_splits_choose_on_validation(utterances: list[Utterance], tmp_path: Path) -> None:
-    speakers = np.array([u.speaker_id for u in utterances])
-    rows = {"train": np.arange(0, 50), "validation": np.arange(50, 65)}
-    ((fitted, scored),) = baselines.inner_splits(
-        configure(tmp_path, protocol="official"), rows, speakers
-    )
-    assert fitted is rows["train"] and scored is rows["validation"]
+    ((fitted, scored),) = regressions.inner_splits(train, validation, speakers, official=True)
+    assert fitted is train and scored is validation
 
 
 def test_official_splits_fit_on_train_alone(
-    utterances: list[Utterance], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "DIMENSION_GRID", (1.0,))
-    config = configure(tmp_path, protocol="official", layers=["1"])
+    monkeypatch.setattr(regressions, "DIMENSION_GRID", (1.0,))
     features = {"text": planted(utterances, 1)}
-    labels = baselines.label_columns(config, utterances)["valence"]
+    labels = np.array([u.valence for u in utterances])
     spoilt = np.where(np.arange(80) < 50, labels, 6 - labels)
     inner = [(np.arange(50), np.arange(50, 60))]
-    first, choice = baselines.predict_output(config, "valence", features, labels, inner)
-    second, other = baselines.predict_output(config, "valence", features, spoilt, inner)
+    (first, choice), (second, other) = (
+        predict_output(Task("valence", values, EMOTIONS), features, ["1"], inner)
+        for values in (labels, spoilt)
+    )
     assert np.allclose(first - first.mean(), second - second.mean())  # the same but for the line
     assert first[50:60].mean() == pytest.approx(labels[50:60].mean())
     assert first[50:60].std() == pytest.approx(labels[50:60].std())
     assert choice["inner_score"] > 0.6 and other["inner_score"] < -0.3
 
 
-def test_balanced_weights_change_predictions(run: Run, utterances: list[Utterance]) -> None:
+def test_balanced_weights_change_predictions(run: RunFold, utterances: list[Utterance]) -> None:
     rare = [u for i, u in enumerate(utterances) if u.emotion != "sad" or i % 3 == 0]
     features = {"text": planted(rare, 1, noise=1.5)}
     _, plain = run(features, rare)
@@ -241,7 +230,9 @@ def test_balanced_weights_change_predictions(run: Run, utterances: list[Utteranc
 # ---- what is absent ------------------------------------------------------------------------------
 
 
-def test_output_without_training_labels_is_left_out(run: Run, utterances: list[Utterance]) -> None:
+def test_output_without_training_labels_is_left_out(
+    run: RunFold, utterances: list[Utterance]
+) -> None:
     fold = make_folds(utterances, "leave_one_speaker_out")[0]
     unlabelled = [
         u if u.utterance_id in fold.test else replace(u, emotion=None) for u in utterances
@@ -254,7 +245,7 @@ def test_output_without_training_labels_is_left_out(run: Run, utterances: list[U
 
 
 def test_unlabelled_utterances_are_predicted_but_not_fitted(
-    run: Run, utterances: list[Utterance]
+    run: RunFold, utterances: list[Utterance]
 ) -> None:
     partly = [replace(u, emotion=None) if i % 10 < 3 else u for i, u in enumerate(utterances)]
     results, rows = run({"text": planted(utterances, 1)}, partly)
@@ -264,7 +255,7 @@ def test_unlabelled_utterances_are_predicted_but_not_fitted(
     assert all(row["emotion"] in EMOTIONS for row in test)
 
 
-def test_absent_modality_says_nothing(run: Run, utterances: list[Utterance]) -> None:
+def test_absent_modality_says_nothing(run: RunFold, utterances: list[Utterance]) -> None:
     """What lacks the text is predicted as if the text were average."""
     audio, text = planted(utterances, 0, noise=1.0), planted(utterances, 1)
     fold = make_folds(utterances, "leave_one_speaker_out")[0]
@@ -288,40 +279,35 @@ def test_logits_of_emotions_that_training_lacks(classes: list[int]) -> None:
         np.array(classes)[rng.integers(len(classes), size=40)],
     )
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(inputs, labels)
-    logits = torch.tensor(baselines.emotion_logits(model, inputs, 4))
+    logits = torch.tensor(regressions.emotion_logits(model, inputs, 4))
     probabilities = logits.softmax(-1).numpy()
     assert probabilities[:, classes] == pytest.approx(model.predict_proba(inputs), abs=1e-9)
     assert np.delete(probabilities, classes, axis=1).max() < 1e-9
 
 
-def test_too_few_labels_are_refused(run: Run, utterances: list[Utterance]) -> None:
-    single = [
-        replace(u, valence=None) if i not in (35, 45) else u for i, u in enumerate(utterances)
-    ]
-    with (
-        pytest.warns(UserWarning, match="non-finite"),
-        pytest.raises(ValueError, match="valence has too few labels"),
-    ):
-        run(given=single)
-
-
+@pytest.mark.filterwarnings("ignore:.*non-finite")
 @pytest.mark.parametrize(
-    ("labelled", "flags"),
+    ("output", "labelled", "flags"),
     [
-        (lambda u: u.split != "validation", {"protocol": "official"}),  # nothing to choose by
-        (lambda u: u.speaker_id in ("speaker_0", "speaker_3"), {}),  # one speaker beside the tested
-        (lambda u: u.emotion == "sad" or u.speaker_id in ("speaker_0", "speaker_3"), {}),
+        ("valence", lambda u: u.utterance_id in ("u35", "u45"), {}),
+        ("emotion", lambda u: u.split != "validation", {"protocol": "official"}),
+        ("emotion", lambda u: u.speaker_id in ("speaker_0", "speaker_3"), {}),
+        ("emotion", lambda u: u.emotion == "sad" or u.speaker_id in ("speaker_0", "speaker_3"), {}),
     ],
+    ids=["two of all", "nothing to choose by", "one speaker left", "one emotion"],
 )
 def test_labels_that_leave_no_choice_are_refused(
-    run: Run, utterances: list[Utterance], labelled: Callable[[Utterance], bool], flags: Any
+    run: RunFold,
+    utterances: list[Utterance],
+    output: str,
+    labelled: Callable[[Utterance], bool],
+    flags: Any,
 ) -> None:
     splits = {"speaker_0": "test", "speaker_1": "validation"}
     given = [replace(u, split=splits.get(u.speaker_id, "train")) for u in utterances]
-    given = [u if labelled(u) else replace(u, emotion=None) for u in given]
-    features = {"text": planted(utterances, 1)}
-    with pytest.raises(ValueError, match="emotion has too few labels to choose layer"):
-        run(features, given=given, **flags)
+    given = [u if labelled(u) else replace(u, **{output: None}) for u in given]
+    with pytest.raises(ValueError, match=f"^{output} has too few labels"):
+        run({"text": planted(utterances, 1)}, given=given, **flags)
 
 
 # ---- whole runs ----------------------------------------------------------------------------------
@@ -339,84 +325,66 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(work: Path, out: str, *flags: str) -> list[str]:
-    return [
-        *("--manifest", str(work / "corpus" / "manifest.csv"), "--out", str(work / out)),
-        *("--audio_encoder", str(work / "encoders" / "audio"), "--cache_dtype", "float32"),
-        *("--text_encoder", str(work / "encoders" / "text"), "--protocol", "session"),
-        *("--workers", "0", *flags),
-    ]
+def settings(work: Path, out: str, **flags: Any) -> TrainConfig:
+    return TrainConfig(
+        manifest=[str(work / "corpus" / "manifest.csv")],
+        out=str(work / out),
+        audio_encoder=str(work / "encoders" / "audio"),
+        text_encoder=str(work / "encoders" / "text"),
+        **{"protocol": "session", "cache_dtype": "float32", "workers": 0} | flags,
+    )
 
 
 def test_folds_are_those_of_training(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(arguments(work, "both", "--layers", "1", "--pooling", "mean_std"))
-    data = read_manifest(work / "corpus" / "manifest.csv")
-    tested: list[str] = []
-    for index in range(5):
-        results = json.loads((work / "both" / f"fold-{index:02d}" / "results.json").read_text())
-        training = TrainConfig(manifest=["m.csv"], protocol="session", fold=index)
-        fold = choose_fold(training, data)
-        assert results["fold"] == fold.name
-        with open(work / "both" / f"fold-{index:02d}" / "predictions.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        for split in ("validation", "test"):
-            assert [r["id"] for r in rows if r["split"] == split] == list(getattr(fold, split))
-            assert results["splits"][split]["utterances"] == len(getattr(fold, split))
-        tested += fold.test
-        chosen = results["chosen"]["emotion"]
-        assert chosen["layers"] == {"audio": [1], "text": [1]}
-        assert chosen["C"] in baselines.EMOTION_GRID
-        assert 0.05 < results["temperature"] < 20 and results["wall_time_s"] > 0
-        assert results["config"]["pooling"] == "mean_std"
-    assert sorted(tested) == sorted(u.utterance_id for u in data)
-    experiment = read_experiment(work / "both")
-    assert experiment.emotions == ["angry", "happy", "sad", "neutral"] and not experiment.missing
-    assert experiment.dimensions == ["valence", "arousal"] and len(experiment.rows) == len(data)
+    config = settings(work, "both")
+    run_baseline(config, Baseline(layers=("1",), pooling="mean_std"))
     assert capsys.readouterr().out.count("CCC valence") == 5
+    data = read_manifest(work / "corpus" / "manifest.csv")
+    experiment = read_experiment(work / "both")
+    assert experiment.emotions == EMOTIONS and experiment.dimensions == ["valence", "arousal"]
+    assert sorted(experiment.rows["id"]) == sorted(u.utterance_id for u in data)
+    assert not experiment.missing
+    for index, run in experiment.runs.items():
+        fold = choose_fold(replace(config, fold=index), data)
+        assert run.results["fold"] == fold.name and run.flags.fold == index
+        for split in ("validation", "test"):
+            assert list(run.predictions(split)["id"]) == list(getattr(fold, split))
+        assert [u.utterance_id for u in run.test_utterances()] == list(fold.test)
+        chosen = run.results["chosen"]["emotion"]
+        assert chosen["layers"] == {"audio": [1], "text": [1]}
+        assert chosen["C"] in regressions.EMOTION_GRID
+        assert 0.05 < run.results["temperature"] < 20 and run.results["wall_time_s"] > 0
 
 
-def test_finished_folds_are_skipped(
-    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ("--modalities", "text", "--layers", "last")
-    main(arguments(work, "text", *flags, "--folds", "1", "3"))
+def test_finished_folds_are_skipped(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, last = settings(work, "text", modalities=["text"]), Baseline(layers=("last",))
+    run_baseline(config, last, folds=[1, 3])
     assert [path.name for path in sorted((work / "text").glob("fold-*"))] == ["fold-01", "fold-03"]
     before = (work / "text" / "fold-01" / "results.json").stat().st_mtime_ns
-    main(arguments(work, "text", *flags))
-    assert "2 of 5 folds are there already" in capsys.readouterr().out
+    run_baseline(config, last)
     assert len(list((work / "text").glob("fold-*"))) == 5
     assert (work / "text" / "fold-01" / "results.json").stat().st_mtime_ns == before
-    with pytest.raises(
-        ValueError, match=r"fold-00 was begun .* --layers was \['last'\], now is \['0'\]"
-    ):
-        main(arguments(work, "text", "--modalities", "text", "--layers", "0"))
+    with pytest.raises(ValueError, match=r"baseline\.layers\.0 was 'last', now is '0'"):
+        run_baseline(replace(config), Baseline(layers=("0",)))
     monkeypatch.setattr(baselines, "read_features", lambda *_: pytest.fail("encoded for nothing"))
-    main(arguments(work, "text", *flags))
+    run_baseline(config, last)
     manifest = work / "corpus" / "manifest.csv"
     whole = manifest.read_text()
     manifest.write_text("".join(whole.splitlines(keepends=True)[:-1]))  # results are of other data
     try:
-        with pytest.raises(ValueError, match=r"text was begun .* fold 0 \(its train\) was 'Ses01'"):
-            main(arguments(work, "text", *flags))
+        with pytest.raises(ValueError, match=r"text was begun .*folds\.0\.train"):
+            run_baseline(config, last)
     finally:
         manifest.write_text(whole)
 
 
 @pytest.mark.parametrize("layers", ["last", "best"])
 def test_features_are_means_of_encoder_states(work: Path, layers: str) -> None:
-    manifest = str(work / "corpus" / "manifest.csv")
-    config = BaselineConfig(
-        manifest=[manifest],
-        out=str(work / "features"),
-        audio_encoder=str(work / "encoders" / "audio"),
-        text_encoder=str(work / "encoders" / "text"),
-        cache_dtype="float32",
-        layers=[layers],
-        pooling="mean_std",
-    ).resolve()
-    data = read_manifest(manifest)[:4]
-    features = baselines.read_features(config, data)
-    model, processor = build_model(config.training())
+    data = read_manifest(work / "corpus" / "manifest.csv")[:4]
+    mixed = json.dumps({"encoder_layers": "last" if layers == "last" else "weighted"})
+    config = settings(work, "features", model_config=mixed).resolve()
+    features = baselines.read_features(config, Baseline("encoders", (layers,), "mean_std"), data)
+    model, processor = build_model(config)
     for row, utterance in enumerate(to_dataset(data)):
         batch = RawInputs(processor, (), ())([utterance])
         for modality in ("audio", "text"):
@@ -444,43 +412,34 @@ def test_modality_that_nobody_has_is_left_out(work: Path) -> None:
         if u.text
     ]
     write_manifest(silent, work / "text.csv")
-    flags = arguments(work, "silent", "--folds", "0", "--layers", "2")
-    main([*flags, "--manifest", str(work / "text.csv")])
-    results = json.loads((work / "silent" / "fold-00" / "results.json").read_text())
+    config = settings(work, "silent", manifest=[str(work / "text.csv")])
+    run_baseline(config, Baseline(layers=("2",)), folds=[0])
+    results = Run.open(work / "silent" / "fold-00").results
     assert results["chosen"]["emotion"]["layers"] == {"text": [2]}
 
 
-def test_unknown_fold_and_layer_are_refused(work: Path) -> None:
-    with pytest.raises(ValueError, match="`--folds 5` does not exist: there are 5"):
-        main(arguments(work, "refused", "--folds", "5"))
-    with pytest.raises(ValueError, match="`--layers` is '7'; it must name layers from 0 to 2"):
-        main(arguments(work, "refused", "--layers", "7"))
-
-
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "layers", "folds", "named"),
     [
-        ({"layers": ["first"]}, "`--layers` is 'first'; it must be best, last, or numbers"),
-        ({"layers": ["best", "1"]}, "`--layers` is 'best 1'"),
-        ({"features": "egemaps"}, "it must be audio with --features egemaps"),
-        ({"cache_dir": "off"}, "`--cache_dir` is 'off'"),
-        ({"manifest": None}, "`--manifest` is None"),
+        ({}, ("best",), [5], "5"),
+        ({}, ("7",), None, "7"),
+        ({"cache_dir": "off"}, ("best",), None, "cache_dir"),
+        ({"manifest": None}, ("best",), None, "manifest"),
     ],
 )
-def test_contradicting_flags_are_refused(
-    tmp_path: Path, flags: dict[str, Any], message: str
+def test_what_is_not_there_is_refused(
+    work: Path,
+    flags: dict[str, Any],
+    layers: tuple[str, ...],
+    folds: list[int] | None,
+    named: str,
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        configure(tmp_path, **flags)
+    config = replace(settings(work, f"refused {layers[0]}"), **flags)
+    with pytest.raises(ValueError, match=named):
+        run_baseline(config, Baseline(layers=layers), folds)
 
 
 # ---- eGeMAPS -------------------------------------------------------------------------------------
-
-
-def test_missing_opensmile_is_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opensmile", None)
-    with pytest.raises(ValueError, match=r'pip install -e "\.\[egemaps\]"'):
-        main(arguments(work, "egemaps", "--modalities", "audio", "--features", "egemaps"))
 
 
 def test_functionals_go_to_a_linear_svm(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,8 +448,8 @@ def test_functionals_go_to_a_linear_svm(work: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(baselines, "egemaps_functionals", functionals)
     monkeypatch.setattr(baselines, "build_model", lambda *_: pytest.fail("needs no encoder"))
-    main(arguments(work, "svm", "--modalities", "audio", "--features", "egemaps", "--folds", "0"))
-    results = json.loads((work / "svm" / "fold-00" / "results.json").read_text())
+    run_baseline(settings(work, "svm", modalities=["audio"]), Baseline("egemaps"), folds=[0])
+    results = Run.open(work / "svm" / "fold-00").results
     assert results["chosen"]["emotion"]["layers"] == {"egemaps": [0]}
     assert results["test"]["UAR"] > 0.8
 
