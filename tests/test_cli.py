@@ -38,7 +38,8 @@ from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
 Mtmm = Callable[..., SimpleNamespace]  # the `mtmm` below
-Capture, Patch, Folders = pytest.CaptureFixture[str], pytest.MonkeyPatch, pytest.TempPathFactory
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
 ROOT = Path(__file__).parents[1]
 RATE = 16000
 EXTRA = ["accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "pyarrow"]
@@ -50,7 +51,7 @@ NEW = [name for name in cli.verb_names() if not hasattr(cli.load(name), "main")]
 def saved(
     make_model: Callable[..., MTMMModel],
     tiny_processor: MTMMProcessor,
-    tmp_path_factory: Folders,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
     model = make_model(trained_outputs=("emotion", "valence", "arousal"))
@@ -64,7 +65,7 @@ def pipe(saved: Path, tiny_processor: MTMMProcessor) -> MTMMPipeline:
 
 
 @pytest.fixture(scope="module")
-def wavs(tmp_path_factory: Folders) -> list[Path]:
+def wavs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("audio")
     for seed, duration_s in enumerate((0.5, 1.2)):
         noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(duration_s * RATE))
@@ -492,7 +493,7 @@ def test_impossible_process_number_is_refused(
 
 def test_pictures_overwrite_nothing_and_their_names_fit(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path, SimpleNamespace(dimension_range=(1, 5)))
-    pictures.write = lambda figure, path: path.touch(exist_ok=False)
+    pictures.write = lambda figure, path: Path(path).touch(exist_ok=False)
     names = ["a/b.wav", "a_b.wav", "x" * 300 + "1.wav", "y" + "x" * 300 + "1.wav", "é" * 200]
     for name in names:
         pictures._save(None, f"{_stem(name)}_00000.00_s.explanation")
@@ -562,7 +563,7 @@ def test_name_beyond_the_terminals_alphabet_is_escaped(
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", ascii_only)
     assert mtmm(name).status == 0
-    assert b"\\xfc.wav: " in ascii_only.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"\\xfc.wav: " in ascii_only.buffer.getvalue()
 
 
 # ---- standard input ------------------------------------------------------------------------------

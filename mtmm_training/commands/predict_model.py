@@ -28,7 +28,8 @@ def load_pipeline(model: str, revision: str | None, device: str | None, trust: b
     from processing_mtmm import MTMMProcessor
 
     model = _model_folder(model)
-    place, where = _device(device), {"revision": revision} if revision else {}
+    place = _device(device)
+    where: dict[str, Any] = {"revision": revision} if revision else {}
     with _named("--model", model):
         if trust:
             return pipeline(model=model, trust_remote_code=True, device=place, **where)
@@ -41,9 +42,10 @@ def load_recogniser(name: str, device: Any) -> Any:
     """A speech recogniser of transformers, by folder or id on the Hub; it runs no code of its own."""
     from transformers import pipeline
 
-    task = "automatic-speech-recognition"
     with _named("--transcriber", name):
-        return pipeline(task, model=name, device=device, trust_remote_code=False)
+        return pipeline(
+            "automatic-speech-recognition", model=name, device=device, trust_remote_code=False
+        )
 
 
 def identity(model: str, revision: str | None) -> tuple[str | None, str]:
