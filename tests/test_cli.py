@@ -450,7 +450,7 @@ def test_answers_are_printed_as_they_come(
         (["m.csv", "--transcript_file", "."], 2, "manifest"),
         ([".", "--transcript", "no"], 2, "one audio file"),
         (["a.wav", "--transcript", "no", "--transcript_file", "a.txt"], 2, "--transcript"),
-        (["--transcript_file", "."], 2, "--transcript_file"),
+        (["--transcript_file", "."], 2, "no INPUT"),
         (["a.wav", "--json", "--csv"], 2, "--csv"),
         (["a.wav", "--out", "o", "--timeline"], 2, "--timeline"),
         (["-", "a.wav"], 2, "- goes without"),

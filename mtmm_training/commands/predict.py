@@ -74,7 +74,7 @@ def _add_model_flags(add: Add) -> None:
     add("--revision", metavar="COMMIT", help="of the Hub's repository")
     add("--trust_remote_code", action="store_true",
         help="run the Python files that the model brings, with your rights, instead of this package's "
-        "own (which run otherwise): read SECURITY.md, and give --revision")  # fmt: skip
+        "own (which run otherwise): read .github/SECURITY.md, and give --revision")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, mps; the first accelerator if there is one")
     add("--batch_size", type=count, default=8, metavar="N",
         help="utterances or windows at a time, at most")  # fmt: skip
@@ -138,20 +138,15 @@ def check(given: argparse.Namespace) -> None:
     in_folder = file is not None and file.is_dir()
     parts = given.out is not None
     refuse(
-        (none and not said, "no INPUT; give files, a folder, a manifest, - or --transcript"),
-        (none and in_folder, "--transcript_file is a folder: give the INPUTs to look up in it"),
+        (none and (not said or in_folder), "no INPUT; give files, a folder, a manifest, - or --transcript"),
         (said and not in_folder and (several or tables or folders),
-         "one transcript is for one audio file; for more give --transcript_file a folder, or fill the "
-         "manifest's column text"),
+         "one transcript is for one audio file; for more see --transcript_file, or a manifest's column text"),
         (in_folder and tables, "a manifest has its transcripts in its column text"),
         (streamed and (several or said or parts or given.plot is not None),
          "- goes without other inputs, transcripts, --out and --plot"),
-        (given.sampling_rate is not None and not streamed,
-         "--sampling_rate is for raw samples from -; files say their own"),
-        (parts and (given.plot is not None or given.timeline),
-         "--out goes without --plot and --timeline; the parts have a column timeline"),
-        (not parts and _share()[1] > 1,
-         "several processes (WORLD_SIZE) need --out, or each would print everything"),
+        (given.sampling_rate is not None and not streamed, "--sampling_rate is for raw samples from -"),
+        (parts and (given.plot is not None or given.timeline), "--out goes without --plot and --timeline"),
+        (not parts and _share()[1] > 1, "several processes (WORLD_SIZE) need --out"),
     )  # fmt: skip
 
 
@@ -163,10 +158,8 @@ def _share() -> tuple[int, int]:
     """
     rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     right = rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)
-    refuse(
-        (not right, f"RANK={rank!r} and WORLD_SIZE={world_size!r} must be this process's number from 0 "
-         "and how many there are; set both, or none"),
-    )  # fmt: skip
+    given = f"RANK={rank!r} and WORLD_SIZE={world_size!r}"
+    refuse((not right, f"{given} must be this process's number from 0, and how many there are"))
     return int(rank), int(world_size)
 
 

@@ -14,7 +14,7 @@ from mtmm_training.data.utterances import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-TIMED = {"words": "words", "segments": "segments", "chunks": "words"}  # in a file: to the pipeline
+TIMED = {"chunks": "words", "words": "words", "segments": "segments"}  # in a file: to the pipeline
 TRANSCRIPT_FORMS = (
     'a list of words {"text", "start", "end"}, or an object with "words", "segments" or "chunks" '
     '(what speech recognisers write), or with "text"'
@@ -114,14 +114,14 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
             if found is not None:
                 if taken.setdefault(found, audio) != audio:
                     raise ValueError(
-                        f"{found} would be the transcript of both {taken[found]} and {audio}; give the "
-                        "folder above them instead, or a manifest."
+                        f"{found} is the transcript of both {taken[found]} and {audio}; give the "
+                        "folder above them, or a manifest."
                     )
                 said = read_transcript(found)
             inputs.append(Input(printable(audio), audio, said))
     if not inputs:
         raise ValueError(
-            f"No audio in {', '.join(places)}; looked for {', '.join(AUDIO_SUFFIXES)}."
+            f"No audio in {', '.join(places)}; it ends in {', '.join(AUDIO_SUFFIXES)}."
         )
     name, times = Counter(one.name for one in inputs).most_common(1)[0]
     if times > 1:
@@ -174,17 +174,14 @@ def read_transcript(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}
     except ValueError as error:  # of UTF-8 or of JSON
-        raise ValueError(
-            f"{path} cannot be read as a transcript ({error}); give UTF-8 text as .txt, or as .json "
-            f"{TRANSCRIPT_FORMS}."
-        ) from error
+        raise ValueError(f"{path} is no transcript in UTF-8, or no JSON: {error}.") from error
     if isinstance(content, list):
         return {"words": _as_written("words", content)}
     if isinstance(content, dict):
-        given = {name: content[key] for key, name in TIMED.items() if content.get(key)}
-        timed = {name: _as_written(name, items) for name, items in given.items()}
-        if timed := {name: items for name, items in timed.items() if items}:
-            return timed  # "text" beside them has the same words
+        found = {name: content[key] for key, name in TIMED.items() if content.get(key)}
+        timed = {name: _as_written(name, items) for name, items in found.items()}
+        if any(timed.values()):  # "text" beside them has the same words
+            return {name: items for name, items in timed.items() if items}
         if isinstance(content.get("text"), str):
             return {"text": content["text"]} if content["text"].strip() else {}
     raise ValueError(f"{path} has no transcript; it must be {TRANSCRIPT_FORMS}.")
