@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train_accelerate
+from mtmm_training.training import launch
 
 TARGET = 1e-5
 BATCH = 8
@@ -88,7 +89,7 @@ def record(losses_file: Path, flags: list[str]) -> None:
             losses.append(float(loss.detach()))
             super().backward(loss, **options)
 
-    train_accelerate.Accelerator = Recorder  # type: ignore[attr-defined]  # as it imports it
+    launch.Accelerator = Recorder  # type: ignore[misc]  # as it imports it
     train_accelerate.main(flags)
     losses_file.write_text(json.dumps(losses))
 
