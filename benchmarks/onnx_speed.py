@@ -21,7 +21,9 @@ from common import MEDIAN_S, TOKENS, Stopwatch, begin, make_parser, real_data
 
 from configuration_mtmm import DEBERTA_V3_LARGE, HUBERT_LARGE, MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training.publishing.export import ExportedModel, export, quantise, random_batch, size_of
+from mtmm_training.publishing.export import export, quantise, size_of
+from mtmm_training.publishing.exported import ExportedModel
+from mtmm_training.publishing.parity import random_batch
 
 TARGETS = {"ONNX": 1.0, "ONNX int8": 0.8, "torch.compile": 1.0}
 BASE = {

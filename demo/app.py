@@ -85,7 +85,7 @@ class Answer(NamedTuple):
     """
 
     result: dict[str, Any]
-    colours: Mapping[str, str]
+    colours: dict[str, str]
     dimension_range: tuple[float, float]
 
 
@@ -196,7 +196,7 @@ def show_timeline(answer: Answer) -> None:
     gr.Markdown(f"### Over time\n{len(entries)} windows, each heard by itself.")
     frame = windows(entries)
     window_s = entries[0]["end"] - entries[0]["start"]
-    ends = {"x_lim": [0, entries[-1]["end"]], "x_title": "time (s)"}
+    ends: dict[str, Any] = {"x_lim": [0, entries[-1]["end"]], "x_title": "time (s)"}
     if "emotion" in frame:
         bars = frame[["emotion", "probability"]].assign(middle=window_s * (frame.index + 0.5))
         gr.BarPlot(
@@ -281,11 +281,10 @@ def show_places(side: Mapping[str, Any], label: str, percent: Callable[[float], 
 
 def without(modalities: Mapping[str, float | None]) -> str:
     """Markdown: what the answer's probability would be without each modality, where two were given."""
-    if None in modalities.values():
+    falls = {name: fall for name, fall in modalities.items() if fall is not None}
+    if len(falls) < 2:
         return ""
-    changes = [
-        f"without {name} **{-fall_percent(fall):+.0f} %**" for name, fall in modalities.items()
-    ]
+    changes = [f"without {name} **{-fall_percent(fall):+.0f} %**" for name, fall in falls.items()]
     return f" Its probability {', '.join(changes)}.".replace("-", "−")
 
 

@@ -100,7 +100,7 @@ def test_emotions_have_the_palettes_colours(drawn: dict[str, Figure]) -> None:
 def test_intervals_of_accuracy_are_wilsons(drawn: dict[str, Figure]) -> None:
     """Of 10 utterances at confidence .8 eight are right: 95 % from .4902 to .9433."""
     of_runs.plot_reliability({"a": [[0.8, 0.2]] * 10}, [0] * 8 + [1] * 2, "figure")
-    (bars,) = drawn["figure"].axes[0].containers
+    bars: Any = drawn["figure"].axes[0].containers[0]
     ((low, high),) = (segment[:, 1] for segment in bars.lines[2][0].get_segments())
     assert (low, high) == pytest.approx((0.49016, 0.94331), abs=1e-5)
 
@@ -108,7 +108,8 @@ def test_intervals_of_accuracy_are_wilsons(drawn: dict[str, Figure]) -> None:
 def test_forest_fills_what_is_apart_from_zero(drawn: dict[str, Figure]) -> None:
     DRAWN["forest"]("figure")
     axes = drawn["figure"].axes[0]
-    zero, _, first, _, second = axes.lines
+    lines: Any = axes.lines
+    zero, _, first, _, second = lines
     assert list(zero.get_xdata()) == [0, 0]
     assert (first.get_xdata()[0], second.get_xdata()[0]) == (0.1, -0.05)
     assert first.get_markerfacecolor() == style.COLOURS[0]
@@ -120,7 +121,8 @@ def test_forest_fills_what_is_apart_from_zero(drawn: dict[str, Figure]) -> None:
 def test_curves_mark_the_epoch_that_was_kept(drawn: dict[str, Figure]) -> None:
     of_runs.plot_curves([an_epoch(3), an_epoch(4, uar=0.7), an_epoch(5, uar=0.7)], "figure")
     left, right = drawn["figure"].axes
-    assert list(left.lines[0].get_xdata()) == [4, 4]  # of equals the first
+    kept: Any = left.lines[0].get_xdata()
+    assert list(kept) == [4, 4]  # of equals the first
     assert "best epoch 4: mean 0.700" in right.get_title()
 
 

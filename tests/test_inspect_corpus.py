@@ -1,5 +1,6 @@
-"""python -m pytest tests/test_inspect.py -q"""
+"""python -m pytest tests/test_inspect_corpus.py -q"""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,13 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from mtmm_training.data.utterances import Utterance, write_manifest
-from mtmm_training.studies.inspect_corpus import durations, main, plot_corpus, table
+from mtmm_training.commands.cli import main
+from mtmm_training.data.manifest import write_manifest
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import Utterance, UtteranceError
+from mtmm_training.studies.inspect_corpus import describe, inspect, table
+
+Capture = pytest.CaptureFixture[str]
 
 
 def corpus(folder: Path, count: int = 8) -> list[Utterance]:
@@ -41,7 +47,7 @@ def corpus(folder: Path, count: int = 8) -> list[Utterance]:
 
 
 def test_table_counts_everything(tmp_path: Path) -> None:
-    listed = table(corpus(tmp_path), "tiny")
+    listed = inspect(corpus(tmp_path), "tiny")
     for line in (
         "tiny: 8 utterances, 4 speakers",
         "8 utterances, 0.00 h; each 0.5 to 0.5 s, median 0.5 s",
@@ -49,14 +55,17 @@ def test_table_counts_everything(tmp_path: Path) -> None:
         "1: u0 = u7",
         "8 utterances, 2 different; 1 to 2 words, median 1.5",
         "4 yes, 4 no, 0 not known",
-        "8 utterances, 1 to 4.5, mean 2.75",
+        "8 utterances, 1 to 4.5, mean 2.75, sd 1.15",
     ):
         assert line in listed
     rows = [line.split() for line in listed.splitlines()]
+    assert ["split", "all", "angry", "sad", "no", "emotion", "label"] in rows
     assert ["train", "4", "1", "2", "1"] in rows
     assert ["tiny_3", "2", "1", "1", "0"] in rows
     assert ["all", "8", "3", "3", "2"] in rows
     assert "gender" not in listed and "dominance" not in listed
+    order = [row[0] for row in rows if row and row[0] in ("train", "validation", "test")]
+    assert order == ["train", "validation", "test"]
 
 
 def test_table_sums_up_many_speakers() -> None:
@@ -64,111 +73,96 @@ def test_table_sums_up_many_speakers() -> None:
         Utterance(utterance_id=f"{i}", corpus="c", text="a", speaker_id=f"s{i // 2}")
         for i in range(201)
     ]
-    listed = table(speakers, "many")
+    listed = table(describe(speakers, Recordings()), "many")
     assert "speaker (101)" in listed
     assert "1 to 2, median 2" in listed
 
 
+def test_values_that_are_not_known_are_counted(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path)
+    utterances[0] = replace(utterances[0], split=None, improvised=None)
+    listed = inspect(utterances, "tiny")
+    assert "4 yes, 3 no, 1 not known" in listed
+    assert ["not", "known", "1", "1", "0", "0"] in [line.split() for line in listed.splitlines()]
+
+
 def test_durations_follow_start_and_end(tmp_path: Path) -> None:
     whole = corpus(tmp_path, 2)[0]
-    stretch = replace(whole, utterance_id="part", start_s=0.1, end_s=0.3)
+    part = replace(whole, utterance_id="part", start_s=0.1, end_s=0.3)
     late = replace(whole, utterance_id="late", start_s=0.4, end_s=9.0)
-    assert durations([whole, stretch, late]) == pytest.approx({"u0": 0.5, "part": 0.2, "late": 0.1})
-
-
-def test_recordings_that_cannot_be_described_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    utterances = corpus(tmp_path, 2)
-    manifest = tmp_path / "manifest.csv"
-    write_manifest([replace(utterances[0], start_s=20.0), utterances[1]], manifest)
-    assert main(["--manifest", str(manifest)]) == 1
-    assert "Utterance 'u0' begins at 20 s, but" in capsys.readouterr().err
-    write_manifest(utterances, manifest)
-    Path(str(utterances[1].audio)).write_bytes(b"")
-    assert main(["--manifest", str(manifest)]) == 1
-    assert "is no audio that can be read" in capsys.readouterr().err
-
-
-def test_options_of_a_reader_are_passed_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--corpus", "meld", "--corpus_dir", str(tmp_path)]
-    assert main([*words, "--corpus_options", '{"audio": "x"}']) == 1
-    assert "`audio` is not an option of meld; its options are" in capsys.readouterr().err
+    assert describe([whole, part, late], Recordings())["seconds"].tolist() == pytest.approx(
+        [0.5, 0.2, 0.1]
+    )
+    with pytest.raises(UtteranceError, match="begins at 20 s"):
+        inspect([replace(whole, start_s=20.0)], "tiny")
 
 
 def test_picture_suits_what_there_is(tmp_path: Path) -> None:
     full = corpus(tmp_path)
-    plot_corpus(full, tmp_path / "full.png", "tiny")
-    assert imread(tmp_path / "full.png").shape[0] > 1000
     text = [
         Utterance(utterance_id=f"{i}", corpus="c", text="a b", speaker_id=f"s{i}", valence=3.0)
         for i in range(60)
     ]
-    plot_corpus(text, tmp_path / "text.png", "text")
-    assert imread(tmp_path / "text.png").shape[2] == 4
+    for name, utterances in (("full", full), ("text", text), ("one", full[:1])):
+        inspect(utterances, name, tmp_path / "out")
+        assert imread(tmp_path / "out" / f"{name}.png")[..., :3].std() > 0.01
+        assert (tmp_path / "out" / f"{name}.pdf").is_file()
 
 
-def test_command_inspects_a_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_inspects_a_manifest(tmp_path: Path, capsys: Capture) -> None:
     manifest = tmp_path / "tiny" / "manifest.csv"
     manifest.parent.mkdir()
     write_manifest(corpus(manifest.parent), manifest)
-    assert main(["--manifest", str(manifest), "--out", str(tmp_path / "out")]) == 0
+    assert main(["inspect", "--manifest", str(manifest), "--out", str(tmp_path / "out")]) == 0
     assert "tiny: 8 utterances, 4 speakers" in capsys.readouterr().out
     assert (tmp_path / "out" / "tiny.png").is_file()
     assert "u0 = u7" in (tmp_path / "out" / "tiny.txt").read_text()
-
-
-def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--corpus", "iemocap", "--corpus_dir", str(tmp_path)]) == 1
-    assert "has no folder Session1" in capsys.readouterr().err
-    for words, message in (
-        ([], "one of the arguments --corpus --manifest is required"),
-        (["--corpus", "esd"], "--corpus and --corpus_dir go together"),
-        (["--manifest", "m.csv", "--labels", "all"], "are for --corpus"),
-        (["--corpus", "emobank", "--corpus_dir", "x", "--labels", "all"], "has no emotion labels"),
-        (["--manifest", "m.csv", "--corpus_options", '{"a": 1}'], "are for --corpus"),
-        (["--corpus", "esd", "--corpus_options", "[]"], "[] is no JSON object"),
-        (["--corpus", "esd", "--corpus_options", "{a:1}"], "{a:1} is not JSON (Expecting"),
-        (
-            [
-                "--corpus",
-                "esd",
-                "--corpus_dir",
-                "x",
-                "--corpus_options",
-                '{"official_split": true}',
-            ],
-            "--corpus_options cannot have 'official_split': give --official_split",
-        ),
-        (
-            ["--corpus", "emobank", "--corpus_dir", "x", "--dimension_range", "0", "1"],
-            "--dimension_range is for --manifest",
-        ),
-        (["--manifest", "m.csv", "--dimension_range", "5", "1"], "5 1; it must be two finite"),
-        (["--manifest", "m.csv", "--dimension_range", "nan", "1"], "nan 1; it must be two finite"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            main(words)
-        assert message in capsys.readouterr().err
-
-
-def test_refused_output_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = tmp_path / "manifest.csv"
-    write_manifest(corpus(tmp_path), manifest)
     (tmp_path / "file").touch()
-    for out in ("file", "file/out"):
-        assert main(["--manifest", str(manifest), "--out", str(tmp_path / out)]) == 1
-        error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("error: ") and "choose another place" in error
+    assert main(["inspect", "--manifest", str(manifest), "--out", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_help_names_corpora_and_label_sets(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    shown = capsys.readouterr().out
-    assert "msp_podcast" in shown and "angry, happy, neutral, sad" in shown
+def test_command_reads_a_corpus_with_its_options(tmp_path: Path, capsys: Capture) -> None:
+    words = ["inspect", "--corpus", "meld", "--corpus_dir", str(tmp_path)]
+    assert main([*words, "--corpus_options", '{"audio": "x"}']) == 1
+    assert "`audio` is not an option of meld" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "--manifest"),
+        (["--corpus", "esd"], "--corpus_dir"),
+        (["--corpus", "esdd"], "esdd"),
+        (["--manifest", "m.csv", "--labels", "all"], "--labels"),
+        (["--manifest", "m.csv", "--corpus_options", '{"a": 1}'], "--corpus_options"),
+        (["--corpus", "emobank", "--corpus_dir", "x", "--labels", "all"], "emobank"),
+        (["--corpus", "esd", "--corpus_options", "[]"], "[]"),
+        (["--corpus", "esd", "--corpus_options", "{a:1}"], "{a:1}"),
+        (["--corpus", "esd", "--corpus_dir", "x", "--corpus_options", '{"official_split": 1}'],
+         "--official_split"),
+        (["--corpus", "emobank", "--corpus_dir", "x", "--dimension_range", "0", "1"],
+         "--dimension_range"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_named(
+    words: list[str], named: str, ended: Callable[[list[str]], int], capsys: Capture
+) -> None:
+    assert ended(["inspect", *words]) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.fixture
+def ended() -> Callable[[list[str]], int]:
+    """The exit status of a command, which the parser ends by an exception."""
+
+    def status(words: list[str]) -> int:
+        try:
+            return main(words)
+        except SystemExit as left:
+            return int(left.code or 0)
+
+    return status
 
 
 @pytest.mark.parametrize(
@@ -179,7 +173,7 @@ def test_help_names_corpora_and_label_sets(capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_real_corpora_are_described(
-    real_data: Path, capsys: pytest.CaptureFixture[str], name: str, folder: str, line: str
+    real_data: Path, capsys: Capture, name: str, folder: str, line: str
 ) -> None:
-    assert main(["--corpus", name, "--corpus_dir", str(real_data / folder)]) == 0
+    assert main(["inspect", "--corpus", name, "--corpus_dir", str(real_data / folder)]) == 0
     assert line in capsys.readouterr().out

@@ -46,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="read for the corpus's own split, as protocol official does",
     )  # fmt: skip
     corpus.add_argument(
-        "--corpus_options", type=_json_object, default={}, metavar="JSON",
+        "--corpus_options", type=_json_object, metavar="JSON",
         help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
     )  # fmt: skip
     manifest = parser.add_argument_group("with --manifest")
@@ -69,7 +69,8 @@ _json_object.__name__ = "JSON object"  # as argparse calls the type in its error
 def run(options: argparse.Namespace) -> None:
     of_corpus = ("corpus_dir", "labels", "partial", "official_split", "corpus_options")
     given = [f"--{name}" for name in of_corpus if getattr(options, name)]
-    taken = [TAKEN[name] for name in options.corpus_options if name in TAKEN]
+    of_reader = options.corpus_options or {}
+    taken = [TAKEN[name] for name in of_reader if name in TAKEN]
     refuse(
         (bool(options.manifest and given), f"{' and '.join(given)} go with --corpus"),
         (bool(options.corpus and not options.corpus_dir), "--corpus needs --corpus_dir"),
@@ -95,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         utterances = read_manifest(options.manifest, dimension_range=(low, high))
     else:
         name = options.corpus
-        reader = {"partial": options.partial} | options.corpus_options
+        reader = {"partial": options.partial} | of_reader
         reader |= {"labels": options.labels} if options.labels else {}
         utterances = read_corpus(
             name, options.corpus_dir, official_split=options.official_split, **reader

@@ -357,8 +357,8 @@ def draw_plane(
 def _draw_points(axes: Axes, points: np.ndarray, emotions: np.ndarray) -> None:
     """Points (results, 2), each with colour and marker of its emotion; "" is none."""
     few = len(points) <= 30
-    size = {"markersize": 9 if few else 5, "alpha": 1 if few else 0.6}
-    styles = {"": {"color": "black", "marker": ".", "linestyle": ""}}
+    size: dict[str, Any] = {"markersize": 9 if few else 5, "alpha": 1 if few else 0.6}
+    styles: dict[str, dict[str, Any]] = {"": {"color": "black", "marker": ".", "linestyle": ""}}
     styles |= emotion_styles(set(emotions.tolist()) - {""})
     for emotion in sorted(set(emotions.tolist())):
         chosen = points[emotions == emotion]

@@ -136,7 +136,7 @@ def _draw_amounts(axes: Axes, frame: pd.DataFrame, column: str, title: str) -> N
 
 def _histogram(axes: Axes, values: pd.Series, *, logarithmic: bool = False) -> None:
     low, high = values.min(), values.max()
-    bins: int | np.ndarray = 30
+    bins: Any = 30
     if logarithmic and high > 20 * low:
         bins = np.unique(np.geomspace(low, high + 1, 21).round())
         axes.set(xscale="log", yscale="log")

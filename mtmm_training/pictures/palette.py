@@ -3,7 +3,7 @@
 Imports the standard library alone, because the demo's Space takes this one file with it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 from zlib import crc32
 
@@ -88,6 +88,6 @@ def is_known(emotion: str) -> bool:
     return NOUNS.get(emotion, emotion) in EMOTIONS
 
 
-def colours(emotions: Iterable[str]) -> Mapping[str, str]:
+def colours(emotions: Iterable[str]) -> dict[str, str]:
     """Colour "#RRGGBB" of each emotion, by name."""
     return {name: look.colour for name, look in looks(emotions).items()}

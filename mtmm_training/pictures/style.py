@@ -35,7 +35,7 @@ def series_style(index: int) -> dict[str, Any]:
     }
 
 
-def emotion_styles(emotions: Iterable[str]) -> dict[str, dict[str, str]]:
+def emotion_styles(emotions: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each emotion's points, by name."""
     return {
         name: {"color": look.colour, "marker": look.marker, "linestyle": ""}
@@ -43,7 +43,7 @@ def emotion_styles(emotions: Iterable[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def dimension_style(name: str) -> dict[str, str]:
+def dimension_style(name: str) -> dict[str, Any]:
     """Colour and line of a dimension's curve."""
     colour, line = DIMENSIONS.get(name, (BLACK, "-."))
     return {"color": colour, "linestyle": line}

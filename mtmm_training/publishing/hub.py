@@ -1,149 +1,123 @@
-"""The upload, and what the Hub or the network refuses."""
+"""The upload, and what the Hub or the network refuses, in one sentence each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    get_token,
-)
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from mtmm_training.publishing.publication import Publication
+# What may be uploaded, and what an older version of the model may have left in the repository.
+ALLOWED = [
+    "README.md", "results.json", "figures/*.png", "*_mtmm.py", "*.safetensors",
+    "model.safetensors.index.json", "config.json", "adapter_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
+]  # fmt: skip
 
 
-def _token(api: HfApi) -> str | None:
-    return api.token if isinstance(api.token, str) else get_token()
+@dataclass(frozen=True)
+class Target:
+    """Where a model goes.
+
+    Args:
+        repo_id: user/name or organisation/name.
+        private: make a new repository private.
+        branch: upload to this branch, made from main if it does not exist; None = main.
+        pull_request: open a pull request instead of changing the branch.
+        tag: names the uploaded commit.
+        message: of the commit.
+    """
+
+    repo_id: str
+    private: bool = False
+    branch: str | None = None
+    pull_request: bool = False
+    tag: str | None = None
+    message: str = "Publish an MTMM model"
 
 
-def print_plan(options: Publication, folder: Path, files: Sequence[str]) -> None:
-    """What goes where."""
-    to = [options.repo_id, "private if new" if options.private else "public if new"]
-    to.append("a pull request" if options.pull_request else f"branch {options.branch or 'main'}")
-    if options.tag:
-        to.append(f"tag {options.tag}")
-    print(f"{'would go' if options.dry_run else 'goes'} to {', '.join(to)}:")
-    sizes = {name: (folder / name).stat().st_size for name in files}
-    for name, size in sizes.items():
-        print(f"  {size:>14,}  {name}")
-    print(f"  {sum(sizes.values()):>14,}  bytes in {len(files)} files", flush=True)
+def plan(target: Target, folder: Path, *, dry_run: bool) -> str:
+    """What goes where: the target, and each file with its bytes."""
+    to = [target.repo_id, "private if new" if target.private else "public if new"]
+    to.append("a pull request" if target.pull_request else f"branch {target.branch or 'main'}")
+    if target.tag:
+        to.append(f"tag {target.tag}")
+    lines = [f"{'would go' if dry_run else 'goes'} to {', '.join(to)}:"]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    lines += [f"  {size:>14,}  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"  {sum(sizes.values()):>14,}  bytes in {len(sizes)} files"])
 
 
-def check_target(api: HfApi, options: Publication) -> None:
-    """Refuse what the Hub would refuse, before anything is computed."""
-    with hub_errors(options.repo_id):
+def check_target(api: HfApi, target: Target) -> None:
+    """Refuse what would go wrong after the work: a token, a public repository, a tag that is taken."""
+    with hub_errors(target.repo_id):
         api.whoami()
         try:
-            info = api.model_info(options.repo_id)
-        except RepositoryNotFoundError as error:
-            if options.pull_request:
-                raise ValueError(
-                    f"There is no {options.repo_id} to open a pull request on; publish without "
-                    "--pull_request."
-                ) from error
+            info = api.model_info(target.repo_id)
+        except RepositoryNotFoundError:
             return
-        if options.private and not info.private:
-            raise ValueError(
-                f"{options.repo_id} exists and is public, so `--private` would not hold; change it "
-                "in the repository's settings, or choose another id."
-            )
-        if options.tag and options.tag in [t.name for t in api.list_repo_refs(info.id).tags]:
-            raise ValueError(
-                f"{options.repo_id} already has the tag {options.tag}; choose another."
-            )
+        tags = [tag.name for tag in api.list_repo_refs(target.repo_id).tags]
+        problem = None
+        if target.private and not info.private:
+            problem = "exists and is public, so `--private` would not hold"
+        elif target.tag in tags:
+            problem = f"already has the tag {target.tag}"
+        if problem:
+            raise ValueError(f"{target.repo_id} {problem}.")
 
 
-def upload(api: HfApi, options: Publication, folder: Path, files: Sequence[str]) -> CommitInfo:
+def upload(api: HfApi, target: Target, folder: Path) -> CommitInfo:
     """One commit with the staged files and without an earlier version's left-overs."""
-    from mtmm_training.publishing.stage import is_allowed
-
-    with hub_errors(options.repo_id):
-        if not options.pull_request:
-            private = True if options.private else None
-            api.create_repo(options.repo_id, private=private, exist_ok=True)
-        if options.branch:
-            api.create_branch(
-                options.repo_id, branch=options.branch, revision=options.revision, exist_ok=True
-            )
+    with hub_errors(target.repo_id):
+        if not target.pull_request:
+            private = True if target.private else None
+            api.create_repo(target.repo_id, private=private, exist_ok=True)
+        if target.branch:
+            api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
         # Weights of an earlier version would win over the new ones: one file over shards, an
         # adapter over everything.
-        there = api.list_repo_files(options.repo_id, revision=options.branch)
-        stale = [
-            name
-            for name in there
-            if name not in files and is_allowed(name) and not name.startswith(".eval_results/")
-        ]
-        commit = api.create_commit(
-            options.repo_id,
-            [CommitOperationAdd(name, folder / name) for name in files]
-            + [CommitOperationDelete(name) for name in stale],
-            commit_message=options.message,
-            revision=options.branch,
-            create_pr=options.pull_request,
+        commit = api.upload_folder(
+            repo_id=target.repo_id,
+            folder_path=folder,
+            commit_message=target.message,
+            revision=target.branch,
+            create_pr=target.pull_request,
+            allow_patterns=ALLOWED,
+            delete_patterns=ALLOWED,
         )
-        if options.tag:
-            api.create_tag(options.repo_id, tag=options.tag, revision=commit.oid)
+        if target.tag:
+            api.create_tag(target.repo_id, tag=target.tag, revision=commit.oid)
     return commit
-
-
-def load_back(api: HfApi, options: Publication, commit: CommitInfo, work: Path) -> str:
-    """What to load for the check after the upload: the repository's id, or an adapter's folder.
-
-    transformers looks for an adapter's revision in the base's repository too.
-    """
-    if not options.adapter:
-        return options.repo_id
-    with hub_errors(options.repo_id):
-        return api.snapshot_download(
-            options.repo_id, revision=commit.oid, local_dir=work / "downloaded"
-        )
 
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """One sentence for what the Hub or the network refuses."""
+    """One sentence for what the Hub or the network refuses.
+
+    Raises:
+        PermissionError: The Hub does not know the token, or the token may not do this.
+        ConnectionError: Any other answer of the Hub's, or none.
+    """
     try:
         yield
-    except LocalTokenNotFoundError as error:
-        raise PermissionError(
-            "No access token; run `hf auth login`, or set HF_TOKEN to a token with write access."
-        ) from error
-    except (RevisionNotFoundError, EntryNotFoundError) as error:
-        raise ValueError(
-            f"{repo_id}: {_first_line(error)}; check --branch and --revision."
-        ) from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == 401 and not isinstance(error, RepositoryNotFoundError):
-            raise PermissionError(
-                "The Hub refuses the access token; run `hf auth login` again, or set HF_TOKEN."
-            ) from error
+    except Exception as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status in (401, 403, 404):
             raise PermissionError(
-                f"The access token may not write to {repo_id}; use one with write access there."
+                f"The Hub refuses this access token for {repo_id} ({first_line(error)}); run `hf auth "
+                "login` with one that may write there."
             ) from error
-        raise ConnectionError(f"{repo_id}: the Hub answers {_first_line(error)}.") from error
-    except Exception as error:
-        if not type(error).__module__.startswith("httpx"):  # huggingface_hub's HTTP library
+        # huggingface_hub lets the errors of its HTTP library through.
+        if status is None and not type(error).__module__.startswith("httpx"):
             raise
-        raise ConnectionError(
-            f"The connection to the Hub failed ({_first_line(error)}); no commit was made. Run the "
-            "same command again."
-        ) from error
+        raise ConnectionError(f"{repo_id}: the Hub fails ({first_line(error)}).") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line that says something; the Hub's errors begin with "404 Client Error."."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.endswith("Client Error")]
-    return telling[0] if telling else type(error).__name__
+    lines = [line.strip().rstrip(".:") for line in str(error).splitlines()]
+    telling = [line for line in lines if line and "Client Error" not in line]
+    return (telling or lines or [type(error).__name__])[0]

@@ -1,120 +1,113 @@
-"""From a run's folder to the Hub: stage, load in isolation, upload, load back from the Hub.
+"""From a run's folder to the Hub: stage, load in isolation, upload, load back from the Hub."""
 
-    python -m mtmm_training.publishing.publish out/run someone/mtmm --licence cc-by-nc-4.0 --tag v1
-    python -m mtmm_training.publishing.publish out/run someone/mtmm --dry_run
-
-What is uploaded is on an allow-list; predictions, logs, paths and speakers stay at home. The card is
-filled from results.json by the template in model_card/.
-"""
-
-import argparse
-import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitInfo,
-    HfApi,
-)
+from huggingface_hub import CommitInfo, HfApi
 
-from modeling_mtmm import MTMMModel
 from mtmm_training.files import writing
-from mtmm_training.publishing.card import stage_papers
-from mtmm_training.publishing.hub import _token, check_target, load_back, print_plan, upload
+from mtmm_training.publishing.card import Facts, Subject, make_card, read_folds
+from mtmm_training.publishing.hub import Target, check_target, hub_errors, plan, upload
 from mtmm_training.publishing.isolation import (
     MERGING_TOLERANCE,
     Example,
+    Recorded,
     compare,
-    probe_utterances,
-    reference_outputs,
+    outputs_here,
+    probes,
     run_isolated,
-    trainer_predictions,
 )
-from mtmm_training.publishing.publication import Publication, add_arguments, read_results
 from mtmm_training.publishing.stage import (
-    allowed_files,
+    clean_results,
     copy_files,
-    private_folders,
     refuse_private_text,
+    stage_adapter,
     stage_model,
+    stage_results,
 )
+from mtmm_training.training.run import Run
 
 
-def publish(options: Publication, api: HfApi | None = None) -> CommitInfo | None:
+def publish(
+    run: str | Path,
+    target: Target,
+    facts: Facts | None = None,
+    *,
+    adapter: bool = False,
+    dry_run: bool = False,
+    out: str | Path | None = None,
+    api: HfApi | None = None,
+) -> CommitInfo | None:
     """Stage, check, upload, and check what came back.
 
     Args:
-        options: See [`Publication`].
-        api: Of the Hub to use; the environment's if not given.
+        run: folder of a finished run.
+        target: where to.
+        facts: what the card says and no run can know.
+        adapter: publish a LoRA run's adapter alone; `facts.base_model` then names the one model on
+            the Hub that it was trained on. Else the whole model, LoRA's adapters merged into it.
+        dry_run: stage, check, and list what would go where; upload nothing.
+        out: folder that keeps the staged files, to look at.
+        api: of the Hub to use; the environment's if not given.
 
     Returns:
         The commit; None for a dry run.
 
     Raises:
-        ValueError: An option that is not allowed; outputs that differ; private text in a file.
-        FileNotFoundError: The run is not complete.
-        PermissionError: The Hub refuses the token, or the token may not write there.
-        ConnectionError: The Hub cannot be reached, or the upload broke off.
-        OSError: The disk is full: of temporary files (TMPDIR says where they are), or of `out`.
+        ValueError: outputs differ; a file holds private text; a public repository is not private.
+        FileNotFoundError: the run is not complete.
+        PermissionError: the Hub refuses the token, or the token may not write there.
+        ConnectionError: the Hub cannot be reached, or the upload broke off.
+        OSError: the disk is full: of temporary files (TMPDIR says where they are), or of `out`.
     """
-    options.check()
-    api = api or HfApi()
-    if not options.dry_run:
-        check_target(api, options)  # before the work, not after it
+    finished, facts, api = Run.open(run), facts or Facts(), api or HfApi()
+    folds = read_folds(finished, facts.folds)
+    if not dry_run:
+        check_target(api, target)  # before the work, not after it
     with tempfile.TemporaryDirectory() as scratch, writing(scratch):
         work = Path(scratch)
         folder = work / "staged"
         folder.mkdir()
-        results = read_results(options.run)
-        model, processor = stage_model(api, options, results, folder)
-        utterances = probe_utterances(work)
-        expected = reference_outputs(model, processor, utterances)
-        if options.adapter:
-            merged = MTMMModel.from_pretrained(Path(options.run) / "model").eval()
-            merged_outputs = reference_outputs(merged, processor, utterances)
-            subject = f"The adapter on {options.base_model[0]}"
-            compare(merged_outputs, expected, subject, MERGING_TOLERANCE)
-        example = Example.of(options, results, processor)
-        recorded = trainer_predictions(options, results, work)
+        inputs = probes(work)
+        if adapter:
+            base = facts.base_model[0]
+            model, processor = stage_adapter(api, finished, base, folder)
+            expected = outputs_here(model.get_base_model(), processor, inputs)
+            merged = outputs_here(finished.model(), processor, inputs)
+            compare(merged, expected, f"The adapter on {base}", MERGING_TOLERANCE)
+        else:
+            model, processor = stage_model(finished, folder)
+            expected = outputs_here(model, processor, inputs)
+
+        # The same numbers where only the Hub's files are, and those that training wrote down.
+        example = Example.of(finished, facts, processor, adapter)
+        recorded = Recorded.of(finished, work)
         outputs, printed = run_isolated(
-            api, options, example, str(folder), utterances + recorded.utterances, work
+            api, example, str(folder), [*inputs, *recorded.inputs], work, adapter=adapter
         )
-        compare(expected, outputs[: len(expected)], "The staged folder")
-        recorded.compare(outputs[len(expected) :])
-        stage_papers(
-            options, results, model.config, example.shown(options.repo_id), printed, folder
-        )
-        if options.out is not None:
-            copy_files(folder, Path(options.out))
-        files = allowed_files(folder)
-        refuse_private_text(folder, files, private_folders(options), _token(api))
-        print_plan(options, folder, files)
-        if options.dry_run:
+        compare(expected, outputs[: len(inputs)], "The staged folder")
+        recorded.compare(outputs[len(inputs) :])
+
+        pictures = stage_results(finished, folder, name_speakers=facts.name_speakers)
+        results = clean_results(finished.results)
+        subject = Subject(target.repo_id, results, model.config, facts, folds, adapter)
+        card = make_card(subject, pictures, example.shown(target.repo_id), printed)
+        card.save(folder / "README.md")
+        refuse_private_text(folder, finished.folder, api)
+        if out is not None:
+            copy_files(folder, Path(out))
+        print(plan(target, folder, dry_run=dry_run), flush=True)
+        if dry_run:
             return None
-        commit = upload(api, options, folder, files)
+        commit = upload(api, target, folder)
         print(f"uploaded: {commit.commit_url}", flush=True)
-        back = load_back(api, options, commit, work)
+        back = target.repo_id
+        if adapter:  # transformers would look for its revision in the base's repository too
+            with hub_errors(back):
+                back = api.snapshot_download(back, revision=commit.oid, local_dir=work / "back")
         outputs, _ = run_isolated(
-            api, options, example, back, utterances, work, revision=commit.oid
+            api, example, back, inputs, work, adapter=adapter, revision=commit.oid
         )
         compare(expected, outputs, f"The model at commit {commit.oid}")
         print(f"loaded back at {commit.oid[:12]}: same outputs as before the upload", flush=True)
         return commit
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mtmm_training.publishing.publish",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    try:
-        publish(Publication(**vars(parser.parse_args(arguments))))
-    except (ValueError, OSError) as error:  # OSError: files, permissions and the network
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

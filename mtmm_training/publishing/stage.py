@@ -1,105 +1,87 @@
 """What goes into the folder that is uploaded, and what must not be in it."""
 
-import fnmatch
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import (
-    HfApi,
-)
+from huggingface_hub import HfApi, get_token
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.files import replacing
-from mtmm_training.publishing.hub import hub_errors
-from mtmm_training.publishing.publication import Publication
+from mtmm_training.publishing.hub import ALLOWED, hub_errors
+from mtmm_training.training.run import RESULTS, Run
 
-HUB_FILES = [f"{name}_mtmm.py" for name in ("configuration", "modeling", "processing", "pipeline")]
-WEIGHTS = [
-    "model.safetensors",
-    "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-]
-ALLOWED = [
-    *WEIGHTS,
-    *HUB_FILES,
-    "config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spm.model",
-    "sentencepiece.bpe.model",
-    "README.md",
-    "results.json",
-    "figures/*.png",
-    ".eval_results/*.yaml",
-]
+# A path from the root, a home or a drive; not the path of a URL, nor a fraction such as 1/2.
+PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+ -]+){2,}[/\\]?")
+TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+# Flags of a run that hold paths, also such as have no slash in front, and those that may hold one.
+PATH_FIELDS = ("out", "manifest", "audio_dir", "corpus_dir", "cache_dir", "folds_file")
+SOURCE_FIELDS = ("audio_encoder", "text_encoder", "model")
 
 
-def stage_model(
-    api: HfApi, options: Publication, results: Mapping[str, Any], folder: Path
-) -> tuple[torch.nn.Module, MTMMProcessor]:
-    """Put model, processor and Hub files into `folder`; return what was saved, loaded."""
-    # False: the checkout's code, and transformers does not ask whether to run the folder's.
-    processor = MTMMProcessor.from_pretrained(options.source, trust_remote_code=False)
+def stage_model(run: Run, folder: Path) -> tuple[MTMMModel, MTMMProcessor]:
+    """Put the run's model, processor and Hub files into `folder`; return what was saved."""
+    model, processor = run.model(), run.processor()
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if options.adapter:
-        model = load_adapted(api, options, results)
-        stage_adapter(options, folder)
-    else:
-        model = MTMMModel.from_pretrained(options.source).eval()
-        model.save_pretrained(folder, max_shard_size=options.max_shard_size)
+    _leave_out(folder)
     return model, processor
 
 
-def load_adapted(api: HfApi, options: Publication, results: Mapping[str, Any]) -> torch.nn.Module:
-    """The base from the Hub with the run's adapter on it.
+def stage_adapter(api: HfApi, run: Run, base_id: str, folder: Path) -> tuple[Any, MTMMProcessor]:
+    """Put the run's adapter and processor into `folder`; return them, the adapter on its base.
 
     Raises:
-        ValueError: The base predicts other outputs; an adapter cannot say so.
+        ValueError: The base on the Hub has other outputs, which an adapter cannot change.
     """
     from peft import PeftModel
 
-    with hub_errors(options.base_model[0]):  # its code stays there: this checkout's is used
-        wanted = ["*.json", "*.safetensors"]
-        folder = api.snapshot_download(options.base_model[0], allow_patterns=wanted)
-    base = MTMMModel.from_pretrained(folder).eval()
-    trained = results["model_config"]
-    for name, ours, theirs in (
-        ("emotions", trained["id2label"].values(), base.config.id2label.values()),
-        ("dimensions", trained["dimension_names"], base.config.dimension_names),
-        ("dimension range", trained["dimension_range"], base.config.dimension_range),
-    ):
-        if list(ours) != list(theirs):
-            raise ValueError(
-                f"The run's {name} are {list(ours)}, those of its base {options.base_model[0]} "
-                f"{list(theirs)}, which an adapter cannot change; publish without --adapter."
-            )
-    base.config.temperature = trained["temperature"]
-    base.config.trained_outputs = trained["trained_outputs"]
-    return PeftModel.from_pretrained(base, options.source).eval()
+    with hub_errors(base_id):  # its code stays there: this checkout's is used
+        base_folder = api.snapshot_download(base_id, allow_patterns=["*.json", "*.safetensors"])
+    base = MTMMModel.from_pretrained(base_folder).eval()
+    trained = run.results["model_config"]
+    ours = [[*trained["id2label"].values()], trained["dimension_names"], trained["dimension_range"]]
+    config = base.config
+    theirs = [[*config.id2label.values()], [*config.dimension_names], [*config.dimension_range]]
+    if ours != theirs:
+        raise ValueError(
+            f"The run has the outputs {ours} and its base {base_id} {theirs}, which an adapter cannot "
+            "change; publish without --adapter."
+        )
+    config.temperature = trained["temperature"]
+    config.trained_outputs = trained["trained_outputs"]
+    model = PeftModel.from_pretrained(base, run.folder / "adapter").eval()
+    processor = run.processor()
+    processor.save_pretrained(folder)
+    model.peft_config["default"].base_model_name_or_path = base_id
+    model.peft_config["default"].auto_mapping = None  # the name of a folder here
+    model.peft_config["default"].save_pretrained(str(folder))
+    shutil.copy(run.folder / "adapter" / "adapter_model.safetensors", folder)
+    _leave_out(folder)
+    return model, processor
 
 
-def stage_adapter(options: Publication, folder: Path) -> None:
-    """The adapter alone, its base named by its id on the Hub."""
-    config = json.loads((options.source / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = options.base_model[0]
-    config["revision"] = None
-    config["auto_mapping"] = None  # peft puts the name of the folder there that code came from
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-    shutil.copy(options.source / "adapter_model.safetensors", folder)
+def _leave_out(folder: Path) -> None:
+    """Delete what is not on the allow-list, so that what is checked is what is uploaded."""
+    for path in sorted(folder.iterdir()):
+        if not any(fnmatchcase(path.name, pattern) for pattern in ALLOWED):
+            print(f"left out: {path.name}, which is not among the files that are uploaded")
+            path.unlink()
+
+
+def stage_results(run: Run, folder: Path, *, name_speakers: bool = False) -> list[str]:
+    """Put results.json and the figures into `folder`; return the figures' names."""
+    text = json.dumps(clean_results(run.results, name_speakers), indent=2, allow_nan=False)
+    (folder / RESULTS).write_text(text, encoding="utf-8")
+    pictures = sorted((run.folder / "figures").glob("*.png"))
+    (folder / "figures").mkdir()
+    for picture in pictures:
+        shutil.copy(picture, folder / "figures")
+    return [picture.name for picture in pictures]
 
 
 def copy_files(source: Path, target: Path) -> None:
@@ -110,56 +92,69 @@ def copy_files(source: Path, target: Path) -> None:
                 shutil.copy(path, temporary)
 
 
-def allowed_files(folder: Path) -> list[str]:
-    """Files of `folder` that are on the allow-list, sorted.
-
-    Raises:
-        ValueError: A file is not on it.
-    """
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    unknown = [name for name in names if not is_allowed(name)]
-    if unknown:
-        raise ValueError(
-            f"{', '.join(unknown)} would be uploaded and is not on the allow-list of "
-            "mtmm_training/publishing/publish.py; add it there, or keep it from being saved."
-        )
-    return names
+# ---- privacy -----------------------------------------------------------------------------------
 
 
-def is_allowed(name: str) -> bool:
-    """Whether a file of this name, with its folder, may be uploaded."""
-    return any(
-        fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
-        for pattern in ALLOWED
-    )
+def clean_results(results: Mapping[str, Any], name_speakers: bool = False) -> dict[str, Any]:
+    """results.json without private paths, and with numbers of speakers instead of their ids."""
+    cleaned = _without_paths(dict(results))
+    config = cleaned["config"]
+    for name in PATH_FIELDS:
+        if isinstance(config.get(name), list):
+            config[name] = [_last_part(path) for path in config[name]]
+        elif config.get(name):
+            config[name] = _last_part(config[name])
+    for name in SOURCE_FIELDS:
+        if config.get(name) and not is_hub_id(results["config"][name]):
+            config[name] = _last_part(config[name])
+    if name_speakers:
+        return cleaned
+    for split in cleaned["splits"].values():
+        split["speakers"] = len(split["speakers"])
+    for name in ("validation_speakers", "test_speakers"):
+        if config.get(name):
+            config[name] = len(config[name])
+    cleaned["fold"] = f"{config.get('protocol')} {config.get('fold')}"
+    return cleaned
 
 
-# A path from the root, a home or a drive; not the path of a URL, nor a fraction such as 1/2.
-PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+ -]+){2,}[/\\]?")
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str):
+        return PATH.sub(lambda match: _last_part(match[0]), value)
+    return value
 
 
-def private_folders(options: Publication) -> list[str]:
-    """This machine's folders, which no uploaded file may name."""
-    folders = {Path(options.run).resolve(), Path.home(), Path.cwd()}
-    return sorted(str(folder) for folder in folders if len(folder.parts) > 1)
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
-def refuse_private_text(
-    folder: Path, files: Sequence[str], private: Sequence[str], token: str | None
-) -> None:
-    """Raise ValueError if a file holds one of `private`, the token, or what looks like one."""
-    for name in files:
-        content = (folder / name).read_bytes()
-        if name.endswith(".safetensors"):  # its header; the rest is numbers
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name is `owner/name`, and no folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def refuse_private_text(folder: Path, run: Path, api: HfApi) -> None:
+    """Raise ValueError if a staged file names a folder of this machine, or holds an access token."""
+    here = (run.resolve(), Path.home(), Path.cwd())
+    private = [re.escape(str(path)) for path in here if len(path.parts) > 1]
+    token = token_of(api)
+    secrets = [TOKEN.pattern, *([re.escape(token)] if token else [])]
+    forbidden = re.compile(rf"(?<!\w)({'|'.join(private)})(?!\w)|{'|'.join(secrets)}")
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":  # its header; the rest is numbers
             content = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        text = content.decode("utf-8", errors="ignore")
-        found = [
-            repr(path) for path in private if re.search(rf"(?<!\w){re.escape(path)}(?!\w)", text)
-        ]
-        if TOKEN.search(text) or (token and token in text):
-            found.append("an access token")
-        if found:
-            raise ValueError(
-                f"{name} holds {' and '.join(found)}, which must not be published; remove it first."
-            )
+        if found := forbidden.search(content.decode("utf-8", errors="ignore")):
+            what = repr(found[1]) if found[1] else "an access token"
+            raise ValueError(f"{path.name} holds {what}, which must not be published.")
+
+
+def token_of(api: HfApi) -> str | None:
+    """The access token that an api uses."""
+    return api.token if isinstance(api.token, str) else get_token()

@@ -122,13 +122,13 @@ def _facts(frame: pd.DataFrame, same: Sequence[Sequence[str]]) -> dict[str, str]
 
 def _cross_table(frame: pd.DataFrame, column: str) -> str:
     """Utterances by the values of a column and by emotion; of many values only how large they are."""
-    sizes = frame[column].value_counts(dropna=False)
+    keys = frame[column].fillna("not known")
+    sizes = keys.value_counts()
     if len(sizes) > MANY:
         largest = ", ".join(f"{key} {count:,}" for key, count in sizes.head(5).items())
         spread = f"{sizes.min():,} to {sizes.max():,}, median {statistics.median(sizes):g}"
         first = f"{column} ({len(sizes):,})"
         return f"{first:24}  utterances each\n{'':24}  {spread}\n{'':24}  most: {largest}"
-    keys = frame[column].fillna("not known")
     counts = pd.crosstab(keys, frame["emotion"])
     columns = by_name(counts.columns, NO_EMOTION)
     rows = by_name(counts.index, "not known")
@@ -137,7 +137,7 @@ def _cross_table(frame: pd.DataFrame, column: str) -> str:
     counts = counts.loc[rows, columns]
     if columns == [NO_EMOTION]:
         counts = counts.drop(columns=NO_EMOTION)
-    counts.insert(0, "all", sizes.rename(index={None: "not known"}).reindex(rows))
+    counts.insert(0, "all", sizes.reindex(rows))
     if len(rows) > 1:
         counts.loc["all"] = counts.sum()
     return counts.map("{:,}".format).rename_axis(index=None, columns=column).to_string()

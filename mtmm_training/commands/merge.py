@@ -1,0 +1,31 @@
+"""`mtmm merge`: its flags."""
+
+import argparse
+
+SUMMARY = "write a plain model folder from a LoRA run's adapter"
+EPILOG = """\
+examples:
+mtmm merge out/run/adapter out/merged
+mtmm merge out/run/adapter out/merged --base out/before/model"""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapters", help="folder adapter/ of a run with --lora_rank")
+    parser.add_argument("out", help="folder of the merged model")
+    moved = parser.add_argument_group("where its parts are now, if they were folders")
+    moved.add_argument("--base", help="the MTMM model that the run began from")
+    moved.add_argument("--audio_encoder", help="the run's acoustic encoder")
+    moved.add_argument("--text_encoder", help="the run's linguistic encoder")
+
+
+def run(options: argparse.Namespace) -> None:
+    from mtmm_training.training.adapters import merge
+
+    merge(
+        options.adapters,
+        options.out,
+        base=options.base,
+        audio_encoder=options.audio_encoder,
+        text_encoder=options.text_encoder,
+    )
+    print(f"{options.out} holds the merged model")

@@ -1,0 +1,97 @@
+"""`mtmm publish`: its flags."""
+
+import argparse
+from pathlib import Path
+
+from mtmm_training.commands.flags import refuse
+
+SUMMARY = "write the model card and upload a model to the Hub"
+EPILOG = """\
+What is uploaded is on an allow-list; predictions, logs, paths and speakers stay at home.
+
+examples:
+mtmm publish out/run someone/mtmm --dry_run
+mtmm publish out/run someone/mtmm --licence cc-by-nc-4.0 --tag v1"""
+CARD = (
+    "licence", "language", "corpus_name", "corpus_licence", "datasets", "base_model", "folds",
+    "example", "example_text", "name_speakers",
+)  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("repo_id", help="where to: user/name or organisation/name")
+    parser.add_argument(
+        "--dry_run", action="store_true",
+        help="stage, check, and list what would go where; upload nothing",
+    )  # fmt: skip
+    parser.add_argument("--out", help="keep the staged folder here, to look at")
+    parser.add_argument(
+        "--adapter", action="store_true",
+        help="publish a LoRA run's adapter alone, not the whole model it was merged into",
+    )  # fmt: skip
+
+    where = parser.add_argument_group("where to")
+    where.add_argument("--private", action="store_true", help="make a new repository private")
+    where.add_argument("--branch", help="upload to this branch; made if it does not exist")
+    where.add_argument(
+        "--pull_request", action="store_true",
+        help="open a pull request instead of changing the branch",
+    )  # fmt: skip
+    where.add_argument("--tag", help="name the uploaded commit")
+    where.add_argument("--message", default="Publish an MTMM model", help="commit message")
+
+    card = parser.add_argument_group("what the card says")
+    card.add_argument("--licence", help="of the weights, as the Hub names it")
+    card.add_argument(
+        "--language", nargs="+", help="ISO 639-1 codes of the speech; en if not given"
+    )
+    card.add_argument("--corpus_name", help="name of the training data, as readers know it")
+    card.add_argument("--corpus_licence", help="licence or terms of the training data")
+    card.add_argument("--datasets", nargs="+", help="Hub ids of the training data")
+    card.add_argument(
+        "--base_model", nargs="+", metavar="ID",
+        help="Hub ids that the model derives from; for --adapter: the MTMM model it belongs to",
+    )  # fmt: skip
+    card.add_argument(
+        "--folds", nargs="+", metavar="RUN",
+        help="folders of the other folds' runs, for mean and spread",
+    )  # fmt: skip
+    card.add_argument("--example", help="recording for the example; a tone if not given")
+    card.add_argument("--example_text", help="its transcript")
+    card.add_argument(
+        "--name_speakers", action="store_true",
+        help="keep speakers' ids in results.json (public corpora only)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    bases = options.base_model or []
+    refuse(
+        ("/" not in options.repo_id, f"{options.repo_id} lacks its owner; give user/name"),
+        (bool(options.pull_request and (options.branch or options.tag)),
+         "--pull_request goes without --branch and --tag; merge first, then tag"),
+        (bool(options.example) and not Path(options.example or "").is_file(),
+         f"--example {options.example} is no file"),
+        (options.adapter and len(bases) != 1, "--adapter needs --base_model with one Hub id"),
+        (options.adapter and any(Path(base).exists() for base in bases),
+         f"--base_model {' '.join(bases)} is a folder here; publish the base first, give its id"),
+    )  # fmt: skip
+    from mtmm_training.publishing.card import Facts
+    from mtmm_training.publishing.hub import Target
+    from mtmm_training.publishing.publish import publish
+
+    target = Target(
+        options.repo_id, options.private, options.branch, options.pull_request, options.tag,
+        options.message,
+    )  # fmt: skip
+    given = {name: getattr(options, name) for name in CARD}
+    facts = Facts(**{name: value for name, value in given.items() if value is not None})
+    publish(
+        options.run,
+        target,
+        facts,
+        adapter=options.adapter,
+        dry_run=options.dry_run,
+        out=options.out,
+    )

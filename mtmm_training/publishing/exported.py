@@ -1,0 +1,81 @@
+"""An exported file, called as the model is; needs onnxruntime."""
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from modeling_mtmm import MTMMOutput
+
+SUFFIXES = (".onnx", ".pt2")
+METADATA = "mtmm"  # the key of the description, JSON, in an ONNX file's metadata
+INPUTS = ("input_values", "audio_attention_mask", "input_ids", "attention_mask")
+OUTPUTS = ("emotion_logits", "emotion_probabilities", "dimensions")
+MODALITIES = (INPUTS[:2], INPUTS[2:])  # values and mask of each
+
+
+class ExportedModel(nn.Module):
+    """An exported file, called as [`MTMMModel`] is; runs on the CPU, with torch's number of threads.
+
+    Args:
+        path: of the .onnx or .pt2 file.
+
+    Attributes:
+        metadata (`dict`): what `export.describe` wrote into the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        if suffix_of(self.path) == ".pt2":
+            extra_files = {f"{METADATA}.json": ""}
+            self.program = torch.export.load(self.path, extra_files=extra_files).module()
+            self.metadata = json.loads(extra_files[f"{METADATA}.json"])
+            return
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(
+            self.path, options, providers=["CPUExecutionProvider"]
+        )
+        self.metadata = json.loads(self.session.get_modelmeta().custom_metadata_map[METADATA])
+
+    def run(self, **inputs: Tensor | None) -> dict[str, Tensor]:
+        """All outputs by name. A modality that is left out, or None, is absent for the whole batch."""
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        batch = len(next(iter(given.values())))
+        for values, mask in MODALITIES:
+            if values not in given:
+                shape = [self._absent_size(s) for s in self.metadata["input_shapes"][values][1:]]
+                dtype = torch.long if values == "input_ids" else torch.float32
+                given[values] = torch.zeros(batch, *shape, dtype=dtype)
+                given[mask] = torch.zeros(batch, shape[-1], dtype=torch.long)
+        if suffix_of(self.path) == ".pt2":
+            with torch.no_grad():
+                outputs = self.program(**given)
+        else:
+            arrays = {name: tensor.numpy() for name, tensor in given.items()}
+            outputs = [torch.from_numpy(array) for array in self.session.run(OUTPUTS, arrays)]
+        return dict(zip(OUTPUTS, outputs, strict=True))
+
+    def _absent_size(self, axis: str | int) -> int:
+        """Few, but more than one frame and one token, for which torch.export made no graph."""
+        if isinstance(axis, int):
+            return axis
+        return {"time": self.metadata["sampling_rate"] // 4, "tokens": 2}[axis]
+
+    def forward(self, **inputs: Tensor | None) -> MTMMOutput:
+        """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""
+        outputs = self.run(**{name: inputs.get(name) for name in INPUTS})
+        return MTMMOutput(
+            emotion_logits=outputs["emotion_logits"], dimensions=outputs["dimensions"]
+        )
+
+
+def suffix_of(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path} ends in {path.suffix!r}; an export ends in {' or '.join(SUFFIXES)}."
+        )
+    return path.suffix

@@ -1,0 +1,120 @@
+"""How far an export is from its model: on random batches, and on a test split."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.publishing.exported import INPUTS, MODALITIES, OUTPUTS, ExportedModel
+
+# Utterances, seconds of the longest, its tokens (None = as many as the processor takes).
+CHECKED = ((1, 0.5, 5), (3, 2.0, 12), (1, 1.0, None))
+
+
+def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
+    """The axes of every input: a size, or a name where the length is free."""
+    audio: tuple[str | int, ...] = ("batch", "time")
+    if model.audio_model.main_input_name == "input_features":  # log-mel: one window, always whole
+        config = model.config.encoder_config("audio")
+        audio = ("batch", config.num_mel_bins, 2 * config.max_source_positions)
+    text = ("batch", "tokens")
+    return dict(zip(INPUTS, (audio, ("batch", audio[-1]), text, text), strict=True))
+
+
+def largest_difference(
+    model: MTMMModel, processor: MTMMProcessor, exported: ExportedModel
+) -> float:
+    """Between any output of the two, over random batches; NaN if either gives one."""
+    differences = []
+    for batch in _checked_batches(model, processor):
+        with torch.no_grad():
+            expected = model(**batch)
+        found = exported.run(**batch)
+        probabilities = (expected.emotion_logits / model.config.temperature).softmax(-1)
+        outputs = (expected.emotion_logits, probabilities, expected.dimensions)
+        differences += [
+            (found[name] - values).abs().max()
+            for name, values in zip(OUTPUTS, outputs, strict=True)
+        ]
+    return float(torch.stack(differences).max())
+
+
+def _checked_batches(model: MTMMModel, processor: MTMMProcessor) -> Iterator[dict[str, Tensor]]:
+    """Batches of several sizes, whole, without one modality, and with one that lacks one."""
+    for utterances, seconds, tokens in CHECKED:
+        tokens = tokens or processor.max_tokens
+        batch = random_batch(model, processor, utterances, seconds, tokens)
+        yield batch
+        for values, mask in MODALITIES:
+            yield {name: batch[name] for name in INPUTS if name not in (values, mask)}
+            if utterances > 1:
+                zeroed = batch[mask].clone()
+                zeroed[0] = 0
+                yield batch | {mask: zeroed}
+
+
+def random_batch(
+    model: MTMMModel, processor: MTMMProcessor, utterances: int, seconds: float, tokens: int
+) -> dict[str, Tensor]:
+    """Raw inputs: noise and random tokens, the last utterance as long as asked, the others shorter."""
+    generator = torch.Generator().manual_seed(utterances)
+    shape = input_shapes(model)["input_values"]
+    samples = round(seconds * processor.sampling_rate)
+    sizes = [size if isinstance(size, int) else samples for size in shape[1:]]
+    longest = min(samples, sizes[-1])
+    vocabulary = model.config.encoder_config("text").vocab_size
+    return {
+        "input_values": torch.randn(utterances, *sizes, generator=generator),
+        "audio_attention_mask": _ragged_mask(utterances, longest, sizes[-1]),
+        "input_ids": torch.randint(1, vocabulary, (utterances, tokens), generator=generator),
+        "attention_mask": _ragged_mask(utterances, tokens, tokens),
+    }
+
+
+def _ragged_mask(rows: int, longest: int, width: int) -> Tensor:
+    """(rows, width) of 0 and 1: the last row has `longest` ones, the first one 1 / `rows` of them."""
+    lengths = torch.arange(1, rows + 1) * longest // rows
+    return (torch.arange(width)[None, :] < lengths[:, None]).long()
+
+
+def measure(
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    exported: ExportedModel,
+    utterances: Sequence[Utterance],
+) -> dict[str, tuple[float, float]]:
+    """What an export costs: both predict these utterances, one at a time.
+
+    Returns:
+        By name, the model's and the export's score: UAR and the CCC of each dimension, those of
+        `trained_outputs`; and "largest change of a probability": 0 and what the name says.
+    """
+    # All of the training extra, which exporting itself does not need.
+    from accelerate import Accelerator
+    from scipy.special import softmax
+
+    from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+    from mtmm_training.batches.sampler import LengthBatches, frame_lengths
+    from mtmm_training.scoring.predictions import predict
+
+    config, accelerator = model.config, Accelerator(cpu=True)
+    dataset, ids = to_dataset(utterances), [utterance.utterance_id for utterance in utterances]
+    batches = LengthBatches(frame_lengths(utterances), 1, shuffle=False)
+    collate = RawInputs(processor, list(config.emotion_names), config.dimension_names)
+    before, after = (
+        predict(each, make_loader(dataset, batches, collate), ids, accelerator)
+        for each in (model, exported)
+    )
+    temperature = config.temperature
+    scores = [predictions.metrics(config, temperature) for predictions in (before, after)]
+    measured = {}
+    if "emotion" in config.trained_outputs:
+        measured["UAR"] = tuple(score["UAR"] for score in scores)
+        p, q = (softmax(each.emotion_logits / temperature, axis=-1) for each in (before, after))
+        measured["largest change of a probability"] = (0.0, float(abs(p - q).max()))
+    for name in config.dimension_names:
+        if name in config.trained_outputs:
+            measured[f"CCC {name}"] = tuple(score["CCC"][name] for score in scores)
+    return measured
