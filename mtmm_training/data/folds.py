@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
-from mtmm_training.data.record import keep_record
 from mtmm_training.data.recordings import Excerpt, Recordings, doubled, excerpts
-from mtmm_training.data.utterances import SPLITS, Utterance, by_id, digest, few
+from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
 from mtmm_training.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -430,21 +429,6 @@ def save_folds(folds: Iterable[Fold], path: str | Path) -> None:
     write_json({"folds": [asdict(fold) for fold in folds]}, Path(path))
 
 
-def keep_folds(folds: Sequence[Fold], utterances: Sequence[Utterance], path: str | Path) -> None:
-    """Writes what results are of, or checks that the file says the same.
-
-    Args:
-        folds: all of the protocol.
-        utterances: those that the folds were made from.
-        path: the file, which `load_folds` reads too.
-
-    Raises:
-        ValueError: the file has other folds or was of other labels or transcripts, or is damaged.
-    """
-    content = {"folds": [asdict(fold) for fold in folds]}
-    keep_record(Path(path), content | {"data": digest(utterances)})  # of labels and transcripts
-
-
 def load_folds(
     path: str | Path,
     utterances: Sequence[Utterance],
@@ -486,7 +470,3 @@ def recording_digests(utterances: Sequence[Utterance]) -> dict[str, Excerpt]:
 
 
 doubled_recordings = doubled
-
-
-def refuse_change(out: Path, name: str, old: object, new: object) -> None:
-    raise ValueError(f"{out} was begun with other settings: {name} was {old}, now is {new}.")
