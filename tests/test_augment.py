@@ -1,7 +1,6 @@
 """Run alone: python -m pytest tests/test_augment.py"""
 
 import json
-import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from audio_mtmm import MAX_AMPLITUDE
 from mtmm_training.batches.augment import CHANGES, add_variants, augment, speed_of
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
-from mtmm_training.batches.masking import MASKED_SPAN, draw_spans, mask_frames
+from mtmm_training.batches.masking import mask_frames
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.utterances import Utterance
 from processing_mtmm import MTMMProcessor
@@ -228,18 +227,6 @@ def test_lengths_are_those_of_the_variant(recordings: list[Utterance]) -> None:
 
 
 # ---- gaps in states ------------------------------------------------------------------------------
-
-
-def test_spans_hide_exactly_what_they_should() -> None:
-    for seed in range(300):
-        draw = random.Random(seed)
-        length = draw.randint(0, 90)
-        hidden = draw.randint(0, length)
-        spans = draw_spans(draw, length, hidden)
-        positions = [i for start, end in spans for i in range(start, end)]
-        assert len(positions) == len(set(positions)) == hidden
-        assert all(0 <= i < length for i in positions)
-        assert all(0 < end - start <= MASKED_SPAN for start, end in spans)
 
 
 def states_batch(names: list[str], lengths: list[int], layers: int = 3) -> dict[str, Any]:

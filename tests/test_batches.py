@@ -10,7 +10,7 @@ import torch
 
 from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.batches.masking import mask_modalities, rmm_probability
-from mtmm_training.batches.sampler import LengthBatches, share_out
+from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.data.utterances import Utterance, UtteranceError
 
 
@@ -18,37 +18,6 @@ def iemocap_like_lengths(count: int = 5531, seed: int = 0) -> np.ndarray:
     """Frames of utterances: log-normal, median 3.6 s, 0.6 to 34 s."""
     seconds = np.random.default_rng(seed).lognormal(math.log(3.6), 0.7, count).clip(0.6, 34.0)
     return np.ceil(50 * seconds).astype(int)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("count", [7, 64, 501])
-@pytest.mark.parametrize("frame_budget", [None, 900])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_every_utterance_comes_once_an_epoch(
-    world_size: int, count: int, frame_budget: int | None, shuffle: bool
-) -> None:
-    lengths = iemocap_like_lengths(count)
-    ranks = [
-        LengthBatches(
-            lengths,
-            4,
-            frame_budget=frame_budget,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-        )
-        for rank in range(world_size)
-    ]
-    for epoch in range(3):
-        for batches in ranks:
-            batches.set_epoch(epoch)
-        shares = [list(batches) for batches in ranks]
-        assert len({len(share) for share in shares}) == 1, (
-            "processes make different numbers of steps"
-        )
-        assert all(batch for share in shares for batch in share), "a process has an empty batch"
-        seen = sorted(index for share in shares for batch in share for index in batch)
-        assert seen == list(range(count))
 
 
 def test_padding_share_is_small_on_iemocap_like_lengths() -> None:
@@ -75,13 +44,6 @@ def test_batches_follow_from_seed_and_epoch() -> None:
     again.set_epoch(1)
     assert list(first) != list(again)
     assert list(first) != list(LengthBatches(lengths, 8, seed=2))
-
-
-def test_batches_begin_where_a_stopped_epoch_left_off() -> None:
-    whole = LengthBatches(iemocap_like_lengths(100), 8)
-    rest = LengthBatches(iemocap_like_lengths(100), 8)
-    rest.set_epoch(0, first_batch=5)
-    assert list(rest) == list(whole)[5:]
 
 
 def test_lengths_of_counts_the_batches_of_each_epoch() -> None:
@@ -176,19 +138,6 @@ def test_one_corpus_is_as_no_corpora() -> None:
         named = LengthBatches(lengths, 8, corpora=["a"] * 100, exponent=exponent)
         assert list(named) == list(LengthBatches(lengths, 8))
     assert list(LengthBatches(lengths, 8, corpora=CORPORA)) == list(LengthBatches(lengths, 8))
-
-
-@pytest.mark.parametrize(
-    ("total", "weights", "expected"),
-    [(10, [1, 1, 1], [4, 3, 3]), (7, [5, 2], [5, 2]), (100, [90**0.7, 10**0.7], [82, 18])],
-)
-def test_shares_add_up(total: int, weights: list[float], expected: list[int]) -> None:
-    assert share_out(total, weights) == expected
-
-
-def test_too_few_utterances_for_the_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 utterances .* 3 processes"):
-        LengthBatches([5, 6], 4, world_size=3)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 20])
