@@ -319,7 +319,7 @@ def test_msp_podcast_reads_the_release(msp_folder: Path, caplog: pytest.LogCaptu
     )
     assert (second.split, third.split, third.text) == ("train", "validation", None)
     assert "left out 1 by unidentified speakers, 1 in Test2" in caplog.text
-    assert "1 recordings have no labels:\n  MSP-PODCAST_test3_0001.wav" in caplog.text
+    assert "1 recordings have no labels" in caplog.text
     assert "2 utterances have no transcript" in caplog.text
 
 

@@ -238,8 +238,8 @@ class FeatureCache:
     def precision_line(self) -> str | None:
         """What the cache's precision does to emotion logits, as one line to print.
 
-        Of a few utterances that this process has just encoded, whose states it still has unrounded;
-        None where it encoded none.
+        It compares states of a few utterances that this process has just encoded, before and after
+        they were rounded; None where it encoded none.
         """
         if not self._sample:
             return None

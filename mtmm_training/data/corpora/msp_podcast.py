@@ -14,19 +14,19 @@ partitions have them.
 """
 
 import logging
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora.checks import (
+    GENDERS,
     corpus_folder,
     finish,
-    listing,
     read_rows,
     read_text,
     refuse,
     utterances_of,
+    visible,
 )
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
@@ -86,7 +86,9 @@ def read(
     if left_out:
         shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
         logger.warning("msp_podcast: left out %s", shown)
-    _count_unlabelled(root / "Audios", set(rows))
+    unlabelled = {path.name for path in visible((root / "Audios").glob("*.wav"))} - set(rows)
+    if unlabelled:
+        logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
     return finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
 
 
@@ -99,16 +101,13 @@ def _labels_file(root: Path) -> Path:
 
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:
+    """Rows by file name; a file may have several rows if they are equal."""
     rows: dict[str, dict[str, str]] = {}
     problems = []
-    doubled = 0
     for number, row in read_rows(path, _COLUMNS).items():
-        doubled += row["FileName"] in rows
         if rows.setdefault(row["FileName"], row) != row:
             problems.append(f"{number}: {row['FileName']} has another row that differs")
     refuse(f"{path}: contradictions", problems)
-    if doubled:
-        logger.warning("msp_podcast: %d rows are there twice, and equal", doubled)
     return rows
 
 
@@ -130,7 +129,7 @@ def _utterance(root: Path, row: dict[str, str], splits: dict[str, str]) -> Utter
         **rated,
         speaker_id=f"msp_podcast_{speaker}",
         split=splits[row["Split_Set"]],
-        gender={"female": "female", "male": "male"}.get(row["Gender"].lower()),
+        gender=row["Gender"].lower() if row["Gender"].lower() in GENDERS.values() else None,
     )
 
 
@@ -145,12 +144,3 @@ def _rating(column: str, value: str) -> float | None:
 
 def _transcript(path: Path) -> str | None:
     return (read_text(path).strip() or None) if path.is_file() else None
-
-
-def _count_unlabelled(folder: Path, labelled: set[str]) -> None:
-    names = sorted(set(os.listdir(folder)) - labelled) if folder.is_dir() else []
-    names = [name for name in names if name.endswith(".wav") and not name.startswith(".")]
-    if names:
-        logger.warning(
-            "%s", listing(f"msp_podcast: {len(names):,} recordings have no labels", names)
-        )
