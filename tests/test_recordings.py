@@ -124,7 +124,13 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_durations_are_of_the_part_that_is_meant(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", 2.0)
     whole = utterance("u", path)
-    parts = [{}, {"start_s": 0.5}, {"end_s": 1.25}, {"start_s": 1.5, "end_s": 9.0}, {"audio": None}]
+    parts: list[dict[str, Any]] = [
+        {},
+        {"start_s": 0.5},
+        {"end_s": 1.25},
+        {"start_s": 1.5, "end_s": 9.0},
+        {"audio": None},
+    ]
     utterances = [replace(whole, **part) for part in parts]
     assert durations(utterances, Recordings()) == [2.0, 1.5, 1.25, 0.5, None]
     with pytest.raises(UtteranceError, match="begins at 3 s"):

@@ -269,7 +269,7 @@ def _unsuitable(protocol: str, utterances: Sequence[Utterance], k: int | None) -
     several = [speaker for speaker, count in homes.items() if count > 1]
     no_pairs = [session for session, members in sessions.items() if len(members) != 2]
     place = (unplaced, f"needs the session of every utterance; {_shown(unplaced)} has none")
-    problems = {
+    problems: dict[str, list[tuple[object, str]]] = {
         "speaker": [
             (not sessions, "needs sessions; there are none"),
             place,
