@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
-from mtmm_training.data.recordings import Excerpt, Recordings, doubled, excerpts
+from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
 from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
 from mtmm_training.files import read_json, write_json
 
@@ -463,10 +463,3 @@ def load_folds(
         )
         for fold in folds
     ]
-
-
-def recording_digests(utterances: Sequence[Utterance]) -> dict[str, Excerpt]:
-    return excerpts(utterances, Recordings())
-
-
-doubled_recordings = doubled
