@@ -326,13 +326,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(work: Path, out: str, **flags: Any) -> TrainConfig:
-    return TrainConfig(
-        manifest=[str(work / "corpus" / "manifest.csv")],
-        out=str(work / out),
-        audio_encoder=str(work / "encoders" / "audio"),
-        text_encoder=str(work / "encoders" / "text"),
-        **{"protocol": "session", "cache_dtype": "float32", "workers": 0} | flags,
-    )
+    own: dict[str, Any] = {"manifest": [str(work / "corpus" / "manifest.csv")]}
+    own |= {"out": str(work / out), "protocol": "session", "workers": 0, "cache_dtype": "float32"}
+    own |= {f"{name}_encoder": str(work / "encoders" / name) for name in ("audio", "text")}
+    return TrainConfig(**own | flags)
 
 
 def test_folds_are_those_of_training(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,7 +362,7 @@ def test_finished_folds_are_skipped(work: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(list((work / "text").glob("fold-*"))) == 5
     assert (work / "text" / "fold-01" / "results.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match=r"baseline\.layers\.0 was 'last', now is '0'"):
-        run_baseline(replace(config), Baseline(layers=("0",)))
+        run_baseline(config, Baseline(layers=("0",)))
     monkeypatch.setattr(baselines, "read_features", lambda *_: pytest.fail("encoded for nothing"))
     run_baseline(config, last)
     manifest = work / "corpus" / "manifest.csv"
@@ -434,7 +431,7 @@ def test_what_is_not_there_is_refused(
     folds: list[int] | None,
     named: str,
 ) -> None:
-    config = replace(settings(work, f"refused {layers[0]}"), **flags)
+    config = settings(work, f"refused {layers[0]}", **flags)
     with pytest.raises(ValueError, match=named):
         run_baseline(config, Baseline(layers=layers), folds)
 

@@ -94,7 +94,7 @@ def run_baseline(
     made = folds_of(config, utterances)
     wanted = chosen_folds(made, folds)
     out = Path(config.out)
-    settings = {"flags": settings_of(config), "baseline": asdict(baseline)}
+    settings = {"baseline": asdict(baseline), "flags": settings_of(config)}
     keep_experiment(out, settings, made, utterances)
     folders = {index: fold_folder(out, index, len(made)) for index in wanted}
     missing = [index for index in wanted if not is_finished(folders[index])]
