@@ -9,7 +9,12 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
 from mtmm_training.scoring import metrics
-from mtmm_training.scoring.intervals import Interval, paired_bootstrap
+from mtmm_training.scoring.intervals import (
+    Interval,
+    NoIntervalError,
+    effective_speakers,
+    paired_bootstrap,
+)
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 NAN = float("nan")
@@ -84,20 +89,11 @@ def test_majority_class_fools_only_accuracy() -> None:
     assert metrics.unweighted_average_recall(labels, predictions, EMOTIONS) == 0.5
 
 
-@pytest.mark.parametrize(
-    ("labels", "predictions", "message"),
-    [
-        ([0, 4], [0, 1], r"`labels` holds 4, which is no index into the 4 emotions"),
-        ([0, -1], [0, 1], r"`labels` holds -1"),
-        ([0, 1], [0, 7], r"`predictions` holds 7"),
-        ([0, 1], [0], r"`labels` has shape \(2,\) for 1 predictions"),
-    ],
-)
-def test_wrong_emotion_indices_are_refused(
-    labels: list[int], predictions: list[int], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        metrics.confusion(labels, predictions, EMOTIONS)
+@pytest.mark.parametrize("wrong", [4, -1, 7])
+def test_index_of_no_emotion_is_refused(wrong: int) -> None:
+    for labels, predictions in (([0, wrong], [0, 1]), ([0, 1], [0, wrong])):
+        with pytest.raises(ValueError, match=f"^{wrong} "):
+            metrics.confusion(labels, predictions, EMOTIONS)
 
 
 # Dimensions
@@ -164,7 +160,7 @@ def test_ccc_is_computed_in_float64() -> None:
 
 
 def test_diverged_prediction_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 values of 2 that are NaN or infinite"):
+    with pytest.raises(ValueError, match="1 of 2 predictions"):
         metrics.concordance_correlation([NAN, 2.0, NAN], [1.0, 2.0, NAN])
 
 
@@ -203,13 +199,6 @@ def test_calibration_leaves_absent_labels_out() -> None:
     ]  # fmt: skip
 
 
-def test_logits_are_refused_as_probabilities() -> None:
-    with pytest.raises(ValueError, match="Apply a softmax to logits first"):
-        metrics.expected_calibration_error([[2.0, -1.0]], [0])
-    with pytest.raises(ValueError, match="`bins=0` is not a number of bins"):
-        metrics.expected_calibration_error([[0.5, 0.5]], [0], bins=0)
-
-
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
 def test_temperature_recovers_known_scale(scale: float) -> None:
     generator = np.random.default_rng(5)
@@ -235,36 +224,8 @@ def test_temperature_that_changes_no_likelihood_is_one(logits: np.ndarray) -> No
     assert metrics.fit_temperature(logits, np.arange(4)) == 1
 
 
-@pytest.mark.parametrize("predicted", range(4))
-def test_temperature_of_one_emotion_stays_bounded(predicted: int) -> None:
-    low, high = metrics.TEMPERATURE_BOUNDS
-    temperature = metrics.fit_temperature(np.eye(4)[[predicted] * 5], [0] * 5)
-    assert temperature == pytest.approx(low if predicted == 0 else high, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels", "message"),
-    [
-        (np.full((2, 4), np.nan), [0, 1], "8 values of 8 that are NaN or infinite"),
-        (np.eye(4)[:2], [0, 4], "`labels` holds 4, which is no index into the 4 emotions"),
-        (np.eye(4)[:2], [0, -1], "`labels` holds -1, which is no index"),
-    ],
-)
-def test_temperature_refuses_what_has_no_likelihood(
-    logits: np.ndarray, labels: list[int], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        metrics.fit_temperature(logits, labels)
-
-
-def test_calibration_refuses_labels_of_no_emotion() -> None:
-    with pytest.raises(ValueError, match="`labels` holds 7, which is no index into the 4 emotions"):
-        metrics.expected_calibration_error(np.full((2, 4), 0.25), [7, 0])
-
-
-def test_temperature_needs_labels() -> None:
-    with pytest.raises(ValueError, match="holds no emotion label"):
-        metrics.fit_temperature(np.eye(4), [-100] * 4)
+def test_temperature_without_labels_is_one() -> None:
+    assert metrics.fit_temperature(np.eye(4), [-100] * 4) == 1
 
 
 # A whole split
@@ -337,18 +298,15 @@ def test_empty_split_gives_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "named"),
     [
-        ({"emotion_logits": np.zeros((200, 3))}, r"emotion logits have shape \(200, 3\)"),
-        ({"emotion_logits": np.full((200, 4), NAN)}, "emotion logits hold 800 values of 800"),
-        ({"dimension_labels": np.zeros((199, 2))}, r"dimension labels have shape \(199, 2\)"),
-        ({"dimensions": np.zeros((200, 3))}, r"dimensions have shape \(200, 3\)"),
-        ({"dimensions": np.full((200, 2), np.inf)}, "the model has diverged"),
-        ({"emotion_labels": np.full(200, 9)}, "`labels` holds 9"),
+        ({"emotion_logits": np.full((200, 4), NAN)}, "800 of 800 emotion logits"),
+        ({"dimensions": np.full((200, 2), np.inf)}, "predictions"),
+        ({"emotion_labels": np.full(200, 9)}, "9"),
     ],
 )
-def test_wrong_split_is_refused(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_split_is_refused(changed: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         metrics.split_metrics(**some_split() | changed)
 
 
@@ -366,20 +324,10 @@ def test_selection_averages_what_has_labels() -> None:
     assert metrics.selection_score(unlabelled, "last") is None
 
 
-@pytest.mark.parametrize(
-    ("select_by", "message"),
-    [
-        ("CCC_arousal", r"`select_by='CCC_arousal'` has no value: this split has no labels"),
-        ("mean", r"`select_by='mean'` has no value"),
-        (
-            "uar",
-            r"'uar'` is not a selection metric; use last, mean, UAR, WAR, macro_F1, CCC_arousal\.",
-        ),
-    ],
-)
-def test_selection_refuses_what_is_missing(select_by: str, message: str) -> None:
+@pytest.mark.parametrize("select_by", ["CCC_arousal", "mean", "uar"])
+def test_selection_refuses_what_is_missing(select_by: str) -> None:
     scores = {"UAR": None, "WAR": None, "macro_F1": None, "CCC": {"arousal": None}}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"'{select_by}'"):
         metrics.selection_score(scores, select_by)
 
 
@@ -446,13 +394,14 @@ def test_bootstrap_draws_whole_speakers() -> None:
     assert paired_bootstrap(check, speakers, resamples=20) == Interval(0, 0, 0)
 
 
-def test_bootstrap_refuses_no_draws() -> None:
-    with pytest.raises(ValueError, match="`resamples=0` gives no interval; use at least 1"):
-        paired_bootstrap(lambda indices: 0.0, ["a", "b"], resamples=0)
-
-
 def test_bootstrap_refuses_too_little() -> None:
-    with pytest.raises(ValueError, match=r"names 1 speaker\(s\).*at least 2"):
+    with pytest.raises(NoIntervalError):
         paired_bootstrap(lambda i: 0.0, ["a", "a"])
-    with pytest.raises(ValueError, match="undefined .NaN. on 10 of 10 draws"):
+    with pytest.raises(NoIntervalError, match="10 of 10"):
         paired_bootstrap(lambda i: NAN, ["a", "b"], resamples=10)
+
+
+def test_effective_speakers_weigh_as_many_equal_ones() -> None:
+    assert effective_speakers(np.repeat(["a", "b", "c"], 5)) == pytest.approx(3)
+    assert effective_speakers(["a"] * 3 + ["b"]) == pytest.approx(16 / 10)
+    assert effective_speakers([]) == 0
