@@ -32,7 +32,7 @@ from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
 from mtmm_training.publishing.export import ExportedModel, export, main, measure, quantise  # noqa: E402
 from mtmm_training.training.config import TrainConfig  # noqa: E402
-from mtmm_training.training.run import read_test_split  # noqa: E402
+from mtmm_training.training.run import Run  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
 INPUTS = ["input_values", "audio_attention_mask", "input_ids", "attention_mask"]
@@ -491,7 +491,7 @@ def test_measure_scores_both_on_the_test_split(
 ) -> None:
     model = make_model(temperature=TEMPERATURE, trained_outputs=["emotion", "arousal"])
     shifted: Any = Shifted(model)
-    measured = measure(model, tiny_processor, shifted, read_test_split(run))
+    measured = measure(model, tiny_processor, shifted, Run.open(run).test_utterances())
     assert list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
     logits = []
     for number in range(8):
@@ -525,7 +525,7 @@ def test_command_prints_what_8_bits_cost(
     assert "at most, before 8 bits" in printed and "8 test utterances" in printed
     rows = {line[:34].strip(): line[34:].split(" ->") for line in printed.splitlines()[-3:]}
     measured = measure(
-        exported.model, exported.processor, ExportedModel(path), read_test_split(run)
+        exported.model, exported.processor, ExportedModel(path), Run.open(run).test_utterances()
     )
     assert list(rows) == list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
     for name, pair in measured.items():

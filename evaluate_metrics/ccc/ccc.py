@@ -1,23 +1,13 @@
 """Lin's concordance correlation coefficient as a metric of Hugging Face `evaluate`, offline.
 
-    evaluate.load("evaluate_metrics/ccc").compute(predictions=[2.5, 4.0], references=[2.0, 4.5])
+    >>> evaluate.load("evaluate_metrics/ccc").compute(predictions=[1, 2, 3], references=[2, 3, 4])
+    {'ccc': 0.5714285714285714}
 
-The formula is `mtmm_training.scoring.metrics.concordance_correlation`; mtmm must be installed.
-"""
+How closely predictions follow the references on the references' own scale: 2 cov(x, y) / (var x +
+var y + (mean x - mean y)^2) with population moments. Unlike Pearson's correlation it punishes a wrong
+mean or spread. The formula is `mtmm_training.scoring.metrics.concordance_correlation`; mtmm must be
+installed.
 
-# One import a line: evaluate reads these lines, and takes the first word for what to install.
-import datasets
-import evaluate
-
-from mtmm_training.scoring.metrics import concordance_correlation
-
-DESCRIPTION = """
-Concordance correlation coefficient (CCC): how closely predictions follow the references on the
-references' own scale, 2 cov(x, y) / (var x + var y + (mean x - mean y)^2) with population moments.
-Unlike Pearson's correlation it punishes a wrong mean or spread.
-"""
-
-INPUTS = """
 Args:
     predictions (list of float): One dimension (valence, arousal or dominance) of every utterance,
         on the scale of the references.
@@ -26,22 +16,17 @@ Args:
 Returns:
     ccc (float): -1 to 1 over all utterances at once; NaN with fewer than two labels, or where all
         labels and predictions are one same number.
-
-Examples:
-    >>> evaluate.load("evaluate_metrics/ccc").compute(predictions=[1, 2, 3], references=[2, 3, 4])
-    {'ccc': 0.5714285714285714}
 """
 
-CITATION = """
-@article{lin1989concordance,
-  author  = {Lin, Lawrence I-Kuei},
-  title   = {A Concordance Correlation Coefficient to Evaluate Reproducibility},
-  journal = {Biometrics},
-  volume  = {45},
-  number  = {1},
-  pages   = {255--268},
-  year    = {1989}
-}
+# One import a line: evaluate reads these lines, and takes the first word for what to install.
+import datasets
+import evaluate
+
+from mtmm_training.scoring.metrics import concordance_correlation
+
+CITATION = """\
+Lawrence I-Kuei Lin. A Concordance Correlation Coefficient to Evaluate Reproducibility.
+Biometrics 45(1), 1989, pp. 255-268.
 """
 
 
@@ -52,9 +37,8 @@ class CCC(evaluate.Metric):
         # float64: evaluate casts what it is given, and float32 would change the score.
         number = datasets.Value("float64")
         return evaluate.MetricInfo(
-            description=DESCRIPTION,
+            description=__doc__,
             citation=CITATION,
-            inputs_description=INPUTS,
             features=datasets.Features({"predictions": number, "references": number}),
         )
 

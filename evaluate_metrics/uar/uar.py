@@ -1,8 +1,18 @@
 """Unweighted average recall as a metric of Hugging Face `evaluate`, offline.
 
-    evaluate.load("evaluate_metrics/uar").compute(predictions=[0, 1, 1], references=[0, 0, 1])
+    >>> evaluate.load("evaluate_metrics/uar").compute(predictions=[0, 1, 1], references=[0, 0, 1])
+    {'uar': 0.75}
 
-The formula is `mtmm_training.scoring.metrics.unweighted_average_recall`; mtmm must be installed.
+The mean over the emotions of the share of each one's utterances that are recognised, whatever its
+number of utterances. Emotions without references are left out. The formula is
+`mtmm_training.scoring.metrics.unweighted_average_recall`; mtmm must be installed.
+
+Args:
+    predictions (list of int): The emotion's number of every utterance, from 0.
+    references (list of int): The labels; -100 = absent, left out.
+
+Returns:
+    uar (float): 0 to 1 over all utterances at once; NaN without labels.
 """
 
 # One import a line: evaluate reads these lines, and takes the first word for what to install.
@@ -11,32 +21,9 @@ import evaluate
 
 from mtmm_training.scoring.metrics import unweighted_average_recall
 
-DESCRIPTION = """
-Unweighted average recall (UAR): the mean over the emotions of the share of each one's utterances
-that are recognised, whatever its number of utterances. Emotions without references are left out.
-"""
-
-INPUTS = """
-Args:
-    predictions (list of int): The emotion's number of every utterance, from 0.
-    references (list of int): The labels; -100 = absent, left out.
-
-Returns:
-    uar (float): 0 to 1 over all utterances at once; NaN without labels.
-
-Examples:
-    >>> evaluate.load("evaluate_metrics/uar").compute(predictions=[0, 1, 1], references=[0, 0, 1])
-    {'uar': 0.75}
-"""
-
-CITATION = """
-@inproceedings{schuller2009interspeech,
-  author    = {Schuller, Bj{\\"o}rn and Steidl, Stefan and Batliner, Anton},
-  title     = {The {INTERSPEECH} 2009 Emotion Challenge},
-  booktitle = {Proceedings of Interspeech},
-  pages     = {312--315},
-  year      = {2009}
-}
+CITATION = """\
+Björn Schuller, Stefan Steidl, Anton Batliner. The INTERSPEECH 2009 Emotion Challenge.
+Proceedings of Interspeech 2009, pp. 312-315.
 """
 
 
@@ -46,9 +33,8 @@ class UAR(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("int64")
         return evaluate.MetricInfo(
-            description=DESCRIPTION,
+            description=__doc__,
             citation=CITATION,
-            inputs_description=INPUTS,
             features=datasets.Features({"predictions": number, "references": number}),
         )
 

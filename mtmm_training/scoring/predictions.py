@@ -1,7 +1,5 @@
 """A model on a split: predictions, their metrics, and the files that hold them."""
 
-import csv
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,32 +162,30 @@ def write_predictions(
         config: Of the model; its `trained_outputs` are written, others are left out.
     """
     speakers = {utterance.utterance_id: utterance.speaker_id for utterance in utterances}
-    emotions = list(config.emotion_names)
-    with_emotion = "emotion" in config.trained_outputs
-    dimensions = [name for name in config.dimension_names if name in config.trained_outputs]
-    header = ["id", "split", "speaker"]
-    if with_emotion:
-        header += ["emotion_label", "emotion", *(f"p_{name}" for name in emotions)]
-    header += [column for name in dimensions for column in (f"{name}_label", name)]
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for split, rows in predictions.items():
-            probabilities = softmax(rows.emotion_logits / config.temperature, axis=-1)
-            for i, utterance_id in enumerate(rows.utterance_ids):
-                row = [utterance_id, split, speakers[utterance_id]]
-                if with_emotion:
-                    label = rows.emotion_labels[i]
-                    row += ["" if label == ABSENT_EMOTION else emotions[label]]
-                    row += [emotions[probabilities[i].argmax()]]
-                    # Digits of small ones too: without temperature they are p^T.
-                    row += [f"{p:.7g}" for p in probabilities[i]]
-                for name in dimensions:
-                    column = config.dimension_names.index(name)
-                    label = rows.dimension_labels[i, column]
-                    row += ["" if math.isnan(label) else f"{label:g}"]
-                    row += [f"{rows.dimensions[i, column]:.6f}"]
-                writer.writerow(row)
+    tables = [_table(split, rows, speakers, config) for split, rows in predictions.items()]
+    with replacing(path) as temporary:
+        pd.concat(tables).to_csv(temporary, index=False)
+
+
+def _table(
+    split: str, rows: Predictions, speakers: dict[str, str], config: MTMMConfig
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {"id": rows.utterance_ids, "split": split}
+    columns["speaker"] = [speakers[utterance_id] for utterance_id in rows.utterance_ids]
+    if "emotion" in config.trained_outputs:
+        names = dict(enumerate(config.emotion_names)) | {ABSENT_EMOTION: ""}
+        probabilities = softmax(rows.emotion_logits / config.temperature, axis=-1)
+        columns["emotion_label"] = [names[label] for label in rows.emotion_labels]
+        columns["emotion"] = [names[index] for index in probabilities.argmax(axis=1)]
+        for name, column in zip(config.emotion_names, probabilities.T, strict=True):
+            # Digits of small ones too: without temperature they are p^T.
+            columns[f"p_{name}"] = [f"{p:.7g}" for p in column]
+    for i, name in enumerate(config.dimension_names):
+        if name in config.trained_outputs:
+            labels = rows.dimension_labels[:, i]
+            columns[f"{name}_label"] = ["" if np.isnan(x) else f"{x:g}" for x in labels]
+            columns[name] = [f"{x:.6f}" for x in rows.dimensions[:, i]]
+    return pd.DataFrame(columns)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -30,6 +30,13 @@ MODEL_CONFIG = {
     "intermediate_size": 128,
     "num_bridge_tokens": 8,
 }
+PLACES = {
+    "corpus": "corpus",
+    "Hub-ready model": "fused/model",
+    "results": "fused/results.json",
+    "predictions": "fused/predictions.csv",
+    "pictures": "fused/figures",
+}
 RUN_FILES = ("results.json", "checkpoints", ".lock")  # a run, begun or finished, has one of these
 RECIPE = TrainConfig(
     protocol="speaker",
@@ -90,7 +97,9 @@ def run_demo(folder: Path) -> None:
         results[name] = Run.open(out).results
     print_table(results)
     predict_in_isolation(folder / "fused" / "model", heard_by_nobody(utterances, results["fused"]))
-    print_places(folder, time.time() - began)
+    print(f"\n{time.time() - began:.0f} s in all. Where everything is:")
+    for what, place in PLACES.items():
+        print(f"  {what:<16} {folder / place}")
 
 
 def run_folder(folder: Path, name: str) -> Path:
@@ -147,17 +156,3 @@ def predict_in_isolation(model: Path, utterances: list[Utterance]) -> None:
             f"    predicted {output['emotion']} ({output['scores'][output['emotion']]:.2f}), "
             f"valence {output['valence']:.2f}, arousal {output['arousal']:.2f}"
         )
-
-
-def print_places(folder: Path, seconds: float) -> None:
-    """Where all that was made lies, and how long it took."""
-    run = folder / "fused"
-    print(f"\n{seconds:.0f} s in all. Where everything is:")
-    for what, path in {
-        "corpus": folder / "corpus",
-        "Hub-ready model": run / "model",
-        "results": run / "results.json",
-        "predictions": run / "predictions.csv",
-        "pictures": run / "figures",
-    }.items():
-        print(f"  {what:<16} {path}")

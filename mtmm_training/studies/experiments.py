@@ -93,16 +93,12 @@ class Experiment:
         """Every metric as a function of row positions, repeats allowed; NaN without labels."""
         scores: dict[str, Score] = {}
         if self.emotions:
-            labels, predicted, emotions = (
-                self.emotion_labels,
-                self.predicted_emotions,
-                self.emotions,
-            )
+            labels, predicted = self.emotion_labels, self.predicted_emotions
             before, after = self.probabilities_before, self.probabilities
             ece = metrics.expected_calibration_error
             uar = metrics.unweighted_average_recall
             scores = {
-                "UAR": lambda rows: uar(labels[rows], predicted[rows], emotions),
+                "UAR": lambda rows: uar(labels[rows], predicted[rows], self.emotions),
                 "WAR": lambda rows: metrics.weighted_accuracy(labels[rows], predicted[rows]),
                 "macro_F1": lambda rows: metrics.macro_f1(labels[rows], predicted[rows]),
                 "weighted_F1": lambda rows: metrics.weighted_f1(labels[rows], predicted[rows]),

@@ -161,15 +161,11 @@ def _rows_of(
 def modality_rows(
     explained: dict[str, list[dict[str, Any]]],
 ) -> Iterator[tuple[str, float, float]]:
-    """Each output's mean change without audio, and without text."""
+    """Each output's mean absolute change without audio, and without text."""
     for output, explanations in explained.items():
         changes = [e["occlusion"]["modalities"] for e in explanations]
-        yield (output, *_means([{m: abs(x) for m, x in row.items()} for row in changes]))
-
-
-def _means(rows: Sequence[dict[str, float]]) -> tuple[float, float]:
-    audio, text = (float(np.mean([row[m] for row in rows])) for m in ("audio", "text"))
-    return audio, text
+        audio, text = (np.mean([abs(row[m]) for row in changes]) for m in ("audio", "text"))
+        yield output, float(audio), float(text)
 
 
 def check_explanations(folder: Path, utterances: int | None = None) -> None:

@@ -136,11 +136,3 @@ class Run:
 def is_finished(folder: Path) -> bool:
     """Whether the folder has a run's results; a run that was stopped has none."""
     return (folder / RESULTS).is_file()
-
-
-def read_test_split(folder: str | Path) -> list[Utterance]:
-    return Run.open(folder).test_utterances()
-
-
-def read_flags(folder: str | Path) -> TrainConfig:
-    return Run.open(folder).flags

@@ -17,8 +17,6 @@ from bad_inputs.case import Case
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.commands import cli
-from mtmm_training.studies import tables
-from mtmm_training.training.run import read_flags
 
 Damage = Callable[[Path], object]
 Weights = dict[str, torch.Tensor]
@@ -130,33 +128,6 @@ def _of_other_model(**overrides: Any) -> Damage:
         save_file({k: t.contiguous() for k, t in other.items()}, folder / WEIGHTS)
 
     return damage
-
-
-def experiment(name: str, file: str, text: str, error: str) -> Case:
-    """An experiment of one fold, one file of which is damaged."""
-
-    def attempt(folder: Path) -> Any:
-        run = folder / "fold-00"
-        run.mkdir()
-        results = {"fold": "f", "config": {}, "temperature": 1.0, "wall_time_s": 1.0}
-        results["splits"] = {"test": {"utterances": 1}}
-        (run / "results.json").write_text(json.dumps(results))
-        (run / "predictions.csv").write_text(
-            "id,split,speaker,valence_label,valence\nu,test,s,3,2\n"
-        )
-        (folder / "folds.json").write_text('{"folds": [{}]}')
-        tables.read_experiment(folder)  # undamaged it can be read
-        (folder / file).write_text(text)
-        return tables.read_experiment(folder)
-
-    return Case(f"experiment: {name}", attempt, error)
-
-
-def _flags_of_other_version(folder: Path) -> Any:
-    keys = ("model_config", "splits", "test", "wall_time_s")
-    results = dict.fromkeys(keys) | {"config": {"fusion_kind": "bridge"}}
-    (folder / "results.json").write_text(json.dumps(results))
-    return read_flags(folder)
 
 
 DAMAGED = "weights in .* are damaged: .*model.safetensors.* Copy or save them again"
@@ -272,17 +243,4 @@ CASES = [
           MTMMProcessor.from_pretrained),
     saved("no processor", lambda f: (f / "processor_config.json").unlink(),
           "Can't load feature extractor", MTMMProcessor.from_pretrained),
-    # ---- what runs leave
-    experiment("results.json cut off", "fold-00/results.json", '{"fold": ', "results.json is not JSON"),
-    experiment("results.json of another program", "fold-00/results.json", "[]",
-               "results.json is no JSON object"),
-    experiment("folds.json of another version", "folds.json", "{}", "folds.json lacks folds"),
-    experiment("empty predictions.csv", "fold-00/predictions.csv", "", "predictions.csv cannot be read"),
-    experiment("predictions.csv without its rows", "fold-00/predictions.csv",
-               "id,split,speaker,valence_label,valence\n", "has 0 test utterances, .* says 1"),
-    experiment("predictions.csv of another program", "fold-00/predictions.csv", "a,b\n1,2\n",
-               "predictions.csv has no column 'id'"),
-    Case("experiment: none", lambda folder: tables.read_experiment(folder), "has no finished fold"),
-    Case("run: flags of another version", _flags_of_other_version,
-         "the flag 'fusion_kind', which this version does not know"),
 ]  # fmt: skip
