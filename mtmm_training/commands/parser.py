@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "-h", "--help", "--help_all", action=_Help, nargs=0, help=argparse.SUPPRESS
         )
+        self._optionals.title = "flags"  # of those that are in no group
         verb.add_flags(self)
 
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace
