@@ -16,11 +16,13 @@ EMOTIONS = ("angry", "happy", "sad", "neutral")  # IEMOCAP's four classes, excit
 # The two encoders of the paper, as their published config.json files describe them. The library's
 # default configurations differ where it matters: HubertConfig() normalises over time (group norm),
 # DebertaV2Config() has absolute positions only.
-HUBERT_LARGE = {
+LARGE = {
     "hidden_size": 1024,
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
     "intermediate_size": 4096,
+}
+HUBERT_LARGE = LARGE | {
     "conv_bias": True,
     "feat_extract_norm": "layer",
     "do_stable_layer_norm": True,
@@ -28,11 +30,7 @@ HUBERT_LARGE = {
     "layerdrop": 0.0,  # a dropped layer has no gradient, and DistributedDataParallel stops
     "apply_spec_augment": False,  # it fails on recordings shorter than ten frames
 }
-DEBERTA_V3_LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
+DEBERTA_V3_LARGE = LARGE | {
     "vocab_size": 128100,
     "type_vocab_size": 0,
     "relative_attention": True,
@@ -44,6 +42,7 @@ DEBERTA_V3_LARGE = {
     "max_relative_positions": -1,
 }
 
+INFINITE = float("inf")
 # Raise it with any change of config.json or of the weights' names that older code would misread.
 FORMAT_VERSION = 1
 # The pipeline's own keys beside the dimensions' names in an answer.
@@ -268,44 +267,15 @@ class MTMMConfig(PreTrainedConfig):
         Args:
             overrides: Any field of this class.
         """
-        tiny_encoder = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        }
-        audio_config = (
-            HUBERT_LARGE
-            | tiny_encoder
-            | {
-                "model_type": "hubert",
-                "conv_dim": [32, 32, 32],
-                "conv_kernel": [10, 8, 4],
-                "conv_stride": [5, 4, 4],
-                "num_conv_pos_embeddings": 16,
-                "num_conv_pos_embedding_groups": 4,
-            }
-        )
-        text_config = (
-            DEBERTA_V3_LARGE
-            | tiny_encoder
-            | {
-                "model_type": "deberta-v2",
-                "vocab_size": 128,
-                "position_buckets": 8,
-                "max_position_embeddings": 64,
-                "pooler_hidden_size": 32,
-            }
-        )
-        sizes = {
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "intermediate_size": 64,
-            "num_bridge_tokens": 4,
-        }
-        return cls(
-            **({"audio_config": audio_config, "text_config": text_config} | sizes | overrides)
-        )
+        small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+        audio = HUBERT_LARGE | small | {"model_type": "hubert", "num_hidden_layers": 2}
+        audio |= {"conv_dim": [32] * 3, "conv_kernel": [10, 8, 4], "conv_stride": [5, 4, 4]}
+        audio |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+        text = DEBERTA_V3_LARGE | small | {"model_type": "deberta-v2", "num_hidden_layers": 2}
+        text |= {"vocab_size": 128, "position_buckets": 8, "max_position_embeddings": 64}
+        text |= {"pooler_hidden_size": 32}
+        fusion = small | {"num_attention_heads": 4, "num_bridge_tokens": 4}
+        return cls(**({"audio_config": audio, "text_config": text} | fusion | overrides))
 
     @property
     def emotion_names(self) -> tuple[str, ...]:
@@ -339,56 +309,39 @@ class MTMMConfig(PreTrainedConfig):
 
     def validate_values(self) -> None:
         """Called by @strict when a configuration was made, and by MTMMModel: fields may have been set."""
-        emotions, weights = list(self.emotion_names), self.dimension_loss_weights or ()
-        dimensions, scale = self.dimension_names, self.dimension_range
+        emotions, dimensions = list(self.emotion_names), self.dimension_names
+        weights, scale = self.dimension_loss_weights or (), self.dimension_range
+        indices = list(range(len(set(emotions))))  # fewer where two have one name
+        inverse = {name: index for index, name in enumerate(emotions)}
+        different = len({*dimensions, *RESERVED_NAMES}) == len(dimensions) + len(RESERVED_NAMES)
+        all_finite = all(0 <= w < INFINITE for w in (self.emotion_loss_weight, *weights))
+        any_loss = self.emotion_loss_weight + sum(weights) > 0
+        heads = self.num_attention_heads
+        heads_fit = heads > 0 and self.hidden_size % heads == 0
+        rising = len(scale) == 2 and -INFINITE < scale[0] < scale[1] < INFINITE
         positive = ("hidden_size", "num_attention_heads", "num_interaction_layers")
         positive += ("num_bridge_tokens", "acoustic_stride")
-        for name in positive:
-            self._require(name, getattr(self, name) >= 1, "at least 1")
         for name, holds, allowed in (
-            (
-                "num_attention_heads",
-                self.hidden_size % self.num_attention_heads == 0,
-                f"a divisor of hidden_size={self.hidden_size}",
-            ),
-            ("temperature", 0 < self.temperature < float("inf"), "a finite number above 0"),
-            (
-                "format_version",
-                self.format_version <= FORMAT_VERSION,
-                f"at most {FORMAT_VERSION}, all that this version of MTMM knows; update it",
-            ),
-            (
-                "id2label",
-                list(self.id2label or ()) == list(range(len(set(emotions)))) and len(emotions) > 1,
-                "two or more different names with indices from 0 on",
-            ),
-            (
-                "label2id",
-                self.label2id == {name: index for index, name in enumerate(emotions)},
-                f"the inverse of id2label={self.id2label}; leave it out and it is derived",
-            ),
+            *((name, getattr(self, name) >= 1, "at least 1") for name in positive),
+            ("num_attention_heads", heads_fit, f"a divisor of {self.hidden_size}"),
+            ("temperature", 0 < self.temperature < INFINITE, "a finite number above 0"),
+            ("format_version", self.format_version <= FORMAT_VERSION, "older; update MTMM"),
+            ("id2label", list(self.id2label or ()) == indices, "different names from index 0 on"),
+            ("id2label", len(emotions) > 1, "two names or more"),
+            ("label2id", self.label2id == inverse, f"the inverse of id2label={self.id2label}"),
             (
                 "dimension_names",
-                dimensions
-                and len({*dimensions, *RESERVED_NAMES}) == len(dimensions) + len(RESERVED_NAMES),
-                f"one or more different names, none of {', '.join(RESERVED_NAMES)}",
+                dimensions and different,
+                f"different, and none of {RESERVED_NAMES}",
             ),
-            (
-                "dimension_range",
-                len(scale) == 2 and -float("inf") < scale[0] < scale[1] < float("inf"),
-                "two finite numbers, the lower one first",
-            ),
+            ("dimension_range", rising, "two finite numbers, the lower one first"),
             (
                 "dimension_loss_weights",
-                len(weights) == len(dimensions) and all(0 <= w < float("inf") for w in weights),
-                f"one finite number of at least 0 for each of {', '.join(dimensions)}",
+                len(weights) == len(dimensions),
+                f"one for each {dimensions}",
             ),
-            (
-                "emotion_loss_weight",
-                0 <= self.emotion_loss_weight < float("inf")
-                and self.emotion_loss_weight + sum(weights) > 0,
-                "a finite number of at least 0, above 0 where all dimension_loss_weights are 0",
-            ),
+            ("dimension_loss_weights", all_finite, "finite and at least 0, as emotion_loss_weight"),
+            ("emotion_loss_weight", any_loss, "above 0, or one of dimension_loss_weights"),
         ):
             self._require(name, holds, allowed)
 

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 # What transformers calls the mask over the input, and the number of features of a frame.
 MASK_ARGUMENTS = ("attention_mask", "input_features_mask", "padding_mask")
 FEATURE_FIELDS = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel")
 FRAMES_METHODS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
+# Weights that no forward pass reads; the second one only where there is no SpecAugment.
+UNUSED_WEIGHTS = ("text_model.pooler.", "audio_model.masked_spec_embed")
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -46,17 +49,7 @@ def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-def encoder_width(encoder: PreTrainedModel) -> int:
-    """Width of an encoder's states."""
-    config = encoder.config
-    if getattr(config, "add_adapter", False):  # of wav2vec 2.0: layers behind the encoder's own
-        return config.output_hidden_size
-    if hasattr(config, "hidden_size"):
-        return config.hidden_size
-    return config.get_text_config().hidden_size
-
-
-def is_trainable(encoder: nn.Module) -> bool:
+def _is_trainable(encoder: nn.Module) -> bool:
     """By its parameters, not by the config: LoRA trains an encoder that the config calls frozen."""
     return any(parameter.requires_grad for parameter in encoder.parameters())
 
@@ -79,6 +72,7 @@ class EncoderInput:
         mels_first: Log-mel spectra are (batch, mels, frames), as Whisper's; else frames come first.
         features: Features of a frame; None for waveforms and tokens.
         shortest: Samples, frames or tokens of an input that gives one state at least.
+        width: Width of the encoder's states.
     """
 
     name: str
@@ -86,21 +80,24 @@ class EncoderInput:
     mels_first: bool
     features: int | None
     shortest: int
+    width: int
 
     @classmethod
     def of(cls, encoder: PreTrainedModel) -> "EncoderInput":
         config = encoder.config
         arguments = inspect.signature(encoder.forward).parameters
         mask_name = next((name for name in MASK_ARGUMENTS if name in arguments), None)
-        # With group norm the mean goes over padding too, mask or no mask; trained without one.
-        if getattr(config, "feat_extract_norm", None) == "group":
-            mask_name = None
         features = next((n for f in FEATURE_FIELDS if (n := getattr(config, f, None))), None)
-        convolutions = (part for part in encoder.modules() if isinstance(part, nn.Conv1d))
-        first = next(convolutions, None)
-        mels_first = first is not None and first.in_channels == getattr(
-            config, "num_mel_bins", None
-        )
+        if features is None and encoder.main_input_name == "input_features":
+            features = 128  # Gemma's, whose configuration does not say
+        convolutions = [part for part in encoder.modules() if isinstance(part, nn.Conv1d)]
+        mels_first = bool(convolutions) and convolutions[0].in_channels == features
+        # With group norm the mean goes over padding too, mask or no mask; trained without one.
+        # Whisper's kind hears its whole window; what some call a mask is none over the input.
+        if getattr(config, "feat_extract_norm", None) == "group" or (
+            mels_first and mask_name == "attention_mask"
+        ):
+            mask_name = None
         shortest = 1
         if mels_first:  # the whole window, which most of these insist on
             shortest = 2 * getattr(config, "max_source_positions", 100)
@@ -108,7 +105,9 @@ class EncoderInput:
             shortest = getattr(config, "max_length", None) or 100
         elif encoder.main_input_name == "input_values":
             shortest = receptive_field(config) if hasattr(config, "conv_kernel") else 16000
-        return cls(encoder.main_input_name, mask_name, mels_first, features, shortest)
+        return cls(
+            encoder.main_input_name, mask_name, mels_first, features, shortest, _width(config)
+        )
 
     def time_axis(self, values: Tensor) -> int:
         """The axis of samples, frames or tokens."""
@@ -126,36 +125,45 @@ class EncoderInput:
         return torch.zeros(1, *shape, device=device)
 
     def arguments(self, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Arguments of the encoder's `forward`; `mask` (batch, time) of booleans."""
+        """Arguments of the encoder's `forward`; `mask` (batch, time) of booleans.
+
+        An absent input counts as all real: no kernel may see a row that is masked whole.
+        """
         given = {self.name: values}
-        return given if self.mask_name is None else given | {self.mask_name: mask.long()}
+        if self.mask_name is not None:
+            given[self.mask_name] = (mask | ~mask.any(dim=-1, keepdim=True)).long()
+        return given
 
 
-def frame_mask(encoder: Any, mask: Tensor, frames: int) -> Tensor:
-    """Which of an acoustic encoder's frames are real, by the mask over its input: (batch, frames)."""
-    lengths = mask.sum(-1)
-    method = next((m for name in FRAMES_METHODS if (m := getattr(encoder, name, None))), None)
-    if method is None:  # in proportion
-        counts = (lengths * frames / mask.shape[-1]).ceil()
-    else:
-        try:
-            counts = method(lengths)
-        except (TypeError, ValueError, RuntimeError):  # Moonshine counts one utterance at a time
-            counts = lengths.new_tensor([method(length) for length in lengths.tolist()])
-        if isinstance(counts, tuple):  # behind the first convolutions, and behind all
-            counts = counts[-1]
-    real = torch.arange(frames, device=mask.device) < counts[:, None]
-    return real & mask.any(-1, keepdim=True)
+def _width(config: PreTrainedConfig) -> int:
+    if getattr(config, "add_adapter", False):  # of wav2vec 2.0: layers behind the encoder's own
+        return config.output_hidden_size
+    if hasattr(config, "output_proj_dims"):  # Gemma's
+        return config.output_proj_dims
+    has_width = config if hasattr(config, "hidden_size") else config.get_text_config()
+    return has_width.hidden_size
 
 
-def average_frames(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Means over `stride` consecutive real frames; the last one may be over fewer.
+def _acoustic_frames(
+    encoder: Any, states: Tensor, mask: Tensor, stride: int
+) -> tuple[Tensor, Tensor]:
+    """States and which of them are real, from the mask over the encoder's input.
 
-    `states` (batch[, layers], frames, width) and `mask` (batch, frames), of ⌈frames / stride⌉ after.
+    Args:
+        encoder: Says how many frames it makes of an input.
+        states: (batch, frames, width), or (batch, layers, frames, width).
+        mask: (batch, time) of booleans.
+        stride: Means are taken over so many consecutive real frames; the last one may be over fewer.
+
+    Returns:
+        `states` and a mask (batch, frames), of ⌈frames / stride⌉.
     """
+    frames = torch.arange(states.shape[-2], device=mask.device)
+    counts = _frame_counts(encoder, mask.sum(-1), len(frames) / mask.shape[-1])
+    mask = (frames < counts[:, None]) & mask.any(-1, keepdim=True)
     if stride == 1:
         return states, mask
-    missing = -states.shape[-2] % stride
+    missing = -len(frames) % stride
     states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))
     shares = mask.unflatten(-1, (-1, stride)).to(states.dtype)
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1)
@@ -165,6 +173,19 @@ def average_frames(states: Tensor, mask: Tensor, stride: int) -> tuple[Tensor, T
     return averages, mask[:, ::stride]
 
 
+def _frame_counts(encoder: Any, lengths: Tensor, ratio: float) -> Tensor:
+    """How many frames inputs of these lengths become; `ratio`: frames by input positions."""
+    method = next((m for name in FRAMES_METHODS if (m := getattr(encoder, name, None))), None)
+    if method is None:
+        return (lengths * ratio).ceil()
+    try:
+        counts = method(lengths)
+    except (TypeError, ValueError, RuntimeError):  # Moonshine counts one utterance at a time
+        return lengths.new_tensor([method(length) for length in lengths.tolist()])
+    # Some count behind the first convolutions, and behind all.
+    return counts[-1] if isinstance(counts, tuple) else counts
+
+
 def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tensor:
     """`mask` as booleans, or all True over two axes of `values`."""
     if mask is None:
@@ -172,3 +193,128 @@ def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tenso
             *(values.shape[axis] for axis in axes), dtype=torch.bool, device=values.device
         )
     return mask != 0
+
+
+class MTMMEncoders(PreTrainedModel):
+    """The part of [`MTMMModel`] that runs its two encoders."""
+
+    config: Any  # an MTMMConfig
+    audio_model: Any  # of any family: PreTrainedModel names little of what they share
+    text_model: Any
+
+    def _adopt_encoders(self) -> None:
+        """What must hold for the encoders, wherever they came from."""
+        self._audio_input = EncoderInput.of(self.audio_model)
+        self._text_input = EncoderInput.of(self.text_model)
+        encoders = {"audio": self.audio_model, "text": self.text_model}
+        for modality, encoder in encoders.items():
+            for config in (encoder.config, self.config.encoder_config(modality)):
+                config._name_or_path = ""  # else a private path is saved and published
+                config.return_dict = True  # its outputs are read by name
+            if self.config.encoder_layers == "weighted":
+                # Now, since the first call would take a lock, which torch.compile cannot trace.
+                maybe_install_capturing_hooks(encoder)
+        self._freeze_encoders()
+
+    def _freeze_encoders(self) -> None:
+        if self.config.freeze_audio_encoder:
+            self.audio_model.requires_grad_(False)
+        if self.config.freeze_text_encoder:
+            self.text_model.requires_grad_(False)
+        # A weight that no forward pass reads gets no gradient, and DistributedDataParallel would stop.
+        augmented = getattr(self.audio_model.config, "apply_spec_augment", True)
+        for name, parameter in self.named_parameters():
+            if name.startswith(UNUSED_WEIGHTS) and not (
+                name.startswith("audio_model.") and augmented
+            ):
+                parameter.requires_grad_(False)
+        if self._audio_input.mels_first and hasattr(self.audio_model, "embed_positions"):
+            self.audio_model.embed_positions.requires_grad_(False)  # Whisper's sinusoids are fixed
+
+    def encode_audio(
+        self, input_values: Tensor, audio_attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The acoustic encoder's states, as `forward` takes them back.
+
+        Args:
+            input_values: Waveforms (batch, time) or log-mel spectra, (batch, mels, frames) for
+                Whisper's kind, (batch, frames, mels) for others.
+            audio_attention_mask: (batch, time or frames), 1 = real, real positions first; None = all.
+
+        Returns:
+            `acoustic_states` (batch, frames, width), or (batch, layers, frames, width) with
+            `encoder_layers="weighted"`, and `acoustic_attention_mask` (batch, frames) of booleans;
+            with an `acoustic_stride`, a frame is the mean of so many of the encoder's.
+        """
+        encoder, takes = self.audio_model, self._audio_input
+        mask = as_mask(audio_attention_mask, input_values, axes=(0, takes.time_axis(input_values)))
+        if input_values.dim() == 2:  # waveforms: the encoder fails on less than one frame
+            missing = max(takes.shortest - input_values.shape[1], 0)
+            input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
+        inputs = takes.arguments(input_values.to(encoder.dtype), mask)
+        states = self._run_encoder("audio", inputs)
+        return _acoustic_frames(encoder, states, mask, self.config.acoustic_stride)
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The linguistic encoder's states, as `forward` takes them back.
+
+        Args:
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens), 1 = real, real positions first; None = all.
+
+        Returns:
+            `linguistic_states` (batch, tokens, width), or (batch, layers, tokens, width) with
+            `encoder_layers="weighted"`, and `linguistic_attention_mask` (batch, tokens) of booleans.
+        """
+        mask = as_mask(attention_mask, input_ids, axes=(0, -1))
+        inputs = self._text_input.arguments(input_ids, mask)
+        return self._run_encoder("text", inputs), mask
+
+    def _run_encoder(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
+        encoder = self.audio_model if modality == "audio" else self.text_model
+        trainable = _is_trainable(encoder)
+        if encoder.training != (self.training and trainable):
+            encoder.train(self.training and trainable)  # frozen: no dropout, whatever the rest does
+        layers = self.config.mixed_layers(modality)
+        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
+            if not layers:
+                return encoder(**inputs).last_hidden_state
+            output = encoder(**inputs, output_hidden_states=True)
+            # The last one as the encoder returns it: HuBERT-large's norm is behind its last layer.
+            states = (*output.hidden_states[:-1], output.last_hidden_state)
+            return torch.stack([states[layer] for layer in layers], dim=1)
+
+    def _states_of(
+        self,
+        modality: str,
+        given: Tensor,
+        inputs: Tensor | None,
+        inputs_mask: Tensor | None,
+        states: Tensor | None,
+        states_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One modality's encoder states and mask, whichever way it was given; zeros if absent."""
+        audio = modality == "audio"
+        dtype = self.fusion.output_norm.weight.dtype
+        if states is not None:
+            return states.to(dtype), as_mask(states_mask, states, axes=(0, -2))
+        encode = self.encode_audio if audio else self.encode_text
+        if inputs is not None:
+            states, mask = encode(inputs, inputs_mask)
+            return states.to(dtype), mask
+        encoder = self.audio_model if audio else self.text_model
+        takes = self._audio_input if audio else self._text_input
+        batch = given.shape[0]
+        if torch.is_grad_enabled() and _is_trainable(encoder):
+            # Every trainable parameter must get a gradient, and under FSDP every process must enter
+            # the encoder, so one empty utterance passes through it; its mask hides it.
+            pad_token_id = getattr(encoder.config, "pad_token_id", None) or 0
+            states = encode(takes.empty(given.device, pad_token_id))[0].to(dtype)
+            states = states.expand(batch, *states.shape[1:])
+        else:
+            layers = len(self.config.mixed_layers(modality))
+            shape = (batch, *([layers] if layers else []), 1, takes.width)
+            states = torch.zeros(shape, dtype=dtype, device=given.device)
+        return states, torch.zeros(batch, states.shape[-2], dtype=torch.bool, device=given.device)

@@ -9,7 +9,7 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,15 @@ class FusionOutput:
     bridge_states: Tensor | None
     acoustic_bridge_attentions: tuple[Tensor, ...] | None
     linguistic_bridge_attentions: tuple[Tensor, ...] | None
-    hidden_states: tuple[Tensor, Tensor]
+    hidden_states: tuple[Tensor, Tensor] | None
+
+
+class Stream(NamedTuple):
+    """States of one modality (batch, time, hidden), which are real (batch, time), and what was read."""
+
+    states: Tensor
+    mask: Tensor
+    attentions: tuple[Tensor, ...] | None = None
 
 
 # ---- attention ---------------------------------------------------------------------------------
@@ -242,12 +250,9 @@ class MTMMFusion(nn.Module):
             shape = (config.num_bridge_tokens, config.hidden_size)
             self.acoustic_bridge_tokens = nn.Parameter(torch.zeros(shape))
             self.linguistic_bridge_tokens = nn.Parameter(torch.zeros(shape))
-        self.acoustic_interaction = _layers(
-            MTMMInteractionLayer, config, config.num_interaction_layers
-        )
-        self.linguistic_interaction = _layers(
-            MTMMInteractionLayer, config, config.num_interaction_layers
-        )
+        interaction_layers = config.num_interaction_layers
+        self.acoustic_interaction = _layers(MTMMInteractionLayer, config, interaction_layers)
+        self.linguistic_interaction = _layers(MTMMInteractionLayer, config, interaction_layers)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
@@ -270,84 +275,60 @@ class MTMMFusion(nn.Module):
         Returns:
             An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
         """
-        acoustic = self.acoustic_input(acoustic_states)
-        acoustic = _refine(self.acoustic_refinement, self.acoustic_norm, acoustic, acoustic_mask)
-        linguistic = self.linguistic_input(linguistic_states)
-        linguistic = _refine(
-            self.linguistic_refinement, self.linguistic_norm, linguistic, linguistic_mask
+        acoustic = _refine(
+            self.acoustic_refinement,
+            self.acoustic_norm,
+            Stream(self.acoustic_input(acoustic_states), acoustic_mask),
         )
-        if self.config.use_bridge_tokens:
-            streams = self._bridge(
-                acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions
-            )
-        else:
-            streams = self._query_each_other(
-                acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions
-            )
-        (a_states, a_mask, a_weights), (l_states, l_mask, l_weights) = streams
-        a_states, l_states = self.output_norm(a_states), self.output_norm(l_states)
+        linguistic = _refine(
+            self.linguistic_refinement,
+            self.linguistic_norm,
+            Stream(self.linguistic_input(linguistic_states), linguistic_mask),
+        )
+        read = self._bridge if self.config.use_bridge_tokens else self._query_each_other
+        streams = read(acoustic, linguistic, output_attentions)
+        streams = [s._replace(states=self.output_norm(s.states)) for s in streams]
         bridge_states = None
         if self.config.use_bridge_tokens:
             bridge_states = torch.cat(
-                [zero_unless(a_mask.any(-1), a_states), zero_unless(l_mask.any(-1), l_states)],
-                dim=1,
+                [zero_unless(s.mask.any(-1), s.states) for s in streams], dim=1
             )
         return FusionOutput(
-            fused_state=_mean_of_present(a_states, a_mask, l_states, l_mask),
+            fused_state=_mean_of_present(*streams),
             bridge_states=bridge_states,
-            acoustic_bridge_attentions=a_weights,
-            linguistic_bridge_attentions=l_weights,
-            hidden_states=(acoustic, linguistic),
+            acoustic_bridge_attentions=streams[0].attentions,
+            linguistic_bridge_attentions=streams[1].attentions,
+            hidden_states=(acoustic.states, linguistic.states),
         )
 
     def _bridge(
-        self,
-        acoustic: Tensor,
-        a_mask: Tensor,
-        linguistic: Tensor,
-        l_mask: Tensor,
-        output_attentions: bool,
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        self, acoustic: Stream, linguistic: Stream, output_attentions: bool
+    ) -> tuple[Stream, Stream]:
         """Both bridge sets read: e_a = MultiHead(Q_a, K, V), e_t likewise (paper, section 3)."""
-        crossed = self.config.bridge_wiring == "crossed"
-        a_values, l_values = acoustic, linguistic
-        if crossed:
+        a_values, l_values = acoustic.states, linguistic.states
+        if self.config.bridge_wiring == "crossed":
             # An absent modality's place is taken by the present one, so every set has keys and values.
-            acoustic, a_mask, linguistic, l_mask = _substitute_absent(
-                acoustic, a_mask, linguistic, l_mask
-            )
-            a_values = align_values(linguistic, l_mask, a_mask)
-            l_values = align_values(acoustic, a_mask, l_mask)
-        batch = acoustic.shape[0]
-        a_tokens = self.acoustic_bridge_tokens.expand(batch, -1, -1)
-        l_tokens = self.linguistic_bridge_tokens.expand(batch, -1, -1)
-        a_states, a_weights = _interact(
-            self.acoustic_interaction, a_tokens, acoustic, a_values, a_mask, output_attentions
+            acoustic, linguistic = _substitute_absent(acoustic, linguistic)
+            a_values = align_values(linguistic.states, linguistic.mask, acoustic.mask)
+            l_values = align_values(acoustic.states, acoustic.mask, linguistic.mask)
+        a_tokens = _bridge_set(self.acoustic_bridge_tokens, acoustic)
+        l_tokens = _bridge_set(self.linguistic_bridge_tokens, linguistic)
+        return (
+            _interact(self.acoustic_interaction, a_tokens, acoustic, a_values, output_attentions),
+            _interact(
+                self.linguistic_interaction, l_tokens, linguistic, l_values, output_attentions
+            ),
         )
-        l_states, l_weights = _interact(
-            self.linguistic_interaction, l_tokens, linguistic, l_values, l_mask, output_attentions
-        )
-        # In direct wiring a set whose modality is absent is left out of the mean.
-        a_present = a_mask.any(-1, keepdim=True).expand(-1, a_states.shape[1])
-        l_present = l_mask.any(-1, keepdim=True).expand(-1, l_states.shape[1])
-        return (a_states, a_present, a_weights), (l_states, l_present, l_weights)
 
     def _query_each_other(
-        self,
-        acoustic: Tensor,
-        a_mask: Tensor,
-        linguistic: Tensor,
-        l_mask: Tensor,
-        output_attentions: bool,
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        self, acoustic: Stream, linguistic: Stream, output_attentions: bool
+    ) -> tuple[Stream, Stream]:
         """Without bridge tokens: acoustic states query linguistic ones, and the other way round."""
-        a_states, a_weights = _interact(
-            self.acoustic_interaction, acoustic, linguistic, linguistic, l_mask, output_attentions
+        layers, others = self.acoustic_interaction, self.linguistic_interaction
+        return (
+            _interact(layers, acoustic, linguistic, linguistic.states, output_attentions),
+            _interact(others, linguistic, acoustic, acoustic.states, output_attentions),
         )
-        l_states, l_weights = _interact(
-            self.linguistic_interaction, linguistic, acoustic, acoustic, a_mask, output_attentions
-        )
-        return (a_states, a_mask, a_weights), (l_states, l_mask, l_weights)
 
 
 def align_weights(value_lengths: Tensor, key_lengths: Tensor, values: int, keys: int) -> Tensor:
@@ -395,27 +376,29 @@ def _layers(layer: type[nn.Module], config: Any, count: int) -> nn.ModuleList:
     return nn.ModuleList(layer(config) for _ in range(count))
 
 
-def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, states: Tensor, mask: Tensor) -> Tensor:
+def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, stream: Stream) -> Stream:
     """Refined states; zeros at padding and for absent modalities."""
-    kernel_mask = unmask_absent(mask)
+    states, kernel_mask = stream.states, unmask_absent(stream.mask)
     for layer in layers:
         states = layer(states, kernel_mask)
-    return torch.where(mask[..., None], norm(states), 0.0)
+    return Stream(torch.where(stream.mask[..., None], norm(states), 0.0), stream.mask)
+
+
+def _bridge_set(tokens: Tensor, keys: Stream) -> Stream:
+    """Bridge tokens for each utterance; where it has no keys, the set is left out of the mean."""
+    present = keys.mask.any(-1, keepdim=True).expand(-1, len(tokens))
+    return Stream(tokens.expand(len(keys.mask), -1, -1), present)
 
 
 def _interact(
-    layers: nn.ModuleList,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    key_mask: Tensor,
-    output_attentions: bool,
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    all_weights: tuple[Tensor, ...] = ()
+    layers: nn.ModuleList, queries: Stream, keys: Stream, values: Tensor, output_attentions: bool
+) -> Stream:
+    """The queries after reading `values`, with the attention weights of each layer if asked for."""
+    states, attentions = queries.states, []
     for layer in layers:
-        queries, weights = layer(queries, keys, values, key_mask, output_attentions)
-        all_weights += (weights,)
-    return queries, all_weights if output_attentions else None
+        states, weights = layer(states, keys.states, values, keys.mask, output_attentions)
+        attentions.append(weights)
+    return Stream(states, queries.mask, tuple(attentions) if output_attentions else None)
 
 
 def unmask_absent(mask: Tensor) -> Tensor:
@@ -428,37 +411,39 @@ def zero_unless(present: Tensor, states: Tensor) -> Tensor:
     return torch.where(present.view(-1, *[1] * (states.dim() - 1)), states, 0.0)
 
 
-def _substitute_absent(
-    acoustic: Tensor, a_mask: Tensor, linguistic: Tensor, l_mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _substitute_absent(acoustic: Stream, linguistic: Stream) -> tuple[Stream, Stream]:
     """Both streams padded to one length, an absent one replaced by the present one."""
-    keys = max(acoustic.shape[1], linguistic.shape[1])
-    acoustic = F.pad(acoustic, (0, 0, 0, keys - acoustic.shape[1]))
-    linguistic = F.pad(linguistic, (0, 0, 0, keys - linguistic.shape[1]))
+    longest = max(acoustic.states.shape[1], linguistic.states.shape[1])
+    acoustic, linguistic = _padded(acoustic, longest), _padded(linguistic, longest)
+    return _or_else(acoustic, linguistic), _or_else(linguistic, acoustic)
+
+
+def _padded(stream: Stream, length: int) -> Stream:
+    missing = length - stream.states.shape[1]
     # As numbers: of padded booleans torch 2.13 makes C++ code that does not compile.
-    a_mask = F.pad(a_mask.long(), (0, keys - a_mask.shape[1])) != 0
-    l_mask = F.pad(l_mask.long(), (0, keys - l_mask.shape[1])) != 0
-    a_present, l_present = a_mask.any(-1, keepdim=True), l_mask.any(-1, keepdim=True)
-    # Masks by logic: onnxruntime has no `where` of booleans.
-    return (
-        torch.where(a_present[..., None], acoustic, linguistic),
-        a_mask | (l_mask & ~a_present),
-        torch.where(l_present[..., None], linguistic, acoustic),
-        l_mask | (a_mask & ~l_present),
-    )
+    mask = F.pad(stream.mask.long(), (0, missing)) != 0
+    return Stream(F.pad(stream.states, (0, 0, 0, missing)), mask)
 
 
-def _mean_of_present(a_states: Tensor, a_mask: Tensor, l_states: Tensor, l_mask: Tensor) -> Tensor:
+def _or_else(stream: Stream, other: Stream) -> Stream:
+    present = stream.mask.any(-1, keepdim=True)
+    # The mask by logic: onnxruntime has no `where` of booleans.
+    mask = stream.mask | (other.mask & ~present)
+    return Stream(torch.where(present[..., None], stream.states, other.states), mask)
+
+
+def _mean_of_present(*streams: Stream) -> Tensor:
     """Mean over each stream's real positions, then over the streams that are there: (batch, hidden).
 
     NaN for an utterance without either: what nobody said must not get an emotion in silence.
     """
-    means, present = [], []
-    for states, mask in ((a_states, a_mask), (l_states, l_mask)):
+    sums, counts = [], []
+    for states, mask, _ in streams:
         total = torch.where(mask[..., None], states, 0.0).sum(1)
-        means.append(total / mask.sum(-1, keepdim=True).clamp(min=1))
-        present.append(mask.any(-1, keepdim=True).to(states.dtype))
-    return (means[0] * present[0] + means[1] * present[1]) / (present[0] + present[1])
+        present = mask.any(-1, keepdim=True).to(states.dtype)
+        sums.append(total / mask.sum(-1, keepdim=True).clamp(min=1) * present)
+        counts.append(present)
+    return (sums[0] + sums[1]) / (counts[0] + counts[1])
 
 
 def carry_to_values(

@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
-from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 # The only imports among the Hub files. Relative first: as remote code these are neighbours in a
 # package; in a checkout they are top-level modules. Processor and pipeline are named here so that
@@ -27,38 +24,24 @@ try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .configuration_mtmm import MTMMConfig
         from .encoders_mtmm import (
-            EncoderInput,
+            UNUSED_WEIGHTS,
+            MTMMEncoders,
             as_mask,
-            average_frames,
             build_encoder,
-            encoder_width,
-            frame_mask,
-            is_trainable,
             load_encoder,
         )
-        from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, unmask_absent
+        from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
 except ImportError:
     from configuration_mtmm import MTMMConfig
-    from encoders_mtmm import (
-        EncoderInput,
-        as_mask,
-        average_frames,
-        build_encoder,
-        encoder_width,
-        frame_mask,
-        is_trainable,
-        load_encoder,
-    )
-    from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, unmask_absent
+    from encoders_mtmm import UNUSED_WEIGHTS, MTMMEncoders, as_mask, build_encoder, load_encoder
+    from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
 
-# Weights that no forward pass reads; the second one only where there is no SpecAugment.
-UNUSED_WEIGHTS = ("text_model.pooler.", "audio_model.masked_spec_embed")
 MASKS = ("audio_attention_mask", "attention_mask")
 MASKS += ("acoustic_attention_mask", "linguistic_attention_mask")
 
@@ -100,14 +83,15 @@ class MTMMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
-# ---- heads and loss ----------------------------------------------------------------------------
+class MTMMModel(MTMMEncoders):
+    """Emotions and dimensions of utterances, from audio, text or both.
 
+    Built from a configuration alone, with random weights. [`from_encoders_pretrained`] starts from
+    pretrained encoders, [`from_pretrained`] loads a trained model.
 
-# ---- the model ---------------------------------------------------------------------------------
-
-
-class MTMMPreTrainedModel(PreTrainedModel):
-    """What transformers must know of every MTMM model: its configuration, inputs and attention kinds."""
+    Args:
+        config ([`MTMMConfig`]): Checked again, since fields may have been set after it was made.
+    """
 
     config: MTMMConfig
     config_class = MTMMConfig
@@ -120,6 +104,20 @@ class MTMMPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # Trainer must not divide by the number of labelled items: CCC is no sum over items.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: MTMMConfig) -> None:
+        config.validate()
+        super().__init__(config)
+        self.audio_model = build_encoder(config.encoder_config("audio"))
+        self.text_model = build_encoder(config.encoder_config("text"))
+        self._adopt_encoders()
+        self.fusion = MTMMFusion(config, self._audio_input.width, self._text_input.width)
+        self.emotion_head = MTMMHead(config, len(config.emotion_names))
+        self.dimension_head = MTMMHead(config, len(config.dimension_names))
+        self._labels_seen: Tensor | None = None
+        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -130,36 +128,6 @@ class MTMMPreTrainedModel(PreTrainedModel):
             init.normal_(module.linguistic_bridge_tokens, std=std)
         if isinstance(module, MTMMInput) and module.weighted:
             init.zeros_(module.layer_weights)  # all layers count alike
-
-
-class MTMMModel(MTMMPreTrainedModel):
-    """Emotions and dimensions of utterances, from audio, text or both.
-
-    Built from a configuration alone, with random weights. [`from_encoders_pretrained`] starts from
-    pretrained encoders, [`from_pretrained`] loads a trained model.
-
-    Args:
-        config ([`MTMMConfig`]): Checked again, since fields may have been set after it was made.
-    """
-
-    # Trainer must not divide by the number of labelled items: CCC is no sum over items.
-    accepts_loss_kwargs = False
-
-    audio_model: Any  # of any family: PreTrainedModel names little of what they share
-    text_model: Any
-
-    def __init__(self, config: MTMMConfig) -> None:
-        config.validate()
-        super().__init__(config)
-        self.audio_model = build_encoder(config.encoder_config("audio"))
-        self.text_model = build_encoder(config.encoder_config("text"))
-        widths = encoder_width(self.audio_model), encoder_width(self.text_model)
-        self.fusion = MTMMFusion(config, *widths)
-        self.emotion_head = MTMMHead(config, len(config.emotion_names))
-        self.dimension_head = MTMMHead(config, len(config.dimension_names))
-        self._labels_seen: Tensor | None = None
-        self._adopt_encoders()
-        self.post_init()
 
     def _forget_outputs(self, drawn: set[str]) -> None:
         """Weights of these names are random now, so what is predicted through them is untrained."""
@@ -172,35 +140,6 @@ class MTMMModel(MTMMPreTrainedModel):
         if lost:
             kept = [name for name in self.config.trained_outputs if name not in lost]
             self.config.trained_outputs = tuple(kept)
-
-    def _adopt_encoders(self) -> None:
-        """What must hold for the encoders, wherever they came from."""
-        self._audio_input = EncoderInput.of(self.audio_model)
-        self._text_input = EncoderInput.of(self.text_model)
-        encoders = {"audio": self.audio_model, "text": self.text_model}
-        for modality, encoder in encoders.items():
-            for config in (encoder.config, self.config.encoder_config(modality)):
-                config._name_or_path = ""  # else a private path is saved and published
-                config.return_dict = True  # its outputs are read by name
-            if self.config.encoder_layers == "weighted":
-                # Now, since the first call would take a lock, which torch.compile cannot trace.
-                maybe_install_capturing_hooks(encoder)
-        self._freeze_encoders()
-
-    def _freeze_encoders(self) -> None:
-        if self.config.freeze_audio_encoder:
-            self.audio_model.requires_grad_(False)
-        if self.config.freeze_text_encoder:
-            self.text_model.requires_grad_(False)
-        # A weight that no forward pass reads gets no gradient, and DistributedDataParallel would stop.
-        augmented = getattr(self.audio_model.config, "apply_spec_augment", True)
-        for name, parameter in self.named_parameters():
-            if name.startswith(UNUSED_WEIGHTS) and not (
-                name.startswith("audio_model.") and augmented
-            ):
-                parameter.requires_grad_(False)
-        if self._audio_input.mels_first and hasattr(self.audio_model, "embed_positions"):
-            self.audio_model.embed_positions.requires_grad_(False)  # Whisper's sinusoids are fixed
 
     @classmethod
     def from_pretrained(
@@ -284,62 +223,6 @@ class MTMMModel(MTMMPreTrainedModel):
         self._record_trained_outputs()
         super().save_pretrained(*args, **kwargs)
 
-    def encode_audio(
-        self, input_values: Tensor, audio_attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The acoustic encoder's states, as `forward` takes them back.
-
-        Args:
-            input_values: Waveforms (batch, time) or log-mel spectra, (batch, mels, frames) for
-                Whisper's kind, (batch, frames, mels) for others.
-            audio_attention_mask: (batch, time or frames), 1 = real, real positions first; None = all.
-
-        Returns:
-            `acoustic_states` (batch, frames, width), or (batch, layers, frames, width) with
-            `encoder_layers="weighted"`, and `acoustic_attention_mask` (batch, frames) of booleans;
-            with an `acoustic_stride`, a frame is the mean of so many of the encoder's.
-        """
-        encoder, takes = self.audio_model, self._audio_input
-        mask = as_mask(audio_attention_mask, input_values, axes=(0, takes.time_axis(input_values)))
-        if input_values.dim() == 2:  # waveforms: the encoder fails on less than one frame
-            missing = max(takes.shortest - input_values.shape[1], 0)
-            input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
-        inputs = takes.arguments(input_values.to(encoder.dtype), unmask_absent(mask))
-        states = self._run_encoder("audio", inputs)
-        real = frame_mask(encoder, mask, states.shape[-2])
-        return average_frames(states, real, self.config.acoustic_stride)
-
-    def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The linguistic encoder's states, as `forward` takes them back.
-
-        Args:
-            input_ids: (batch, tokens).
-            attention_mask: (batch, tokens), 1 = real, real positions first; None = all.
-
-        Returns:
-            `linguistic_states` (batch, tokens, width), or (batch, layers, tokens, width) with
-            `encoder_layers="weighted"`, and `linguistic_attention_mask` (batch, tokens) of booleans.
-        """
-        mask = as_mask(attention_mask, input_ids, axes=(0, -1))
-        inputs = self._text_input.arguments(input_ids, unmask_absent(mask))
-        return self._run_encoder("text", inputs), mask
-
-    def _run_encoder(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
-        encoder = self.audio_model if modality == "audio" else self.text_model
-        trainable = is_trainable(encoder)
-        if encoder.training != (self.training and trainable):
-            encoder.train(self.training and trainable)  # frozen: no dropout, whatever the rest does
-        layers = self.config.mixed_layers(modality)
-        with torch.set_grad_enabled(trainable and torch.is_grad_enabled()):
-            if not layers:
-                return encoder(**inputs).last_hidden_state
-            output = encoder(**inputs, output_hidden_states=True)
-            # The last one as the encoder returns it: HuBERT-large's norm is behind its last layer.
-            states = (*output.hidden_states[:-1], output.last_hidden_state)
-            return torch.stack([states[layer] for layer in layers], dim=1)
-
     @can_return_tuple  # type: ignore[untyped-decorator]  # of transformers
     def forward(
         self,
@@ -369,9 +252,9 @@ class MTMMModel(MTMMPreTrainedModel):
             audio_attention_mask: (batch, time or frames), 1 = real, real positions first.
             input_ids: (batch, tokens).
             attention_mask: The text's: (batch, tokens), 1 = real, real positions first.
-            acoustic_states: Instead of `input_values`: what [`encode_audio`] returned.
+            acoustic_states: Used instead of `input_values`: what [`encode_audio`] returned.
             acoustic_attention_mask: (batch, frames).
-            linguistic_states: Instead of `input_ids`: what [`encode_text`] returned.
+            linguistic_states: Used instead of `input_ids`: what [`encode_text`] returned.
             linguistic_attention_mask: (batch, tokens).
             emotion_labels: (batch,), −100 = absent.
             dimension_labels: (batch, dimensions), on the scale of `config.dimension_range`,
@@ -382,8 +265,8 @@ class MTMMModel(MTMMPreTrainedModel):
             output_hidden_states: Return the refined states.
 
         Raises:
-            ValueError: No modality at all; both inputs and states of one modality; different numbers
-                of utterances; labels of another shape. Only where masks are in the CPU's memory, so
+            ValueError: No modality at all; different numbers of utterances; labels of another shape.
+                Only where masks are in the CPU's memory, so
                 that no GPU has to wait: an utterance without either modality (its outputs are NaN
                 elsewhere), audio shorter than the encoder's receptive field, padding on the left.
         """
@@ -393,9 +276,16 @@ class MTMMModel(MTMMPreTrainedModel):
             output_hidden_states = bool(self.config.output_hidden_states)
         audio = (input_values, audio_attention_mask, acoustic_states, acoustic_attention_mask)
         text = (input_ids, attention_mask, linguistic_states, linguistic_attention_mask)
-        given = _one_of_each(*audio[::2], *text[::2])
-        acoustic, acoustic_mask = self._states("audio", given, *audio)
-        linguistic, linguistic_mask = self._states("text", given, *text)
+        inputs = [tensor for tensor in (*audio[::2], *text[::2]) if tensor is not None]
+        if len({len(tensor) for tensor in inputs}) != 1:
+            raise ValueError(
+                "MTMMModel needs audio (`input_values` or `acoustic_states`) or text (`input_ids` or "
+                "`linguistic_states`) or both, of the same utterances; it got "
+                f"{[len(tensor) for tensor in inputs]} utterances."
+            )
+        given = inputs[0]
+        acoustic, acoustic_mask = self._states_of("audio", given, *audio)
+        linguistic, linguistic_mask = self._states_of("text", given, *text)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (audio_attention_mask, attention_mask)
             masks += (acoustic_attention_mask, linguistic_attention_mask)
@@ -419,17 +309,15 @@ class MTMMModel(MTMMPreTrainedModel):
             loss = emotion_loss + dimension_loss
             if self.training and not torch.compiler.is_compiling():
                 self._see_labels(emotion_labels, dimension_labels)
+        if not output_hidden_states:
+            fused.hidden_states = None
         return MTMMOutput(
             loss=loss,
             emotion_loss=emotion_loss,
             dimension_loss=dimension_loss,
             emotion_logits=logits,
             dimensions=dimensions,
-            fused_state=fused.fused_state,
-            bridge_states=fused.bridge_states,
-            acoustic_bridge_attentions=fused.acoustic_bridge_attentions,
-            linguistic_bridge_attentions=fused.linguistic_bridge_attentions,
-            hidden_states=fused.hidden_states if output_hidden_states else None,
+            **vars(fused),
         )
 
     def bridge_contributions(
@@ -469,39 +357,6 @@ class MTMMModel(MTMMPreTrainedModel):
         total = (acoustic.sum(-1) + linguistic.sum(-1))[:, None]
         return acoustic / total, linguistic / total
 
-    def _states(
-        self,
-        modality: str,
-        given: Tensor,
-        inputs: Tensor | None,
-        inputs_mask: Tensor | None,
-        states: Tensor | None,
-        states_mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """One modality's encoder states and mask, whichever way it was given; zeros if absent."""
-        audio = modality == "audio"
-        dtype = self.fusion.output_norm.weight.dtype
-        if states is not None:
-            return states.to(dtype), as_mask(states_mask, states, axes=(0, -2))
-        encode = self.encode_audio if audio else self.encode_text
-        if inputs is not None:
-            states, mask = encode(inputs, inputs_mask)
-            return states.to(dtype), mask
-        encoder = self.audio_model if audio else self.text_model
-        batch = given.shape[0]
-        if torch.is_grad_enabled() and is_trainable(encoder):
-            # Every trainable parameter must get a gradient, and under FSDP every process must enter
-            # the encoder, so one empty utterance passes through it; its mask hides it.
-            takes = self._audio_input if audio else self._text_input
-            pad_token_id = getattr(encoder.config, "pad_token_id", None) or 0
-            states = encode(takes.empty(given.device, pad_token_id))[0].to(dtype)
-            states = states.expand(batch, *states.shape[1:])
-        else:
-            layers = len(self.config.mixed_layers(modality))
-            shape = (batch, *([layers] if layers else []), 1, encoder_width(encoder))
-            states = torch.zeros(shape, dtype=dtype, device=given.device)
-        return states, torch.zeros(batch, states.shape[-2], dtype=torch.bool, device=given.device)
-
     def _see_labels(self, emotion_labels: Tensor | None, dimension_labels: Tensor | None) -> None:
         """Remember which outputs had labels; on a GPU they are read later, since that is a wait."""
         given = emotion_labels if dimension_labels is None else dimension_labels
@@ -535,34 +390,6 @@ def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
     return at_least_float32(torch.stack(layers)).mean(dim=(0, 2, 3))
 
 
-def _one_of_each(
-    input_values: Tensor | None,
-    acoustic_states: Tensor | None,
-    input_ids: Tensor | None,
-    linguistic_states: Tensor | None,
-) -> Tensor:
-    """The first of what was given, each modality once and of the same number of utterances."""
-    inputs = (input_values, acoustic_states, input_ids, linguistic_states)
-    given = [tensor for tensor in inputs if tensor is not None]
-    twice = [
-        names
-        for names, *pair in (
-            ("`input_values` and `acoustic_states`", input_values, acoustic_states),
-            ("`input_ids` and `linguistic_states`", input_ids, linguistic_states),
-        )
-        if all(tensor is not None for tensor in pair)
-    ]
-    sizes = [len(tensor) for tensor in given]
-    for wrong, text in (
-        (not given, "neither audio nor text; give `input_values`, `input_ids` or both"),
-        (twice, f"both {' and '.join(twice)}; give the input or its encoder states"),
-        (len(set(sizes)) > 1, f"{sizes} utterances of audio and text; give as many of each"),
-    ):
-        if wrong:
-            raise ValueError(f"MTMMModel got {text}.")
-    return given[0]
-
-
 def _refuse_rows(
     input_values: Tensor | None,
     masks: tuple[Tensor | None, ...],
@@ -586,14 +413,12 @@ def _refuse_rows(
 
 def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
     """`found` is what transformers tells of loading; `told`: the caller will read of it."""
-    problems = []
-    for words, keys in (
+    kinds = (
         ("missing", () if told else found["missing_keys"]),
         ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
         ("left over", () if told else found["unexpected_keys"]),
-    ):
-        if keys:
-            problems.append(f"{len(keys)} {words}, such as {min(keys)!r}")
+    )
+    problems = [f"{len(keys)} {words}, such as {min(keys)!r}" for words, keys in kinds if keys]
     if problems:
         raise ValueError(
             f"{name} does not have the weights that its configuration describes: {'; '.join(problems)}. "
