@@ -72,9 +72,12 @@ def run_command(work: Callable[[], int | None]) -> int:
 
 def _of_users() -> tuple[type[Exception], ...]:
     """Errors that inputs, files and machines bring; others show where they come from."""
-    from safetensors import SafetensorError  # not above: what only parses imports no library
+    # Not above: what only parses imports no library.
+    from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
+    from safetensors import SafetensorError
 
-    return (ValueError, OSError, RuntimeError, MemoryError, SafetensorError)
+    ours = (ValueError, OSError, RuntimeError, MemoryError)
+    return (*ours, SafetensorError, StrictDataclassError)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 # What a caller may be told by; any other exception is a crash.
-ERRORS = (ValueError, TypeError, OSError, SystemExit)
+ERRORS = (ValueError, TypeError, OSError, SystemExit, StrictDataclassError)
 
 
 @dataclass(frozen=True)

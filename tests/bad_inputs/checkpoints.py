@@ -30,10 +30,6 @@ def config(error: str | None, **fields: Any) -> Case:
     return Case(f"config: {shown}", lambda folder: MTMMConfig.tiny(**fields), error)
 
 
-def wrong_type(name: str, value: object) -> Case:
-    return config(f"MTMMConfig: `{name}=.*` is not allowed; its type must be ", **{name: value})
-
-
 def saved(
     name: str, damage: Damage, error: str | None, load: Callable[[Path], Any] | None = None
 ) -> Case:
@@ -110,10 +106,6 @@ def weights(change: Callable[[Weights], object]) -> Damage:
     return damage
 
 
-def _cast(kind: torch.dtype) -> Callable[[Weights], object]:
-    return lambda tensors: tensors.update({k: t.to(kind) for k, t in tensors.items()})
-
-
 def _encoder_alone(tensors: Weights) -> None:
     for name in list(tensors):
         tensor = tensors.pop(name)
@@ -130,117 +122,55 @@ def _of_other_model(**overrides: Any) -> Damage:
     return damage
 
 
-DAMAGED = "weights in .* are damaged: .*model.safetensors.* Copy or save them again"
-OTHER_WEIGHTS = "not have the weights that its configuration describes: .*Give the folder as it was"
-NO_JSON = "config.json' is not a valid JSON file"
-NOT_OURS = "where 'mtmm' is needed; give the folder or the Hub id of an MTMM model"
-WHOLE = "must be a whole number of at least 1"
-NAN = float("nan")
+DAMAGED, CONFIG_FILE = "model.*damaged", "model.*config.json"
 
 CASES = [
     # ---- configurations
-    config("no field `num_bridge_token`; did you mean `num_bridge_tokens`", num_bridge_token=3),
+    config("num_bridge_tokens", num_bridge_token=3),
     config(None, something_else=3),  # transformers keeps what it does not know
-    *(
-        wrong_type(name, value)
-        for name, value in {
-            "num_bridge_tokens": "30",
-            "num_attention_heads": True,
-            "hidden_size": NAN,
-            "intermediate_size": None,
-            "num_refinement_layers": 1.0,
-            "encoder_layers": None,
-            "hidden_dropout": "0.1",
-            "temperature": [1.0],
-            "use_refinement": 1,
-            "freeze_audio_encoder": "yes",
-            "id2label": ["sad", "happy"],
-            "label2id": {0: "sad"},
-            "dimension_names": "valence",
-            "dimension_range": ["1", "5"],
-            "dimension_loss_weights": 0.3,
-            "trained_outputs": None,
-            "audio_config": "hubert",
-            "text_config": 3,
-        }.items()
-    ),
-    config(WHOLE, num_bridge_tokens=0),
-    config(WHOLE, hidden_size=-32),
-    config("at most 1,000,000", hidden_size=10**12),
-    config("must be a divisor of hidden_size=32", num_attention_heads=5),
-    config("from 0 up to", attention_dropout=NAN),
-    config("finite number above 0", temperature=NAN),
-    config("finite number above 0", temperature=1e-320),
-    config("two finite numbers, the lower one first", dimension_range=[5, 1]),
-    config("two finite numbers", dimension_range=[1, 10**400]),
-    config("each of valence, arousal", dimension_loss_weights=[0.3]),
-    config("the inverse of id2label", label2id={"sad": 0}),
-    config("keys must be the indices", id2label={"a": "sad", "b": "happy"}),
-    config("two or more emotion names", id2label={}),
-    config("`num_labels='3'` .* whole number of at least 2", num_labels="3"),
-    config('None with encoder_layers="last"', audio_layers=[1]),
-    config("rising whole numbers from 0 to 2", audio_layers=[7], encoder_layers="weighted"),
-    config("`hidden_act='gelux'` is not allowed; .* one of", hidden_act="gelux"),
-    config("`dtype='float23'` is not allowed; .* one of float32", dtype="float23"),
-    config("must be 1", format_version=2),
-    config("Unrecognized model type", audio_config={"model_type": "nonsense"}),
-    config("encoder's configuration is not allowed: .*expected int",
-           text_config={"model_type": "bert", "hidden_size": "x"}),
+    config("num_attention_heads", num_attention_heads=True),
+    config("temperature", temperature=math.nan),
+    config("dimension_range", dimension_range=[5, 1]),
+    config("id2label", id2label={}),
+    config("audio_layers", audio_layers=[7], encoder_layers="weighted"),
+    config("nonsense", audio_config={"model_type": "nonsense"}),
+    config("hidden_size", text_config={"model_type": "bert", "hidden_size": "x"}),
     # ---- config.json
-    saved("no config.json", lambda f: (f / CONFIG).unlink(), NOT_OURS),
-    saved("config.json is a folder", config_as_folder, NOT_OURS),
-    saved("empty config.json", content(CONFIG, ""), NO_JSON),
-    saved("config.json is no JSON", content(CONFIG, '{"a":'), NO_JSON),
-    saved("config.json in Latin-1", content(CONFIG, b'{"a": "\xff"}'), NO_JSON),
-    saved("config.json is a list", content(CONFIG, "[1]"), "config.json has no JSON object"),
-    saved("config.json is null", content(CONFIG, "null"), "config.json has no JSON object"),
-    saved("config.json is {}", content(CONFIG, "{}"), NOT_OURS),
-    saved("foreign architecture", fields(model_type="bert"), f"is a 'bert' model, {NOT_OURS}"),
-    saved("newer format", fields(format_version=9), "has format 9, newer than .* update MTMM"),
-    saved("format as text", fields(format_version="1"), "`format_version='1'` is not allowed"),
-    saved("format below 0", fields(format_version=-1), "`format_version=-1` is not allowed"),
-    saved("wrong type", fields(num_bridge_tokens="4"), "`num_bridge_tokens='4'` is not allowed"),
-    saved("no bridge tokens", fields(num_bridge_tokens=0), WHOLE),
-    saved("BERT as acoustic encoder", fields(audio_config={"model_type": "bert"}),
-          "BertModel is no acoustic encoder .*use HuBERT"),
-    saved("HuBERT as linguistic encoder", fields(text_config={"model_type": "hubert"}),
-          "HubertModel is no linguistic encoder; use BERT"),
+    saved("no config.json", lambda f: (f / CONFIG).unlink(), CONFIG_FILE),
+    saved("config.json is a folder", config_as_folder, CONFIG_FILE),
+    saved("empty config.json", content(CONFIG, ""), CONFIG_FILE),
+    saved("config.json is no JSON", content(CONFIG, '{"a":'), CONFIG_FILE),
+    saved("config.json is {}", content(CONFIG, "{}"), CONFIG_FILE),
+    saved("foreign architecture", fields(model_type="bert"), "bert"),
+    saved("newer format", fields(format_version=9), "format_version=9"),
+    saved("wrong type", fields(num_bridge_tokens="4"), "num_bridge_tokens"),
+    saved("BERT as acoustic encoder", fields(audio_config={"model_type": "bert"}), "audio_model"),
+    saved("HuBERT as linguistic encoder", fields(text_config={"model_type": "hubert"}), "text_model"),
     saved("other library version", fields(transformers_version="99.0"), None),
     # ---- weights
-    *(saved(f"first {kept} bytes of the weights", cut(kept), DAMAGED) for kept in (4, 8, 100)),
-    *(
-        saved(f"{kept:.0%} of the weights", cut(kept),
-              r"model.safetensors are damaged: [\d,]+ bytes of [\d,]+. Copy or save them again")
-        for kept in (0.3, 0.5, 0.999)
-    ),
-    saved("empty weights", content(WEIGHTS, ""), DAMAGED),
+    *(saved(f"first {kept} of the weights", cut(kept), DAMAGED) for kept in (0, 8, 100, 0.5, 0.999)),
     saved("weights that are a web page", content(WEIGHTS, "<html>not found</html>"), DAMAGED),
     saved("weights that git-lfs did not fetch",
           content(WEIGHTS, "version https://git-lfs.github.com/spec/v1\n"), DAMAGED),
-    saved("no weights", lambda f: (f / WEIGHTS).unlink(), "no file named model.safetensors"),
+    saved("no weights", lambda f: (f / WEIGHTS).unlink(), "model.safetensors"),
     saved("missing weights", weights(lambda w: w.pop("fusion.output_norm.weight")),
-          "1 missing, such as 'fusion.output_norm.weight'"),
-    saved("additional weights", weights(lambda w: w.update(extra=torch.ones(1))), OTHER_WEIGHTS),
-    saved("the encoder's weights alone", weights(_encoder_alone), OTHER_WEIGHTS),
-    saved("weights of a model of other shape", _of_other_model(num_bridge_tokens=7), OTHER_WEIGHTS),
+          "fusion.output_norm.weight"),
+    saved("additional weights", weights(lambda w: w.update(extra=torch.ones(1))), "extra"),
+    saved("the encoder's weights alone", weights(_encoder_alone), "audio_model"),
+    saved("weights of a model of other shape", _of_other_model(num_bridge_tokens=7), "bridge_tokens"),
     saved("weights of a model with other layers", _of_other_model(encoder_layers="weighted"),
-          OTHER_WEIGHTS),
+          "layer_weights"),
     saved("weights of a model of the same shape", _of_other_model(), None),  # nobody can tell
-    saved("more layers in config.json", fields(num_refinement_layers=2), OTHER_WEIGHTS),
-    saved("other width in config.json", fields(hidden_size=64), OTHER_WEIGHTS),
-    saved("NaN weights", weights(lambda w: w["emotion_head.dense.weight"].fill_(math.nan)),
-          "'emotion_head.dense.weight' of .* are NaN or infinite: .*Give an earlier checkpoint"),
-    saved("weights as float64", weights(_cast(torch.float64)), None),
-    saved("weights as int8", weights(_cast(torch.int8)),
-          "are of type I8, which would be cast; save the model again"),
+    saved("more layers in config.json", fields(num_refinement_layers=2), "refinement"),
+    saved("other width in config.json", fields(hidden_size=64), "fusion"),
+    saved("weights as float64",
+          weights(lambda w: w.update({k: t.double() for k, t in w.items()})), None),
     # ---- the command line and the processor
-    saved("cut off, on the command line", cut(0.5), "error: .*model.safetensors are damaged", predict),
+    saved("cut off, on the command line", cut(0.5), DAMAGED, predict),
     saved("other weights, on the command line", fields(num_refinement_layers=2),
-          "error: .* is not a model of this code|error: .*not have the weights", predict),
-    saved("config.json of BERT, on the command line", fields(model_type="bert"),
-          f"error: .*{NOT_OURS}", predict),
-    saved("no tokenizer", without_tokenizer, "tokenizer",
-          MTMMProcessor.from_pretrained),
+          "refinement|is not a model of this code", predict),
+    saved("config.json of BERT, on the command line", fields(model_type="bert"), "bert", predict),
+    saved("no tokenizer", without_tokenizer, "tokenizer", MTMMProcessor.from_pretrained),
     saved("no processor", lambda f: (f / "processor_config.json").unlink(),
-          "Can't load feature extractor", MTMMProcessor.from_pretrained),
+          "feature extractor", MTMMProcessor.from_pretrained),
 ]  # fmt: skip
