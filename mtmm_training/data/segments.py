@@ -26,20 +26,20 @@ def speech_segments(
     min_silence_s: float = 0.3,
     margin_s: float = 0.1,
 ) -> list[dict[str, float]]:
-    """Stretches of speech, in order; the recording is read block by block.
+    """Segments of speech, in order; the recording is read block by block.
 
     Args:
         source: A path, a URL, the bytes of a file, or an open binary file.
-        threshold: Probability of speech from which a stretch begins, 0 to 1.
-        min_silence_s: Shorter pauses end no stretch.
-        margin_s: Added at both ends of a stretch.
+        threshold: Probability of speech from which a segment begins, 0 to 1.
+        min_silence_s: Shorter pauses end no segment.
+        margin_s: Added at both ends of a segment.
 
     Returns:
         {"start", "end"} in seconds; empty where nobody speaks.
 
     Raises:
         ImportError: silero-vad is not installed.
-        As `MTMMProcessor.load_audio`.
+        As `load_audio`.
     """
     if silero_vad is None:
         raise ImportError(
