@@ -1,18 +1,17 @@
-"""Recordings: decoding, resampling, mono, streams, and their windows.
+"""Recordings: decoding, resampling, mixing down, streams, and cutting into windows.
 
-Uploaded to the Hub beside the weights.
+Uploaded to the Hub beside the weights. soundfile (decoding) and soxr (resampling) are optional here:
+without them whatever does not need them still works, and the rest says what to install.
 """
 
 import io
 import os
 import re
-import stat
 import wave
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -32,22 +31,58 @@ PCM_SCALE = {"int8": 2**7, "uint8": 2**7, "int16": 2**15, "int32": 2**31}
 MAX_CHANNELS = 32
 LOWEST_RATE, HIGHEST_RATE = 1000, 10**6  # Hz; 16 is meant to be kHz
 UNKNOWN_FRAMES = 2**62  # and more: libsndfile's count where the header has none
-WAV_HEADER = 1024  # bytes, at most, with a few words about the recording
-LATEST_S = 1e12  # later than any recording's end, and its samples can still be counted
 MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
-LONGEST_PATH = 4096  # characters; Linux takes no more
-# Where a transcript may have been taken for a path.
-TRANSCRIPT = 'A transcript is given as {"text": ...}, on the command line by --transcript.'
-SEVERAL_PATHS = (
-    " Several recordings are given to the pipeline as a list of inputs, such as "
-    '["a.wav", "b.wav"] or [{"audio": "a.wav"}, {"audio": "b.wav"}].'
-)
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
 BLOCK_S = 1.0  # of a file, read at a time
 LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
+SAMPLES = (
+    "array",
+    "raw",
+    "bytes",
+    "path",
+)  # where a dict has its audio; the first that is there counts
+TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a path's place
+# What libsndfile's log says of a wav, aiff, au, caf or ogg file that it reads as a shorter one.
+HALF_PCM = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
+HALF_OGG = re.compile("lacks an end-of-stream bit|Junk after the last page")
+
 # Where a recording is read from: a path, a URL, the bytes of a file, or an open binary file.
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | io.RawIOBase
-Audio = np.ndarray | torch.Tensor | Sequence[float] | dict[str, Any]
+
+
+class InputError(ValueError):
+    """One of several inputs cannot be used.
+
+    Args:
+        index: Its number among them, from 0.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, index: int, reason: object) -> None:
+        super().__init__(index, reason)  # what pickle makes it again from
+        self.index = index
+        self.reason = str(reason)
+
+    def __str__(self) -> str:
+        return f"Input {self.index}: {self.reason}"
+
+
+def refuse(wrong: Mapping[str, bool], place: str = "") -> None:
+    """Raise a ValueError of the first text whose condition holds, with the place in front of it."""
+    for text, is_so in wrong.items():
+        if is_so:
+            raise ValueError(f"{place}{text}.")
+
+
+@contextmanager
+def numbered(index: int | None) -> Iterator[None]:
+    """Name an input that is refused by its number; None = it is the only one."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        if index is None or isinstance(error, InputError):
+            raise
+        raise InputError(index, error) from error
 
 
 @dataclass
@@ -58,60 +93,367 @@ class Recording:
         sampling_rate: Its own, Hz.
         duration_s: Seconds; None of a stream, whose end nobody knows.
         blocks: From which sample, to which (None = to the end): arrays (time,), mono, float32.
+        close: To be called when it has been read.
     """
 
     sampling_rate: int
     duration_s: float | None
     blocks: Callable[[int, int | None], Iterator[np.ndarray]]
+    close: Callable[[], None] = lambda: None
+
+    def resampled(
+        self, sampling_rate: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """The blocks at another rate, Hz; as `resample` of them in one."""
+        blocks = self.blocks(start, stop)
+        if sampling_rate == self.sampling_rate:
+            yield from blocks
+            return
+        rates = self.sampling_rate, sampling_rate
+        stream = _soxr(*rates).ResampleStream(*rates, 1, dtype="float32")
+        for block in blocks:
+            yield stream.resample_chunk(block)
+        yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+    def whole(self, sampling_rate: int) -> np.ndarray:
+        """All of it, (time,), at this rate, Hz."""
+        return np.concatenate(list(self.resampled(sampling_rate)))
 
 
-def _cut(
-    blocks: Iterable[np.ndarray], window: int, hop: int, shortest: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Windows of a stream of samples, each with the number of its first; see `windows`."""
-    kept, first = np.zeros(0, np.float32), 0  # samples in hand, and the number of the first
-    start = heard = 0  # where the next window begins; where the last one ended
-    for block in blocks:
-        kept = np.concatenate([kept, block])
-        while first + len(kept) >= start + window:
-            yield start, kept[start - first : start - first + window]
-            start, heard = start + hop, start + window
-        reach = max(start - window, first)  # the last window may reach back so far
-        kept, first = kept[reach - first :], reach
-    end = first + len(kept)
-    if end - heard >= shortest or heard == 0 < end:
-        start = max(end - window, 0)
-        yield start, kept[start - first :]
+class Windows(NamedTuple):
+    """How recordings are cut.
+
+    Args:
+        sampling_rate: Of the windows, Hz.
+        window_s, hop_s: How long a window is, and how far the next begins behind it, seconds.
+        shortest_s: An end that brings less new audio than this gets no window.
+    """
+
+    sampling_rate: int
+    window_s: float
+    hop_s: float
+    shortest_s: float
+
+    def cut(
+        self, recording: Recording, start_s: float = 0.0, end_s: float | None = None
+    ) -> Iterator[tuple[float, float, np.ndarray]]:
+        """Cut a recording, or a segment of it, into windows while reading it.
+
+        The last window ends where the segment ends: it begins earlier than a hop after the one
+        before, and is as long, or as the whole segment where that is shorter.
+
+        Args:
+            recording: Of a stream, the whole is cut.
+            start_s, end_s: The segment, seconds; None = to the end.
+
+        Returns:
+            Start and end in the recording, seconds, and the waveform (time,).
+
+        Raises:
+            ValueError: The segment has no audio.
+        """
+        first = round(start_s * recording.sampling_rate)
+        stop = None if end_s is None else round(end_s * recording.sampling_rate)
+        begin_s = first / recording.sampling_rate
+        end = None
+        for start, waveform in self._numbered(recording.resampled(self.sampling_rate, first, stop)):
+            end = start + len(waveform)
+            yield begin_s + start / self.sampling_rate, begin_s + end / self.sampling_rate, waveform
+        if end is None:
+            last = "its end" if end_s is None else f"{end_s:g} s"
+            raise ValueError(f"The recording has no audio from {start_s:g} s to {last}.")
+
+    def _numbered(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """The windows, each with the number of its first sample."""
+        window, hop, shortest = (round(s * self.sampling_rate) for s in self[1:])
+        kept, first = np.zeros(0, np.float32), 0  # samples in hand, and the number of the first
+        start = heard = 0  # where the next window begins; where the last one ended
+        for block in blocks:
+            kept = np.concatenate([kept, block])
+            while first + len(kept) >= start + window:
+                yield start, kept[start - first : start - first + window]
+                start, heard = start + hop, start + window
+            reach = max(start - window, first)  # the last window may reach back so far
+            kept, first = kept[reach - first :], reach
+        end = first + len(kept)
+        if end - heard >= shortest or heard == 0 < end:
+            start = max(end - window, 0)
+            yield start, kept[start - first :]
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+class AudioFile:
+    """A file that soundfile decodes, opened once; errors have its name.
+
+    Args:
+        source: A path, an http(s) URL, the bytes of a file, or an open binary file.
+
+    Raises:
+        ImportError: soundfile is not installed.
+        OSError: It cannot be opened, or fetched.
+        ValueError: It cannot be decoded, or has no audio.
+        TypeError: No source of audio.
+    """
+
+    def __init__(self, source: Source) -> None:
+        if soundfile is None:
+            raise ImportError("Decoding audio files needs soundfile; run `pip install soundfile`.")
+        self.name, self._opened = _open(source)
+        with self._decoding():
+            self._file = soundfile.SoundFile(self._opened)
+        self.sampling_rate: int = self._file.samplerate
+        self.frames: int = self._file.frames
+        self._position = 0
+        check_rate(self.sampling_rate, f"{self.name}: ")
+        wrong = {
+            "it does not say how long it is; convert it to wav": self.frames >= UNKNOWN_FRAMES,
+            "it has no audio, it lasts 0 s": self.frames == 0,
+        }
+        refuse(wrong, f"{self.name}: ")
+
+    def close(self) -> None:
+        self._file.close()
+        self._opened.close()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples from one to before another, float32, (time,) or (time, channels).
+
+        Raises:
+            ValueError: They cannot be decoded, or the file is cut off before them.
+        """
+        with self._decoding():
+            if start != self._position:  # some files refuse even a step to where they stand
+                self._file.seek(start)
+            samples = self._file.read(stop - start, dtype="float32")
+        self._position = start + len(samples)
+        cut_off = stop == self.frames and _lacks_its_end(self._file.extra_info)
+        if self._position < stop or cut_off:
+            end_s = self._position / self.sampling_rate
+            raise ValueError(f"{self.name} is cut off after {end_s:.3f} s; its header says more.")
+        return samples
+
+    def blocks(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
+        """As `Recording.blocks`."""
+        stop = self.frames if stop is None else min(stop, self.frames)
+        size = round(BLOCK_S * self.sampling_rate)
+        for first in range(start, stop, size):
+            samples = self.read(first, min(first + size, stop))
+            yield _mix(samples, f"{self.name}, from {first / self.sampling_rate:g} s on: ")
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        try:
+            yield
+        # TypeError: headerless files, whose rate soundfile would have to be told
+        # MemoryError: longer than the memory, or so it says
+        except (soundfile.SoundFileError, RuntimeError, TypeError, MemoryError) as error:
+            reason = getattr(error, "error_string", error)
+            raise ValueError(f"{self.name} cannot be decoded as audio ({reason}).") from error
+
+
+def load_audio(
+    source: Source, start_s: float | None = None, end_s: float | None = None
+) -> tuple[np.ndarray, int]:
+    """Decode a recording with soundfile: wav, flac, ogg, mp3 and what else libsndfile reads.
+
+    Args:
+        source: A path, an http(s) URL, the bytes of a file, or an open binary file, which is read
+            from where it stands.
+        start_s, end_s: The segment to read, seconds from the beginning; None = from the beginning,
+            to the end. A segment that goes past the end stops there.
+
+    Returns:
+        The waveform, float32, (time,) or (time, channels), and its sampling rate in Hz.
+
+    Raises:
+        ImportError: soundfile is not installed.
+        FileNotFoundError: No file at this path.
+        OSError: A URL that does not answer.
+        ValueError: The file cannot be decoded, ends early, or has no audio in this segment.
+        TypeError: No source of audio.
+    """
+    with closing(AudioFile(source)) as file:
+        rate, frames = file.sampling_rate, file.frames
+        start = round(min((start_s or 0) * rate, frames))
+        stop = frames if end_s is None else round(min(end_s * rate, frames))
+        if not 0 <= start < stop:
+            segment = f"from {start_s or 0} s to {'its end' if end_s is None else f'{end_s} s'}"
+            raise ValueError(f"{file.name} has no audio {segment}; it lasts {frames / rate:.3f} s.")
+        return file.read(start, stop), rate
 
 
 def read_blocks(source: Source, sampling_rate: int) -> Iterator[np.ndarray]:
     """A recording of any length from its beginning to its end, in blocks of about a second.
 
     Args:
-        source: As of `MTMMProcessor.load_audio`; a path is read from disk as it goes.
+        source: As of `load_audio`; a path is read from disk as it goes.
         sampling_rate: Of the blocks, Hz.
 
     Returns:
         Blocks (time,), mono, float32.
 
     Raises:
-        As `MTMMProcessor.load_audio`.
+        As `load_audio`.
     """
-    recording = _file_recording(source)
-    blocks = recording.blocks(0, None)
-    yield from _resampled(blocks, recording.sampling_rate, sampling_rate)
+    with closing(open_recording(source)) as recording:
+        yield from recording.resampled(sampling_rate)
 
 
-def _resampled(blocks: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
-    """As `resample` of the whole."""
-    if from_rate == to_rate:
-        yield from blocks
-        return
-    _require_soxr(from_rate, to_rate)
-    stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
-    for block in blocks:
-        yield stream.resample_chunk(block)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+def _open(source: Any) -> tuple[str, BinaryIO]:
+    """A name for messages, and the open file."""
+    name = "The audio"
+    if hasattr(source, "read"):
+        name += f" ({getattr(source, 'name', 'an open file')})"
+        source = source.read()  # soundfile itself would need it to be seekable
+    elif isinstance(source, (str, os.PathLike)):
+        path = os.fsdecode(source)
+        if not path.lower().startswith(("http://", "https://")):
+            return repr(path), _open_path(path)
+        name, source = path, _fetch(path)
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        kind = type(source).__name__
+        raise TypeError(f"{name} is {kind}; give a path, a URL, bytes or an open binary file.")
+    return name, io.BytesIO(source)
+
+
+def _open_path(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        shown = repr(path[:300])  # it may be a transcript
+        raise type(error)(f"{shown} cannot be read ({error.strerror}). {TRANSCRIPT}") from error
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        response = get_session().get(url, follow_redirects=True, timeout=URL_TIMEOUT_S)
+        response.raise_for_status()
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        raise OSError(f"{url} cannot be fetched ({error}).") from error
+    return response.content
+
+
+def _lacks_its_end(log: str) -> bool:
+    """Whether libsndfile found a file shorter than its header says.
+
+    Writers that cannot know the size promise 2 GiB or more; some are wrong by a few bytes.
+    """
+    sizes = HALF_PCM.search(log)
+    promised, found = map(int, sizes.groups()) if sizes else (0, 0)
+    return found + 1024 < promised < 2**31 - 2**16 or bool(HALF_OGG.search(log))
+
+
+# ---- any form of audio ---------------------------------------------------------------------------
+
+
+def open_recording(audio: Any, sampling_rate: int | None = None) -> Recording:
+    """A recording of any length, to be read block by block.
+
+    A file is read from its path as it goes. The bytes of a URL, of an open file, or given as such
+    stay in memory as they are encoded; so does an array.
+
+    Args:
+        audio: A source as of `load_audio`, or an array or dict as of `MTMMProcessor.__call__`.
+        sampling_rate: Of an array without its own, Hz.
+
+    Raises:
+        As `load_audio` and `MTMMProcessor.__call__`; what is wrong inside a file, when it is read.
+    """
+    audio, sampling_rate = samples_of(audio, sampling_rate)
+    if is_source(audio):
+        file = AudioFile(audio)
+        duration_s = file.frames / file.sampling_rate
+        return Recording(file.sampling_rate, duration_s, file.blocks, file.close)
+    waveform, rate = to_mono(audio), check_rate(sampling_rate)
+    return Recording(rate, len(waveform) / rate, lambda first, stop: iter([waveform[first:stop]]))
+
+
+def open_stream(source: Any, sampling_rate: int | None = None) -> Recording:
+    """A stream of audio that is heard while it comes; it can be read once.
+
+    Args:
+        source: An open binary file, such as `sys.stdin.buffer`: wav, or with `sampling_rate` raw
+            16-bit little-endian mono samples. Or an iterator of arrays, (time,) or
+            (time, channels), at `sampling_rate`.
+        sampling_rate: Hz; of a wav stream None, it says so itself.
+
+    Raises:
+        ValueError: No wav; what is wrong later in the stream, when it is read.
+    """
+    if isinstance(source, io.RawIOBase):
+        source = io.BufferedReader(source)  # reads as much as is asked for
+    if not hasattr(source, "read"):
+        rate, chunks = check_rate(sampling_rate), source
+    elif sampling_rate is not None:
+        rate = check_rate(sampling_rate)
+        chunks = _raw_chunks(source, rate)
+    else:
+        try:
+            file = wave.Wave_read(source)
+        except (wave.Error, EOFError) as error:
+            reason = str(error) or "it is empty"
+            raise ValueError(f"The stream is no wav of integer samples ({reason}).") from error
+        rate = check_rate(file.getframerate())
+        chunks = _wav_chunks(file)
+    return Recording(rate, None, lambda first, stop: _stream_blocks(chunks, rate))
+
+
+def _stream_blocks(chunks: Iterable[Any], rate: int) -> Iterator[np.ndarray]:
+    start = 0
+    for chunk in chunks:
+        array = _as_array(chunk)
+        if array.size:
+            yield _mix(array, f"The stream, from {start / rate:g} s on: ")
+        start += len(array)
+
+
+def _raw_chunks(file: BinaryIO, rate: int) -> Iterator[np.ndarray]:
+    """16-bit little-endian mono samples."""
+    while data := file.read(2 * round(LIVE_BLOCK_S * rate)):
+        refuse({"The stream is wav, which has its own `sampling_rate`": data.startswith(b"RIFF")})
+        yield np.frombuffer(data[: len(data) // 2 * 2], "<i2")
+
+
+def _wav_chunks(file: wave.Wave_read) -> Iterator[np.ndarray]:
+    width, channels = file.getsampwidth(), file.getnchannels()
+    while data := file.readframes(round(LIVE_BLOCK_S * file.getframerate())):
+        data = data[: len(data) // (width * channels) * width * channels]  # whole frames
+        if width == 3:  # NumPy has no 24-bit integers: shifted up, they are 32-bit ones
+            padded = np.zeros((len(data) // 3, 4), np.uint8)
+            padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
+            data = padded.tobytes()
+        kind = {1: "u1", 2: "<i2", 3: "<i4", 4: "<i4"}[width]
+        yield np.frombuffer(data, kind).reshape(-1, channels)
+
+
+def is_source(audio: Any) -> bool:
+    """Whether it is a file of some kind, which is to be decoded."""
+    files = (str, bytes, bytearray, memoryview, os.PathLike)
+    return isinstance(audio, files) or hasattr(audio, "read")
+
+
+def samples_of(audio: Any, sampling_rate: Any = None) -> tuple[Any, Any]:
+    """An array, or a source of audio, out of any form; and the rate that came with it.
+
+    Raises:
+        ValueError: A dict that has no audio, or keys of something else.
+    """
+    if hasattr(audio, "get_all_samples"):  # torchcodec's decoder, which datasets gives
+        samples = audio.get_all_samples()
+        return samples.data, samples.sample_rate
+    if not isinstance(audio, Mapping):
+        return audio, sampling_rate
+    fields = dict(audio)  # datasets gives rows whose values are made when they are asked for
+    found = [fields[key] for key in SAMPLES if fields.get(key) is not None]
+    if not found or set(fields) - {*SAMPLES, "sampling_rate"}:
+        keys = sorted(map(str, fields))
+        raise ValueError(f"An audio dict has the keys {keys}; give one of {', '.join(SAMPLES)}.")
+    return found[0], fields.get("sampling_rate", sampling_rate)
+
+
+# ---- arrays --------------------------------------------------------------------------------------
 
 
 def to_mono(waveform: Any) -> np.ndarray:
@@ -126,99 +468,62 @@ def to_mono(waveform: Any) -> np.ndarray:
         ValueError: Empty, not finite, of unknown scale, or of an impossible shape.
     """
     array = _as_array(waveform)
-    if array.size == 0:
-        raise ValueError("the audio is empty; leave it out, or give None for absent audio.")
     if array.ndim == 2 and array.shape[0] < array.shape[1]:
         array = array.T
     return _mix(array)
 
 
-def _mix(array: np.ndarray) -> np.ndarray:
-    """Numbers (time,) or (time, channels) as `to_mono` gives them."""
-    if array.dtype.kind in "iu":
-        if array.dtype.name not in PCM_SCALE:
-            raise ValueError(
-                f"the audio is of type {array.dtype.name}, whose full scale is unknown; convert it to "
-                "floats in −1 to 1, or to int16."
-            )
-        offset = 128 if array.dtype.name == "uint8" else 0
-        array = (array.astype(np.float64) - offset) / PCM_SCALE[array.dtype.name]
-    if array.ndim == 2:
-        if array.shape[1] > MAX_CHANNELS:
-            raise ValueError(
-                f"the audio has shape {array.shape}: no axis can be channels (at most {MAX_CHANNELS}). "
-                "Give several waveforms as a list, and mix more channels down."
-            )
-        array = array.mean(axis=1, dtype=np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(
-            f"the audio has samples that are NaN or infinite ({int((~np.isfinite(array)).sum())} of "
-            f"{array.size}); all must be finite. Repair or leave out the recording."
-        )
-    peak = float(np.abs(array).max())
-    if peak > MAX_AMPLITUDE:
-        raise ValueError(
-            f"the audio reaches {peak:g}; floats lie in −1 to 1. Divide integer samples by their full "
-            "scale (32768 for 16 bits) before they become floats."
-        )
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
 def _as_array(waveform: Any) -> np.ndarray:
     if isinstance(waveform, torch.Tensor):
-        waveform = _tensor_array(waveform)
-    if isinstance(waveform, (str, bytes, bytearray, memoryview, os.PathLike)):
-        raise TypeError(
-            f"the audio is of type {type(waveform).__name__}; the processor takes waveforms. Decode a file "
-            "first with `MTMMProcessor.load_audio`, or give it to the pipeline; a transcript is `text=`."
-        )
-    if isinstance(waveform, np.ma.MaskedArray):
-        raise TypeError(
-            "the audio is a masked array, whose masked samples would be heard; give an array without "
-            "mask, such as `audio.filled(0)`, or cut them out."
-        )
-    try:
-        array = np.asarray(waveform)
-    except ValueError as error:
-        raise TypeError(
-            f"the audio is no array of numbers ({error}); it must be numbers of shape (time,) or "
-            "(time, channels)."
-        ) from error
-    if array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
-        raise TypeError(
-            f"the audio is of type {array.dtype} and shape {array.shape}; it must be numbers of shape "
-            f"(time,) or (time, channels).{SEVERAL_PATHS if _are_paths(array) else ''}"
-        )
+        waveform = waveform.detach().cpu().resolve_neg()
+        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
+    array = np.asarray(waveform)
+    # A file's bytes would pass for integers.
+    if is_source(waveform) or array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
+        kind = f"{type(waveform).__name__}, {array.dtype} of shape {array.shape}"
+        raise TypeError(f"The audio is {kind}; give numbers (time,) or (time, channels).")
     return array
 
 
-def _are_paths(array: np.ndarray) -> bool:
-    kinds = str, bytes, os.PathLike
-    return array.ndim == 1 and all(isinstance(item, kinds) for item in array.flat)
+def _mix(array: np.ndarray, place: str = "") -> np.ndarray:
+    """Numbers (time,) or (time, channels) as `to_mono` gives them; what is wrong begins with `place`."""
+    kind, shape = array.dtype.name, array.shape
+    is_pcm = array.dtype.kind in "iu"
+    wrong = {
+        "the audio is empty": array.size == 0,
+        f"the full scale of {kind} is unknown; give floats in −1 to 1, or int16": (
+            is_pcm and kind not in PCM_SCALE
+        ),
+        f"no axis of shape {shape} can be channels": array.ndim == 2 and shape[1] > MAX_CHANNELS,
+    }
+    refuse(wrong, place)
+    if is_pcm:
+        centre = 128 if kind == "uint8" else 0
+        array = (array.astype(np.float64) - centre) / PCM_SCALE[kind]
+    if array.ndim == 2:
+        array = array.mean(axis=1, dtype=np.float64)
+    peak = float(np.abs(array).max())
+    wrong = {
+        "the audio has samples that are NaN or infinite": not np.isfinite(peak),
+        f"the audio reaches {peak:g}, but floats lie in −1 to 1": peak > MAX_AMPLITUDE,
+    }
+    refuse(wrong, place)
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _tensor_array(tensor: torch.Tensor) -> np.ndarray:
-    try:
-        tensor = tensor.detach().cpu().resolve_neg()
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except (RuntimeError, TypeError) as error:  # on "meta", sparse, quantised
-        raise TypeError(
-            f"the audio is a tensor on {str(tensor.device)!r}, of layout {tensor.layout} and type "
-            f"{tensor.dtype}, whose numbers cannot be read; give a dense tensor with numbers in it."
-        ) from error
+def check_rate(sampling_rate: Any, place: str = "") -> int:
+    """The rate as an int.
 
-
-def _check_rate(sampling_rate: Any) -> int:
+    Raises:
+        ValueError: It is missing, or no whole number of Hz that audio can have.
+    """
     try:
         rate = int(sampling_rate)
-        allowed = rate == sampling_rate and LOWEST_RATE <= rate <= HIGHEST_RATE
     except (TypeError, ValueError, OverflowError):
-        allowed = False
-    if not allowed:
-        raise ValueError(
-            f"`sampling_rate={sampling_rate!r}` is not allowed; it must be a whole number of Hz from "
-            f"{LOWEST_RATE} to {HIGHEST_RATE} (16 kHz are 16000)."
-        )
+        rate = 0
+    if rate != sampling_rate or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        allowed = f"a whole number of Hz from {LOWEST_RATE} to {HIGHEST_RATE}"
+        raise ValueError(f"{place}`sampling_rate={sampling_rate!r}` is not {allowed}.")
     return rate
 
 
@@ -234,345 +539,14 @@ def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """
     if from_rate == to_rate:
         return waveform
-    _require_soxr(from_rate, to_rate)
-    return soxr.resample(waveform, from_rate, to_rate)
+    return _soxr(from_rate, to_rate).resample(waveform, from_rate, to_rate)
 
 
-def _require_soxr(from_rate: int, to_rate: int) -> None:
+def _soxr(from_rate: int, to_rate: int) -> Any:
     if soxr is None:
-        raise ImportError(
-            f"Resampling from {from_rate} to {to_rate} Hz needs soxr; run `pip install soxr`, or give audio "
-            f"at {to_rate} Hz."
-        )
+        rates = f"{from_rate} to {to_rate} Hz"
+        raise ImportError(f"Resampling from {rates} needs soxr; run `pip install soxr`.")
+    return soxr
 
 
-def _check_stretch(start_s: float | None, end_s: float | None) -> None:
-    for name, value in (("start_s", start_s), ("end_s", end_s)):
-        if value is None:
-            continue
-        try:
-            allowed = 0 <= value and float(value) < np.inf
-        except (TypeError, OverflowError):  # OverflowError: of more digits than a float has
-            allowed = False
-        if not allowed:
-            raise ValueError(
-                f"`{name}={value!r}` is not allowed; it must be seconds from the beginning, 0 or more."
-            )
-    if end_s is not None and end_s <= (start_s or 0):
-        raise ValueError(
-            f"`end_s={end_s!r}` is not allowed; it must be after the start, {start_s or 0} s."
-        )
-
-
-def _sample_at(time_s: float, rate: int) -> int:
-    """Number of the sample at this time; of one after every recording's end, some sample there."""
-    return round(min(time_s, LATEST_S) * rate)
-
-
-def _seek(name: str, file: Any, start: int) -> None:
-    """To this sample of a file that was just opened."""
-    if start == 0:  # where it stands; some kinds of files refuse even this step
-        return
-    if not file.seekable():
-        raise ValueError(
-            f"{name} is of a kind ({file.format}, {file.subtype}) that can only be read from its "
-            f"beginning, and a stretch from {start / file.samplerate:g} s is asked for; convert it, for "
-            "example with `ffmpeg -i FILE out.wav`."
-        )
-    file.seek(start)
-
-
-def _check_end(name: str, file: Any, opened: BinaryIO) -> None:
-    """Refuses what libsndfile takes for a shorter file than it is; nothing can be read afterwards."""
-    duration_s = file.frames / file.samplerate
-    opened.seek(0)
-    if _has_second_ogg(opened):
-        raise ValueError(
-            f"{name} is several Ogg recordings joined end to end, of which only the first, "
-            f"{duration_s:.3f} s, would be heard; convert it to one, for example with `ffmpeg -i FILE "
-            "out.wav`, or give each by itself."
-        )
-    if _is_cut_off(file.extra_info):
-        raise _cut_off(name, duration_s)
-
-
-def _has_second_ogg(file: BinaryIO) -> bool:
-    """Whether an Ogg file's pages, of which only the headers are read, hold a second recording.
-
-    Pages that begin a stream (flag 2) come before all others, so a later one begins a recording.
-    """
-    begun = False
-    while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
-        begins = bool(head[5] & 2)
-        if begun and begins:
-            return True
-        begun = not begins
-        file.seek(sum(file.read(head[26])), io.SEEK_CUR)  # the last byte counts the body's pieces
-    return False
-
-
-def _is_cut_off(log: str) -> bool:
-    """Whether a wav, aiff, au, caf or ogg file lacks its end, from libsndfile's log.
-
-    libsndfile reads such a file as a shorter one. The last page of ogg is marked as the last, and
-    half a page is junk.
-    """
-    sizes = re.search(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", log)
-    promised, found = map(int, sizes.groups()) if sizes else (0, 0)
-    half_ogg = re.search("lacks an end-of-stream bit|Junk after the last page", log)
-    return _lacks_bytes(promised, found) or half_ogg is not None
-
-
-def _lacks_bytes(promised: int, found: int) -> bool:
-    """Writers that cannot know the size promise 2 GiB or more; some are wrong by a few bytes."""
-    return found + 1024 < promised < 2**31 - 2**16
-
-
-def _cut_off(name: str, found_s: float) -> ValueError:
-    return ValueError(
-        f"{name} is cut off: it ends after {found_s:.3f} s, before the end that its header says. "
-        "Fetch it again, convert it, or leave it out."
-    )
-
-
-@contextmanager
-def _sound_file(name: str, source: str | bytes) -> Iterator[tuple[Any, BinaryIO]]:
-    """The file opened by soundfile, and its bytes.
-
-    What soundfile cannot do is a ValueError with the file's name.
-    """
-    if soundfile is None:
-        raise ImportError(
-            "Decoding audio files needs soundfile; run `pip install soundfile`, or give "
-            '{"array": waveform, "sampling_rate": rate}.'
-        )
-    try:
-        # soundfile itself opens no path that is not UTF-8, and does not say what it may not read
-        opened = open(source, "rb") if isinstance(source, str) else io.BytesIO(source)
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    try:
-        with opened, soundfile.SoundFile(opened) as file:
-            _check_header(name, file, opened)
-            yield file, opened
-    # TypeError: headerless files, whose rate soundfile would have to be told
-    # MemoryError: longer than the memory, or so it says
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, MemoryError) as error:
-        reason = getattr(error, "error_string", error)
-        raise ValueError(
-            f"{name} cannot be decoded as audio ({reason}): it is damaged, or not wav, flac, ogg or "
-            "mp3. Fetch it again, convert it, or leave it out."
-        ) from error
-
-
-def _check_header(name: str, file: Any, opened: BinaryIO) -> None:
-    if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
-        raise ValueError(
-            f"{name} has a sampling rate of {file.samplerate} Hz; it must be from {LOWEST_RATE} "
-            f"to {HIGHEST_RATE} Hz. Convert it, or leave it out."
-        )
-    if file.frames >= UNKNOWN_FRAMES:
-        raise ValueError(
-            f"{name} does not say how long it is, as if written into a pipe; convert it to wav, for "
-            "example with `ffmpeg -i FILE out.wav`."
-        )
-    if file.frames == 0 and file.format in ("WAV", "WAVEX"):
-        _check_unfinished(name, file, opened)
-
-
-def _check_unfinished(name: str, file: Any, opened: BinaryIO) -> None:
-    """A recorder writes the sizes last, so when it is killed they are 0, and the samples are there."""
-    size = opened.seek(0, io.SEEK_END)  # nothing is read of 0 frames
-    promised = re.search(r"^data : (\d+)", file.extra_info, re.MULTILINE)
-    if promised and promised[1] == "0" and size > WAV_HEADER:
-        raise ValueError(
-            f"{name} has {size} bytes, and a header that says 0 s of audio: its recorder was stopped "
-            "before it finished the header. Repair it, for example with `ffmpeg -i FILE out.wav` or `sox "
-            "--ignore-length FILE out.wav`, or leave it out."
-        )
-
-
-def _file_recording(source: Any) -> Recording:
-    name, source = _open_source(source)
-    with _sound_file(name, source) as (file, opened):
-        rate, frames = file.samplerate, file.frames
-        _check_end(name, file, opened)
-    if frames == 0:
-        raise ValueError(f"{name} has no audio: it lasts 0 s. Leave it out.")
-    return Recording(rate, frames / rate, partial(_file_blocks, name, source))
-
-
-def _file_blocks(
-    name: str, source: str | bytes, start: int, stop: int | None
-) -> Iterator[np.ndarray]:
-    with _sound_file(name, source) as (file, _):
-        rate, stop = file.samplerate, file.frames if stop is None else min(stop, file.frames)
-        if start < stop:
-            _seek(name, file, start)
-        while start < stop:
-            size = min(round(BLOCK_S * rate), stop - start)
-            block = file.read(size, dtype="float32", always_2d=True)
-            if len(block):
-                yield _mix_block(block, name, start / rate)
-            start += len(block)
-            if len(block) < size:
-                raise _cut_off(name, start / rate)
-
-
-def _array_blocks(chunks: Iterable[Any], rate: int) -> Iterator[np.ndarray]:
-    start = 0
-    for chunk in chunks:
-        array = _as_array(chunk)
-        if array.size:
-            yield _mix_block(array, "The stream", start / rate)
-        start += len(array)
-
-
-class _Bytes:
-    """An open file whose `read` gives bytes, or says why it cannot."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        if data is None:
-            raise ValueError(
-                "The stream has nothing to read yet and does not wait for more; give one that waits, "
-                "for example after `os.set_blocking(stream.fileno(), True)`."
-            )
-        if not isinstance(data, (bytes, bytearray)):
-            raise TypeError(
-                f"The stream gives {type(data).__name__}, not bytes; open it with mode 'rb' (of standard "
-                "input, `sys.stdin.buffer`)."
-            )
-        return bytes(data)
-
-
-def _raw_blocks(file: _Bytes, rate: int) -> Iterator[np.ndarray]:
-    """16-bit little-endian mono samples."""
-    rest = None
-    while data := file.read(2 * round(LIVE_BLOCK_S * rate)):
-        if rest is None and data.startswith(b"RIFF"):
-            raise ValueError(
-                "The stream is a wav file; leave `sampling_rate` out, it says so itself."
-            )
-        data = (rest or b"") + data
-        whole = len(data) // 2 * 2
-        if whole:
-            yield _mix(np.frombuffer(data[:whole], "<i2"))
-        rest = data[whole:]
-    if rest:
-        raise _split_sample()
-
-
-def _wav_blocks(file: wave.Wave_read) -> Iterator[np.ndarray]:
-    width, channels, found = file.getsampwidth(), file.getnchannels(), 0
-    while data := file.readframes(round(LIVE_BLOCK_S * file.getframerate())):
-        if len(data) % (width * channels):
-            raise _split_sample()
-        if width == 3:  # NumPy has no 24-bit integers: shifted up, they are 32-bit ones
-            padded = np.zeros((len(data) // 3, 4), np.uint8)
-            padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-            samples = padded.view("<i4")[:, 0]
-        else:
-            samples = np.frombuffer(data, {1: "u1", 2: "<i2", 4: "<i4"}[width])
-        yield _mix(samples.reshape(-1, channels))
-        found += len(data)
-    if _lacks_bytes(file.getnframes() * width * channels, found):
-        raise _cut_off("The stream", found / (width * channels * file.getframerate()))
-
-
-def _mix_block(block: np.ndarray, name: str, start_s: float) -> np.ndarray:
-    """As `_mix`; what it refuses is named by the file and the place in it."""
-    try:
-        return _mix(block)
-    except ValueError as error:
-        raise ValueError(f"{name}, from {start_s:g} s on: {error}") from error
-
-
-def _split_sample() -> ValueError:
-    return ValueError(
-        "The stream ends in the middle of a sample; was it cut off, or is it not what it says? "
-        "Raw audio is 16-bit little-endian mono."
-    )
-
-
-def _open_source(source: Any) -> tuple[str, str | bytes]:
-    """A name for messages, and a path or the bytes of a file."""
-    if hasattr(source, "read"):
-        name = f"The audio ({getattr(source, 'name', 'an open file')})"
-        source = source.read()  # soundfile itself would need it to be seekable
-        if isinstance(source, str):
-            raise TypeError(f"{name} is a text file; open it with mode 'rb'.")
-    elif isinstance(source, (bytes, bytearray, memoryview)):
-        name = f"The audio ({len(source)} bytes)"
-    elif isinstance(source, (str, os.PathLike)):
-        path = os.fsdecode(source)
-        if not path.lower().startswith(("http://", "https://")):
-            return _shown(path), _check_file(path)
-        name, source = path, _fetch(path)
-    else:
-        raise TypeError(
-            f"the audio is of type {type(source).__name__}; give a path, a URL, bytes or an open file."
-        )
-    if not source:
-        raise ValueError(f"{name} has no bytes to read; give a whole wav, flac, ogg or mp3 file.")
-    return name, bytes(source)
-
-
-def _check_file(path: str) -> str:
-    name = _shown(path)
-    try:
-        status = os.stat(path)
-    except (FileNotFoundError, ValueError) as error:  # ValueError: no file can have such a name
-        raise FileNotFoundError(f"No audio file at {name}; check the path. {TRANSCRIPT}") from error
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{name} is not a regular file; give a wav, flac, ogg or mp3 file.")
-    if status.st_size == 0:
-        raise ValueError(f"{name} is empty (0 bytes); give a wav, flac, ogg or mp3 file.")
-    return path
-
-
-def _unreadable(name: str, error: OSError) -> OSError:
-    return OSError(
-        f"{name} cannot be read ({error.strerror}); check the path and its permissions. {TRANSCRIPT}"
-    )
-
-
-def _shown(path: str) -> str:
-    """For messages; what is long is a transcript, or data, that came as a path."""
-    return repr(path if len(path) <= LONGEST_PATH else f"{path[:100]}… ({len(path)} characters)")
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        response = get_session().get(url, follow_redirects=True, timeout=URL_TIMEOUT_S)
-    except Exception as error:  # of whichever HTTP library huggingface_hub uses
-        raise OSError(
-            f"{url} cannot be fetched ({error}); check the address and the network."
-        ) from error
-    if response.status_code != 200:
-        raise OSError(
-            f"{url} cannot be fetched (HTTP {response.status_code} {response.reason_phrase}); check the "
-            "address, or download the file yourself and give its path."
-        )
-    return response.content
-
-
-def _array_and_rate(audio: Any, sampling_rate: Any) -> tuple[Any, Any]:
-    """The samples, and their rate where the audio has its own."""
-    if hasattr(audio, "get_all_samples"):  # torchcodec's decoder, which datasets gives
-        samples = audio.get_all_samples()
-        return samples.data, samples.sample_rate
-    if not isinstance(audio, dict):
-        return audio, sampling_rate
-    if "array" not in audio or set(audio) - {"array", "sampling_rate", "path"}:
-        raise ValueError(
-            f"an audio dict has the keys {sorted(map(str, audio))}; it must be "
-            '{"array": waveform, "sampling_rate": Hz}. Decode files with `MTMMProcessor.load_audio`; '
-            "a transcript stands beside the dict, not in it."
-        )
-    return audio["array"], audio.get("sampling_rate", sampling_rate)
+__all__ = ["InputError", "Recording", "Windows", "load_audio", "open_recording", "read_blocks"]

@@ -1,13 +1,11 @@
-"""Waveform and/or transcript to tensors, and the one place that decodes audio files.
+"""Waveforms and/or transcripts to tensors.
 
-Uploaded to the Hub beside the weights. soundfile (decoding) and soxr (resampling) are optional here:
-without them whatever does not need them still works, and the rest says what to install.
+Uploaded to the Hub beside the weights. Files are decoded in audio_mtmm.py.
 """
 
-import os
 import unicodedata
-import wave
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,57 +23,31 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .audio_mtmm import (
-            Audio,
-            Recording,
-            Source,
-            _array_and_rate,
-            _array_blocks,
-            _Bytes,
-            _check_end,
-            _check_rate,
-            _check_stretch,
-            _cut,
-            _cut_off,
-            _file_recording,
-            _open_source,
-            _raw_blocks,
-            _resampled,
-            _sample_at,
-            _seek,
-            _sound_file,
-            _wav_blocks,
-            read_blocks,
+            check_rate,
+            load_audio,
+            numbered,
+            open_recording,
             resample,
+            samples_of,
             to_mono,
         )
 except ImportError:
     from audio_mtmm import (
-        Audio,
-        Recording,
-        Source,
-        _array_and_rate,
-        _array_blocks,
-        _Bytes,
-        _check_end,
-        _check_rate,
-        _check_stretch,
-        _cut,
-        _cut_off,
-        _file_recording,
-        _open_source,
-        _raw_blocks,
-        _resampled,
-        _sample_at,
-        _seek,
-        _sound_file,
-        _wav_blocks,
-        read_blocks,
+        check_rate,
+        load_audio,
+        numbered,
+        open_recording,
         resample,
+        samples_of,
         to_mono,
     )
+
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
-# Options of feature extractors that the processor decides: it pads, and never cuts, audio.
-LENGTH_OPTIONS = ("max_length", "padding", "truncation")
+Audio = np.ndarray | Sequence[float] | Mapping[str, Any]  # or a tensor of torch
+# The tokenizer's alone where they are not given in `audio_kwargs`: audio is padded, and not cut.
+TEXT_OPTIONS = ("max_length", "padding", "truncation", "return_tensors", "return_attention_mask")
+# Their positions begin behind the padding token's id.
+SHIFTED_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 
 
 class MTMMProcessorKwargs(ProcessingKwargs, total=False):
@@ -170,9 +142,9 @@ class MTMMProcessor(ProcessorMixin):
             text: One transcript or a list of them; None, in the list too, and blank text are absent
                 text. NFKC-normalised.
             kwargs: `sampling_rate` of arrays, 1000 to 1,000,000 Hz; `text_kwargs`, `audio_kwargs` for
-                the tokenizer and the feature extractor; `return_tensors` ("pt" unless given). `padding`,
-                `truncation` and `max_length` are the tokenizer's alone: audio is padded here and never
-                cut.
+                the tokenizer and the feature extractor; `return_tensors` ("pt" unless given). Given
+                flat, `padding`, `truncation` and `max_length` are the tokenizer's alone: audio is
+                padded and not cut.
 
         Returns:
             `input_values` (batch, time), or (batch, mels, frames) of log-mel encoders,
@@ -183,71 +155,88 @@ class MTMMProcessor(ProcessorMixin):
         Raises:
             ValueError: Nothing given; lists of different lengths; an utterance without audio and
                 text; audio that is empty, too short, too long, not finite, of unknown scale or rate;
-                a transcript with too many tokens.
+                a transcript with too many tokens. In a batch of several an `InputError`, whose
+                `index` is the utterance's.
             TypeError: Something that is neither a waveform nor a transcript.
         """
-        _refuse_length_options(kwargs.get("audio_kwargs") or {})
+        audio_only = kwargs.get("audio_kwargs") or {}
         options: dict[str, Any] = self._merge_kwargs(MTMMProcessorKwargs, **kwargs)  # type: ignore[arg-type]  # takes the class
         rate = options["audio_kwargs"].pop("sampling_rate", None)
-        return_tensors = options["text_kwargs"].pop("return_tensors", None) or "pt"
-        for name in ("return_tensors", "return_attention_mask", *LENGTH_OPTIONS):
-            options["audio_kwargs"].pop(name, None)
-        waveforms = _check_each(_as_audio_list(audio), self._waveform, rate)
-        transcripts = _check_each(_as_text_list(text), _transcript)
-        _check_pairs(waveforms, transcripts)
-        data: dict[str, Any] = {}
+        tensor_type = options["text_kwargs"].pop("return_tensors", None) or "pt"
+        audio_options = {
+            name: value
+            for name, value in options["audio_kwargs"].items()
+            if name in audio_only or name not in TEXT_OPTIONS
+        }
+        waveforms = _each(_as_list(audio), lambda one: self._waveform(one, rate))
+        transcripts = _as_list(text)
+        tensors = self.tensors(waveforms, transcripts, audio_options, options["text_kwargs"])
+        return BatchFeature(tensors, tensor_type=tensor_type)
+
+    def tensors(
+        self,
+        waveforms: Sequence[np.ndarray | None],
+        texts: Sequence[str | None],
+        audio_options: Mapping[str, Any] | None = None,
+        text_options: Mapping[str, Any] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """As `__call__`, of waveforms that are ready: (time,), float32, at `sampling_rate`.
+
+        Args:
+            waveforms, texts: One of each for every utterance, None where it is absent; or empty.
+            audio_options, text_options: Of the feature extractor and the tokenizer.
+        """
+        transcripts = _each(texts, _transcript)
+        if waveforms and transcripts and len(waveforms) != len(transcripts):
+            counts = f"{len(waveforms)} waveforms and {len(transcripts)} transcripts"
+            raise ValueError(f"There are {counts}; give None for what is absent.")
+        pairs = list(zip_longest(waveforms, transcripts)) or [(None, None)]
+        _each(pairs, self._check_pair)
+        data: dict[str, np.ndarray] = {}
         if any(waveform is not None for waveform in waveforms):
-            data |= self._audio_tensors(waveforms, options["audio_kwargs"])
+            data |= self._audio_tensors(waveforms, audio_options or {})
         if any(transcript is not None for transcript in transcripts):
-            data |= self._text_tensors(transcripts, options["text_kwargs"])
-        return BatchFeature(data, tensor_type=return_tensors)
+            data |= self._text_tensors(transcripts, text_options or {})
+        return data
 
     def _waveform(self, audio: Audio | None, sampling_rate: int | None) -> np.ndarray | None:
-        """One waveform, mono, float32, at the encoder's rate, of a length it can take."""
+        """One waveform, mono, float32, at the encoder's rate."""
         if audio is None:
             return None
-        array, sampling_rate = _array_and_rate(audio, sampling_rate)
-        waveform = to_mono(array)
-        sampling_rate = self._check_rate(sampling_rate)
-        duration_s = len(waveform) / sampling_rate  # before resampling, which may take long
-        if duration_s < self.min_duration_s:
-            raise ValueError(
-                f"the audio lasts {duration_s:.4g} s ({len(waveform)} samples at {sampling_rate} Hz); the "
-                f"acoustic encoder needs at least {self.min_duration_s:.4g} s. Leave it out, or give its "
-                "transcript alone."
-            )
-        if duration_s > self.longest_audio_s():
-            raise ValueError(
-                f"the audio lasts {duration_s:.4g} s ({len(waveform)} samples at {sampling_rate} Hz); at "
-                f"most {self.longest_audio_s():.4g} s are taken at once. Cut it into utterances."
-            )
-        return resample(waveform, sampling_rate, self.sampling_rate)
+        array, sampling_rate = samples_of(audio, sampling_rate)
+        waveform, rate = to_mono(array), check_rate(sampling_rate)
+        lasts_s, most_s = len(waveform) / rate, self.longest_audio_s()
+        if lasts_s > most_s:  # before resampling, which may take long
+            raise ValueError(f"The audio lasts {lasts_s:.4g} s; at most {most_s:.4g} s are taken.")
+        return resample(waveform, rate, self.sampling_rate)
 
-    def _check_rate(self, sampling_rate: Any) -> int:
-        if sampling_rate is None:
+    def _check_pair(self, pair: tuple[np.ndarray | None, str | None]) -> None:
+        waveform, transcript = pair
+        if waveform is None and transcript is None:
+            raise ValueError("There is neither audio nor text; blank text is absent text.")
+        least_s = self.min_duration_s
+        if waveform is not None and len(waveform) < round(least_s * self.sampling_rate):
+            lasts_s = len(waveform) / self.sampling_rate
             raise ValueError(
-                f"`sampling_rate` is missing; give the samples a second of the audio, for example "
-                f"`sampling_rate={self.sampling_rate}`."
+                f"The audio lasts {lasts_s:.4g} s; at least {least_s:.4g} s are needed."
             )
-        return _check_rate(sampling_rate)
 
     def _audio_tensors(
-        self, waveforms: list[np.ndarray | None], options: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, waveforms: Sequence[np.ndarray | None], options: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
         """Features of the waveforms that are there, zeros for the others."""
-        present = [waveform for waveform in waveforms if waveform is not None]
-        log_mel = self.feature_extractor.model_input_names[0] == "input_features"
-        # A log-mel encoder takes its whole window only.
-        padding = {"padding": "max_length", "pad_to_multiple_of": None} if log_mel else {}
-        features = self.feature_extractor(
-            present,
-            sampling_rate=self.sampling_rate,
-            return_attention_mask=True,
-            return_tensors="np",
-            **({"padding": "longest", "truncation": False} | options | padding),
-        )
-        values = features[self.feature_extractor.model_input_names[0]]
         rows = [i for i, waveform in enumerate(waveforms) if waveform is not None]
+        kind = self.feature_extractor.model_input_names[0]
+        ours: dict[str, Any] = {
+            "sampling_rate": self.sampling_rate,
+            "return_attention_mask": True,
+            "return_tensors": "np",
+        }
+        if kind == "input_features":  # a log-mel encoder takes its whole window only
+            ours |= {"padding": "max_length", "pad_to_multiple_of": None}
+        options = {"padding": "longest", "truncation": False, **options, **ours}
+        features = self.feature_extractor([waveforms[i] for i in rows], **options)
+        values = features[kind]
         input_values = np.zeros((len(waveforms), *values.shape[1:]), dtype=np.float32)
         mask = np.zeros((len(waveforms), values.shape[-1]), dtype=np.int64)
         input_values[rows] = values
@@ -255,190 +244,32 @@ class MTMMProcessor(ProcessorMixin):
         return {"input_values": input_values, "audio_attention_mask": mask}
 
     def _text_tensors(
-        self, transcripts: list[str | None], options: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, transcripts: list[str | None], options: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
         """Token ids of the transcripts that are there, padding for the others."""
         rows = [i for i, transcript in enumerate(transcripts) if transcript is not None]
         ours = {
-            "padding_side": "right",
+            "padding_side": "right",  # the model's masks have real positions first
             "return_attention_mask": True,
             "return_token_type_ids": False,
             "return_tensors": "np",
         }
-        options = {"padding": True, "truncation": False} | options | ours
+        options = {"padding": True, "truncation": False, **options, **ours}
         tokens = self.tokenizer([transcripts[i] for i in rows], **options)
-        for i, length in zip(rows, tokens["attention_mask"].sum(-1), strict=True):
-            if length > self.max_tokens:
-                message = (
-                    f"the transcript has {length} tokens; at most {self.max_tokens} are taken at once. "
-                    "Cut it into utterances."
-                )
-                raise ValueError(_name_utterance(i, len(transcripts), message))
         shape = (len(transcripts), tokens["input_ids"].shape[1])
         input_ids = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         input_ids[rows], mask[rows] = tokens["input_ids"], tokens["attention_mask"]
+        _each(mask.sum(-1), self._check_length)
         return {"input_ids": input_ids, "attention_mask": mask}
 
-    @staticmethod
-    def load_audio(
-        source: Source,
-        start_s: float | None = None,
-        end_s: float | None = None,
-    ) -> tuple[np.ndarray, int]:
-        """Decode a recording with soundfile: wav, flac, ogg, mp3 and what else libsndfile reads.
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.max_tokens:
+            raise ValueError(f"The text has {tokens} tokens; at most {self.max_tokens} are taken.")
 
-        Args:
-            source: A path, an http(s) URL, the bytes of a file, or an open binary file, which is
-                read from where it stands. One recording: of mp3 or flac files that were joined end
-                to end byte by byte, only the first is heard; joined Ogg files are refused.
-            start_s, end_s: The stretch to read, seconds from the beginning; None = from the
-                beginning, to the end. A stretch that goes past the end stops there. Kinds of files
-                that can only be read from their beginning (GSM 6.10) have no later stretches.
-
-        Returns:
-            The waveform, float32, (time,) or (time, channels), and its sampling rate in Hz.
-
-        Raises:
-            ImportError: soundfile is not installed.
-            FileNotFoundError: No file at this path.
-            OSError: A URL that does not answer.
-            ValueError: The file cannot be decoded, ends early, or has no audio in this stretch.
-            TypeError: No source of audio.
-        """
-        _check_stretch(start_s, end_s)
-        name, source = _open_source(source)
-        with _sound_file(name, source) as (file, opened):
-            rate, frames = file.samplerate, file.frames
-            start = _sample_at(start_s or 0, rate)
-            stop = frames if end_s is None else min(_sample_at(end_s, rate), frames)
-            waveform = None
-            if start < stop:
-                _seek(name, file, start)
-                waveform = file.read(stop - start, dtype="float32")
-            if stop == frames:
-                _check_end(name, file, opened)
-        if waveform is not None and len(waveform) < stop - start:
-            raise _cut_off(name, (start + len(waveform)) / rate)
-        if waveform is None:
-            raise ValueError(
-                f"{name} has no audio from {start_s or 0} s to "
-                f"{'its end' if end_s is None else f'{end_s} s'}: it lasts {frames / rate:.3f} s. Give "
-                "another stretch, or leave it out."
-            )
-        return waveform, rate
-
-    def open_recording(self, audio: Any, sampling_rate: int | None = None) -> Recording:
-        """A recording of any length, to be read block by block.
-
-        A file is read from its path as it goes. The bytes of a URL, of an open file, or given as such
-        stay in memory as they are encoded; so does an array.
-
-        Args:
-            audio: What `load_audio` or `__call__` takes as one recording.
-            sampling_rate: Of an array without its own, Hz.
-
-        Raises:
-            As `load_audio` and `__call__`; what is wrong inside a file, when it is read.
-        """
-        if isinstance(audio, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(
-            audio, "read"
-        ):
-            return _file_recording(audio)
-        (recording,) = _check_each([audio], self._array_recording, sampling_rate)
-        return recording
-
-    def _array_recording(self, audio: Any, sampling_rate: int | None) -> Recording:
-        array, sampling_rate = _array_and_rate(audio, sampling_rate)
-        waveform, rate = to_mono(array), self._check_rate(sampling_rate)
-        return Recording(
-            rate, len(waveform) / rate, lambda first, stop: iter([waveform[first:stop]])
-        )
-
-    def open_stream(self, source: Any, sampling_rate: int | None = None) -> Recording:
-        """A stream of audio that is heard while it comes; it can be read once.
-
-        Args:
-            source: An open binary file, such as `sys.stdin.buffer`: wav, or with `sampling_rate` raw
-                16-bit little-endian mono samples. Or an iterator of arrays, (time,) or
-                (time, channels), at `sampling_rate`.
-            sampling_rate: Hz; of a wav stream None, it says so itself.
-
-        Raises:
-            ValueError, TypeError: No such stream; what is wrong later in it, when it is read.
-        """
-        if not hasattr(source, "read"):
-            rate = self._check_rate(sampling_rate)
-            return Recording(rate, None, lambda first, stop: _array_blocks(source, rate))
-        if sampling_rate is not None:
-            rate = _check_rate(sampling_rate)
-            return Recording(rate, None, lambda first, stop: _raw_blocks(_Bytes(source), rate))
-        try:
-            file = wave.Wave_read(_Bytes(source))  # type: ignore[arg-type]  # reads, and no more
-        except (wave.Error, EOFError) as error:
-            reason = str(error) or "it is empty"
-            if reason == "unknown format: 65534":  # 0xFFFE, WAVE_FORMAT_EXTENSIBLE
-                reason = "it has the extensible header, which Python reads from 3.12 on"
-            raise ValueError(
-                f"The stream is no wav that can be read while it comes ({reason}); send wav with integer "
-                "samples and the plain header (ffmpeg writes it with `-c:a pcm_s16le -ac 1`), or raw "
-                "16-bit mono samples and their `sampling_rate`. Other files are given by their path."
-            ) from error
-        if file.getsampwidth() > 4:
-            raise ValueError(
-                f"The stream is a wav of {8 * file.getsampwidth()} bits a sample; send 8, 16, 24 or 32."
-            )
-        rate = _check_rate(file.getframerate())
-        return Recording(rate, None, lambda first, stop: _wav_blocks(file))
-
-    def windows(
-        self,
-        recording: Recording,
-        window_s: float,
-        hop_s: float,
-        start_s: float = 0.0,
-        end_s: float | None = None,
-    ) -> Iterator[tuple[float, float, np.ndarray]]:
-        """Cut a recording, or a stretch of it, into windows while reading it.
-
-        The last window ends where the stretch ends: it begins earlier than a hop after the one
-        before, and is as long, or as the whole stretch where that is shorter. An end that brings
-        less than `min_duration_s` of new audio gets no window.
-
-        Args:
-            recording: From `open_recording` or `open_stream`; of a stream, the whole.
-            window_s, hop_s: How long a window is, and how far the next begins behind it.
-            start_s, end_s: The stretch, seconds; None = to the end.
-
-        Returns:
-            Start and end in the recording, seconds, and the waveform (time,) at `sampling_rate`.
-
-        Raises:
-            ValueError: The stretch begins after the end, or has nothing to hear.
-        """
-        rate, duration_s = recording.sampling_rate, recording.duration_s
-        first_sample = _sample_at(start_s, rate)
-        if duration_s is not None and first_sample >= round(duration_s * rate):
-            raise ValueError(
-                f"The stretch from {start_s:g} s begins after the recording's end at {duration_s:.3f} s; "
-                "give another, or leave it out."
-            )
-        stop = None if end_s is None else _sample_at(end_s, rate)
-        first = start_s if start_s == 0 else first_sample / rate
-        blocks = _resampled(recording.blocks(first_sample, stop), rate, self.sampling_rate)
-        lengths = window_s, hop_s, self.min_duration_s
-        samples = [_sample_at(length_s, self.sampling_rate) for length_s in lengths]
-        heard = False
-        for start, waveform in _cut(blocks, *samples):
-            heard = True
-            begin = first + start / self.sampling_rate
-            yield begin, first + (start + len(waveform)) / self.sampling_rate, waveform
-        if not heard:
-            end = "its end" if end_s is None else f"{end_s:g} s"
-            raise ValueError(
-                f"The recording has no audio from {start_s:g} s to {end}, or next to none; the acoustic "
-                f"encoder needs at least {self.min_duration_s:.4g} s. Leave it out."
-            )
+    # Files, which `__call__` does not take.
+    load_audio = staticmethod(load_audio)
+    open_recording = staticmethod(open_recording)
 
 
 def receptive_field(config: PreTrainedConfig) -> int:
@@ -452,20 +283,9 @@ def receptive_field(config: PreTrainedConfig) -> int:
 def _max_tokens(tokenizer: Any, text_config: PreTrainedConfig) -> int:
     """What the tokenizer says, bounded by the positions that the encoder has."""
     positions = getattr(text_config, "max_position_embeddings", 512)
-    if getattr(text_config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (
-            text_config.pad_token_id + 1
-        )  # these count positions from behind the padding id
+    if getattr(text_config, "model_type", "") in SHIFTED_POSITIONS:
+        positions -= text_config.pad_token_id + 1
     return min(tokenizer.model_max_length, positions)  # an unset model_max_length is 1e30
-
-
-def _refuse_length_options(audio_kwargs: Mapping[str, Any]) -> None:
-    given = sorted(set(audio_kwargs) & {*LENGTH_OPTIONS, "return_attention_mask"})
-    if given:
-        raise ValueError(
-            f"`audio_kwargs` has {', '.join(given)}, which the processor decides: it pads audio, never cuts "
-            "it, and always returns the mask. Leave them out, and cut the waveform itself."
-        )
 
 
 def _transcript(text: str | None) -> str | None:
@@ -476,92 +296,34 @@ def _transcript(text: str | None) -> str | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise TypeError(
-            f"the transcript is of type {type(text).__name__}; it must be a string, or None if absent."
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the transcript is not valid Unicode ({error}); decode it with the right encoding."
-        ) from error
+        raise TypeError(f"The transcript is {type(text).__name__}; it must be a string, or None.")
+    text.encode()  # raises on half a surrogate pair, which tokenizers do not name
     text = unicodedata.normalize("NFKC", text).strip()
     # Zero-width and control characters, which str.strip leaves, are blank too.
     return text if any(map(str.isprintable, text.replace(" ", ""))) else None
 
 
-def _as_audio_list(audio: Any) -> list[Any]:
-    """One waveform is a list of one; a list of numbers is one waveform."""
-    if audio is None:
+def _as_list(given: Any) -> list[Any]:
+    """Utterances of a list, tuple or column of datasets; one utterance, None or an array is no list."""
+    if given is None:
         return []
-    if _is_batch("audio", audio) and not isinstance(audio[0], (int, float, np.number)):
-        return list(audio)
-    return [audio]
+    if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview)):
+        items = list(given)
+        if not items or not isinstance(items[0], (int, float, np.number)):
+            return items  # a list of numbers is one waveform
+    return [given]
 
 
-def _as_text_list(text: Any) -> list[Any]:
-    if text is None:
-        return []
-    return list(text) if _is_batch("text", text) else [text]
-
-
-def _is_batch(name: str, given: Any) -> bool:
-    """Lists, tuples and what behaves so (a column of datasets); not strings, bytes, arrays, tensors."""
-    if not isinstance(given, Sequence) or isinstance(given, (str, bytes, bytearray, memoryview)):
-        return False
-    if len(given) == 0:
-        raise ValueError(
-            f"`{name}` is an empty list; give at least one, or None for a modality that is absent."
-        )
-    return True
-
-
-def _name_utterance(index: int, count: int, message: str) -> str:
-    """The message with the utterance's number, where there are several."""
-    if count == 1:
-        return message[0].upper() + message[1:]
-    return f"Utterance {index} of this batch: {message}"
-
-
-def _check_each(items: list[Any], check: Callable[..., Any], *args: Any) -> list[Any]:
-    """`check` of every item; what it refuses is named by its number."""
-    checked = []
-    for i, item in enumerate(items):
-        try:
-            checked.append(check(item, *args))
-        except (ValueError, TypeError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(_name_utterance(i, len(items), str(error))) from error
-    return checked
-
-
-def _check_pairs(waveforms: list[Any], transcripts: list[Any]) -> None:
-    if not waveforms and not transcripts:
-        raise ValueError("MTMMProcessor got neither audio nor text; give `audio`, `text`, or both.")
-    if waveforms and transcripts and len(waveforms) != len(transcripts):
-        raise ValueError(
-            f"MTMMProcessor got {len(waveforms)} waveforms and {len(transcripts)} transcripts; give one of "
-            "each for every utterance, None where it is absent."
-        )
-    count = max(len(waveforms), len(transcripts))
-    absent = [None] * count
-    pairs = zip(waveforms or absent, transcripts or absent, strict=True)
-    empty = [
-        i
-        for i, (waveform, transcript) in enumerate(pairs)
-        if waveform is None and transcript is None
-    ]
-    if empty and count == 1:
-        raise ValueError(
-            "The utterance has neither audio nor text (blank text is absent text); give at least one."
-        )
-    if empty:
-        raise ValueError(
-            f"Utterances {empty} of this batch have neither audio nor text (blank text is absent text); each "
-            "needs at least one."
-        )
+def _each(items: Iterable[Any], function: Callable[[Any], Any]) -> list[Any]:
+    """The function of every item; what it refuses is named by its number, where there are several."""
+    results = []
+    items = list(items)
+    for index, item in enumerate(items):
+        with numbered(index if len(items) > 1 else None):
+            results.append(function(item))
+    return results
 
 
 MTMMProcessor.register_for_auto_class("AutoProcessor")
 
-__all__ = ["MTMMProcessor", "Recording", "read_blocks", "receptive_field"]
+__all__ = ["MTMMProcessor", "receptive_field"]

@@ -1,6 +1,6 @@
 """Recordings of any length: windows and segments, timed transcripts, transcribers, streams, memory.
 
-What a window says is always compared with the pipeline on that stretch alone.
+What a window says is always compared with the pipeline on that part alone.
 """
 
 import io
@@ -29,10 +29,11 @@ from transformers import (
 )
 
 import pipeline_mtmm
+from audio_mtmm import InputError, Windows, open_recording, resample, to_mono
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
-from timeline_mtmm import _shares_of_time
+from timeline_mtmm import time_weights
 
 RATE = 16000
 LONGEST_S = 2.0
@@ -86,7 +87,7 @@ def spans(result: dict[str, Any] | list[dict[str, Any]]) -> list[tuple[float, fl
 
 
 def assert_alike(entry: dict[str, Any], alone: dict[str, Any], tolerance: float = 1e-5) -> None:
-    """An entry of the timeline says what the pipeline says of that stretch alone."""
+    """An entry of the timeline says what the pipeline says of that part alone."""
     assert entry["emotion"] == alone["emotion"]
     assert entry["scores"] == pytest.approx(alone["scores"], abs=tolerance)
     for name in ("valence", "arousal"):
@@ -176,7 +177,7 @@ def test_whole_result_is_the_mean_over_time(pipe: MTMMPipeline) -> None:
     ],
 )
 def test_instants_are_shared_by_those_who_hear_them(times: list[Any], expected: list[Any]) -> None:
-    assert _shares_of_time(times) * sum(expected) == pytest.approx(expected)
+    assert time_weights(times) * sum(expected) == pytest.approx(expected)
 
 
 def test_top_k_and_untrained_hold_in_the_timeline(
@@ -191,20 +192,17 @@ def test_top_k_and_untrained_hold_in_the_timeline(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"window_s": 2.1}, "`window_s=2.1` is not allowed; it must be from 0.025 to 2 s"),
-        ({"window_s": 0.01}, "`window_s=0.01` is not allowed"),
-        ({"window_s": 1, "hop_s": 1.5}, "`hop_s=1.5` is not allowed; it must be from 0.025 to 1 s"),
-        ({"hop_s": 0}, "`hop_s=0` is not allowed; it must be seconds, more than 0"),
-        ({"window_s": "6"}, "`window_s='6'` is not allowed"),
-        ({"window_s": float("nan")}, "`window_s=nan` is not allowed"),
-        ({"batch_size": 0}, "`batch_size=0` is not allowed; it must be a whole number"),
-    ],
+    "options", [{"window_s": 2.1}, {"window_s": 0.01}, {"window_s": 1, "hop_s": 1.5}, {"hop_s": 0}]
 )
-def test_bad_option_is_refused(pipe: MTMMPipeline, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pipe([audio(noise(3.0))], **options)
+def test_bad_option_is_refused(pipe: MTMMPipeline, options: dict[str, Any]) -> None:
+    """As an option, not as an input."""
+    for ask in (
+        lambda: pipe([noise(3.0)], **options),
+        lambda: next(pipe.stream("gone.wav", **options)),
+    ):
+        with pytest.raises(ValueError, match="from 0.025 to 2 s") as refused:
+            ask()
+        assert not isinstance(refused.value, InputError)
 
 
 # ---- reading in blocks ---------------------------------------------------------------------------
@@ -215,15 +213,14 @@ def test_bad_option_is_refused(pipe: MTMMPipeline, options: dict[str, Any], mess
 def test_blocks_of_a_file_are_the_whole_file(tmp_path: Path, extension: str, rate: int) -> None:
     path = tmp_path / f"speech.{extension}"
     soundfile.write(path, np.stack([noise(3.3)] * 2, 1), rate)
-    processor = MTMMProcessor.__new__(MTMMProcessor)
     for source in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
-        recording = processor.open_recording(source)
+        recording = open_recording(source)
         whole, whole_rate = MTMMProcessor.load_audio(path)
         assert (recording.sampling_rate, recording.duration_s) == (whole_rate, len(whole) / rate)
         blocks = np.concatenate(list(recording.blocks(0, None)))
         np.testing.assert_allclose(blocks, whole.mean(1), atol=1e-6)
-        stretch = np.concatenate(list(recording.blocks(1000, 40000)))
-        np.testing.assert_allclose(stretch, whole[1000:40000].mean(1), atol=1e-3)
+        segment = np.concatenate(list(recording.blocks(1000, 40000)))
+        np.testing.assert_allclose(segment, whole[1000:40000].mean(1), atol=1e-3)
 
 
 def test_every_form_gives_the_same_timeline(pipe: MTMMPipeline, long_wav: Path) -> None:
@@ -238,8 +235,8 @@ def test_resampling_in_blocks_is_that_of_the_whole(pipe: MTMMPipeline, tmp_path:
     path = tmp_path / "speech.wav"
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (44100 * 4, 2)).astype(np.float32)
     soundfile.write(path, samples, 44100, subtype="FLOAT")
-    mono = pipe.processor._waveform(audio(samples[:80000]) | {"sampling_rate": 44100}, None)
-    (_, _, first), *_ = pipe.processor.windows(pipe.processor.open_recording(path), 1.5, 1.5)
+    mono = resample(to_mono(samples[:80000]), 44100, RATE)
+    (_, _, first), *_ = Windows(RATE, 1.5, 1.5, 0.025).cut(open_recording(path))
     np.testing.assert_allclose(first, mono[:24000], atol=1e-6)
 
 
@@ -252,14 +249,12 @@ def damaged(waveform: np.ndarray) -> np.ndarray:
 def test_damage_far_into_a_file_is_named(pipe: MTMMPipeline, tmp_path: Path) -> None:
     path = tmp_path / "damaged.wav"
     soundfile.write(path, damaged(noise(7.0)), RATE, subtype="FLOAT")
-    with pytest.raises(
-        ValueError, match=r"Input 1: .*damaged.wav', from 5 s on: .*NaN or infinite \(1 of"
-    ):
+    with pytest.raises(InputError, match="Input 1: .*damaged.wav', from 5 s on: .*NaN"):
         pipe([audio(noise(1.0)), str(path)])
     cut = tmp_path / "cut.wav"
     soundfile.write(cut, noise(7.0), RATE)
     cut.write_bytes(cut.read_bytes()[:150_000])
-    with pytest.raises(ValueError, match=r"cut.wav' is cut off: it ends after 4.68. s"):
+    with pytest.raises(ValueError, match="cut.wav' is cut off after 4.68"):
         pipe(str(cut))
 
 
@@ -273,7 +268,6 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
-from timeline_mtmm import _shares_of_time
 tokenizer = DebertaV2Tokenizer(vocab=[("[PAD]", -1.0), ("[CLS]", -1.0), ("[SEP]", -1.0), ("[UNK]", -1.0)])
 processor = MTMMProcessor(Wav2Vec2FeatureExtractor(return_attention_mask=True), tokenizer, max_duration_s=1.0)
 model = MTMMModel(MTMMConfig.tiny(trained_outputs=["valence"])).eval()
@@ -370,36 +364,10 @@ def test_segments_of_text_need_no_audio(pipe: MTMMPipeline) -> None:
     assert result["valence"] == pytest.approx((2 * first + 6 * second) / 8)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"text": "a"}, "The recording lasts 3.000 s and is cut into windows of 2 s, but its tran"),
-        ({"text": "a", "words": []}, 'has "text" and a transcript with times; give one'),
-        ({"words": [{"text": "a", "start": 70, "end": 71}]}, "has words at 70.5 s, and the recor"),
-        (
-            {"words": [{"text": "a", "start": 2, "end": 1}]},
-            '"words" has .* at place 0; give a list',
-        ),
-        ({"words": [WORDS[0], {"text": "a"}]}, '"words" has .* at place 1'),
-        ({"words": [{"start": 0, "end": 1}]}, '"words" has .* at place 0'),
-        ({"words": "so you won"}, "\"words\" is 'so you won'; give a list"),
-        ({"segments": []}, r'"segments" is \[\]; give a list of at least one'),
-        ({"segments": [{"start": 1, "end": None}]}, '"segments" has .* the end after the start'),
-        ({"segments": [{"start": 1, "end": 1}]}, '"segments" has .* the end after the start'),
-        (
-            {"segments": [{"start": 5, "end": 6}]},
-            "The stretch from 5 s begins after the recording's",
-        ),
-        ({"segments": [{"start": 1, "end": 1.01}]}, "From 1 to 1.01 s: The audio lasts 0.01 s"),
-    ],
-)
-def test_bad_transcript_is_refused(pipe: MTMMPipeline, given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pipe({"audio": audio(noise(3.0))} | given)
-
-
-def test_words_need_audio(pipe: MTMMPipeline) -> None:
-    with pytest.raises(ValueError, match='"words" have times in a recording, and there is none'):
+def test_text_without_times_belongs_to_short_recordings(pipe: MTMMPipeline) -> None:
+    with pytest.raises(ValueError, match="windows of 2 s.*times"):
+        pipe({"audio": audio(noise(3.0)), "text": "a"})
+    with pytest.raises(ValueError, match='"words" have times'):
         pipe({"words": WORDS})
 
 
@@ -500,29 +468,10 @@ def test_recogniser_of_transformers_is_loaded_by_its_folder(
     assert pipe([audio(waveform), audio(noise(1.0))], transcriber=recogniser) == result
 
 
-@pytest.mark.parametrize(
-    ("transcriber", "options", "error", "message"),
-    [
-        (
-            3,
-            {},
-            TypeError,
-            "`transcriber` is of type int; it must be a speech recognition pipeline",
-        ),
-        (lambda given: "hello", {}, TypeError, "The transcriber gave 'hello'; it must give"),
-        (
-            Recogniser(),
-            {"num_workers": 1},
-            ValueError,
-            "`num_workers=1` cannot be had with a `tran",
-        ),
-    ],
-)
-def test_bad_transcriber_is_refused(
-    pipe: MTMMPipeline, transcriber: object, options: dict[str, Any], error: type, message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        pipe([audio(noise(1.0))], transcriber=transcriber, **options)
+def test_transcriber_runs_where_the_model_runs(pipe: MTMMPipeline) -> None:
+    recogniser = Recogniser()
+    pipe([audio(noise(1.0))], transcriber=recogniser, num_workers=1)
+    assert len(recogniser.heard) == 1  # in a worker process, it would not be counted here
 
 
 def test_transcriber_with_code_of_its_own_is_refused_without_a_question(
@@ -533,7 +482,7 @@ def test_transcriber_with_code_of_its_own_is_refused_without_a_question(
 
     monkeypatch.setattr("builtins.input", ask)
     folder = str(tiny.saved())
-    with pytest.raises(ValueError, match="cannot be loaded as a speech recogniser .*custom code"):
+    with pytest.raises(ValueError, match="custom code"):
         pipe(audio(noise(1.0)), transcriber=folder)
 
 
@@ -612,31 +561,6 @@ def test_stream_hears_words_and_transcriber(pipe: MTMMPipeline) -> None:
     assert all(entry["transcribed"] and len(entry["scores"]) == 1 for entry in entries)
 
 
-@pytest.mark.parametrize(
-    ("source", "rate", "error", "message"),
-    [
-        (Pipe(b""), None, ValueError, "The stream is no wav that can be read while it comes"),
-        (Pipe(b"fLaC" + bytes(99)), None, ValueError, "The stream is no wav .*`sampling_rate`"),
-        (Pipe(wav_bytes(noise(1), "FLOAT")), None, ValueError, "no wav .*unknown format: 3"),
-        (Pipe(wav_bytes(noise(1), "PCM_16")), RATE, ValueError, "is a wav file; leave `sampling"),
-        (Pipe(bytes(3201)), RATE, ValueError, "ends in the middle of a sample"),
-        (Pipe(wav_bytes(noise(1), "PCM_16", 2)[:-1]), None, ValueError, "ends in the middle of a"),
-        (iter([noise(1)]), None, ValueError, "`sampling_rate` is missing"),
-        (iter([noise(1), np.full(9, np.nan)]), RATE, ValueError, "stream, from 1 s on: .* NaN"),
-        (iter([np.zeros((2, 1600))]), RATE, ValueError, "no axis can be channels"),
-        (iter(["a"]), RATE, TypeError, "the audio is of type str"),
-        ({"audio": iter([noise(1)]), "text": "a"}, RATE, ValueError, "has no known end and is cut"),
-        ({"audio": iter([noise(1)]), "segments": [{"start": 0, "end": 1}]}, RATE, ValueError,
-         '"segments" need a whole recording'),
-    ],
-)  # fmt: skip
-def test_bad_stream_is_refused(
-    pipe: MTMMPipeline, source: object, rate: int | None, error: type, message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        list(pipe.stream(source, sampling_rate=rate))
-
-
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
 def test_stream_of_extensible_wav_is_heard_where_python_reads_it(
     pipe: MTMMPipeline, subtype: str
@@ -645,7 +569,7 @@ def test_stream_of_extensible_wav_is_heard_where_python_reads_it(
     if sys.version_info >= (3, 12):
         assert list(pipe.stream(source))
         return
-    with pytest.raises(ValueError, match="extensible header, .* from 3.12 on.; send .* the plain"):
+    with pytest.raises(ValueError, match="65534"):
         list(pipe.stream(source))
 
 
@@ -691,32 +615,3 @@ def test_long_and_short_inputs_share_batches(
         for result, single in zip(pipe(inputs, batch_size=batch_size), singles, strict=True):
             assert_alike(result, single)
             assert_same_timeline(result.get("timeline", []), single.get("timeline", []))
-
-
-# ---- where somebody speaks -----------------------------------------------------------------------
-
-
-def test_speech_is_found_between_silences(real_data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("silero_vad", reason="silero-vad is not installed: pip install silero-vad")
-    from mtmm_training.data.segments import speech_segments
-
-    speech, rate = soundfile.read(next((real_data / "ravdess4" / "audio").rglob("*.flac")))
-    silence = np.zeros(2 * rate)
-    path = tmp_path / "speech.wav"
-    soundfile.write(path, np.concatenate([silence, speech, silence, speech, silence]), rate)
-    first, second = speech_segments(path)
-    length_s = len(speech) / rate
-    assert 2 < first["start"] < first["end"] < 2 + length_s
-    assert second["start"] - first["start"] == pytest.approx(2 + length_s, abs=0.1)
-    soundfile.write(path, silence, rate)
-    assert speech_segments(path) == []
-
-
-def test_missing_detector_says_what_to_install(
-    long_wav: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mtmm_training.data import segments
-
-    monkeypatch.setattr(segments, "silero_vad", None)
-    with pytest.raises(ImportError, match=r'pip install -e "\.\[vad\]"'):
-        segments.speech_segments(long_wav)

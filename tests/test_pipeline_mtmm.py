@@ -1,9 +1,8 @@
 """The pipeline: every form of input, batches, what comes out, its errors, saving and loading."""
 
-import http.server
+import copy
 import io
 import json
-import threading
 from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from conftest import WHISPER
 from transformers import WhisperFeatureExtractor
 from transformers.pipelines.pt_utils import KeyDataset
 
-import audio_mtmm
+from audio_mtmm import InputError
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
@@ -63,25 +62,6 @@ def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def url(wav: Path) -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path != "/speech.wav":
-                return self.send_error(404, "Not Found")
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(wav.read_bytes())
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/speech.wav"
-        server.shutdown()
-
-
 def flat(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k != "scores"} | result.get("scores", {})
 
@@ -99,7 +79,7 @@ def assert_same(result: dict[str, Any], expected: dict[str, Any], tolerance: flo
 # ---- forms of input ------------------------------------------------------------------------------
 
 
-def test_every_form_of_audio_gives_the_same(pipe: MTMMPipeline, wav: Path, url: str) -> None:
+def test_every_form_of_audio_gives_the_same(pipe: MTMMPipeline, wav: Path) -> None:
     waveform, data = noise(), wav.read_bytes()
     expected = pipe(waveform, sampling_rate=RATE)
     assert expected["missing"] == ["text"]
@@ -111,7 +91,6 @@ def test_every_form_of_audio_gives_the_same(pipe: MTMMPipeline, wav: Path, url: 
     forms: dict[str, Any] = {
         "path": wav,
         "string": str(wav),
-        "url": url,
         "bytes": data,
         "bytearray": bytearray(data),
         "memoryview": memoryview(data),
@@ -175,12 +154,6 @@ def test_each_modality_changes_the_result(pipe: MTMMPipeline, wav: Path) -> None
     values = [result["valence"] for result in (both, *others)]
     assert len({round(value, 4) for value in values}) == len(values)
     assert [result["missing"] for result in others] == [[], [], ["text"], ["audio"]]
-
-
-def test_text_alone_is_enough(pipe: MTMMPipeline) -> None:
-    expected = pipe({"text": "hello"})
-    assert expected["missing"] == ["audio"]
-    assert pipe({"audio": None, "text": "hello"}) == expected
 
 
 def ragged(wav: Path) -> list[Any]:
@@ -298,12 +271,9 @@ def test_generator_is_read_a_bounded_way_ahead(pipe: MTMMPipeline) -> None:
     assert len(list(results)) == 99
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_workers_keep_the_order(pipe: MTMMPipeline, wav: Path, num_workers: int) -> None:
+def test_reading_ahead_keeps_the_order(pipe: MTMMPipeline, wav: Path) -> None:
     inputs = ragged(wav)
-    for result, given in zip(
-        pipe(inputs, batch_size=4, num_workers=num_workers), inputs, strict=True
-    ):
+    for result, given in zip(pipe(inputs, batch_size=4, num_workers=3), inputs, strict=True):
         assert_same(result, pipe(given))
 
 
@@ -312,13 +282,47 @@ def test_results_before_an_error_come_out(pipe: MTMMPipeline) -> None:
         (given for given in [{"text": "a"}, {"text": "b"}, 3, {"text": "c"}]), batch_size=4
     )
     assert [next(results)["missing"], next(results)["missing"]] == [["audio"], ["audio"]]
-    with pytest.raises(TypeError, match="^Input 2: Audio of type int"):
+    with pytest.raises(InputError) as refused:
         next(results)
+    assert refused.value.index == 2
 
 
-def test_bad_input_of_a_worker_is_said_as_plainly(pipe: MTMMPipeline) -> None:
-    with pytest.raises(ValueError, match=r"^Input 1: The audio \(4 bytes\) cannot be decoded"):
-        list(pipe([noise(), b"RIFF"], sampling_rate=RATE, num_workers=2))
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_refused_input_is_numbered(pipe: MTMMPipeline, num_workers: int) -> None:
+    with pytest.raises(InputError) as refused:
+        pipe([noise(), b"RIFF"], sampling_rate=RATE, num_workers=num_workers)
+    assert refused.value.index == 1 and "cannot be decoded" in refused.value.reason
+    with pytest.raises(FileNotFoundError, match="gone.wav"):  # a single one keeps its own kind
+        pipe("gone.wav")
+
+
+def test_input_whose_outputs_are_not_finite_is_numbered(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> None:
+    """Those before it are answered, also where it shares a batch with them."""
+    model = make_model(trained_outputs=TRAINED)
+    pipe = MTMMPipeline(model=model, processor=tiny_processor)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tiny_processor.tokenizer.convert_tokens_to_ids("z")] = (
+            torch.nan
+        )
+    results = iter(pipe(({"text": text} for text in ("a", "b", "z", "c")), batch_size=4))
+    assert [next(results)["missing"], next(results)["missing"]] == [["audio"], ["audio"]]
+    with pytest.raises(InputError) as refused:
+        next(results)
+    assert refused.value.index == 2
+
+
+def test_tokens_that_the_model_lacks_are_refused(
+    model: MTMMModel, tiny_processor: MTMMProcessor
+) -> None:
+    tokenizer = copy.deepcopy(tiny_processor.tokenizer)
+    tokenizer.add_tokens([f"new{i}" for i in range(200)])
+    processor = MTMMProcessor(tiny_processor.feature_extractor, tokenizer)
+    pipe = MTMMPipeline(model=model, processor=processor)
+    assert pipe({"text": "hello"})["missing"] == ["audio"]
+    with pytest.raises(ValueError, match="tokenizer"):
+        pipe({"text": "hello new199"})
 
 
 def test_random_numbers_of_the_caller_stay(pipe: MTMMPipeline) -> None:
@@ -342,8 +346,8 @@ def test_progress_is_shown_on_request(
     assert "3it" in capsys.readouterr().err
 
 
-def test_series_is_read_in_its_order_whatever_its_labels(pipe: MTMMPipeline) -> None:
-    inputs = [{"text": text} for text in ("a", "bc", "def", "ghij")]
+def test_series_is_read_in_its_order_whatever_its_labels(pipe: MTMMPipeline, wav: Path) -> None:
+    inputs = [{"text": text} for text in ("a", "bc", "def")] + [str(wav)]
     series = pd.Series(inputs)
     results = pipe(inputs)
     assert pipe(series) == results
@@ -351,25 +355,13 @@ def test_series_is_read_in_its_order_whatever_its_labels(pipe: MTMMPipeline) -> 
     assert pipe(series[[False, True, False, True]]) == [results[1], results[3]]
     assert pipe(series.set_axis(list("wxyz"))) == results
     assert pipe(series[:0]) == []
-    with pytest.raises(ValueError, match="^Input 1: .* neither audio nor text"):
+    with pytest.raises(InputError, match="^Input 1: .* neither audio nor text"):
         pipe(pd.Series([inputs[0], {"text": ""}], index=[7, 7]))
 
 
-def test_series_of_paths_is_read(pipe: MTMMPipeline, wav: Path) -> None:
-    paths = pd.Series([str(wav)] * 2, index=[5, 3])
-    assert pipe(paths) == pipe(paths.tolist())
-
-
-def test_data_frame_is_refused_with_what_to_give(pipe: MTMMPipeline) -> None:
-    frame = pd.DataFrame({"text": ["a", "bc"]})
-    with pytest.raises(TypeError, match=r"are a DataFrame; .*to_dict\(\"records\"\)"):
-        pipe(frame)
-    assert pipe(frame.to_dict("records")) == pipe([{"text": "a"}, {"text": "bc"}])
-
-
-def test_list_of_paths_as_one_recording_is_refused(pipe: MTMMPipeline, wav: Path) -> None:
-    with pytest.raises(TypeError, match="are given to the pipeline as a list of inputs"):
-        pipe({"audio": [wav, wav]})
+def test_data_frame_is_read_by_row(pipe: MTMMPipeline) -> None:
+    frame = pd.DataFrame({"text": ["a", "bc"]}, index=[7, 7])
+    assert pipe(frame) == pipe([{"text": "a"}, {"text": "bc"}])
 
 
 def test_streams_and_datasets_give_iterators(pipe: MTMMPipeline, wav: Path) -> None:
@@ -527,97 +519,22 @@ def test_names_and_range_are_the_configurations(
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("options", "error"),
     [
-        ("i am happy", FileNotFoundError, r"No audio file at 'i am happy'.*\{\"text\": ...\}"),
-        (42, TypeError, "Audio of type int cannot be read; give a path or URL, the bytes"),
-        (None, ValueError, "The utterance has neither audio nor text"),
-        ({}, ValueError, r"An utterance has only the keys \[\]; give a path"),
-        ({"audio": None, "text": " "}, ValueError, "has neither audio nor text .blank"),
-        ({"audio": "a.wav", "emotion": "sad"}, ValueError, r"the unknown keys \['emotion'\]; give"),
-        ({"sampling_rate": RATE}, ValueError, r"only the keys \['sampling_rate'\]; give"),
-        ({1: "a", "text": "b"}, ValueError, r"the unknown keys \['1'\]"),
-        ({"text": ["a", "b"]}, TypeError, "The transcript is of type list; it must be a string"),
-        ({"text": 3}, TypeError, "The transcript is of type int"),
-        ({"audio": ["a.wav", "b.wav"]}, TypeError, "it must be numbers of shape"),
-        ({"audio": 3, "text": "a"}, TypeError, "Audio of type int cannot be read"),
-        (noise(), ValueError, "`sampling_rate` is missing; give .*`sampling_rate=16000`"),
-        ({"array": noise()}, ValueError, "`sampling_rate` is missing"),
-        (
-            {"array": noise(), "sampling_rate": RATE, "text": "a"},
-            ValueError,
-            "keys .*'text'.*a transcript stands beside the dict, not in it",
-        ),
-        ({"audio": {"text": "a"}}, ValueError, "an audio dict has the keys"),
-        ({"path": None, "bytes": None}, ValueError, "An audio dict has neither bytes nor a path"),
-        ({"bytes": b"", "path": None}, ValueError, r"The audio \(0 bytes\) has no bytes to read"),
-        ({"bytes": b"abc", "path": "x.wav"}, ValueError, r"The audio \(x.wav\) cannot be decoded"),
-        (
-            {"bytes": b"abc", "text": "a"},
-            ValueError,
-            r"An audio dict has the unknown keys \['text'\]",
-        ),
-        ({"array": noise(0.01), "sampling_rate": RATE}, ValueError, "needs at least 0.025 s"),
-    ],
-)
-def test_bad_input_is_refused(
-    pipe: MTMMPipeline, given: object, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=f"(?i){message}"):
-        pipe(given)
-    with pytest.raises(error, match=f"(?i)^Input 1: .*{message}"):
-        pipe([{"text": "a"}, given])
-
-
-def test_bad_file_is_named(pipe: MTMMPipeline, tmp_path: Path, url: str) -> None:
-    path = tmp_path / "notes.wav"
-    path.write_text("words " * 100)
-    with pytest.raises(ValueError, match="notes.wav' cannot be decoded as audio"):
-        pipe(str(path))
-    with pytest.raises(OSError, match="gone.wav cannot be fetched .HTTP 404 Not Found"):
-        pipe(url.replace("speech", "gone"))
-
-
-def test_bad_input_of_a_stream_is_numbered(pipe: MTMMPipeline) -> None:
-    results = iter(pipe(given for given in [{"text": "a"}, {"text": "b"}, {"text": 3}]))
-    assert next(results)["missing"] == ["audio"]
-    with pytest.raises(TypeError, match="^Input 2: The transcript is of type int"):
-        list(results)
-    with pytest.raises(FileNotFoundError, match="^Input 1: No audio file at 'gone.wav'"):
-        pipe([{"text": "a"}, "gone.wav"], batch_size=2)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"top_k": 0}, ValueError, "`top_k=0` is not allowed; it must be a whole number"),
-        ({"top_k": True}, ValueError, "`top_k=True`"),
-        ({"top_k": "2"}, ValueError, "`top_k='2'`"),
-        ({"function_to_apply": "none"}, TypeError, r"no options \['function_to_apply'\]; it has"),
-        ({"sampling_rates": 1, "topk": 2}, TypeError, r"\['sampling_rates', 'topk'\]"),
-        ({"sampling_rate": "16k"}, ValueError, "`sampling_rate='16k'` is not allowed"),
+        ({"function_to_apply": "none"}, TypeError),
+        ({"sampling_rates": 1}, TypeError),
+        ({"sampling_rate": "16k"}, ValueError),
     ],
 )
 def test_bad_option_is_refused(
-    pipe: MTMMPipeline, options: dict[str, Any], error: type[Exception], message: str
+    pipe: MTMMPipeline, options: dict[str, Any], error: type[Exception]
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=next(iter(options))):
         pipe(noise(), **options)
 
 
-def test_decoding_without_soundfile_says_what_to_install(
-    pipe: MTMMPipeline, wav: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audio_mtmm, "soundfile", None)
-    with pytest.raises(ImportError, match="needs soundfile; run `pip install soundfile`"):
-        pipe([str(wav)])
-    assert pipe(noise(), sampling_rate=RATE)["missing"] == ["text"]
-
-
-def test_missing_processor_says_what_to_run(model: MTMMModel) -> None:
-    with pytest.raises(
-        ValueError, match=r"could load none. Save it .*`processor.save_pretrained\(folder\)`"
-    ):
+def test_missing_processor_is_named(model: MTMMModel) -> None:
+    with pytest.raises(ValueError, match="processor="):
         MTMMPipeline(model=model)
 
 
@@ -637,7 +554,7 @@ def test_saved_pipeline_loads_by_its_folder(
     folder = tmp_path / "saved"
     pipe.save_pretrained(folder)
     names = {path.name for path in folder.iterdir()}
-    assert {"pipeline_mtmm.py", "processing_mtmm.py", "processor_config.json"} <= names
+    assert {"pipeline_mtmm.py", "timeline_mtmm.py", "processor_config.json"} <= names
     loaded = pipeline(model=str(folder), trust_remote_code=True)
     assert type(loaded).__name__ == "MTMMPipeline"
     assert loaded.task == "speech-emotion-recognition"
@@ -650,7 +567,7 @@ def test_folder_without_processor_is_refused(
     model: MTMMModel, tmp_path: Path, own_modules: None
 ) -> None:
     model.save_pretrained(tmp_path / "saved")
-    with pytest.raises(ValueError, match="could load none. Save it beside the model"):
+    with pytest.raises(OSError, match="saved"):
         pipeline(model=str(tmp_path / "saved"), trust_remote_code=True)
 
 

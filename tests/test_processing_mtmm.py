@@ -1,9 +1,12 @@
-"""The processor: waveforms, transcripts, padding and masks, its errors, and decoding of files."""
+"""The processor: waveforms, transcripts, padding and masks, and decoding of files.
+
+What it refuses is in bad_inputs/audio.py and bad_inputs/text.py.
+"""
 
 import http.server
 import io
+import pickle
 import threading
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import WHISPER
 from transformers import (
     AutoProcessor,
     BertConfig,
@@ -27,7 +31,7 @@ from transformers import (
 )
 
 import audio_mtmm
-from audio_mtmm import resample, to_mono
+from audio_mtmm import InputError, load_audio, open_recording, read_blocks, resample, to_mono
 from processing_mtmm import MTMMProcessor, receptive_field
 
 RATE = 16000
@@ -113,18 +117,6 @@ def test_integer_stereo_is_scaled_then_averaged() -> None:
     np.testing.assert_allclose(to_mono(stereo), [0.25, -1.0, 0.25])
 
 
-@pytest.mark.parametrize("make", [np.int64, np.uint16, np.uint32])
-def test_integers_of_unknown_scale_are_refused(processor: MTMMProcessor, make: type) -> None:
-    name = np.dtype(make).name
-    with pytest.raises(ValueError, match=rf"type {name}, whose full scale is unknown; convert"):
-        processor(audio=np.ones(RATE, dtype=make), sampling_rate=RATE)
-
-
-def test_list_of_integers_is_refused(processor: MTMMProcessor) -> None:
-    with pytest.raises(ValueError, match="type int64, whose full scale is unknown"):
-        processor(audio=[0, 100, -100] * 1000, sampling_rate=RATE)
-
-
 def test_every_kind_of_array_gives_the_same(processor: MTMMProcessor, tmp_path: Path) -> None:
     waveform = noise()
     expected = values(processor, waveform)
@@ -144,6 +136,9 @@ def test_every_kind_of_array_gives_the_same(processor: MTMMProcessor, tmp_path: 
         "not contiguous": np.repeat(waveform, 2)[::2],
         "reversed": waveform[::-1].copy()[::-1],
         "memory-mapped": mapped,
+        "long doubles": waveform.astype(np.longdouble),
+        "Fortran order": np.asfortranarray(np.stack([waveform] * 2)),
+        "negated": torch.complex(torch.zeros(len(waveform)), -torch.tensor(waveform)).conj().imag,
         "dict": {"array": waveform, "sampling_rate": RATE, "path": None},
         "decoder": SimpleNamespace(
             get_all_samples=lambda: SimpleNamespace(
@@ -178,74 +173,52 @@ def test_dict_rate_wins_over_the_argument(processor: MTMMProcessor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("audio", "error", "message"),
+    ("given", "index"),
     [
-        (np.zeros(0, np.float32), ValueError, "The audio is empty; leave it out"),
-        (np.zeros((0, 2), np.float32), ValueError, "The audio is empty"),
-        ([], ValueError, "`audio` is an empty list; give at least one"),
-        (np.full(RATE, np.nan), ValueError, r"samples that are NaN or infinite \(16000 of 16000\)"),
-        (
-            np.array([0.1, np.inf, 0.1] * 500),
-            ValueError,
-            r"samples that are NaN or infinite \(500 of 1500\)",
-        ),
-        (np.full(RATE, 1000.0), ValueError, "reaches 1000; floats lie in −1 to 1. Divide"),
-        (np.full(RATE, 1e300), ValueError, r"reaches 1e\+300"),
-        (noise(0.02), ValueError, r"lasts 0.02 s \(320 samples at 16000 Hz\).*at least 0.025 s"),
-        (noise(41), ValueError, "lasts 41 s .*at most 40 s are taken at once. Cut it"),
-        (np.zeros((100, 100)), ValueError, r"shape \(100, 100\): no axis can be channels"),
-        (np.zeros((2, 1, RATE)), TypeError, r"shape \(2, 1, 16000\)"),
-        (np.zeros(RATE, bool), TypeError, "type bool"),
-        (np.zeros(RATE, complex), TypeError, "type complex128"),
-        (["a", "b"], TypeError, "Utterance 0 of this batch: the audio is of type str"),
-        ("speech.wav", TypeError, "type str; the processor takes waveforms. Decode .*`text=`"),
-        (Path("speech.wav"), TypeError, "the processor takes waveforms"),
-        (b"RIFF", TypeError, "type bytes; the processor takes waveforms"),
-        (bytearray(2000), TypeError, "type bytearray; the processor takes waveforms"),
-        (memoryview(bytes(2000)), TypeError, "type memoryview; the processor takes waveforms"),
-        (3.5, TypeError, r"shape \(\)"),
-        (object(), TypeError, "type object"),
-        ({"array": None, "sampling_rate": RATE}, TypeError, "type object"),
-        ({"bytes": b"", "path": None}, ValueError, r"keys \['bytes', 'path'\].*load_audio"),
-        ({"array": noise(), "text": "hi"}, ValueError, "a transcript stands beside the dict"),
+        ({"audio": [noise(), None, noise(0.01)], "text": ["a", "b", "c"]}, 2),
+        ({"audio": [noise(), noise(41)]}, 1),
+        ({"audio": ["a", "b"]}, 0),
+        ({"audio": [{"array": noise(), "sampling_rate": 16}, noise()]}, 0),
+        ({"text": ["a", " ", None]}, 1),
+        ({"text": ["a", "b", float("nan")]}, 2),
+        ({"text": ["a", "b " * 100]}, 1),
     ],
 )
-def test_bad_audio_is_refused(
-    processor: MTMMProcessor, audio: Any, error: type[Exception], message: str
+def test_refused_utterance_is_numbered(
+    processor: MTMMProcessor, given: dict[str, Any], index: int
 ) -> None:
-    with pytest.raises(error, match=message):
-        processor(audio=audio, sampling_rate=RATE)
-
-
-def test_refused_audio_is_named_by_its_number(processor: MTMMProcessor) -> None:
-    audio = [noise(), None, noise(0.01)]
-    with pytest.raises(ValueError, match=r"^Utterance 2 of this batch: the audio lasts 0.01 s"):
-        processor(audio=audio, text=["a", "b", "c"], sampling_rate=RATE)
+    with pytest.raises(InputError) as refused:
+        processor(**given, sampling_rate=RATE)
+    assert refused.value.index == index
+    assert isinstance(refused.value.__cause__, (ValueError, TypeError))
+    again = pickle.loads(pickle.dumps(refused.value))  # as a worker process hands it over
+    assert (again.index, str(again)) == (index, str(refused.value))
 
 
 @pytest.mark.parametrize(
-    "rate", [0, 16, 10**7, -16000, 16000.5, True, "16000", float("nan"), float("inf"), []]
+    "given",
+    [{"audio": [noise()] * 2, "text": ["a"]}, {"audio": noise(), "text": ["a", "b"]}, {"text": []}],
 )
-def test_illegal_rate_is_refused(processor: MTMMProcessor, rate: object) -> None:
-    with pytest.raises(ValueError, match="whole number of Hz from 1000 to 1000000"):
-        processor(audio={"array": noise(), "sampling_rate": rate})
+def test_unequal_lists_are_refused(processor: MTMMProcessor, given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        processor(**given, sampling_rate=RATE)
 
 
-def test_missing_rate_is_refused(processor: MTMMProcessor) -> None:
-    with pytest.raises(ValueError, match="`sampling_rate` is missing; .*`sampling_rate=16000`"):
-        processor(audio=noise())
-    mixed: list[Any] = [{"array": noise(), "sampling_rate": RATE}, noise()]
-    with pytest.raises(ValueError, match="Utterance 1 of this batch: `sampling_rate` is missing"):
-        processor(audio=mixed)
+@pytest.mark.parametrize(
+    "file", ["speech.wav", Path("speech.wav"), b"RIFF", memoryview(bytes(2000))]
+)
+def test_file_is_no_waveform(processor: MTMMProcessor, file: Any) -> None:
+    with pytest.raises(TypeError):
+        processor(audio=file, sampling_rate=RATE)
 
 
 def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
     assert values(processor, np.zeros(200, np.float32), 8000).shape == (1, 400)
     assert values(processor, np.zeros(40 * 8000, np.float32), 8000).shape == (1, 40 * RATE)
-    with pytest.raises(ValueError, match="199 samples at 8000 Hz"):
+    with pytest.raises(ValueError, match="at least 0.025 s"):
         processor(audio=np.zeros(199, np.float32), sampling_rate=8000)
     # A rate that is a hundred times too low must not make a hundred times the samples first.
-    with pytest.raises(ValueError, match=r"lasts 1e\+04 s \(10000000 samples at 1000 Hz\)"):
+    with pytest.raises(ValueError, match=r"lasts 1e\+04 s; at most 40 s"):
         processor(audio=np.zeros(10_000_000, np.float32), sampling_rate=1000)
 
 
@@ -254,9 +227,7 @@ def test_resampling_without_soxr_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(audio_mtmm, "soxr", None)
     assert values(processor, noise()).shape == (1, 8000)
-    with pytest.raises(
-        ImportError, match="from 8000 to 16000 Hz needs soxr; run `pip install soxr`"
-    ):
+    with pytest.raises(ImportError, match="8000 to 16000 Hz .*pip install soxr"):
         processor(audio=noise(0.5, 8000), sampling_rate=8000)
 
 
@@ -305,10 +276,9 @@ def test_whisper_batch_equals_singles(whisper: MTMMProcessor) -> None:
 def test_whisper_refuses_audio_past_its_window(whisper: MTMMProcessor) -> None:
     assert whisper.longest_audio_s() == 1.0
     assert values(whisper, np.zeros(44100, np.float32), 44100).shape == (1, 20, 100)
-    with pytest.raises(ValueError, match=r"\(16001 samples at 16000 Hz\); at most 1 s are taken"):
-        whisper(audio=np.zeros(16001, np.float32), sampling_rate=RATE)
-    with pytest.raises(ValueError, match=r"\(44101 samples at 44100 Hz\); at most 1 s are taken"):
-        whisper(audio=np.zeros(44101, np.float32), sampling_rate=44100)
+    for rate in (RATE, 44100):
+        with pytest.raises(ValueError, match="at most 1 s"):
+            whisper(audio=np.zeros(rate + 1, np.float32), sampling_rate=rate)
 
 
 def test_max_duration_bounds_whisper_too(whisper: MTMMProcessor) -> None:
@@ -357,13 +327,13 @@ def test_whisper_window_stays_whatever_the_multiple(whisper: MTMMProcessor) -> N
     assert batch["input_values"].shape == (1, 20, 100)
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"max_length": 5}, {"truncation": True}, {"padding": False}, {"return_attention_mask": False}],
-)
-def test_audio_length_options_are_refused(processor: MTMMProcessor, option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"`audio_kwargs` has {next(iter(option))}, which the"):
-        processor(audio=noise(), sampling_rate=RATE, audio_kwargs=option)
+def test_options_of_the_audio_alone_are_obeyed(processor: MTMMProcessor) -> None:
+    batch = processor(
+        audio=noise(0.3),
+        sampling_rate=RATE,
+        audio_kwargs={"max_length": 1000, "truncation": True, "return_attention_mask": False},
+    )
+    assert batch["input_values"].shape == batch["audio_attention_mask"].shape == (1, 1000)
 
 
 def test_text_may_be_padded_to_a_fixed_length(processor: MTMMProcessor) -> None:
@@ -423,39 +393,8 @@ def test_text_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: 
 @pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u00a0", "\u3000", "\u200b \ufeff", "\0"])
 def test_blank_text_is_absent(processor: MTMMProcessor, blank: str) -> None:
     assert "input_ids" not in processor(audio=noise(), text=blank, sampling_rate=RATE)
-    with pytest.raises(ValueError, match="neither audio nor text .blank text is absent text."):
+    with pytest.raises(ValueError, match="neither audio nor text"):
         processor(text=blank)
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({}, ValueError, "got neither audio nor text; give `audio`, `text`, or both"),
-        ({"audio": [None], "text": [None]}, ValueError, "The utterance has neither audio nor text"),
-        ({"text": ["a", " ", None]}, ValueError, r"Utterances \[1, 2\] of this batch have neither"),
-        ({"text": []}, ValueError, "`text` is an empty list"),
-        ({"audio": [], "text": ["a"]}, ValueError, "`audio` is an empty list"),
-        ({"audio": [noise()] * 2, "text": ["a"]}, ValueError, "2 waveforms and 1 transcripts"),
-        ({"audio": noise(), "text": ["a", "b"]}, ValueError, "1 waveforms and 2 transcripts"),
-        ({"text": b"abc"}, TypeError, "The transcript is of type bytes; it must be a string"),
-        ({"text": 3}, TypeError, "type int; it must be a string, or None if absent"),
-        ({"text": [["a", "b"]]}, TypeError, "type list; it must be a string"),
-        ({"text": ["a", float("nan")]}, TypeError, "Utterance 1 of this batch: the transcript is"),
-        ({"text": np.array(["a", "b"])}, TypeError, "type ndarray; it must be a string"),
-        ({"text": "a\ud83d"}, ValueError, r"not valid Unicode \(.*surrogates.*; decode it with"),
-        (
-            {"text": "a" * 100},
-            ValueError,
-            "The transcript has 10[0-9] tokens; at most 64 are taken",
-        ),
-        ({"text": ["a", "b " * 100]}, ValueError, "Utterance 1 of this batch: the transcript has"),
-    ],
-)
-def test_bad_batch_is_refused(
-    processor: MTMMProcessor, given: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        processor(**given, sampling_rate=RATE)
 
 
 # ---- text ----------------------------------------------------------------------------------------
@@ -535,22 +474,8 @@ def encoder_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     )
     HubertModel(hubert).save_pretrained(root / "hubert")
     Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(root / "hubert")
-    whisper = WhisperConfig(
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        num_mel_bins=20,
-        max_source_positions=50,
-        vocab_size=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    whisper = WhisperConfig.from_dict(WHISPER | tokens | {"vocab_size": 32})
     WhisperModel(whisper).save_pretrained(root / "whisper")
     extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
     extractor.save_pretrained(root / "whisper")
@@ -572,7 +497,7 @@ def test_processor_from_encoders_knows_their_limits(encoder_folders: dict[str, P
     batch = hubert(audio=noise(45 / RATE), text="hello", sampling_rate=RATE)
     assert batch["audio_attention_mask"].sum() == 45
     assert HubertModel(config).eval()(batch["input_values"]).last_hidden_state.shape[1] == 1
-    with pytest.raises(ValueError, match="44 samples at 16000 Hz"):
+    with pytest.raises(ValueError, match="at least"):
         hubert(audio=noise(44 / RATE), sampling_rate=RATE)
     whisper = MTMMProcessor.from_encoders_pretrained(
         str(encoder_folders["whisper"]), str(encoder_folders["bert"]), max_tokens=8
@@ -644,7 +569,7 @@ def test_files_of_every_format_are_decoded(
     written = sine(440, 0.5, RATE)
     path = tmp_path / f"speech.{extension}"
     soundfile.write(path, np.stack([written] * channels, axis=1), RATE, subtype=subtype)
-    array, rate = MTMMProcessor.load_audio(path)
+    array, rate = load_audio(path)
     assert rate == RATE and array.dtype == np.float32
     assert array.shape[1:] == (() if channels == 1 else (2,))
     read = to_mono(array)
@@ -654,9 +579,9 @@ def test_files_of_every_format_are_decoded(
     data = path.read_bytes()
     sources: list[Any] = [str(path), data, bytearray(data), memoryview(data), io.BytesIO(data)]
     for source in sources:
-        np.testing.assert_array_equal(MTMMProcessor.load_audio(source)[0], array)
+        np.testing.assert_array_equal(load_audio(source)[0], array)
     with open(path, "rb") as file:
-        np.testing.assert_array_equal(MTMMProcessor.load_audio(file)[0], array)
+        np.testing.assert_array_equal(load_audio(file)[0], array)
 
 
 @pytest.fixture(scope="module")
@@ -678,99 +603,30 @@ def wav(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (np.float64(1.0), np.float32(1.5), 16000, 24000),
     ],
 )
-def test_stretch_is_cut_out(
+def test_segment_is_cut_out(
     wav: Path, start_s: float | None, end_s: float | None, first: int, last: int
 ) -> None:
-    array, _ = MTMMProcessor.load_audio(wav, start_s, end_s)
+    array, _ = load_audio(wav, start_s, end_s)
     np.testing.assert_array_equal(array, noise(2.0)[first:last])
-
-
-@pytest.mark.parametrize(
-    ("start_s", "end_s", "message"),
-    [
-        (-0.5, None, "`start_s=-0.5` is not allowed; it must be seconds from the beginning"),
-        (float("nan"), None, "`start_s=nan` is not allowed"),
-        (None, float("inf"), "`end_s=inf` is not allowed"),
-        ("1", None, "`start_s='1'` is not allowed"),
-        (1.0, 1.0, "`end_s=1.0` is not allowed; it must be after the start, 1.0 s"),
-        (None, 0, "`end_s=0` is not allowed; it must be after the start, 0 s"),
-        (2.0, None, r"spoken words.wav' has no audio from 2.0 s to its end: it lasts 2.000 s"),
-        (3.0, 4.0, "has no audio from 3.0 s to 4.0 s: it lasts 2.000 s"),
-    ],
-)
-def test_bad_stretch_is_refused(wav: Path, start_s: Any, end_s: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MTMMProcessor.load_audio(wav, start_s, end_s)
-
-
-def damaged(folder: Path, kind: str) -> Path:
-    """A file that is not what its name promises."""
-    path = folder / f"{kind}.wav"
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "empty":
-        path.touch()
-    elif kind == "header only":
-        soundfile.write(path, np.zeros(0, np.float32), RATE)
-    elif kind == "text":
-        path.write_text("this is no recording, only words\n" * 100)
-    elif kind == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("speech.wav", bytes(1000))
-    elif kind == "web page":
-        path.write_text("<!DOCTYPE html><html><body>Not found</body></html>" * 50)
-    elif kind == "random":
-        path.write_bytes(np.random.default_rng(0).bytes(10_000))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "error", "message"),
-    [
-        (
-            "absent",
-            FileNotFoundError,
-            "No audio file at .*absent.wav'; check the path. A transcript",
-        ),
-        ("folder", ValueError, "folder.wav' is not a regular file"),
-        ("empty", ValueError, r"empty.wav' is empty \(0 bytes\)"),
-        (
-            "header only",
-            ValueError,
-            "header only.wav' has no audio from 0 s to its end: it lasts 0",
-        ),
-        ("text", ValueError, "text.wav' cannot be decoded as audio .* not wav, flac, ogg or mp3"),
-        ("zip", ValueError, "zip.wav' cannot be decoded as audio"),
-        ("web page", ValueError, r"web page.wav' cannot be decoded as audio \(Format not recog"),
-        ("random", ValueError, "random.wav' cannot be decoded as audio"),
-    ],
-)
-def test_damaged_file_is_named(
-    tmp_path: Path, kind: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        MTMMProcessor.load_audio(damaged(tmp_path, kind))
 
 
 def test_headerless_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "speech.raw"
     path.write_bytes(bytes(3200))
     with pytest.raises(ValueError, match="speech.raw' cannot be decoded as audio"):
-        MTMMProcessor.load_audio(path)
+        load_audio(path)
 
 
-@pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "aiff", "au"])
+@pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "ogg", "aiff", "au"])
 def test_cut_off_file_is_refused(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"speech.{extension}"
     soundfile.write(path, noise(2.0), RATE)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    with pytest.raises(ValueError, match=f"speech.{extension}' (is cut off|cannot be decoded)"):
-        MTMMProcessor.load_audio(path)
-    if extension == "wav":
-        with pytest.raises(ValueError, match="cut off: it ends after 1.3.. s"):
-            MTMMProcessor.load_audio(path, 1.9)
+    for read in (load_audio, lambda path: list(read_blocks(path, RATE))):
+        with pytest.raises(ValueError, match=f"speech.{extension}' (is cut off|cannot be decoded)"):
+            read(path)
     # What lies before the cut is there.
-    assert len(MTMMProcessor.load_audio(path, 0.1, 0.5)[0]) == 6400
+    assert len(load_audio(path, 0.1, 0.5)[0]) == 6400
 
 
 @pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0x80000000, 16100])
@@ -781,23 +637,13 @@ def test_wav_with_careless_sizes_is_read(size: int) -> None:
     data = bytearray(file.getvalue())
     assert data[36:40] == b"data"
     data[4:8] = data[40:44] = size.to_bytes(4, "little")
-    assert len(MTMMProcessor.load_audio(bytes(data))[0]) == 8000
+    assert len(load_audio(bytes(data))[0]) == 8000
 
 
-@pytest.mark.parametrize(
-    ("source", "error", "message"),
-    [
-        (b"", ValueError, r"The audio \(0 bytes\) has no bytes to read"),
-        (b"abc" * 100, ValueError, r"The audio \(300 bytes\) cannot be decoded as audio"),
-        (io.BytesIO(), ValueError, r"The audio \(an open file\) has no bytes to read"),
-        (io.StringIO("words"), TypeError, "is a text file; open it with mode 'rb'"),
-        (42, TypeError, "The audio is of type int; give a path, a URL, bytes or an open file"),
-        (None, TypeError, "type NoneType; give a path"),
-    ],
-)
-def test_bad_source_is_refused(source: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"(?i){message}"):
-        MTMMProcessor.load_audio(source)
+@pytest.mark.parametrize("source", [io.StringIO("words"), 42, None])
+def test_source_of_another_type_is_refused(source: Any) -> None:
+    with pytest.raises(TypeError, match=f"{type(source).__name__}|str"):
+        load_audio(source)
 
 
 def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
@@ -806,15 +652,15 @@ def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
             return wav.read_bytes()
 
     stream: Any = Stream()
-    assert len(MTMMProcessor.load_audio(stream)[0]) == 32000
+    assert len(load_audio(stream)[0]) == 32000
 
 
 def test_decoding_without_soundfile_says_what_to_install(
     wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audio_mtmm, "soundfile", None)
-    with pytest.raises(ImportError, match="needs soundfile; run `pip install soundfile`, or give"):
-        MTMMProcessor.load_audio(wav)
+    with pytest.raises(ImportError, match="pip install soundfile"):
+        load_audio(wav)
 
 
 @pytest.fixture(scope="module")
@@ -823,7 +669,7 @@ def server(wav: Path) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            pages = {"/a.wav": wav.read_bytes(), "/page": b"<html>hello</html>" * 50, "/none": b""}
+            pages = {"/a.wav": wav.read_bytes(), "/page": b"<html>hello</html>" * 50}
             if self.path == "/moved.wav":
                 self.send_response(302)
                 self.send_header("Location", "/a.wav")
@@ -846,24 +692,21 @@ def server(wav: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", ["a.wav", "moved.wav"])
 def test_url_is_read(server: str, page: str) -> None:
-    array, rate = MTMMProcessor.load_audio(f"{server}/{page}", 0.5, 1.0)
+    assert open_recording(f"{server}/{page}").duration_s == 2.0
+    array, rate = load_audio(f"{server}/{page}", 0.5, 1.0)
     np.testing.assert_array_equal(array, noise(2.0)[8000:16000])
     assert rate == RATE
 
 
 @pytest.mark.parametrize(
     ("page", "error", "message"),
-    [
-        ("missing.wav", OSError, "/missing.wav cannot be fetched .HTTP 404 Not Found.; check the"),
-        ("page", ValueError, "/page cannot be decoded as audio"),
-        ("none", ValueError, "/none has no bytes to read"),
-    ],
+    [("missing.wav", OSError, "missing.wav.*404"), ("page", ValueError, "/page cannot be decoded")],
 )
 def test_bad_url_is_named(server: str, page: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        MTMMProcessor.load_audio(f"{server}/{page}")
+        load_audio(f"{server}/{page}")
 
 
 def test_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(OSError, match="http://127.0.0.1:9/a.wav cannot be fetched .*the network"):
-        MTMMProcessor.load_audio("http://127.0.0.1:9/a.wav")
+    with pytest.raises(OSError, match="http://127.0.0.1:9/a.wav cannot be fetched"):
+        load_audio("http://127.0.0.1:9/a.wav")

@@ -1,6 +1,5 @@
 """python -m pytest tests/test_segments.py -q"""
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +36,7 @@ def loud_is_speech(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recording(path: Path, *loud: tuple[float, float]) -> Path:
-    """Ten seconds, silent but for these stretches."""
+    """Ten seconds, silent but for these parts."""
     waveform = np.zeros(10 * RATE, np.float32)
     for start, end in loud:
         waveform[round(start * RATE) : round(end * RATE)] = 0.8
@@ -48,7 +47,7 @@ def recording(path: Path, *loud: tuple[float, float]) -> Path:
 @pytest.mark.parametrize(
     "loud", [[], [(1.0, 2.5)], [(0.0, 1.0), (3.0, 4.5), (8.0, 10.0)]], ids=["none", "one", "ends"]
 )
-def test_segments_are_the_loud_stretches(
+def test_segments_are_the_loud_parts(
     loud: list[tuple[float, float]], loud_is_speech: None, tmp_path: Path
 ) -> None:
     found = speech_segments(recording(tmp_path / "a.wav", *loud))
@@ -65,7 +64,15 @@ def test_segments_without_the_package_say_what_to_install(monkeypatch: pytest.Mo
         speech_segments("a.wav")
 
 
-def test_segments_of_real_detector_leave_silence_out(tmp_path: Path) -> None:
+def test_real_detector_finds_speech_between_silences(real_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("silero_vad", reason="silero-vad is not installed; pip install silero-vad")
-    assert "silero_vad" in sys.modules
-    assert speech_segments(recording(tmp_path / "a.wav")) == []
+    speech, rate = soundfile.read(next((real_data / "ravdess4" / "audio").rglob("*.flac")))
+    silence = np.zeros(2 * rate)
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, np.concatenate([silence, speech, silence, speech, silence]), rate)
+    first, second = speech_segments(path)
+    length_s = len(speech) / rate
+    assert 2 < first["start"] < first["end"] < 2 + length_s
+    assert second["start"] - first["start"] == pytest.approx(2 + length_s, abs=0.1)
+    soundfile.write(path, silence, rate)
+    assert speech_segments(path) == []

@@ -42,8 +42,8 @@ LOADERS = {
     ("processing_mtmm.py", "from_encoders_pretrained"),
 }
 SAVERS = {("pipeline_mtmm.py", "save_pretrained")}
-FETCHERS = {("processing_mtmm.py", "_fetch")}
-READERS = {("processing_mtmm.py", "_sound_file"): "open(source, 'rb')"}
+FETCHERS = {("audio_mtmm.py", "_fetch")}
+READERS = {("audio_mtmm.py", "_open_path"): "open(path, 'rb')"}
 
 
 def objections(source: str, file: str) -> list[str]:
@@ -145,7 +145,7 @@ def test_one_request_in_one_function() -> None:
         for function, node in nodes(ast.parse((CHECKOUT / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "get_session"
     ]
-    assert calls == [("processing_mtmm.py", "_fetch")]
+    assert calls == [("audio_mtmm.py", "_fetch")]
 
 
 def test_hub_files_hold_no_invisible_characters() -> None:

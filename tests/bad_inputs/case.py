@@ -23,8 +23,8 @@ class Case:
         name: Area and input, such as "audio: header only".
         attempt: Makes the input in the empty folder it is given, feeds it to what is tested, and
             returns the answer, whose numbers and tensors must all be finite.
-        error: Regular expression that the error's message must match, naming what was given and
-            what to do; None where an answer must come.
+        error: Regular expression that the error's message must match: the value or the field that it
+            names; "" where the library's own will do; None where an answer must come.
         heavy: Takes seconds or much memory: tried by `make stress` alone, not by `make test`.
     """
 
@@ -50,6 +50,11 @@ class Case:
                 raise AssertionError(f"{error!r} does not match {self.error!r}") from error
         else:
             raise AssertionError(f"no error that matches {self.error!r}, but {answer!r}")
+
+
+def at_once(name: str, feed: Callable[[Any], Any], given: Any, error: str | None) -> Case:
+    """A bad input that needs no file."""
+    return Case(name, lambda folder: feed(given), error)
 
 
 def all_finite(answer: Any) -> bool:
