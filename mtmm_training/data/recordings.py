@@ -17,9 +17,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import soundfile
 from tqdm.auto import tqdm
@@ -36,8 +35,7 @@ Key = tuple[str, int, int]  # absolute path, bytes, time of change in nanosecond
 Excerpt = tuple[str, float, float | None]
 
 
-@dataclass(frozen=True, slots=True)
-class AudioFile:
+class AudioFile(NamedTuple):
     """An audio file.
 
     Args:
@@ -75,9 +73,8 @@ class Recordings:
             # Processes that start together would all read the same files: one does, the others wait.
             with self._locked_index() as index:
                 self._learn(index)
-                self._read(
-                    [key for key in dict.fromkeys(keys.values()) if key not in self._known], index
-                )
+                new = dict.fromkeys(key for key in keys.values() if key not in self._known)
+                self._read(list(new), index)
         return {path: self._known[key] for path, key in keys.items()}
 
     @contextmanager
@@ -101,11 +98,13 @@ class Recordings:
         index.seek(self._seen)
         content = index.read()
         self._seen += len(content)
-        for line in content.split(b"\n"):
+        for line in content.decode("utf-8", errors="replace").split("\n"):
             # A process that was killed leaves half a line; what it stood for is read again.
-            with suppress(ValueError, TypeError):
+            try:
                 path, size, changed, *facts = json.loads(line)
                 self._known[path, size, changed] = AudioFile(*facts)
+            except (ValueError, TypeError):
+                continue
 
     def _read(self, keys: Sequence[Key], index: IO[bytes]) -> None:
         """Reads files and appends what they are to the index."""
@@ -117,10 +116,10 @@ class Recordings:
                 for key, recording in zip(part, pool.map(_read, part), strict=True):
                     self._known[key] = recording
                     if recording.duration_s is not None:  # another libsndfile may read it
-                        facts = (recording.digest, recording.duration_s, recording.sampling_rate)
-                        lines.append(json.dumps([*key, *facts]))
+                        lines.append(json.dumps([*key, *recording]))
                     bar.update()
-                self._append(lines, index)
+                if lines:
+                    self._append(lines, index)
 
     def _append(self, lines: Sequence[str], index: IO[bytes]) -> None:
         try:
