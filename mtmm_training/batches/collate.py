@@ -110,12 +110,13 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
+        if not self.num_workers:
+            yield from batches
+            return
         for indices in self.batch_sampler:
             try:
                 batch = next(batches)
             except (RuntimeError, OSError, EOFError) as error:
-                if not self.num_workers:
-                    raise
                 # Errors of reading are returned: these are of the channel that a batch comes through.
                 if not isinstance(error, RuntimeError) or "ancdata" in str(error):
                     raise RuntimeError(

@@ -20,7 +20,6 @@ from mtmm_training.data.corpora.checks import (
     finish,
     named_files,
     read_text,
-    refuse,
 )
 from mtmm_training.data.corpora.labels import LABELS, Labels
 from mtmm_training.data.utterances import Utterance
@@ -58,8 +57,7 @@ def read(
         official_split: see `read_corpus`.
 
     Raises:
-        ValueError: a file name cannot be read, `EXPECTED` is not met, or `official_split` is asked
-            of a copy without the splits' folders.
+        ValueError: a file name cannot be read, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
     root = corpus_folder(folder, LAYOUT)
@@ -72,11 +70,7 @@ def read(
         words |= _transcripts(root / speaker / f"{speaker}.txt")
     found = [_utterance(root, path, words.get(path.stem)) for path in english]
     kept = finish("esd", found, labels=labels, expected=EXPECTED, partial=partial)
-    if not official_split:
-        return kept
-    without = [str(u.audio) for u in kept if u.split is None]
-    refuse("esd: `official_split` needs folders train, evaluation and test, not in", without)
-    return apart_by_split("esd", kept, "speakers")
+    return apart_by_split("esd", kept, "speakers") if official_split else kept
 
 
 def _utterance(root: Path, path: Path, text: str | None) -> Utterance:

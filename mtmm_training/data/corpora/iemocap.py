@@ -80,10 +80,6 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
     """
     root = corpus_folder(folder, LAYOUT)
     sessions = visible(path for path in root.glob("Session*") if path.is_dir())
-    if not sessions:
-        raise FileNotFoundError(
-            f"{str(root)!r} has no folder Session1; give the one with {LAYOUT}."
-        )
     found = [utterance for session in sessions for utterance in _session(session)]
     return finish("iemocap", found, labels=labels, expected=EXPECTED, partial=partial)
 
