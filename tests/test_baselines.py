@@ -21,7 +21,7 @@ from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import Utterance, without_fields
 from mtmm_training.scoring.metrics import unweighted_average_recall
 from mtmm_training.studies import baselines, regressions
 from mtmm_training.studies.baselines import Baseline, run_baseline, run_fold
@@ -305,7 +305,7 @@ def test_labels_that_leave_no_choice_are_refused(
 ) -> None:
     splits = {"speaker_0": "test", "speaker_1": "validation"}
     given = [replace(u, split=splits.get(u.speaker_id, "train")) for u in utterances]
-    given = [u if labelled(u) else replace(u, **{output: None}) for u in given]
+    given = [u if labelled(u) else without_fields(u, [output]) for u in given]
     with pytest.raises(ValueError, match=f"^{output} has too few labels"):
         run({"text": planted(utterances, 1)}, given=given, **flags)
 

@@ -96,7 +96,7 @@ def test_summary_matches_direct_formulas(tmp_path: Path) -> None:
         found = summary["metrics"][name]
         assert list(found["by_fold"].values()) == pytest.approx(by_fold), name
         assert found["mean"] == pytest.approx(np.mean(by_fold))
-        assert found["sd"] == pytest.approx(np.sqrt(((by_fold - np.mean(by_fold)) ** 2).sum() / 2))
+        assert found["sd"] == pytest.approx(np.std(by_fold, ddof=1))
         assert found["pooled"] == pytest.approx(score(pooled)) and found["n"] == 3
     expected = confusion_matrix(*emotion_pair(pooled), labels=EMOTIONS).tolist()
     assert summary["confusion"] == expected
@@ -154,12 +154,12 @@ def test_tables_have_no_row_without_labels(tmp_path: Path) -> None:
             row |= {"dominance_label": "", "dominance": 3.0}
             row["arousal_label"] = row["arousal_label"] if fold else ""
     folder = write_experiment(tmp_path / "a", folds)
-    rows = table_rows(write_tables(folder))
+    cells = table_rows(write_tables(folder))
     found = json.loads((folder / "summary.json").read_text())["metrics"]
     assert found["CCC_arousal"]["by_fold"]["0"] is None and found["CCC_arousal"]["n"] == 2
-    assert rows["CCC arousal"][0].endswith("(n = 2)") and rows["0 (f0)"][-1] == "–"
+    assert cells["CCC arousal"][0].endswith("(n = 2)") and cells["0 (f0)"][-1] == "–"
     assert found["CCC_dominance"]["pooled"] is found["CCC_dominance"]["mean"] is None
-    assert "CCC dominance" not in rows
+    assert "CCC dominance" not in cells
 
 
 def test_incomplete_experiment_says_what_is_missing(tmp_path: Path) -> None:

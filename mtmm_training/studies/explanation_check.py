@@ -17,8 +17,8 @@ import numpy as np
 import soundfile
 
 from modeling_mtmm import MTMMPipeline
-from mtmm_training.data.corpora.synthetic import CORPUS, MIDPOINT, POLAR_WORDS, SAMPLING_RATE
-from mtmm_training.data.corpora.synthetic_speech import LONGEST_S
+from mtmm_training.data.corpora.synthetic import CORPUS, POLAR_WORDS
+from mtmm_training.data.corpora.synthetic_speech import LONGEST_S, MIDPOINT, SAMPLING_RATE
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.training.run import Run
 
