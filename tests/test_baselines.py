@@ -425,11 +425,7 @@ def test_modality_that_nobody_has_is_left_out(work: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_refused(
-    work: Path,
-    flags: dict[str, Any],
-    layers: tuple[str, ...],
-    folds: list[int] | None,
-    named: str,
+    work: Path, flags: dict[str, Any], layers: tuple[str, ...], folds: list[int] | None, named: str
 ) -> None:
     config = settings(work, f"refused {layers[0]}", **flags)
     with pytest.raises(ValueError, match=named):

@@ -55,9 +55,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _add_table_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder",
-        type=Path,
-        help="an experiment's --out; gets summary.json, table.md and figures/",
+        "folder", type=Path, help="an experiment's --out; gets summary.json, table.md and figures/"
     )
 
 

@@ -80,16 +80,15 @@ def calibrated_scores(
     config.temperature = 1.0
     if "emotion" in config.trained_outputs:
         config.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
-    scores: dict[str, Any] = {"temperature": config.temperature}
-    scores |= {
-        name: each.metrics(config, config.temperature)
-        for name, each in (("validation", validation), ("test", test))
-    }
+    temperature = config.temperature
     names = sorted(set(corpora))
-    return scores | {
+    return {
+        "temperature": temperature,
+        "validation": validation.metrics(config, temperature),
+        "test": test.metrics(config, temperature),
         "test_ECE_before_temperature": test.metrics(config)["ECE"],
         "by_corpus": {
-            name: test.at(np.asarray(corpora) == name).metrics(config, config.temperature)
+            name: test.at(np.asarray(corpora) == name).metrics(config, temperature)
             for name in (names if len(names) > 1 else ())
         },
     }

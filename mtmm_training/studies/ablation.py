@@ -14,23 +14,10 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.files import write_json
 from mtmm_training.studies import embedded_demo
-from mtmm_training.studies.compare import (
-    Difference,
-    as_json,
-    compare,
-    draw_intervals,
-    gain,
-    notes,
-)
+from mtmm_training.studies.compare import Difference, compare, draw_intervals, gain, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
-from mtmm_training.studies.tables import (
-    markdown_table,
-    spread,
-    title,
-    write_markdown,
-    write_tables,
-)
+from mtmm_training.studies.tables import markdown_table, spread, title, write_markdown, write_tables
 from mtmm_training.studies.variants import REFERENCE, VARIANTS, Variant
 from mtmm_training.training.config import TrainConfig
 
@@ -85,10 +72,7 @@ def run_ablation(
 
 
 def make_plans(
-    out: Path,
-    config: TrainConfig,
-    names: Sequence[str],
-    folds: Collection[int] | None = None,
+    out: Path, config: TrainConfig, names: Sequence[str], folds: Collection[int] | None = None
 ) -> dict[str, Plan]:
     """One checked experiment for each variant that differs from the reference, which comes first.
 
@@ -157,11 +141,11 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
     }
     markdown = ablation_markdown(summaries, differences)
     variants = {
-        name: asdict(VARIANTS[name])
-        | {"summary": summaries[name]}
-        | {"minus_reference": as_json(differences[name]) if name in differences else None}
-        for name in names
+        name: asdict(VARIANTS[name]) | {"summary": summary, "minus_reference": None}
+        for name, summary in summaries.items()
     }
+    for name, by_metric in differences.items():
+        variants[name]["minus_reference"] = {m: asdict(d) for m, d in by_metric.items()}
     write_json({"reference": REFERENCE, "variants": variants}, out / "ablation.json")
     for metric in COMPARED:
         rows = {VARIANTS[name].label: each.get(metric) for name, each in differences.items()}
@@ -173,8 +157,7 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
 
 
 def ablation_markdown(
-    summaries: Mapping[str, Mapping[str, Any]],
-    differences: Mapping[str, Mapping[str, Difference]],
+    summaries: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, Difference]]
 ) -> str:
     """One row per variant; in each cell mean ± sd and, below, the difference to the reference."""
     reference = summaries[REFERENCE]

@@ -32,11 +32,7 @@ from mtmm_training.data.record import settings_of
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.files import write_json
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
-from mtmm_training.scoring.predictions import (
-    Predictions,
-    calibrated_scores,
-    write_predictions,
-)
+from mtmm_training.scoring.predictions import Predictions, calibrated_scores, write_predictions
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
 from mtmm_training.studies.protocol import chosen_folds
 from mtmm_training.studies.regressions import Features, Task, inner_splits, predict_output

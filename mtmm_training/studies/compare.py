@@ -156,7 +156,7 @@ def write_comparison(
     for folder in map(str, others):
         differences = compare(first, experiments[folder])
         parts.append(comparison_markdown(first, experiments[folder], differences))
-        content["differences"][folder] = as_json(differences)
+        content["differences"][folder] = {n: asdict(d) for n, d in differences.items()}
         if out is not None:
             name = experiments[folder].name
             rows = {title(metric): difference for metric, difference in differences.items()}
@@ -235,8 +235,3 @@ def notes(
     return lines + [
         f"Differences without an interval are not shown: {reason}\n" for reason in reasons
     ]
-
-
-def as_json(differences: Mapping[str, Difference]) -> dict[str, Any]:
-    """Differences by metric, as plain dicts and numbers."""
-    return {name: asdict(difference) for name, difference in differences.items()}

@@ -77,7 +77,7 @@ def run_demo(folder: Path) -> None:
         f"corpus: about an hour of speech-like audio with sentences, into {folder / 'corpus'}",
         flush=True,
     )
-    utterances = write_corpus(folder / "corpus")
+    write_corpus(folder / "corpus")
     audio, text = write_encoders(folder / "encoders")
     recipe = replace(
         RECIPE,
@@ -96,7 +96,9 @@ def run_demo(folder: Path) -> None:
             raise RuntimeError(f"The training of {name} failed with exit status {status}.")
         results[name] = Run.open(out).results
     print_table(results)
-    predict_in_isolation(folder / "fused" / "model", heard_by_nobody(utterances, results["fused"]))
+    tested = Run.open(folder / "fused").test_utterances()
+    chosen = [next(u for u in tested if u.emotion == name) for name in ("happy", "angry", "sad")]
+    predict_in_isolation(folder / "fused" / "model", chosen)
     print(f"\n{time.time() - began:.0f} s in all. Where everything is:")
     for what, place in PLACES.items():
         print(f"  {what:<16} {folder / place}")
@@ -131,13 +133,6 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
         numbers = f"{metrics['UAR']:6.3f} {metrics['WAR']:6.3f}"
         numbers += f" {metrics['CCC']['valence']:12.3f} {metrics['CCC']['arousal']:12.3f}"
         print(f"{name:<12} {numbers}")
-
-
-def heard_by_nobody(utterances: list[Utterance], result: dict[str, Any]) -> list[Utterance]:
-    """One test utterance of each of three emotions."""
-    speakers = result["splits"]["test"]["speakers"]
-    test = [u for u in utterances if u.speaker_id in speakers]
-    return [next(u for u in test if u.emotion == emotion) for emotion in ("happy", "angry", "sad")]
 
 
 def predict_in_isolation(model: Path, utterances: list[Utterance]) -> None:

@@ -132,9 +132,7 @@ def is_planted(place: dict[str, Any], planted: tuple[float, float] | None) -> bo
 
 
 def hit_rows(
-    pipe: MTMMPipeline,
-    utterances: Sequence[Utterance],
-    explained: dict[str, list[dict[str, Any]]],
+    pipe: MTMMPipeline, utterances: Sequence[Utterance], explained: dict[str, list[dict[str, Any]]]
 ) -> Iterator[tuple[str, Hits]]:
     """What was planted and how it was looked for, and the hits; `explained` by output, as they are."""
     of_words = {output: explained[output] for output in ("emotion", "valence")}
@@ -158,9 +156,7 @@ def _rows_of(
         yield f"{planted}: occlusion, {output}", count_hits(probes, explanations, True)
 
 
-def modality_rows(
-    explained: dict[str, list[dict[str, Any]]],
-) -> Iterator[tuple[str, float, float]]:
+def modality_rows(explained: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, float, float]]:
     """Each output's mean absolute change without audio, and without text."""
     for output, explanations in explained.items():
         changes = [e["occlusion"]["modalities"] for e in explanations]
