@@ -64,7 +64,7 @@ def main() -> None:
     for modalities in arguments.modalities:
         name = " and ".join(MODALITIES[modalities])
         given = [only(each, *MODALITIES[modalities]) for each in inputs]
-        compare(name, predict, given, Stopwatch(device, arguments.clock), arguments)
+        compare(name, predict, given, Stopwatch(device), arguments)
 
 
 def compare(
@@ -87,10 +87,10 @@ def compare(
     watch.print_table()
     one, batched = sizes
     print_result(
-        f"{modalities}: one by one ÷ {batched}, {watch.clock} time",
+        f"{modalities}: one by one ÷ {batched}",
         watch.ratio(one, batched),
         TARGET,
-        f"of the minima {min(watch.of(one)) / min(watch.of(batched)):.3g}",
+        f"of the minima {watch.ratio_of_minima(one, batched):.3g}",
         at_least=True,
     )
     largest = difference(results[one], results[batched])

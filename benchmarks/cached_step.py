@@ -146,7 +146,7 @@ def measure(
         return collate(dataset.__getitems__(batches[batch]))
 
     loaders = {n: iter(make_loader(dataset, schedule, collate, workers=n)) for n in (0, 1)}
-    watch = Stopwatch(device, arguments.clock)
+    watch = Stopwatch(device)
     for turn in range(len(schedule)):
         batch = turn % len(batches)
         steps: dict[str, Callable[[], object]] = {
@@ -156,7 +156,7 @@ def measure(
             "collation alone": partial(collation, batch),
         }
         if turn == len(batches):
-            watch = Stopwatch(device, arguments.clock)
+            watch = Stopwatch(device)
         watch.round(turn, steps)
     sizes = ", ".join("x".join(map(str, b["acoustic_states"].shape)) for b in resident)
     print(f"{name}, {arguments.layers} layers, {arguments.cache_dtype}; batches {sizes}")

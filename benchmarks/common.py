@@ -35,18 +35,8 @@ def make_parser(description: str, rounds: int | None = None) -> argparse.Argumen
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; its default if not given")
     if rounds is not None:
-        parser.add_argument(
-            "--rounds",
-            type=int,
-            default=rounds,
-            help=f"timed turns of each side; {rounds} if not given",
-        )
-        parser.add_argument(
-            "--clock",
-            choices=["wall", "cpu"],
-            default="wall",
-            help="what the ratio is of; cpu, the time of this process, where others keep the machine busy",
-        )
+        text = f"timed turns of each side; {rounds} if not given"
+        parser.add_argument("--rounds", type=int, default=rounds, help=text)
     return parser
 
 
@@ -78,24 +68,22 @@ def cpu_model() -> str:
 
 
 class Stopwatch:
-    """Seconds by name, by both clocks; in every round each name is timed once.
+    """Seconds by name; in every round each name is timed once.
 
     Args:
         device: Waited for before and after; what it still does would be somebody else's time.
-        clock: "wall", or "cpu" for the time that this process alone had.
     """
 
-    def __init__(self, device: torch.device, clock: str = "wall") -> None:
-        self.device, self.clock = device, clock
-        self.seconds: dict[str, list[tuple[float, float]]] = {}
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, list[float]] = {}
 
     def time(self, name: str, step: Callable[[], object]) -> None:
         synchronise(self.device)
-        wall, cpu = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
         step()
         synchronise(self.device)
-        seconds = time.perf_counter() - wall, time.process_time() - cpu
-        self.seconds.setdefault(name, []).append(seconds)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
 
     def round(self, number: int, steps: dict[str, Callable[[], object]]) -> None:
         """Time every step once; every other round backwards, so that none is always the first."""
@@ -109,32 +97,27 @@ class Stopwatch:
         for number in range(count):
             self.round(number, steps)
 
-    def of(self, name: str) -> list[float]:
-        """By the chosen clock, one number per round."""
-        return [seconds[self.clock == "cpu"] for seconds in self.seconds[name]]
-
     def median(self, name: str) -> float:
-        return statistics.median(self.of(name))
+        return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, base: str) -> float:
         """Median over the rounds of one's time ÷ the other's: neighbours in time share the load."""
-        return statistics.median(a / b for a, b in zip(self.of(name), self.of(base), strict=True))
+        pairs = zip(self.seconds[name], self.seconds[base], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+    def ratio_of_minima(self, name: str, base: str) -> float:
+        return min(self.seconds[name]) / min(self.seconds[base])
 
     def print_table(self) -> None:
         """Median and minimum of each, in milliseconds."""
         rounds = len(next(iter(self.seconds.values())))
-        print(f"{'ms, ' + str(rounds) + ' rounds':<36}{'wall median':>12}{'min':>10}"
-              f"{'cpu median':>12}{'min':>10}")  # fmt: skip
-        for name, pairs in self.seconds.items():
-            columns = [[1000 * s for s in clock] for clock in zip(*pairs, strict=True)]
-            numbers = [f(column) for column in columns for f in (statistics.median, min)]
-            print(f"{name:<36}" + "".join(f"{n:>{w}.1f}" for n, w in zip(numbers, (12, 10) * 2)))  # noqa: B905
+        print(f"{f'ms, {rounds} rounds':<36}{'median':>12}{'min':>10}")
+        for name, seconds in self.seconds.items():
+            print(f"{name:<36}{1000 * self.median(name):>12.1f}{1000 * min(seconds):>10.1f}")
 
     def print_ratio(self, claim: str, name: str, base: str, target: float) -> None:
-        minima = min(self.of(name)) / min(self.of(base))
-        print_result(
-            claim, self.ratio(name, base), target, f"{self.clock} time; of the minima {minima:.4g}"
-        )
+        remark = f"of the minima {self.ratio_of_minima(name, base):.4g}"
+        print_result(claim, self.ratio(name, base), target, remark)
 
 
 def synchronise(device: torch.device) -> None:

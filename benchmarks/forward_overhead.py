@@ -30,7 +30,7 @@ def main() -> None:
         model.text_model(batch["input_ids"], attention_mask=batch["attention_mask"])
 
     steps = {"bare encoders": encoders, "whole forward": lambda: model(**raw)}
-    watch = Stopwatch(device, arguments.clock)
+    watch = Stopwatch(device)
     with torch.no_grad():
         watch.rounds(arguments.rounds, steps)
     watch.print_table()

@@ -34,7 +34,7 @@ def main() -> None:
                 Path(folder, "mtmm"), trust_remote_code=True
             ).to(device),
         }
-        watch = Stopwatch(device, arguments.clock)
+        watch = Stopwatch(device)
         watch.rounds(arguments.rounds, steps)
     watch.print_table()
     watch.print_ratio(

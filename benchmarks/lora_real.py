@@ -12,7 +12,6 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import ROOT, begin, finish, make_parser, print_result, real_data, run_training
@@ -49,7 +48,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
         train(arguments, Path(folder))
-        report(json.loads((out / "results.json").read_text()))
         compare(arguments, out)
         print_sizes(out)
 
@@ -60,7 +58,7 @@ def encoders(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def train(arguments: argparse.Namespace, folder: Path) -> None:
-    """Train on a few speakers; print the run's own summary."""
+    """Train on a few speakers; print the run's own summary, parameters and scores."""
     utterances = read_manifest(arguments.real / "ravdess4" / "manifest.csv")
     speakers = sorted({u.speaker_id for u in utterances})[: arguments.speakers]
     kept = []
@@ -89,15 +87,6 @@ def train(arguments: argparse.Namespace, folder: Path) -> None:
     for line in log.read_text().splitlines():
         if line.startswith(("fold", "  ", "epoch", "test")) and "warn" not in line:
             print(f"  | {line}")
-
-
-def report(results: dict[str, Any]) -> None:
-    parameters = {part: counts[0] for part, counts in results["parameters"].items()}
-    print(
-        "trained: "
-        + ", ".join(f"{part} {count:,}" for part, count in parameters.items())
-        + f"; {results['wall_time_s']:.0f} s"
-    )
 
 
 def compare(arguments: argparse.Namespace, out: Path) -> None:

@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,6 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--precision", choices=["no", "bf16"], default="no", help="autocast")
     parser.add_argument("--measure", choices=MODES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps(measure(arguments)))
         return
     begin(arguments)
-    print(f"batches of {arguments.batch_size} x {MEDIAN_S} s, autocast {arguments.precision}")
+    print(f"batches of {arguments.batch_size} x {MEDIAN_S} s")
     print(f"{'':<18}{'peak memory, GiB':>18}{'utterances/s':>14}{'trained parameters':>20}")
     rows = {}
     for mode in arguments.modes:
@@ -86,11 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     batch = raw_batch(config, [MEDIAN_S] * arguments.batch_size, device)
     if mode == "frozen, cached":
         batch = in_place_of_encoders(plain, batch)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
-            train_step(model, optimiser, batch)
-
+    step = partial(train_step, model, optimiser, batch)
     step()
     synchronise(device)
     began = time.perf_counter()

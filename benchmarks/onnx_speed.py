@@ -65,7 +65,7 @@ def main() -> None:
             exported = ExportedModel(path)
             steps[name] = partial(exported, **batch)
             print(f"{name}: {size_of(path) / 1e6:.1f} MB")
-        watch = Stopwatch(device, arguments.clock)
+        watch = Stopwatch(device)
         watch.rounds(arguments.rounds, steps)
     watch.print_table()
     for name in list(steps)[1:]:

@@ -37,7 +37,7 @@ def main() -> None:
     config = make_config(arguments.quick)
     if arguments.quick:
         arguments.seconds = arguments.seconds[:1]
-    watch = Stopwatch(device, arguments.clock)
+    watch = Stopwatch(device)
     audio_s: dict[str, float] = {}  # of the batch that each name times
     for dtype in (torch.float32, torch.bfloat16):  # one after the other: two would need the memory
         torch.manual_seed(0)
