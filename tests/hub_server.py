@@ -165,6 +165,8 @@ class HubHandler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
         ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)", "branch"),
         ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
+        ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/discussions", "open_request"),
+        ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)/discussions/(?P<number>\d+)", "opened_request"),
         ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)/refs", "refs"),
         ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", "tree"),
         ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
@@ -378,11 +380,9 @@ class HubHandler(BaseHTTPRequestHandler):
         }
 
     def commit(self, body: bytes, id: str, rev: str) -> Any:
-        repo, as_pull_request = self.repo(id), "create_pr" in self.query
-        if not as_pull_request:
+        repo = self.repo(id)
+        if rev not in repo.pull_requests:
             self.writer_of(id)
-        elif self.user() is None:
-            raise Refused(401, "", "Invalid username or password.")
         parent = self.commit_of(repo, rev)
         files, message = dict(repo.commits[parent]), ""
         for line in body.splitlines():
@@ -403,15 +403,30 @@ class HubHandler(BaseHTTPRequestHandler):
             "commitOid": sha,
             "commitUrl": f"{self.hub.url}/{id}/commit/{sha}",
         }
-        if as_pull_request:
-            number = len(repo.pull_requests) + 1
-            repo.pull_requests[f"refs/pr/{number}"] = sha
-            answer["pullRequestUrl"] = f"{self.hub.url}/{id}/discussions/{number}"
-        elif rev in repo.pull_requests:
-            repo.pull_requests[rev] = sha
-        else:
-            repo.branches[rev] = sha
+        names = repo.pull_requests if rev in repo.pull_requests else repo.branches
+        names[rev] = sha
         return answer
+
+    def open_request(self, body: bytes, id: str) -> Any:
+        repo = self.repo(id)
+        if self.user() is None:
+            raise Refused(401, "", "Invalid username or password.")
+        number = len(repo.pull_requests) + 1
+        repo.pull_requests[f"refs/pr/{number}"] = repo.branches["main"]
+        return {"num": number}
+
+    def opened_request(self, body: bytes, id: str, number: str) -> Any:
+        return {
+            "title": "a pull request",
+            "num": int(number),
+            "createdAt": "2026-01-01T00:00:00.000Z",
+            "status": "draft",
+            "repo": {"name": id, "type": "model"},
+            "isPullRequest": True,
+            "events": [],
+            "filesWithConflicts": [],
+            "changes": {"base": "refs/heads/main"},
+        }
 
     def branch(self, body: bytes, id: str, rev: str) -> Any:
         self.writer_of(id)

@@ -4,7 +4,6 @@ The isolated processes really run in the tests named "isolated"; elsewhere a sta
 would print, so that each refusal costs no process.
 """
 
-import csv
 import json
 import math
 import re
@@ -17,25 +16,29 @@ import numpy as np
 import peft
 import pytest
 import torch
-import yaml
 from hub_server import READER, WRITER, Break, HubServer, trained_run
-from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load, load_file, save, save_file
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from mtmm_training.commands.cli import main
 from mtmm_training.publishing import publish as publishing
-from mtmm_training.publishing.card import clean_results, metric_values
-from mtmm_training.publishing.isolation import trainer_predictions
-from mtmm_training.publishing.publication import Publication
-from mtmm_training.publishing.publish import main, publish
+from mtmm_training.publishing.card import Facts, metric_values
+from mtmm_training.publishing.hub import Target
+from mtmm_training.publishing.isolation import Recorded, outputs_here
+from mtmm_training.publishing.publish import publish
 from mtmm_training.publishing.stage import (
-    HUB_FILES,
-    allowed_files,
+    _leave_out,
+    clean_results,
     copy_files,
     refuse_private_text,
 )
+from mtmm_training.training.run import Run
 
+ROOT = Path(__file__).parents[1]
+HUB_FILES = {path.name for path in ROOT.glob("*_mtmm.py")}
 Publish = Callable[..., Any]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -57,28 +60,32 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def put(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Publish the run, with the isolated processes replaced by this one's own outputs."""
-    monkeypatch.setattr(publishing, "run_isolated", stand_in)
+    of_target = Target.__dataclass_fields__
+    of_call = ("adapter", "dry_run", "out", "api")
 
-    def put(folder: Path = run, token: str = WRITER, **options: Any) -> Any:
-        options = {"repo_id": "writer/mtmm", "out": str(tmp_path / "staged")} | options
-        return publish(Publication(run=str(folder), **options), HfApi(hub.url, token=token))
+    def put(folder: Path = run, token: str = WRITER, **given: Any) -> Any:
+        monkeypatch.setattr(publishing, "run_isolated", stand_in(folder))
+        given = {"repo_id": "writer/mtmm", "out": tmp_path / "staged"} | given
+        target = Target(**{k: v for k, v in given.items() if k in of_target})
+        others = {k: v for k, v in given.items() if k not in of_target and k not in of_call}
+        call = {"api": HfApi(hub.url, token=token)} | given
+        call = {k: v for k, v in call.items() if k in of_call}
+        return publish(folder, target, Facts(**others), **call)
 
     return put
 
 
-def stand_in(
-    api: HfApi,
-    options: Publication,
-    example: Any,
-    model: str,
-    utterances: list[Any],
-    work: Path,
-    revision: str | None = None,
-) -> tuple[list[Any], str]:
-    folder = Path(options.run) / "model"
-    base = MTMMModel.from_pretrained(folder).eval()
-    processor = MTMMProcessor.from_pretrained(folder, trust_remote_code=False)
-    return publishing.reference_outputs(base, processor, utterances), "{'emotion': 'sad'}"
+def stand_in(folder: Path, shift: float = 0.0) -> Callable[..., tuple[Any, str]]:
+    """In the place of `run_isolated`: the folder's model in this process, one output shifted."""
+
+    def run_here(api: Any, example: Any, model: str, inputs: Any, *_: Any, **__: Any) -> Any:
+        base = MTMMModel.from_pretrained(folder / "model").eval()
+        processor = MTMMProcessor.from_pretrained(folder / "model", trust_remote_code=False)
+        outputs: Any = outputs_here(base, processor, inputs)
+        outputs[1]["dimensions"][0] += shift
+        return outputs, "{'emotion': 'sad'}"
+
+    return run_here
 
 
 def read(run: str | Path) -> dict[str, Any]:
@@ -108,16 +115,12 @@ def test_isolated_run_reaches_hub_whole(
     hub: HubServer, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wav = next((run.parent / "corpus" / "audio").glob("*.wav"))
-    options = Publication(
-        run=str(run),
-        repo_id="writer/mtmm",
-        private=True,
-        tag="v1",
-        licence="cc-by-nc-4.0",
-        example=str(wav),
-        example_text="we won",
+    commit = publish(
+        run,
+        Target("writer/mtmm", private=True, tag="v1"),
+        Facts(licence="cc-by-nc-4.0", example=wav, example_text="we won"),
+        api=HfApi(hub.url, token=WRITER),
     )
-    commit = publish(options, HfApi(hub.url, token=WRITER))
     assert commit is not None
     repo = hub.repos["writer/mtmm"]
     assert repo.private and repo.tags == {"v1": commit.oid} == {"v1": repo.branches["main"]}
@@ -148,8 +151,7 @@ def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_
     hub.put("writer/base", {p.name: p.read_bytes() for p in (run / "model").iterdir()})
     lora = lora_run(run, tmp_path)
     api = HfApi(hub.url, token=WRITER)
-    adapter: dict[str, Any] = {"run": str(lora), "adapter": True, "base_model": ["writer/base"]}
-    publish(Publication(repo_id="writer/lora", **adapter), api)
+    publish(lora, Target("writer/lora"), Facts(base_model=["writer/base"]), adapter=True, api=api)
     files = files_on_hub(hub, "writer/lora")
     assert "adapter_model.safetensors" in files and "config.json" not in files
     config = json.loads(files["adapter_config.json"])
@@ -160,9 +162,7 @@ def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_
     assert data.to_dict()["base_model_relation"] == "adapter"
     assert "predict.model.config.temperature = 1.25" in card.text
     staged = tmp_path / "merged"
-    merged: dict[str, Any] = {"max_shard_size": "200KB", "dry_run": True, "out": str(staged)}
-    publish(Publication(run=str(lora), repo_id="writer/merged", **merged), api)
-    assert len(list(staged.glob("model-*.safetensors"))) > 2
+    publish(lora, Target("writer/merged"), dry_run=True, out=staged, api=api)
     assert "adapters are merged" in ModelCard.load(staged / "README.md").text
 
 
@@ -177,9 +177,9 @@ def test_adapter_of_other_base_is_refused(
     config = json.loads(files["config.json"]) | {"dimension_range": [0, 1]}
     hub.put("writer/scale", files | {"config.json": json.dumps(config).encode()})
     lora = lora_run(run, tmp_path)
-    with pytest.raises(ValueError, match="adapter on writer/other gives other .* than the run's"):
+    with pytest.raises(ValueError, match="writer/other"):
         put(lora, adapter=True, base_model=["writer/other"])
-    with pytest.raises(ValueError, match="dimension range are .* publish without --adapter"):
+    with pytest.raises(ValueError, match="writer/scale"):
         put(lora, adapter=True, base_model=["writer/scale"])
 
 
@@ -227,7 +227,7 @@ def test_dry_run_uploads_nothing(
 
 def test_branch_and_pull_request_leave_main_alone(hub: HubServer, put: Publish) -> None:
     first = put()
-    put(branch="next", revision="main", licence="mit")
+    put(branch="next", licence="mit")
     request = put(pull_request=True, licence="apache-2.0")
     repo = hub.repos["writer/mtmm"]
     assert repo.branches["main"] == first.oid
@@ -240,12 +240,15 @@ def test_branch_and_pull_request_leave_main_alone(hub: HubServer, put: Publish) 
 
 
 def test_new_version_removes_old_weights(hub: HubServer, put: Publish) -> None:
-    put()
-    hub.repos["writer/mtmm"].commits[hub.repos["writer/mtmm"].branches["main"]]["notes.txt"] = b""
-    put(max_shard_size="200KB")
+    first = put()
+    older = files_on_hub(hub)
+    older |= {"notes.txt": b"", "adapter_model.safetensors": b"", "figures/old.png": b""}
+    commit = put(licence="mit")
     files = files_on_hub(hub)
-    assert "model.safetensors" not in files and "model.safetensors.index.json" in files
-    assert "notes.txt" in files  # somebody else's, so it stays
+    assert "model.safetensors" in files and "adapter_model.safetensors" not in files
+    assert "figures/old.png" not in files and "notes.txt" in files  # somebody else's, so it stays
+    assert len(hub.repos["writer/mtmm"].commits) == 3  # the first one, and one for each version
+    assert first.oid != commit.oid
 
 
 # ---- what must not be published ------------------------------------------------------------------
@@ -294,50 +297,42 @@ def test_results_lose_paths_and_speakers(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [("see /home/me/x", "/home/me"), ("hf_" + "a" * 30, "access token"), ("my-token", "token")],
+    [("see {run}/x", "run"), ("hf_" + "a" * 30, "access token"), ("my-token", "token")],
 )
 def test_private_text_is_refused(tmp_path: Path, content: str, found: str) -> None:
-    (tmp_path / "README.md").write_text(content)
-    with pytest.raises(ValueError, match=f"README.md holds .*{found}.*must not be published"):
-        refuse_private_text(tmp_path, ["README.md"], ["/home/me"], "my-token")
+    staged, run = tmp_path / "staged", tmp_path / "run"
+    staged.mkdir()
+    api = HfApi(token="my-token")
+    text = content.format(run=run)
+    (staged / "README.md").write_text(text)
+    with pytest.raises(ValueError, match=f"README.md.*{found}"):
+        refuse_private_text(staged, run, api)
+    (staged / "README.md").write_text(f"see {run}s/x")  # another folder
+    refuse_private_text(staged, run, api)
+    save_file({"x": torch.zeros(1)}, staged / "model.safetensors", metadata={"from": text})
+    with pytest.raises(ValueError, match="model.safetensors"):
+        refuse_private_text(staged, run, api)
 
 
-def test_weights_metadata_is_searched(tmp_path: Path) -> None:
-    tensors = {"x": torch.zeros(1)}
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"from": "/home/me/run"})
-    with pytest.raises(ValueError, match="model.safetensors holds '/home/me'"):
-        refuse_private_text(tmp_path, ["model.safetensors"], ["/home/me"], None)
-
-
-def test_only_allowed_files_are_uploaded(tmp_path: Path) -> None:
-    for name in ("config.json", "figures/a.png", "model-00001-of-00002.safetensors"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_only_allowed_files_are_staged(tmp_path: Path, capsys: Capture) -> None:
+    allowed = {"config.json", "model-00001-of-00002.safetensors", "fusion_mtmm.py"}
+    others = {"predictions.csv", "pytorch_model.bin", "other.py", ".env"}
+    for name in allowed | others:
         (tmp_path / name).touch()
-    assert len(allowed_files(tmp_path)) == 3
-    for name in ("predictions.csv", "pytorch_model.bin", "figures/deep/a.png", "other.py", ".env"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-        with pytest.raises(ValueError, match="not on the allow-list"):
-            allowed_files(tmp_path)
-        (tmp_path / name).unlink()
+    _leave_out(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == allowed
+    assert all(name in capsys.readouterr().out for name in {"other.py"})
 
 
 # ---- what must agree -----------------------------------------------------------------------------
 
 
 def test_other_outputs_are_refused(
-    hub: HubServer, put: Publish, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, put: Publish, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(*args: Any, **kwargs: Any) -> Any:
-        outputs, printed = stand_in(*args, **kwargs)
-        outputs[1]["dimensions"][0] += 1e-4
-        return outputs, printed
-
-    monkeypatch.setattr(publishing, "run_isolated", shifted)
-    with pytest.raises(
-        ValueError, match="gives other dimensions .* input 1: they differ by 0.0001"
-    ):
-        put()
+    monkeypatch.setattr(publishing, "run_isolated", stand_in(run, shift=1e-4))
+    with pytest.raises(ValueError, match="dimensions .* input 1: .* 0.0001"):
+        publish(run, Target("writer/mtmm"), api=HfApi(hub.url, token=WRITER))
     assert "writer/mtmm" not in hub.repos
 
 
@@ -349,49 +344,36 @@ def test_foreign_predictions_are_refused(
     weights = load_file(path)
     weights["dimension_head.projection.bias"] += 0.5
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"predictions\.csv differ by .* is predictions\.csv of"):
+    with pytest.raises(ValueError, match=r"predictions\.csv"):
         put(copy)
     assert "writer/mtmm" not in hub.repos
 
 
-def test_missing_data_skips_comparison(
-    put: Publish, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = read(run)["config"] | {"manifest": ["/gone/manifest.csv"]}
-    put(copy_of(run, tmp_path, config=config), dry_run=True)
-    assert "predictions.csv not compared: the run's manifest is not here" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ("row", "utterance .* is no longer in the run's manifest"),
-        ("column", "it has no column split"),
-        ("recordings", ".*manifest.csv: 40 "),
-    ],
-)
+@pytest.mark.parametrize("change", ["manifest", "row", "column", "recordings"])
 def test_changed_data_skips_comparison(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, reason: str
+    run: Path, tmp_path: Path, capsys: Capture, change: str
 ) -> None:
-    copy, results = copy_of(run, tmp_path), read(run)
+    results = read(run)
     manifest = Path(results["config"]["manifest"][0])
-    corpus, table = tmp_path / "corpus", copy / "predictions.csv"
+    corpus = tmp_path / "corpus"
     shutil.copytree(manifest.parent, corpus)
     results["config"]["manifest"] = [str(corpus / manifest.name)]
-    if change == "row":
-        rows = csv.DictReader(table.read_text().splitlines())
-        gone = next(row["id"] for row in rows if row["split"] == "test")
-        place = corpus / manifest.name
-        kept = [line for line in place.read_text().splitlines() if gone not in line]
-        place.write_text("\n".join(kept))
+    copy = copy_of(run, tmp_path, config=results["config"])
+    assert len(Recorded.of(Run.open(copy), tmp_path).rows) == 4
+    table = copy / "predictions.csv"
+    if change == "manifest":
+        (corpus / manifest.name).unlink()
+    elif change == "row":
+        gone = Run.open(copy).predictions()["id"][0]
+        lines = (corpus / manifest.name).read_text().splitlines()
+        (corpus / manifest.name).write_text("\n".join(line for line in lines if gone not in line))
     elif change == "column":
         table.write_text(table.read_text().replace("split", "part", 1))
     else:
         for path in corpus.rglob("*.wav"):
             path.unlink()
-    options = Publication(run=str(copy), repo_id="writer/mtmm")
-    assert not trainer_predictions(options, results, tmp_path).rows
-    assert re.search(f"predictions.csv not compared: {reason}", capsys.readouterr().out)
+    assert not Recorded.of(Run.open(copy), tmp_path).rows
+    assert "predictions.csv not compared: " in capsys.readouterr().out
 
 
 # ---- the card ------------------------------------------------------------------------------------
@@ -487,10 +469,10 @@ def test_card_gives_spread_over_folds(
 def test_folds_must_be_of_one_protocol(put: Publish, run: Path, tmp_path: Path) -> None:
     config = read(run)["config"] | {"protocol": "speaker"}
     other = copy_of(run, tmp_path, fold="x", config=config)
-    with pytest.raises(ValueError, match="another protocol than .*differ in their fold only"):
+    with pytest.raises(ValueError, match="protocol"):
         put(folds=[str(other)], dry_run=True)
     (other / "results.json").write_text((run / "results.json").read_text())
-    with pytest.raises(ValueError, match="Fold Ses01 comes twice"):
+    with pytest.raises(ValueError, match="Ses01, Ses01"):
         put(folds=[str(other)], dry_run=True)
 
 
@@ -506,115 +488,79 @@ def test_example_uses_what_was_trained(
 
 
 def test_card_states_use_cost_and_source(card_of: Callable[..., ModelCard], run: Path) -> None:
-    text = card_of(device_name="one H100").text
+    text = card_of().text
     hours = read(run)["wall_time_s"] / 3600
-    assert f"{hours:.2f} device-hours on one H100" in text and "CO2" not in text
+    assert f"{hours:.2f} device-hours on cpu" in text and "CO2" not in text
     for phrase in ("Article 5(1)(f)", "10.1145/3610661.3616190", "| angry, happy, sad, neutral |"):
         assert phrase.strip("| ") in text
     for picture in (run / "figures").glob("*.png"):
         assert f"](figures/{picture.name})" in text
 
 
-def test_benchmark_result_is_written(put: Publish, run: Path, tmp_path: Path) -> None:
-    put(dry_run=True, benchmark=["someone/benchmark", "default", "UAR"])
-    path = tmp_path / "staged" / ".eval_results" / "mtmm.yaml"
-    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
-    assert (entry.dataset_id, entry.task_id) == ("someone/benchmark", "default")
-    assert entry.value == read(run)["test"]["UAR"]
-    with pytest.raises(ValueError, match="metric 'EER' is none of UAR, WAR"):
-        put(dry_run=True, benchmark=["someone/benchmark", "default", "EER"])
-
-
 # ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("words", "named"),
     [
-        ({"repo_id": "mtmm"}, "lacks its owner; give user/mtmm"),
-        ({"repo_id": "a b/mtmm"}, "is not a repository id"),
-        ({"pull_request": True, "tag": "v1"}, "goes without --branch and --tag"),
-        ({"revision": "v1"}, "says where a new --branch begins"),
-        ({"adapter": True}, "has no adapter/; only runs with --lora_rank have one"),
-        ({"benchmark": ["x"]}, "takes three words"),
-        ({"example": "gone.wav"}, "No recording at `--example gone.wav`"),
+        (["mtmm"], "user/name"),
+        (["a/b", "--pull_request", "--tag", "v1"], "--pull_request"),
+        (["a/b", "--adapter"], "--base_model"),
+        (["a/b", "--adapter", "--base_model", "{run}/model"], "--base_model"),
+        (["a/b", "--example", "gone.wav"], "gone.wav"),
     ],
 )
-def test_option_is_refused(put: Publish, options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        put(**options)
+def test_wrong_use_is_named(run: Path, words: list[str], named: str, capsys: Capture) -> None:
+    words = [word.format(run=run) for word in words]
+    assert main(["publish", str(run), *words]) == 2
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("lost", "message"),
-    [
-        ("results.json", "has no results.json; give the folder of a run"),
-        ("model", "has no model"),
-        ("model/model.safetensors", "has no weights"),
-        (
-            "model/processor_config.json",
-            "save the processor there with `processor.save_pretrained`",
-        ),
-    ],
+    "lost", ["results.json", "model", "model/model.safetensors", "model/processor_config.json"]
 )
-def test_incomplete_run_is_refused(
-    put: Publish, run: Path, tmp_path: Path, lost: str, message: str
-) -> None:
+def test_incomplete_run_is_refused(put: Publish, run: Path, tmp_path: Path, lost: str) -> None:
     copy = copy_of(run, tmp_path)
     shutil.rmtree(copy / lost) if lost == "model" else (copy / lost).unlink()
-    with pytest.raises(FileNotFoundError, match=message):
-        put(copy)
-
-
-def test_adapter_needs_its_base(put: Publish, run: Path, tmp_path: Path) -> None:
-    copy = copy_of(run, tmp_path)
-    shutil.copytree(copy / "model", copy / "adapter")
-    with pytest.raises(ValueError, match="name the one MTMM model on the Hub"):
-        put(copy, adapter=True)
-    with pytest.raises(ValueError, match="publish the base first and give its id"):
-        put(copy, adapter=True, base_model=[str(run / "model")])
+    with pytest.raises(OSError, match=str(copy)):
+        put(copy, dry_run=True)
 
 
 @pytest.mark.parametrize(
-    ("token", "repo_id", "kind", "message"),
-    [
-        ("hf_wrong", "writer/mtmm", PermissionError, "refuses the access token.*hf auth login"),
-        (READER, "writer/mtmm", PermissionError, "may not write to writer/mtmm"),
-        (WRITER, "reader/mtmm", PermissionError, "may not write to reader/mtmm"),
-    ],
+    ("token", "repo_id"),
+    [("hf_wrong", "writer/mtmm"), (READER, "writer/mtmm"), (WRITER, "reader/mtmm")],
 )
-def test_token_is_refused(
-    put: Publish, token: str, repo_id: str, kind: type[Exception], message: str
-) -> None:
-    with pytest.raises(kind, match=message):
+def test_token_is_refused(put: Publish, token: str, repo_id: str) -> None:
+    with pytest.raises(PermissionError, match=repo_id):
         put(token=token, repo_id=repo_id)
 
 
 def test_taken_names_are_refused(hub: HubServer, put: Publish) -> None:
     put(tag="v1")
-    with pytest.raises(ValueError, match="already has the tag v1"):
+    with pytest.raises(ValueError, match="tag v1"):
         put(tag="v1")
-    with pytest.raises(ValueError, match="exists and is public, so `--private` would not hold"):
+    with pytest.raises(ValueError, match="--private"):
         put(private=True)
-    with pytest.raises(ValueError, match="no writer/other to open a pull request on"):
+    with pytest.raises(PermissionError, match="writer/other"):  # there is nothing to ask to pull
         put(repo_id="writer/other", pull_request=True)
-    with pytest.raises(ValueError, match="Revision Not Found.*check --branch and --rev"):
-        put(branch="next", revision="v9")
 
 
-def test_broken_upload_commits_nothing(hub: HubServer, put: Publish) -> None:
-    hub.breaks.append(Break("POST", "/commit/main", after_bytes=10000))
-    with pytest.raises(ConnectionError, match="no commit was made. Run the same command again"):
+def test_broken_connection_is_named_and_the_command_can_be_repeated(
+    hub: HubServer, put: Publish
+) -> None:
+    hub.breaks.append(Break("POST", "/api/repos/create", after_bytes=10))
+    with pytest.raises(ConnectionError, match="writer/mtmm"):
         put()
-    assert list(files_on_hub(hub)) == [".gitattributes"]
+    assert "writer/mtmm" not in hub.repos
+    hub.breaks.append(Break("POST", "/commit/main", after_bytes=10000))  # the client tries again
     put()
     assert "model.safetensors" in files_on_hub(hub)
 
 
-def test_unreachable_hub_is_named(put: Publish, run: Path) -> None:
-    options = Publication(run=str(run), repo_id="writer/mtmm")
-    with pytest.raises(ConnectionError, match="connection to the Hub failed"):
-        publish(options, HfApi("http://127.0.0.1:9", token=WRITER))
+def test_unreachable_hub_is_named(run: Path) -> None:
+    api = HfApi("http://127.0.0.1:9", token=WRITER)
+    with pytest.raises(ConnectionError, match="writer/mtmm"):
+        publish(run, Target("writer/mtmm"), api=api)
 
 
 def test_staged_folder_is_kept_whole_beside_what_is_there(tmp_path: Path) -> None:
@@ -623,10 +569,6 @@ def test_staged_folder_is_kept_whole_beside_what_is_there(tmp_path: Path) -> Non
     (tmp_path / "staged" / "README.md").write_bytes(b"new")
     (tmp_path / "out" / "figures").mkdir(parents=True)
     (tmp_path / "out" / "figures" / "b.png").write_bytes(b"old")
-    (tmp_path / "out" / "README.md").mkdir()
-    with pytest.raises(OSError, match="out/README.md could not be written .*There is a file"):
-        copy_files(tmp_path / "staged", tmp_path / "out")
-    (tmp_path / "out" / "README.md").rmdir()
     copy_files(tmp_path / "staged", tmp_path / "out")
     found = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert found == {"README.md": b"new", "a.png": b"new", "b.png": b"old"}
@@ -641,10 +583,17 @@ def test_full_disk_of_temporary_files_is_named(
         raise Exception("No space left on device (os error 28)")
 
     monkeypatch.setattr(MTMMProcessor, "save_pretrained", refuse)
-    with pytest.raises(OSError, match="could not be written .*No space left"):
+    with pytest.raises(OSError, match="could not be written"):
         put(dry_run=True)
 
 
-def test_command_ends_in_one_sentence(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="^error: .* has no results.json; give the folder"):
-        main([str(tmp_path), "writer/mtmm", "--dry_run"])
+def test_command_stages_what_the_card_says(
+    hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder than the one that the run was started in."""
+    monkeypatch.setattr(publishing, "run_isolated", stand_in(run))
+    monkeypatch.chdir(tmp_path)
+    words = ["--licence", "mit", "--language", "de", "en", "--dry_run", "--out", "staged"]
+    assert main(["publish", str(run), "someone/mtmm", *words]) == 0
+    data: Any = ModelCard.load(tmp_path / "staged" / "README.md").data
+    assert (data.license, data.language) == ("mit", ["de", "en"])
