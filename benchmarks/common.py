@@ -17,7 +17,6 @@ from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 
 ROOT = Path(__file__).parents[1]
 MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 3.6, 0.7, 0.6, 34.0  # of IEMOCAP's utterances, about
@@ -182,11 +181,6 @@ def iemocap_like_seconds(count: int, seed: int = 0) -> np.ndarray:
     """Durations (count,) drawn from a log-normal like IEMOCAP's: median 3.6 s, 0.6 to 34 s."""
     draw = np.random.default_rng(seed).lognormal(np.log(MEDIAN_S), SPREAD, count)
     return draw.clip(SHORTEST_S, LONGEST_S)
-
-
-def iemocap_like_frames(count: int, seed: int = 0) -> np.ndarray:
-    """The same in encoder frames, as whole numbers."""
-    return (iemocap_like_seconds(count, seed) * FRAMES_PER_SECOND).astype(np.int64)
 
 
 def tokens_of(seconds: float) -> int:

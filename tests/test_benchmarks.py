@@ -23,7 +23,6 @@ QUICK = {
     "forward_overhead": ("--batch_size", "1", "--rounds", "2"),
     "load_time": ("--rounds", "1"),
     "memory_throughput": ("--threads", "1", "--steps", "1", "--modes", "frozen, cached"),
-    "padding": (),
     "real_time_factor": ("--rounds", "1"),
 }
 
