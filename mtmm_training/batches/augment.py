@@ -34,7 +34,7 @@ def add_variants(
     """The utterances as they are, then each of their variants.
 
     Args:
-        utterances: Of the training split; those without audio stay as they are.
+        utterances: The training split; those without audio stay as they are.
         changes: Names of CHANGES; a variant has all of them, each in a strength of its own. None:
             no variants.
         variants: How many.
@@ -81,8 +81,8 @@ def augment(
 
     Args:
         waveform: As decoded, (time,) or (time, channels).
-        sampling_rate: Of the waveform, Hz.
-        augmentation: Of an utterance that [`add_variants`] made.
+        sampling_rate: The waveform's, Hz.
+        augmentation: What [`add_variants`] wrote into an utterance.
         processor: Knows the encoder's rate and limits.
     """
     changes, rate = json.loads(augmentation), processor.sampling_rate
@@ -90,20 +90,20 @@ def augment(
     if len(waveform) < _shortest(processor):
         return waveform
     if "speed" in changes:
-        waveform = _stretch(waveform, _fitting(len(waveform), changes["speed"], processor))
+        waveform = _resized(waveform, _fitting(len(waveform), changes["speed"], processor))
     if "noise" in changes:
         noise = pink_noise(len(waveform), changes["noise_seed"])
         ratio = 10 ** (-changes["noise"] / 20)
         waveform = waveform + ratio * np.sqrt(np.mean(np.square(waveform))) * noise
     if "lowpass" in changes:
         narrow = soxr.resample(waveform, rate, 2 * changes["lowpass"])
-        waveform = _stretch(narrow, len(waveform))
+        waveform = _resized(narrow, len(waveform))
     if "gain" in changes:
         waveform = waveform * 10 ** (changes["gain"] / 20)
     return np.clip(waveform, -MAX_AMPLITUDE, MAX_AMPLITUDE).astype(np.float32)
 
 
-def _stretch(waveform: np.ndarray, length: int) -> np.ndarray:
+def _resized(waveform: np.ndarray, length: int) -> np.ndarray:
     """The waveform resampled to so many samples."""
     return soxr.resample(waveform, len(waveform), length) if len(waveform) != length else waveform
 

@@ -72,7 +72,7 @@ def _lasting(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Of all names, shapes, dtypes and bytes of a module's state."""
+    """SHA-256 of all names, shapes, dtypes and bytes of a module's state."""
 
     def digest(item: tuple[str, Tensor]) -> str:
         name, tensor = item
@@ -85,9 +85,11 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def encoder_of(model: MTMMModel, modality: str) -> Any:
+    """The model's encoder of "audio" or "text"."""
     return model.audio_model if modality == "audio" else model.text_model
 
 
 def text_digest(text: str | Iterable[str]) -> str:
+    """SHA-256 of a text, or of lines, in hexadecimal digits."""
     lines = text if isinstance(text, str) else "\n".join(text)
     return hashlib.sha256(lines.encode()).hexdigest()

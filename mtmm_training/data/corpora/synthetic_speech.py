@@ -32,6 +32,7 @@ class Voice:
 
 
 def make_voice(rng: np.random.Generator, gender: str) -> Voice:
+    """Draws the voice of a woman ("F") or a man ("M")."""
     female = gender == "F"
     return Voice(
         pitch_hz=(195 if female else 115) * 2 ** rng.normal(0, 0.12),
@@ -46,6 +47,8 @@ def speak(rng: np.random.Generator, voice: Voice, arousal: float, words: int) ->
     """Babble as long as a sentence, in the way that the arousal asks for.
 
     Args:
+        rng: randomness of this utterance alone.
+        voice: whose it is.
         arousal: 1-5; moves pitch, pitch range, rate, spectral tilt and level.
         words: how many words the sentence has; all that the audio knows of it.
 
@@ -136,7 +139,7 @@ def _spectra(
 def _bumps(
     times: np.ndarray, starts: np.ndarray, ends: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
-    """One raised arch per stretch of time and silence between them, (times,)."""
+    """One raised arch per interval and silence between them, (times,)."""
     index = np.maximum(np.searchsorted(starts, times, side="right") - 1, 0)
     place = np.clip((times - starts[index]) / (ends - starts)[index], 0, 1)
     return heights[index] * np.sin(np.pi * place) ** 0.7
