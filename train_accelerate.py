@@ -3,6 +3,12 @@
     python train_accelerate.py --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 \\
         --audio_encoder facebook/hubert-large-ll60k --text_encoder microsoft/deberta-v3-large
     accelerate launch --num_processes 2 train_accelerate.py ...   (any number of processes, any device)
+    python train_accelerate.py --resume out/run                   (goes on with a stopped run)
+
+The whole of training is on this page: batch, forward, backward, step; validation after each epoch,
+of which the best one is kept; the test split once, at the end. What happens before is elsewhere:
+mtmm_training/training/prepare.py reads and checks the fold, model.py builds the model, loaders.py
+the batches.
 
 The run's folder gets model/ (weights, configuration, processor and code: `from_pretrained` and
 `pipeline` load it), results.json, predictions.csv, figures/ and TensorBoard's logs; with --lora_rank
@@ -10,55 +16,35 @@ also adapter/. launch/ has a configuration of accelerate for every kind of machi
 """
 
 import dataclasses
-import functools
 import math
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import (
-    DistributedType,
-    send_to_device,
-    set_seed,
-)
-from safetensors import SafetensorError
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, send_to_device, set_seed
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers.hf_argparser import DataClassType, HfArgumentParser
 
-from mtmm_training.batches.collate import Loader, RawInputs, make_loader, to_dataset
+from configuration_mtmm import MTMMConfig
+from mtmm_training.batches.collate import Loader
 from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
-from mtmm_training.batches.sampler import LengthBatches, frame_lengths
-from mtmm_training.data.folds import (
-    select,
-)
-from mtmm_training.data.utterances import (
-    SPLITS,
-)
+from mtmm_training.data.record import keep_record
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import predict
-from mtmm_training.training import adapters, divergence
-from mtmm_training.training.checkpoints import Checkpoints, Progress, StopSignal, alone_in
-from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.faults import diverged, explain, naming_shapes
-from mtmm_training.training.launch import (
-    check_augmentation,
-    check_launch,
-    leave_cores_to,
-    make_accelerator,
-    refuse_to_overwrite,
-)
-from mtmm_training.training.model import (
-    best_model,
-    build_model,
-    choose_trained,
-    parameter_counts,
-    planned,
-)
+from mtmm_training.training import faults, launch, report
+from mtmm_training.training.adapters import without_adapters
+from mtmm_training.training.checkpoints import Checkpoints, Progress
+from mtmm_training.training.config import SETTINGS_FILE, TrainConfig, parse
+from mtmm_training.training.launch import Stopped, StopSignal
+from mtmm_training.training.loaders import encode_all, make_loaders, uses_cache
+from mtmm_training.training.model import best_model, build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import (
     build_optimiser,
     clip_gradients,
@@ -66,296 +52,299 @@ from mtmm_training.training.optimiser import (
     sum_over_processes,
 )
 from mtmm_training.training.prepare import (
-    check_fold,
-    choose_fold,
+    FoldData,
+    check_augmentation,
     class_weights,
-    describe_split,
-    hide_labels,
-    read_usable,
+    prepare_fold,
     refuse_bad,
-    trained_outputs,
-    with_variants,
 )
-from mtmm_training.training.report import (
-    calibrate,
-    epoch_line,
-    flat,
-    identity,
-    metrics_by_corpus,
-    print_summary,
-    print_test,
-    trackable,
-    versions,
-    write_run,
-)
-from mtmm_training.training.states import cached_states, encode_all, uses_cache
-
-# ---- data --------------------------------------------------------------------------------------
+from processing_mtmm import MTMMProcessor
 
 
-# ---- model and optimiser -----------------------------------------------------------------------
+def train_fold(config: TrainConfig) -> Path:
+    """Train on one fold and test once, or with `encode_only` fill the cache of encoder states.
 
+    Returns:
+        The run's folder.
 
-# ---- the run -----------------------------------------------------------------------------------
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = HfArgumentParser(DataClassType(TrainConfig), description=__doc__.split("\n")[0])
-    (config,) = parser.parse_args_into_dataclasses(arguments)
+    Raises:
+        ValueError: A setting, the data or the fold is not as it should be.
+        OSError, RuntimeError: A file, the memory or the training itself failed.
+        Stopped: A signal came.
+    """
     config.check()
     config = config.resolve()
     out = Path(config.out)
-    # What only encodes may share its folder and its cache with any number of others.
-    with StopSignal() as stop, nullcontext() if config.encode_only else alone_in(out):
-        if not config.encode_only:
-            refuse_to_overwrite(config, out)
-        run(config, out, stop)
+    launch.be_quiet()
+    with StopSignal() as stop, faults.explained():
+        if config.encode_only:  # any number of processes may do so at once
+            encode_all(config)
+            return out
+        with launch.alone_in(out):
+            launch.refuse_to_overwrite(config, out)
+            job = prepare(config, out, stop)
+            train(job)
+            finish(job)
+    return out
 
 
-def run(config: TrainConfig, out: Path, stop: StopSignal) -> None:
-    """Train, and test once; or only encode."""
+@dataclass
+class Job:
+    """What training works on; the place in it is `progress`."""
+
+    config: TrainConfig
+    out: Path
+    stop: StopSignal
+    began: float  # seconds on a clock of no date, of this run and those that it continues
+    accelerator: Accelerator
+    data: FoldData
+    processor: MTMMProcessor
+    model: nn.Module  # as accelerate has prepared it
+    model_config: MTMMConfig
+    parameters: dict[str, tuple[int, int]]
+    loaders: dict[str, Loader]
+    steps: list[int]  # of each epoch
+    optimiser: Any
+    schedule: Any
+    class_weights: Tensor | None
+    progress: Progress
+    checkpoints: Checkpoints
+
+
+# ---- before the first step ---------------------------------------------------------------------
+
+
+def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
+    """Everything up to the first step: data, model, batches, optimiser, and where to go on."""
     began = time.monotonic()
-    accelerator = make_accelerator(config)
-    leave_cores_to(config.workers, accelerator)
+    accelerator = launch.make_accelerator(config)
+    launch.leave_cores_to(config.workers, accelerator)
     set_seed(config.seed)
 
-    # ---- data and model: read, checked, split; only what is trained keeps its labels ----
-    utterances, bad = read_usable(config)
-    if config.encode_only:
-        encode_all(config, utterances, accelerator)
-        return
-    fold = choose_fold(config, utterances)
-    splits = select(utterances, fold)
-    check_fold(config, planned(config), splits)
+    # Data and model: read, checked, split; only what is trained keeps its labels.
+    data = prepare_fold(config)
+    launch.check_launch(config, accelerator, data.counts)
     plain, processor = build_model(config)
-    model = choose_trained(config, plain)
-    outputs = plain.config.trained_outputs = trained_outputs(plain.config, splits["train"])
-    splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
-    counts = {name: describe_split(splits[name], config) for name in SPLITS}
-    ids = {name: [u.utterance_id for u in splits[name]] for name in SPLITS}
-    check_launch(config, accelerator, counts)
+    plain.config.trained_outputs = data.outputs
     check_augmentation(config, processor)
-    if config.on_error == "stop" and not uses_cache(config, plain):  # else encoding reads them all
-        refuse_bad([u for name in SPLITS for u in splits[name]], config, processor)
+    model = choose_trained(config, plain)
     parameters = parameter_counts(model)
+    cached = uses_cache(config, plain)
+    if config.on_error == "stop" and not cached:  # else encoding reads them all
+        refuse_bad([u for split in data.splits.values() for u in split], config, processor)
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
-
-    # ---- states from the cache, or raw inputs; batches ----
-    raw = RawInputs(processor, config.emotions, config.dimensions)
-    shown = splits | {"train": with_variants(config, splits["train"])}
-    everything = [utterance for name in SPLITS for utterance in shown[name]]
-    cached = cached_states(config, plain, processor, everything, accelerator)
-    if cached is not None:
-        leave_cores_to(0, accelerator)
+    loaders = make_loaders(config, data, plain, processor, accelerator)
     if config.compile:  # only now: training from the cache never enters the encoders
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
 
-    @functools.cache  # lengths come from the files' headers, which are read once
-    def batches_of(split: str) -> LengthBatches:
-        return LengthBatches(
-            frame_lengths(shown[split]).reshape(-1, len(splits[split])),
-            config.batch_size,
-            frame_budget=config.frame_budget,
-            seed=config.seed,
-            shuffle=split == "train",
-            corpora=[u.corpus for u in splits[split]],
-            exponent=config.corpus_exponent,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
-
-    def loader_of(split: str, collate: Any) -> Loader:
-        # Reading cached states is a copy: a core kept for a worker would lie idle.
-        workers = config.workers if collate is raw else 0
-        return make_loader(to_dataset(shown[split]), batches_of(split), collate, workers=workers)
-
-    train, validation = loader_of("train", cached or raw), loader_of("validation", cached or raw)
-    steps = [
-        math.ceil(n / config.accumulation) for n in train.batch_sampler.lengths_of(config.epochs)
-    ]
+    train = loaders["train"].batch_sampler
+    steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
     optimiser, schedule = build_optimiser(config, model, sum(steps))
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips, and asks for a size
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             gradient_clipping=config.clip_norm, train_micro_batch_size_per_gpu=config.batch_size
         )
     model, optimiser = accelerator.prepare(model, optimiser)
-    weights = class_weights(config, counts["train"])
+    weights = class_weights(config, data.counts["train"])
     set_seed(config.seed, device_specific=True)  # other dropout on every process
 
-    # ---- where a stopped run goes on ----
+    # Where a stopped run goes on.
     progress = Progress()
     accelerator.register_for_checkpointing(schedule, progress)
-    checkpoints = Checkpoints(
-        out / "checkpoints",
-        accelerator,
-        model,
-        config.keep_checkpoints,
-        identity(config, splits, bad)
-        | {"processes": accelerator.num_processes, "cached states": cached is not None},
-    )
+    checkpoints = Checkpoints(out / "checkpoints", accelerator, model, config.keep_checkpoints)
     newest = checkpoints.newest() if config.resume else None
+    settings = report.identity(config, data, accelerator, cached)
+    if newest is None and accelerator.is_main_process:  # what has no checkpoint is begun anew
+        (out / SETTINGS_FILE).unlink(missing_ok=True)
+    if newest is not None or accelerator.is_main_process:
+        keep_record(out / SETTINGS_FILE, settings, {"flags": dataclasses.asdict(config)})
     if newest is not None:
         checkpoints.load(newest)
-    seconds_before = progress.seconds
-
     if accelerator.is_main_process:
-        print_summary(config, fold.name, counts, bad, parameters, accelerator, train, steps)
+        report.print_summary(
+            config, data, parameters, accelerator, sum(steps), train.padding_share()
+        )
         if config.resume:
-            print(
-                f"resumed from {newest}" if newest else "nothing to resume: starting anew",
-                flush=True,
-            )
+            print(f"resumed from {newest}" if newest else "nothing to resume", flush=True)
+    return Job(
+        config, out, stop, began - progress.seconds, accelerator, data, processor, model,
+        plain.config, parameters, loaders, steps, optimiser, schedule, weights, progress, checkpoints,
+    )  # fmt: skip
 
-    # ---- two batches of validation first: a broken set-up fails in seconds ----
-    if newest is None:
-        predict(model, islice(validation, 2), ids["validation"], accelerator, max_batches=2)
-    accelerator.init_trackers("mtmm", config=trackable(config))
 
-    # ---- train ----
-    stop.training = True
+# ---- training ----------------------------------------------------------------------------------
+
+
+def train(job: Job) -> None:
+    """Go through the epochs; after each one validate, and keep it if it is the best so far."""
+    config, progress, accelerator = job.config, job.progress, job.accelerator
+    batches = job.loaders["train"].batch_sampler
+    if progress.total_steps == 0:  # a broken set-up fails in seconds
+        loader, ids = job.loaders["validation"], job.data.ids("validation")
+        predict(job.model, islice(loader, 2), ids, accelerator, max_batches=2)
+    accelerator.init_trackers("mtmm", config=report.tracked_settings(config))
+    job.stop.training = True
     for epoch in range(progress.epoch, config.epochs):
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
             break
-        train.batch_sampler.set_epoch(epoch, first_batch=progress.step * config.accumulation)
+        batches.set_epoch(epoch, first_batch=progress.step * config.accumulation)
         probability = rmm_probability(epoch, config.epochs, config.rmm_start)
-        model.train()
+        job.model.train()
         bar = tqdm(
-            groups_of(config.accumulation, train),
+            groups_of(config.accumulation, job.loaders["train"]),
             initial=progress.step,
-            total=steps[epoch],
+            total=job.steps[epoch],
             desc=f"epoch {epoch + 1}/{config.epochs}",
             disable=None if accelerator.is_main_process else True,  # None: where nobody watches
             leave=False,
         )
         for group in bar:
-            for number, batch in enumerate(group, start=1):
-                mask_modalities(
-                    batch,
-                    probability,
-                    seed=config.seed,
-                    epoch=epoch,
-                )
-                mask_frames(batch, config.mask_frames, seed=config.seed, epoch=epoch)
-                inputs = {name: value for name, value in batch.items() if name != "utterance_ids"}
-                # Gradients travel between processes once per step, with the last of its passes.
-                synchronised = number == len(group)
-                with (
-                    nullcontext() if synchronised else accelerator.no_sync(model),
-                    naming_shapes(inputs),
-                ):
-                    output = model(
-                        **send_to_device(inputs, accelerator.device),
-                        class_weights=weights,
-                        reduce_sum=sum_over_processes,
-                    )
-                    accelerator.backward(output.loss / len(group))
-                progress.losses.append(float(output.loss.detach()))
-                if not math.isfinite(progress.losses[-1]):
-                    what = f"The loss is {progress.losses[-1]}"
-                    raise diverged(what, group[:number], output, progress, out, accelerator)
-            parts = divergence.gradient_norms(
-                adapters.without_adapters(accelerator.unwrap_model(model))
-            )
-            norm = clip_gradients(accelerator, model, config.clip_norm)
-            if norm is None:
-                what = f"The gradient is not finite in {divergence.not_finite(parts)}"
-                raise diverged(what, group, output, progress, out, accelerator)
-            warning = divergence.explosion(norm, progress.norms, parts)
-            if warning and accelerator.is_main_process:
-                tqdm.write(f"epoch {epoch + 1}, step {progress.step + 1}: {warning}")
-            if math.isfinite(norm):
-                progress.norms.append(norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            if not accelerator.optimizer_step_was_skipped:
-                schedule.step()
-            progress.step += 1
-            progress.total_steps += 1
-            progress.seconds = seconds_before + time.monotonic() - began
+            step(job, group, probability)
             bar.set_postfix(loss=f"{progress.losses[-1]:.3f}")
-            stopped = stop.requested(accelerator)
+            stopped = job.stop.requested(accelerator)
             due = config.checkpoint_steps and progress.total_steps % config.checkpoint_steps == 0
             if stopped or due:
-                checkpoint = checkpoints.save(progress.total_steps)
+                progress.seconds = time.monotonic() - job.began
+                checkpoint = job.checkpoints.save(progress.total_steps)
             if stopped:
-                raise SystemExit(
-                    f"{stop.name or 'another process'}: stopped after step {progress.total_steps}, "
+                raise Stopped(
+                    f"{job.stop.name or 'another process'}: stopped after step {progress.total_steps}, "
                     f"{checkpoint} is written. Run the same command with --resume to go on."
                 )
-
-        # ---- validate, keep the best epoch ----
-        metrics = predict(model, validation, ids["validation"], accelerator).metrics(plain.config)
-        score = selection_score(metrics, config.select_by)
-        best = progress.best_score
-        better = best is None or score is None or config.select_by == "last" or score > best
-        if better:
-            progress.best_score, progress.best_epoch = score, epoch + 1
-            checkpoints.save_best()
-        progress.history.append(
-            {
-                "epoch": epoch + 1,
-                "rmm_probability": probability,
-                "padding_share": train.batch_sampler.padding_share(),
-                "train": {
-                    "loss": sum(progress.losses) / len(progress.losses),
-                    "gradient_norm": float(np.median(progress.norms)) if progress.norms else None,
-                },
-                "validation": metrics,
-                "score": score,
-            }
+        validate(job, probability)
+    if job.stop.requested(accelerator):
+        raise Stopped(
+            f"{job.stop.name or 'another process'}: stopped after the last epoch. Run the same command "
+            "with --resume to test."
         )
-        if accelerator.is_main_process:
-            print(epoch_line(config, progress.history[-1], better), flush=True)
-        accelerator.log(flat(progress.history[-1]), step=epoch + 1)
-        progress.epoch, progress.step, progress.losses, progress.norms = epoch + 1, 0, [], []
-        checkpoints.save(progress.total_steps, epoch + 1)
-    if stop.requested(accelerator):
-        raise SystemExit(
-            f"{stop.name or 'another process'}: stopped after the last epoch. Run the same command with "
-            "--resume to test."
-        )
-    stop.training = False
+    job.stop.training = False
 
-    # ---- the best epoch, calibrated on validation; then the test split, once ----
-    adapter = out / "adapter" if accelerator.is_main_process else None
-    best = best_model(config, outputs, checkpoints, adapter).to(accelerator.device)
-    predictions = {}
-    for split in ("validation", "test"):  # from raw inputs, as a user of the model gives them
-        predictions[split] = predict(best, loader_of(split, raw), ids[split], accelerator)
-    best.config.temperature = calibrate(predictions["validation"], best.config.trained_outputs)
-    accelerator.end_training()
+
+def step(job: Job, group: list[dict[str, Any]], probability: float) -> None:
+    """One step of the optimiser: forward and backward of each batch of the group, then the update."""
+    config, progress, accelerator, model = job.config, job.progress, job.accelerator, job.model
+    place = f"in epoch {progress.epoch + 1}, step {progress.step + 1}"
+    number = f"{progress.total_steps + 1:09d}-process-{accelerator.process_index}"
+    kept = job.out / f"diverged-step-{number}.pt"
+    for index, batch in enumerate(group, start=1):
+        # What is masked follows from seed, epoch and utterance: a resumed run masks the same.
+        mask_modalities(batch, probability, seed=config.seed, epoch=progress.epoch)
+        mask_frames(batch, config.mask_frames, seed=config.seed, epoch=progress.epoch)
+        inputs = {name: value for name, value in batch.items() if name != "utterance_ids"}
+        # Gradients travel between processes once per step, with the last of its passes.
+        alone = accelerator.no_sync(model) if index < len(group) else nullcontext()
+        with alone, faults.naming_shapes(inputs):
+            output = model(
+                **send_to_device(inputs, accelerator.device),
+                class_weights=job.class_weights,
+                reduce_sum=sum_over_processes,
+            )
+            accelerator.backward(output.loss / len(group))
+        loss = float(output.loss.detach())
+        progress.losses.append(loss)
+        if not math.isfinite(loss):
+            what = f"The loss is {loss} {place}"
+            raise RuntimeError(faults.diverged(what, group[:index], output, kept))
+    parts = faults.gradient_norms(without_adapters(accelerator.unwrap_model(model)))
+    norm = clip_gradients(accelerator, model, config.clip_norm)
+    if norm is None:
+        what = f"The gradient is not finite in {faults.not_finite(parts)} {place}"
+        raise RuntimeError(faults.diverged(what, group, output, kept))
+    warning = faults.explosion(norm, progress.norms, parts)
+    if warning and accelerator.is_main_process:
+        tqdm.write(f"{place.removeprefix('in ')}: {warning}")
+    if math.isfinite(norm):
+        progress.norms.append(norm)
+    job.optimiser.step()
+    job.optimiser.zero_grad()
+    if not accelerator.optimizer_step_was_skipped:
+        job.schedule.step()
+    progress.step += 1
+    progress.total_steps += 1
+
+
+def validate(job: Job, probability: float) -> None:
+    """Score the epoch that has ended on the validation split, keep the best, write a checkpoint."""
+    config, progress, accelerator = job.config, job.progress, job.accelerator
+    number = progress.epoch + 1
+    loader, ids = job.loaders["validation"], job.data.ids("validation")
+    metrics = predict(job.model, loader, ids, accelerator).metrics(job.model_config)
+    score = selection_score(metrics, config.select_by)
+    best = progress.best_score
+    better = best is None or score is None or config.select_by == "last" or score > best
+    if better:
+        progress.best_score, progress.best_epoch = score, number
+        job.checkpoints.save_best()
+    record = {
+        "epoch": number,
+        "rmm_probability": probability,
+        "padding_share": job.loaders["train"].batch_sampler.padding_share(),
+        "train": {
+            "loss": sum(progress.losses) / len(progress.losses),
+            "gradient_norm": float(np.median(progress.norms)) if progress.norms else None,
+        },
+        "validation": metrics,
+        "score": score,
+    }
+    progress.history.append(record)
     if accelerator.is_main_process:
-        results = {
-            "fold": fold.name,
-            "config": dataclasses.asdict(config),
-            "model_config": best.config.to_dict(),
-            "splits": counts,
-            "skipped": bad,
-            "parameters": parameters,
-            "epochs": progress.history,
-            "best_epoch": progress.best_epoch,
-            "select_by": config.select_by,
-            "temperature": best.config.temperature,
-            "validation": predictions["validation"].metrics(best.config, best.config.temperature),
-            "test": predictions["test"].metrics(best.config, best.config.temperature),
-            "test_ECE_before_temperature": predictions["test"].metrics(best.config)["ECE"],
-            "by_corpus": metrics_by_corpus(predictions["test"], splits["test"], best.config),
-            "device": str(accelerator.device),
-            "processes": accelerator.num_processes,
-            "versions": versions(),
-            "wall_time_s": seconds_before + time.monotonic() - began,
-        }
-        write_run(out, best, processor, results, predictions, utterances)
-        checkpoints.delete()
-        print_test(results, out)
+        print(report.epoch_line(config, record, better), flush=True)
+    accelerator.log(report.tracked_epoch(record), step=number)
+    progress.epoch, progress.step, progress.losses, progress.norms = number, 0, [], []
+    progress.seconds = time.monotonic() - job.began
+    job.checkpoints.save(progress.total_steps, number)
 
 
-# ---- what is printed ---------------------------------------------------------------------------
+# ---- the best epoch, calibrated on validation; then the test split, once -------------------------
+
+
+def finish(job: Job) -> None:
+    """Test the best epoch, and write all that the run leaves."""
+    config, data, progress, accelerator = job.config, job.data, job.progress, job.accelerator
+    adapter = job.out / "adapter" if accelerator.is_main_process else None
+    model = best_model(config, data.outputs, job.checkpoints, adapter).to(accelerator.device)
+    validation = predict(model, job.loaders["best validation"], data.ids("validation"), accelerator)
+    test = predict(model, job.loaders["test"], data.ids("test"), accelerator)
+    model.config.temperature = report.calibrate(validation, data.outputs)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
+    results = {
+        "fold": data.name,
+        "config": dataclasses.asdict(config),
+        "model_config": model.config.to_dict(),
+        "splits": data.counts,
+        "skipped": data.bad,
+        "parameters": job.parameters,
+        "epochs": progress.history,
+        "best_epoch": progress.best_epoch,
+        "select_by": config.select_by,
+        "temperature": model.config.temperature,
+        "validation": validation.metrics(model.config, model.config.temperature),
+        "test": test.metrics(model.config, model.config.temperature),
+        "test_ECE_before_temperature": test.metrics(model.config)["ECE"],
+        "by_corpus": report.metrics_by_corpus(test, data.splits["test"], model.config),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "versions": report.versions(),
+        "wall_time_s": time.monotonic() - job.began,
+    }
+    predictions = {"validation": validation, "test": test}
+    report.write_run(job.out, model, job.processor, results, predictions, data)
+    job.checkpoints.delete()
+    report.print_test(results, job.out)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    try:
+        train_fold(parse(words))
+    except KeyboardInterrupt as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, RuntimeError, MemoryError, SafetensorError) as error:
-        sys.exit(f"error: {explain(error)}")
+    main()

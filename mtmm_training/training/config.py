@@ -1,446 +1,464 @@
-"""The flags of train_accelerate.py: their defaults, their help texts, and which values are allowed."""
+"""The settings of a run: what each means, its flag, its default, and which values are allowed.
 
+Light to import (no torch, no transformers), so that wrong flags are refused at once.
+"""
+
+import argparse
 import dataclasses
+import inspect
 import json
 import math
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from configuration_mtmm import MTMMConfig
-from mtmm_training.batches.augment import CHANGES
-from mtmm_training.batches.masking import RMM_FLOOR
-from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS
+from mtmm_training.data.corpora import CORPORA
 from mtmm_training.data.utterances import DIMENSIONS
+from mtmm_training.files import read_json
 
-NO_OPTIONS = CORPUS_FLAGS | {"official_split": "--protocol official"}
+SETTINGS_FILE = "settings.json"  # in a run's folder: what its results depend on, and its flags
+LOWEST_MASKING = 0.1  # a lower probability of random modality masking counts as none
 
-
-def _flag(default: Any, text: str, **more: Any) -> Any:
-    """A field of TrainConfig: its default and the help text of its flag."""
-    metadata = {"help": text} | more
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+CHOICES: dict[str, Collection[str]] = {
+    "corpus": CORPORA,
+    "dimensions": DIMENSIONS,
+    "modalities": ("audio", "text"),
+    "on_error": ("stop", "skip"),
+    "cache_dtype": ("float16", "bfloat16", "float32"),
+    "augment": ("speed", "noise", "lowpass", "gain"),
+    "class_weights": ("none", "balanced"),
+    "mixed_precision": ("no", "bf16", "fp16"),
+}
+# Flags that are seldom needed.
+ADVANCED = set(
+    "patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
+    "script_disjoint improvised_only validation_speakers test_speakers cache_dtype verify_cache "
+    "encode_only mask_frames augment_variants unfreeze_audio_layers unfreeze_text_layers frame_budget "
+    "layer_learning_rate weight_decay warmup_share clip_norm class_weights gradient_checkpointing "
+    "compile".split()
+)
+# Flags of earlier versions.
+RETIRED = {"rmm_text_share", "rmm_per_batch", "lora_alpha", "lora_dropout"}
 
 
 @dataclass
 class TrainConfig:
-    """All that a run needs beside the weights; written into results.json."""
+    """All that a run needs beside the weights; kept in its folder, and the flags of its command.
 
-    out: str = _flag("out/run", "Folder of this run's results.")
-    seed: int = _flag(
-        0, "Of weights, batches, dropout, modality masking, and the groups of protocol grouped."
-    )
+    Run:
+        out: Folder of this run's results.
+        seed: Seed of weights, batches, dropout, modality masking, variants, and the groups of
+            protocol grouped.
+        resume: Go on from the newest checkpoint in --out. `--resume OUT` alone goes on with the
+            flags of that run.
+        select_by: Validation metric that chooses the best epoch: mean (of UAR and every CCC that has
+            labels), UAR, WAR, macro_F1, CCC_valence, ...; last = the last epoch, whatever its
+            scores, for validation splits that are too small to tell epochs apart.
+        patience: Stop after so many epochs without a better one; if not given, never.
+        checkpoint_steps: Write a checkpoint every so many steps, beside those at the end of each
+            epoch; 0 = only those.
+        keep_checkpoints: How many of the newest checkpoints to keep.
+        tracker: Name of a tracker of accelerate, such as tensorboard or wandb; none = no tracker.
 
-    # Data and fold
-    manifest: list[str] | None = _flag(
-        None,
-        "CSV, TSV, JSONL or Parquet tables of utterances (see README), one or several; of several, ids "
-        "become corpus/id.",
-    )
-    audio_dir: str | None = _flag(
-        None, "Where a manifest's relative audio paths begin; its folder if not given."
-    )
-    corpus: str | None = _flag(None, "Name of a corpus with a reader, instead of a manifest.")
-    corpus_dir: str | None = _flag(None, "Folder of the corpus as distributed.")
-    corpus_options: str = _flag(
-        "{}", 'Options of the corpus\'s reader as JSON, for example \'{"labels": "all"}\'.'
-    )
-    emotions: list[str] = _flag(
-        [], "Emotions to predict; angry happy sad neutral if not given. With --model: its own."
-    )
-    dimensions: list[str] = _flag(
-        [], "Dimensions to predict; valence arousal if not given. With --model: its own."
-    )
-    dimension_range: list[float] = _flag(
-        [],
-        "Lowest and highest value of their labels, one scale for all; if not given that of the corpus, else "
-        "1 5. With --model: its own.",
-    )
-    modalities: list[str] = _flag(
-        ["audio", "text"], "What the model sees, in training and test.", choices=["audio", "text"]
-    )
-    protocol: str = _flag(
-        "speaker",
-        "How folds are made: speaker, session, leave_one_speaker_out, grouped or official.",
-    )
-    k: int | None = _flag(None, "Number of folds of protocol grouped.")
-    fold: int = _flag(0, "Which fold of the protocol, or of --folds_file, from 0.")
-    folds_file: str | None = _flag(None, "Folds saved earlier, instead of a protocol.")
-    script_disjoint: bool = _flag(
-        False,
-        "Drop from train and validation the scripts (without scripts: the transcripts) of test, and from "
-        "train those of validation; with --folds_file: refuse folds that share any.",
-    )
-    improvised_only: bool = _flag(False, "Make the folds of improvised utterances alone.")
-    validation_speakers: list[str] = _flag(
-        [], "With --test_speakers: the fold by names; all others train."
-    )
-    test_speakers: list[str] = _flag([], "See --validation_speakers.")
-    corpus_exponent: float = _flag(
-        1.0,
-        "Of several corpora, one of n utterances gets a share of each epoch in proportion to n to this "
-        "power: 1 = every utterance once, 0 = every corpus as much.",
-    )
+    Data:
+        manifest: Tables of utterances as CSV, TSV, JSONL or Parquet. Several tables are several
+            corpora, and ids become corpus/id.
+        audio_dir: Folder that a manifest's relative audio paths begin in; the manifest's own if not
+            given.
+        corpus: Name of a corpus that has a reader, instead of a manifest.
+        corpus_dir: Folder of the corpus as its makers distribute it.
+        corpus_options: Options of the corpus's reader as JSON, such as '{"labels": "all"}'.
+        emotions: Emotions to predict; angry happy sad neutral if not given. With --model: the model's.
+        dimensions: Dimensions to predict; valence arousal if not given. With --model: the model's.
+        dimension_range: Lowest and highest value of the dimensions' labels; if not given, the
+            corpus's, else 1 5. With --model: the model's.
+        modalities: What the model sees, in training and test.
+        on_error: What happens when a recording cannot be used. stop: the run ends. skip: all
+            recordings are read before training, and the bad ones are left out of every split and
+            named in results.json.
+        corpus_exponent: Share of a corpus of n utterances in each epoch, as n to this power: 1 = every
+            utterance once, 0 = every corpus as often.
 
-    on_error: str = _flag(
-        "stop",
-        "What a recording that cannot be used does: stop = the run ends; skip = all are read before "
-        "training, and such utterances are left out of every split and named in results.json.",
-        choices=["stop", "skip"],
-    )
+    Folds:
+        protocol: How folds are made: speaker, session, leave_one_speaker_out, grouped or official.
+        k: Number of folds of protocol grouped.
+        fold: Number of the fold to train, from 0.
+        folds_file: Folds that were saved earlier, instead of a protocol.
+        script_disjoint: No script of the test split is in train or validation, and none of validation
+            in train; without scripts, no transcript. With --folds_file: refuse folds that share any.
+        improvised_only: Make the folds of improvised utterances alone.
+        validation_speakers: With --test_speakers: speakers of the validation split; all others train.
+        test_speakers: With --validation_speakers: speakers of the test split.
 
-    cache_dir: str | None = _flag(
-        None,
-        "Folder that keeps frozen encoders' states, for all folds and runs; if not given, cache/ beside "
-        "--out where both encoders are frozen; off = encode again in every epoch.",
-    )
-    cache_dtype: str = _flag(
-        "float16", "Precision of those states.", choices=["float16", "bfloat16", "float32"]
-    )
+    Cache:
+        cache_dir: Folder of the frozen encoders' states, shared by all folds and runs. If not given,
+            cache/ beside --out where both encoders are frozen. off = encode again in every epoch.
+        cache_dtype: Precision of the states.
+        verify_cache: Compare the checksum of every file of the cache before use.
+        encode_only: Fill the cache with all that any fold of the protocol needs, and train nothing.
 
-    encode_only: bool = _flag(
-        False, "Fill the cache with all that any fold of the protocol needs; train nothing."
-    )
+    Masking and variants:
+        rmm_start: Random modality masking: probability in the first epoch, from 0.1 to 1; 0 = off.
+        mask_frames: Share of an utterance's acoustic states that is hidden, in spans, 0 to 1; needs
+            the cache.
+        augment: Changes that make variants of each recording, each of random strength.
+        augment_variants: Number of variants of each recording; it and they take turns by epoch.
 
-    # Augmentation, of the training split alone
-    augment: list[str] = _flag(
-        [],
-        "What the variants of a recording differ in, each by a random strength: "
-        + ", ".join(CHANGES)
-        + ".",
-        choices=list(CHANGES),
-    )
-    augment_variants: int = _flag(
-        3, "With --augment: so many variants of each recording; it and they take turns by epoch."
-    )
-    mask_frames: float = _flag(
-        0.0, "Share of an utterance's acoustic states hidden in spans, 0 to 1; from the cache only."
-    )
+    Model:
+        model: Folder or Hub id of an MTMM model to train on, instead of encoders.
+        audio_encoder: Folder or Hub id of the acoustic encoder.
+        text_encoder: Folder or Hub id of the linguistic encoder.
+        model_config: Fields of MTMMConfig as JSON, such as '{"encoder_layers": "weighted"}'.
 
-    # Model
-    model: str | None = _flag(
-        None, "Folder or Hub id of an MTMM model to train on, instead of encoders."
-    )
-    audio_encoder: str = _flag(
-        "facebook/hubert-large-ll60k", "Folder or Hub id of the acoustic encoder."
-    )
-    text_encoder: str = _flag(
-        "microsoft/deberta-v3-large", "Folder or Hub id of the linguistic encoder."
-    )
-    model_config: str = _flag(
-        "{}", 'Fields of MTMMConfig as JSON, for example \'{"encoder_layers": "weighted"}\'.'
-    )
+    What trains:
+        unfreeze_audio_layers: Number of the acoustic encoder's last layers that train; 0 = as the
+            model's configuration says.
+        unfreeze_text_layers: Number of the linguistic encoder's last layers that train; 0 = as the
+            model's configuration says.
+        lora_rank: Rank of LoRA adapters in the encoders' attention; 0 = no adapters.
 
-    # What of the encoders trains
-    unfreeze_audio_layers: int = _flag(
-        0,
-        "Train so many of the acoustic encoder's last layers; 0 = as the model's configuration says.",
-    )
-    unfreeze_text_layers: int = _flag(
-        0, "Train so many of the linguistic encoder's last layers; 0 = as its configuration says."
-    )
-    lora_rank: int = _flag(
-        0,
-        "Width of LoRA's adapters in the encoders' attention, which --learning_rate trains; 0 = none.",
-    )
-    lora_alpha: float = _flag(16.0, "LoRA's outputs are multiplied by it and divided by its rank.")
-    lora_dropout: float = _flag(0.05, "Dropout on the adapters' inputs.")
+    Optimisation:
+        epochs: Passes over the training split.
+        batch_size: Utterances per process and forward pass, at most.
+        frame_budget: Acoustic frames (50 a second) per process and forward pass, at most.
+        accumulation: Forward passes per optimiser step, all of one weight; CCC is of each pass alone.
+        learning_rate: Learning rate of fusion, heads and LoRA adapters.
+        encoder_learning_rate: Learning rate of encoder layers that train.
+        layer_learning_rate: Learning rate of the weights of an encoder's layers, which at a lower one
+            stay nearly equal.
+        weight_decay: AdamW's weight decay, of matrices only.
+        warmup_share: Share of the steps in which the learning rate rises, 0 to 1.
+        clip_norm: Largest norm of the gradient.
+        class_weights: balanced = rare emotions count more in the cross-entropy.
 
-    # Optimisation
-    epochs: int = _flag(20, "Passes over the training split.")
-    batch_size: int = _flag(16, "Utterances per process and forward pass.")
-    frame_budget: int | None = _flag(
-        None, "Acoustic frames per process and forward pass, at most (50 a second)."
-    )
-    accumulation: int = _flag(
-        1,
-        "Forward passes per optimiser step. Each counts alike, so utterances of a smaller last pass weigh "
-        "more; CCC is of each pass alone.",
-    )
-    learning_rate: float = _flag(3e-4, "Of fusion, heads and LoRA's adapters.")
-    encoder_learning_rate: float = _flag(1e-5, "Of the encoders' own parameters, where they train.")
-    layer_learning_rate: float = _flag(
-        3e-2,
-        "Of the logits that weight an encoder's layers; at a lower rate they stay nearly equal.",
-    )
-    weight_decay: float = _flag(0.01, "Of AdamW, on matrices only.")
-    warmup_share: float = _flag(
-        0.08, "Share of the steps in which the learning rate rises, 0 to 1."
-    )
-    clip_norm: float = _flag(1.0, "Largest norm of the gradient.")
-    class_weights: str = _flag(
-        "none",
-        "balanced: rare emotions count more in the cross-entropy.",
-        choices=["none", "balanced"],
-    )
-    rmm_start: float = _flag(
-        0.8,
-        f"Random modality masking: its probability in the first epoch, from {RMM_FLOOR} on; 0 = off.",
-    )
-    rmm_text_share: float = _flag(0.6, "How often it is the text that is masked.")
-    rmm_per_batch: bool = _flag(False, "Draw the masking once per batch, not per utterance.")
-    select_by: str = _flag(
-        "mean",
-        "Validation metric of the best epoch: mean (of UAR and every CCC that has labels), UAR, WAR, "
-        "macro_F1, CCC_valence, ...; last: the last epoch is kept, whatever its scores, for where the "
-        "validation split is too small to tell epochs apart.",
-    )
-    patience: int | None = _flag(
-        None, "Stop after so many epochs without a better one; not at all if not given."
-    )
+    Machine:
+        mixed_precision: Precision of forward passes; DeBERTa's attention can overflow in fp16.
+        gradient_checkpointing: Keep few activations and compute them again: less memory, about a
+            third more time.
+        compile: Use torch.compile, which takes minutes before the first step; not with
+            --gradient_checkpointing.
+        workers: Processes that decode audio ahead of the step.
+    """
 
-    # Machine
-    mixed_precision: str = _flag(
-        "no",
-        "no, bf16 or fp16. DeBERTa's attention can overflow in fp16: take bf16 where the device has it.",
-        choices=["no", "bf16", "fp16"],
-    )
-    gradient_checkpointing: bool = _flag(
-        False, "Keep few activations and compute them again: less memory, about a third more time."
-    )
-    compile: bool = _flag(
-        False,
-        "torch.compile: costs minutes before the first step; for long runs. Verified from the cache, on "
-        "a CPU. Not with --gradient_checkpointing.",
-    )
-    workers: int = _flag(1, "Processes that decode audio ahead of the step.")
-    checkpoint_steps: int = _flag(
-        0, "Write a checkpoint every so many steps; 0 = at the end of epochs only."
-    )
-    keep_checkpoints: int = _flag(2, "How many of the newest checkpoints to keep.")
-    resume: bool = _flag(False, "Go on from the newest checkpoint in --out.")
-    tracker: str = _flag("tensorboard", "Any tracker of accelerate by name, or none.")
+    out: str = "out/run"
+    seed: int = 0
+    resume: bool = False
+    select_by: str = "mean"
+    patience: int | None = None
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+    tracker: str = "tensorboard"
+
+    manifest: list[str] | None = None
+    audio_dir: str | None = None
+    corpus: str | None = None
+    corpus_dir: str | None = None
+    corpus_options: str = "{}"
+    emotions: list[str] = field(default_factory=list)
+    dimensions: list[str] = field(default_factory=list)
+    dimension_range: list[float] = field(default_factory=list)
+    modalities: list[str] = field(default_factory=lambda: ["audio", "text"])
+    on_error: str = "stop"
+    corpus_exponent: float = 1.0
+
+    protocol: str = "speaker"
+    k: int | None = None
+    fold: int = 0
+    folds_file: str | None = None
+    script_disjoint: bool = False
+    improvised_only: bool = False
+    validation_speakers: list[str] = field(default_factory=list)
+    test_speakers: list[str] = field(default_factory=list)
+
+    cache_dir: str | None = None
+    cache_dtype: str = "float16"
+    verify_cache: bool = False
+    encode_only: bool = False
+
+    rmm_start: float = 0.8
+    mask_frames: float = 0.0
+    augment: list[str] = field(default_factory=list)
+    augment_variants: int = 3
+
+    model: str | None = None
+    audio_encoder: str = "facebook/hubert-large-ll60k"
+    text_encoder: str = "microsoft/deberta-v3-large"
+    model_config: str = "{}"
+
+    unfreeze_audio_layers: int = 0
+    unfreeze_text_layers: int = 0
+    lora_rank: int = 0
+
+    epochs: int = 20
+    batch_size: int = 16
+    frame_budget: int | None = None
+    accumulation: int = 1
+    learning_rate: float = 3e-4
+    encoder_learning_rate: float = 1e-5
+    layer_learning_rate: float = 3e-2
+    weight_decay: float = 0.01
+    warmup_share: float = 0.08
+    clip_norm: float = 1.0
+    class_weights: str = "none"
+
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    workers: int = 1
+
+    @classmethod
+    def from_record(cls, flags: Mapping[str, Any]) -> "TrainConfig":
+        """The settings that a run of this or an earlier version has recorded."""
+        return cls(**{name: value for name, value in flags.items() if name not in RETIRED})
 
     def check(self) -> None:
         """Raise ValueError for the first flag whose value is not allowed."""
-        # An empty name is the current folder, which nobody means a run to fill.
-        self._require("out", bool(self.out.strip()), "the name of a folder, such as out/run")
-        self._check_numbers()
-        self._check_data()
-        self._check_places()
-        self._check_used()
-        self._check_outputs()
-        self._require(
-            "encode_only",
-            not (self.encode_only and self.cache_dir == "off"),
-            "False without a cache",
-        )
-        fields = self._json_object("model_config")
-        for name in ("id2label", "dimension_names", "dimension_range"):
-            self._require(
-                "model_config", name not in fields, f"without {name}, which has its own flag"
-            )
-        self._check_encoders(fields)
-
-    def _check_numbers(self) -> None:
-        """Refuse numbers that are too low or too high."""
-        whole = ("epochs", "batch_size", "accumulation", "keep_checkpoints", "augment_variants")
-        for name in whole:
-            self._require(name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("fold", "workers", "checkpoint_steps"):
-            self._require(name, getattr(self, name) >= 0, "a whole number from 0")
-        for name in ("patience", "frame_budget"):
-            value = getattr(self, name)
-            self._require(
-                name, value is None or value >= 1, "a whole number of at least 1, or left out"
-            )
-        self._require(
-            "patience",
-            self.patience is None or self.select_by != "last",
-            "left out with --select_by last",
-        )
-        rates = ("learning_rate", "encoder_learning_rate", "layer_learning_rate")
-        for name in (*rates, "clip_norm", "lora_alpha"):
-            self._require(name, 0 < getattr(self, name) < math.inf, "a finite number above 0")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number from 0")
-        self._require("seed", 0 <= self.seed < 2**32, "a whole number from 0, below 2 to the 32nd")
-        shares = ("warmup_share", "rmm_start", "rmm_text_share", "corpus_exponent", "mask_frames")
-        for name in shares:
-            self._require(name, 0 <= getattr(self, name) <= 1, "from 0 to 1")
-        self._require(
-            "rmm_start",
-            self.rmm_start == 0 or self.rmm_start >= RMM_FLOOR,
-            f"0 or from {RMM_FLOOR} on: a lower probability counts as none",
-        )
-        self._require(  # weights count the split, not what an epoch draws of it
-            "corpus_exponent",
-            self.corpus_exponent == 1 or self.class_weights == "none",
-            "1 with --class_weights",
-        )
-        for name in ("augment", "mask_frames"):
-            self._require(
-                name,
-                "audio" in self.modalities or not getattr(self, name),
-                "left out without audio in --modalities",
-            )
-
-    def _check_data(self) -> None:
-        """Refuse flags of the data and its folds that are not allowed, or contradict each other."""
-        self._require(
-            "manifest", (self.manifest is None) != (self.corpus is None), "given, or else --corpus"
-        )
-        self._require(
-            "validation_speakers",
-            bool(self.validation_speakers) == bool(self.test_speakers),
-            "given together with --test_speakers",
-        )
-        named = bool(self.test_speakers)
-        self._require(
-            "folds_file", not (self.folds_file and named), "left out with --test_speakers"
-        )
-        self._require(
-            "k",
-            self.k is None or not (named or self.folds_file),
-            "left out with --test_speakers or --folds_file",
-        )
-        self._require(
-            "script_disjoint", not (self.script_disjoint and named), "False with --test_speakers"
-        )
-        self._require(
-            "improvised_only",
-            not (self.improvised_only and (named or self.folds_file is not None)),
-            "False with --test_speakers or --folds_file",
-        )
-        self._require(
-            "corpus", self.corpus is None or self.corpus in CORPORA, f"one of {', '.join(CORPORA)}"
-        )
-        self._require(
-            "corpus_dir",
-            (self.corpus is None) == (self.corpus_dir is None),
-            "given with --corpus, and only with it",
-        )
-        self._require(
-            "audio_dir",
-            self.audio_dir is None or self.manifest is not None,
-            "left out with --corpus",
-        )
-        options = self._json_object("corpus_options")
-        self._require(
-            "corpus_options",
-            self.corpus is not None or not options,
-            "left out without --corpus: a manifest has no reader that takes options",
-        )
-        for name, flag in NO_OPTIONS.items():
-            self._require("corpus_options", name not in options, f"without {name}: give {flag}")
-
-    def _check_places(self) -> None:
-        """Refuse the name of a folder that is not there: the Hub's answer to it explains nothing."""
-        for name in ("model", "audio_encoder", "text_encoder"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            path = Path(value)
-            local = path.is_absolute() or value.startswith((".", "~")) or len(path.parts) > 2
-            self._require(name, path.is_dir() or not local, "a folder that is there, or a Hub id")
-
-    def _check_used(self) -> None:
-        """Refuse flags that would be read by nothing."""
-        for name, used, unused in (
-            ("audio_encoder", self.model is None, "with --model, which has its own"),
-            ("text_encoder", self.model is None, "with --model, which has its own"),
-            ("cache_dtype", self.cache_dir != "off", "with --cache_dir off"),
-            ("augment_variants", bool(self.augment), "without --augment"),
-            ("lora_alpha", self.lora_rank > 0, "without --lora_rank"),
-            ("lora_dropout", self.lora_rank > 0, "without --lora_rank"),
-        ):
-            default = type(self).__dataclass_fields__[name].default
-            self._require(name, used or getattr(self, name) == default, f"left out {unused}")
-
-    def _check_outputs(self) -> None:
-        """Refuse outputs that no model can have; none given is for `resolve`."""
-        names = self.emotions or []
-        self._require(
-            "emotions",
-            len(set(names)) == len(names) and all(n and n == n.strip() for n in names),
-            "different names, none of them blank or padded with spaces",
-        )
-        known = ", ".join(DIMENSIONS)
-        for name in self.dimensions or []:
-            self._require("dimensions", name in DIMENSIONS, f"one or more of {known}")
-        limits = self.dimension_range or []
-        self._require(
-            "dimension_range",
-            not limits
-            or (len(limits) == 2 and all(map(math.isfinite, limits)) and limits[0] < limits[1]),
-            "two finite numbers, the lower one first, such as 1 5",
-        )
-
-    def _check_encoders(self, fields: dict[str, Any]) -> None:
-        """Refuse flags that contradict each other about what of the encoders trains."""
-        for name in ("unfreeze_audio_layers", "unfreeze_text_layers", "lora_rank"):
-            self._require(name, getattr(self, name) >= 0, "a whole number from 0")
-        self._require(  # torch 2.13 fails to trace checkpoints in batches of changing lengths
-            "compile",
-            not (self.compile and self.gradient_checkpointing),
-            "False with --gradient_checkpointing",
-        )
-        self._require("lora_dropout", 0 <= self.lora_dropout < 1, "from 0 up to, not including, 1")
-        for modality in ("audio", "text"):
-            name, frozen = f"unfreeze_{modality}_layers", f"freeze_{modality}_encoder"
-            layers = getattr(self, name)
-            self._require(name, not (layers and self.lora_rank), "0 with --lora_rank")
-            self._require(
-                name,
-                not layers or modality in self.modalities,
-                f"0 without {modality} in --modalities",
-            )
-            self._require(
-                "model_config",
-                fields.get(frozen, True) or not (layers or self.lora_rank),
-                f"without {frozen}=false where --lora_rank or --{name} says what trains",
-            )
+        for name, holds, allowed in (*_ranges(self), *_choices(self), *_contradictions(self)):
+            if not holds:
+                value = getattr(self, name)
+                raise ValueError(f"`--{name}` is {value!r}; it must be {allowed}.")
 
     def resolve(self) -> "TrainConfig":
-        """The same flags with the outputs that --model brings, or the defaults, filled in.
+        """The same settings with the outputs that --model brings, or the defaults, filled in.
 
         Raises:
             ValueError: --model has other outputs than those that are asked for.
         """
+        from configuration_mtmm import MTMMConfig  # imports transformers
+
         known = MTMMConfig() if self.model is None else MTMMConfig.from_pretrained(self.model)
+        emotions, scale = list(known.emotion_names), list(known.dimension_range)
         if self.model is not None:
             # Rows of its heads would come to mean something else, or be missing.
-            for name, own in (
-                ("emotions", self.emotions == list(known.emotion_names)),
-                ("dimensions", set(self.dimensions) == set(known.dimension_names)),
-                ("dimension_range", self.dimension_range == list(known.dimension_range)),
+            for name, given, own in (
+                ("emotions", self.emotions, emotions),
+                ("dimensions", sorted(self.dimensions), sorted(known.dimension_names)),
+                ("dimension_range", self.dimension_range, scale),
             ):
-                low, high = known.dimension_range
-                self._require(
-                    name,
-                    own or not getattr(self, name),
-                    f"left out with --model, which predicts {', '.join(known.emotion_names)}, and "
-                    f"{', '.join(known.dimension_names)} from {low:g} to {high:g}; for others begin with "
-                    "encoders",
-                )
-        corpus_range = None
-        if self.model is None and self.corpus is not None:
-            corpus_range = CORPORA[self.corpus].load().DIMENSION_RANGE
+                if given and given != own:
+                    raise ValueError(
+                        f"`--{name}` is {getattr(self, name)}, but --model has {own}; leave it out, or "
+                        "begin with encoders."
+                    )
+        elif self.corpus is not None:
+            scale = list(CORPORA[self.corpus].load().DIMENSION_RANGE or scale)
+        dimensions = self.dimensions or known.dimension_names
         return dataclasses.replace(
             self,
-            emotions=self.emotions or list(known.emotion_names),
-            dimensions=[
-                name for name in DIMENSIONS if name in (self.dimensions or known.dimension_names)
-            ],
-            dimension_range=self.dimension_range or list(corpus_range or known.dimension_range),
+            emotions=self.emotions or emotions,
+            dimensions=[name for name in DIMENSIONS if name in dimensions],
+            dimension_range=self.dimension_range or scale,
         )
 
-    def _json_object(self, name: str) -> dict[str, Any]:
-        """What a flag of JSON says."""
-        quoted = (
-            "a JSON object in single quotes, which keep its double quotes from the shell, such as "
-            """'{"NAME": "VALUE"}'"""
-        )
-        content: Any = None
-        problem = ""
-        try:
-            content = json.loads(getattr(self, name))
-        except ValueError as error:
-            problem = f" ({error})"
-        self._require(name, isinstance(content, dict), quoted + problem)
-        return dict(content)
 
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"`--{name}` is {getattr(self, name)!r}; it must be {allowed}.")
+# ---- allowed values ----------------------------------------------------------------------------
+
+Rule = tuple[str, bool, str]  # name of a flag, whether its value is allowed, what is
+
+
+def _ranges(config: TrainConfig) -> Iterator[Rule]:
+    """Numbers that are too low or too high."""
+    above_0 = math.ulp(0.0)
+    for names, low, high, allowed in (
+        ("epochs batch_size accumulation keep_checkpoints augment_variants patience frame_budget",
+         1, math.inf, "a whole number of at least 1"),
+        ("fold workers checkpoint_steps unfreeze_audio_layers unfreeze_text_layers lora_rank",
+         0, math.inf, "a whole number from 0"),
+        ("seed", 0, 2**32 - 1, "a whole number from 0, below 2 to the 32nd"),
+        ("learning_rate encoder_learning_rate layer_learning_rate clip_norm",
+         above_0, math.nextafter(math.inf, 0), "a finite number above 0"),
+        ("weight_decay", 0, math.nextafter(math.inf, 0), "a finite number from 0"),
+        ("warmup_share rmm_start corpus_exponent mask_frames", 0, 1, "from 0 to 1"),
+    ):  # fmt: skip
+        for name in names.split():
+            value = getattr(config, name)
+            yield name, value is None or low <= value <= high, allowed
+
+
+def _choices(config: TrainConfig) -> Iterator[Rule]:
+    """Words that are none of those that are known."""
+    for name, known in CHOICES.items():
+        value = getattr(config, name)
+        given = value if isinstance(value, list) else [value]
+        yield name, value is None or set(given) <= set(known), f"of {', '.join(known)}"
+
+
+def _contradictions(config: TrainConfig) -> Iterator[Rule]:
+    """Flags that nothing would read, that exclude each other, or that mean nothing."""
+    c, default = config, TrainConfig()
+    named = bool(c.test_speakers)
+    fixed = named or c.folds_file is not None
+    audio, off = "audio" in c.modalities, c.cache_dir == "off"
+    fields, options = _json_object(c.model_config), _json_object(c.corpus_options)
+    quoted = """a JSON object in single quotes, such as '{"NAME": "VALUE"}'"""
+    without = "left out without audio in --modalities"
+    yield "out", bool(c.out.strip()), "the name of a folder, such as out/run"
+    yield "manifest", (c.manifest is None) != (c.corpus is None), "given, or else --corpus"
+    yield "audio_dir", c.audio_dir is None or c.corpus is None, "left out with --corpus"
+    yield "corpus_dir", (c.corpus is None) == (c.corpus_dir is None), "given with --corpus alone"
+    yield "corpus_options", options is not None, quoted
+    yield "corpus_options", c.corpus is not None or not options, "left out without --corpus"
+    yield "emotions", _are_names(c.emotions), "different names, none blank or padded with spaces"
+    yield "dimension_range", _is_range(c.dimension_range), "two finite numbers, the lower one first"
+    both = bool(c.validation_speakers) == named
+    yield "validation_speakers", both, "given together with --test_speakers"
+    yield "folds_file", not (c.folds_file and named), "left out with --test_speakers"
+    yield "k", c.k is None or not fixed, "left out with --test_speakers or --folds_file"
+    yield "script_disjoint", not (c.script_disjoint and named), "False with --test_speakers"
+    made = not (c.improvised_only and fixed)
+    yield "improvised_only", made, "False with --test_speakers or --folds_file"
+    # Class weights count the whole split, not what an epoch draws of it.
+    balanced = c.class_weights != "none"
+    yield "corpus_exponent", c.corpus_exponent == 1 or not balanced, "1 with --class_weights"
+    yield "patience", c.patience is None or c.select_by != "last", "left out with --select_by last"
+    masked = c.rmm_start == 0 or c.rmm_start >= LOWEST_MASKING
+    yield "rmm_start", masked, f"0, or from {LOWEST_MASKING} on: a lower probability counts as none"
+    yield "augment", audio or not c.augment, without
+    yield "mask_frames", audio or not c.mask_frames, without
+    for name, used, unused in (
+        ("augment_variants", bool(c.augment), "without --augment"),
+        ("cache_dtype", not off, "with --cache_dir off"),
+        ("verify_cache", not off, "with --cache_dir off"),
+        ("encode_only", not off, "with --cache_dir off"),
+        ("audio_encoder", c.model is None, "with --model, which has its own"),
+        ("text_encoder", c.model is None, "with --model, which has its own"),
+    ):
+        yield name, used or getattr(c, name) == getattr(default, name), f"left out {unused}"
+    yield "model_config", fields is not None, quoted
+    for name in ("id2label", "dimension_names", "dimension_range"):
+        yield "model_config", name not in (fields or {}), f"without {name}, which has its own flag"
+    for modality in ("audio", "text"):
+        name, frozen = f"unfreeze_{modality}_layers", f"freeze_{modality}_encoder"
+        layers, seen = getattr(c, name), modality in c.modalities
+        yield name, not (layers and c.lora_rank), "0 with --lora_rank"
+        yield name, not layers or seen, f"0 without {modality} in --modalities"
+        said = (fields or {}).get(frozen, True) or not (layers or c.lora_rank)
+        yield "model_config", said, f"without {frozen}=false with --lora_rank or --{name}"
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """What a flag of JSON says; None if it is no JSON object."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _are_names(names: list[str]) -> bool:
+    return len(set(names)) == len(names) and all(n and n == n.strip() for n in names)
+
+
+def _is_range(limits: list[float]) -> bool:
+    return not limits or (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf)
+
+
+# ---- flags -------------------------------------------------------------------------------------
+
+
+def parse(words: Sequence[str] | None = None) -> TrainConfig:
+    """The settings of a command line; this process's own if None."""
+    parser = argparse.ArgumentParser(
+        description="Train MTMM on one fold, and test once.", allow_abbrev=False
+    )
+    add_flags(parser)
+    return from_options(parser.parse_args(words))
+
+
+def add_flags(
+    parser: argparse.ArgumentParser,
+    only: Collection[str] | None = None,
+    *,
+    advanced: Callable[[str], str] = str,
+) -> None:
+    """Give a parser a flag for every field of TrainConfig, in groups.
+
+    Flags that are not given leave no trace in the parsed options; see [`from_options`].
+
+    Args:
+        parser: Gets the flags.
+        only: Names of the fields that get one; all if None.
+        advanced: Marks the help text of a flag that is seldom needed.
+    """
+    kinds, defaults = get_type_hints(TrainConfig), dataclasses.asdict(TrainConfig())
+    for title, helps in documented().items():
+        chosen = {name: text for name, text in helps.items() if only is None or name in only}
+        if not chosen:
+            continue
+        group = parser.add_argument_group(title)
+        for name, text in chosen.items():
+            options = _argument(kinds[name])
+            if name == "resume":
+                options |= {"type": _resume, "metavar": "OUT"}
+            if name in CHOICES:
+                options |= {"choices": list(CHOICES[name]), "metavar": "NAME"}
+                text += f" One of {', '.join(CHOICES[name])}."
+            if defaults[name] not in (None, False, [], "{}"):
+                shown = defaults[name]
+                text += f" ({' '.join(shown) if isinstance(shown, list) else shown})"
+            text = advanced(text) if name in ADVANCED else text
+            group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **options)
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """Help texts by group and field, from the docstring of TrainConfig."""
+    groups: dict[str, dict[str, str]] = {}
+    for line in inspect.cleandoc(TrainConfig.__doc__ or "").splitlines()[1:]:
+        if title := re.fullmatch(r"(\S.*):", line):
+            helps = groups.setdefault(title[1].lower(), {})
+        elif entry := re.fullmatch(r" {4}(\w+): (.*)", line):
+            name = entry[1]
+            helps[name] = entry[2]
+        elif line:
+            helps[name] += f" {line.strip()}"
+    return groups
+
+
+def _argument(kind: Any) -> dict[str, Any]:
+    """What argparse needs to know of a field's type, such as bool, int | None or list[str]."""
+    if isinstance(kind, UnionType):
+        return _argument(get_args(kind)[0])  # the other part is None
+    if get_origin(kind) is list:
+        return _argument(get_args(kind)[0]) | {"nargs": "+"}
+    if kind is bool:
+        return {"type": _boolean, "nargs": "?", "const": True, "metavar": "True|False"}
+    return {"type": kind} | ({"metavar": "N" if kind is int else "X"} if kind is not str else {})
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} must be True or False")
+    return values[text.lower()]
+
+
+def _resume(text: str) -> bool | str:
+    """True, False, or the folder of a run."""
+    return _boolean(text) if text.lower() in ("true", "false") else text
+
+
+def from_options(options: argparse.Namespace) -> TrainConfig:
+    """The settings that parsed flags describe; what was not given has its default.
+
+    With `--resume OUT`, what was not given is as that run has recorded it.
+
+    Raises:
+        FileNotFoundError, ValueError: OUT has no record of a run, or a damaged one.
+    """
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    folder = given.get("resume")
+    if isinstance(folder, str):
+        recorded = TrainConfig.from_record(read_json(Path(folder, SETTINGS_FILE), "flags")["flags"])
+        return dataclasses.replace(recorded, **given | {"out": folder, "resume": True})
+    # Flags of accelerate's launcher are defaults.
+    if "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in os.environ:
+        steps = int(os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"])
+        given.setdefault("accumulation", steps)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        given.setdefault("mixed_precision", os.environ["ACCELERATE_MIXED_PRECISION"])
+    return TrainConfig(**given)

@@ -1,17 +1,24 @@
-"""The accelerator of a process, its cores, and launches that cannot work."""
+"""How a run is launched: its accelerator, cores, folder and signals, and what cannot be launched."""
 
+import errno
+import fcntl
 import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
+import datasets
 import torch
+import transformers
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    ProjectConfiguration,
-)
+from accelerate.utils import DistributedType, ProjectConfiguration
 
-from modeling_mtmm import MTMMProcessor
+from mtmm_training.files import writing
 from mtmm_training.training.config import TrainConfig
 
 
@@ -28,9 +35,17 @@ def leave_cores_to(workers: int, accelerator: Accelerator) -> None:
         torch.set_num_threads(max(usable_cores() // accelerator.num_processes - workers, 1))
 
 
+def be_quiet() -> None:
+    """Where nobody watches, no progress bars of libraries, and no warnings about their insides."""
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        warnings.simplefilter("ignore", FutureWarning)
+
+
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of this process; as many work together as were launched, on a CPU too."""
-    check_device(config)
+    check_device()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         # Not told so, accelerate takes processes without a GPU for as many runs side by side.
@@ -41,96 +56,145 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             project_dir=config.out, logging_dir=str(Path(config.out) / "logs")
         ),
     )
+    # The loop itself divides the loss; accelerate, told by its launcher, would do so again.
+    accelerator.gradient_accumulation_steps = 1
     if config.tracker != "none" and not accelerator.log_with:
-        raise ValueError(
-            f"`--tracker` is {config.tracker!r}, which is not installed; install it, or give none."
-        )
+        raise ValueError(f"`--tracker` is {config.tracker!r}, which is not installed.")
     if accelerator.num_processes != launched:
         raise RuntimeError(
-            f"{launched} processes were launched, but {accelerator.num_processes} would train: "
-            f"{accelerator.device} cannot be shared by several. Launch one process."
+            f"{launched} processes were launched, but {accelerator.device} cannot be shared by several."
         )
     return accelerator
 
 
-def check_device(config: TrainConfig) -> None:
+# ---- what cannot be launched -------------------------------------------------------------------
+
+
+def check_device() -> None:
     """Refuse to train on the CPU where a GPU was asked for."""
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if asked.startswith(("GPU-", "MIG-", *"0123456789")) and not cpu:
-        if not torch.cuda.is_available():
-            reason = (
-                "finds none" if torch.version.cuda or torch.version.hip else "is built without CUDA"
-            )
-            raise ValueError(
-                f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} {reason}. See "
-                "what nvidia-smi says; or unset it, to train on the CPU."
-            )
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", config.mixed_precision):
+    gpu = asked.startswith(("GPU-", "MIG-", *"0123456789")) and not cpu
+    if gpu and not torch.cuda.is_available():
         raise ValueError(
-            f"The launcher says mixed precision {launched}, `--mixed_precision` of this script is "
-            f"{config.mixed_precision!r}, and counts; give it behind the script's name."
+            f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none; "
+            "unset it to train on the CPU."
         )
-    if config.mixed_precision == "fp16" and (cpu or not torch.accelerator.is_available()):
-        raise ValueError(
-            "`--mixed_precision` is 'fp16', which needs a GPU, and there is none; it must be no or bf16."
-        )
+
+
+def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str, Any]) -> None:
+    """Refuse what a launch would hang on or compute wrongly.
+
+    Args:
+        config: The settings.
+        accelerator: Of this launch.
+        counts: By split, as of `describe_split`.
+    """
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    sharded = accelerator.distributed_type == DistributedType.FSDP or (
+        deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
+    )
+    partial = [
+        f"{split['utterances'] - split[f'with_{modality}']} of the {name} split lack {modality}"
+        for name, split in counts.items()
+        for modality in ("audio", "text")
+        if 0 < split[f"with_{modality}"] < split["utterances"]
+    ]
+    alone = config.batch_size * accelerator.num_processes < 2
+    for wrong, text in (
+        (
+            deepspeed and config.accumulation > 1,
+            f"`--accumulation` is {config.accumulation}; under DeepSpeed it must be 1.",
+        ),
+        (
+            alone and any(counts["train"]["dimensions"].values()),
+            f"`--batch_size` is {config.batch_size}; one utterance has no CCC, so where dimensions are "
+            "trained it must be 2 or more.",
+        ),
+        (
+            sharded and bool(partial),
+            "Where the model is sharded, every utterance needs both modalities, but "
+            f"{', '.join(partial)}. Launch with DDP, or leave those utterances out.",
+        ),
+    ):
+        if wrong:
+            raise ValueError(text)
+
+
+# ---- the run's folder, and signals -------------------------------------------------------------
 
 
 def refuse_to_overwrite(config: TrainConfig, out: Path) -> None:
     """Raise ValueError where a finished or unfinished run would be lost."""
     if (out / "results.json").exists():
-        raise ValueError(
-            f"{out} holds a finished run (results.json); choose another --out, or delete it."
-        )
+        raise ValueError(f"{out} holds a finished run; choose another --out, or delete it.")
     if not config.resume and any((out / "checkpoints").glob("step-*")):
-        raise ValueError(
-            f"{out} holds an unfinished run; add --resume to go on with it, or choose another --out."
-        )
+        raise ValueError(f"{out} holds an unfinished run; add --resume, or choose another --out.")
 
 
-def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str, Any]) -> None:
-    """Refuse what a sharding launch would hang on or compute wrongly."""
-    kind = accelerator.distributed_type
-    if kind == DistributedType.DEEPSPEED and config.accumulation > 1:
-        raise ValueError(
-            f"`--accumulation` is {config.accumulation}; under DeepSpeed, which would make a step of "
-            "every pass, it must be 1. Raise --batch_size with --gradient_checkpointing, or use FSDP."
-        )
-    for name, split in counts.items():
-        if split["utterances"] < accelerator.num_processes:
-            raise ValueError(
-                f"The {name} split has {split['utterances']} utterances, which cannot be dealt out to "
-                f"{accelerator.num_processes} processes. Start fewer."
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder, which is made if need be, for this process while the block runs.
+
+    The lock is the kernel's: it ends with the process, however that ends. Of the processes of one
+    launch the first takes it for all.
+
+    Raises:
+        ValueError: Another run has the folder.
+        OSError: The folder cannot be made or written to.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would inherit it
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(
+                    f"{folder} is in use by another run; wait for it, or choose another --out."
+                ) from error
+            print(f"{folder} cannot be locked ({error}): start no second run with this --out")
+        yield
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has stopped the run; all that is written is whole, and the text says how to go on."""
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT, as long as its `with` block runs, into a clean end.
+
+    While `training`, into a request that the loop meets between two steps; else, and at the second
+    signal, into `Stopped` at once.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.training = False
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer."""
+        flag = torch.tensor(float(self.name is not None), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum") > 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again = self.name is not None  # asked twice: whoever asks wants out now
+        self.name = signal.Signals(number).name
+        if again or not self.training:
+            raise Stopped(
+                f"{self.name}: stopped. What is written stays: run the same command again, with --resume "
+                "if training had begun."
             )
-    if config.batch_size * accelerator.num_processes < 2 and any(
-        counts["train"]["dimensions"].values()
-    ):
-        raise ValueError(
-            f"`--batch_size` is {config.batch_size}; it must be 2 or more where dimensions are trained: of "
-            "one utterance 1 − CCC teaches nothing."
-        )
-    sharded = kind == DistributedType.FSDP or (
-        kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3
-    )
-    partial = [
-        f"{split['utterances'] - split[with_modality]} of the {name} split lack {modality}"
-        for name, split in counts.items()
-        for modality, with_modality in (("audio", "with_audio"), ("text", "with_text"))
-        if 0 < split[with_modality] < split["utterances"]
-    ]
-    if sharded and partial:
-        raise ValueError(
-            "Where the model is sharded, every process must enter both encoders in every batch, but "
-            f"{', '.join(partial)}. Launch with DDP, or leave those utterances out."
-        )
-
-
-def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
-    """Refuse a change that the feature extractor undoes."""
-    if "gain" in config.augment and getattr(processor.feature_extractor, "do_normalize", False):
-        raise ValueError(
-            f"`--augment` is {config.augment}, but this model's feature extractor brings every waveform "
-            "to one loudness, so gain would change nothing. Leave gain out."
-        )

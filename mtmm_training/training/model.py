@@ -1,13 +1,12 @@
 """Building the model of a run, choosing what of it trains, and loading its best epoch."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import (
-    set_seed,
-)
+from accelerate.utils import set_seed
 from torch import nn
 
 from configuration_mtmm import MTMMConfig
@@ -62,11 +61,9 @@ def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
     """The model with what the flags train: adapters, top layers, or what its configuration says."""
     for modality, encoder in (("audio", model.audio_model), ("text", model.text_model)):
         if modality not in config.modalities:
-            encoder.requires_grad_(False)  # it will hear nothing, so it can learn nothing
+            encoder.requires_grad_(False)  # it gets no input, so it can learn nothing
     if config.lora_rank:
-        return adapters.add_lora(
-            model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.modalities
-        )
+        return adapters.add_lora(model, config.lora_rank, modalities=config.modalities)
     if config.unfreeze_audio_layers:
         adapters.unfreeze_top_layers(model.audio_model, config.unfreeze_audio_layers)
     if config.unfreeze_text_layers:
@@ -75,7 +72,7 @@ def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
 
 
 def best_model(
-    config: TrainConfig, outputs: tuple[str, ...], checkpoints: Checkpoints, adapter: Path | None
+    config: TrainConfig, outputs: Sequence[str], checkpoints: Checkpoints, adapter: Path | None
 ) -> MTMMModel:
     """The best epoch's weights in a plain model, made anew.
 
@@ -83,7 +80,7 @@ def best_model(
     are merged here, and written into the folder `adapter` unless it is None.
     """
     model, _ = build_model(config)
-    model.config.trained_outputs = outputs
+    model.config.trained_outputs = tuple(outputs)
     if not config.lora_rank:
         checkpoints.load_best(choose_trained(config, model))
         return model
@@ -101,13 +98,11 @@ def parameter_counts(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Trained and frozen parameters of each part."""
     counts = {}
     for name, part in adapters.without_adapters(model).named_children():
-        sizes = [
-            (p.numel(), p.requires_grad)
-            for parameter, p in part.named_parameters()
-            if not parameter.startswith("original_module.")  # peft keeps a copy of what it trains
-        ]
-        counts[name] = (
-            sum(n for n, trained in sizes if trained),
-            sum(n for n, trained in sizes if not trained),
-        )
+        trained = frozen = 0
+        for parameter, p in part.named_parameters():
+            if p.requires_grad:
+                trained += p.numel()
+            elif not parameter.startswith("original_module."):  # peft's copy of what it trains
+                frozen += p.numel()
+        counts[name] = (trained, frozen)
     return counts

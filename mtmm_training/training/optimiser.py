@@ -11,8 +11,9 @@ import torch.distributed.nn.functional as dist_functional
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mtmm_training.training import divergence
 from mtmm_training.training.config import TrainConfig
+
+SMALLEST_SCALE = 1e-4  # of fp16's loss: below it, it is no overflow that makes gradients infinite
 
 
 def build_optimiser(
@@ -31,13 +32,12 @@ def build_optimiser(
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     optimiser = torch.optim.AdamW(
-        [
-            {"params": params, "lr": rate, "weight_decay": decay}
-            for (rate, decay), params in groups.items()
-        ]
+        {"params": params, "lr": rate, "weight_decay": decay}
+        for (rate, decay), params in groups.items()
     )
     warmup = round(config.warmup_share * steps)
 
+    # Not transformers' schedule of this form: there the first step has rate 0.
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
@@ -72,5 +72,5 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, clip_norm: float)
     if norm is None:
         return math.nan
     if accelerator.scaler is not None:
-        return float(norm) if accelerator.scaler.get_scale() >= divergence.SMALLEST_SCALE else None
+        return float(norm) if accelerator.scaler.get_scale() >= SMALLEST_SCALE else None
     return float(norm) if math.isfinite(norm) else None

@@ -4,25 +4,19 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import (
-    gather_object,
-)
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMProcessor
 from mtmm_training.batches.augment import add_variants
-from mtmm_training.batches.collate import (
-    RawInputs,
-    make_loader,
-    to_dataset,
-)
+from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.data.corpora import CORPORA, read_corpus
 from mtmm_training.data.folds import (
     Fold,
@@ -30,13 +24,54 @@ from mtmm_training.data.folds import (
     load_folds,
     make_folds,
     script_of,
+    select,
 )
 from mtmm_training.data.manifest import read_manifests
-from mtmm_training.data.utterances import Utterance, few, without_fields
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import SPLITS, Utterance, few, without_fields
 from mtmm_training.files import read_json
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.model import load_processor
+from mtmm_training.training.model import load_processor, planned
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """The data of one fold, read and checked.
+
+    Args:
+        name: Of the fold.
+        splits: Utterances by split, with the labels of trained outputs alone.
+        outputs: Names of the outputs that train.
+        counts: By split, as of [`describe_split`].
+        bad: What is wrong with utterances that --on_error skip left out, by id.
+        recordings: What is known of the audio files.
+    """
+
+    name: str
+    splits: dict[str, list[Utterance]]
+    outputs: tuple[str, ...]
+    counts: dict[str, dict[str, Any]]
+    bad: dict[str, str]
+    recordings: Recordings
+
+    def ids(self, split: str) -> list[str]:
+        """The utterance ids of a split, in order."""
+        return [u.utterance_id for u in self.splits[split]]
+
+
+def prepare_fold(config: TrainConfig) -> FoldData:
+    """Read the data, choose the fold, and refuse one that does not suit the settings."""
+    utterances, bad = read_usable(config)
+    recordings = Recordings(cache_folder(config))
+    fold = choose_fold(config, utterances, recordings)
+    splits = select(utterances, fold)
+    known = planned(config)
+    check_fold(config, known, splits)
+    outputs = trained_outputs(known, splits["train"])
+    splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
+    counts = {name: describe_split(splits[name], config) for name in SPLITS}
+    return FoldData(fold.name, splits, outputs, counts, bad, recordings)
 
 
 def read_utterances(config: TrainConfig) -> list[Utterance]:
@@ -55,10 +90,7 @@ def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
         return utterances, {}
     bad = find_bad(utterances, config, load_processor(config))
     if len(bad) == len(utterances):
-        raise ValueError(
-            f"None of the {len(utterances)} utterances can be used:{listing(bad)}\nCheck --audio_dir and "
-            "the files."
-        )
+        raise ValueError(f"None of the {len(utterances)} utterances can be used:{listing(bad)}")
     return [u for u in utterances if u.utterance_id not in bad], bad
 
 
@@ -100,37 +132,57 @@ def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
     if unknown:
         counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
         raise ValueError(
-            f"The data has emotions that the model would not predict: {counts}. Known are "
-            f"{', '.join(config.emotions)}; name all of yours with --emotions, or leave those cells empty."
+            f"The data has emotions that are not among --emotions {' '.join(config.emotions)}: {counts}."
         )
     if not found and all(
         getattr(u, name) is None for u in utterances for name in config.dimensions
     ):
         raise ValueError(
-            f"No utterance has a label: neither an emotion nor {' nor '.join(config.dimensions)}. "
-            "Training needs at least one labelled column."
+            f"No utterance has a label: neither an emotion nor {' nor '.join(config.dimensions)}."
         )
 
 
-def folds_of(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Fold]:
-    """All folds that the flags describe, of which `--fold` chooses one."""
+def cache_folder(config: TrainConfig) -> Path | None:
+    """Where the states of frozen encoders are, and what is known of recordings; None = nowhere."""
+    if config.cache_dir == "off":
+        return None
+    return Path(config.cache_dir or Path(config.out).parent / "cache")
+
+
+def folds_of(
+    config: TrainConfig, utterances: Sequence[Utterance], recordings: Recordings | None = None
+) -> list[Fold]:
+    """All folds that the flags describe, of which `--fold` chooses one.
+
+    Args:
+        config: The settings.
+        utterances: All that can be used.
+        recordings: What is known of their audio files; None = nothing yet.
+    """
     if config.test_speakers:
-        return [fold_from_speakers(utterances, config.validation_speakers, config.test_speakers)]
+        speakers = config.validation_speakers, config.test_speakers
+        return [fold_from_speakers(utterances, *speakers, recordings=recordings)]
+    script_disjoint = config.script_disjoint
     if config.folds_file is not None:
-        return load_folds(config.folds_file, utterances, script_disjoint=config.script_disjoint)
+        return load_folds(
+            config.folds_file, utterances, script_disjoint=script_disjoint, recordings=recordings
+        )
     return make_folds(
         utterances,
         config.protocol,
         k=config.k,
         seed=config.seed,
         improvised_only=config.improvised_only,
-        script_disjoint=config.script_disjoint,
+        script_disjoint=script_disjoint,
+        recordings=recordings,
     )
 
 
-def choose_fold(config: TrainConfig, utterances: Sequence[Utterance]) -> Fold:
-    """The fold that the flags name."""
-    folds = folds_of(config, utterances)
+def choose_fold(
+    config: TrainConfig, utterances: Sequence[Utterance], recordings: Recordings | None = None
+) -> Fold:
+    """The fold that `--fold` names; arguments as of `folds_of`."""
+    folds = folds_of(config, utterances, recordings)
     if config.fold >= len(folds):
         raise ValueError(
             f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
@@ -212,18 +264,16 @@ def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
         return
     own = CORPORA[config.corpus].load().DIMENSION_RANGE
     if own != tuple(config.dimension_range):
-        low, high = config.dimension_range
-        remedy = f"Give --dimension_range {own[0]:g} {own[1]:g}."
-        if config.model is not None:
-            remedy = "Begin with encoders, or convert the ratings in a manifest."
         raise ValueError(
-            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go from "
-            f"{low:g} to {high:g}. {remedy}"
+            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go "
+            "from {:g} to {:g}. Give --dimension_range, or begin with encoders.".format(
+                *config.dimension_range
+            )
         )
 
 
 def speakers_behind(model: str | None) -> set[str]:
-    """Who a run's model, and those that it went on from, were trained or selected on, if that is known."""
+    """Who a run's model, and those that it went on from, were trained or selected on, if known."""
     speakers: set[str] = set()
     followed = set()
     while model is not None and model not in followed:
@@ -243,9 +293,17 @@ def check_unseen(config: TrainConfig, test: Iterable[Utterance]) -> None:
     seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in test})
     if seen:
         raise ValueError(
-            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of "
-            "the test split. Give every fold the model of a run that left its test speakers out, or other "
-            "names to other people."
+            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of the test "
+            "split. Give each fold the model of a run that left its test speakers out."
+        )
+
+
+def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
+    """Refuse a change that the feature extractor undoes."""
+    if "gain" in config.augment and getattr(processor.feature_extractor, "do_normalize", False):
+        raise ValueError(
+            f"`--augment` is {config.augment}, but this model's feature extractor brings every waveform "
+            "to one loudness. Leave gain out."
         )
 
 

@@ -1,7 +1,6 @@
 """What a run prints and what it leaves."""
 
 import dataclasses
-import json
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,29 +12,28 @@ from accelerate import Accelerator
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.data.utterances import (
-    Utterance,
-    digest,
-)
-from mtmm_training.files import replacing, writing
+from mtmm_training.data.record import settings_of
+from mtmm_training.data.utterances import Utterance, digest
+from mtmm_training.files import write_json, writing
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.prepare import listing
+from mtmm_training.training.prepare import FoldData, listing
 
 
 def identity(
-    config: TrainConfig, splits: dict[str, list[Utterance]], bad: dict[str, str]
+    config: TrainConfig, data: FoldData, accelerator: Accelerator, cached: bool
 ) -> dict[str, Any]:
-    """What makes a run this run: its flags, but for those that change no result, and its splits."""
-    harmless = ["out", "cache_dir", "resume", "tracker", "checkpoint_steps", "keep_checkpoints"]
-    harmless += ["workers", "on_error"]  # who is skipped counts, see below
-    flags = {
-        name: value for name, value in dataclasses.asdict(config).items() if name not in harmless
-    }
-    digests = {f"{name} split": digest(members) for name, members in splits.items()}
-    return flags | digests | {"skipped": sorted(bad)} | versions()
+    """What makes a run this run: settings that change results, its utterances, and its surroundings."""
+    digests = {f"{name} split": digest(members) for name, members in data.splits.items()}
+    return (
+        settings_of(config)
+        | {"skipped": sorted(data.bad)}
+        | digests
+        | versions()
+        | {"processes": accelerator.num_processes, "cached states": cached}
+    )
 
 
 def metrics_by_corpus(
@@ -71,7 +69,7 @@ def write_run(
     processor: MTMMProcessor,
     results: dict[str, Any],
     predictions: dict[str, Predictions],
-    utterances: Sequence[Utterance],
+    data: FoldData,
 ) -> None:
     """Model folder, predictions, pictures, and results.json last: where it is, all is."""
     with writing(out):
@@ -80,47 +78,55 @@ def write_run(
         if results["config"]["lora_rank"]:
             model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
             processor.save_pretrained(out / "adapter")
+    utterances = [u for split in predictions for u in data.splits[split]]
     write_predictions(out / "predictions.csv", predictions, utterances, model.config)
-    test = predictions["test"]
-    of_runs.plot_curves(results["epochs"], out / "figures" / "curves.png", results["select_by"])
-    names = list(model.config.emotion_names)
-    if results["test"]["confusion"] is not None:
+    draw(out / "figures", model.config, results, predictions["test"])
+    write_json(results, out / "results.json")
+
+
+def draw(folder: Path, config: MTMMConfig, results: dict[str, Any], test: Predictions) -> None:
+    """Curves of training; what the test split confuses, and its valence and arousal, where labelled."""
+    of_runs.plot_curves(results["epochs"], folder / "curves.png", results["select_by"])
+    names = list(config.emotion_names)
+    confusion = results["test"]["confusion"]
+    if confusion is not None:
         title = f"Test split, {len(test.utterance_ids)} utterances"
-        of_runs.plot_confusion(
-            results["test"]["confusion"], names, out / "figures" / "confusion.png", title
-        )
-    columns = [i for i, n in enumerate(model.config.dimension_names) if n in ("valence", "arousal")]
+        of_runs.plot_confusion(confusion, names, folder / "confusion.png", title)
+    columns = [i for i, n in enumerate(config.dimension_names) if n in ("valence", "arousal")]
     complete = ~np.isnan(test.dimension_labels[:, columns]).any(axis=1)
     if len(columns) == 2 and complete.any():  # rows that lack one are left out
         of_runs.plot_dimensions(
             test.dimension_labels[:, columns],
             test.dimensions[:, columns],
-            out / "figures" / "valence_arousal.png",
-            model.config.dimension_range,
+            folder / "valence_arousal.png",
+            config.dimension_range,
             [names[label] if label >= 0 else None for label in test.emotion_labels],
-        )
-    with replacing(out / "results.json") as temporary:
-        temporary.write_text(
-            json.dumps(results, indent=2, default=str, allow_nan=False), encoding="utf-8"
         )
 
 
 def print_summary(
     config: TrainConfig,
-    fold: str,
-    counts: dict[str, Any],
-    bad: dict[str, str],
+    data: FoldData,
     parameters: dict[str, tuple[int, int]],
     accelerator: Accelerator,
-    train: Any,
-    steps: list[int],
+    steps: int,
+    padding: float,
 ) -> None:
-    """Everything that follows from the flags, before the first step."""
-    print(f"fold {fold}")
-    for name, split in counts.items():
-        emotions = ", ".join(f"{emotion} {count}" for emotion, count in split["emotions"].items())
-        dimensions = ", ".join(
-            f"{dimension} {count}" for dimension, count in split["dimensions"].items()
+    """Print everything that follows from the settings, before the first step.
+
+    Args:
+        config: The settings.
+        data: The fold's utterances.
+        parameters: As of `parameter_counts`.
+        accelerator: Of this launch.
+        steps: In all epochs.
+        padding: Share of padding in the first epoch's frames, 0 to 1.
+    """
+    print(f"fold {data.name}")
+    for name, split in data.counts.items():
+        emotions, dimensions = (
+            ", ".join(f"{label} {count}" for label, count in split[kind].items())
+            for kind in ("emotions", "dimensions")
         )
         print(
             f"  {name:<10} {split['utterances']:>6} utterances ({split['with_audio']} audio, "
@@ -129,15 +135,14 @@ def print_summary(
         )
         if "corpora" in split:
             print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
-    if bad:
-        print(f"  skipped, as they cannot be used: {len(bad)} utterances{listing(bad)}")
+    if data.bad:
+        print(f"  skipped, as they cannot be used: {len(data.bad)} utterances{listing(data.bad)}")
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(
-        f"  {config.epochs} epochs, {sum(steps)} steps; {accelerator.num_processes} x "
+        f"  {config.epochs} epochs, {steps} steps; {accelerator.num_processes} x "
         f"{config.batch_size} x {config.accumulation} utterances a step at most; "
-        f"{100 * train.batch_sampler.padding_share():.1f} % padding; {accelerator.device}, "
-        f"precision {config.mixed_precision}",
+        f"{100 * padding:.1f} % padding; {accelerator.device}, precision {config.mixed_precision}",
         flush=True,
     )
 
@@ -179,21 +184,19 @@ def print_test(results: dict[str, Any], out: Path) -> None:
     )
 
 
-def trackable(config: TrainConfig) -> dict[str, Any]:
+def tracked_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings as a tracker takes them."""
     return {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in dataclasses.asdict(config).items()
     }
 
 
-def flat(epoch: dict[str, Any]) -> dict[str, float]:
+def tracked_epoch(epoch: dict[str, Any]) -> dict[str, float]:
     """An epoch's record as a tracker takes it."""
     metrics = epoch["validation"]
     flat = {f"validation/{name}": metrics[name] for name in ("loss", "UAR", "WAR", "macro_F1")}
     flat |= {f"validation/CCC_{name}": ccc for name, ccc in metrics["CCC"].items()}
-    flat |= {
-        "train/loss": epoch["train"]["loss"],
-        "train/gradient_norm": epoch["train"]["gradient_norm"],
-        "train/rmm_probability": epoch["rmm_probability"],
-    }
+    flat |= {f"train/{name}": epoch["train"][name] for name in ("loss", "gradient_norm")}
+    flat["train/rmm_probability"] = epoch["rmm_probability"]
     return {name: value for name, value in flat.items() if value is not None}

@@ -1,0 +1,18 @@
+"""`mtmm encode`: the flags of what decides the cache of encoder states."""
+
+import argparse
+
+from mtmm_training.commands import train
+
+SUMMARY = "fill the cache of encoder states for all folds (flags of train)"
+EPILOG = """\
+examples:
+  mtmm encode --manifest my/manifest.csv --protocol grouped --k 5 --cache_dir out/cache"""
+
+add_flags = train.add_flags
+
+
+def run(options: argparse.Namespace) -> None:
+    """Encode; train nothing."""
+    options.encode_only = True
+    train.run(options)

@@ -1,0 +1,31 @@
+"""`mtmm train`: the flags of one fold's training."""
+
+import argparse
+
+from mtmm_training.commands.flags import Advanced, WrongUse
+from mtmm_training.training import config
+
+SUMMARY = "train on one fold, and test once"
+EPILOG = """\
+examples:
+  mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
+  mtmm train --resume out/mine
+
+on several processes or machines: accelerate launch train_accelerate.py, with the same flags."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """All fields of TrainConfig."""
+    config.add_flags(parser, advanced=Advanced)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, or with --encode_only fill the cache."""
+    try:
+        settings = config.from_options(options)
+        settings.check()
+    except ValueError as error:
+        raise WrongUse(str(error).rstrip(".")) from error
+    from train_accelerate import train_fold
+
+    train_fold(settings)
