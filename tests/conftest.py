@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from processing_mtmm import MTMMProcessor
 
 CHECKOUT = Path(__file__).parents[1]
@@ -124,4 +125,13 @@ def real_data() -> Path:
         pytest.skip(
             "no real data; set MTMM_REAL_DATA to the folder that has encoders/ and ravdess4/"
         )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """corpus/ of fifty utterances and encoders/ of the embedded corpus; runs may add cache/."""
+    folder = tmp_path_factory.mktemp("embedded")
+    write_corpus(folder / "corpus", utterances=50)
+    write_encoders(folder / "encoders")
     return folder

@@ -1,0 +1,128 @@
+"""Small runs of training on the embedded corpus, in this process or in one of their own."""
+
+import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import train_accelerate
+from mtmm_training.training.config import parse
+
+SIZES = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_bridge_tokens": 4,
+}
+TRAINED = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
+# All that is drawn at random: dropout, modality masking, variants of recordings.
+RANDOM = (
+    *("--checkpoint_steps", "2", "--augment", "speed", "noise", "lowpass"),
+    *("--augment_variants", "2"),
+)
+
+
+def words(embedded: Path, out: Path, *flags: str, **model_config: object) -> list[str]:
+    """Flags of two epochs of 40, 8 and 10 utterances; encoders are frozen unless said otherwise."""
+    cached = model_config.get("freeze_audio_encoder", True)
+    return [
+        *("--manifest", str(embedded / "corpus" / "manifest.csv"), "--out", str(out)),
+        *("--audio_encoder", str(embedded / "encoders" / "audio")),
+        *("--text_encoder", str(embedded / "encoders" / "text")),
+        *(["--cache_dir", str(embedded / "cache")] if cached else []),
+        *("--model_config", json.dumps(SIZES | model_config)),
+        *("--protocol", "session", "--fold", "4", "--epochs", "2", "--batch_size", "6"),
+        *("--learning_rate", "1e-3", "--encoder_learning_rate", "1e-3", "--tracker", "none"),
+        *("--workers", "0", *flags),
+    ]
+
+
+def train(flags: list[str]) -> Path:
+    """A run in this process; the run's folder."""
+    return train_accelerate.train_fold(parse(flags))
+
+
+class Process:
+    """A run in a process of its own, as `python train_accelerate.py FLAGS`, with its output kept."""
+
+    def __init__(self, flags: list[str], environment: dict[str, str]) -> None:
+        number, name = tempfile.mkstemp(suffix=".log")
+        os.close(number)
+        self.log = Path(name)
+        self.process = _server.Process(target=_run, args=(flags, environment, name))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid = self.process.pid
+
+    def runs(self) -> bool:
+        return self.process.is_alive()
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def output(self) -> str:
+        """All that it has printed, once it has ended."""
+        self.process.join()
+        return self.log.read_text()
+
+    def finish(self, status: int = 0) -> str:
+        """The same, after it has ended with this status."""
+        output = self.output()
+        assert self.process.exitcode == status, output
+        return output
+
+
+# Processes are forked from one that has imported everything, which takes longer than a run.
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["train_accelerate"])
+
+
+def _run(flags: list[str], environment: dict[str, str], log: str) -> None:
+    os.environ |= environment
+    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a run of a user
+    file = os.open(log, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    train_accelerate.main(flags)
+
+
+def start(flags: list[str], **environment: str) -> Process:
+    return Process(flags, environment)
+
+
+def wait_for(checkpoint: Path, process: Process, seconds: float = 240) -> None:
+    """Until it is there, or a later one: few are kept, so it may be gone before it is seen."""
+    deadline = time.monotonic() + seconds
+    while not any(found.name >= checkpoint.name for found in checkpoint.parent.glob("step-*")):
+        assert process.runs(), process.output()
+        assert time.monotonic() < deadline, f"{checkpoint} did not come"
+        time.sleep(0.05)
+
+
+def results_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "results.json").read_text())
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def largest_difference(first: Path, second: Path) -> float:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bit for bit the same weights, epochs and test."""
+    assert largest_difference(first, second) == 0.0
+    one, two = results_of(first), results_of(second)
+    assert one["epochs"] == two["epochs"] and one["test"] == two["test"]
