@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -36,6 +36,7 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.collate import Loader
 from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
 from mtmm_training.data.record import keep_record
+from mtmm_training.files import write_json
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import predict
 from mtmm_training.training import faults, launch, report
@@ -103,6 +104,7 @@ class Job:
     model_config: MTMMConfig
     parameters: dict[str, tuple[int, int]]
     loaders: dict[str, Loader]
+    cached: bool  # whether batches are of the cache's states
     steps: list[int]  # of each epoch
     optimiser: Any
     schedule: Any
@@ -141,10 +143,6 @@ def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
     optimiser, schedule = build_optimiser(config, model, sum(steps))
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips, and asks for a size
-        accelerator.state.deepspeed_plugin.deepspeed_config.update(
-            gradient_clipping=config.clip_norm, train_micro_batch_size_per_gpu=config.batch_size
-        )
     model, optimiser = accelerator.prepare(model, optimiser)
     weights = class_weights(config, data.counts["train"])
     set_seed(config.seed, device_specific=True)  # other dropout on every process
@@ -155,12 +153,12 @@ def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
     checkpoints = Checkpoints(out / "checkpoints", accelerator, model, config.keep_checkpoints)
     newest = checkpoints.newest() if config.resume else None
     settings = report.identity(config, data, accelerator, cached)
-    if newest is None and accelerator.is_main_process:  # what has no checkpoint is begun anew
-        (out / SETTINGS_FILE).unlink(missing_ok=True)
-    if newest is not None or accelerator.is_main_process:
-        keep_record(out / SETTINGS_FILE, settings, {"flags": dataclasses.asdict(config)})
+    flags = {"flags": dataclasses.asdict(config)}
     if newest is not None:
+        keep_record(out / SETTINGS_FILE, settings, flags)
         checkpoints.load(newest)
+    elif accelerator.is_main_process:  # a run that left no checkpoint is begun anew
+        write_json(settings | flags, out / SETTINGS_FILE)
     if accelerator.is_main_process:
         report.print_summary(
             config, data, parameters, accelerator, sum(steps), train.padding_share()
@@ -169,7 +167,8 @@ def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
             print(f"resumed from {newest}" if newest else "nothing to resume", flush=True)
     return Job(
         config, out, stop, began - progress.seconds, accelerator, data, processor, model,
-        plain.config, parameters, loaders, steps, optimiser, schedule, weights, progress, checkpoints,
+        plain.config, parameters, loaders, cached, steps, optimiser, schedule, weights, progress,
+        checkpoints,
     )  # fmt: skip
 
 
@@ -327,6 +326,7 @@ def finish(job: Job) -> None:
         "by_corpus": report.metrics_by_corpus(test, data.splits["test"], model.config),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
+        "cached_states": config.cache_dtype if job.cached else None,
         "versions": report.versions(),
         "wall_time_s": time.monotonic() - job.began,
     }

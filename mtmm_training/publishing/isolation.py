@@ -25,7 +25,8 @@ Outputs = Sequence[Mapping[str, Any]]
 
 TOLERANCE = 1e-5  # the same weights and code on the same machine
 MERGING_TOLERANCE = 1e-3  # adapters beside their weights, and merged into them
-# predictions.csv has six decimals, and its utterances were padded together with others.
+# predictions.csv has six decimals, and its utterances were padded together with others; of states
+# in half precision they differ more.
 TRAINER_TOLERANCE, TRAINER_TOLERANCE_HALF = 2e-5, 5e-2
 COMPARED_UTTERANCES = 4
 
@@ -228,6 +229,7 @@ class Recorded:
         """The first test utterances; none, and a line that says why, if their data changed or is away."""
         config = run.results["config"]
         exact = config.get("mixed_precision", "no") == "no" and run.results.get("device") == "cpu"
+        exact = exact and not run.results.get("cached_states")
         tolerance = TRAINER_TOLERANCE if exact else TRAINER_TOLERANCE_HALF
         try:
             if run.results["model_config"]["audio_config"].get("feat_extract_norm") == "group":

@@ -56,6 +56,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             project_dir=config.out, logging_dir=str(Path(config.out) / "logs")
         ),
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # it clips, and asks for a size
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            gradient_clipping=config.clip_norm, train_micro_batch_size_per_gpu=config.batch_size
+        )
     # The loop itself divides the loss; accelerate, told by its launcher, would do so again.
     accelerator.gradient_accumulation_steps = 1
     if config.tracker != "none" and not accelerator.log_with:
