@@ -71,7 +71,7 @@ def calibrated_scores(
     Args:
         validation, test: The model's.
         corpora: The corpus of each test utterance.
-        config: Of the model; its temperature becomes 1 where no emotion was trained or labelled.
+        config: The model's; its temperature becomes 1 where no emotion was trained or labelled.
 
     Returns:
         "temperature", "validation", "test", "test_ECE_before_temperature" and "by_corpus", as
@@ -106,7 +106,7 @@ def predict(
 
     Args:
         model: Prepared by `accelerator`, or not; left in eval mode.
-        loader: Of batches with labels and `utterance_ids`.
+        loader: Batches with labels and `utterance_ids`.
         utterance_ids: The split's, in order; all must come, unless `max_batches` is given.
         accelerator: Gathers the shares.
         max_batches: Stop after so many.
@@ -155,10 +155,10 @@ def write_predictions(
     """Write one row per utterance as CSV: labels, probabilities and dimensions, by name.
 
     Args:
-        path: Of the file; written under a temporary name first.
+        path: The file; written under a temporary name first.
         predictions: By split.
         utterances: All that the predictions may name.
-        config: Of the model; its `trained_outputs` are written, others are left out.
+        config: The model's; its `trained_outputs` are written, others are left out.
     """
     speakers = {utterance.utterance_id: utterance.speaker_id for utterance in utterances}
     tables = [_table(split, rows, speakers, config) for split, rows in predictions.items()]

@@ -193,12 +193,12 @@ def predict_output(
         predictions[scored] = predict(fitted, scored)
     if not task.is_emotion:
         seen = np.concatenate([scored for _, scored in inner])
-        predictions = stretch(predictions, predictions[seen], labels[seen])
+        predictions = rescale(predictions, predictions[seen], labels[seen])
     strength = {name.removeprefix("model__"): value for name, value in found.best_params_.items()}
     return predictions, {"layers": chosen, **strength, "inner_score": found.best_score_}
 
 
-def stretch(predictions: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def rescale(predictions: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Predictions (utterances,) by the line that gives those `seen` the mean and sd of their labels.
 
     Ridge regression shrinks its predictions towards their mean, which CCC punishes.
