@@ -13,13 +13,8 @@ from mtmm_training.commands.predict_model import identity, load_pipeline, load_r
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
 
-NOT_FINITE = "The model's outputs are not finite"  # the pipeline does not say for which input
 # What a record of a run keeps: flags that change results.
 SETTINGS = ("window_s", "hop_s", "top_k", "transcriber", "explain", "trust_remote_code")
-
-
-class InputFailed(ValueError):
-    """An input that cannot be predicted, where that is to end the run."""
 
 
 def to_stdout(given: argparse.Namespace) -> int:
@@ -104,30 +99,23 @@ def predict_each(
         the recording's beginning, also of an input that begins later in it.
 
     Raises:
-        InputFailed: An input cannot be predicted, and `stop`.
-        ValueError, TypeError: The options are wrong.
+        ValueError, TypeError: An input cannot be predicted, and `stop`; or the options are wrong.
     """
-    done, alone = 0, False
+    done = 0
     while done < len(inputs):
         first = done  # the pipeline stops at an input that it cannot read; it is begun again behind
         last = len(inputs) if at_once is None else first + at_once
-        given = {**options, "batch_size": 1} if alone else options
         try:
-            for result in pipe((one.given() for one in inputs[first:last]), **given):
+            for result in pipe((one.given() for one in inputs[first:last]), **options):
                 yield inputs[done], moved(result, inputs[done].start_s or 0.0)
                 done += 1
-            alone = False
-        except (ValueError, TypeError, OSError) as error:
-            prefix, infinite = f"Input {done - first}: ", NOT_FINITE in str(error)
-            if infinite and not alone:  # one of a batch; one by one it is the next
-                alone = True
-                continue
-            if not infinite and not str(error).startswith(prefix):
+        except ValueError as error:
+            if not hasattr(error, "index"):  # no `InputError`: of this code, or of the model's own
                 raise
-            message, alone = str(error).removeprefix(prefix), False
+            reason = str(getattr(error, "reason", error))
             if stop:
-                raise InputFailed(f"{inputs[done].name}: {message}") from error
-            yield inputs[done], {"error": message}
+                raise ValueError(f"{inputs[done].name}: {reason}") from error
+            yield inputs[done], {"error": reason}
             done += 1
 
 
@@ -164,4 +152,4 @@ def _bar(total: int, *, hidden: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc="inputs", unit="input", leave=False,
-                disable=True if hidden or total < 2 else None)  # fmt: skip
+                disable=hidden or None)  # fmt: skip  # None: unless it is a terminal
