@@ -98,6 +98,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         super().add_usage(" ".join([*words, "[flags]"]), (), (), prefix)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.help or ""
-        plain = action.default in (None, False, "", argparse.SUPPRESS) or action.nargs == 0
-        return shown if plain or "%(default)" in shown else f"{shown} (%(default)s)"
+        shown, default = action.help or "", action.default
+        if default is None or default is False or default in ("", argparse.SUPPRESS):
+            return shown
+        if action.nargs == 0 or "%(default)" in shown:
+            return shown
+        return f"{shown} ({default:g})" if isinstance(default, float) else f"{shown} (%(default)s)"
