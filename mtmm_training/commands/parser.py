@@ -37,6 +37,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
+        """As argparse's own, for flags however they are spelled."""
         words = list(args or ())
         end = words.index("--") if "--" in words else len(words)
         spelled = [self._spelled(word) for word in words[:end]]

@@ -13,8 +13,8 @@ def load_pipeline(model: str, revision: str | None, device: str | None, trust: b
 
     Args:
         model: The folder of a model or of a run, or an id on the Hub.
-        revision: Of the Hub's repository.
-        device: As torch names it; this process's accelerator, or the CPU, if not given.
+        revision: Commit, branch or tag of the Hub's repository.
+        device: What torch calls it; this process's accelerator, or the CPU, if not given.
         trust: Whether the model's own code runs in place of this package's.
 
     Raises:

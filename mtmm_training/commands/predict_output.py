@@ -65,7 +65,7 @@ class Printer:
     """Prints results as they come.
 
     Args:
-        config: Of the model.
+        config: The model's configuration.
         form: "lines" for people, "json" or "csv".
         timeline: Whether each window or segment has a line or row of its own.
         explain: Whether the results have explanations.

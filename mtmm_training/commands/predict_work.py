@@ -90,7 +90,7 @@ def predict_each(
     Args:
         pipe: An `MTMMPipeline`.
         inputs: Files, transcripts or both.
-        options: Of its `__call__`.
+        options: Keyword arguments of its `__call__`.
         at_once: How many the pipeline is given at once, to sort and to batch; all if not given.
         stop: Whether the first input that fails ends it.
 
