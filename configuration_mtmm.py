@@ -236,8 +236,8 @@ class MTMMConfig(PreTrainedConfig):
         """
         config_dict = dict(config_dict)
         names = config_dict.get("id2label") or EMOTIONS
-        given = kwargs.get("id2label") or kwargs.get("num_labels")
-        count = given if isinstance(given, int) else len(given or names)
+        given = kwargs.get("id2label") or kwargs.get("num_labels") or names
+        count = given if isinstance(given, int) else len(given)
         if "id2label" in kwargs:
             config_dict["id2label"] = kwargs.pop("id2label")
             config_dict["label2id"] = kwargs.pop("label2id", None)

@@ -91,7 +91,8 @@ class EncoderInput:
         if features is None and encoder.main_input_name == "input_features":
             features = 128  # Gemma's, whose configuration does not say
         convolutions = [part for part in encoder.modules() if isinstance(part, nn.Conv1d)]
-        mels_first = bool(convolutions) and convolutions[0].in_channels == features
+        mels = getattr(config, "num_mel_bins", None)
+        mels_first = bool(convolutions) and convolutions[0].in_channels == mels
         # With group norm the mean goes over padding too, mask or no mask; trained without one.
         # Whisper's kind hears its whole window; what some call a mask is none over the input.
         if getattr(config, "feat_extract_norm", None) == "group" or (
@@ -119,10 +120,8 @@ class EncoderInput:
             return torch.full((1, 1), pad_token_id, device=device)
         if self.features is None:
             return torch.zeros(1, self.shortest, device=device)
-        shape = (
-            (self.features, self.shortest) if self.mels_first else (self.shortest, self.features)
-        )
-        return torch.zeros(1, *shape, device=device)
+        empty = torch.zeros(1, self.shortest, self.features, device=device)
+        return empty.transpose(1, 2) if self.mels_first else empty
 
     def arguments(self, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Arguments of the encoder's `forward`; `mask` (batch, time) of booleans.
@@ -158,12 +157,13 @@ def _acoustic_frames(
     Returns:
         `states` and a mask (batch, frames), of ⌈frames / stride⌉.
     """
-    frames = torch.arange(states.shape[-2], device=mask.device)
-    counts = _frame_counts(encoder, mask.sum(-1), len(frames) / mask.shape[-1])
-    mask = (frames < counts[:, None]) & mask.any(-1, keepdim=True)
+    frames = states.shape[-2]
+    counts = _frame_counts(encoder, mask.sum(-1), frames / mask.shape[-1])
+    real = torch.arange(frames, device=mask.device) < counts[:, None]
+    mask = real & mask.any(-1, keepdim=True)
     if stride == 1:
         return states, mask
-    missing = -len(frames) % stride
+    missing = -frames % stride
     states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))
     shares = mask.unflatten(-1, (-1, stride)).to(states.dtype)
     shares = shares / shares.sum(-1, keepdim=True).clamp(min=1)
@@ -188,11 +188,10 @@ def _frame_counts(encoder: Any, lengths: Tensor, ratio: float) -> Tensor:
 
 def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tensor:
     """`mask` as booleans, or all True over two axes of `values`."""
-    if mask is None:
-        return torch.ones(
-            *(values.shape[axis] for axis in axes), dtype=torch.bool, device=values.device
-        )
-    return mask != 0
+    if mask is not None:
+        return mask != 0
+    sizes = [values.shape[axis] for axis in axes]
+    return torch.ones(sizes, dtype=torch.bool, device=values.device)
 
 
 class MTMMEncoders(PreTrainedModel):
@@ -223,10 +222,9 @@ class MTMMEncoders(PreTrainedModel):
             self.text_model.requires_grad_(False)
         # A weight that no forward pass reads gets no gradient, and DistributedDataParallel would stop.
         augmented = getattr(self.audio_model.config, "apply_spec_augment", True)
+        unused = UNUSED_WEIGHTS[:1] if augmented else UNUSED_WEIGHTS
         for name, parameter in self.named_parameters():
-            if name.startswith(UNUSED_WEIGHTS) and not (
-                name.startswith("audio_model.") and augmented
-            ):
+            if name.startswith(unused):
                 parameter.requires_grad_(False)
         if self._audio_input.mels_first and hasattr(self.audio_model, "embed_positions"):
             self.audio_model.embed_positions.requires_grad_(False)  # Whisper's sinusoids are fixed
@@ -269,8 +267,7 @@ class MTMMEncoders(PreTrainedModel):
             `encoder_layers="weighted"`, and `linguistic_attention_mask` (batch, tokens) of booleans.
         """
         mask = as_mask(attention_mask, input_ids, axes=(0, -1))
-        inputs = self._text_input.arguments(input_ids, mask)
-        return self._run_encoder("text", inputs), mask
+        return self._run_encoder("text", self._text_input.arguments(input_ids, mask)), mask
 
     def _run_encoder(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
         encoder = self.audio_model if modality == "audio" else self.text_model

@@ -275,16 +275,10 @@ class MTMMFusion(nn.Module):
         Returns:
             An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
         """
-        acoustic = _refine(
-            self.acoustic_refinement,
-            self.acoustic_norm,
-            Stream(self.acoustic_input(acoustic_states), acoustic_mask),
-        )
-        linguistic = _refine(
-            self.linguistic_refinement,
-            self.linguistic_norm,
-            Stream(self.linguistic_input(linguistic_states), linguistic_mask),
-        )
+        acoustic = Stream(self.acoustic_input(acoustic_states), acoustic_mask)
+        acoustic = _refine(self.acoustic_refinement, self.acoustic_norm, acoustic)
+        linguistic = Stream(self.linguistic_input(linguistic_states), linguistic_mask)
+        linguistic = _refine(self.linguistic_refinement, self.linguistic_norm, linguistic)
         read = self._bridge if self.config.use_bridge_tokens else self._query_each_other
         streams = read(acoustic, linguistic, output_attentions)
         streams = [s._replace(states=self.output_norm(s.states)) for s in streams]

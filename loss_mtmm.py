@@ -42,12 +42,9 @@ def multi_task_loss(
     """
     with torch.autocast(emotion_logits.device.type, enabled=False):
         logits, predictions = at_least_float32(emotion_logits), at_least_float32(dimensions)
-        sums = torch.cat(
-            [
-                _emotion_sums(config, logits, emotion_labels, class_weights),
-                _dimension_sums(config, predictions, dimension_labels).flatten(),
-            ]
-        )
+        emotion_sums = _emotion_sums(config, logits, emotion_labels, class_weights)
+        dimension_sums = _dimension_sums(config, predictions, dimension_labels)
+        sums = torch.cat([emotion_sums, dimension_sums.flatten()])
         if reduce_sum is not None:
             sums = reduce_sum(sums)
         cross_entropy, weight = sums[0], sums[1]
@@ -97,7 +94,8 @@ def _dimension_sums(config: Any, predictions: Tensor, labels: Tensor | None) -> 
     Centred and scaled by the dimension range, to which CCC is indifferent, for the limit below which
     there is no spread.
     """
-    predictions = predictions.to(_exact_dtype(predictions.device))
+    on_mps = predictions.device.type == "mps"  # which has no float64
+    predictions = predictions.to(torch.float32 if on_mps else torch.float64)
     if labels is None:
         labels = torch.full_like(predictions, torch.nan)
     if labels.shape != predictions.shape:  # or they would be broadcast in silence
@@ -122,7 +120,3 @@ def _concordance(sums: Tensor) -> tuple[Tensor, Tensor]:
     # In units of half the dimension range: below this, labels and predictions are one constant.
     defined = (count >= 2) & (spread > 1e-8)
     return 2 * torch.where(defined, covariance, xy * 0) / torch.where(defined, spread, 1.0), defined
-
-
-def _exact_dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have

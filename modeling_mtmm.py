@@ -42,8 +42,8 @@ except ImportError:
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
 
-MASKS = ("audio_attention_mask", "attention_mask")
-MASKS += ("acoustic_attention_mask", "linguistic_attention_mask")
+MASKS = ("audio_attention_mask", "acoustic_attention_mask")
+MASKS += ("attention_mask", "linguistic_attention_mask")
 
 
 @dataclass
@@ -134,12 +134,10 @@ class MTMMModel(MTMMEncoders):
         of_heads = {"emotion_head": ("emotion",), "dimension_head": self.config.dimension_names}
         lost: set[str] = set()
         for key in drawn:
-            if key.startswith(UNUSED_WEIGHTS):
-                continue
-            lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
-        if lost:
-            kept = [name for name in self.config.trained_outputs if name not in lost]
-            self.config.trained_outputs = tuple(kept)
+            if not key.startswith(UNUSED_WEIGHTS):
+                lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
+        kept = (name for name in self.config.trained_outputs if name not in lost)
+        self.config.trained_outputs = tuple(kept)
 
     @classmethod
     def from_pretrained(
@@ -266,9 +264,9 @@ class MTMMModel(MTMMEncoders):
 
         Raises:
             ValueError: No modality at all; different numbers of utterances; labels of another shape.
-                Only where masks are in the CPU's memory, so
-                that no GPU has to wait: an utterance without either modality (its outputs are NaN
-                elsewhere), audio shorter than the encoder's receptive field, padding on the left.
+                In the CPU's memory only, since a GPU's host would have to wait: an utterance without
+                either modality (its outputs are NaN elsewhere), audio shorter than the encoder's
+                receptive field, padding on the left.
         """
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
@@ -277,18 +275,17 @@ class MTMMModel(MTMMEncoders):
         audio = (input_values, audio_attention_mask, acoustic_states, acoustic_attention_mask)
         text = (input_ids, attention_mask, linguistic_states, linguistic_attention_mask)
         inputs = [tensor for tensor in (*audio[::2], *text[::2]) if tensor is not None]
-        if len({len(tensor) for tensor in inputs}) != 1:
+        if not inputs or any(tensor.shape[0] != inputs[0].shape[0] for tensor in inputs):
             raise ValueError(
-                "MTMMModel needs audio (`input_values` or `acoustic_states`) or text (`input_ids` or "
+                "MTMMModel needs audio (`input_values` or `acoustic_states`), text (`input_ids` or "
                 "`linguistic_states`) or both, of the same utterances; it got "
-                f"{[len(tensor) for tensor in inputs]} utterances."
+                f"{[tensor.shape[0] for tensor in inputs]} utterances."
             )
         given = inputs[0]
         acoustic, acoustic_mask = self._states_of("audio", given, *audio)
         linguistic, linguistic_mask = self._states_of("text", given, *text)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
-            masks = (audio_attention_mask, attention_mask)
-            masks += (acoustic_attention_mask, linguistic_attention_mask)
+            masks = (*audio[1::2], *text[1::2])
             _refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         fused = self.fusion(acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions)
         logits = self.emotion_head(fused.fused_state)
@@ -343,10 +340,7 @@ class MTMMModel(MTMMEncoders):
         Source: ours; attention weights say what was read, not what decided (Jain & Wallace 2019).
         """
         if not self.config.use_bridge_tokens:
-            raise ValueError(
-                "Contributions are read from bridge tokens, which this model was built without "
-                "(`use_bridge_tokens=False`)."
-            )
+            raise ValueError("Contributions are read from bridge tokens, which this model has not.")
         a_mask, l_mask = acoustic_attention_mask != 0, linguistic_attention_mask != 0
         a_read = _mean_attention(output.acoustic_bridge_attentions)
         l_read = _mean_attention(output.linguistic_bridge_attentions)
@@ -427,10 +421,11 @@ def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
         )
 
 
-MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the four Hub files with it
+MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the Hub files with it
 
 __all__ = [
     "ABSENT_EMOTION",
+    "UNUSED_WEIGHTS",
     "MTMMModel",
     "MTMMOutput",
     "MTMMPipeline",

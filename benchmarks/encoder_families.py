@@ -116,13 +116,23 @@ def inputs_of(model: MTMMModel, modality: str) -> dict[str, torch.Tensor]:
     return {"input_values": torch.randn(2, *(shape if len(shape) == 2 else (16000,)))}
 
 
-def steps(model_type: str, modality: str) -> Iterator[str]:
-    """Go through one model's life; yields the name of each step that was done."""
+def small_config(model_type: str) -> PreTrainedConfig:
+    """The family's default configuration, cut down.
+
+    Raises:
+        MemoryError: It is large all the same.
+    """
     config = cut_down(CONFIG_MAPPING[model_type]())
     with torch.device("meta"):
         size = sum(p.numel() for p in AutoModel.from_config(copy.deepcopy(config)).parameters())
     if size > LARGEST:
         raise MemoryError(f"{size:,} parameters after the sizes were cut down")
+    return config
+
+
+def steps(model_type: str, modality: str) -> Iterator[str]:
+    """Go through one model's life; yields the name of each step that was done."""
+    config = small_config(model_type)
     yield "builds"
     torch.manual_seed(0)
     model = MTMMModel(MTMMConfig.tiny(**{f"{modality}_config": config})).eval()
