@@ -3,24 +3,23 @@
 import argparse
 
 from mtmm_training.commands.evaluate import add_run_flags, run_flags
+from mtmm_training.commands.flags import Advanced
 from mtmm_training.studies.variants import VARIANTS
 
-SUMMARY = "the paper's ablations: variants in the same folds, in one table"
+SUMMARY = "the paper's ablations in one table; on the embedded corpus if no data is named"
 EPILOG = """\
 examples:
   mtmm ablation --out out/ablation --jobs 2
   mtmm ablation --out out/iemocap --corpus iemocap --corpus_dir IEMOCAP_full_release
-
-All settings are those of the first variant, the reference. Without --manifest and --corpus it runs on
-the embedded corpus.
 """
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The variants, and the flags of an experiment."""
-    parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=None, metavar="NAME",
-        help=f"only these beside the reference, of {', '.join(VARIANTS)}; all if not given",
+    group = parser.add_argument_group("ablation")
+    group.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, metavar="NAME",
+        help=Advanced(f"only these beside the reference, of {', '.join(VARIANTS)}"),
     )  # fmt: skip
     add_run_flags(parser)
 

@@ -89,13 +89,15 @@ def _compare(options: argparse.Namespace) -> None:
 
 RUN_EXAMPLES = """\
 examples:
-  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker
-  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --share 0/2
-
-What is finished is never run again: the same command goes on where it was stopped.
+  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --jobs 2
 """
 VERBS = {
-    "run": Verb("train and test all folds of a protocol", add_run_flags, _run, RUN_EXAMPLES),
+    "run": Verb(
+        "train and test all folds of a protocol, or those that are still missing",
+        add_run_flags,
+        _run,
+        RUN_EXAMPLES,
+    ),
     "table": Verb("put the folds of an experiment together", _add_table_flags, _table),
     "compare": Verb("differences of experiments, with intervals", _add_compare_flags, _compare),
 }
