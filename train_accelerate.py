@@ -38,7 +38,7 @@ from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_prob
 from mtmm_training.data.record import keep_record
 from mtmm_training.files import write_json
 from mtmm_training.scoring.metrics import selection_score
-from mtmm_training.scoring.predictions import predict
+from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
 from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
@@ -305,10 +305,11 @@ def finish(job: Job) -> None:
     model = best_model(config, data.outputs, job.checkpoints, adapter).to(accelerator.device)
     validation = predict(model, job.loaders["best validation"], data.ids("validation"), accelerator)
     test = predict(model, job.loaders["test"], data.ids("test"), accelerator)
-    model.config.temperature = report.calibrate(validation, data.outputs)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
+    corpora = [u.corpus for u in data.splits["test"]]
+    scores = calibrated_scores(validation, test, corpora, model.config)  # sets the temperature
     results = {
         "fold": data.name,
         "config": dataclasses.asdict(config),
@@ -319,11 +320,7 @@ def finish(job: Job) -> None:
         "epochs": progress.history,
         "best_epoch": progress.best_epoch,
         "select_by": config.select_by,
-        "temperature": model.config.temperature,
-        "validation": validation.metrics(model.config, model.config.temperature),
-        "test": test.metrics(model.config, model.config.temperature),
-        "test_ECE_before_temperature": test.metrics(model.config)["ECE"],
-        "by_corpus": report.metrics_by_corpus(test, data.splits["test"], model.config),
+        **scores,
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "cached_states": config.cache_dtype if job.cached else None,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from accelerate import Accelerator
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.record import settings_of
-from mtmm_training.data.utterances import Utterance, digest
+from mtmm_training.data.utterances import digest
 from mtmm_training.files import write_json, writing
 from mtmm_training.pictures import of_runs
-from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import FoldData, listing
@@ -34,27 +32,6 @@ def identity(
         | versions()
         | {"processes": accelerator.num_processes, "cached states": cached}
     )
-
-
-def metrics_by_corpus(
-    predictions: Predictions, utterances: Sequence[Utterance], config: MTMMConfig
-) -> dict[str, Any]:
-    """Metrics of each corpus in a split by itself; nothing where there is one corpus."""
-    corpora = np.array([u.corpus for u in utterances])  # in the order of the predictions
-    names = np.unique(corpora).tolist()
-    return {
-        name: Predictions(
-            *(np.asarray(column)[corpora == name] for column in vars(predictions).values())
-        ).metrics(config, config.temperature)
-        for name in (names if len(names) > 1 else ())
-    }
-
-
-def calibrate(validation: Predictions, outputs: Sequence[str]) -> float:
-    """The temperature that fits the validation labels best; 1 without any."""
-    if "emotion" not in outputs or not (validation.emotion_labels >= 0).any():
-        return 1.0
-    return fit_temperature(validation.emotion_logits, validation.emotion_labels)
 
 
 def versions() -> dict[str, str]:

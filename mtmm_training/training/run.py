@@ -38,7 +38,8 @@ class Run:
               and "loss"; "test_ECE_before_temperature"; "by_corpus": test metrics by corpus.
             - "versions", by package; "wall_time_s", seconds.
             - of training: "parameters" ([trained, frozen] by part), "epochs" (one record each),
-              "best_epoch", "select_by", "device", "processes".
+              "best_epoch", "select_by", "device", "processes", "cached_states" (their precision, or
+              None where the encoders ran in every epoch).
             - of a baseline: "baseline" (its own flags), "chosen" (layers and strength by output).
     """
 
@@ -68,7 +69,7 @@ class Run:
             ValueError: This version has other flags.
         """
         try:
-            return TrainConfig(**self.results["config"])
+            return TrainConfig.from_record(self.results["config"])
         except TypeError as error:  # it names the flag
             raise ValueError(
                 f"{self.folder / RESULTS} is of another version ({error}); use that one, or train again."
