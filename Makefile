@@ -28,7 +28,7 @@ sizes:
 	$(PYTHON) benchmarks/sizes.py $(COMMITS)
 
 # torch first and by its exact version: other ranges may pull another build of several gigabytes.
-$(READY): pyproject.toml setup.py .ci/constraints.txt
+$(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MTMM needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt $$(grep '^torch==' .ci/constraints.txt)

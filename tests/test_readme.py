@@ -213,7 +213,7 @@ def test_file_tree_is_the_root() -> None:
     root = {path.partition("/")[0] for path in tracked if not path.startswith(".")}
     assert named <= root
     missing = {name for name in root - named if not name.endswith("_mtmm.py")}
-    assert missing <= {"README.md", "LICENSE", "Makefile", "pyproject.toml", "setup.py"}
+    assert missing <= {"README.md", "LICENSE", "Makefile", "pyproject.toml"}
 
 
 def first_column(text: str, header: str) -> set[str]:
