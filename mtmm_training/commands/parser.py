@@ -98,6 +98,12 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
                 words.append(" ".join([*action.option_strings[:1], values]))
         super().add_usage(" ".join([*words, "[flags]"]), (), (), prefix)
 
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """Several values as `NAME ...`, which leaves room for the help beside them."""
+        if action.nargs == argparse.ONE_OR_MORE:
+            return f"{action.metavar or default_metavar} ..."
+        return super()._format_args(action, default_metavar)
+
     def _get_help_string(self, action: argparse.Action) -> str:
         shown, default = action.help or "", action.default
         if default is None or default is False or default in ("", argparse.SUPPRESS):
