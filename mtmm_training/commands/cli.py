@@ -6,15 +6,16 @@ import the standard library and light modules; `run` imports what does the work.
 """
 
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
 
-from mtmm_training.commands import installed_version, legacy
+from mtmm_training.commands import installed_version
 from mtmm_training.commands.ending import GOOD, WRONG, run_command, tell
 from mtmm_training.commands.flags import Verb
-from mtmm_training.commands.parser import Parser, nearest
+from mtmm_training.commands.parser import COLUMNS, Parser, nearest
 
 GROUPS = {
     "use a model": ("predict", "export"),
@@ -53,13 +54,7 @@ def verb_names() -> list[str]:
 
 def load(name: str) -> Any:
     """The module of a verb."""
-    path = f"mtmm_training.commands.{name}"
-    try:
-        return import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name != path:
-            raise
-        return legacy.module_of(name)
+    return import_module(f"mtmm_training.commands.{name}")
 
 
 def verbs_of(name: str) -> dict[str, Verb]:
@@ -74,33 +69,26 @@ def _run(words: list[str]) -> int | None:
     if words[:1] == ["--version"]:
         print(f"mtmm {installed_version()}")
         return GOOD
-    name = _pick("mtmm", words, verb_names(), _page)
-    if name is None:
-        return GOOD
-    called, module, words = name, load(name), words[1:]
-    if hasattr(module, "VERBS"):
-        page = partial(_inner_page, name, module)
-        inner = _pick(f"mtmm {name}", words, module.VERBS, page)
-        if inner is None:
-            return GOOD
-        called, words = f"{name} {inner}", words[1:]
-    if hasattr(module, "main"):
-        return module.main([*called.split()[1:], *words])
-    verb = verbs_of(name)[called]
-    return verb.run(Parser(f"mtmm {called}", verb).parse_args(words))
+    called = _pick("mtmm", words, verb_names(), _page)
+    verbs, words = verbs_of(called), words[1:]
+    if called not in verbs:  # it has verbs of its own
+        own = [name.partition(" ")[2] for name in verbs]
+        inner = _pick(f"mtmm {called}", words, own, partial(_inner_page, called, verbs))
+        called, words = f"{called} {inner}", words[1:]
+    return verbs[called].run(Parser(f"mtmm {called}", verbs[called]).parse_args(words))
 
 
-def _pick(prog: str, words: list[str], known: Iterable[str], page: Callable[[], str]) -> str | None:
-    """The verb that the first word names; None where it asks for the help, which is printed."""
+def _pick(prog: str, words: list[str], known: Iterable[str], page: Callable[[], str]) -> str:
+    """The verb that the first word names; ends the process for help, and where there is none."""
     given = words[0].replace("_", "-") if words else ""
     if given in ("-h", "--help", "--help-all"):
         print(page(), end="")
-        return None
-    if given in known:
-        return given
-    said = f"{words[0]} is no verb{nearest(given, known) or '.'}" if words else "no verb is given."
-    tell(f"error: {said} See `{prog} --help`.")
-    sys.exit(WRONG)
+        sys.exit(GOOD)
+    if given not in known:
+        said = f"{words[0]} is no verb{nearest(given, known)}" if words else "no verb is given"
+        tell(f"error: {said}{'' if said.endswith('?') else '.'} See `{prog} --help`.")
+        sys.exit(WRONG)
+    return given
 
 
 def _page() -> str:
@@ -112,16 +100,17 @@ def _page() -> str:
     return "\n\n".join(["usage: mtmm VERB ...", DESCRIPTION, *groups, EPILOG])
 
 
-def _inner_page(name: str, module: Any) -> str:
+def _inner_page(name: str, verbs: Mapping[str, Verb]) -> str:
     """The help of a verb that has verbs of its own."""
-    summaries = {inner: verb.summary for inner, verb in module.VERBS.items()}
+    summaries = {called.partition(" ")[2]: verb.summary for called, verb in verbs.items()}
     more = f"`mtmm {name} VERB --help` explains each.\n"
-    summary = f"{module.SUMMARY[:1].upper()}{module.SUMMARY[1:]}."
+    summary = f"{load(name).SUMMARY.capitalize()}."
     return "\n\n".join([f"usage: mtmm {name} VERB ...", summary, _lines(summaries), more])
 
 
 def _lines(summaries: Mapping[str, str]) -> str:
-    return "\n".join(f"  {name:18} {summary}" for name, summary in summaries.items())
+    lines = (f"  {name:18} {summary}" for name, summary in summaries.items())
+    return "\n".join(textwrap.fill(line, COLUMNS, subsequent_indent=" " * 21) for line in lines)
 
 
 if __name__ == "__main__":
