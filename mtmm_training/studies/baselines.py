@@ -29,6 +29,7 @@ from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
+from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.files import write_json
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
@@ -39,6 +40,7 @@ from mtmm_training.studies.regressions import Features, Task, inner_splits, pred
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import (
+    cache_folder,
     describe_split,
     folds_of,
     hide_labels,
@@ -87,7 +89,7 @@ def run_baseline(
     config.check()
     config = config.resolve()
     utterances = read_utterances(config)
-    made = folds_of(config, utterances)
+    made = folds_of(config, utterances, Recordings(cache_folder(config)))
     wanted = chosen_folds(made, folds)
     out = Path(config.out)
     settings = {"baseline": asdict(baseline), "flags": settings_of(config)}
@@ -126,11 +128,14 @@ def read_features(
         return {"egemaps": Features(egemaps_functionals(utterances)[:, None], (0,))}
     model, processor = build_model(config)
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    folder = cache_folder(config)
+    assert folder is not None  # it is not off
     cache = FeatureCache.open(
-        config.cache_dir or Path(config.out).parent / "cache",
+        folder,
         model.to(device),  # type: ignore[arg-type]  # its decorator hides `self` from mypy
         processor,
         dtype=config.cache_dtype,
+        recordings=Recordings(folder),
     )
     cache.encode(utterances, batch_size=config.batch_size, workers=config.workers)
     given = [m for m in config.modalities if any(getattr(u, m) is not None for u in utterances)]

@@ -17,13 +17,19 @@ import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
+from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
 from mtmm_training.studies.tables import listed, write_tables
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import usable_cores
 from mtmm_training.training.model import planned
-from mtmm_training.training.prepare import check_fold, folds_of, read_utterances
+from mtmm_training.training.prepare import (
+    cache_folder,
+    check_fold,
+    folds_of,
+    read_utterances,
+)
 from mtmm_training.training.report import metric_parts
 from mtmm_training.training.run import Run, is_finished
 
@@ -92,9 +98,10 @@ def make_plan(out: Path, config: TrainConfig, folds: Collection[int] | None = No
         ValueError: a flag, the corpus or a fold is not as it should be.
     """
     config.check()
-    config = config.resolve()
+    # The folds' cache is beside them, and what is read of recordings here is remembered there.
+    config = replace(config.resolve(), out=str(out / "fold"))
     utterances = read_utterances(config)
-    made = folds_of(config, utterances)
+    made = folds_of(config, utterances, Recordings(cache_folder(config)))
     chosen = chosen_folds(made, folds)
     known = planned(config)
     for index in chosen:
