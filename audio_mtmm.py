@@ -1,4 +1,4 @@
-"""Recordings: decoding, resampling, mixing down, streams, and cutting into windows.
+"""Recordings: decoding, resampling, mixing down, and streams.
 
 Uploaded to the Hub beside the weights. soundfile (decoding) and soxr (resampling) are optional here:
 without them whatever does not need them still works, and the rest says what to install.
@@ -11,7 +11,7 @@ import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -118,67 +118,6 @@ class Recording:
     def whole(self, sampling_rate: int) -> np.ndarray:
         """All of it, (time,), at this rate, Hz."""
         return np.concatenate(list(self.resampled(sampling_rate)))
-
-
-class Windows(NamedTuple):
-    """How recordings are cut.
-
-    Args:
-        sampling_rate: Of the windows, Hz.
-        window_s, hop_s: How long a window is, and how far the next begins behind it, seconds.
-        shortest_s: An end that brings less new audio than this gets no window.
-    """
-
-    sampling_rate: int
-    window_s: float
-    hop_s: float
-    shortest_s: float
-
-    def cut(
-        self, recording: Recording, start_s: float = 0.0, end_s: float | None = None
-    ) -> Iterator[tuple[float, float, np.ndarray]]:
-        """Cut a recording, or a segment of it, into windows while reading it.
-
-        The last window ends where the segment ends: it begins earlier than a hop after the one
-        before, and is as long, or as the whole segment where that is shorter.
-
-        Args:
-            recording: Of a stream, the whole is cut.
-            start_s, end_s: The segment, seconds; None = to the end.
-
-        Returns:
-            Start and end in the recording, seconds, and the waveform (time,).
-
-        Raises:
-            ValueError: The segment has no audio.
-        """
-        first = round(start_s * recording.sampling_rate)
-        stop = None if end_s is None else round(end_s * recording.sampling_rate)
-        begin_s = first / recording.sampling_rate
-        end = None
-        for start, waveform in self._numbered(recording.resampled(self.sampling_rate, first, stop)):
-            end = start + len(waveform)
-            yield begin_s + start / self.sampling_rate, begin_s + end / self.sampling_rate, waveform
-        if end is None:
-            last = "its end" if end_s is None else f"{end_s:g} s"
-            raise ValueError(f"The recording has no audio from {start_s:g} s to {last}.")
-
-    def _numbered(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """The windows, each with the number of its first sample."""
-        window, hop, shortest = (round(s * self.sampling_rate) for s in self[1:])
-        kept, first = np.zeros(0, np.float32), 0  # samples in hand, and the number of the first
-        start = heard = 0  # where the next window begins; where the last one ended
-        for block in blocks:
-            kept = np.concatenate([kept, block])
-            while first + len(kept) >= start + window:
-                yield start, kept[start - first : start - first + window]
-                start, heard = start + hop, start + window
-            reach = max(start - window, first)  # the last window may reach back so far
-            kept, first = kept[reach - first :], reach
-        end = first + len(kept)
-        if end - heard >= shortest or heard == 0 < end:
-            start = max(end - window, 0)
-            yield start, kept[start - first :]
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -549,4 +488,4 @@ def _soxr(from_rate: int, to_rate: int) -> Any:
     return soxr
 
 
-__all__ = ["InputError", "Recording", "Windows", "load_audio", "open_recording", "read_blocks"]
+__all__ = ["InputError", "Recording", "load_audio", "open_recording", "read_blocks"]

@@ -5,7 +5,7 @@ Uploaded to the Hub beside the weights.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
@@ -25,13 +25,13 @@ from transformers.utils import logging
 # modules.
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
-        from .audio_mtmm import Windows, numbered, open_recording, open_stream
+        from .audio_mtmm import numbered, open_recording, open_stream
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
-        from .timeline_mtmm import Part, Prediction, Span, entry, parse_input, summarise
+        from .timeline_mtmm import Inputs, Prediction, Results, Span, Windows, parse_input
 except ImportError:
-    from audio_mtmm import Windows, numbered, open_recording, open_stream
+    from audio_mtmm import numbered, open_recording, open_stream
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
-    from timeline_mtmm import Part, Prediction, Span, entry, parse_input, summarise
+    from timeline_mtmm import Inputs, Prediction, Results, Span, Windows, parse_input
 
 # Unless `window_s` is given: a little more than a mean utterance of the training corpora.
 WINDOW_S = 6.0
@@ -78,18 +78,6 @@ class Window:
     is_last: bool = True
 
 
-class Inputs(Dataset[Any]):
-    """Several inputs: the items of a list, dataset, generator or anything else to iterate over."""
-
-    def __init__(self, items: Any) -> None:
-        self.items = items
-
-    def __iter__(self) -> Iterator[Any]:
-        if hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__"):
-            return (self.items[index] for index in range(len(self.items)))
-        return iter(self.items)
-
-
 class Read(IterableDataset[Any]):
     """The windows of inputs, in order; what is wrong with one is the last item.
 
@@ -111,20 +99,6 @@ class Read(IterableDataset[Any]):
             except (ValueError, TypeError, OSError) as error:
                 yield error
                 return
-
-
-@dataclass
-class Results:
-    """Results of a list or dataset; every pass over them predicts again."""
-
-    predict: Callable[[], Iterator[dict[str, Any]]]
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self.predict()
 
 
 class MTMMPipeline(ChunkPipeline):
@@ -174,8 +148,7 @@ class MTMMPipeline(ChunkPipeline):
     of fewer than 3 places.
     """
 
-    # Of transformers' own types they are neither: the model's and the processor's classes are not
-    # imported here.
+    # Their classes are not imported here.
     model: Any
     processor: Any
     _load_processor: Any = True
@@ -240,19 +213,16 @@ class MTMMPipeline(ChunkPipeline):
             progress (`bool`): Show a bar of the inputs done; of a single recording, of its windows.
 
         Returns:
-            A dict; for a list, Series or DataFrame a list of dicts; for a dataset or generator something to
-            iterate over, which predicts as it goes.
+            A dict; for a list, Series or DataFrame a list of dicts; for a dataset or generator
+            something to iterate over, which predicts as it goes.
 
         Raises:
-            ValueError, TypeError, OSError: Input that cannot be read; see `MTMMProcessor.__call__` and
-                `MTMMProcessor.load_audio`. Of several inputs always an `InputError`, a ValueError
-                whose `index` is the input's number.
+            ValueError, TypeError, OSError: Input that cannot be read; of several inputs always an
+                `InputError`, a ValueError whose `index` is the input's number.
         """
         if hasattr(inputs, "iloc"):  # of pandas, whose own [] goes by label
             inputs = inputs.tolist() if inputs.ndim == 1 else inputs.to_dict("records")
-        if not _is_many(inputs):
-            return super().__call__(inputs, **kwargs)
-        results = super().__call__(Inputs(inputs), **kwargs)
+        results = super().__call__(Inputs.of(inputs) or inputs, **kwargs)
         return list(results) if isinstance(inputs, (list, tuple)) else results
 
     def stream(
@@ -270,10 +240,7 @@ class MTMMPipeline(ChunkPipeline):
             options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, as in `__call__`.
 
         Yields:
-            What `__call__` gives as an entry of "timeline".
-
-        Raises:
-            As `__call__`.
+            What `__call__` gives as an entry of "timeline"; it raises the same errors.
         """
         options["sampling_rate"] = sampling_rate
         given, _, after = self._sanitize_parameters(**options)
@@ -281,7 +248,7 @@ class MTMMPipeline(ChunkPipeline):
         top_k = (self._postprocess_params | after).get("top_k")
         for window in read(source):
             (prediction,) = self._answers([window], 1)
-            yield entry(self.model.config, prediction, top_k)
+            yield prediction.entry(self.model.config, top_k)
 
     def get_iterator(
         self,
@@ -361,16 +328,22 @@ class MTMMPipeline(ChunkPipeline):
             transcriber = None
         if given.audio is None:
             for part in given.texts():
-                yield self._window(part, transcriber, explain)
+                yield self._window(*part, transcriber, explain)
             return
         is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
         opened = (open_stream if is_stream else open_recording)(given.audio, given.sampling_rate)
         with closing(opened) as recording:
             for part in given.cut(recording, windows, whole_s):
-                yield self._window(part, transcriber, explain)
+                yield self._window(*part, transcriber, explain)
 
-    def _window(self, part: Part, transcriber: Any, explain: bool | str) -> Window:
-        waveform, text, times = part
+    def _window(
+        self,
+        waveform: np.ndarray | None,
+        text: str | None,
+        times: tuple[float, float] | None,
+        transcriber: Any,
+        explain: bool | str,
+    ) -> Window:
         shown: dict[str, Any] = {}
         if transcriber is not None and waveform is not None:
             text = self._transcribe(transcriber, waveform)
@@ -498,12 +471,10 @@ class MTMMPipeline(ChunkPipeline):
             self.model.config, read, (prediction.probabilities, prediction.dimensions), left
         )
 
-    # ---- answers to plain numbers ----
-
     def postprocess(  # type: ignore[override]
         self, model_outputs: list[Prediction], top_k: int | None = None
     ) -> dict[str, Any]:
-        return summarise(self.model.config, model_outputs, top_k)
+        return Prediction.summary(model_outputs, self.model.config, top_k)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and processor: the folder loads as a pipeline again."""
@@ -523,12 +494,6 @@ def _portions(windows: Iterable[Window | Exception], size: int) -> Iterator[list
             yield portion
             portion = []
     yield portion
-
-
-def _is_many(inputs: Any) -> bool:
-    one = (str, bytes, bytearray, memoryview, Mapping, np.ndarray, Tensor)
-    iterable = hasattr(inputs, "__iter__") or isinstance(inputs, Dataset)
-    return iterable and not isinstance(inputs, one) and not hasattr(inputs, "read")
 
 
 __all__ = ["MTMMPipeline"]

@@ -1,15 +1,17 @@
-"""Inputs of the pipeline and their transcripts with times; answers to windows, put together in time.
+"""Inputs of the pipeline, their transcripts with times and windows; answers put together in time.
 
 Uploaded to the Hub beside the weights.
 """
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 MODALITIES = ("audio", "text")
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
@@ -24,6 +26,40 @@ TIMED_FORMS = {
     "segments": 'a list of at least one {"start": s, "end": s}, the end after the start',
 }
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
+
+
+class Inputs(Dataset[Any]):
+    """Several inputs: the items of a list, dataset, generator or anything else to iterate over."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    @classmethod
+    def of(cls, given: Any) -> "Inputs | None":
+        """The inputs of anything to iterate over; None of a single input."""
+        one = (str, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor)
+        iterable = hasattr(given, "__iter__") or isinstance(given, Dataset)
+        is_one = isinstance(given, one) or hasattr(given, "read") or not iterable
+        return None if is_one else cls(given)
+
+    def __iter__(self) -> Iterator[Any]:
+        if hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__"):
+            return (self.items[index] for index in range(len(self.items)))
+        return iter(self.items)
+
+
+@dataclass
+class Results:
+    """Results of a list or dataset; every pass over them predicts again."""
+
+    predict: Callable[[], Iterator[dict[str, Any]]]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.predict()
 
 
 class TimedText(NamedTuple):
@@ -61,6 +97,67 @@ class Part(NamedTuple):
     times: tuple[float, float] | None
 
 
+class Windows(NamedTuple):
+    """How recordings are cut.
+
+    Args:
+        sampling_rate: Of the windows, Hz.
+        window_s, hop_s: How long a window is, and how far the next begins behind it, seconds.
+        shortest_s: An end that brings less new audio than this gets no window.
+    """
+
+    sampling_rate: int
+    window_s: float
+    hop_s: float
+    shortest_s: float
+
+    def cut(
+        self, recording: Any, start_s: float = 0.0, end_s: float | None = None
+    ) -> Iterator[tuple[float, float, np.ndarray]]:
+        """Cut a recording, or a segment of it, into windows while reading it.
+
+        The last window ends where the segment ends: it begins earlier than a hop after the one
+        before, and is as long, or as the whole segment where that is shorter.
+
+        Args:
+            recording: A `Recording`; of a stream, the whole is cut.
+            start_s, end_s: The segment, seconds; None = to the end.
+
+        Returns:
+            Start and end in the recording, seconds, and the waveform (time,).
+
+        Raises:
+            ValueError: The segment has no audio.
+        """
+        first = round(start_s * recording.sampling_rate)
+        stop = None if end_s is None else round(end_s * recording.sampling_rate)
+        begin_s = first / recording.sampling_rate
+        end = None
+        for start, waveform in self._numbered(recording.resampled(self.sampling_rate, first, stop)):
+            end = start + len(waveform)
+            yield begin_s + start / self.sampling_rate, begin_s + end / self.sampling_rate, waveform
+        if end is None:
+            last = "its end" if end_s is None else f"{end_s:g} s"
+            raise ValueError(f"The recording has no audio from {start_s:g} s to {last}.")
+
+    def _numbered(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """The windows, each with the number of its first sample."""
+        window, hop, shortest = (round(s * self.sampling_rate) for s in self[1:])
+        kept, first = np.zeros(0, np.float32), 0  # samples in hand, and the number of the first
+        start = heard = 0  # where the next window begins; where the last one ended
+        for block in blocks:
+            kept = np.concatenate([kept, block])
+            while first + len(kept) >= start + window:
+                yield start, kept[start - first : start - first + window]
+                start, heard = start + hop, start + window
+            reach = max(start - window, first)  # the last window may reach back so far
+            kept, first = kept[reach - first :], reach
+        end = first + len(kept)
+        if end - heard >= shortest or heard == 0 < end:
+            start = max(end - window, 0)
+            yield start, kept[start - first :]
+
+
 @dataclass
 class Given:
     """One input of the pipeline, taken apart."""
@@ -78,12 +175,12 @@ class Given:
         for start_s, end_s, text in self.segments or []:
             yield Part(None, text, (start_s, end_s))
 
-    def cut(self, recording: Any, windows: Any, whole_s: float) -> Iterator[Part]:
+    def cut(self, recording: Any, windows: Windows, whole_s: float) -> Iterator[Part]:
         """The parts of an input with audio, while it is read.
 
         Args:
             recording: The audio, a `Recording`.
-            windows: How it is cut, `Windows`.
+            windows: How it is cut.
             whole_s: What lasts no longer, and has no segments, stays whole.
 
         Raises:
@@ -210,41 +307,39 @@ class Prediction:
     probabilities: list[float]
     dimensions: list[float]
 
+    def entry(self, config: Any, top_k: int | None = None) -> dict[str, Any]:
+        """One entry of the timeline; as `summary`."""
+        return {
+            "start": self.span.start_s,
+            "end": self.span.end_s,
+            **_named(config, self.probabilities, self.dimensions, top_k),
+            "missing": self.span.missing,
+            **self.span.shown,
+        }
 
-def summarise(config: Any, predictions: list[Prediction], top_k: int | None) -> dict[str, Any]:
-    """The pipeline's result for one input.
+    @staticmethod
+    def summary(predictions: "list[Prediction]", config: Any, top_k: int | None) -> dict[str, Any]:
+        """The pipeline's result for one input.
 
-    Args:
-        config: Of the model.
-        predictions: Of the whole input, or of all its windows.
-        top_k: How many of the scores to show; None = all.
-    """
-    spans = [prediction.span for prediction in predictions]
-    probabilities, dimensions = predictions[0].probabilities, predictions[0].dimensions
-    shown = spans[0].shown
-    if spans[0].start_s is not None:
-        weights = time_weights([(span.start_s or 0.0, span.end_s or 0.0) for span in spans])
-        probabilities = (weights @ [p.probabilities for p in predictions]).tolist()
-        dimensions = (weights @ [p.dimensions for p in predictions]).tolist()
-        shown = {"timeline": [entry(config, prediction, top_k) for prediction in predictions]}
-    return {
-        **_named(config, probabilities, dimensions, top_k),
-        "missing": [m for m in MODALITIES if all(m in span.missing for span in spans)],
-        "untrained": [n for n in config.output_names if n not in config.trained_outputs],
-        **shown,
-    }
-
-
-def entry(config: Any, prediction: Prediction, top_k: int | None = None) -> dict[str, Any]:
-    """One entry of the timeline; as `summarise`."""
-    span = prediction.span
-    return {
-        "start": span.start_s,
-        "end": span.end_s,
-        **_named(config, prediction.probabilities, prediction.dimensions, top_k),
-        "missing": span.missing,
-        **span.shown,
-    }
+        Args:
+            predictions: Of the whole input, or of all its windows.
+            config: Of the model.
+            top_k: How many of the scores to show; None = all.
+        """
+        spans = [prediction.span for prediction in predictions]
+        probabilities, dimensions = predictions[0].probabilities, predictions[0].dimensions
+        shown = spans[0].shown
+        if spans[0].start_s is not None:
+            weights = time_weights([(span.start_s or 0.0, span.end_s or 0.0) for span in spans])
+            probabilities = (weights @ [p.probabilities for p in predictions]).tolist()
+            dimensions = (weights @ [p.dimensions for p in predictions]).tolist()
+            shown = {"timeline": [prediction.entry(config, top_k) for prediction in predictions]}
+        return {
+            **_named(config, probabilities, dimensions, top_k),
+            "missing": [m for m in MODALITIES if all(m in span.missing for span in spans)],
+            "untrained": [n for n in config.output_names if n not in config.trained_outputs],
+            **shown,
+        }
 
 
 def _named(
@@ -272,4 +367,4 @@ def time_weights(spans: Sequence[tuple[float, float]]) -> np.ndarray:
     return weights / weights.sum()
 
 
-__all__ = ["Part", "Prediction", "Span", "entry", "parse_input", "summarise"]
+__all__ = ["Inputs", "Prediction", "Results", "Span", "Windows", "parse_input"]

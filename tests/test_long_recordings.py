@@ -29,11 +29,11 @@ from transformers import (
 )
 
 import pipeline_mtmm
-from audio_mtmm import InputError, Windows, open_recording, resample, to_mono
+from audio_mtmm import InputError, open_recording, resample, to_mono
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
-from timeline_mtmm import time_weights
+from timeline_mtmm import Windows, time_weights
 
 RATE = 16000
 LONGEST_S = 2.0

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from audio_mtmm import Windows, load_audio, open_recording, read_blocks
+from audio_mtmm import load_audio, open_recording, read_blocks
 from bad_inputs import tiny
 from bad_inputs.case import Case, at_once
+from timeline_mtmm import Windows
 
 RATE = 16000
 
