@@ -200,9 +200,9 @@ class MTMMConfig(PreTrainedConfig):
         if self.dimension_loss_weights is None:
             self.dimension_loss_weights = (0.33,) * len(self.dimension_names)
         # JSON has lists only; tuples keep a loaded configuration equal to the saved one.
-        for name, value in list(vars(self).items()):
-            if name in self.__dataclass_fields__ and isinstance(value, list):
-                setattr(self, name, tuple(value))
+        for name in type(self).__annotations__:
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, tuple(getattr(self, name)))
         # save_pretrained alone would name one Auto class only, and the others would not load.
         self.auto_map = dict(AUTO_MAP)
         # A copy: `transformers.pipeline` replaces the names of classes in it by the classes.

@@ -8,7 +8,6 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 "tokens" the linguistic one's, "keys" the longer of the two, "width" an encoder's hidden size.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-@dataclass
-class FusionOutput:
+class FusionOutput(NamedTuple):
     """What [`MTMMFusion`] returns; the fields are those of the same names in MTMMOutput."""
 
     fused_state: Tensor

@@ -307,14 +307,14 @@ class MTMMModel(MTMMEncoders):
             if self.training and not torch.compiler.is_compiling():
                 self._see_labels(emotion_labels, dimension_labels)
         if not output_hidden_states:
-            fused.hidden_states = None
+            fused = fused._replace(hidden_states=None)
         return MTMMOutput(
             loss=loss,
             emotion_loss=emotion_loss,
             dimension_loss=dimension_loss,
             emotion_logits=logits,
             dimensions=dimensions,
-            **vars(fused),
+            **fused._asdict(),
         )
 
     def bridge_contributions(

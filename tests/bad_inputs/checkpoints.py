@@ -162,7 +162,7 @@ CASES = [
           "layer_weights"),
     saved("weights of a model of the same shape", _of_other_model(), None),  # nobody can tell
     saved("more layers in config.json", fields(num_refinement_layers=2), "refinement"),
-    saved("other width in config.json", fields(hidden_size=64), "fusion"),
+    saved("other width in config.json", fields(hidden_size=64), "of another shape"),
     saved("weights as float64",
           weights(lambda w: w.update({k: t.double() for k, t in w.items()})), None),
     # ---- the command line and the processor
