@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -186,18 +187,15 @@ def save_text_as_on_hub(folder: Path) -> torch.nn.Module:
     return encoder
 
 
+@dataclass
 class Hub:
     """The folders, what was predicted here and what the isolated processes predicted."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        self.here: dict[str, list[torch.Tensor]] = {}
-        self.there: dict[str, dict[str, Any]] = {}
-        self.models: dict[str, MTMMModel] = {}
-        self.prediction: dict[str, Any] = {}
-        self.audio_encoder: torch.nn.Module
-        self.text_encoder: torch.nn.Module
-        self.pair_processor: MTMMProcessor
+    work: Path
+    here: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    there: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, MTMMModel] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -220,17 +218,17 @@ def hub(
     model = make_model(encoder_layers="weighted", trained_outputs=TRAINED, temperature=1.3)
     add("tiny", model, tiny_processor)
     utterance = {"audio": {"array": audio, "sampling_rate": 16000}, "text": TEXT}
-    hub.prediction = MTMMPipeline(model=model, processor=tiny_processor)(utterance)
+    hub.extras["prediction"] = MTMMPipeline(model=model, processor=tiny_processor)(utterance)
     shutil.copytree(work / "tiny", work / "tiny_as_saved")
 
     sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-    hub.audio_encoder = save_audio_as_on_hub(work / "hubert")
-    hub.text_encoder = save_text_as_on_hub(work / "deberta")
+    hub.extras["audio"] = save_audio_as_on_hub(work / "hubert")
+    hub.extras["text"] = save_text_as_on_hub(work / "deberta")
     folders = str(work / "hubert"), str(work / "deberta")
     model = MTMMModel.from_encoders_pretrained(*folders, trained_outputs=TRAINED, **sizes)
     make_influential(model)
-    hub.pair_processor = MTMMProcessor.from_encoders_pretrained(*folders)
-    add("pair", model, hub.pair_processor)
+    hub.extras["processor"] = MTMMProcessor.from_encoders_pretrained(*folders)
+    add("pair", model, hub.extras["processor"])
 
     folders = save_whisper_and_bert(work)
     model = MTMMModel.from_encoders_pretrained(*folders, trained_outputs=TRAINED, **sizes)
@@ -240,12 +238,7 @@ def hub(
     tiny, again, from_pipeline = work / "tiny", work / "again", work / "from_pipeline"
     hub.there |= run_isolated(work, "first", [tiny], {tiny: (again, from_pipeline)})
     assert not tiny.exists()
-    for folder in (
-        "hubert",
-        "deberta",
-        "whisper",
-        "bert",
-    ):  # what was saved needs no encoder folder
+    for folder in ("hubert", "deberta", "whisper", "bert"):  # what was saved needs none of these
         shutil.move(work / folder, work / f"moved_{folder}")
     saved = [again, from_pipeline, work / "pair", work / "whisper_pair"]
     hub.there |= run_isolated(work, "second", saved)
@@ -316,11 +309,11 @@ def test_isolated_process_loads_our_classes(hub: Hub, folder: str) -> None:
 @pytest.mark.parametrize("folder", ["tiny", "again", "from_pipeline"])
 def test_isolated_pipeline_predicts_the_same(hub: Hub, folder: str) -> None:
     got = hub.there[folder]["pipeline"]
-    assert got.keys() == hub.prediction.keys()
-    assert got["emotion"] == hub.prediction["emotion"]
-    assert got["scores"] == pytest.approx(hub.prediction["scores"], abs=1e-5)
+    assert got.keys() == hub.extras["prediction"].keys()
+    assert got["emotion"] == hub.extras["prediction"]["emotion"]
+    assert got["scores"] == pytest.approx(hub.extras["prediction"]["scores"], abs=1e-5)
     for name in ("valence", "arousal"):
-        assert got[name] == pytest.approx(hub.prediction[name], abs=1e-5)
+        assert got[name] == pytest.approx(hub.extras["prediction"][name], abs=1e-5)
 
 
 @pytest.mark.parametrize("folder", ["tiny_as_saved", "again", "from_pipeline", "pair"])
@@ -340,13 +333,8 @@ def test_saved_folder_has_hub_files(hub: Hub, folder: str) -> None:
     "folder", ["tiny_as_saved", "again", "from_pipeline", "pair", "whisper_pair"]
 )
 def test_saved_files_hold_no_private_path(hub: Hub, folder: str) -> None:
-    private = [
-        str(hub.work),
-        hub.work.name,
-        str(CHECKOUT),
-        str(Path.home()),
-        "transformers_modules",
-    ]
+    private = [str(hub.work), hub.work.name, str(CHECKOUT), str(Path.home())]
+    private += ["transformers_modules"]
     for file in sorted((hub.work / folder).rglob("*")):
         content = file.read_bytes() if file.is_file() else b""
         found = [path for path in private if len(path) > 1 and path.encode() in content]
@@ -356,7 +344,7 @@ def test_saved_files_hold_no_private_path(hub: Hub, folder: str) -> None:
 def test_encoders_from_hub_keep_their_weights(hub: Hub) -> None:
     """The old names of weight norm are found: nothing of the encoder is newly made."""
     model = hub.models["pair"]
-    pairs = ((model.audio_model, hub.audio_encoder), (model.text_model, hub.text_encoder))
+    pairs = ((model.audio_model, hub.extras["audio"]), (model.text_model, hub.extras["text"]))
     for loaded, source in pairs:
         expected = source.state_dict()
         assert loaded.state_dict().keys() == expected.keys()
@@ -376,13 +364,13 @@ def test_saved_weights_are_float32_without_decoder(hub: Hub) -> None:
 
 def test_spm_tokenizer_is_saved_complete(hub: Hub) -> None:
     """Loading what was saved needs neither sentencepiece nor the spm.model."""
-    tokenizer = hub.pair_processor.tokenizer
+    tokenizer = hub.extras["processor"].tokenizer
     assert isinstance(tokenizer, DebertaV2Tokenizer)
     assert not (hub.work / "moved_deberta" / "tokenizer.json").exists()
     again = MTMMProcessor.from_pretrained(hub.work / "pair")
     for text in (TEXT, *SENTENCES):
-        ids = hub.pair_processor(text=text)["input_ids"]
+        ids = hub.extras["processor"](text=text)["input_ids"]
         assert torch.equal(again(text=text)["input_ids"], ids)
         assert (ids == tokenizer.unk_token_id).sum() == 0, text  # NFKC makes ﬁ two letters
-    assert again.max_tokens == hub.pair_processor.max_tokens == 64
-    assert again.min_duration_s == hub.pair_processor.min_duration_s == 105 / 16000
+    assert again.max_tokens == hub.extras["processor"].max_tokens == 64
+    assert again.min_duration_s == hub.extras["processor"].min_duration_s == 105 / 16000

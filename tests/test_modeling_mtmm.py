@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from conftest import gradient, load_with_info
@@ -20,8 +19,8 @@ from transformers import Trainer, TrainingArguments
 
 import modeling_mtmm
 from configuration_mtmm import MTMMConfig
-from fusion_mtmm import MTMMAttention, MTMMRefinementLayer, align_values, align_weights
-from modeling_mtmm import MTMMModel, MTMMOutput
+from fusion_mtmm import MTMMAttention, align_values, align_weights
+from modeling_mtmm import MTMMModel
 
 MakeModel = Callable[..., MTMMModel]
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -281,17 +280,6 @@ def test_attention_matches_plain_float64(implementation: str, queries: int | Non
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_refinement_layer_matches_plain_float64(implementation: str) -> None:
-    torch.manual_seed(0)
-    layer = MTMMRefinementLayer(MTMMConfig.tiny(attn_implementation=implementation)).double()
-    states = torch.randn(3, 9, 32, dtype=torch.float64)
-    lengths = [9, 4, 1]
-    output = layer.eval()(states, random_mask(lengths, 9))
-    for i, n in enumerate(lengths):
-        assert_equal(output[i, :n], reference_refinement(layer, states[i, :n]), 1e-12)
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -398,25 +386,6 @@ def test_missing_modality_is_same_however_missing(
 
 
 @pytest.mark.parametrize("absent", ["acoustic", "linguistic"])
-def test_crossed_sets_both_read_present_modality(make_model: MakeModel, absent: str) -> None:
-    model = make_model(bridge_wiring="crossed")
-    keys = AUDIO_KEYS if absent == "acoustic" else TEXT_KEYS
-    inputs = without(batch(model, utterances(model)), keys)
-    output = model(**inputs, output_attentions=True, output_hidden_states=True)
-    present = output.hidden_states[0 if absent == "linguistic" else 1]
-    assert not output.hidden_states[1 if absent == "linguistic" else 0].any()
-    real = present.abs().sum(-1) > 0
-    for weights in (output.acoustic_bridge_attentions, output.linguistic_bridge_attentions):
-        for layer in weights:
-            assert_equal(layer.sum(-1), torch.ones(layer.shape[:-1]))
-            assert not layer.transpose(1, 3)[..., : real.shape[1], :, :][~real].any()
-    bridges = model.config.num_bridge_tokens
-    states = output.bridge_states
-    assert states[:, :bridges].abs().amin() >= 0 and states.abs().sum(-1).all()
-    assert_equal(output.fused_state, states.mean(1))
-
-
-@pytest.mark.parametrize("absent", ["acoustic", "linguistic"])
 def test_direct_leaves_absent_stream_out(make_model: MakeModel, absent: str) -> None:
     model = make_model(bridge_wiring="direct")
     keys = AUDIO_KEYS if absent == "acoustic" else TEXT_KEYS
@@ -428,26 +397,6 @@ def test_direct_leaves_absent_stream_out(make_model: MakeModel, absent: str) -> 
     assert not gone.any()
     assert_equal(output.fused_state, there.mean(1))
     assert not getattr(output, f"{absent}_bridge_attentions")[0].any()
-
-
-@pytest.mark.parametrize("absent", ["acoustic", "linguistic"])
-def test_without_bridge_tokens_absent_stream_is_left_out(
-    make_model: MakeModel, absent: str
-) -> None:
-    model = make_model(use_bridge_tokens=False)
-    items = utterances(model)[:1]
-    keys = AUDIO_KEYS if absent == "acoustic" else TEXT_KEYS
-    output = model(**without(batch(model, items), keys))
-    assert output.bridge_states is None
-    states, mask = (
-        model.encode_text(items[0][1][None])
-        if absent == "acoustic"
-        else model.encode_audio(items[0][0][None])
-    )
-    assert mask.all()
-    pair = (None, states[0].double()) if absent == "acoustic" else (states[0].double(), None)
-    expected = reference_fusion(copy.deepcopy(model).double(), *pair)
-    assert_equal(output.fused_state[0].double(), expected)
 
 
 def test_model_refuses_ambiguous_inputs(make_model: MakeModel) -> None:
@@ -578,22 +527,6 @@ def test_changed_input_changes_result(
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"bridge_wiring": "direct"}, {"use_bridge_tokens": False}]
-)
-def test_eager_equals_sdpa(make_model: MakeModel, overrides: dict[str, Any]) -> None:
-    outputs = []
-    for implementation in ("eager", "sdpa"):
-        model = make_model(attn_implementation=implementation, **overrides)
-        inputs = batch(model, utterances(model))
-        outputs.append(predict(model, inputs))
-        asked = model(**inputs, output_attentions=True)
-        assert_equal(asked.emotion_logits, outputs[0][:, :4])
-    assert_equal(outputs[1], outputs[0])
-    assert model.audio_model.config._attn_implementation == "sdpa"
-    assert model.text_model.config._attn_implementation == "eager"  # DeBERTa has nothing else
-
-
-@pytest.mark.parametrize(
     "overrides", [{}, {"num_interaction_layers": 2, "bridge_wiring": "direct"}]
 )
 def test_attentions_sum_to_one(make_model: MakeModel, overrides: dict[str, Any]) -> None:
@@ -617,51 +550,6 @@ def test_attentions_sum_to_one(make_model: MakeModel, overrides: dict[str, Any])
 STATES = ("acoustic_bridge_attentions", "linguistic_bridge_attentions", "hidden_states")
 
 
-@pytest.mark.parametrize("how", ["argument", "config"])
-def test_attentions_and_states_only_when_asked(make_model: MakeModel, how: str) -> None:
-    model = make_model()
-    inputs = batch(model, utterances(model))
-    output = model(**inputs)
-    assert isinstance(output, MTMMOutput)
-    assert [getattr(output, name) for name in STATES] == [None, None, None]
-    assert not set(STATES) & set(output)  # the dict's view of the output
-    assert output.loss is output.emotion_loss is output.dimension_loss is None
-    asked = {"output_attentions": True, "output_hidden_states": True}
-    if how == "config":
-        model.set_attn_implementation({"": "eager"})
-        for name in asked:
-            setattr(model.config, name, True)
-        output = model(**inputs)
-        refused = model(**inputs, output_attentions=False, output_hidden_states=False)
-        assert [getattr(refused, name) for name in STATES] == [None, None, None]
-    else:
-        output = model(**inputs, **asked)
-    assert all(getattr(output, name) is not None for name in STATES)
-    acoustic, linguistic = output.hidden_states
-    assert acoustic.shape[0] == linguistic.shape[0] == 4
-    assert not linguistic[inputs["attention_mask"] == 0].any()
-
-
-def test_outputs_have_documented_shapes(make_model: MakeModel) -> None:
-    model = make_model(dimension_names=("valence", "arousal", "dominance"), num_labels=6)
-    output = model(**batch(model, utterances(model)))
-    assert output.emotion_logits.shape == (4, 6)
-    assert output.dimensions.shape == (4, 3)
-    assert output.fused_state.shape == (4, 32)
-    assert output.bridge_states.shape == (4, 8, 32)
-
-
-def test_model_returns_tuple_on_request(make_model: MakeModel) -> None:
-    model = make_model()
-    inputs = batch(model, utterances(model)) | LABELS
-    output, values = model(**inputs), model(**inputs, return_dict=False)
-    assert isinstance(values, tuple)
-    fields = [output.loss, output.emotion_loss, output.dimension_loss, output.emotion_logits]
-    fields += [output.dimensions, output.fused_state, output.bridge_states]
-    assert len(values) == len(fields)
-    assert all(torch.equal(value, field) for value, field in zip(values, fields, strict=True))
-
-
 @pytest.mark.parametrize("limits", [(1.0, 5.0), (-1.0, 1.0), (0, 100)])
 def test_dimensions_stay_in_range(make_model: MakeModel, limits: tuple[float, float]) -> None:
     model = make_model(dimension_range=limits)
@@ -670,15 +558,6 @@ def test_dimensions_stay_in_range(make_model: MakeModel, limits: tuple[float, fl
     dimensions = model(**batch(model, utterances(model))).dimensions
     assert (dimensions >= limits[0]).all() and (dimensions <= limits[1]).all()
     assert dimensions.max() - dimensions.min() > 0.5 * (limits[1] - limits[0])
-
-
-def test_dominance_is_third_dimension(make_model: MakeModel) -> None:
-    model = make_model(dimension_names=("valence", "arousal", "dominance")).train()
-    labels = torch.cat([LABELS["dimension_labels"], torch.rand(4, 1) + 2], dim=1)
-    loss = model(**batch(model, utterances(model)), dimension_labels=labels).dimension_loss
-    loss.backward()
-    assert gradient(model.dimension_head.projection.weight).any(dim=1).all()
-    assert model.config.trained_outputs == ("valence", "arousal", "dominance")
 
 
 @pytest.mark.parametrize("layers", ["last", "weighted"])
@@ -710,10 +589,7 @@ def test_weighted_layers_are_encoders_hidden_states(make_model: MakeModel, pair:
         heard = model.audio_model(inputs["input_values"], output_hidden_states=True)
         read = model.text_model(inputs["input_ids"], output_hidden_states=True)
     for states, output in ((acoustic, heard), (linguistic, read)):
-        layers = [
-            *output.hidden_states[:-1],
-            output.last_hidden_state,
-        ]  # the last one is normalised
+        layers = [*output.hidden_states[:-1], output.last_hidden_state]  # the last is normalised
         assert_equal(states, torch.stack(layers, dim=1), 1e-6)
 
 
@@ -726,13 +602,10 @@ def test_chosen_layers_are_those_of_all(make_model: MakeModel, pair: str) -> Non
         strict=False,
     )
     inputs = batch(model, utterances(model))
-    assert_equal(
-        model.encode_audio(inputs["input_values"])[0],
-        every.encode_audio(inputs["input_values"])[0][:, [0, 2]],
-    )
-    assert_equal(
-        model.encode_text(inputs["input_ids"])[0], every.encode_text(inputs["input_ids"])[0][:, [1]]
-    )
+    heard, read = (m.encode_audio(inputs["input_values"])[0] for m in (model, every))
+    assert_equal(heard, read[:, [0, 2]])
+    heard, read = (m.encode_text(inputs["input_ids"])[0] for m in (model, every))
+    assert_equal(heard, read[:, [1]])
     assert model.fusion.acoustic_input.layer_weights.shape == (2,)
     with torch.no_grad():  # all other layers of the one that has all count nothing
         weights = every.fusion.acoustic_input.layer_weights
@@ -1098,14 +971,6 @@ def test_threads_do_not_share_states(make_model: MakeModel) -> None:
                 assert_equal(one, wanted)
 
 
-def test_encoder_that_returns_tuples_is_read_by_name(make_model: MakeModel) -> None:
-    model = make_model()
-    for encoder in (model.audio_model, model.text_model):
-        encoder.config.return_dict = False
-    model._adopt_encoders()
-    predict(model, batch(model, utterances(model)))
-
-
 def test_class_weights_and_reduction_reach_loss(make_model: MakeModel) -> None:
     model = make_model()
     inputs = training_batch(model, "complete")
@@ -1199,48 +1064,6 @@ LORA_TARGETS = (
 )
 
 
-@pytest.mark.parametrize("layers", ["last", "weighted"])
-def test_lora_trains_adapters_and_bridge_tokens(make_model: MakeModel, layers: str) -> None:
-    base = make_model(encoder_layers=layers)
-    lora = peft.LoraConfig(
-        r=2,
-        target_modules=LORA_TARGETS,
-        modules_to_save=["fusion", "emotion_head", "dimension_head"],
-    )
-    inputs = training_batch(base, "complete")
-    expected = predict(base, without(inputs, tuple(LABELS)))
-    model = peft.get_peft_model(base, lora).eval()
-    assert_equal(predict(model, without(inputs, tuple(LABELS))), expected)
-    model.train()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    parameters = dict(model.named_parameters())
-    before = {name: p.detach().clone() for name, p in parameters.items()}
-    for _ in range(2):
-        optimiser.zero_grad()
-        model(**inputs).loss.backward()
-        optimiser.step()
-    adapters = [name for name in parameters if "lora_" in name]
-    assert len(adapters) == 2 * (2 * 4 + 2 * 3)
-    assert [name for name in adapters if not gradient(parameters[name]).any()] == []
-    assert not any("fusion" in name or "head" in name.split(".")[2] for name in adapters)
-    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
-    tokens = {name for name in changed if "bridge_tokens" in name}
-    assert len(tokens) == 2 and all("modules_to_save" in name for name in tokens)
-    assert all("lora_" in name or "modules_to_save" in name for name in changed)
-
-
-@pytest.mark.parametrize(
-    ("pair", "wiring"), [("hubert-deberta", "crossed"), ("whisper-bert", "direct")]
-)
-def test_model_compiles_in_one_graph(make_model: MakeModel, pair: str, wiring: str) -> None:
-    model = make_model(**WEIGHTED, bridge_wiring=wiring, **PAIRS[pair])
-    inputs = batch(model, utterances(model))
-    expected = predict(model, inputs)
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_equal(predict(compiled, inputs), expected)
-
-
 def test_model_exports(make_model: MakeModel) -> None:
     model = make_model(**WEIGHTED)
 
@@ -1305,11 +1128,6 @@ def test_pretrained_encoders_keep_their_weights(
     model.save_pretrained(tmp_path / "whole")
     again = MTMMModel.from_pretrained(tmp_path / "whole", dtype=dtype)
     assert_equal(again(**inputs).emotion_logits, output.emotion_logits)
-
-
-def test_pretrained_encoders_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="nowhere"):
-        MTMMModel.from_encoders_pretrained(str(tmp_path / "nowhere"), str(tmp_path / "nowhere"))
 
 
 def test_real_encoders_ignore_padding_and_batch(real_data: Path) -> None:

@@ -1,6 +1,5 @@
 """MTMMModel behaves as a class of transformers' own; what test_modeling_mtmm.py does not already ask."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_with_info
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, set_seed
+from safetensors.torch import load_file
+from transformers import set_seed
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMOutput
@@ -84,29 +83,6 @@ def test_no_weights_are_shared(make_model: MakeModel) -> None:
     assert len(pointers) == len(set(pointers))
 
 
-@pytest.mark.parametrize("part", ["emotion_head.", "fusion.acoustic_bridge_tokens", "fusion."])
-def test_missing_weights_are_made_anew(make_model: MakeModel, tmp_path: Path, part: str) -> None:
-    model = make_model(encoder_layers="weighted", initializer_range=0.05)
-    model.save_pretrained(tmp_path)
-    path = tmp_path / "model.safetensors"
-    kept = {name: w for name, w in load_file(path).items() if not name.startswith(part)}
-    save_file(kept, path, metadata={"format": "pt"})
-    set_seed(0)
-    loaded, info = load_with_info(tmp_path)
-    missing = set(model.state_dict()) - set(kept)
-    assert set(info["missing_keys"]) == missing
-    for name in missing:
-        weight = loaded.state_dict()[name]
-        if name.endswith("layer_weights") or name.endswith("bias"):
-            assert torch.equal(weight, torch.zeros_like(weight))
-        elif "norm" in name:
-            assert torch.equal(weight, torch.ones_like(weight))
-        else:
-            assert weight.std().item() == pytest.approx(0.05, rel=0.25)
-    for name in kept:
-        assert torch.equal(loaded.state_dict()[name], kept[name])
-
-
 def test_embeddings_are_the_text_encoders(
     make_model: MakeModel, tmp_path: Path, inputs: dict[str, torch.Tensor]
 ) -> None:
@@ -163,27 +139,6 @@ def test_main_input_is_first_argument() -> None:
     assert set(MTMMConfig.keys_to_ignore_at_inference) <= outputs
 
 
-@pytest.mark.parametrize("frozen", ["fusion", "emotion_head", "dimension_head", "text_model"])
-def test_training_with_frozen_parts(
-    make_model: MakeModel, inputs: dict[str, torch.Tensor], frozen: str
-) -> None:
-    model = make_model(**OPEN).train()
-    model.get_submodule(frozen).requires_grad_(False)
-    before = copy.deepcopy(model.state_dict())
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    labels = {
-        "emotion_labels": torch.tensor([0, 2]),
-        "dimension_labels": torch.tensor([[1.0, 4.0], [3.0, 2.0]]),
-    }
-    model(**inputs, **labels).loss.backward()
-    optimiser.step()
-    moved = {
-        name.split(".")[0] for name, w in model.state_dict().items() if (w != before[name]).any()
-    }
-    parts = {"audio_model", "text_model", "fusion", "emotion_head", "dimension_head"}
-    assert moved == parts - {frozen}
-
-
 # ---- graphs --------------------------------------------------------------------------------------
 
 
@@ -204,19 +159,6 @@ def test_first_compile_is_one_graph(make_model: MakeModel, inputs: dict[str, tor
 
 
 # ---- configuration and processor -----------------------------------------------------------------
-
-
-def test_config_lives_without_model(tmp_path: Path) -> None:
-    config = MTMMConfig.tiny(output_hidden_states=True)
-    config.save_pretrained(tmp_path)
-    loaded = MTMMConfig.from_pretrained(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
-    assert loaded.to_diff_dict().keys() == config.to_diff_dict().keys()
-    assert loaded.output_hidden_states and loaded.get_text_config() is loaded.text_config
-    assert copy.deepcopy(loaded).to_dict() == loaded.to_dict()
-    for part in ("audio_config", "text_config"):
-        sub = getattr(loaded, part)
-        assert AutoConfig.for_model(**sub.to_dict()).to_dict() == sub.to_dict()
 
 
 def test_configs_share_no_state() -> None:
@@ -243,14 +185,3 @@ def test_processor_options_go_by_modality(tiny_processor: MTMMProcessor) -> None
     assert flat["input_ids"].shape[1] == 5
     lists = tiny_processor(**both, return_tensors="np")
     assert isinstance(lists["input_ids"], np.ndarray)
-
-
-def test_processor_survives_saving(tiny_processor: MTMMProcessor, tmp_path: Path) -> None:
-    tiny_processor.save_pretrained(tmp_path)
-    loaded = MTMMProcessor.from_pretrained(tmp_path, trust_remote_code=False)
-    assert loaded.to_dict() | {"auto_map": None} == tiny_processor.to_dict() | {"auto_map": None}
-    noise = np.zeros(800, dtype=np.float32)
-    for name, value in loaded(audio=noise, text="hello", sampling_rate=16000).items():
-        assert torch.equal(
-            value, tiny_processor(audio=noise, text="hello", sampling_rate=16000)[name]
-        )

@@ -94,19 +94,6 @@ def test_processor_gives_finite_tensors_or_says_why_not(
 
 
 @SOME
-@given(st.integers(400, 3000), seeds, st.integers(2, 8), st.booleans())
-def test_doubled_channels_change_nothing(
-    tiny_processor: MTMMProcessor, samples: int, seed: int, channels: int, first: bool
-) -> None:
-    alone = waveform(samples, seed)
-    doubled = np.stack([alone["array"]] * channels, axis=0 if first else 1)
-    values = [
-        tiny_processor(audio=audio)["input_values"] for audio in (alone, alone | {"array": doubled})
-    ]
-    assert torch.equal(*values)
-
-
-@SOME
 @given(
     st.lists(st.tuples(st.integers(50, 3000), st.floats(0.05, 0.2)), min_size=1, max_size=5),
     st.sampled_from([8000, 11025, 22050, 44100, 48000, 96000]),
