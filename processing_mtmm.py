@@ -31,6 +31,7 @@ try:
             samples_of,
             to_mono,
         )
+        from .encoders_mtmm import receptive_field
 except ImportError:
     from audio_mtmm import (
         check_rate,
@@ -41,6 +42,7 @@ except ImportError:
         samples_of,
         to_mono,
     )
+    from encoders_mtmm import receptive_field
 
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 Audio = np.ndarray | Sequence[float] | Mapping[str, Any]  # or a tensor of torch
@@ -270,14 +272,6 @@ class MTMMProcessor(ProcessorMixin):
     # Files, which `__call__` does not take.
     load_audio = staticmethod(load_audio)
     open_recording = staticmethod(open_recording)
-
-
-def receptive_field(config: PreTrainedConfig) -> int:
-    """Samples that a waveform encoder needs for its first frame: 400 (25 ms) for HuBERT-large."""
-    samples = 1
-    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
-        samples = (samples - 1) * stride + kernel
-    return samples
 
 
 def _max_tokens(tokenizer: Any, text_config: PreTrainedConfig) -> int:
