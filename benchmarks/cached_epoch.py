@@ -39,11 +39,14 @@ FOLDS, EPOCHS = 10, 20
 # One speaker of ten validates, one tests, in every fold.
 TRAIN, VALIDATION, TEST = 0.8, 0.1, 0.1
 PARTS = ("encoders", "heads", "re-encoding step", "cached step", "heads, forward only")
+WARMED_UP = ("heads", "cached step", "heads, forward only")  # the encoders have had their turn
+INPUTS = (
+    "acoustic_states", "acoustic_attention_mask", "linguistic_states", "linguistic_attention_mask",
+)  # fmt: skip
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=2)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser = make_parser(__doc__, rounds=2, batch_size=16)
     parser.add_argument("--batches", type=int, default=3)
     arguments = parser.parse_args()
     device = begin(arguments)
@@ -59,9 +62,8 @@ def main() -> None:
         for number, seconds in enumerate(stand_ins):
             watch = Stopwatch(device)
             steps = make_steps(model, optimiser, seconds, StateShards(Path(folder, str(number))))
-            for name in PARTS[1:]:  # warm up; the encoders have had their turn
-                if name != "re-encoding step":
-                    steps[name]()
+            for name in WARMED_UP:
+                steps[name]()
             for turn in range(arguments.rounds):
                 watch.round(turn, steps)
             print(f"batch {number + 1}, {seconds.min():.1f} to {seconds.max():.1f} s:")
@@ -98,7 +100,7 @@ def make_steps(
     def encode() -> dict[str, Tensor]:
         acoustic = model.encode_audio(batch["input_values"], batch["audio_attention_mask"])
         linguistic = model.encode_text(batch["input_ids"], batch["attention_mask"])
-        return as_inputs(acoustic, linguistic)
+        return dict(zip(INPUTS, (*acoustic, *linguistic), strict=True))
 
     states = encode()
     for name in ("acoustic", "linguistic"):
@@ -107,34 +109,17 @@ def make_steps(
         shards.write({f"{name}{i}": row[:length].clone() for i, (row, length) in enumerate(rows)})
 
     def cached() -> dict[str, Tensor]:
-        read = [
-            pad_states([shards[f"{name}{i}"] for i in range(len(seconds))])
-            for name in ("acoustic", "linguistic")
-        ]
-        inputs = as_inputs(*read)
-        return {name: tensor.to(model.device) for name, tensor in inputs.items()}
-
-    def forward_only() -> None:
-        with torch.no_grad():
-            model(**states)
+        acoustic = pad_states([shards[f"acoustic{i}"] for i in range(len(seconds))])
+        linguistic = pad_states([shards[f"linguistic{i}"] for i in range(len(seconds))])
+        tensors = (tensor.to(model.device) for tensor in (*acoustic, *linguistic))
+        return dict(zip(INPUTS, tensors, strict=True))
 
     return {
         "encoders": encode,
         "heads": lambda: train_step(model, optimiser, states | labels),
         "re-encoding step": lambda: train_step(model, optimiser, batch),
         "cached step": lambda: train_step(model, optimiser, cached() | labels),
-        "heads, forward only": forward_only,
-    }
-
-
-def as_inputs(
-    acoustic: tuple[Tensor, Tensor], linguistic: tuple[Tensor, Tensor]
-) -> dict[str, Tensor]:
-    return {
-        "acoustic_states": acoustic[0],
-        "acoustic_attention_mask": acoustic[1],
-        "linguistic_states": linguistic[0],
-        "linguistic_attention_mask": linguistic[1],
+        "heads, forward only": torch.no_grad()(lambda: model(**states)),
     }
 
 

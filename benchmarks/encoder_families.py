@@ -35,28 +35,12 @@ LIMIT_S = 30
 LARGEST = 20_000_000  # parameters of an encoder whose sizes were cut down
 # Parts of fields' names, and what their numbers become; the first part that fits decides.
 SIZES = {
-    "vocab_size": 512,
-    "num_hidden_groups": 1,
-    "position": 512,
-    "num_key_value_heads": 2,
-    "heads": 2,
-    "n_head": 2,
-    "layers": 2,
-    "n_layer": 2,
-    "num_experts_per_tok": 1,
-    "experts": 2,
-    "head_dim": 16,
-    "ffn_dim": 64,
-    "intermediate_size": 64,
-    "d_ff": 64,
-    "d_model": 32,
-    "d_kv": 16,
-    "hidden_size": 32,
-    "n_embd": 32,
-    "emb_dim": 32,
-    "embedding_size": 32,
-    "hidden_dim": 32,
-}
+    "vocab_size": 512, "num_hidden_groups": 1, "position": 512,
+    "num_key_value_heads": 2, "heads": 2, "n_head": 2, "layers": 2, "n_layer": 2,
+    "num_experts_per_tok": 1, "experts": 2, "head_dim": 16,
+    "ffn_dim": 64, "intermediate_size": 64, "d_ff": 64, "d_model": 32, "d_kv": 16,
+    "hidden_size": 32, "n_embd": 32, "emb_dim": 32, "embedding_size": 32, "hidden_dim": 32,
+}  # fmt: skip
 MODALITIES = {"input_values": "audio", "input_features": "audio", "input_ids": "text"}
 
 
@@ -80,8 +64,8 @@ def cut_down(config: PreTrainedConfig) -> PreTrainedConfig:
     return type(config)(**values)
 
 
-def families() -> dict[str, tuple[str, Any]]:
-    """Model type: its modality and its class in transformers."""
+def families() -> dict[str, str]:
+    """Model type: its modality."""
     found = {}
     for model_type, names in MODEL_MAPPING_NAMES.items():
         try:
@@ -90,7 +74,7 @@ def families() -> dict[str, tuple[str, Any]]:
         except (AttributeError, ImportError):  # it needs a library that is not installed
             continue
         if modality is not None:
-            found[model_type] = (modality, kind)
+            found[model_type] = modality
     return found
 
 
@@ -163,11 +147,10 @@ def main() -> None:
     wanted = parser.parse_args().model_types
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(50)
-    print(
-        "| family | modality | alone | forward | saves | loads | why not |\n|---|---|---|---|---|---|---|"
-    )
+    print("| family | modality | alone | forward | saves | loads | why not |")
+    print("|---|---|---|---|---|---|---|")
     counts: collections.Counter[str] = collections.Counter()
-    for model_type, (modality, _) in sorted(families().items(), key=lambda item: item[1][0]):
+    for model_type, modality in sorted(families().items(), key=lambda item: item[1]):
         if wanted and model_type not in wanted:
             continue
         done: list[str] = []

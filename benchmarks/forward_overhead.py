@@ -15,9 +15,7 @@ TARGET = 1.04
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=7)
-    parser.add_argument("--batch_size", type=int, default=4)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, rounds=7, batch_size=4).parse_args()
     device = begin(arguments)
     config = make_config(arguments.quick)
     model = move(MTMMModel(config), device).eval()

@@ -10,17 +10,22 @@ masked, and each run fills a cache of its own, so that kills hit the encoding to
 everything that results.json says of epochs and test must be the same, bit for bit.
 """
 
+import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
-from common import ROOT, begin, finish, make_parser, run_training, synthetic_flags
+from common import ROOT, begin, make_parser
 from safetensors.torch import load_file
+
+from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 
 COMPARED = ("epochs", "best_epoch", "temperature", "validation", "test")
 
@@ -28,48 +33,31 @@ COMPARED = ("epochs", "best_epoch", "temperature", "validation", "test")
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the moments; run n draws from seed + n"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="run n draws its moments from seed + n")
     parser.add_argument("--kills", type=int, default=2, help="of one run, at most")
     parser.add_argument("--cached", action="store_true", help="train from a cache")
-    parser.add_argument("--utterances", type=int, default=50)
-    parser.add_argument("--epochs", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.runs, arguments.kills, arguments.epochs = 1, 1, 1
+        arguments.runs, arguments.kills = 1, 1
     begin(arguments)
-    fields = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "head_dropout": 0.1}
-    if not arguments.cached:
-        fields |= {"freeze_audio_encoder": False, "freeze_text_encoder": False}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         work = Path(folder)
-        flags = synthetic_flags(work, arguments.utterances, **fields)
-        flags += ["--epochs", str(arguments.epochs), "--batch_size", "6", "--workers", "2"]
-        flags += ["--checkpoint_steps", "1", "--keep_checkpoints", "2"]
-        flags += ["--augment", "speed", "noise", "lowpass", "--augment_variants", "2"]
-        if arguments.cached:
-            flags += ["--mask_frames", "0.2"]
-            flags.append("--cache_dir")  # its value is the run's own, see start()
+        flags = write_inputs(work, arguments)
         began = time.monotonic()
-        train(work / "reference", flags)
+        finish(start(work / "reference", flags), work / "reference")
         duration = time.monotonic() - began
         epochs = len(json.loads((work / "reference" / "results.json").read_text())["epochs"])
         print(f"reference: {epochs} epochs in {duration:.1f} s", flush=True)
         identical = total = after_first = 0
         for number in range(arguments.runs):
-            kills = killed_run(
-                work / f"run{number}", flags, duration, arguments.seed + number, arguments.kills
-            )
-            same = is_identical(work / "reference", work / f"run{number}")
+            out, seed = work / f"run{number}", arguments.seed + number
+            kills = killed_run(out, flags, duration, seed, arguments.kills)
+            same = is_identical(work / "reference", out)
             identical += same
             total += len(kills)
             after_first += sum("no checkpoint" not in kill for kill in kills)
-            print(
-                f"run {number + 1}, seed {arguments.seed + number}: {'; '.join(kills)}: "
-                f"{'identical' if same else 'DIFFERENT'}",
-                flush=True,
-            )
+            verdict = "identical" if same else "DIFFERENT"
+            print(f"run {number + 1}, seed {seed}: {'; '.join(kills)}: {verdict}", flush=True)
     print(f"{total} kills, {after_first} of them after the first checkpoint")
     met = "met" if identical == arguments.runs else "MISSED"
     print(
@@ -78,16 +66,48 @@ def main() -> None:
     )
 
 
-def train(out: Path, flags: list[str]) -> None:
-    log = out.with_suffix(".log")
-    finish(start(out, flags), log)
+def write_inputs(work: Path, arguments: argparse.Namespace) -> list[str]:
+    """Write the embedded corpus and encoders; the flags that train on them."""
+    write_corpus(work / "corpus", utterances=50)
+    write_encoders(work / "encoders")
+    fields: dict[str, object] = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "num_bridge_tokens": 8,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "head_dropout": 0.1,
+    }
+    if not arguments.cached:
+        fields |= {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+    epochs = 1 if arguments.quick else 5
+    # Paths are relative to `work`, where every run starts.
+    flags = f"""--manifest corpus/manifest.csv --protocol session --fold 4 --tracker none
+        --audio_encoder encoders/audio --text_encoder encoders/text
+        --epochs {epochs} --batch_size 6 --workers 2 --checkpoint_steps 1 --keep_checkpoints 2
+        --augment speed noise lowpass --augment_variants 2 --resume True""".split()
+    flags += ["--model_config", json.dumps(fields)]
+    return [*flags, "--mask_frames", "0.2", "--cache_dir"] if arguments.cached else flags
 
 
 def start(out: Path, flags: list[str]) -> subprocess.Popen[bytes]:
-    if flags[-1] == "--cache_dir":
-        flags = [*flags, str(out) + "-cache"]
-    command = [str(ROOT / "train_accelerate.py"), *flags, "--out", str(out), "--resume", "True"]
-    return run_training(command, out.with_suffix(".log"), OMP_NUM_THREADS="1")
+    """Train in a process of its own, which writes to a log beside its folder."""
+    if flags[-1] == "--cache_dir":  # its value is the run's own
+        flags = [*flags, f"{out.name}-cache"]
+    command = [sys.executable, str(ROOT / "train_accelerate.py"), *flags, "--out", str(out)]
+    with out.with_suffix(".log").open("ab") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            command, cwd=out.parent, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def finish(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait for a process; stop here, with what it wrote, if it failed."""
+    if process.wait() != 0:
+        log = out.with_suffix(".log").read_text()
+        raise SystemExit(f"a run ended with {process.returncode}:\n{log}")
 
 
 def killed_run(out: Path, flags: list[str], duration: float, seed: int, most: int) -> list[str]:
@@ -105,7 +125,7 @@ def killed_run(out: Path, flags: list[str], duration: float, seed: int, most: in
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         if process.poll() is not None:
-            finish(process, out.with_suffix(".log"))
+            finish(process, out)
             if kills:
                 return kills
             shutil.rmtree(out)
@@ -115,7 +135,7 @@ def killed_run(out: Path, flags: list[str], duration: float, seed: int, most: in
         kills.append(f"{moment:.2f} s ({where(out)})")
         if (out / "results.json").exists():  # finished, but for the end of the process
             return kills
-    train(out, flags)
+    finish(start(out, flags), out)
     return kills
 
 

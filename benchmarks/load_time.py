@@ -20,43 +20,31 @@ TARGET = 1.2
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=5)
-    arguments = parser.parse_args()
+    arguments = make_parser(__doc__, rounds=5).parse_args()
     device = begin(arguments)
     with tempfile.TemporaryDirectory() as folder:
         save(make_config(arguments.quick), Path(folder))
+
+        def load(name: str, **options: bool) -> object:
+            return AutoModel.from_pretrained(Path(folder, name), **options).to(device)
+
         steps = {
-            "two bare encoders": lambda: [
-                AutoModel.from_pretrained(Path(folder, name)).to(device)
-                for name in ("audio", "text")
-            ],
-            "whole model": lambda: AutoModel.from_pretrained(
-                Path(folder, "mtmm"), trust_remote_code=True
-            ).to(device),
+            "two bare encoders": lambda: [load("audio"), load("text")],
+            "whole model": lambda: load("mtmm", trust_remote_code=True),
         }
         watch = Stopwatch(device)
         watch.rounds(arguments.rounds, steps)
     watch.print_table()
-    watch.print_ratio(
-        "loading the whole model ÷ two bare encoders", "whole model", "two bare encoders", TARGET
-    )
+    claim = "loading the whole model ÷ two bare encoders"
+    watch.print_ratio(claim, "whole model", "two bare encoders", TARGET)
 
 
 def save(config: MTMMConfig, folder: Path) -> None:
     """The model, and its encoders beside it; in a function, so that no copy stays in memory."""
     model = MTMMModel(config)
-    parameters = {
-        name: sum(p.numel() for p in part.parameters()) / 1e6
-        for name, part in (
-            ("whole", model),
-            ("audio", model.audio_model),
-            ("text", model.text_model),
-        )
-    }
-    print(", ".join(f"{name} {count:.1f} M parameters" for name, count in parameters.items()))
-    model.save_pretrained(folder / "mtmm")
-    model.audio_model.save_pretrained(folder / "audio")
-    model.text_model.save_pretrained(folder / "text")
+    for name, part in ("mtmm", model), ("audio", model.audio_model), ("text", model.text_model):
+        print(f"{name}: {sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters")
+        part.save_pretrained(folder / name)
 
 
 if __name__ == "__main__":

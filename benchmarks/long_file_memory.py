@@ -8,64 +8,59 @@ libraries and weights included.
 """
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from batched_pipeline import make_pipeline
-from common import begin, make_parser, print_result, real_data
+import torch
+from batched_pipeline import RATE, add_encoders, make_pipeline
+from common import (
+    begin,
+    begin_quietly,
+    in_own_process,
+    make_parser,
+    peak_bytes,
+    print_result,
+    real_data,
+)
 
 TARGET = 1.3
-RATE = 16000
+SHORT_S = 30.0
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--short_s", type=float, default=30.0)
     parser.add_argument("--long_s", type=float, default=3600.0)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--encoders", choices=["medium", "real", "paper"], default="medium")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    add_encoders(parser)
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.short_s, arguments.long_s = 13.0, 60.0
-    if arguments.measure is not None:
-        print(json.dumps(measure(arguments)))
-        return
+    lengths = (13.0, 60.0) if arguments.quick else (SHORT_S, arguments.long_s)
     begin(arguments)
-    peaks = {}
+    peaks = []
     print(f"{'file':<12}{'windows':>10}{'peak memory, MiB':>18}{'real-time factor':>18}")
     with tempfile.TemporaryDirectory() as folder:
-        for name, seconds in (("short", arguments.short_s), ("long", arguments.long_s)):
-            path = write_recording(Path(folder) / f"{name}.wav", seconds, arguments.encoders)
-            command = [sys.executable, __file__, *sys.argv[1:], "--measure", str(path)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout.splitlines()[-1])
-            peaks[name] = row["peak"]
+        for length in lengths:
+            path = write_recording(Path(folder, f"{length:g}.wav"), length, arguments.encoders)
+            peak, windows, seconds = in_own_process(measure, arguments, path)
+            peaks.append(peak)
             print(
-                f"{seconds:<12g}{row['windows']:>10}{row['peak'] / 2**20:>18.0f}"
-                f"{row['seconds'] / seconds:>18.3f}",
+                f"{length:<12g}{windows:>10}{peak / 2**20:>18.0f}{seconds / length:>18.3f}",
                 flush=True,
             )
-    claim = f"peak memory of {arguments.long_s:g} s ÷ that of {arguments.short_s:g} s"
-    print_result(claim, peaks["long"] / peaks["short"], TARGET)
+    claim = f"peak memory of {lengths[1]:g} s ÷ that of {lengths[0]:g} s"
+    print_result(claim, peaks[1] / peaks[0], TARGET)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
+def measure(arguments: argparse.Namespace, path: Path) -> tuple[int, int, float]:
     """Predict one file; peak bytes, windows, seconds."""
-    predict = make_pipeline(arguments, begin(arguments))
+    device = begin_quietly(arguments)
+    predict = make_pipeline(arguments, device)
     began = time.perf_counter()
-    result = predict(arguments.measure, batch_size=arguments.batch_size, window_s=6.0)
+    result = predict(str(path), batch_size=1, window_s=6.0)
     seconds = time.perf_counter() - began
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak": peak, "windows": len(result["timeline"]), "seconds": seconds}
+    # Resident memory on every device: a long recording lies there.
+    return peak_bytes(torch.device("cpu")), len(result["timeline"]), seconds
 
 
 def write_recording(path: Path, seconds: float, encoders: str) -> Path:

@@ -1,9 +1,9 @@
 """The exported model ÷ eager torch: ONNX, ONNX in 8 bits, and torch.compile; on the CPU.
 
-    python benchmarks/onnx_speed.py [--threads 2] [--batch_size 1] [--rounds 20] [--random]
+    python benchmarks/onnx_speed.py [--threads 2] [--batch_size 1] [--rounds 20]
 
 Whisper-base's encoder with a 6 s window and MiniLM (the folder that MTMM_REAL_DATA names, or
-../shared/real) with new heads; without them, or with --random, HuBERT and DeBERTa-v3 of base size with
+../shared/real) with new heads; without them HuBERT and DeBERTa-v3 of base size with
 random weights. Utterances of 3.6 s with 15 tokens. Exporting and compiling are not timed; each round
 times all, one after the other, on the same input.
 """
@@ -17,29 +17,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from common import MEDIAN_S, TOKENS, Stopwatch, begin, make_parser, real_data
+from common import (
+    MEDIAN_S,
+    TOKENS,
+    Stopwatch,
+    begin,
+    encoders_of_size,
+    make_parser,
+    real_data,
+    real_model,
+)
 
-from configuration_mtmm import DEBERTA_V3_LARGE, HUBERT_LARGE, MTMMConfig
+from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.publishing.export import export, quantise, size_of
 from mtmm_training.publishing.exported import ExportedModel
 from mtmm_training.publishing.parity import random_batch
 
 TARGETS = {"ONNX": 1.0, "ONNX int8": 0.8, "torch.compile": 1.0}
-BASE = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-}
 # All that exporting asks a processor.
 LIMITS: Any = SimpleNamespace(sampling_rate=16000, max_tokens=64)
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=20)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--random", action="store_true", help="HuBERT and DeBERTa of base size")
+    parser = make_parser(__doc__, rounds=20, batch_size=1)
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
     device = begin(arguments)
@@ -73,27 +74,14 @@ def main() -> None:
 
 
 def make_model(arguments: argparse.Namespace) -> MTMMModel:
-    real = real_data()
+    folder = real_data()
     if arguments.quick:
         return MTMMModel(MTMMConfig.tiny()).eval()
-    if real is not None and not arguments.random:
-        names = ("whisper-base-6s", "all-MiniLM-L6-v2")
-        fields: dict[str, Any] = {
-            "hidden_size": 256,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-        }
-        return MTMMModel.from_encoders_pretrained(
-            *(str(real / "encoders" / name) for name in names), **fields
-        )
-    return MTMMModel(
-        MTMMConfig(
-            audio_config=HUBERT_LARGE | BASE | {"model_type": "hubert"},
-            text_config=DEBERTA_V3_LARGE | BASE | {"model_type": "deberta-v2"},
-            hidden_size=768,
-            num_attention_heads=12,
-        )
-    ).eval()
+    if folder is not None:
+        sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
+        return real_model(folder, **sizes)[0]
+    base = encoders_of_size(768, 12)
+    return MTMMModel(MTMMConfig(**base, hidden_size=768, num_attention_heads=12)).eval()
 
 
 if __name__ == "__main__":

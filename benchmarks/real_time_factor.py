@@ -1,9 +1,9 @@
 """Seconds of compute for a second of audio, at the paper's shapes with random weights.
 
-    python benchmarks/real_time_factor.py [--device cuda] [--batch_size 1] [--seconds 3.6 30]
+    python benchmarks/real_time_factor.py [--device cuda] [--batch_size 1]
 
 Whole forward passes, audio and text, without gradients: in float32 and bfloat16, and the latter
-compiled too on a GPU, or anywhere with --compile. HuBERT and the fusion use SDPA, DeBERTa eager
+compiled too on a GPU. HuBERT and the fusion use SDPA, DeBERTa eager
 attention, which is all it has. Below 1 is faster than the speech itself.
 """
 
@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from common import (
+    MEDIAN_S,
     Stopwatch,
     begin,
     make_config,
@@ -28,24 +29,20 @@ TARGETS = {"cpu": 1.0, "cuda": 0.05, "mps": 0.5}
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=5)
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--seconds", type=float, nargs="+", default=[3.6, 30.0])
-    parser.add_argument("--compile", action="store_true", help="time torch.compile on a CPU too")
+    parser = make_parser(__doc__, rounds=5, batch_size=1)
     arguments = parser.parse_args()
     device = begin(arguments)
     config = make_config(arguments.quick)
-    if arguments.quick:
-        arguments.seconds = arguments.seconds[:1]
+    lengths = (MEDIAN_S,) if arguments.quick else (MEDIAN_S, 30.0)
     watch = Stopwatch(device)
     audio_s: dict[str, float] = {}  # of the batch that each name times
     for dtype in (torch.float32, torch.bfloat16):  # one after the other: two would need the memory
         torch.manual_seed(0)
         model = move(MTMMModel(config), device, dtype).eval()
         ways: dict[str, Callable[..., object]] = {str(dtype).removeprefix("torch."): model}
-        if dtype is torch.bfloat16 and (device.type == "cuda" or arguments.compile):
+        if dtype is torch.bfloat16 and device.type == "cuda":
             ways["bfloat16 compiled"] = torch.compile(model)
-        for seconds in arguments.seconds:
+        for seconds in lengths:
             batch = raw_batch(config, [seconds] * arguments.batch_size, device)
             raw = {name: tensor for name, tensor in batch.items() if "labels" not in name}
             steps: dict[str, Callable[[], object]] = {
@@ -56,7 +53,7 @@ def main() -> None:
                 watch.rounds(arguments.rounds, steps)
         del model, ways, steps
     watch.print_table()
-    print(f"batches of {arguments.batch_size}; tokens: {[tokens_of(s) for s in arguments.seconds]}")
+    print(f"batches of {arguments.batch_size}; tokens: {[tokens_of(s) for s in lengths]}")
     for name, total in audio_s.items():
         factor = watch.median(name) / total
         remark = f"{1 / factor:.3g} times as fast as speech"

@@ -14,11 +14,10 @@ import io
 import re
 import statistics
 import subprocess
-import tarfile
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REFUSING = re.compile(r"_?(require|refuse)(_\w+)?")
@@ -87,50 +86,48 @@ def _refuses(node: ast.AST) -> bool:
 
 def _body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     statements = node.body[1:] if ast.get_docstring(node) else node.body
-    if not statements:
-        return 0
-    return (statements[-1].end_lineno or 0) - statements[0].lineno + 1
+    return len(range(statements[0].lineno, _lines(statements[-1]).stop)) if statements else 0
+
+
+def paths_of(commit: str | None) -> list[str]:
+    """Every file of a commit, or of the working tree."""
+    if commit is not None:
+        return _git("ls-tree", "-r", "--name-only", commit).splitlines()
+    listed = _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    return [path for path in listed if (ROOT / path).is_file()]
 
 
 def files_of(commit: str | None) -> Iterator[tuple[str, str]]:
-    """Path and text of every file of Python, of a commit or of the working tree."""
-    if commit is None:
-        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
-        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        for path in listed.stdout.split():
-            if (ROOT / path).is_file():
-                yield path, (ROOT / path).read_text(encoding="utf-8")
-        return
-    packed = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.name.endswith(".py") else None
-            if file is not None:
-                yield member.name, file.read().decode("utf-8")
+    """Path and text of every file of Python."""
+    for path in paths_of(commit):
+        if path.endswith(".py"):
+            yield path, _git("show", f"{commit}:{path}") if commit else (ROOT / path).read_text()
 
 
-def longest_chain(sources: list[Source]) -> list[str]:
-    """The longest chain of files that import each other, the importing one first."""
-    modules = {source.path.removesuffix(".py").replace("/", "."): source for source in sources}
-    modules = {name.removesuffix(".__init__"): source for name, source in modules.items()}
-    edges = {
-        name: {
-            target
-            for imported in source.imports
-            for target in (imported, imported.rpartition(".")[0])
-            if target in modules and target != name
-        }
-        for name, source in modules.items()
+def _git(*words: str) -> str:
+    command = ["git", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def longest_chain(sources: list[Source]) -> int:
+    """Files in the longest chain of those that import each other."""
+    modules = {
+        source.path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): source
+        for source in sources
     }
-    known: dict[str, list[str]] = {}
+    edges = {}
+    for name, source in modules.items():
+        above = {imported.rpartition(".")[0] for imported in source.imports}
+        edges[name] = (source.imports | above) & modules.keys() - {name}
+    known: dict[str, int] = {}
 
-    def chain(name: str, above: tuple[str, ...]) -> list[str]:
+    def length(name: str, above: set[str]) -> int:
         if name not in known:
-            below = [chain(n, (*above, name)) for n in sorted(edges[name]) if n not in above]
-            known[name] = [name, *max(below, key=len, default=[])]
+            below = [length(n, above | {name}) for n in sorted(edges[name] - above)]
+            known[name] = 1 + max(below, default=0)
         return known[name]
 
-    return max((chain(name, ()) for name in sorted(modules)), key=len)
+    return max(length(name, set()) for name in sorted(modules))
 
 
 def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
@@ -142,6 +139,7 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
     bodies = {name: length for s in source for name, length in s.bodies.items()}
     lengths = sorted(bodies.values())
     code = sum(len(s.code) for s in source)
+    entries = {path.split("/")[0] for path in paths_of(commit) if not path.startswith(".")}
     cells = {
         "source files": str(len(source)),
         "source lines": f"{sum(s.lines for s in source):,}",
@@ -155,8 +153,8 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
         "refusals, % of code": f"{_refusals(source):.1f}",
         "refusals, % of the Hub files' code": f"{_refusals(hub):.1f}",
         "comments per 100 code lines": f"{100 * sum(s.comments for s in source) / code:.1f}",
-        "longest import chain": str(len(longest_chain(source))),
-        "entries at the root": str(_entries(everything, commit)),
+        "longest import chain": str(longest_chain(source)),
+        "entries at the root": str(len(entries)),
     }
     too_long = [f"{s.path}: {s.lines} lines" for s in source if s.lines > MOST_LINES]
     too_long += [f"{name}: {n} lines of body" for name, n in bodies.items() if n > MOST_BODY]
@@ -166,15 +164,6 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
 def _refusals(sources: list[Source]) -> float:
     code = sum(len(source.code) for source in sources)
     return 100 * sum(len(source.refusals) for source in sources) / max(code, 1)
-
-
-def _entries(sources: list[Source], commit: str | None) -> int:
-    command = ["git", "ls-tree", "--name-only", commit or "HEAD"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    names = {PurePosixPath(name).parts[0] for name in listed.stdout.split()}
-    if commit is None:
-        names |= {PurePosixPath(source.path).parts[0] for source in sources}
-    return sum(not name.startswith(".") for name in names)
 
 
 def main() -> None:
