@@ -303,7 +303,7 @@ def finish(job: Job) -> None:
     config, data, progress, accelerator = job.config, job.data, job.progress, job.accelerator
     adapter = job.out / "adapter" if accelerator.is_main_process else None
     model = best_model(config, data.outputs, job.checkpoints, adapter).to(accelerator.device)
-    validation = predict(model, job.loaders["best validation"], data.ids("validation"), accelerator)
+    validation = predict(model, job.loaders["validation"], data.ids("validation"), accelerator)
     test = predict(model, job.loaders["test"], data.ids("test"), accelerator)
     accelerator.end_training()
     if not accelerator.is_main_process:

@@ -39,14 +39,11 @@ def make_loaders(
     everything = [utterance for split in shown.values() for utterance in split]
     raw = RawInputs(processor, config.emotions, config.dimensions)
     cached = cached_states(config, model, processor, everything, data.recordings, accelerator)
+    collate = cached or raw
     if cached is not None:
         leave_cores_to(0, accelerator)
     loaders = {}
-    sources = {name: cached or raw for name in ("train", "validation")}
-    sources |= {"best validation": raw, "test": raw}  # as a user of the model gives them
-    for loader, collate in sources.items():
-        name = loader.removeprefix("best ")
-        utterances = data.splits[name]
+    for name, utterances in data.splits.items():
         batches = LengthBatches(
             frame_lengths(shown[name], data.recordings).reshape(-1, len(utterances)),
             config.batch_size,
@@ -59,8 +56,8 @@ def make_loaders(
             world_size=accelerator.num_processes,
         )
         # Reading cached states is a copy: a core kept for a worker would lie idle.
-        workers = config.workers if collate is raw else 0
-        loaders[loader] = make_loader(to_dataset(shown[name]), batches, collate, workers=workers)
+        workers = config.workers if cached is None else 0
+        loaders[name] = make_loader(to_dataset(shown[name]), batches, collate, workers=workers)
     return loaders
 
 
