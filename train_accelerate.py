@@ -182,7 +182,7 @@ def train(job: Job) -> None:
     if progress.total_steps == 0:  # a broken set-up fails in seconds
         loader, ids = job.loaders["validation"], job.data.ids("validation")
         predict(job.model, islice(loader, 2), ids, accelerator, max_batches=2)
-    accelerator.init_trackers("mtmm", config=report.tracked_settings(config))
+    accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
     job.stop.training = True
     for epoch in range(progress.epoch, config.epochs):
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
@@ -289,7 +289,7 @@ def validate(job: Job, probability: float) -> None:
     progress.history.append(record)
     if accelerator.is_main_process:
         print(report.epoch_line(config, record, better), flush=True)
-    accelerator.log(report.tracked_epoch(record), step=number)
+    accelerator.log(report.tracked(record), step=number)
     progress.epoch, progress.step, progress.losses, progress.norms = number, 0, [], []
     progress.seconds = time.monotonic() - job.began
     job.checkpoints.save(progress.total_steps, number)

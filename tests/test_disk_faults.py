@@ -6,7 +6,6 @@ Run alone: python -m pytest tests/test_disk_faults.py
 
 import ctypes
 import errno
-import json
 import multiprocessing
 import os
 import shutil
@@ -407,14 +406,3 @@ def test_full_disk_behind_standard_output_is_no_success(
         full.close()
     said = "error: Standard output cannot be written: No space left on device."
     assert said in capsys.readouterr().err
-
-
-# ---- the end of a training -----------------------------------------------------------------------
-
-
-def test_record_of_a_run_is_whole_or_absent(disk: Path) -> None:
-    record = {"numbers": list(range(5000))}
-    fill(disk, leave=8192)
-    with pytest.raises(OSError, match=FULL), replacing(disk / "results.json") as temporary:
-        temporary.write_text(json.dumps(record))
-    assert written(disk) == {}

@@ -45,7 +45,6 @@ def be_quiet() -> None:
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of this process; as many work together as were launched, on a CPU too."""
-    check_device()
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         # Not told so, accelerate takes processes without a GPU for as many runs side by side.
@@ -72,18 +71,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 # ---- what cannot be launched -------------------------------------------------------------------
-
-
-def check_device() -> None:
-    """Refuse to train on the CPU where a GPU was asked for."""
-    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    gpu = asked.startswith(("GPU-", "MIG-", *"0123456789")) and not cpu
-    if gpu and not torch.cuda.is_available():
-        raise ValueError(
-            f"CUDA_VISIBLE_DEVICES={asked} asks for a GPU, but torch {torch.__version__} finds none; "
-            "unset it to train on the CPU."
-        )
 
 
 def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str, Any]) -> None:

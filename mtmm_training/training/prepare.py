@@ -104,10 +104,11 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             audio_exists=config.on_error == "stop",
         )
     else:
-        official = config.protocol == "official"
-        options = json.loads(config.corpus_options)
         utterances = read_corpus(
-            str(config.corpus), str(config.corpus_dir), official_split=official, **options
+            str(config.corpus),
+            str(config.corpus_dir),
+            official_split=config.protocol == "official",
+            **json.loads(config.corpus_options),
         )
     hidden = {"audio", "text"} - set(config.modalities)
     kept = [
@@ -126,19 +127,12 @@ def read_all(config: TrainConfig) -> list[Utterance]:
 
 
 def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
-    """Refuse emotions that the model has no output for, and data without any label."""
+    """Refuse emotions that the model has no output for."""
     found = Counter(u.emotion for u in utterances if u.emotion is not None)
-    unknown = sorted(set(found) - set(config.emotions))
-    if unknown:
+    if unknown := sorted(set(found) - set(config.emotions)):
         counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
         raise ValueError(
             f"The data has emotions that are not among --emotions {' '.join(config.emotions)}: {counts}."
-        )
-    if not found and all(
-        getattr(u, name) is None for u in utterances for name in config.dimensions
-    ):
-        raise ValueError(
-            f"No utterance has a label: neither an emotion nor {' nor '.join(config.dimensions)}."
         )
 
 

@@ -1,6 +1,5 @@
 """What a run prints and what it leaves."""
 
-import dataclasses
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -161,19 +160,13 @@ def print_test(results: dict[str, Any], out: Path) -> None:
     )
 
 
-def tracked_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings as a tracker takes them."""
+def tracked(epoch: dict[str, Any]) -> dict[str, float]:
+    """The numbers of an epoch's record as a tracker takes them."""
+    train = epoch["train"] | {"rmm_probability": epoch["rmm_probability"]}
+    cccs = {f"CCC_{name}": ccc for name, ccc in epoch["validation"]["CCC"].items()}
     return {
-        name: value if isinstance(value, (int, float, str, bool)) else str(value)
-        for name, value in dataclasses.asdict(config).items()
+        f"{split}/{name}": value
+        for split, numbers in (("train", train), ("validation", epoch["validation"] | cccs))
+        for name, value in numbers.items()
+        if isinstance(value, float)
     }
-
-
-def tracked_epoch(epoch: dict[str, Any]) -> dict[str, float]:
-    """An epoch's record as a tracker takes it."""
-    metrics = epoch["validation"]
-    flat = {f"validation/{name}": metrics[name] for name in ("loss", "UAR", "WAR", "macro_F1")}
-    flat |= {f"validation/CCC_{name}": ccc for name, ccc in metrics["CCC"].items()}
-    flat |= {f"train/{name}": epoch["train"][name] for name in ("loss", "gradient_norm")}
-    flat["train/rmm_probability"] = epoch["rmm_probability"]
-    return {name: value for name, value in flat.items() if value is not None}
