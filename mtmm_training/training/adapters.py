@@ -173,9 +173,9 @@ def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) ->
     """Write adapters, fusion, heads and configuration; the processor is the caller's to add.
 
     Args:
-        model: Of [`add_lora`].
+        model: What [`add_lora`] returned.
         folder: Made where it is not.
-        base: Of [`describe_base`], before the adapters were added.
+        base: What [`describe_base`] said before the adapters were added.
     """
     plain, name = without_adapters(model), base.get("model")
     plain.name_or_path = name or ""  # else peft writes a private path
@@ -198,7 +198,7 @@ def merge(
     """Add the adapters to the encoders' weights: a plain model with the same outputs.
 
     Args:
-        adapters: A model of [`add_lora`], used up by this, or a folder of [`save_adapters`].
+        adapters: What [`add_lora`] returned, which is used up, or a folder of [`save_adapters`].
         out: Where to save the model, with the folder's processor; None = nowhere.
         base: For a folder: folder or Hub id of the MTMM model that was trained on, if base.json
             does not name it.

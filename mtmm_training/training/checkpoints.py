@@ -63,7 +63,7 @@ class Checkpoints:
     """The checkpoints in a run's folder.
 
     Args:
-        folder: Of the checkpoints; made when the first one is saved.
+        folder: Where checkpoints are; made when the first one is saved.
         accelerator: Saves and loads the state of every process.
         model: Prepared by `accelerator`.
         keep: How many of the newest to keep.

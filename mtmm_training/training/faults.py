@@ -101,9 +101,9 @@ def diverged(what: str, batches: Sequence[dict[str, Any]], output: MTMMOutput, p
     Args:
         what: What happened, and where.
         batches: What the model was given on this process, with `utterance_ids`.
-        output: Of the last batch.
-        path: Of a file that `torch.load` reads: a dict of `batches`, and of the last one's `loss`,
-            `emotion_loss` and `dimension_loss`.
+        output: The outputs for the last batch.
+        path: The file to write, which `torch.load` reads: a dict of `batches`, and of the last one's
+            `loss`, `emotion_loss` and `dimension_loss`.
     """
     names = ("loss", "emotion_loss", "dimension_loss")
     losses = {name: float(getattr(output, name).detach()) for name in names}
@@ -137,9 +137,9 @@ def explosion(norm: float, before: Sequence[float], parts: dict[str, Tensor]) ->
     """What to print where a finite gradient is far larger than those before it; else None.
 
     Args:
-        norm: Of the whole gradient, before it was clipped.
-        before: Those of the epoch's steps before.
-        parts: As of [`gradient_norms`].
+        norm: The norm of the whole gradient, before it was clipped.
+        before: The norms of the epoch's steps before.
+        parts: The norms of the parts, see [`gradient_norms`].
     """
     before = before[-BEFORE:]
     if len(before) < FEWEST or not EXPLOSION * statistics.median(before) < norm < math.inf:

@@ -78,8 +78,8 @@ def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str
 
     Args:
         config: The settings.
-        accelerator: Of this launch.
-        counts: By split, as of `describe_split`.
+        accelerator: The accelerator of this launch.
+        counts: What `describe_split` says of each split.
     """
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     sharded = accelerator.distributed_type == DistributedType.FSDP or (

@@ -40,10 +40,10 @@ class FoldData:
     """The data of one fold, read and checked.
 
     Args:
-        name: Of the fold.
+        name: The fold's name.
         splits: Utterances by split, with the labels of trained outputs alone.
         outputs: Names of the outputs that train.
-        counts: By split, as of [`describe_split`].
+        counts: What [`describe_split`] says of each split.
         bad: What is wrong with utterances that --on_error skip left out, by id.
         recordings: What is known of the audio files.
     """
@@ -242,7 +242,7 @@ def check_fold(config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Ut
 
     Args:
         config: The flags.
-        known: Of [`planned`].
+        known: What the flags say of the model, see `planned`.
         splits: The fold's utterances.
     """
     check_unseen(config, splits["test"])

@@ -93,8 +93,8 @@ def print_summary(
     Args:
         config: The settings.
         data: The fold's utterances.
-        parameters: As of `parameter_counts`.
-        accelerator: Of this launch.
+        parameters: What `parameter_counts` says.
+        accelerator: The accelerator of this launch.
         steps: In all epochs.
         padding: Share of padding in the first epoch's frames, 0 to 1.
     """
