@@ -239,8 +239,8 @@ def test_data_without_labels_can_be_encoded(embedded: Path, tmp_path: Path) -> N
     utterances = read_manifest(embedded / "corpus" / "manifest.csv")[:30:3]
     bare = [replace(u, emotion=None, valence=None, arousal=None) for u in utterances]
     write_manifest(bare, tmp_path / "bare.csv")
-    flags = ("--manifest", str(tmp_path / "bare.csv"), "--encode_only", "True")
-    flags += ("--protocol", "grouped", "--k", "3", "--cache_dir", str(tmp_path / "cache"))
+    flags = ["--manifest", str(tmp_path / "bare.csv"), "--encode_only", "True"]
+    flags += ["--protocol", "grouped", "--k", "3", "--cache_dir", str(tmp_path / "cache")]
     train(words(embedded, tmp_path / "out", *flags))
     assert list((tmp_path / "cache").rglob("*.safetensors"))
 

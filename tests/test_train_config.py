@@ -150,5 +150,8 @@ def test_model_keeps_its_outputs(tmp_path: Path, flags: dict[str, Any]) -> None:
     MTMMConfig.tiny().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"`--{next(iter(flags))}`"):
         TrainConfig(model=str(tmp_path), **flags).resolve()
-    own = {"emotions": ["angry", "happy", "sad", "neutral"], "dimensions": ["arousal", "valence"]}
+    own: dict[str, Any] = {
+        "emotions": ["angry", "happy", "sad", "neutral"],
+        "dimensions": ["arousal", "valence"],
+    }
     assert TrainConfig(model=str(tmp_path), **own).resolve().dimensions == ["valence", "arousal"]

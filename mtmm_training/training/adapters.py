@@ -20,7 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import UNUSED_WEIGHTS, MTMMModel, MTMMProcessor
+from encoders_mtmm import UNUSED_WEIGHTS
+from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.fingerprint import weights_digest
 from mtmm_training.files import read_json, write_json, writing
 
