@@ -8,7 +8,6 @@ import errno
 import math
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import time
@@ -234,13 +233,7 @@ def spoil(path: Path, how: str) -> None:
         soundfile.write(path, waveform, rate, subtype="FLOAT")
 
 
-BAD = {
-    "vanished": "No audio file",
-    "empty": r"is empty \(0 bytes\)",
-    "truncated": "is cut off",
-    "not audio": "cannot be decoded",
-    "NaN": r"samples that are NaN or infinite \(1 of ",
-}
+BAD = ("vanished", "empty", "truncated", "not audio", "NaN")
 
 Spoilt = tuple[list[Utterance], dict[str, str]]
 
@@ -272,9 +265,8 @@ def test_bad_recordings_are_skipped_and_named(
     assert "skipped, as they cannot be used: 5 utterances" in printed
     results = results_of(tmp_path / "out")
     assert set(results["skipped"]) == set(bad)
-    for utterance_id, how in bad.items():
-        assert f"{utterance_id}: " in printed
-        assert re.search(BAD[how], results["skipped"][utterance_id])
+    for utterance_id in bad:
+        assert f"{utterance_id}: {results['skipped'][utterance_id]}" in printed
     counted = sum(split["utterances"] for split in results["splits"].values())
     assert counted == len(utterances) - len(bad)
     rows = (tmp_path / "out" / "predictions.csv").read_text().splitlines()[1:]
@@ -296,8 +288,7 @@ def test_bad_recordings_stop_a_run_all_named_at_once(
     text = str(raised.value)
     assert text.startswith("4 of 50 utterances cannot be used:") and "--on_error skip" in text
     for utterance_id, how in bad.items():
-        found = re.search(rf"\n  {utterance_id}: .*{BAD[how]}", text)
-        assert (found is None) == (how == "vanished")
+        assert (f"\n  {utterance_id}: " in text) == (how != "vanished")
     with pytest.raises(ValueError, match=r"^Utterance .*(cut off|decoded|empty|as audio)"):
         train(flags)  # from the cache: the first that encoding meets
 
