@@ -86,40 +86,35 @@ class Utterance:
     def __post_init__(self) -> None:
         if found := next(self._problems(), None):
             field, problem = found
-            raise ValueError(
-                f"`{field}`={getattr(self, field)!r} {problem} (utterance {self.utterance_id!r})."
-            )
+            value = getattr(self, field)
+            raise ValueError(f"`{field}`={value!r} {problem} (utterance {self.utterance_id!r}).")
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with which field."""
-        for field in fields(self):
-            if problem := _value_problem(field.name, getattr(self, field.name)):
-                yield field.name, problem
+        for name in _FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, float) and not math.isfinite(value):
+                yield name, "is not a finite number"
+            elif isinstance(value, str) and not value.strip():
+                yield name, "is blank; give None where it may be absent"
+            elif isinstance(value, str) and _UNWRITABLE.search(value):
+                yield name, "has a NUL or half a surrogate pair, which no text file holds"
+            elif isinstance(value, str) and name not in VERBATIM and value != value.strip():
+                yield name, "has white space around it"
+            elif name in _NAMES and not isinstance(value, str):
+                yield name, "is not a name"
         if self.audio is None and self.text is None:
             yield "text", "is absent, and so is `audio`; give at least one of the two"
         if self.split not in (None, *SPLITS):
             yield "split", f"is not a split; use one of {', '.join(SPLITS)}"
         start = self.start_s or 0.0
         if start < 0:
-            yield "start_s", "is negative; give seconds from the beginning of the audio"
+            yield "start_s", "is negative"
         if self.end_s is not None and self.end_s <= start:
-            yield "end_s", f"is not after the start, {start} s; give a later time"
+            yield "end_s", f"is not after the start, {start} s"
 
 
-def _value_problem(name: str, value: Any) -> str | None:
-    if name in _NAMES and not isinstance(value, str):
-        return "is not a name; give a non-empty string"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "is not finite; give a finite number, or None for absent"
-    if not isinstance(value, str):
-        return None
-    if not value.strip():
-        return "is blank; give a non-empty string, or None where it may be absent"
-    if _UNWRITABLE.search(value):
-        return "has a NUL or half a surrogate pair, which no text file holds; remove it"
-    if name not in VERBATIM and value != value.strip():
-        return "has white space around it; strip it"
-    return None
+_FIELDS = [field.name for field in fields(Utterance)]
 
 
 def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
@@ -132,6 +127,13 @@ def few(names: Sequence[str]) -> str:
     """The first of many names, and how many more there are, for a message."""
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def listing(what: str, lines: Sequence[str], limit: int = _LISTED) -> str:
+    """`what`, and below it the first lines and how many more there are, for a message."""
+    shown = "".join(f"\n  {line}" for line in lines[:limit])
+    more = f"\n  and {len(lines) - limit:,} more" if len(lines) > limit else ""
+    return f"{what}:{shown}{more}"
 
 
 def digest(utterances: Iterable[Utterance]) -> str:
@@ -155,9 +157,6 @@ def by_id(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
     keyed = {utterance.utterance_id: utterance for utterance in utterances}
     if len(keyed) < len(utterances):
         counts = Counter(utterance.utterance_id for utterance in utterances)
-        doubled = [repr(name) for name, count in counts.items() if count > 1]
-        raise ValueError(
-            f"{len(doubled)} utterance ids occur more than once ({few(doubled)}). Where corpora are "
-            "mixed, prefix ids with the corpus, or name the corpora apart."
-        )
+        doubled = few([repr(name) for name, count in counts.items() if count > 1])
+        raise ValueError(f"Utterance ids occur more than once: {doubled}; name the corpora apart.")
     return keyed
