@@ -16,6 +16,7 @@ a corpus for its official split only: see `read_corpus`.
 
 import importlib
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,9 +28,10 @@ from mtmm_training.data.utterances import Utterance
 class Reader:
     """Where a corpus's reader is, and what it reads; `load` imports it.
 
-    The module has `read(folder, *, partial=False, ...)`, `EXPECTED` (the totals that it checks,
-    None = none) and `DIMENSION_RANGE` (lowest and highest value of its dimensional labels, None =
-    it has none). Values are on the corpus's own scale: set the model's `dimension_range` to it.
+    The module has `read(folder, *, partial=False, ...)`, which takes an absolute path, `EXPECTED`
+    (the totals that it checks, None = none) and `DIMENSION_RANGE` (lowest and highest value of its
+    dimensional labels, None = it has none). Values are on the corpus's own scale: set the model's
+    `dimension_range` to it.
     """
 
     module: str
@@ -40,20 +42,18 @@ class Reader:
         return importlib.import_module(self.module)
 
 
-CORPORA: dict[str, Reader] = {
-    name: Reader(f"{__name__}.{name}", contents)
-    for name, contents in {
-        "iemocap": "acted dialogues: audio, text, emotions, dimensions 1-5; 10 speakers",
-        "msp_podcast": "podcasts: audio, text, emotions, dimensions 1-7; its own splits",
-        "meld": "television dialogues: text, emotions, sentiment, audio if extracted; own splits",
-        "crema_d": "acted sentences: audio, text, emotions; 91 speakers",
-        "ravdess": "acted sentences: audio, text, emotions; 24 speakers",
-        "emodb": "acted German sentences: audio, text, emotions; 10 speakers",
-        "esd": "acted English sentences: audio, text, emotions; 10 speakers, own splits",
-        "synthetic": "the embedded corpus, made on the spot: audio, text, emotions, dimensions 1-5",
-        "emobank": "written English sentences: text, dimensions 1-5; own splits",
-    }.items()
+_CONTENTS = {
+    "iemocap": "acted dialogues: audio, text, emotions, dimensions 1-5; 10 speakers",
+    "msp_podcast": "podcasts: audio, text, emotions, dimensions 1-7; its own splits",
+    "meld": "television dialogues: text, emotions, sentiment, audio if extracted; own splits",
+    "crema_d": "acted sentences: audio, text, emotions; 91 speakers",
+    "ravdess": "acted sentences: audio, text, emotions; 24 speakers",
+    "emodb": "acted German sentences: audio, text, emotions; 10 speakers",
+    "esd": "acted English sentences: audio, text, emotions; 10 speakers, own splits",
+    "synthetic": "the embedded corpus, made on the spot: audio, text, emotions, dimensions 1-5",
+    "emobank": "written English sentences: text, dimensions 1-5; own splits",
 }
+CORPORA = {name: Reader(f"{__name__}.{name}", told) for name, told in _CONTENTS.items()}
 
 # What of read_corpus's own arguments no option of a reader may be called, and what sets it.
 CORPUS_FLAGS = {"name": "--corpus", "folder": "--corpus_dir"}
@@ -83,9 +83,6 @@ def read_corpus(
     known = list(inspect.signature(reader.read).parameters)[1:]
     if "official_split" in known:
         options["official_split"] = official_split
-    unknown = [option for option in options if option not in known]
-    if unknown:
-        raise ValueError(
-            f"`{unknown[0]}` is not an option of {name}; its options are {', '.join(known)}."
-        )
-    return reader.read(folder, **options)
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(f"{name} has no option `{unknown[0]}`; its own are {', '.join(known)}.")
+    return reader.read(Path(os.path.abspath(folder)), **options)

@@ -3,19 +3,18 @@
 A reader collects utterances whose emotion is still the corpus's own label; `finish` does the rest.
 """
 
-import csv
-import io
 import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora.labels import Labels, emotion_map
-from mtmm_training.data.utterances import Utterance, by_id, few
+from mtmm_training.data.manifest import read_delimited
+from mtmm_training.data.utterances import Utterance, by_id, few, listing
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +23,6 @@ Totals = Mapping[str, Mapping[Any, int]]
 
 AUDIO = (".wav", ".flac")
 GENDERS = {"F": "female", "M": "male"}
-_LISTED = 5
-
-
-def corpus_folder(folder: str | Path, layout: str) -> Path:
-    """Returns the folder as an absolute path.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    path = Path(os.path.abspath(folder))
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(path)!r}; give the one with {layout}.")
-    return path
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
@@ -60,22 +46,49 @@ def named_files(
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: one name is there twice, or does not match.
+        ValueError: a name does not match.
     """
     found = [path for path in visible(folder.glob(pattern)) if path.suffix.lower() in AUDIO]
     if not found:
         raise FileNotFoundError(f"No audio in {str(folder)!r}; give the folder with {layout}.")
     matches = {path: name.fullmatch(path.stem) for path in found}
-    counts = Counter(path.stem for path in found)
-    refuse(f"{folder}: names that are there twice", [n for n, count in counts.items() if count > 1])
-    refuse(
-        f"{folder}: names that are not like {layout}", [str(p) for p, m in matches.items() if not m]
-    )
-    return {path: match for path, match in sorted(matches.items(), key=_by_stem) if match}
+    odd = [str(path) for path, match in matches.items() if not match]
+    refuse(f"{folder}: names that are not like {layout}", odd)
+    by_stem = sorted(matches.items(), key=lambda item: item[0].stem)
+    return {path: match for path, match in by_stem if match}
 
 
-def _by_stem(item: tuple[Path, object]) -> str:
-    return item[0].stem
+def acted(
+    corpus: str,
+    files: Mapping[Path, re.Match[str]],
+    texts: Mapping[str, str],
+    genders: Mapping[str, str],
+    speaker: str = "",
+    script: str = "",
+) -> list[Utterance]:
+    """Makes utterances of files whose names tell all of a corpus of acted sentences.
+
+    Args:
+        corpus: with which all ids begin.
+        files: as of `named_files`; the names have the groups speaker, script and emotion.
+        texts: script -> words.
+        genders: speaker -> gender, of those whose gender is known.
+        speaker, script: what stands between corpus and speaker, or script, in their ids.
+    """
+    return [
+        Utterance(
+            utterance_id=f"{corpus}_{path.stem}",
+            corpus=corpus,
+            audio=str(path),
+            text=texts[name["script"]],
+            emotion=name["emotion"],
+            speaker_id=f"{corpus}_{speaker}{name['speaker']}",
+            script_id=f"{corpus}_{script}{name['script']}",
+            improvised=False,
+            gender=genders.get(name["speaker"]),
+        )
+        for path, name in files.items()
+    ]
 
 
 def read_text(path: Path) -> str:
@@ -102,19 +115,15 @@ def read_rows(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
         ValueError: it is no CSV file, a column is missing, or a row has another number of fields than
             the header.
     """
-    try:
-        records = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be taken apart ({error}).") from error
-    header = [name.strip() for name in records[0]] if records else []
-    missing = [name for name in columns if name not in header]
-    refuse(f"{path}: columns that are missing among {', '.join(header)}", missing)
-    rows = {f"row {number}": record for number, record in enumerate(records, start=1) if record}
-    uneven = [number for number, record in rows.items() if len(record) != len(header)]
-    refuse(f"{path}: rows without {len(header)} fields, as the header has", uneven)
+    problems: dict[int, str] = {}
+    header, rows = read_delimited(read_text(path), problems)
+    refuse(f"{path}: bad rows", [f"row {number}: {text}" for number, text in problems.items()])
+    names = [name.strip() for name in header]
+    missing = [name for name in columns if name not in names]
+    refuse(f"{path}: columns that are missing among {', '.join(names)}", missing)
     return {
-        number: {name: value.strip() for name, value in zip(header, record, strict=True)}
-        for number, record in list(rows.items())[1:]
+        f"row {number}": {name.strip(): value.strip() for name, value in row.items()}
+        for number, row in rows.items()
     }
 
 
@@ -147,13 +156,6 @@ def refuse(what: str, problems: Sequence[str]) -> None:
         raise ValueError(listing(what, problems))
 
 
-def listing(what: str, lines: Sequence[str], limit: int = _LISTED) -> str:
-    """`what`, and below it the first lines and how many more there are."""
-    shown = "".join(f"\n  {line}" for line in lines[:limit])
-    more = f"\n  and {len(lines) - limit:,} more" if len(lines) > limit else ""
-    return f"{what}:{shown}{more}"
-
-
 def finish(
     corpus: str,
     found: Iterable[Utterance],
@@ -177,10 +179,10 @@ def finish(
         ValueError: an own label is unknown, an id is doubled, or the totals are others.
         FileNotFoundError: an audio file is missing.
     """
-    emotions: Mapping[Any, str | None] = {None: None}
-    known = emotions
-    if labels is not None:
-        emotions, known = emotion_map(corpus, labels), emotion_map(corpus, "all")
+    emotions: Mapping[Any, str | None] = (
+        {None: None} if labels is None else emotion_map(corpus, labels)
+    )
+    known = emotions if labels is None else emotion_map(corpus, "all")
     found = list(by_id(found).values())
     unknown = [f"{u.utterance_id}: {u.emotion!r}" for u in found if u.emotion not in known]
     refuse(f"{corpus}: labels other than {', '.join(map(str, known))}", unknown)
@@ -205,10 +207,7 @@ def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -
     # A folder is listed once: a network disk answers hundreds of thousands of questions slowly.
     folders = {os.path.dirname(u.audio) for u in utterances if u.audio is not None}
     there = {
-        os.path.join(folder, name)
-        for folder in folders
-        if os.path.isdir(folder)
-        for name in os.listdir(folder)
+        entry.path for folder in folders if os.path.isdir(folder) for entry in os.scandir(folder)
     }
     missing = [u.audio for u in utterances if u.audio is not None and u.audio not in there]
     if missing:
@@ -237,12 +236,27 @@ def _check_totals(
     )
     if actual == wanted:
         return
-    lines = _unequal("emotion", wanted, actual, lambda key: emotions[key[1]] or "no emotion")
-    lines += _unequal(by.removesuffix("_id"), wanted, actual, lambda key: str(key[0]))
-    if not lines:  # both margins agree, so only the cells can tell
-        lines = _unequal("cell", wanted, actual, lambda key: " ".join(map(str, key)))
-    there, total = actual.total(), wanted.total()
-    what = f"{corpus}: {there:,} utterances found where the corpus has {total:,}"
+    margins: dict[str, Callable[[Any], str]] = {
+        "emotion": lambda key: emotions[key[1]] or "no emotion",
+        by.removesuffix("_id"): lambda key: str(key[0]),
+        "cell": lambda key: " ".join(
+            map(str, key)
+        ),  # where both margins agree, only cells can tell
+    }
+    lines: list[str] = []
+    for what, name in margins.items():
+        there, total = Counter[str](), Counter[str]()
+        for summed, counts in ((there, actual), (total, wanted)):
+            for key, count in counts.items():
+                summed[name(key)] += count
+        if what != "cell" or not lines:
+            pairs = [(key, there[key], total[key]) for key in sorted(there | total)]
+            lines += [
+                f"{what} {key}: {found:,} found, {wants:,} expected ({found - wants:+,})"
+                for key, found, wants in pairs
+                if found != wants
+            ]
+    what = f"{corpus}: {actual.total():,} utterances found where the corpus has {wanted.total():,}"
     _tell(listing(what, lines, limit=40), ValueError, partial)
 
 
@@ -255,20 +269,6 @@ def _tell(message: str, error: type[Exception], partial: bool) -> None:
     logger.warning("%s\nWhat is there is read.", message)
 
 
-def _unequal(
-    what: str, wanted: Counter[Any], actual: Counter[Any], name: Callable[[Any], str]
-) -> list[str]:
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for side, counter in enumerate((wanted, actual)):
-        for key, count in counter.items():
-            counts[name(key)][side] += count
-    return [
-        f"{what} {key}: {there:,} found, {total:,} expected ({there - total:+,})"
-        for key, (total, there) in sorted(counts.items())
-        if total != there
-    ]
-
-
 def apart_by_split(corpus: str, utterances: Iterable[Utterance], what: str) -> list[Utterance]:
     """Names speakers apart by split, so that a fold accepts splits that share them; warns of it.
 
@@ -277,15 +277,15 @@ def apart_by_split(corpus: str, utterances: Iterable[Utterance], what: str) -> l
         utterances: each with its split.
         what: what the speaker ids stand for, in plural.
     """
-    renamed = []
-    splits = defaultdict(set)
-    for u in utterances:
-        splits[u.speaker_id].add(u.split)
-        own = u.speaker_id.removeprefix(f"{corpus}_")
-        renamed.append(replace(u, speaker_id=f"{corpus}_{u.split}_{own}"))
-    shared = sum(len(names) > 1 for names in splits.values())
+    utterances = list(utterances)
+    pairs = {(u.speaker_id, u.split) for u in utterances}
+    counts = Counter(speaker for speaker, _ in pairs)
+    shared = sum(count > 1 for count in counts.values())
     logger.warning(
         "%s: %d of %d %s are in several official splits and now have one speaker id in each; use "
-        "these utterances for protocol 'official' only", corpus, shared, len(splits), what,
+        "these utterances for protocol 'official' only", corpus, shared, len(counts), what,
     )  # fmt: skip
-    return renamed
+    return [
+        replace(u, speaker_id=f"{corpus}_{u.split}_{u.speaker_id.removeprefix(f'{corpus}_')}")
+        for u in utterances
+    ]

@@ -10,7 +10,7 @@ were counted in its folder AudioWAV.
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import corpus_folder, finish, named_files, read_rows
+from mtmm_training.data.corpora.checks import acted, finish, named_files, read_rows
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -40,10 +40,14 @@ EXPECTED |= {f"crema_d_{actor}": _COUNTS | {"NEU": 11} for actor in (1002, 1076)
 EXPECTED |= {f"crema_d_{actor}": _SHORT for actor in (1008, 1009, 1019)}
 
 # One file ends in X.
-_NAME = re.compile(rf"(\d{{4}})_({'|'.join(SENTENCES)})_([A-Z]{{3}})_(LO|MD|HI|XX?)")
+_NAME = re.compile(
+    r"(?P<speaker>\d{4})_(?P<script>"
+    + "|".join(SENTENCES)
+    + r")_(?P<emotion>[A-Z]{3})_(LO|MD|HI|XX?)"
+)
 
 
-def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
     """Reads all recordings whose emotion is in the set: 7,442 with "all", 4,900 with "four".
 
     Args:
@@ -55,28 +59,9 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
-    root = corpus_folder(folder, LAYOUT)
-    names = named_files(root / "AudioWAV", "*", _NAME, LAYOUT)
-    genders = _genders(root / "VideoDemographics.csv")
-    found = [
-        Utterance(
-            utterance_id=f"crema_d_{path.stem}",
-            corpus="crema_d",
-            audio=str(path),
-            text=SENTENCES[name[2]],
-            emotion=name[3],
-            speaker_id=f"crema_d_{name[1]}",
-            script_id=f"crema_d_{name[2]}",
-            improvised=False,
-            gender=genders.get(name[1]),
-        )
-        for path, name in names.items()
-    ]
+    names = named_files(folder / "AudioWAV", "*", _NAME, LAYOUT)
+    people = folder / "VideoDemographics.csv"
+    rows = read_rows(people, ("ActorID", "Sex")) if people.is_file() else {}
+    genders = {row["ActorID"]: row["Sex"].lower() for row in rows.values()}
+    found = acted("crema_d", names, SENTENCES, genders)
     return finish("crema_d", found, labels=labels, expected=EXPECTED, partial=partial)
-
-
-def _genders(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    rows = read_rows(path, ("ActorID", "Sex"))
-    return {row["ActorID"]: row["Sex"].lower() for row in rows.values()}

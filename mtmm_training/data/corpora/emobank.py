@@ -14,14 +14,12 @@ from pathlib import Path
 
 from mtmm_training.data.corpora.checks import (
     apart_by_split,
-    corpus_folder,
     finish,
     read_rows,
     utterances_of,
 )
 from mtmm_training.data.utterances import Utterance
 
-LAYOUT = "emobank.csv"
 DIMENSION_RANGE = (1.0, 5.0)
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 EXPECTED = {"train": {None: 8062}, "validation": {None: 1000}, "test": {None: 1000}}
@@ -30,9 +28,7 @@ _COLUMNS = ("id", "split", "V", "A", "D", "text")
 _OFFSETS = re.compile(r"_\d+_\d+$")  # from which letter to which the sentence goes
 
 
-def read(
-    folder: str | Path, *, partial: bool = False, official_split: bool = False
-) -> list[Utterance]:
+def read(folder: Path, *, partial: bool = False, official_split: bool = False) -> list[Utterance]:
     """Reads all 10,062 sentences.
 
     Args:
@@ -44,7 +40,7 @@ def read(
         ValueError: a row cannot be read, or `EXPECTED` is not met.
         FileNotFoundError: there is no emobank.csv.
     """
-    path = corpus_folder(folder, LAYOUT) / "emobank.csv"
+    path = folder / "emobank.csv"
     found = utterances_of(read_rows(path, _COLUMNS), _utterance, str(path))
     kept = finish("emobank", found, labels=None, expected=EXPECTED, partial=partial, by="split")
     return apart_by_split("emobank", kept, "documents") if official_split else kept
@@ -55,7 +51,7 @@ def _utterance(row: dict[str, str]) -> Utterance:
         raise ValueError(f"split {row['split']!r} is not one of {', '.join(SPLITS)}")
     valence, arousal, dominance = (float(row[column]) for column in "VAD")
     low, high = DIMENSION_RANGE
-    if not all(low <= value <= high for value in (valence, arousal, dominance)):
+    if min(valence, arousal, dominance) < low or max(valence, arousal, dominance) > high:
         raise ValueError(f"a rating is outside {low:g} to {high:g}")
     return Utterance(
         utterance_id=f"emobank_{row['id']}",

@@ -10,7 +10,7 @@ the totals were counted in a copy of its file names (535, and by emotion as publ
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import corpus_folder, finish, named_files
+from mtmm_training.data.corpora.checks import acted, finish, named_files
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -29,7 +29,8 @@ TEXTS = {
     "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
     "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
 }
-MEN = ("03", "10", "11", "12", "15")
+_GENDERS = dict.fromkeys(("03", "10", "11", "12", "15"), "male")
+_GENDERS |= dict.fromkeys(("08", "09", "13", "14", "16"), "female")
 
 EXPECTED = {
     f"emodb_{speaker}": dict(zip("WLEAFTN", counts, strict=True))
@@ -47,10 +48,10 @@ EXPECTED = {
     }.items()
 }
 
-_NAME = re.compile(rf"(\d\d)({'|'.join(TEXTS)})([A-Z])([a-z])")
+_NAME = re.compile(rf"(?P<speaker>\d\d)(?P<script>{'|'.join(TEXTS)})(?P<emotion>[A-Z])[a-z]")
 
 
-def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
     """Reads all recordings whose emotion is in the set: 535 with "all", 339 with "four".
 
     Args:
@@ -62,20 +63,6 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
-    root = corpus_folder(folder, LAYOUT)
-    names = named_files(root / "wav", "*", _NAME, LAYOUT)
-    found = [
-        Utterance(
-            utterance_id=f"emodb_{path.stem}",
-            corpus="emodb",
-            audio=str(path),
-            text=TEXTS[name[2]],
-            emotion=name[3],
-            speaker_id=f"emodb_{name[1]}",
-            script_id=f"emodb_{name[2]}",
-            improvised=False,
-            gender="male" if name[1] in MEN else "female",
-        )
-        for path, name in names.items()
-    ]
+    names = named_files(folder / "wav", "*", _NAME, LAYOUT)
+    found = acted("emodb", names, TEXTS, _GENDERS)
     return finish("emodb", found, labels=labels, expected=EXPECTED, partial=partial)

@@ -14,13 +14,7 @@ import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import (
-    apart_by_split,
-    corpus_folder,
-    finish,
-    named_files,
-    read_text,
-)
+from mtmm_training.data.corpora.checks import apart_by_split, finish, named_files, read_text
 from mtmm_training.data.corpora.labels import LABELS, Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -42,7 +36,7 @@ _LINE = re.compile(r"(\d{4}_\d{6})\s+(.*\S)\s+(?:" + "|".join(LABELS["esd"]["all
 
 
 def read(
-    folder: str | Path,
+    folder: Path,
     *,
     labels: Labels = "four",
     partial: bool = False,
@@ -60,15 +54,17 @@ def read(
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
-    root = corpus_folder(folder, LAYOUT)
-    files = named_files(root, "[0-9]*/*/**/*", _NAME, LAYOUT)
+    files = named_files(folder, "[0-9]*/*/**/*", _NAME, LAYOUT)
     english = [path for path, name in files.items() if name[1] in SPEAKERS]
     if len(english) < len(files):
         logger.warning("esd: left out %d Mandarin recordings", len(files) - len(english))
     words: dict[str, str] = {}
     for speaker in SPEAKERS:
-        words |= _transcripts(root / speaker / f"{speaker}.txt")
-    found = [_utterance(root, path, words.get(path.stem)) for path in english]
+        listed = folder / speaker / f"{speaker}.txt"
+        lines = read_text(listed).splitlines() if listed.is_file() else []
+        matches = [_LINE.fullmatch(line.strip()) for line in lines]
+        words |= {match[1]: match[2] for match in matches if match}
+    found = [_utterance(folder, path, words.get(path.stem)) for path in english]
     kept = finish("esd", found, labels=labels, expected=EXPECTED, partial=partial)
     return apart_by_split("esd", kept, "speakers") if official_split else kept
 
@@ -89,9 +85,3 @@ def _utterance(root: Path, path: Path, text: str | None) -> Utterance:
         split=SPLITS.get(deeper[0]) if deeper else None,
         gender="male" if speaker in MEN else "female",
     )
-
-
-def _transcripts(path: Path) -> dict[str, str]:
-    lines = read_text(path).splitlines() if path.is_file() else []
-    matches = [_LINE.fullmatch(line.strip()) for line in lines]
-    return {match[1]: match[2] for match in matches if match}

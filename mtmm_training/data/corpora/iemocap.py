@@ -22,7 +22,6 @@ from typing import Any
 
 from mtmm_training.data.corpora.checks import (
     GENDERS,
-    corpus_folder,
     finish,
     read_text,
     refuse,
@@ -33,7 +32,6 @@ from mtmm_training.data.utterances import DIMENSIONS, Utterance
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = "the folders Session1 to Session5, as released"
 DIMENSION_RANGE = (1.0, 5.0)
 
 _LABELS = ("ang", "hap", "exc", "sad", "neu", "fru", "sur", "fea", "dis", "oth", "xxx")
@@ -63,7 +61,7 @@ _WORDS = re.compile(r"\s*(Ses\w+)\s*(?:\[[^\]]*\]\s*:?|:)(.*)")
 Rating = tuple[str, tuple[float, ...]]
 
 
-def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
     """Reads the turns whose majority label is in the set; "four" gives the usual 5,531.
 
     With "all", happy and excited stay apart, and turns without a majority have no emotion.
@@ -78,8 +76,7 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
             not met.
         FileNotFoundError: a folder or an audio file is missing.
     """
-    root = corpus_folder(folder, LAYOUT)
-    sessions = visible(path for path in root.glob("Session*") if path.is_dir())
+    sessions = visible(path for path in folder.glob("Session*") if path.is_dir())
     found = [utterance for session in sessions for utterance in _session(session)]
     return finish("iemocap", found, labels=labels, expected=EXPECTED, partial=partial)
 
@@ -89,7 +86,7 @@ def _session(folder: Path) -> Iterator[Utterance]:
     words = _transcripts(folder)
     for name, (label, dimensions) in ratings.items():
         turn = _TURN.fullmatch(name)
-        assert turn is not None, name  # _parse_head lets no other through
+        assert turn is not None, name  # _ratings lets no other through
         rated: dict[str, Any] = dict(zip(DIMENSIONS, dimensions, strict=True))
         scene = turn["scene"]
         improvised = scene.startswith("impro")
@@ -115,7 +112,7 @@ def _ratings(folder: Path) -> dict[str, Rating]:
     ratings: dict[str, Rating] = {}
     problems = []
     # Deeper folders hold each rater's own files.
-    for path in visible(_text_files(folder / "dialog" / "EmoEvaluation")):
+    for path in _text_files(folder / "dialog" / "EmoEvaluation"):
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             if not line.lstrip().startswith("["):
                 continue
@@ -143,7 +140,7 @@ def _ratings(folder: Path) -> dict[str, Rating]:
 def _transcripts(folder: Path) -> dict[str, str]:
     words: dict[str, str] = {}
     differing = 0
-    for path in visible(_text_files(folder / "dialog" / "transcriptions")):
+    for path in _text_files(folder / "dialog" / "transcriptions"):
         for line in read_text(path).splitlines():
             # Lines without a turn's name are what the other person said meanwhile.
             match = _WORDS.fullmatch(line)
@@ -157,7 +154,5 @@ def _transcripts(folder: Path) -> dict[str, str]:
     return words
 
 
-def _text_files(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no {str(folder)!r}; give the folder with {LAYOUT}.")
-    return folder.glob("*.txt")
+def _text_files(folder: Path) -> list[Path]:
+    return visible(path for path in folder.iterdir() if path.suffix == ".txt")

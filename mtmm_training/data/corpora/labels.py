@@ -13,49 +13,39 @@ def _emotions(pairs: str) -> dict[str, str | None]:
     return {own: emotion or None for own, emotion in split}
 
 
+def _sets(every: str, four: str = "") -> dict[str, dict[str, str | None]]:
+    """Both sets: "four" has those of `every` that are one of the four emotions, and `four`."""
+    all_ = _emotions(every)
+    kept = {own: name for own, name in all_.items() if name in ("angry", "happy", "neutral", "sad")}
+    return {"four": kept | _emotions(four), "all": all_}
+
+
 # corpus -> name of the set -> own label -> emotion
-LABELS: dict[str, dict[str, dict[str, str | None]]] = {
-    "iemocap": {
-        "four": _emotions("ang=angry hap=happy exc=happy neu=neutral sad=sad"),
-        # xxx: no majority among the raters
-        "all": _emotions(
-            "ang=angry hap=happy exc=excited neu=neutral sad=sad fru=frustrated sur=surprised "
-            "fea=fearful dis=disgusted oth= xxx="
-        ),
-    },
-    "msp_podcast": {
-        "four": _emotions("A=angry H=happy N=neutral S=sad"),
-        # O: other, X: no agreement
-        "all": _emotions(
-            "A=angry H=happy N=neutral S=sad U=surprised F=fearful D=disgusted C=contemptuous O= X="
-        ),
-    },
-    "meld": {
-        "four": _emotions("anger=angry joy=happy neutral=neutral sadness=sad"),
-        # MELD's own names, as in its published results.
-        "all": _emotions(
-            "anger=anger disgust=disgust fear=fear joy=joy neutral=neutral sadness=sadness "
-            "surprise=surprise"
-        ),
-    },
-    "crema_d": {
-        "four": _emotions("ANG=angry HAP=happy NEU=neutral SAD=sad"),
-        "all": _emotions("ANG=angry HAP=happy NEU=neutral SAD=sad DIS=disgusted FEA=fearful"),
-    },
-    "ravdess": {
-        "four": _emotions("01=neutral 02=neutral 03=happy 04=sad 05=angry"),
-        "all": _emotions(
-            "01=neutral 02=calm 03=happy 04=sad 05=angry 06=fearful 07=disgusted 08=surprised"
-        ),
-    },
-    "emodb": {  # initials of the German words
-        "four": _emotions("W=angry F=happy N=neutral T=sad"),
-        "all": _emotions("W=angry F=happy N=neutral T=sad L=bored E=disgusted A=fearful"),
-    },
-    "esd": {
-        "four": _emotions("Angry=angry Happy=happy Neutral=neutral Sad=sad"),
-        "all": _emotions("Angry=angry Happy=happy Neutral=neutral Sad=sad Surprise=surprised"),
-    },
+LABELS = {
+    # xxx: no majority among the raters
+    "iemocap": _sets(
+        "ang=angry hap=happy exc=excited neu=neutral sad=sad fru=frustrated sur=surprised "
+        "fea=fearful dis=disgusted oth= xxx=",
+        four="exc=happy",
+    ),
+    # O: other, X: no agreement
+    "msp_podcast": _sets(
+        "A=angry H=happy N=neutral S=sad U=surprised F=fearful D=disgusted C=contemptuous O= X="
+    ),
+    # MELD's own names, as in its published results.
+    "meld": _sets(
+        "anger=anger disgust=disgust fear=fear joy=joy neutral=neutral sadness=sadness "
+        "surprise=surprise",
+        four="anger=angry joy=happy sadness=sad",
+    ),
+    "crema_d": _sets("ANG=angry HAP=happy NEU=neutral SAD=sad DIS=disgusted FEA=fearful"),
+    "ravdess": _sets(
+        "01=neutral 02=calm 03=happy 04=sad 05=angry 06=fearful 07=disgusted 08=surprised",
+        four="02=neutral",
+    ),
+    # initials of the German words
+    "emodb": _sets("W=angry F=happy N=neutral T=sad L=bored E=disgusted A=fearful"),
+    "esd": _sets("Angry=angry Happy=happy Neutral=neutral Sad=sad Surprise=surprised"),
 }
 
 Labels = str | Mapping[str, str | None]
@@ -68,10 +58,11 @@ def emotion_map(corpus: str, labels: Labels) -> Mapping[str, str | None]:
         ValueError: the set is unknown, or the mapping has a label that the corpus does not.
     """
     sets = LABELS[corpus]
-    unknown = [] if isinstance(labels, str) else sorted(set(labels) - set(sets["all"]))
-    if unknown or (isinstance(labels, str) and labels not in sets):
+    if isinstance(labels, str) and labels in sets:
+        return sets[labels]
+    if isinstance(labels, str) or set(labels) - set(sets["all"]):
         raise ValueError(
-            f"`labels`={labels!r} is not possible for {corpus}; use one of {', '.join(sets)}, or a mapping "
-            f"to emotions from its own labels, {', '.join(sets['all'])}."
+            f"`labels`={labels!r} is none of {corpus}'s sets {', '.join(sets)}, nor a mapping from "
+            f"its own labels {', '.join(sets['all'])}."
         )
-    return sets[labels] if isinstance(labels, str) else labels
+    return labels

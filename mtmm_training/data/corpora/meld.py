@@ -12,11 +12,11 @@ Source of the totals: the corpus's own files (9,989, 1,109 and 2,610 lines).
 """
 
 import logging
+import os
 from pathlib import Path
 
 from mtmm_training.data.corpora.checks import (
     apart_by_split,
-    corpus_folder,
     finish,
     read_rows,
     utterances_of,
@@ -26,7 +26,6 @@ from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = "train_sent_emo.csv, dev_sent_emo.csv and test_sent_emo.csv"
 DIMENSION_RANGE = (1.0, 5.0)  # of `sentiment_as_valence`
 
 # Lines whose videos are missing or unreadable in the distribution: read as text alone.
@@ -49,7 +48,7 @@ _CONTROLS = {code: bytes([code]).decode("cp1252", errors="ignore") for code in r
 
 
 def read(
-    folder: str | Path,
+    folder: Path,
     *,
     labels: Labels = "all",
     sentiment_as_valence: bool = False,
@@ -72,11 +71,10 @@ def read(
         ValueError: a sentiment is unknown, or `EXPECTED` is not met.
         FileNotFoundError: a file is missing.
     """
-    root = corpus_folder(folder, LAYOUT)
-    audio = None if audio_dir is None else corpus_folder(audio_dir, "train/dia12_utt7.wav")
+    audio = None if audio_dir is None else Path(os.path.abspath(audio_dir))
     rows: dict[str, dict[str, str]] = {}
     for split in SPLITS:
-        path = root / f"{split}_sent_emo.csv"
+        path = folder / f"{split}_sent_emo.csv"
         if partial and not path.is_file():
             continue  # its lines are missing from the totals, which are logged
         for number, row in read_rows(path, _COLUMNS).items():

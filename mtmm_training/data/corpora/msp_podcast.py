@@ -20,11 +20,9 @@ from typing import Any
 
 from mtmm_training.data.corpora.checks import (
     GENDERS,
-    corpus_folder,
     finish,
     read_rows,
     read_text,
-    refuse,
     utterances_of,
     visible,
 )
@@ -33,7 +31,6 @@ from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = "Labels/labels_consensus.csv, Audios and Transcripts"
 DIMENSION_RANGE = (1.0, 7.0)
 EXPECTED = None
 TESTS = ("Test1", "Test2", "Test3")
@@ -45,7 +42,7 @@ _UNKNOWN = "unknown"
 
 
 def read(
-    folder: str | Path,
+    folder: Path,
     *,
     labels: Labels = "four",
     test: str = "Test1",
@@ -68,11 +65,16 @@ def read(
     """
     if test not in TESTS:
         raise ValueError(f"`test`={test!r} is not a partition; use one of {', '.join(TESTS)}.")
-    root = corpus_folder(folder, LAYOUT)
-    rows = _rows(_labels_file(root))
+    spellings = ("labels_consensus.csv", "labels_concensus.csv")
+    places = [place / name for place in (folder / "Labels", folder) for name in spellings]
+    table = next((path for path in places if path.is_file()), places[0])
+    rows = read_rows(table, _COLUMNS)
+    # A file may have several rows if they are equal.
+    distinct = {tuple(row.values()): number for number, row in rows.items()}
     kept: dict[str, dict[str, str]] = {}
     left_out: Counter[str] = Counter()
-    for name, row in rows.items():
+    for name in distinct.values():
+        row = rows[name]
         partition = row["Split_Set"]
         nobody = row["SpkrID"].lower() in ("", _UNKNOWN)
         if partition in TESTS and partition != test:
@@ -82,36 +84,18 @@ def read(
         else:
             kept[name] = row
     splits = SPLITS | {test: "test"}
-    found = utterances_of(kept, lambda row: _utterance(root, row, splits), "msp_podcast")
+    found = utterances_of(kept, lambda row: _utterance(folder, row, splits), "msp_podcast")
     if left_out:
         shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
         logger.warning("msp_podcast: left out %s", shown)
-    unlabelled = {path.name for path in visible((root / "Audios").glob("*.wav"))} - set(rows)
+    audio = {path.name for path in visible((folder / "Audios").glob("*.wav"))}
+    unlabelled = audio - {row["FileName"] for row in rows.values()}
     if unlabelled:
         logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
     return finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
 
 
-def _labels_file(root: Path) -> Path:
-    names = ("labels_consensus.csv", "labels_concensus.csv")
-    for path in (folder / name for folder in (root / "Labels", root) for name in names):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(f"{str(root)!r} has no labels; give the folder with {LAYOUT}.")
-
-
-def _rows(path: Path) -> dict[str, dict[str, str]]:
-    """Rows by file name; a file may have several rows if they are equal."""
-    rows: dict[str, dict[str, str]] = {}
-    problems = []
-    for number, row in read_rows(path, _COLUMNS).items():
-        if rows.setdefault(row["FileName"], row) != row:
-            problems.append(f"{number}: {row['FileName']} has another row that differs")
-    refuse(f"{path}: contradictions", problems)
-    return rows
-
-
-def _utterance(root: Path, row: dict[str, str], splits: dict[str, str]) -> Utterance:
+def _utterance(folder: Path, row: dict[str, str], splits: dict[str, str]) -> Utterance:
     stem = row["FileName"].removesuffix(".wav")
     own = stem.removeprefix("MSP-PODCAST_")
     if row["Split_Set"] not in splits:
@@ -119,28 +103,22 @@ def _utterance(root: Path, row: dict[str, str], splits: dict[str, str]) -> Utter
     speaker = row["SpkrID"]
     if speaker.lower() in ("", _UNKNOWN):
         speaker = f"{_UNKNOWN}_{own.partition('_')[0]}"  # the podcast's number
-    rated: dict[str, Any] = {n: _rating(column, row[column]) for n, column in _DIMENSIONS.items()}
+    rated: dict[str, Any] = {
+        name: float(row[column]) if row[column] else None for name, column in _DIMENSIONS.items()
+    }
+    low, high = DIMENSION_RANGE
+    outside = [v for v in rated.values() if v is not None and not low <= v <= high]
+    if outside:
+        raise ValueError(f"a rating of {outside[0]:g} is outside {low:g} to {high:g}")
+    transcript = folder / "Transcripts" / f"{stem}.txt"
     return Utterance(
         utterance_id=f"msp_podcast_{own}",
         corpus="msp_podcast",
-        audio=str(root / "Audios" / row["FileName"]),
-        text=_transcript(root / "Transcripts" / f"{stem}.txt"),
+        audio=str(folder / "Audios" / row["FileName"]),
+        text=(read_text(transcript).strip() or None) if transcript.is_file() else None,
         emotion=row["EmoClass"],
         **rated,
         speaker_id=f"msp_podcast_{speaker}",
         split=splits[row["Split_Set"]],
         gender=row["Gender"].lower() if row["Gender"].lower() in GENDERS.values() else None,
     )
-
-
-def _rating(column: str, value: str) -> float | None:
-    if not value:
-        return None
-    low, high = DIMENSION_RANGE
-    if not low <= float(value) <= high:
-        raise ValueError(f"{column} {value} is outside {low:g} to {high:g}")
-    return float(value)
-
-
-def _transcript(path: Path) -> str | None:
-    return (read_text(path).strip() or None) if path.is_file() else None

@@ -12,7 +12,7 @@ import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import corpus_folder, finish, named_files
+from mtmm_training.data.corpora.checks import acted, finish, named_files
 from mtmm_training.data.corpora.labels import LABELS, Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -22,20 +22,16 @@ LAYOUT = "Actor_01/03-01-06-01-02-01-12.wav and others"
 DIMENSION_RANGE = None
 
 STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
-ACTORS = range(1, 25)
-EXPECTED = {
-    f"ravdess_actor_{actor:02}": {
-        code: 4 if code == "01" else 8 for code in LABELS["ravdess"]["all"]
-    }
-    for actor in ACTORS
-}
+_GENDERS = {f"{actor:02}": "male" if actor % 2 else "female" for actor in range(1, 25)}
+_COUNTS = dict.fromkeys(LABELS["ravdess"]["all"], 8) | {"01": 4}
+EXPECTED = {f"ravdess_actor_{actor}": _COUNTS for actor in _GENDERS}
 
 _NAME = re.compile(
-    r"03-(?P<channel>0[12])-(?P<emotion>\d\d)-0[12]-(?P<statement>0[12])-0[12]-(?P<actor>\d\d)"
+    r"03-(?P<channel>0[12])-(?P<emotion>\d\d)-0[12]-(?P<script>0[12])-0[12]-(?P<speaker>\d\d)"
 )
 
 
-def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
     """Reads the speech whose emotion is in the set: 1,440 with "all", 864 with "four".
 
     With "four", calm counts as neutral. Songs are left out, and counted in a warning.
@@ -49,23 +45,9 @@ def read(folder: str | Path, *, labels: Labels = "four", partial: bool = False) 
         ValueError: a file name cannot be read, a file is there twice, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
-    root = corpus_folder(folder, LAYOUT)
-    names = named_files(root, "**/*", _NAME, LAYOUT)
+    names = named_files(folder, "**/*", _NAME, LAYOUT)
     speech = {path: name for path, name in names.items() if name["channel"] == "01"}
     if len(speech) < len(names):
         logger.warning("ravdess: left out %d songs", len(names) - len(speech))
-    found = [
-        Utterance(
-            utterance_id=f"ravdess_{path.stem}",
-            corpus="ravdess",
-            audio=str(path),
-            text=STATEMENTS[name["statement"]],
-            emotion=name["emotion"],
-            speaker_id=f"ravdess_actor_{name['actor']}",
-            script_id=f"ravdess_statement_{name['statement']}",
-            improvised=False,
-            gender="male" if int(name["actor"]) % 2 else "female",
-        )
-        for path, name in speech.items()
-    ]
+    found = acted("ravdess", speech, STATEMENTS, _GENDERS, speaker="actor_", script="statement_")
     return finish("ravdess", found, labels=labels, expected=EXPECTED, partial=partial)
