@@ -1,25 +1,17 @@
 """The embedded corpus: pytest tests/test_synthetic.py -q"""
 
 import hashlib
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 from mtmm_training.data.corpora import synthetic, synthetic_speech
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.utterances import Utterance
-
-QUADRANTS = {
-    "neutral": (True, False),
-    "happy": (True, True),
-    "angry": (False, True),
-    "sad": (False, False),
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +50,14 @@ def test_same_seed_gives_same_bytes(folder: Path, corpus: list[Utterance], tmp_p
     assert digests(tmp_path / "again") == digests(folder)
 
 
-def test_other_seed_gives_other_bytes(
-    folder: Path, corpus: list[Utterance], tmp_path: Path
-) -> None:
-    write_corpus(tmp_path / "other", seed=1, utterances=20)
-    ours, others = digests(folder), digests(tmp_path / "other")
-    assert not set(ours.values()) & set(others.values())
-
-
 def test_emotion_is_the_quadrant(corpus: list[Utterance]) -> None:
-    assert set(QUADRANTS) == {u.emotion for u in corpus}
+    assert len({u.emotion for u in corpus}) == 4
     for utterance in corpus:
         assert utterance.valence is not None and utterance.arousal is not None
         quadrant = (utterance.valence > 3, utterance.arousal > 3)
-        assert QUADRANTS[str(utterance.emotion)] == quadrant
-
-
-def test_labels_keep_their_range_and_margin(corpus: list[Utterance]) -> None:
-    labels = np.array([(u.valence, u.arousal) for u in corpus])
-    distances = np.abs(labels - 3)
-    assert distances.min() >= 0.3 and distances.max() <= 1.8
-    assert len(np.unique(labels)) > 60  # continuous, not a few steps
+        assert synthetic.EMOTIONS[quadrant] == utterance.emotion
+        for label in (utterance.valence, utterance.arousal):
+            assert 0.3 <= abs(label - 3) <= 1.8
 
 
 def test_ten_speakers_in_five_sessions(corpus: list[Utterance]) -> None:
@@ -149,15 +128,13 @@ def test_audio_tells_arousal_but_not_valence(corpus: list[Utterance]) -> None:
     assert abs(np.corrcoef(cue, valence)[0, 1]) < 0.3
 
 
-def test_finished_folder_is_not_rewritten(folder: Path, corpus: list[Utterance]) -> None:
-    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    assert write_corpus(folder, utterances=80) == corpus
-    assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-
-
-def test_other_size_replaces_the_corpus(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", utterances=20)
-    assert len(write_corpus(tmp_path / "corpus", utterances=10)) == 10
+def test_finished_folder_is_not_rewritten_but_replaced_by_another(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", utterances=20)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    assert write_corpus(tmp_path / "corpus", utterances=20) == corpus
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    other = write_corpus(tmp_path / "corpus", seed=1, utterances=10)
+    assert len(other) == 10 and not {u.text for u in other} <= {u.text for u in corpus}
     assert len(list((tmp_path / "corpus" / "audio").iterdir())) == 10
 
 
@@ -180,40 +157,17 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="0"):
-        write_corpus(tmp_path / "corpus", utterances=0)
-
-
-def test_encoders_load_in_a_fresh_process(encoders: tuple[Path, Path]) -> None:
-    script = """if True:
-        import sys
-        import numpy as np
-        from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
-
-        audio, text = sys.argv[1:]
-        heard = AutoFeatureExtractor.from_pretrained(audio)(
-            np.zeros(16000, "float32"), sampling_rate=16000, return_tensors="pt"
-        )
-        encoder = AutoModel.from_pretrained(audio).encoder
-        print(*encoder(heard.input_features).last_hidden_state.shape)
-        tokenizer = AutoTokenizer.from_pretrained(text)
-        read = tokenizer("The Movie was not bad, zebra.", return_tensors="pt")
-        print(*tokenizer.convert_ids_to_tokens(read.input_ids[0]))
-        print(*AutoModel.from_pretrained(text)(**read).last_hidden_state.shape)
-    """
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", script, *map(str, encoders)],
-        env={"HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "MISSING" not in process.stderr
-    heard, tokens, read = process.stdout.splitlines()
-    assert heard == "1 200 64"
-    assert tokens == "[CLS] the movie was not bad [UNK] [UNK] . [SEP]"
-    assert read == "1 10 64"
+def test_encoders_load_and_know_the_words(encoders: tuple[Path, Path]) -> None:
+    audio, text = map(str, encoders)
+    extractor = AutoFeatureExtractor.from_pretrained(audio)
+    heard = extractor(np.zeros(16000, np.float32), sampling_rate=16000, return_tensors="pt")
+    states = AutoModel.from_pretrained(audio).encoder(heard.input_features).last_hidden_state
+    assert states.shape == (1, 200, 64)
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    read = tokenizer("The Movie was not bad, zebra.", return_tensors="pt")
+    tokens = tokenizer.convert_ids_to_tokens(read.input_ids[0])
+    assert " ".join(tokens) == "[CLS] the movie was not bad [UNK] [UNK] . [SEP]"
+    assert AutoModel.from_pretrained(text)(**read).last_hidden_state.shape == (1, 10, 64)
 
 
 def test_encoders_follow_the_seed(encoders: tuple[Path, Path], tmp_path: Path) -> None:

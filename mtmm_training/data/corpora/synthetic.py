@@ -15,13 +15,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mtmm_training.data.corpora.synthetic_speech import (
-    LONGEST_S,
-    MIDPOINT,
-    SAMPLING_RATE,
-    make_voice,
-    speak,
-)
+from mtmm_training.data.corpora import synthetic_speech as speech
+from mtmm_training.data.corpora.synthetic_speech import LONGEST_S, MIDPOINT, SAMPLING_RATE
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance
 
@@ -37,11 +32,8 @@ DIALOGUES = ("impro01", "impro02", "impro03", "script01")
 # Whether valence and arousal are high -> emotion; independent halves of these sizes give classes
 # about as unequal as IEMOCAP's, 30 % neutral, 30 % happy, 20 % angry and 20 % sad.
 EMOTIONS = {
-    (True, False): "neutral",
-    (True, True): "happy",
-    (False, True): "angry",
-    (False, False): "sad",
-}
+    (True, False): "neutral", (True, True): "happy", (False, True): "angry", (False, False): "sad",
+}  # fmt: skip
 HIGH_VALENCE_SHARE, HIGH_AROUSAL_SHARE = 0.6, 0.5
 MARGIN, REACH = 0.3, 1.8  # how near to and how far from the midpoint a label may lie
 
@@ -49,30 +41,27 @@ MARGIN, REACH = 0.3, 1.8  # how near to and how far from the midpoint a label ma
 
 # Word class -> strongly negative, mildly negative, mildly positive, strongly positive words.
 POLAR_WORDS = {
-    "adjective": (
-        "terrible awful horrible dreadful miserable hopeless rotten disgraceful".split(),
-        "bad poor dull weak unpleasant useless unfair wrong".split(),
-        "good nice pleasant fine decent helpful useful fair".split(),
-        "wonderful perfect lovely beautiful splendid superb delightful marvelous".split(),
-    ),
-    "noun": (
-        "disaster catastrophe nightmare curse tragedy".split(),
-        "problem mistake nuisance bother letdown".split(),
-        "success pleasure comfort bonus favor".split(),
-        "blessing treasure triumph miracle jewel".split(),
-    ),
-    "verb": (
-        "hated despised loathed detested".split(),
-        "disliked regretted doubted mistrusted".split(),
-        "liked enjoyed welcomed trusted".split(),
-        "loved adored treasured cherished".split(),
-    ),
-    "opener": (
-        "tragically horribly disastrously".split(),
-        "unfortunately regrettably unluckily".split(),
-        "fortunately luckily thankfully".split(),
-        "wonderfully beautifully marvelously".split(),
-    ),
+    word_class: [level.split() for level in levels.split("|")]
+    for word_class, levels in {
+        "adjective": (
+            "terrible awful horrible dreadful miserable hopeless rotten disgraceful"
+            "|bad poor dull weak unpleasant useless unfair wrong"
+            "|good nice pleasant fine decent helpful useful fair"
+            "|wonderful perfect lovely beautiful splendid superb delightful marvelous"
+        ),
+        "noun": (
+            "disaster catastrophe nightmare curse tragedy|problem mistake nuisance bother letdown"
+            "|success pleasure comfort bonus favor|blessing treasure triumph miracle jewel"
+        ),
+        "verb": (
+            "hated despised loathed detested|disliked regretted doubted mistrusted"
+            "|liked enjoyed welcomed trusted|loved adored treasured cherished"
+        ),
+        "opener": (
+            "tragically horribly disastrously|unfortunately regrettably unluckily"
+            "|fortunately luckily thankfully|wonderfully beautifully marvelously"
+        ),
+    }.items()
 }
 DEGREES = {
     True: "very really truly absolutely".split(),
@@ -155,7 +144,7 @@ def _sentence(rng: np.random.Generator, valence: float) -> str:
 # --- the corpus ----------------------------------------------------------------------------------
 
 
-def read(folder: Path | str) -> list[Utterance]:
+def read(folder: Path) -> list[Utterance]:
     """Read the embedded corpus of 1,200 utterances, written to the folder first where it is not."""
     return write_corpus(folder)
 
@@ -171,11 +160,8 @@ def write_corpus(folder: Path | str, *, seed: int = 0, utterances: int = 1200) -
         utterances: how many, dealt out to the ten speakers in turn.
 
     Raises:
-        ValueError: no utterances are asked for.
         FileExistsError: the folder holds something that is not a synthetic corpus.
     """
-    if utterances < 1:
-        raise ValueError(f"`utterances`={utterances!r} makes no corpus; give at least 1.")
     folder = Path(folder)
     recipe = {"version": VERSION, "seed": seed, "utterances": utterances}
     if not _holds(folder, recipe):
@@ -188,7 +174,7 @@ def write_corpus(folder: Path | str, *, seed: int = 0, utterances: int = 1200) -
 def _write_audio(folder: Path, seed: int, count: int) -> list[Utterance]:
     # [seed, purpose, ...]: every utterance has a stream of its own and so depends on no other.
     voices = [
-        make_voice(np.random.default_rng([seed, 0, speaker]), GENDERS[speaker % 2])
+        speech.make_voice(np.random.default_rng([seed, 0, speaker]), GENDERS[speaker % 2])
         for speaker in range(SPEAKERS)
     ]
     turns = -(-count // SPEAKERS)
@@ -201,12 +187,35 @@ def _write_audio(folder: Path, seed: int, count: int) -> list[Utterance]:
         turn, speaker = divmod(index, SPEAKERS)
         role = speaker % 2
         rng = np.random.default_rng([seed, 3, index])
-        script = np.random.default_rng([seed, 4, role, turn])
+        script = np.random.default_rng([seed, 4, role, turn])  # the same in all sessions
         high = (bool(high_valence[turn, role]), bool(high_arousal[turn, speaker]))
-        utterance = _utterance(rng, script, folder, speaker, turn, high)
-        assert utterance.arousal is not None and utterance.text is not None  # made just now
-        waveform = speak(rng, voices[speaker], utterance.arousal, len(utterance.text.split()))
-        soundfile.write(utterance.audio, waveform, SAMPLING_RATE, subtype="PCM_16")
+        # Names in IEMOCAP's manner.
+        gender, session = GENDERS[role], f"Ses{speaker // 2 + 1:02d}"
+        dialogue = DIALOGUES[turn % len(DIALOGUES)]
+        line = f"{dialogue}_{gender}{turn // len(DIALOGUES):03d}"
+        improvised = dialogue.startswith("impro")
+        words = rng if improvised else script
+        valence = _label(words, high[0])
+        text = _sentence(words, valence)
+        arousal = _label(rng, high[1])
+        path = folder / "audio" / f"{session}F_{line}.wav"
+        waveform = speech.speak(rng, voices[speaker], arousal, len(text.split()))
+        soundfile.write(path, waveform, SAMPLING_RATE, subtype="PCM_16")
+        utterance = Utterance(
+            utterance_id=path.stem,
+            corpus=CORPUS,
+            audio=str(path),
+            text=text,
+            emotion=EMOTIONS[high],
+            valence=valence,
+            arousal=arousal,
+            speaker_id=f"{session}{gender}",
+            session_id=session,
+            dialogue_id=f"{session}F_{dialogue}",
+            script_id=None if improvised else line,
+            improvised=improvised,
+            gender=gender,
+        )
         written.append(utterance)
     return written
 
@@ -215,45 +224,6 @@ def _deal(rng: np.random.Generator, share: float, turns: int, columns: int) -> n
     """Booleans (turns, columns), true for the same share of each column, shuffled within it."""
     dealt = np.arange(turns) < round(share * turns)
     return rng.permuted(np.tile(dealt[:, None], columns), axis=0)
-
-
-def _utterance(
-    rng: np.random.Generator,
-    script: np.random.Generator,
-    folder: Path,
-    speaker: int,
-    turn: int,
-    high: tuple[bool, bool],
-) -> Utterance:
-    """Names in IEMOCAP's manner, labels, and words.
-
-    Args:
-        rng: randomness of this utterance alone.
-        script: randomness that the same turn of all sessions shares.
-        high: whether valence and arousal are above the midpoint.
-    """
-    gender = GENDERS[speaker % 2]
-    session = f"Ses{speaker // 2 + 1:02d}"
-    dialogue = DIALOGUES[turn % len(DIALOGUES)]
-    line = f"{dialogue}_{gender}{turn // len(DIALOGUES):03d}"
-    improvised = dialogue.startswith("impro")
-    words = rng if improvised else script
-    valence = _label(words, high[0])
-    return Utterance(
-        utterance_id=f"{session}F_{line}",
-        corpus=CORPUS,
-        audio=str(folder / "audio" / f"{session}F_{line}.wav"),
-        text=_sentence(words, valence),
-        emotion=EMOTIONS[high],
-        valence=valence,
-        arousal=_label(rng, high[1]),
-        speaker_id=f"{session}{gender}",
-        session_id=session,
-        dialogue_id=f"{session}F_{dialogue}",
-        script_id=None if improvised else line,
-        improvised=improvised,
-        gender=gender,
-    )
 
 
 def _label(rng: np.random.Generator, high: bool) -> float:
@@ -274,63 +244,44 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
     """
     folder = Path(folder)
     recipe = {"version": VERSION, "seed": seed}
-    if not _holds(folder, recipe):
-        # transformers takes seconds to import and the corpus does not need it.
-        import torch
-
-        with _complete_or_absent(folder, recipe) as unfinished, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _write_audio_encoder(unfinished / "audio")
-            _write_text_encoder(unfinished / "text")
-    return folder / "audio", folder / "text"
-
-
-def _write_audio_encoder(folder: Path) -> None:
-    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
-
-    config = WhisperConfig(
-        d_model=64,
-        encoder_layers=2,
-        encoder_attention_heads=4,
-        encoder_ffn_dim=128,
-        num_mel_bins=40,
-        max_source_positions=int(LONGEST_S * 50),  # 20 ms per encoder frame
-        decoder_layers=0,  # only the encoder is ever used
-        decoder_attention_heads=4,
-        decoder_ffn_dim=128,
-        max_target_positions=4,
-        vocab_size=8,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-        decoder_start_token_id=0,
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
+    if _holds(folder, recipe):
+        return folder / "audio", folder / "text"
+    # They take seconds to import and the corpus does not need them.
+    import torch
+    from transformers import (
+        BertConfig,
+        BertModel,
+        BertTokenizer,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperModel,
     )
-    WhisperModel(config).save_pretrained(folder)
+
+    audio_config = WhisperConfig(
+        d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128,
+        num_mel_bins=40, max_source_positions=int(LONGEST_S * 50),  # 20 ms per encoder frame
+        # Only the encoder is ever used.
+        decoder_layers=0, decoder_attention_heads=4, decoder_ffn_dim=128, max_target_positions=4,
+        vocab_size=8, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
     extractor = WhisperFeatureExtractor(
-        feature_size=config.num_mel_bins, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
+        feature_size=40, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
     )
-    extractor.save_pretrained(folder)
-
-
-def _write_text_encoder(folder: Path) -> None:
-    from transformers import BertConfig, BertModel, BertTokenizer
-
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *vocabulary()]
-    config = BertConfig(
-        vocab_size=len(tokens),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder)
-    BertTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)},
-        model_max_length=config.max_position_embeddings,
-    ).save_pretrained(folder)
+    text_config = BertConfig(
+        vocab_size=len(tokens), max_position_embeddings=64, hidden_size=64, num_hidden_layers=2,
+        num_attention_heads=4, intermediate_size=128,
+    )  # fmt: skip
+    numbers = {token: index for index, token in enumerate(tokens)}
+    with _complete_or_absent(folder, recipe) as unfinished, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        WhisperModel(audio_config).save_pretrained(unfinished / "audio")
+        extractor.save_pretrained(unfinished / "audio")
+        BertModel(text_config).save_pretrained(unfinished / "text")
+        tokenizer = BertTokenizer(vocab=numbers, model_max_length=64)
+        tokenizer.save_pretrained(unfinished / "text")
+    return folder / "audio", folder / "text"
 
 
 # --- complete or absent --------------------------------------------------------------------------
@@ -348,8 +299,7 @@ def _complete_or_absent(folder: Path, recipe: dict[str, int]) -> Iterator[Path]:
     """Give an empty folder beside the wanted one, which takes its place if nothing goes wrong."""
     if folder.exists() and not (folder / RECIPE_FILE).is_file() and any(folder.iterdir()):
         raise FileExistsError(
-            f"{str(folder)!r} is not empty and has no {RECIPE_FILE}, so it was not written here. "
-            "Choose another folder or remove it."
+            f"{str(folder)!r} is not empty and was not written here; choose another folder."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
