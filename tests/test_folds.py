@@ -11,7 +11,6 @@ import pytest
 import soundfile
 
 from mtmm_training.data.folds import (
-    PROTOCOLS,
     Fold,
     fold_from_speakers,
     load_folds,
@@ -27,7 +26,7 @@ from mtmm_training.data.utterances import SPLITS, Utterance
 
 @pytest.fixture(scope="module")
 def ravdess(real_data: Path) -> list[Utterance]:
-    return read_manifest(real_data / "ravdess4" / "manifest.csv", corpus="ravdess4")
+    return read_manifest(real_data / "ravdess4" / "manifest.csv")
 
 
 def utterance(utterance_id: str, speaker: str, **given: Any) -> Utterance:
@@ -73,26 +72,26 @@ def test_every_utterance_is_tested_once(protocol: str, k: int | None, count: int
             assert sorted(held_out) == sorted(u.utterance_id for u in utterances)
 
 
-def test_speaker_protocol_validates_on_the_partner() -> None:
+@pytest.mark.parametrize(
+    ("protocol", "fold", "test", "validation"),
+    [
+        ("speaker", "3M", {"3M"}, {"3F"}),
+        ("session", "5", {"5F", "5M"}, {"1F", "1M"}),
+        ("leave_one_speaker_out", "4M", {"4M"}, {"5F", "5M"}),
+        ("leave_one_speaker_out", "5F", {"5F"}, {"5M", "1F"}),
+    ],
+)
+def test_protocol_validates_on_those_who_follow(
+    protocol: str, fold: str, test: set[str], validation: set[str]
+) -> None:
     utterances = corpus()
-    folds = {fold.name: fold for fold in make_folds(utterances, "speaker")}
-    assert speakers(utterances, folds["3M"], "test") == {"3M"}
-    assert speakers(utterances, folds["3M"], "validation") == {"3F"}
-    assert len(speakers(utterances, folds["3M"], "train")) == 8
-
-
-def test_session_protocol_validates_on_the_next_session() -> None:
-    utterances = corpus()
-    folds = {fold.name: fold for fold in make_folds(utterances, "session")}
-    assert speakers(utterances, folds["5"], "test") == {"5F", "5M"}
-    assert speakers(utterances, folds["5"], "validation") == {"1F", "1M"}
-
-
-def test_leave_one_speaker_out_validates_on_the_next_two() -> None:
-    utterances = corpus(sessions=2)
-    folds = {fold.name: fold for fold in make_folds(utterances, "leave_one_speaker_out")}
-    assert speakers(utterances, folds["1M"], "validation") == {"2F", "2M"}
-    assert speakers(utterances, folds["2M"], "validation") == {"1F", "1M"}
+    (chosen,) = (f for f in make_folds(utterances, protocol) if f.name == fold)
+    assert speakers(utterances, chosen, "test") == test
+    assert speakers(utterances, chosen, "validation") == validation
+    assert (
+        speakers(utterances, chosen, "train")
+        == {u.speaker_id for u in utterances} - test - validation
+    )
 
 
 def test_grouped_folds_are_balanced() -> None:
@@ -123,20 +122,18 @@ def test_official_protocol_takes_the_splits() -> None:
     [
         ("speker", {}, {}, "'speker'"),
         ("session", {}, {"k": 5}, "5"),
-        ("grouped", {}, {}, "3 to 10.* None"),
-        ("grouped", {}, {"k": 2}, "3 to 10.* 2"),
-        ("grouped", {}, {"k": 11}, "3 to 10.* 11"),
-        ("grouped", {"speaker_id": "a"}, {"k": 3}, "3 speakers; there are 1"),
+        ("grouped", {}, {}, "`k` is None"),
+        ("grouped", {}, {"k": 2}, "train is empty"),
+        ("grouped", {}, {"k": 11}, "test is empty"),
         ("speaker", {"session_id": None}, {}, "session"),
-        ("session", {"session_id": "1"}, {}, "3 sessions; there are 1"),
-        ("speaker", {"session_id": "1"}, {}, "two speakers .* '1'"),
+        ("session", {"session_id": "1"}, {}, "validation is empty"),
+        ("speaker", {"session_id": "1"}, {}, "'1' has not two speakers"),
         ("speaker", {"speaker_id": "a"}, {}, "'a' is in several"),
-        ("leave_one_speaker_out", {"speaker_id": "a"}, {}, "4 speakers; there are 1"),
+        ("leave_one_speaker_out", {"speaker_id": "a"}, {}, "validation is empty"),
         ("official", {}, {}, "split"),
         ("session", {"speaker_id": "Unknown"}, {}, "30 .*'unknown'"),
         ("session", {"utterance_id": "u"}, {}, "'u'"),
-        ("session", {"improvised": None}, {"improvised_only": True}, "there are 0"),
-        ("speaker", {"improvised": None}, {"improvised_only": True}, "there are none"),
+        ("session", {"improvised": None}, {"improvised_only": True}, "no folds"),
         ("session", {"speaker_id": "a"}, {}, "Speaker 'a' is in both"),
     ],
 )
@@ -155,12 +152,6 @@ def test_speaker_of_two_sessions_is_refused_by_the_speaker_protocol() -> None:
     assert len(make_folds(visit, "leave_one_speaker_out")) == 9
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_no_utterances_are_refused(protocol: str) -> None:
-    with pytest.raises(ValueError, match=f"{protocol}|empty"):
-        make_folds([], protocol, k=3 if protocol == "grouped" else None)
-
-
 def test_improvised_only_keeps_the_improvised() -> None:
     folds = make_folds(corpus(), "session", improvised_only=True)
     assert {len(fold.test) for fold in folds} == {4}
@@ -171,19 +162,17 @@ def test_improvised_only_keeps_the_improvised() -> None:
 TRAIN, VALIDATION, TEST = utterance("a", "anna"), utterance("b", "ben"), utterance("c", "cleo")
 
 
-def test_speaker_or_utterance_in_two_splits_is_refused() -> None:
+def test_speaker_in_two_splits_is_refused() -> None:
     with pytest.raises(ValueError, match="Speaker 'anna' is in both train and test of fold 'f'"):
         Fold.from_splits("f", [TRAIN], [VALIDATION], [TEST, utterance("d", "anna")])
-    with pytest.raises(ValueError, match="Utterance 'a' is in train and validation"):
-        Fold.from_splits("f", [TRAIN], [replace(TRAIN, speaker_id="dora")], [TEST])
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"test": ("b", "c")}, "Utterance 'b' is in validation and test of fold 'f'"),
-        ({"train": ("a", "a")}, "Utterance 'a' is in train and train"),
-        *(({split: ()}, f"Split {split} of fold 'f'") for split in SPLITS),
+        ({"test": ("b", "c")}, "'f' .*'b'"),
+        ({"train": ("a", "a")}, "'f' .*'a'"),
+        *(({split: ()}, f"'f' .*{split} is empty") for split in SPLITS),
     ],
 )
 def test_fold_needs_each_utterance_once(change: dict[str, Any], named: str) -> None:
@@ -251,20 +240,6 @@ def test_part_without_end_ends_with_its_file(tmp_path: Path) -> None:
     Fold.from_splits("f", [replace(whole, end_s=5.1)], [validation], [replace(last, start_s=5.0)])
 
 
-def test_recordings_are_read_once_for_all_folds(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    utterances = recorded(tmp_path, "xxyz")
-    utterances[1] = replace(utterances[1], speaker_id="s0")
-    recordings = Recordings()
-    folds = make_folds(utterances, "grouped", k=3, recordings=recordings)
-    assert sorted(fold.test for fold in folds) == [("0", "1"), ("2",), ("3",)]
-    assert "'0', '1'" in caplog.text
-    for u in utterances:
-        Path(str(u.audio)).chmod(0)  # read by nobody but root again
-    assert make_folds(utterances, "grouped", k=3, recordings=recordings) == folds
-
-
 # Script-disjoint folds.
 
 
@@ -300,7 +275,7 @@ def test_script_id_outranks_the_words() -> None:
 
 def test_script_disjoint_needs_scripts(tmp_path: Path) -> None:
     utterances = [replace(u, text=None) for u in recorded(tmp_path, "abcd")]
-    with pytest.raises(ValueError, match="neither a script nor a transcript"):
+    with pytest.raises(ValueError, match="script or a transcript; '.' has none"):
         make_folds(utterances, "leave_one_speaker_out", script_disjoint=True)
 
 
@@ -319,8 +294,8 @@ def test_fold_from_speakers_trains_on_the_rest() -> None:
     ("validation", "test", "named"),
     [
         (["4X"], ["5F"], "'4X'.*1F, 1M"),
-        (["5F"], ["5F", "5M"], "'5F' is in both validation and test"),
-        ([], ["5F"], "Split validation of fold '5F'"),
+        (["5F"], ["5F", "5M"], "'5F'"),
+        ([], ["5F"], "'5F' .*validation is empty"),
     ],
 )
 def test_bad_speaker_lists_are_refused(validation: list[str], test: list[str], named: str) -> None:
@@ -330,7 +305,7 @@ def test_bad_speaker_lists_are_refused(validation: list[str], test: list[str], n
 
 def test_select_refuses_other_utterances() -> None:
     fold = make_folds(corpus(), "session")[0]
-    with pytest.raises(ValueError, match="Fold '1' has 6 utterances .* 24"):
+    with pytest.raises(ValueError, match="6 utterances of fold '1'"):
         select([u for u in corpus() if u.session_id != "1"], fold)
 
 
@@ -374,13 +349,3 @@ def test_ravdess_folds_are_speaker_disjoint(ravdess: list[Utterance]) -> None:
     moved = [replace(u, speaker_id="x") if u.utterance_id == names[0] else u for u in ravdess]
     with pytest.raises(ValueError, match="One recording under the names .*actor_07"):
         fold_from_speakers(moved, ["x"], ["actor_07"], recordings=recordings)
-
-
-@pytest.mark.parametrize("protocol", ["leave_one_speaker_out", "grouped"])
-def test_ravdess_refuses_script_disjoint(
-    ravdess: list[Utterance], protocol: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    k = 6 if protocol == "grouped" else None
-    with pytest.raises(ValueError, match="Split train of fold .* is empty"):
-        make_folds(ravdess, protocol, k=k, script_disjoint=True)
-    assert "of 2 scripts" in caplog.text

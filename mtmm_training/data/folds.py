@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from operator import attrgetter
 from pathlib import Path
 
 from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
@@ -20,8 +21,18 @@ from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
 from mtmm_training.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
+_speaker = attrgetter("speaker_id")
 
+# Which speakers test and validate in each fold; everyone else trains.
+PROTOCOLS = {
+    "speaker": "one of the two speakers of a session tests, the partner validates",
+    "session": "one session tests, the next by name validates (the first after the last)",
+    "leave_one_speaker_out": "one speaker tests, the next two by name validate, cyclically",
+    "grouped": "one of `k` groups of speakers, of about as many utterances, tests, the next validates",
+    "official": "one fold: each utterance's own `split`",
+}
 Splits = dict[str, list[Utterance]]
+Key = Callable[[Utterance], object]
 
 # Two, because corpora that number their speakers often alternate women and men (RAVDESS does).
 NEXT_SPEAKERS = 2
@@ -45,19 +56,14 @@ class Fold:
     test: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        splits_of: dict[str, list[str]] = defaultdict(list)
-        for split in SPLITS:
-            for utterance_id in getattr(self, split):
-                splits_of[utterance_id].append(split)
         empty = [split for split in SPLITS if not getattr(self, split)]
-        if empty:
-            raise ValueError(f"Split {empty[0]} of fold {self.name!r} is empty.")
-        twice = [name for name, splits in splits_of.items() if len(splits) > 1]
-        if twice:
-            where = " and ".join(splits_of[twice[0]])
-            raise ValueError(
-                f"Utterance {twice[0]!r} is in {where} of fold {self.name!r}; list it once."
+        counts = Counter(name for split in SPLITS for name in getattr(self, split))
+        twice = [name for name, count in counts.items() if count > 1]
+        if empty or twice:
+            problem = (
+                f"split {empty[0]} is empty" if empty else f"utterance {twice[0]!r} is in it twice"
             )
+            raise ValueError(f"Fold {self.name!r} cannot be: {problem}.")
 
     @classmethod
     def from_splits(
@@ -87,7 +93,7 @@ class Fold:
             audio = excerpts([u for members in splits.values() for u in members], Recordings())
         ids = {split: tuple(u.utterance_id for u in members) for split, members in splits.items()}
         fold = cls(name, **ids)
-        shared = _shared(splits, "Speaker", lambda u: u.speaker_id) or _shared_audio(splits, audio)
+        shared = _shared(splits, "Speaker", _speaker) or _shared_audio(splits, audio)
         if script_disjoint:
             shared = shared or _shared(splits, "Script", script_of)
         if shared:
@@ -95,9 +101,7 @@ class Fold:
         return fold
 
 
-def _shared(
-    splits: Mapping[str, Sequence[Utterance]], kind: str, key: Callable[[Utterance], str]
-) -> str | None:
+def _shared(splits: Mapping[str, Sequence[Utterance]], kind: str, key: Key) -> str | None:
     """What two splits have in common, as words; None = nothing."""
     keys = {split: {key(u) for u in members} for split, members in splits.items()}
     for one, other in combinations(SPLITS, 2):
@@ -113,34 +117,24 @@ def _shared_audio(
 
     Less is let through: where people talk at once, their parts of a dialogue overlap.
     """
-    heard: dict[str, list[Heard]] = defaultdict(list)
+    heard: dict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
     for split, members in splits.items():
         for u in members:
             if u.audio is not None:
                 file, start, end = audio[u.utterance_id]
-                end = math.inf if end is None else end
-                heard[file].append((start, end, split, u.utterance_id))
+                heard[file].append((start, math.inf if end is None else end, split, u.utterance_id))
     for parts in heard.values():
-        for (*first, split, name), (*second, other, other_name) in _overlapping(parts):
-            both = min(first[1], second[1]) - max(first[0], second[0])
-            shorter = min(end - start for start, end in (first, second))
-            if split != other and both >= shorter / 2:
-                one, another = sorted((split, other), key=SPLITS.index)
-                names = _shown({name, other_name})
-                return f"One recording under the names {names} is in both {one} and {another}"
+        going: list[tuple[float, float, str, str]] = []  # those that end after the part begins
+        for start, end, split, name in sorted(parts):
+            going = [earlier for earlier in going if earlier[1] > start]
+            for first, last, other, other_name in going:
+                shorter = min(end - start, last - first)
+                if split != other and min(end, last) - start >= shorter / 2:
+                    one, another = sorted((split, other), key=SPLITS.index)
+                    names = _shown({name, other_name})
+                    return f"One recording under the names {names} is in both {one} and {another}"
+            going.append((start, end, split, name))
     return None
-
-
-Heard = tuple[float, float, str, str]  # of a recording: start and end in seconds, split, utterance
-
-
-def _overlapping(parts: Iterable[Heard]) -> Iterator[tuple[Heard, Heard]]:
-    """Pairs that share some time."""
-    going: list[Heard] = []
-    for part in sorted(parts):
-        going = [earlier for earlier in going if earlier[1] > part[0]]
-        yield from ((earlier, part) for earlier in going)
-        going.append(part)
 
 
 def _shown(names: Iterable[str]) -> str:
@@ -158,23 +152,17 @@ def script_of(utterance: Utterance) -> str:
     if utterance.script_id is not None:
         return utterance.script_id
     if utterance.text is None:
-        raise ValueError(
-            f"Utterance {utterance.utterance_id!r} has neither a script nor a transcript, which "
-            "script-disjoint folds need."
-        )
+        name = utterance.utterance_id
+        raise ValueError(f"Script-disjoint folds need a script or a transcript; {name!r} has none.")
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", utterance.text).casefold())
     return " ".join(words) or utterance.text
 
 
 # ---- protocols ---------------------------------------------------------------------------------
-# Each yields a fold's name and its splits; `make_folds` does the checks that they share.
 
 
 def _leave_out(
-    utterances: Sequence[Utterance],
-    key: Callable[[Utterance], object],
-    validation: Iterable[object],
-    test: Iterable[object],
+    utterances: Sequence[Utterance], key: Key, validation: Iterable[object], test: Iterable[object]
 ) -> Splits:
     """Splits by key: those named into validation and test, everything else into train."""
     split_of = dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")
@@ -184,113 +172,46 @@ def _leave_out(
     return splits
 
 
-def _speaker(utterance: Utterance) -> str:
-    return utterance.speaker_id
-
-
 def _speakers(utterances: Iterable[Utterance]) -> list[str]:
-    return sorted({utterance.speaker_id for utterance in utterances})
+    return sorted(set(map(_speaker, utterances)))
 
 
-def _speakers_by_session(utterances: Sequence[Utterance]) -> dict[str, list[str]]:
-    sessions: dict[str, list[Utterance]] = defaultdict(list)
-    for utterance in utterances:
-        if utterance.session_id is not None:
-            sessions[utterance.session_id].append(utterance)
-    return {session: _speakers(members) for session, members in sorted(sessions.items())}
-
-
-def speaker_folds(utterances: Sequence[Utterance]) -> Iterator[tuple[str, Splits]]:
-    """Leaves one session out: one of its two speakers tests, the partner validates."""
-    for pair in _speakers_by_session(utterances).values():
-        for test, validation in (pair, reversed(pair)):
-            yield test, _leave_out(utterances, _speaker, [validation], [test])
-
-
-def session_folds(utterances: Sequence[Utterance]) -> Iterator[tuple[str, Splits]]:
-    """Leaves one session out to test; the next by name validates (the first after the last)."""
-    sessions = list(_speakers_by_session(utterances))
-    for index, test in enumerate(sessions):
-        validation = sessions[(index + 1) % len(sessions)]
-        yield test, _leave_out(utterances, lambda u: u.session_id, [validation], [test])
-
-
-def leave_one_speaker_out_folds(utterances: Sequence[Utterance]) -> Iterator[tuple[str, Splits]]:
-    """Leaves one speaker out to test; the next NEXT_SPEAKERS by name validate, cyclically."""
-    speakers = _speakers(utterances)
-    for index, test in enumerate(speakers):
-        following = speakers[index + 1 :] + speakers[:index]
-        yield test, _leave_out(utterances, _speaker, following[:NEXT_SPEAKERS], [test])
-
-
-def grouped_folds(
-    utterances: Sequence[Utterance], *, k: int, seed: int
+def _splits_of(
+    protocol: str,
+    utterances: Sequence[Utterance],
+    sessions: Mapping[str, Sequence[str]],
+    k: int | None,
+    seed: int,
 ) -> Iterator[tuple[str, Splits]]:
-    """Divides the speakers into `k` groups of about as many utterances each.
-
-    Group i tests in fold i, group i + 1 validates, cyclically. The groups depend on the speakers,
-    their numbers of utterances and the seed only.
-    """
-    counts = Counter(u.speaker_id for u in utterances)
-    speakers = sorted(counts)
-    random.Random(seed).shuffle(speakers)
-    groups: list[list[str]] = [[] for _ in range(k)]
-    sizes = [0] * k
-    # Largest first into the smallest group; the sort is stable, so the seed decides among equals.
-    for speaker in sorted(speakers, key=lambda name: -counts[name]):
-        smallest = sizes.index(min(sizes))
-        groups[smallest].append(speaker)
-        sizes[smallest] += counts[speaker]
-    for index, test in enumerate(groups):
-        yield f"group_{index}", _leave_out(utterances, _speaker, groups[(index + 1) % k], test)
-
-
-def official_folds(utterances: Sequence[Utterance]) -> Iterator[tuple[str, Splits]]:
-    """The one fold that the utterances' own `split` gives."""
-    yield "official", {split: [u for u in utterances if u.split == split] for split in SPLITS}
-
-
-PROTOCOLS: dict[str, Callable[..., Iterator[tuple[str, Splits]]]] = {
-    "speaker": speaker_folds,
-    "session": session_folds,
-    "leave_one_speaker_out": leave_one_speaker_out_folds,
-    "grouped": grouped_folds,
-    "official": official_folds,
-}
-
-
-def _unsuitable(protocol: str, utterances: Sequence[Utterance], k: int | None) -> str | None:
-    """Why these utterances have no folds of this protocol, as words; None = they have."""
-    speakers, sessions = _speakers(utterances), _speakers_by_session(utterances)
-    homes = Counter(speaker for members in sessions.values() for speaker in members)
-    unplaced = [u.utterance_id for u in utterances if u.session_id is None]
-    unsplit = [u.utterance_id for u in utterances if u.split is None]
-    # A speaker of two sessions would be tested twice, in folds of one name.
-    several = [speaker for speaker, count in homes.items() if count > 1]
-    no_pairs = [session for session, members in sessions.items() if len(members) != 2]
-    place = (unplaced, f"needs the session of every utterance; {_shown(unplaced)} has none")
-    problems: dict[str, list[tuple[object, str]]] = {
-        "speaker": [
-            (not sessions, "needs sessions; there are none"),
-            place,
-            (several, f"needs every speaker in one session; {_shown(several)} is in several"),
-            (no_pairs, f"needs two speakers in every session; {_shown(no_pairs)} has others"),
-        ],
-        "session": [place, (len(sessions) < 3, f"needs 3 sessions; there are {len(sessions)}")],
-        "leave_one_speaker_out": [
-            (len(speakers) < NEXT_SPEAKERS + 2,
-             f"needs {NEXT_SPEAKERS + 2} speakers; there are {len(speakers)}")
-        ],
-        "grouped": [
-            (len(speakers) < 3, f"needs 3 speakers; there are {len(speakers)}"),
-            (k is None or not 3 <= k <= len(speakers),
-             f"needs `k` from 3 to {len(speakers)}, the number of speakers; it is {k}"),
-        ],
-        "official": [(unsplit, f"needs the split of every utterance; {_shown(unsplit)} has none")],
-    }  # fmt: skip
-    if k is not None and protocol != "grouped":
-        return f"takes no `k`, which is {k}"
-    return next((problem for condition, problem in problems[protocol] if condition), None)
+    """Each fold's name and splits, as the protocol makes them; `make_folds` checks them."""
+    speakers = _speakers(utterances)
+    if protocol == "speaker":
+        for pair in sessions.values():
+            for test, validation in (pair, reversed(pair)):
+                yield test, _leave_out(utterances, _speaker, [validation], [test])
+    elif protocol == "session":
+        names = list(sessions)
+        for test, validation in zip(names, names[1:] + names[:1], strict=True):
+            yield test, _leave_out(utterances, attrgetter("session_id"), [validation], [test])
+    elif protocol == "leave_one_speaker_out":
+        for index, test in enumerate(speakers):
+            following = speakers[index + 1 :] + speakers[:index]
+            yield test, _leave_out(utterances, _speaker, following[:NEXT_SPEAKERS], [test])
+    elif protocol == "official":
+        yield protocol, {split: [u for u in utterances if u.split == split] for split in SPLITS}
+    else:
+        counts = Counter(map(_speaker, utterances))
+        random.Random(seed).shuffle(speakers)
+        groups: list[list[str]] = [[] for _ in range(k or 0)]
+        sizes = [0] * len(groups)
+        # Largest first into the smallest group; the sort is stable, so the seed decides among equals.
+        for speaker in sorted(speakers, key=lambda name: -counts[name]):
+            smallest = sizes.index(min(sizes))
+            groups[smallest].append(speaker)
+            sizes[smallest] += counts[speaker]
+        for index, group in enumerate(groups):
+            following = groups[(index + 1) % len(groups)]
+            yield f"group_{index}", _leave_out(utterances, _speaker, following, group)
 
 
 def make_folds(
@@ -326,16 +247,36 @@ def make_folds(
         kept = [u for u in utterances if u.improvised is True]
         logger.warning("improvised_only keeps %d of %d utterances", len(kept), len(utterances))
         utterances = kept
-    if problem := _unsuitable(protocol, utterances, k):
-        raise ValueError(f"Protocol {protocol!r} {problem}.")
-    options = {"k": k, "seed": seed} if protocol == "grouped" else {}
+    members_of: dict[str, set[str]] = defaultdict(set)
+    for u in utterances:
+        if u.session_id is not None:
+            members_of[u.session_id].add(u.speaker_id)
+    sessions = {session: sorted(members) for session, members in sorted(members_of.items())}
+    homes = Counter(speaker for members in sessions.values() for speaker in members)
+    # A speaker of two sessions would be tested twice, in folds of one name.
+    several = [speaker for speaker, count in homes.items() if count > 1]
+    no_pairs = [session for session, members in sessions.items() if len(members) != 2]
+    field = {"speaker": "session_id", "session": "session_id", "official": "split"}.get(protocol)
+    lacking = [u.utterance_id for u in utterances if field and getattr(u, field) is None]
+    checks = [
+        (lacking, f"needs `{field}` of every utterance; {_shown(lacking)} has none"),
+        (protocol == "speaker" and several, f"{_shown(several)} is in several sessions"),
+        (protocol == "speaker" and no_pairs, f"session {_shown(no_pairs)} has not two speakers"),
+        (
+            (k is None) is (protocol == "grouped"),
+            f"`k` is {k}; only 'grouped' has it, and needs it",
+        ),
+    ]
+    if problem := next((text for wrong, text in checks if wrong), None):
+        raise ValueError(f"Protocol {protocol!r} is not possible: {problem}.")
     audio = excerpts(utterances, recordings or Recordings())
     folds = []
-    for name, splits in PROTOCOLS[protocol](utterances, **options):
+    for name, splits in _splits_of(protocol, utterances, sessions, k, seed):
         if script_disjoint:
             splits = _drop_shared_scripts(name, splits)
-        fold = Fold.from_splits(name, **splits, script_disjoint=script_disjoint, audio=audio)
-        folds.append(fold)
+        folds.append(Fold.from_splits(name, **splits, script_disjoint=script_disjoint, audio=audio))
+    if not folds:
+        raise ValueError(f"Protocol {protocol!r} makes no folds of {len(utterances)} utterances.")
     return folds
 
 
@@ -362,11 +303,11 @@ def fold_from_speakers(
     _check_utterances(utterances)
     validation, test = list(validation_speakers), list(test_speakers)
     known = _speakers(utterances)
-    unknown = {*validation, *test} - set(known)
-    both = set(validation) & set(test)
-    if unknown or both:
-        problem = "in both validation and test" if both else f"unknown; there are {few(known)}"
-        raise ValueError(f"Speaker {_shown(both or unknown)} is {problem}.")
+    wrong = ({*validation, *test} - set(known)) or (set(validation) & set(test))
+    if wrong:
+        raise ValueError(
+            f"Speaker {_shown(wrong)} must be one of {few(known)}, in validation or in test."
+        )
     splits = _leave_out(utterances, _speaker, validation, test)
     audio = excerpts(utterances, recordings or Recordings())
     return Fold.from_splits("+".join(test), *(splits[name] for name in SPLITS), audio=audio)
@@ -376,10 +317,8 @@ def _check_utterances(utterances: Sequence[Utterance]) -> None:
     keyed = by_id(utterances)
     unnamed = [name for name, u in keyed.items() if u.speaker_id.lower() == "unknown"]
     if unnamed:
-        raise ValueError(
-            f"{len(unnamed)} utterances have the speaker 'unknown' ({_shown(unnamed)}), who may be "
-            "several people; leave these utterances out."
-        )
+        shown = f"{len(unnamed)} utterances ({_shown(unnamed)})"
+        raise ValueError(f"{shown} have the speaker 'unknown', who may be several; leave them out.")
 
 
 def _drop_shared_scripts(name: str, splits: Splits) -> Splits:
@@ -389,19 +328,16 @@ def _drop_shared_scripts(name: str, splits: Splits) -> Splits:
         kept[split] = [u for u in splits[split] if script_of(u) not in taken]
         taken |= {script_of(u) for u in kept[split]}
     dropped = {split: len(splits[split]) - len(kept[split]) for split in ("train", "validation")}
-    none_left = [
-        split
+    scripted = {
+        split: [sum(u.improvised is False for u in part[split]) for part in (splits, kept)]
         for split in dropped
-        if any(u.improvised is False for u in splits[split])
-        and not any(u.improvised is False for u in kept[split])
-    ]
+    }
+    emptied = [split for split, (before, after) in scripted.items() if before and not after]
     logger.warning(
         "fold %s: script_disjoint dropped %s of %d scripts%s",
-        name,
-        dropped,
-        len({script_of(u) for members in splits.values() for u in members}),
-        f"; no scripted utterance is left in {' and '.join(none_left)}" if none_left else "",
-    )
+        name, dropped, len({script_of(u) for members in splits.values() for u in members}),
+        f"; no scripted utterance is left in {' and '.join(emptied)}" if emptied else "",
+    )  # fmt: skip
     return kept
 
 
@@ -418,8 +354,7 @@ def select(utterances: Iterable[Utterance], fold: Fold) -> Splits:
     missing = [name for split in SPLITS for name in getattr(fold, split) if name not in keyed]
     if missing:
         raise ValueError(
-            f"Fold {fold.name!r} has {len(missing)} utterances that are not among the "
-            f"{len(keyed)} given ({_shown(missing)})."
+            f"{len(missing)} utterances of fold {fold.name!r} are not there: {_shown(missing)}."
         )
     return {split: [keyed[name] for name in getattr(fold, split)] for split in SPLITS}
 
@@ -449,12 +384,9 @@ def load_folds(
             `Fold.from_splits` refuses.
     """
     try:
-        folds = [
-            Fold(entry["name"], **{split: tuple(entry[split]) for split in SPLITS})
-            for entry in read_json(Path(path), "folds")["folds"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of folds; it lacks {error}.") from error
+        folds = [Fold(**entry) for entry in read_json(Path(path), "folds")["folds"]]
+    except TypeError as error:
+        raise ValueError(f"{path} is not a file of folds ({error}).") from error
     _check_utterances(utterances)
     audio = excerpts(utterances, recordings or Recordings())
     return [
