@@ -37,7 +37,10 @@ def writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # also tokenizers', which has no type of its own
-        if _number(error) not in _REFUSALS:
+        # Libraries in Rust put the operating system's number into the text alone.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else told and int(told[1])
+        if number not in _REFUSALS:
             raise
         kind = type(error) if isinstance(error, OSError) else OSError
         raise kind(f"{path} could not be written ({error}).") from error
@@ -87,10 +90,10 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON object: another program or version wrote it.")
-    if lacking := [name for name in needed if name not in content]:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}: another program or version wrote it.")
+    lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
+    if lacking or not isinstance(content, dict):
+        wanted = ", ".join(lacking) or "a JSON object"
+        raise ValueError(f"{path} has no {wanted}: another program or version wrote it.")
     return content
 
 
@@ -105,11 +108,3 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _number(error: Exception) -> int | None:
-    """The operating system's number of an error, which libraries in Rust put into the text alone."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None

@@ -28,8 +28,8 @@ def settings_of(config: Any, *harmless: str) -> dict[str, Any]:
         config: an instance of a dataclass.
         harmless: names of fields that change no result here, beside those of `HARMLESS`.
     """
-    fields = {name: value for name, value in asdict(config).items() if name not in HARMLESS}
-    return _plain({name: value for name, value in fields.items() if name not in harmless})
+    without = HARMLESS.union(harmless)
+    return _plain({name: value for name, value in asdict(config).items() if name not in without})
 
 
 def keep_record(
@@ -52,21 +52,21 @@ def keep_record(
     kept = {name: value for name, value in read_json(path).items() if name not in notes}
     if difference := changed(kept, settings):
         raise ValueError(
-            f"{path.parent} was begun with other settings: {difference}. Choose another folder, or "
-            "delete this one."
+            f"{path.parent} was begun with other settings: {difference}. Choose or delete a folder."
         )
 
 
-def changed(old: Any, new: Any) -> str | None:
+def changed(old: Any, new: Any, name: str = "settings") -> str | None:
     """The first difference of two settings as words, "epochs was 20, now is 30"; None = equal.
 
     Mappings and lists are searched through: "folds.3.test.0" is what differs in them. A setting that
     one of the two lacks counts as None.
+
+    Args:
+        old, new: the settings, or parts of them.
+        name: what the parts are called.
     """
-    return _difference("settings", _plain(old), _plain(new))
-
-
-def _difference(name: str, old: Any, new: Any) -> str | None:
+    old, new = _plain(old), _plain(new)
     if old == new:
         return None
     if isinstance(old, list) and isinstance(new, list):
@@ -76,17 +76,12 @@ def _difference(name: str, old: Any, new: Any) -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         outer = "" if name == "settings" else f"{name}."
         for key in dict.fromkeys([*new, *old]):
-            if difference := _difference(f"{outer}{key}", old.get(key), new.get(key)):
+            if difference := changed(old.get(key), new.get(key), f"{outer}{key}"):
                 return difference
         return None
-    return f"{name} was {_abridged(old)}, now is {_abridged(new)}"
+    return f"{name} was {old!r:.{_SHOWN}}, now is {new!r:.{_SHOWN}}"
 
 
 def _plain(value: Any) -> Any:
     """As it comes back from a JSON file."""
     return json.loads(json.dumps(value))
-
-
-def _abridged(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -14,9 +14,9 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -71,18 +71,14 @@ class Recordings:
         keys = {path: _key(path) for path in dict.fromkeys(paths)}
         if not self._known.keys() >= set(keys.values()):
             # Processes that start together would all read the same files: one does, the others wait.
-            with self._locked_index() as index:
+            with self._open_index() as index:
+                with suppress(OSError):  # a read-only folder, or a file system without locks
+                    fcntl.lockf(index, fcntl.LOCK_EX)  # released when the file is closed
                 self._learn(index)
-                new = dict.fromkeys(key for key in keys.values() if key not in self._known)
-                self._read(list(new), index)
+                self._read(
+                    [key for key in dict.fromkeys(keys.values()) if key not in self._known], index
+                )
         return {path: self._known[key] for path, key in keys.items()}
-
-    @contextmanager
-    def _locked_index(self) -> Iterator[IO[bytes]]:
-        with self._open_index() as index:
-            with suppress(OSError):  # a read-only folder, or a file system without locks
-                fcntl.lockf(index, fcntl.LOCK_EX)  # released when the file is closed
-            yield index
 
     def _open_index(self) -> IO[bytes]:
         if self._index is None:
@@ -118,24 +114,17 @@ class Recordings:
                     if recording.duration_s is not None:  # another libsndfile may read it
                         lines.append(json.dumps([*key, *recording]))
                     bar.update()
-                if lines:
-                    self._append(lines, index)
-
-    def _append(self, lines: Sequence[str], index: IO[bytes]) -> None:
-        try:
-            # The first line end closes what a killed process may have left.
-            index.write("\n".join(["", *lines, ""]).encode())
-        except OSError as error:
-            logger.warning(
-                "%s cannot be written (%s); recordings are read again", self._index, error
-            )
+                try:
+                    if lines:  # the first line end closes what a killed process may have left
+                        index.write("\n".join(["", *lines, ""]).encode())
+                except OSError as error:
+                    logger.warning(
+                        "%s cannot be written (%s); recordings are read again", self._index, error
+                    )
 
 
 def _key(path: str) -> Key:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"No audio file at {path!r}; check the path.") from error
+    found = os.stat(path)
     return os.path.abspath(path), found.st_size, found.st_mtime_ns
 
 
@@ -164,12 +153,9 @@ def durations(utterances: Sequence[Utterance], recordings: Recordings) -> list[f
             seconds.append(None)
             continue
         whole, start = known[u.audio].duration_s, u.start_s or 0.0
-        if whole is None:
-            raise UtteranceError(u.utterance_id, f"{u.audio!r} cannot be read as audio.")
-        if start > whole:
-            raise UtteranceError(
-                u.utterance_id, f"it begins at {start:g} s, but {u.audio!r} has {whole:g} s."
-            )
+        if whole is None or start > whole:
+            problem = "cannot be read as audio" if whole is None else f"ends before {start:g} s"
+            raise UtteranceError(u.utterance_id, f"{u.audio!r} {problem}.")
         seconds.append((whole if u.end_s is None else min(u.end_s, whole)) - start)
     return seconds
 

@@ -11,11 +11,6 @@ import torch
 
 from audio_mtmm import Source, read_blocks
 
-try:
-    import silero_vad
-except ImportError:
-    silero_vad = None
-
 RATE = 16000
 FRAME = 512  # samples that the detector takes at a time
 
@@ -38,14 +33,11 @@ def speech_segments(
         {"start", "end"} in seconds; empty where nobody speaks.
 
     Raises:
-        ImportError: silero-vad is not installed.
+        ModuleNotFoundError: silero-vad is not installed.
         As `load_audio`.
     """
-    if silero_vad is None:
-        raise ImportError(
-            'Finding speech needs silero-vad; run `pip install -e ".[vad]"`, or give the pipeline '
-            '"segments" of your own, or `window_s`.'
-        )
+    import silero_vad  # comes with the extra "vad"
+
     detector = silero_vad.VADIterator(
         silero_vad.load_silero_vad(),
         threshold=threshold,
