@@ -32,7 +32,6 @@ from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance, UtteranceError
-from mtmm_training.files import FORGOTTEN_SECONDS
 from processing_mtmm import MTMMProcessor
 
 EMOTIONS, DIMENSIONS = ["angry", "happy", "sad", "neutral"], ["valence", "arousal"]
@@ -72,15 +71,26 @@ def utterances(tmp_path: Path) -> list[Utterance]:
 
 @pytest.fixture
 def open_cache(tmp_path: Path, make_model: MakeModel, tiny_processor: MTMMProcessor) -> OpenCache:
-    """Open the cache in one folder, by default for the tiny model and in float32."""
+    """Open the cache in one folder, in float32 and for the tiny model with these settings."""
 
     def open_cache(
-        model: MTMMModel | None = None, processor: MTMMProcessor = tiny_processor, **options: Any
+        model: MTMMModel | None = None,
+        processor: MTMMProcessor = tiny_processor,
+        dtype: str = "float32",
+        recordings: Recordings | None = None,
+        **settings: Any,
     ) -> FeatureCache:
-        options = {"dtype": "float32"} | options
-        return FeatureCache.open(tmp_path / "cache", model or make_model(), processor, **options)
+        model = model or make_model(**settings)
+        options: dict[str, Any] = {"dtype": dtype, "recordings": recordings}
+        return FeatureCache.open(tmp_path / "cache", model, processor, **options)
 
     return open_cache
+
+
+def missing(cache: FeatureCache, utterances: list[Utterance]) -> tuple[int, int]:
+    """How many states of audio and of text are not there."""
+    found = cache.missing(utterances)
+    return len(found["audio"]), len(found["text"])
 
 
 def count_runs(encoder: torch.nn.Module) -> list[int]:
@@ -92,29 +102,23 @@ def count_runs(encoder: torch.nn.Module) -> list[int]:
     return sizes
 
 
-def raw_states(
-    model: MTMMModel, processor: MTMMProcessor, utterance: Utterance, modality: str
-) -> Tensor:
+def raw_states(cache: FeatureCache, utterance: Utterance, modality: str) -> Tensor:
     """States of one utterance that is encoded alone."""
     other = {"audio": "text", "text": "audio"}[modality]
     absent: dict[str, Any] = {other: None}
-    row = to_dataset([replace(utterance, **absent)])[0]
-    batch = RawInputs(processor, (), ())([row])
-    encode = model.encode_audio if modality == "audio" else model.encode_text
+    batch = RawInputs(cache.processor, (), ())([to_dataset([replace(utterance, **absent)])[0]])
+    encode = cache.model.encode_audio if modality == "audio" else cache.model.encode_text
     states, mask = encode(*(batch[name] for name in features.INPUTS[modality]))
     return states[0][..., mask[0], :]
 
 
+def collated(cache: FeatureCache, utterances: list[Utterance]) -> dict[str, Any]:
+    return cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+
+
 def logits(model: MTMMModel, batch: dict[str, Any]) -> Tensor:
     output = model(**{name: value for name, value in batch.items() if name != "utterance_ids"})
-    return torch.cat(
-        [
-            output.emotion_logits,
-            output.dimensions,
-            output.loss.view(1, 1).expand(len(output.dimensions), 1),
-        ],
-        dim=1,
-    )
+    return torch.cat([output.emotion_logits, output.dimensions], dim=1)
 
 
 # ---- what comes back -----------------------------------------------------------------------------
@@ -123,22 +127,16 @@ def logits(model: MTMMModel, batch: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("layers", ["last", "weighted"])
 @pytest.mark.parametrize("lacking", [{}, {"audio": None}, {"text": None}])
 def test_cache_returns_what_was_encoded(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
-    layers: str,
-    lacking: dict[str, Any],
+    utterances: list[Utterance], open_cache: OpenCache, layers: str, lacking: dict[str, Any]
 ) -> None:
     utterances = [replace(u, **lacking) for u in utterances[:4]]
-    model = make_model(encoder_layers=layers)
-    cache = open_cache(model)
+    cache = open_cache(encoder_layers=layers)
     cache.encode(utterances, batch_size=1)
-    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    batch = collated(cache, utterances)
     for modality, name in features.STATES.items():
         assert (f"{name}_states" in batch) == (modality not in lacking)
         for i, utterance in enumerate(utterances if modality not in lacking else []):
-            expected = raw_states(model, tiny_processor, utterance, modality)
+            expected = raw_states(cache, utterance, modality)
             mask = batch[f"{name}_attention_mask"][i]
             assert mask.sum() == expected.shape[-2]
             assert torch.equal(batch[f"{name}_states"][i][..., mask, :], expected)
@@ -164,13 +162,11 @@ def test_half_precision_moves_logits_little(
 # ---- once, and never stale -----------------------------------------------------------------------
 
 
-def test_second_run_encodes_nothing(
-    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
-) -> None:
-    model = make_model()
-    runs = count_runs(model.audio_model), count_runs(model.text_model)
-    assert open_cache(model).encode(utterances) == {"audio": 6, "text": 6}
-    again = open_cache(model)
+def test_second_run_encodes_nothing(utterances: list[Utterance], open_cache: OpenCache) -> None:
+    first = open_cache()
+    runs = count_runs(first.model.audio_model), count_runs(first.model.text_model)
+    assert first.encode(utterances) == {"audio": 6, "text": 6}
+    again = open_cache(first.model)
     assert again.encode(utterances) == {"audio": 0, "text": 0}
     collate, rows = again.collator(utterances, EMOTIONS, DIMENSIONS), list(to_dataset(utterances))
     states = collate(rows)["acoustic_states"]
@@ -180,10 +176,7 @@ def test_second_run_encodes_nothing(
 
 
 def test_each_file_is_opened_twice_by_all_folds(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    utterances: list[Utterance], open_cache: OpenCache, tmp_path: Path
 ) -> None:
     """Hashed and decoded: by folds, batches, encoding, and two more processes with other folds."""
     opened = tmp_path / "opened.txt"
@@ -200,8 +193,7 @@ def test_each_file_is_opened_twice_by_all_folds(
         cache = open_cache(recordings=recordings)
         cache.encode(utterances, batch_size=2)
         cache.precision_line()
-        collate = cache.collator(utterances, EMOTIONS, DIMENSIONS)
-        assert len(collate(list(to_dataset(utterances)))["acoustic_states"]) == 7
+        assert len(collated(cache, utterances)["acoustic_states"]) == 7
 
     watching = True
     sys.addaudithook(note)
@@ -221,18 +213,14 @@ def test_equal_content_is_one_entry(utterances: list[Utterance], open_cache: Ope
 
 
 def test_saved_model_and_used_processor_hit_cache(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
-    tmp_path: Path,
+    utterances: list[Utterance], open_cache: OpenCache, tmp_path: Path
 ) -> None:
-    model = make_model()
-    open_cache(model).encode(utterances)
-    model.save_pretrained(tmp_path / "saved")
+    cache = open_cache()
+    cache.encode(utterances)
+    cache.model.save_pretrained(tmp_path / "saved")
     loaded = MTMMModel.from_pretrained(tmp_path / "saved")
-    tiny_processor(text=["a", "b c d"], text_kwargs={"padding": "max_length", "max_length": 20})
-    assert open_cache(loaded).encode(utterances) == {"audio": 0, "text": 0}
+    cache.processor(text=["a", "b c d"], text_kwargs={"padding": "max_length", "max_length": 20})
+    assert missing(open_cache(loaded), utterances) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -241,68 +229,54 @@ def test_saved_model_and_used_processor_hit_cache(
         ({"text": "something else"}, {"audio": 0, "text": 1}),
         ({"start_s": 0.01}, {"audio": 1, "text": 0}),
         ({"end_s": 0.09}, {"audio": 1, "text": 0}),
+        ("bytes", {"audio": 1, "text": 0}),
     ],
 )
 def test_changed_utterance_misses(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
-    change: dict[str, Any],
-    misses: dict[str, int],
+    utterances: list[Utterance], open_cache: OpenCache, change: Any, misses: dict[str, int]
 ) -> None:
-    model = make_model()
-    cache = open_cache(model)
+    cache = open_cache()
     cache.encode(utterances)
-    changed = [replace(utterances[0], **change), *utterances[1:]]
+    if change == "bytes":
+        waveform, rate = soundfile.read(utterances[0].audio)
+        soundfile.write(utterances[0].audio, -waveform[::-1], rate, subtype="FLOAT")  # same size
+        changed = utterances
+    else:
+        changed = [replace(utterances[0], **change), *utterances[1:]]
     with pytest.raises(ValueError, match="states of u0"):
         cache.collator(changed, EMOTIONS, DIMENSIONS)
+    assert missing(open_cache(cache.model), changed) == tuple(misses.values())
     assert cache.encode(changed) == misses
-    batch = cache.collator(changed, EMOTIONS, DIMENSIONS)([to_dataset(changed)[0]])
+    batch = collated(cache, changed)
     for modality, name in features.STATES.items():
-        fresh = raw_states(model, tiny_processor, changed[0], modality)
-        assert (batch[f"{name}_states"][0] - fresh).abs().max() <= 1e-5
+        mask = batch[f"{name}_attention_mask"][0]
+        fresh = raw_states(cache, changed[0], modality)
+        assert (batch[f"{name}_states"][0][mask] - fresh).abs().max() <= 1e-5
 
 
-def test_changed_audio_bytes_miss(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
-) -> None:
-    model = make_model()
-    cache = open_cache(model)
-    cache.encode(utterances)
-    waveform, rate = soundfile.read(utterances[0].audio)
-    soundfile.write(utterances[0].audio, -waveform[::-1], rate, subtype="FLOAT")  # same size
-    for later in (cache, open_cache(model)):
-        assert set(later.missing(utterances)["audio"].values()) == {utterances[0]}
-    assert cache.encode(utterances) == {"audio": 1, "text": 0}
-    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)([to_dataset(utterances)[0]])
-    fresh = raw_states(model, tiny_processor, utterances[0], "audio")
-    assert (batch["acoustic_states"][0] - fresh).abs().max() <= 1e-5
-
-
-def test_changed_model_misses(
-    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
-) -> None:
+def test_changed_model_misses(utterances: list[Utterance], open_cache: OpenCache) -> None:
+    weighted: dict[str, Any] = {
+        "encoder_layers": "weighted", "audio_layers": [0, 2], "text_layers": [1],
+    }  # fmt: skip
     open_cache().encode(utterances)
-
-    def misses(model: MTMMModel | None = None, **options: Any) -> tuple[int, int]:
-        missing = open_cache(model, **options).missing(utterances)
-        return len(missing["audio"]), len(missing["text"])
-
-    assert misses() == (0, 0)
-    assert misses(make_model(num_bridge_tokens=3)) == (0, 0)  # behind the encoders
-    nudged = make_model()
+    open_cache(**weighted).encode(utterances)
+    nudged, configured = open_cache().model, open_cache().model
     with torch.no_grad():
         next(nudged.audio_model.parameters()).view(-1)[0] += 1e-6
-    assert misses(nudged) == (6, 0)
-    configured = make_model()
     configured.text_model.config.layer_norm_eps = 1e-3
-    assert misses(configured) == (0, 6)
-    assert misses(make_model(encoder_layers="weighted")) == (6, 6)
-    assert misses(dtype="float16") == (6, 6)
+    for settings, misses in (
+        ({}, (0, 0)),
+        ({"num_bridge_tokens": 3}, (0, 0)),  # behind the encoders
+        ({"model": nudged}, (6, 0)),
+        ({"model": configured}, (0, 6)),
+        ({"dtype": "float16"}, (6, 6)),
+        ({"encoder_layers": "weighted"}, (6, 6)),
+        (weighted, (0, 0)),
+        (weighted | {"audio_layers": [0, 1]}, (6, 0)),
+        (weighted | {"text_layers": [1, 2]}, (0, 6)),
+        (weighted | {"acoustic_stride": 2}, (6, 0)),
+    ):
+        assert missing(open_cache(**settings), utterances) == misses, settings
 
 
 def test_changed_processor_misses(
@@ -310,17 +284,13 @@ def test_changed_processor_misses(
 ) -> None:
     open_cache().encode(utterances)
     extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
-    tokenizer = type(tiny_processor.tokenizer)(
-        vocab=[
-            (piece, -1.0) for piece in ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *"abc", "[MASK]"]
-        ]
-    )
+    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *"abc", "[MASK]"]
+    tokenizer = type(tiny_processor.tokenizer)(vocab=[(piece, -1.0) for piece in pieces])
     for processor, misses in (
         (MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64), (6, 0)),
         (MTMMProcessor(tiny_processor.feature_extractor, tokenizer, max_tokens=64), (0, 6)),
     ):
-        missing = open_cache(processor=processor).missing(utterances)
-        assert (len(missing["audio"]), len(missing["text"])) == misses
+        assert missing(open_cache(processor=processor), utterances) == misses
 
 
 def test_changed_library_misses(
@@ -328,7 +298,7 @@ def test_changed_library_misses(
 ) -> None:
     open_cache().encode(utterances)
     monkeypatch.setattr(fingerprint, "version", lambda name: "0.0.1")
-    assert [len(entries) for entries in open_cache().missing(utterances).values()] == [6, 6]
+    assert missing(open_cache(), utterances) == (6, 6)
 
 
 # ---- killed, shared, damaged, full ---------------------------------------------------------------
@@ -362,23 +332,19 @@ def start_encoding(monkeypatch: pytest.MonkeyPatch) -> StartEncoding:
 
 
 def test_killed_encoding_continues(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    start_encoding: StartEncoding,
+    utterances: list[Utterance], open_cache: OpenCache, start_encoding: StartEncoding
 ) -> None:
-    model = make_model()
-    cache = open_cache(model)
+    cache = open_cache()
     process, _ = start_encoding(cache, utterances, pause=60)
     while not any(cache.shards["audio"].folder.glob("*.safetensors")):
         time.sleep(0.01)
     process.kill()
     process.join()
-    runs = count_runs(model.audio_model)
-    cache = open_cache(model)
+    runs = count_runs(cache.model.audio_model)
+    cache = open_cache(cache.model)
     assert cache.encode(utterances) == {"audio": 5, "text": 6}
     assert sum(runs) == 5
-    cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    collated(cache, utterances)
 
 
 def test_processes_encode_disjoint_shares(
@@ -393,35 +359,17 @@ def test_processes_encode_disjoint_shares(
     assert open_cache().encode(utterances) == {"audio": 0, "text": 0}
 
 
-def test_half_written_shard_is_ignored_and_swept(
-    utterances: list[Utterance], open_cache: OpenCache
-) -> None:
-    cache = open_cache()
-    folder = cache.shards["audio"].folder
-    for name in (".old.safetensors.1.tmp", ".new.safetensors.2.tmp"):
-        (folder / name).write_bytes(b"half")
-    hour_ago = time.time() - FORGOTTEN_SECONDS - 60
-    os.utime(folder / ".old.safetensors.1.tmp", (hour_ago, hour_ago))
-    cache.encode(utterances)
-    assert [path.name for path in folder.glob(".*")] == [".new.safetensors.2.tmp"]
-
-
 def test_unrelated_processes_share_a_cache(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    monkeypatch: pytest.MonkeyPatch,
+    utterances: list[Utterance], open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model()
-    first, second = open_cache(model), open_cache(model)
+    first, second = open_cache(), open_cache()
     plan = second.missing(utterances)
     first.encode(utterances, batch_size=2)
     with monkeypatch.context() as patch:
         patch.setattr(second, "missing", lambda _: plan)  # it looked before the first one wrote
         second.encode(utterances, batch_size=3)
-    for cache in (first, second, open_cache(model)):
-        batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
-        assert batch["acoustic_attention_mask"].any(-1).sum() == 6
+    for cache in (first, second, open_cache()):
+        assert collated(cache, utterances)["acoustic_attention_mask"].any(-1).sum() == 6
 
 
 def test_damaged_shard_is_found_and_encoded_again(
@@ -470,42 +418,24 @@ def test_shard_that_changes_after_it_was_indexed_is_named(shard: Path, change: s
 def test_small_disk_is_refused(
     utterances: list[Utterance],
     open_cache: OpenCache,
-    make_model: MakeModel,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    model = make_model(encoder_layers="weighted")
-    runs = count_runs(model.audio_model)
+    cache = open_cache(encoder_layers="weighted")
+    runs = count_runs(cache.model.audio_model)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**10))
     with pytest.raises(ValueError, match="needs 0.00 GiB more"):
-        open_cache(model).encode(utterances)
+        cache.encode(utterances)
     assert runs == []
     assert "6 audio entries to encode" in capsys.readouterr().out
-
-
-def test_announced_size_is_right(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cache = open_cache(make_model(encoder_layers="weighted"))
-    missing = cache.missing(utterances)
-    announced = {m: cache._positions(m, list(missing[m].values())).sum() for m in missing}
-    cache.encode(utterances)
-    for modality, shards in cache.shards.items():
-        written = sum(shards[key].shape[-2] for key in shards.entries)
-        assert abs(written - announced[modality]) <= 0.05 * written + 6
 
 
 # ---- what cannot be cached -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
-def test_trainable_encoder_is_refused(
-    open_cache: OpenCache, make_model: MakeModel, modality: str
-) -> None:
-    model = make_model()
+def test_trainable_encoder_is_refused(open_cache: OpenCache, modality: str) -> None:
+    model = open_cache().model
     encoder = model.audio_model if modality == "audio" else model.text_model
     list(encoder.parameters())[-1].requires_grad_(True)
     assert features.trainable_encoders(model) == [modality]
@@ -513,10 +443,8 @@ def test_trainable_encoder_is_refused(
         open_cache(model)
 
 
-def test_overflow_is_refused(
-    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
-) -> None:
-    model = make_model()
+def test_overflow_is_refused(utterances: list[Utterance], open_cache: OpenCache) -> None:
+    model = open_cache().model
     with torch.no_grad():
         model.audio_model.encoder.layer_norm.weight.fill_(1e6)
     with pytest.raises(UtteranceError, match="u.: .*not finite in float16"):
@@ -526,96 +454,61 @@ def test_overflow_is_refused(
 
 # ---- layers, stride and augmentation -------------------------------------------------------------
 
-SETTINGS: list[dict[str, Any]] = [
-    {},
-    {"encoder_layers": "weighted"},
-    {"encoder_layers": "weighted", "audio_layers": [0, 2], "text_layers": [1]},
-    {"acoustic_stride": 3},
-    {"encoder_layers": "weighted", "audio_layers": [1], "acoustic_stride": 2},
-]
 
-
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"encoder_layers": "weighted", "audio_layers": [0, 2], "text_layers": [1]},
+        {"acoustic_stride": 3},
+        {"encoder_layers": "weighted", "audio_layers": [1], "acoustic_stride": 2},
+    ],
+)
 def test_chosen_layers_and_stride_come_back(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
-    setting: dict[str, Any],
+    utterances: list[Utterance], open_cache: OpenCache, setting: dict[str, Any]
 ) -> None:
-    model = make_model(**setting)
-    cache = open_cache(model)
+    cache = open_cache(**setting)
     cache.encode(utterances, batch_size=3)
-    rows = list(to_dataset(utterances))
-    cached = cache.collator(utterances, EMOTIONS, DIMENSIONS)(rows)
-    raw = RawInputs(tiny_processor, EMOTIONS, DIMENSIONS)(rows)
-    assert (logits(model, cached) - logits(model, raw)).abs().max() <= 1e-5
-    assert (logits(model, raw)[0] - logits(model, raw)[1]).abs().max() > 1e-3  # they do differ
-    layers = len(model.config.mixed_layers("audio"))
+    cached = collated(cache, utterances)
+    raw = RawInputs(cache.processor, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    assert (logits(cache.model, cached) - logits(cache.model, raw)).abs().max() <= 1e-5
+    layers = len(cache.model.config.mixed_layers("audio"))
     assert cached["acoustic_states"].shape[1:-2] == ((layers,) if layers else ())
-    frames = make_model().encode_audio(raw["input_values"], raw["audio_attention_mask"])[1].sum(-1)
-    stride = setting.get("acoustic_stride", 1)
+    encode, stride = open_cache().model.encode_audio, setting.get("acoustic_stride", 1)
+    frames = encode(raw["input_values"], raw["audio_attention_mask"])[1].sum(-1)
     assert cached["acoustic_attention_mask"].sum(-1).tolist() == (-(-frames // stride)).tolist()
 
 
-def test_changed_layers_and_stride_miss(
-    utterances: list[Utterance], open_cache: OpenCache, make_model: MakeModel
-) -> None:
-    def misses(**setting: Any) -> tuple[int, int]:
-        missing = open_cache(make_model(**setting)).missing(utterances)
-        return len(missing["audio"]), len(missing["text"])
-
-    open_cache(make_model(**SETTINGS[2])).encode(utterances)
-    assert misses(**SETTINGS[2]) == (0, 0)
-    assert misses(**SETTINGS[2] | {"audio_layers": [0, 1]}) == (6, 0)
-    assert misses(**SETTINGS[2] | {"text_layers": [1, 2]}) == (0, 6)
-    assert misses(**SETTINGS[2] | {"acoustic_stride": 2}) == (6, 0)
-    assert misses(encoder_layers="last") == (6, 6)
-
-
 def test_variants_are_entries_of_their_own(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
+    utterances: list[Utterance], open_cache: OpenCache
 ) -> None:
-    model = make_model()
-    cache = open_cache(model)
+    cache = open_cache()
     originals, *variants = add_variants(utterances, ["speed", "noise"], 2, seed=0)
     shown = [*originals, *(u for variant in variants for u in variant)]
     assert cache.encode(originals) == {"audio": 6, "text": 6}
     assert cache.encode(shown, batch_size=3) == {"audio": 12, "text": 0}  # text is shared
-    rows = list(to_dataset(shown))
-    cached = cache.collator(shown, EMOTIONS, DIMENSIONS)(rows)
-    raw = RawInputs(tiny_processor, EMOTIONS, DIMENSIONS)(rows)
+    cached = collated(cache, shown)
+    raw = RawInputs(cache.processor, EMOTIONS, DIMENSIONS)(list(to_dataset(shown)))
     assert cached["utterance_ids"] == raw["utterance_ids"] == [u.utterance_id for u in shown]
-    assert (logits(model, cached) - logits(model, raw)).abs().max() <= 1e-5
+    assert (logits(cache.model, cached) - logits(cache.model, raw)).abs().max() <= 1e-5
     one, two = cached["acoustic_states"][7], cached["acoustic_states"][14]
     assert (one[:5] - two[:5]).abs().max() > 1e-2
-    for other in (
-        add_variants(utterances, ["speed", "noise"], 2, seed=1)[1],
-        add_variants(utterances, ["speed"], 2, seed=0)[1],
-    ):
-        missing = cache.missing(other)
-        assert (len(missing["audio"]), len(missing["text"])) == (6, 0)
+    for changes, seed in ((["speed", "noise"], 1), (["speed"], 0)):
+        assert missing(cache, add_variants(utterances, changes, 2, seed)[1]) == (6, 0)
 
 
 def test_group_norm_is_encoded_one_by_one(
-    utterances: list[Utterance],
-    open_cache: OpenCache,
-    make_model: MakeModel,
-    tiny_processor: MTMMProcessor,
+    utterances: list[Utterance], open_cache: OpenCache
 ) -> None:
     audio_config = MTMMConfig.tiny().encoder_config("audio").to_dict()
     audio_config |= {"feat_extract_norm": "group", "do_stable_layer_norm": False}
-    model = make_model(audio_config=audio_config)
-    runs = count_runs(model.audio_model)
-    cache = open_cache(model)
+    cache = open_cache(audio_config=audio_config)
+    runs = count_runs(cache.model.audio_model)
     cache.encode(utterances, batch_size=4)
     assert runs == [1] * 6
-    batch = cache.collator(utterances, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    batch = collated(cache, utterances)
     for i, utterance in enumerate(utterances):
         if utterance.audio is not None:
             mask = batch["acoustic_attention_mask"][i]
-            expected = raw_states(model, tiny_processor, utterance, "audio")
+            expected = raw_states(cache, utterance, "audio")
             assert torch.equal(batch["acoustic_states"][i][mask], expected)

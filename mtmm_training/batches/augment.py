@@ -43,14 +43,9 @@ def add_variants(
     Returns:
         1 + `variants` lists of the same utterances, in the same order.
     """
-    count = variants if changes else 0
-    return [
-        [
-            _variant(utterance, changes, number, seed) if number else utterance
-            for utterance in utterances
-        ]
-        for number in range(1 + count)
-    ]
+    numbers = range(1, 1 + variants) if changes else ()
+    changed = [[_variant(u, changes, number, seed) for u in utterances] for number in numbers]
+    return [list(utterances), *changed]
 
 
 def _variant(utterance: Utterance, changes: Sequence[str], number: int, seed: int) -> Utterance:
@@ -87,10 +82,13 @@ def augment(
     """
     changes, rate = json.loads(augmentation), processor.sampling_rate
     waveform = resample(to_mono(waveform), sampling_rate, rate)
-    if len(waveform) < _shortest(processor):
+    length, shortest = len(waveform), int(np.ceil(processor.min_duration_s * rate))
+    if length < shortest:
         return waveform
     if "speed" in changes:
-        waveform = _resized(waveform, _fitting(len(waveform), changes["speed"], processor))
+        longest = max(int(processor.longest_audio_s() * rate), length)
+        wanted = np.clip(round(length / changes["speed"]), shortest, longest)
+        waveform = _resized(waveform, int(wanted))
     if "noise" in changes:
         noise = pink_noise(len(waveform), changes["noise_seed"])
         ratio = 10 ** (-changes["noise"] / 20)
@@ -106,17 +104,6 @@ def augment(
 def _resized(waveform: np.ndarray, length: int) -> np.ndarray:
     """The waveform resampled to so many samples."""
     return soxr.resample(waveform, len(waveform), length) if len(waveform) != length else waveform
-
-
-def _fitting(length: int, speed: float, processor: MTMMProcessor) -> int:
-    """Samples after the change of speed, within the encoder's limits if it is within them before."""
-    longest = int(processor.longest_audio_s() * processor.sampling_rate)
-    return int(np.clip(round(length / speed), _shortest(processor), max(longest, length)))
-
-
-def _shortest(processor: MTMMProcessor) -> int:
-    """Samples that the acoustic encoder needs."""
-    return int(np.ceil(processor.min_duration_s * processor.sampling_rate))
 
 
 def pink_noise(length: int, seed: int) -> np.ndarray:

@@ -13,6 +13,8 @@ import json
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ SAMPLE = 8  # utterances that tell what the precision does
 ENCODING_FRAMES = 6000  # padded positions in a batch of encoding, at most: two minutes of speech
 
 
+@dataclass(eq=False)
 class FeatureCache:
     """The states of a model's two frozen encoders on disk, for one setting of both.
 
@@ -52,18 +55,13 @@ class FeatureCache:
     entries: they miss, and are encoded anew.
     """
 
-    def __init__(
-        self,
-        model: MTMMModel,
-        processor: MTMMProcessor,
-        shards: dict[str, StateShards],
-        dtype: torch.dtype,
-        recordings: Recordings,
-    ) -> None:
-        self.model, self.processor, self.shards, self.dtype = model, processor, shards, dtype
-        self.recordings = recordings
-        # Of a few utterances that were encoded here: their states before they were rounded.
-        self._sample: list[dict[str, Tensor]] = []
+    model: MTMMModel
+    processor: MTMMProcessor
+    shards: dict[str, StateShards]  # by modality
+    dtype: str  # a key of DTYPES
+    recordings: Recordings
+    # Of a few utterances that were encoded here: their states before they were rounded.
+    _sample: list[dict[str, Tensor]] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -91,8 +89,8 @@ class FeatureCache:
         """
         if trained := trainable_encoders(model):
             raise ValueError(
-                f"{trained[0]}_model has trainable parameters, so its states change in training and "
-                "cannot be cached. Freeze it, or train without a cache (--cache_dir off)."
+                f"{trained[0]}_model has trainable parameters: its states change in training and "
+                "cannot be cached. Freeze it, or set --cache_dir off."
             )
         shards = {}
         for modality in STATES:
@@ -101,8 +99,7 @@ class FeatureCache:
             shards[modality] = StateShards(Path(folder, name))
             if not (description := Path(folder, name, "encoder.json")).exists():
                 write_json(described, description)  # for people; nothing reads it
-        recordings = recordings or Recordings(folder)
-        return cls(model, processor, shards, DTYPES[dtype], recordings)
+        return cls(model, processor, shards, dtype, recordings or Recordings(folder))
 
     def missing(self, utterances: Sequence[Utterance]) -> dict[str, dict[str, Utterance]]:
         """By modality and key, the utterances whose states are not there; equal content is one key.
@@ -169,14 +166,22 @@ class FeatureCache:
             }
             for modality, entries in missing.items()
         }
-        sampled = self._choose_sample(utterances, shares)
+        # The first utterances that this process encodes as a whole tell what the precision does.
+        columns = [self._keys(modality, utterances) for modality in STATES]
+        keyed = (
+            {modality: key for modality, key in zip(STATES, row, strict=True) if key}
+            for row in zip(*columns, strict=True)
+        )
+        whole = (keys for keys in keyed if all(key in shares[m] for m, key in keys.items()))
+        sampled = list(islice(whole, SAMPLE))
         exact: dict[str, Tensor] = {}
         for modality, share in shares.items():
             if share:
                 lengths = dict(zip(missing[modality], positions[modality], strict=True))
+                norm = getattr(encoder_of(self.model, modality).config, "feat_extract_norm", None)
                 batches = LengthBatches(
                     [lengths[key] for key in share],
-                    1 if self._group_norm(modality) else batch_size,
+                    1 if norm == "group" else batch_size,
                     frame_budget=ENCODING_FRAMES,
                     shuffle=False,
                 )
@@ -184,22 +189,6 @@ class FeatureCache:
                 exact |= self._encode(modality, share, batches, workers, wanted, quiet=rank != 0)
         self._sample = [{m: exact[key] for m, key in keys.items()} for keys in sampled]
         return {modality: len(share) for modality, share in shares.items()}
-
-    def _choose_sample(
-        self, utterances: Sequence[Utterance], shares: dict[str, dict[str, Utterance]]
-    ) -> list[dict[str, str]]:
-        """Keys by modality of the first utterances that this process encodes as a whole."""
-        sample: list[dict[str, str]] = []
-        if not any(shares.values()):
-            return sample
-        columns = [self._keys(modality, utterances) for modality in STATES]
-        for row in zip(*columns, strict=True):
-            keys = {modality: key for modality, key in zip(STATES, row, strict=True) if key}
-            if all(key in shares[modality] for modality, key in keys.items()):
-                sample.append(keys)
-            if len(sample) == SAMPLE:
-                break
-        return sample
 
     def collator(
         self,
@@ -217,22 +206,16 @@ class FeatureCache:
             ValueError: An utterance is not in the cache, or a shard cannot be read.
         """
         names = [u.utterance_id + (u.augmentation or "") for u in utterances]
-        keys = {
-            modality: dict(zip(names, self._keys(modality, utterances), strict=True))
-            for modality in STATES
-        }
+        keys: dict[str, dict[str, str | None]] = {}
         for modality, shards in self.shards.items():
             shards.refresh()
-            absent = [
-                name for name, key in keys[modality].items() if key and key not in shards.entries
-            ]
-            if absent:
+            keys[modality] = dict(zip(names, self._keys(modality, utterances), strict=True))
+            wanted = {name: key for name, key in keys[modality].items() if key}
+            if absent := [name for name, key in wanted.items() if key not in shards.entries]:
                 raise ValueError(
-                    f"The cache has no {STATES[modality]} states of {few(absent)}; encode them first, in "
-                    "every process, and wait for all."
+                    f"The cache has no {STATES[modality]} states of {few(absent)}; encode them."
                 )
-        raw = RawInputs(self.processor, emotions, dimension_names)
-        return CachedStates(raw, self.shards, keys)
+        return CachedStates(RawInputs(self.processor, emotions, dimension_names), self.shards, keys)
 
     @torch.no_grad()
     def precision_line(self) -> str | None:
@@ -245,16 +228,16 @@ class FeatureCache:
             return None
         training = self.model.training
         self.model.eval()
-        differences = [
-            (self._logits(states, self.dtype) - self._logits(states, torch.float32)).abs()
-            for states in self._sample
-        ]
+        rounded, exact = (
+            torch.cat([self._logits(states, dtype) for states in self._sample])
+            for dtype in (DTYPES[self.dtype], torch.float32)
+        )
         self.model.train(training)
-        difference = torch.cat(differences)
+        difference = (rounded - exact).abs()
         return (
-            f"cache in {self._dtype_name()}: emotion logits differ from those of unrounded states by "
+            f"cache in {self.dtype}: emotion logits differ from those of unrounded states by "
             f"{float(difference.max()):.1e} at most, {float(difference.mean()):.1e} on average "
-            f"({len(differences)} utterances)"
+            f"({len(self._sample)} utterances)"
         )
 
     def _logits(self, states: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
@@ -270,17 +253,15 @@ class FeatureCache:
 
     def _keys(self, modality: str, utterances: Sequence[Utterance]) -> list[str | None]:
         """The key of each utterance's content, None where it lacks the modality."""
-        if modality == "text":
-            return [None if u.text is None else text_digest(u.text) for u in utterances]
-        files = self.recordings.of(u.audio for u in utterances if u.audio is not None)
-        return [
-            None
-            if u.audio is None
-            else text_digest(
-                f"{files[u.audio].digest} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}"
-            )
-            for u in utterances
-        ]
+        contents = [u.text for u in utterances]
+        if modality == "audio":
+            files = self.recordings.of(u.audio for u in utterances if u.audio is not None)
+            contents = [
+                u.audio
+                and f"{files[u.audio].digest} {u.start_s or 0.0} {u.end_s}{u.augmentation or ''}"
+                for u in utterances
+            ]
+        return [None if content is None else text_digest(content) for content in contents]
 
     def _positions(self, modality: str, utterances: Sequence[Utterance]) -> np.ndarray:
         """How many frames or tokens each utterance will have, to one or two: (utterances,)."""
@@ -303,32 +284,26 @@ class FeatureCache:
         for modality, counts in positions.items():
             width = encoder_of(self.model, modality).config.hidden_size
             layers = max(len(self.model.config.mixed_layers(modality)), 1)
-            size = int(counts.sum()) * layers * width * self.dtype.itemsize
+            size = int(counts.sum()) * layers * width * DTYPES[self.dtype].itemsize
             needed += size
             if not quiet and len(counts):
                 print(
                     f"cache {self.shards[modality].folder}: {len(counts)} {modality} entries to encode, "
                     f"{counts.sum():,} positions x {layers} layer{'s' * (layers > 1)} x {width} in "
-                    f"{self._dtype_name()}: {_gib(size)}",
+                    f"{self.dtype}: {_gib(size)}",
                     flush=True,
                 )
         folder = self.shards["audio"].folder.parent
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ValueError(
-                f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)} free; "
-                "choose another disk, fewer layers or a larger stride, or no cache (--cache_dir off)."
+                f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)}; "
+                "choose another disk, or no cache (--cache_dir off)."
             )
-
-    def _dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
 
     # Encoding.
 
-    def _group_norm(self, modality: str) -> bool:
-        config = encoder_of(self.model, modality).config
-        return getattr(config, "feat_extract_norm", None) == "group"
-
+    @torch.no_grad()
     def _encode(
         self,
         modality: str,
@@ -358,10 +333,14 @@ class FeatureCache:
         exact: dict[str, Tensor] = {}
         pending: dict[str, Tensor] = {}
         began = time.monotonic()
+        encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
         for indices, batch in zip(batches, loader, strict=True):
-            states = dict(
-                zip([keys[i] for i in indices], self._states(modality, batch), strict=True)
-            )
+            padded, mask = encode(*(batch[name].to(self.model.device) for name in INPUTS[modality]))
+            lengths = mask.sum(-1).tolist()
+            states = {
+                keys[index]: row[..., :length, :]
+                for index, row, length in zip(indices, padded, lengths, strict=True)
+            }
             exact |= {key: states[key].to("cpu", copy=True) for key in states.keys() & wanted}
             pending |= self._rounded(modality, states, entries)
             progress.update(len(states))
@@ -374,13 +353,6 @@ class FeatureCache:
         progress.close()
         return exact
 
-    @torch.no_grad()
-    def _states(self, modality: str, batch: dict[str, Any]) -> list[Tensor]:
-        """States of a batch of raw inputs, each without padding."""
-        encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
-        states, mask = encode(*(batch[name].to(self.model.device) for name in INPUTS[modality]))
-        return [row[..., :n, :] for row, n in zip(states, mask.sum(-1).tolist(), strict=True)]
-
     def _rounded(
         self, modality: str, states: dict[str, Tensor], entries: dict[str, Utterance]
     ) -> dict[str, Tensor]:
@@ -391,23 +363,23 @@ class FeatureCache:
         """
         # A copy: a view would keep, and write, the padding of the whole batch.
         rounded = {
-            key: state.to(self.dtype, copy=True, memory_format=torch.contiguous_format).cpu()
+            key: state.to(
+                DTYPES[self.dtype], copy=True, memory_format=torch.contiguous_format
+            ).cpu()
             for key, state in states.items()
         }
         for key, state in rounded.items():
-            problem = None
-            if state.shape[-2] == 0:
-                problem = f"its {modality} is shorter than one position of its encoder."
-            elif not state.isfinite().all():
+            if state.shape[-2] == 0 or not state.isfinite().all():
                 problem = (
-                    f"its {STATES[modality]} states are not finite in {self._dtype_name()}; use a cache in "
-                    "bfloat16 or float32, and check the input."
+                    f"its {STATES[modality]} states are not finite in {self.dtype}; try bfloat16."
+                    if state.shape[-2]
+                    else f"its {modality} is shorter than one position of its encoder."
                 )
-            if problem:
                 raise UtteranceError(entries[key].utterance_id, problem)
         return rounded
 
 
+@dataclass(eq=False)
 class CachedStates:
     """Collates rows of `to_dataset` into cached encoder states, with labels, as RawInputs does.
 
@@ -420,13 +392,9 @@ class CachedStates:
         keys: Keys by modality, and by utterance id with its augmentation, if any, behind it.
     """
 
-    def __init__(
-        self,
-        raw: RawInputs,
-        shards: dict[str, StateShards],
-        keys: dict[str, dict[str, str | None]],
-    ) -> None:
-        self.labels, self.shards, self.keys = raw.labels, shards, keys
+    raw: RawInputs
+    shards: dict[str, StateShards]
+    keys: dict[str, dict[str, str | None]]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """`acoustic_states` (batch, frames, width), or (batch, layers, frames, width) of all layers,
@@ -437,19 +405,18 @@ class CachedStates:
         """
         batch: dict[str, Any] = {}
         for modality, name in STATES.items():
-            entries = [self._entry(modality, row) for row in rows]
+            keys = self.keys[modality]
+            named = [
+                None
+                if row[modality] is None
+                else keys[row["utterance_id"] + (row["augmentation"] or "")]
+                for row in rows
+            ]
+            entries = [None if key is None else self.shards[modality][key] for key in named]
             if any(entry is not None for entry in entries):
                 states, mask = pad_states(entries)
                 batch |= {f"{name}_states": states, f"{name}_attention_mask": mask}
-        return batch | self.labels(rows)
-
-    def _entry(self, modality: str, row: dict[str, Any]) -> Tensor | None:
-        if row[modality] is None:
-            return None
-        name = row["utterance_id"] + (row["augmentation"] or "")
-        key = self.keys[modality][name]
-        assert key is not None, name
-        return self.shards[modality][key]
+        return batch | self.raw.labels(rows)
 
 
 def trainable_encoders(model: MTMMModel) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -70,10 +71,8 @@ class RawInputs:
         for row in rows:
             try:
                 self.processor(audio=[self._audio(row)], text=[row["text"]])
-            except UtteranceError as error:
-                found[row["utterance_id"]] = error.problem
             except (ValueError, TypeError) as error:
-                found[row["utterance_id"]] = str(error)
+                found[row["utterance_id"]] = getattr(error, "problem", str(error))
         return found
 
     def labels(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -118,17 +117,16 @@ class Loader(DataLoader[Any]):
                 batch = next(batches)
             except (RuntimeError, OSError, EOFError) as error:
                 # Errors of reading are returned: these are of the channel that a batch comes through.
-                if not isinstance(error, RuntimeError) or "ancdata" in str(error):
-                    raise RuntimeError(
-                        f"DataLoader worker ended while it handed over a batch: {error}"
-                    ) from error
-                if "timed out" not in str(error):
+                if "timed out" in str(error) and isinstance(error, RuntimeError):
+                    ids = ", ".join(self.dataset[index]["utterance_id"] for index in indices)
+                    message = (
+                        f"A process that reads audio has been waiting for {self.timeout:g} s over"
+                    )
+                    raise OSError(f"{message} {ids}: their disk does not answer.") from error
+                if isinstance(error, RuntimeError) and "ancdata" not in str(error):
                     raise
-                ids = ", ".join(self.dataset[index]["utterance_id"] for index in indices)
-                raise OSError(
-                    f"A process that reads audio has been waiting for {self.timeout:g} s over {ids}: the "
-                    "disk with their recordings does not answer."
-                ) from error
+                problem = f"DataLoader worker ended while it handed over a batch: {error}"
+                raise RuntimeError(problem) from error
             if isinstance(batch, Exception):
                 raise batch
             yield batch
@@ -158,11 +156,11 @@ def make_loader(
     )
 
 
+@dataclass
 class _Returning:
     """A collator that returns its errors: raised in a worker, they would come as a traceback."""
 
-    def __init__(self, collate: Callable[..., Any]) -> None:
-        self.collate = collate
+    collate: Callable[..., Any]
 
     def __call__(self, rows: list[dict[str, Any]]) -> Any:
         try:

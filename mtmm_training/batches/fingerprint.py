@@ -27,7 +27,27 @@ def describe_states(
     """All that decides an encoder's states but the input, as JSON; its digest is the fingerprint."""
     encoder = encoder_of(model, modality)
     packages = ["torch", "transformers"]
-    packages += ["soundfile", "soxr"] if modality == "audio" else ["tokenizers"]
+    if modality == "audio":
+        packages += ["soundfile", "soxr"]
+        extractor = processor.feature_extractor
+        described = _lasting(extractor.to_dict()) | {
+            "class": type(extractor).__name__,
+            "min_duration_s": processor.min_duration_s,
+            "max_duration_s": processor.max_duration_s,
+        }
+    else:
+        packages += ["tokenizers"]
+        tokenizer = processor.tokenizer
+        rules = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+        if tokenizer.is_fast:
+            rules |= json.loads(tokenizer.backend_tokenizer.to_str())
+            # Each call of the tokenizer sets these two anew.
+            rules |= {"padding": None, "truncation": None}
+        described = {
+            "class": type(tokenizer).__name__,
+            "max_tokens": processor.max_tokens,
+            "rules": text_digest(json.dumps(rules, sort_keys=True, default=str)),
+        }
     return {
         "format": FORMAT,
         "modality": modality,
@@ -38,30 +58,8 @@ def describe_states(
         "attention": encoder.config._attn_implementation,
         "config": _lasting(encoder.config.to_dict()),
         "weights": weights_digest(encoder),
-        "processor": _describe_processor(modality, processor),
+        "processor": described,
         "versions": {name: version(name) for name in packages},
-    }
-
-
-def _describe_processor(modality: str, processor: MTMMProcessor) -> dict[str, Any]:
-    """Options, and the vocabulary by its digest."""
-    if modality == "audio":
-        extractor = processor.feature_extractor
-        return _lasting(extractor.to_dict()) | {
-            "class": type(extractor).__name__,
-            "min_duration_s": processor.min_duration_s,
-            "max_duration_s": processor.max_duration_s,
-        }
-    tokenizer = processor.tokenizer
-    rules = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
-    if tokenizer.is_fast:
-        rules |= json.loads(tokenizer.backend_tokenizer.to_str())
-        # Each call of the tokenizer sets these two anew.
-        rules |= {"padding": None, "truncation": None}
-    return {
-        "class": type(tokenizer).__name__,
-        "max_tokens": processor.max_tokens,
-        "rules": text_digest(json.dumps(rules, sort_keys=True, default=str)),
     }
 
 

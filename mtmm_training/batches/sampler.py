@@ -94,9 +94,7 @@ class LengthBatches(Sampler[list[int]]):
         self.variants, self.count = table.shape
         self.lengths = table.reshape(-1)  # by index
         if self.count < world_size:
-            raise ValueError(
-                f"{self.count} utterances cannot be dealt out to {world_size} processes."
-            )
+            raise ValueError(f"{self.count} utterances are too few for {world_size} processes.")
         self.batch_size, self.frame_budget = batch_size, frame_budget
         self.seed, self.shuffle = seed, shuffle
         self.rank, self.world_size = rank, world_size

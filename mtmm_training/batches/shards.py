@@ -55,10 +55,7 @@ class StateShards:
             digests = list(pool.map(file_digest, paths))
         damaged = [p.name for p, digest in zip(paths, digests, strict=True) if digest != p.stem]
         if damaged:
-            raise ValueError(
-                f"Shards of {self.folder} are damaged: {few(damaged)}. Delete them; what they held is "
-                "encoded again."
-            )
+            raise ValueError(f"Shards of {self.folder} are damaged: {few(damaged)}. Delete them.")
 
     def __getitem__(self, key: str) -> Tensor:
         """(frames, width), or (layers, frames, width): a view of the memory-mapped file.
@@ -101,7 +98,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"The cache's shard {path} cannot be read ({error}). Delete it; what it held is encoded again."
+            f"{path} cannot be read ({error}). Delete this shard of the cache."
         ) from error
 
 
