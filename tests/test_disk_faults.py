@@ -126,11 +126,6 @@ def write_text(path: Path) -> None:
         temporary.write_text("x" * 9000)
 
 
-def write_parquet(path: Path) -> None:
-    with replacing(path) as temporary:
-        pyarrow.parquet.write_table(pyarrow.table({"x": np.random.rand(9000)}), temporary)
-
-
 def write_shard(path: Path) -> None:
     StateShards(path).write({"key": torch.zeros(99, 99)})
 
@@ -139,7 +134,7 @@ def write_picture(path: Path) -> None:
     style.save(Figure(), path)
 
 
-@pytest.mark.parametrize("write", [write_text, write_parquet, write_shard, write_picture])
+@pytest.mark.parametrize("write", [write_text, write_shard, write_picture])
 def test_full_disk_is_one_sentence(disk: Path, write: Callable[[Path], None]) -> None:
     write(disk / "before")
     before = written(disk)
@@ -152,17 +147,11 @@ def test_full_disk_is_one_sentence(disk: Path, write: Callable[[Path], None]) ->
     assert len(written(disk)) == 2 * len(before)
 
 
-@pytest.mark.parametrize("write", [write_text, write_parquet, write_shard, write_picture])
+@pytest.mark.parametrize("write", [write_text, write_shard, write_picture])
 def test_read_only_disk_is_one_sentence(disk: Path, write: Callable[[Path], None]) -> None:
     mount("-o", "remount,ro", disk)
     with pytest.raises(OSError, match=f"{disk / 'after'}.* {CLOSED}"):
         write(disk / "after")
-
-
-def test_disk_that_turns_read_only_does_not_hide_the_error(disk: Path) -> None:
-    with pytest.raises(ValueError, match="what went wrong"), replacing(disk / "file"):
-        mount("-o", "remount,ro", disk)
-        raise ValueError("what went wrong")
 
 
 @pytest.mark.parametrize("part", ["model", "processor"])
@@ -184,40 +173,25 @@ def test_errors_of_rust_libraries_are_told(
     assert not isinstance(caught.value.__cause__, OSError)  # else `writing` need not look inside
 
 
-def place_of(kind: str, folder: Path) -> Path:
-    """A place where no file can be."""
-    made = folder / "it"
-    if kind == "folder":
-        (made / "x").mkdir(parents=True)
-    elif kind == "file":
-        made.touch()
-        return made / "below"
-    elif kind == "loop":
-        made.symlink_to(made)
-        return made / "below"
-    elif kind == "dangling":
-        made.symlink_to(folder / "nowhere")
-        return made / "below"
-    return made
-
-
-@pytest.mark.parametrize("kind", ["folder", "file", "loop", "dangling", "long"])
+@pytest.mark.parametrize("kind", ["folder", "file", "loop", "long"])
 def test_wrong_kind_of_target_is_named(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / ("x" * 300) if kind == "long" else place_of(kind, tmp_path)
+    path = tmp_path / "it"
+    if kind == "folder":
+        (path / "x").mkdir(parents=True)
+    elif kind == "file":
+        path.touch()
+        path = path / "below"
+    elif kind == "loop":
+        path.symlink_to(path)
+        path = path / "below"
+    else:
+        path = tmp_path / ("x" * 300)
     with pytest.raises(OSError, match=f"{path} could not be written"):
         write_text(path)
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        FileNotFoundError(errno.ENOENT, "No such file"),
-        BrokenPipeError(errno.EPIPE, "Broken pipe"),
-        ValueError("no number"),
-        SafetensorError("invalid header"),
-    ],
-)
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No"), SafetensorError("bad")])
 def test_other_errors_stay_as_they_are(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(type(error)) as caught, replacing(tmp_path / "x"):
         raise error
