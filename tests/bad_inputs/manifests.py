@@ -210,7 +210,7 @@ CASES = [
     made("directory", Path.mkdir, error="m.csv"),
     made("missing", lambda path: None, error="m.csv"),
     # ---- folds
-    folded("one speaker", "aaaa", "validation is empty", protocol="leave_one_speaker_out"),
+    folded("one speaker", "aaaa", "is empty", protocol="leave_one_speaker_out"),
     folded("one speaker, grouped", "aaaa", "is empty", protocol="grouped", k=3),
     folded("one class", "abcd", None, protocol="leave_one_speaker_out"),
     folded("no sessions", "abcd", "session", protocol="session"),
