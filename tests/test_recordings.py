@@ -133,7 +133,7 @@ def test_durations_are_of_the_part_that_is_meant(tmp_path: Path) -> None:
     ]
     utterances = [replace(whole, **part) for part in parts]
     assert durations(utterances, Recordings()) == [2.0, 1.5, 1.25, 0.5, None]
-    with pytest.raises(UtteranceError, match="u: .*a.wav.* 3 s"):
+    with pytest.raises(UtteranceError, match="begins at 3 s"):
         durations([replace(whole, start_s=3.0)], Recordings())
 
 

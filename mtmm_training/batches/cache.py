@@ -371,7 +371,7 @@ class FeatureCache:
         for key, state in rounded.items():
             if state.shape[-2] == 0 or not state.isfinite().all():
                 problem = (
-                    f"its {STATES[modality]} states are not finite in {self.dtype}; try bfloat16."
+                    f"its {STATES[modality]} states are not finite in {self.dtype}; try float32."
                     if state.shape[-2]
                     else f"its {modality} is shorter than one position of its encoder."
                 )
