@@ -160,7 +160,7 @@ def test_masking_takes_exactly_one_modality_at_the_stated_rates() -> None:
 
 def test_masking_does_not_depend_on_the_batch() -> None:
     whole = masked_batch(20)["audio_attention_mask"]
-    part = {"utterance_ids": ["u13", "u7"]} | {
+    part: dict[str, Any] = {"utterance_ids": ["u13", "u7"]} | {
         name: torch.ones(2, 5) for name in ("audio_attention_mask", "attention_mask")
     }
     mask_modalities(part, 0.8, seed=0, epoch=0)

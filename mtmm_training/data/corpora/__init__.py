@@ -84,5 +84,5 @@ def read_corpus(
     if "official_split" in known:
         options["official_split"] = official_split
     if unknown := [option for option in options if option not in known]:
-        raise ValueError(f"{name} has no option `{unknown[0]}`; its own are {', '.join(known)}.")
+        raise ValueError(f"`{unknown[0]}` is not an option of {name}, as {', '.join(known)} are.")
     return reader.read(Path(os.path.abspath(folder)), **options)
