@@ -90,7 +90,7 @@ class Recording:
     """One recording of any length, to be read block by block.
 
     Args:
-        sampling_rate: Its own, Hz.
+        sampling_rate: Samples a second, Hz.
         duration_s: Seconds; None of a stream, whose end nobody knows.
         blocks: From which sample, to which (None = to the end): arrays (time,), mono, float32.
         close: To be called when it has been read.
@@ -153,6 +153,7 @@ class AudioFile:
         refuse(wrong, f"{self.name}: ")
 
     def close(self) -> None:
+        """As `Recording.close`."""
         self._file.close()
         self._opened.close()
 
@@ -227,8 +228,8 @@ def read_blocks(source: Source, sampling_rate: int) -> Iterator[np.ndarray]:
     """A recording of any length from its beginning to its end, in blocks of about a second.
 
     Args:
-        source: As of `load_audio`; a path is read from disk as it goes.
-        sampling_rate: Of the blocks, Hz.
+        source: As `load_audio` takes it; a path is read from disk as it goes.
+        sampling_rate: Rate of the blocks, Hz.
 
     Returns:
         Blocks (time,), mono, float32.
@@ -295,7 +296,7 @@ def open_recording(audio: Any, sampling_rate: int | None = None) -> Recording:
 
     Args:
         audio: A source as of `load_audio`, or an array or dict as of `MTMMProcessor.__call__`.
-        sampling_rate: Of an array without its own, Hz.
+        sampling_rate: Rate of an array without its own, Hz.
 
     Raises:
         As `load_audio` and `MTMMProcessor.__call__`; what is wrong inside a file, when it is read.

@@ -43,7 +43,7 @@ class Places:
 
     Args:
         of: The output that is explained.
-        edges: Of the time bins, positions in `audio_attention_mask`; none without audio.
+        edges: Edges of the time bins, positions in `audio_attention_mask`; none without audio.
         times: The same in seconds from the recording's beginning.
         words: In their order; none without text.
     """
@@ -107,7 +107,7 @@ class Places:
         """The explanation, as `MTMMPipeline` describes it.
 
         Args:
-            config: Of the model.
+            config: The model's configuration.
             read: From `contributions`.
             answer: The model's, of the window.
             left: The same of each of `occlusions`.

@@ -192,7 +192,7 @@ class MTMMPipeline(ChunkPipeline):
 
         Args:
             inputs: One utterance or recording, or many; the class's docstring lists the forms.
-            sampling_rate (`int`): Of arrays that come without their own, Hz.
+            sampling_rate (`int`): Rate of arrays that come without their own, Hz.
             window_s (`float`): Cut recordings, short ones too, into windows of so many seconds. Not
                 given: only recordings that are too long for the model, into windows of 6 s, or of as
                 much as the model takes, if that is less.
@@ -236,7 +236,7 @@ class MTMMPipeline(ChunkPipeline):
             source: An open binary file such as `sys.stdin.buffer`, with wav, or raw 16-bit
                 little-endian mono samples at `sampling_rate`; an iterator of arrays, (time,) or
                 (time, channels), at `sampling_rate`; or any single input that the pipeline takes.
-            sampling_rate: Of raw samples and arrays, Hz.
+            sampling_rate: Rate of raw samples and arrays, Hz.
             options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, as in `__call__`.
 
         Yields:

@@ -60,8 +60,8 @@ class MTMMProcessor(ProcessorMixin):
     """One or several utterances, audio and/or transcript, to one batch of tensors.
 
     Args:
-        feature_extractor: Of the acoustic encoder.
-        tokenizer: Of the linguistic encoder.
+        feature_extractor: The acoustic encoder's feature extractor.
+        tokenizer: The linguistic encoder's tokenizer.
         min_duration_s (`float`): Shortest audio, seconds: the acoustic encoder's receptive field.
         max_duration_s (`float`): Longest audio, seconds. A log-mel encoder's window bounds it too.
         max_tokens (`int`): Longest transcript in tokens, special tokens included.
@@ -186,7 +186,7 @@ class MTMMProcessor(ProcessorMixin):
 
         Args:
             waveforms, texts: One of each for every utterance, None where it is absent; or empty.
-            audio_options, text_options: Of the feature extractor and the tokenizer.
+            audio_options, text_options: Options for the feature extractor and the tokenizer.
         """
         transcripts = _each(texts, _transcript)
         if waveforms and transcripts and len(waveforms) != len(transcripts):

@@ -101,7 +101,7 @@ class Windows(NamedTuple):
     """How recordings are cut.
 
     Args:
-        sampling_rate: Of the windows, Hz.
+        sampling_rate: Rate of the windows, Hz.
         window_s, hop_s: How long a window is, and how far the next begins behind it, seconds.
         shortest_s: An end that brings less new audio than this gets no window.
     """
@@ -120,7 +120,7 @@ class Windows(NamedTuple):
         before, and is as long, or as the whole segment where that is shorter.
 
         Args:
-            recording: A `Recording`; of a stream, the whole is cut.
+            recording: A `Recording`; a stream is cut as a whole.
             start_s, end_s: The segment, seconds; None = to the end.
 
         Returns:
@@ -220,7 +220,7 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
 
     Args:
         given: In any of the forms that `MTMMPipeline` names.
-        sampling_rate: Of an array that comes without its own, Hz.
+        sampling_rate: Rate of an array that comes without its own, Hz.
 
     Raises:
         ValueError: Unknown keys, a transcript in two forms, times that are none.
@@ -322,8 +322,8 @@ class Prediction:
         """The pipeline's result for one input.
 
         Args:
-            predictions: Of the whole input, or of all its windows.
-            config: Of the model.
+            predictions: One of the whole input, or one of each window.
+            config: The model's configuration.
             top_k: How many of the scores to show; None = all.
         """
         spans = [prediction.span for prediction in predictions]
