@@ -138,6 +138,13 @@ def test_cache_is_for_frozen_encoders(flags: dict[str, Any], cached: bool) -> No
     assert uses_cache(TrainConfig(manifest=["x.csv"], **flags)) == cached
 
 
+def test_recordings_are_read_once_for_all_folds(corpus: Path, tmp_path: Path) -> None:
+    made = plan(tmp_path / "out", corpus, cache_dir=None)
+    known = (tmp_path / "out" / "cache" / "recordings.jsonl").read_text().split()
+    paths = [word for word in known if ".wav" in word]
+    assert len(paths) == len(set(paths)) == len(made.utterances)
+
+
 def test_share_takes_every_nth_fold(corpus: Path) -> None:
     whole = plan(Path("unused"), corpus)
     assert [whole.of_share((i, 2)).chosen for i in range(2)] == [[0, 2, 4], [1, 3]]
