@@ -21,11 +21,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from mtmm_training.training.adapters import merge
 
-    merge(
-        options.adapters,
-        options.out,
-        base=options.base,
-        audio_encoder=options.audio_encoder,
-        text_encoder=options.text_encoder,
-    )
+    moved = {name: getattr(options, name) for name in ("base", "audio_encoder", "text_encoder")}
+    merge(options.adapters, options.out, **moved)
     print(f"{options.out} holds the merged model")

@@ -1,7 +1,9 @@
 """`mtmm publish`: its flags."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.commands.flags import refuse
 
@@ -12,10 +14,6 @@ What is uploaded is on an allow-list; predictions, logs, paths and speakers stay
 examples:
 mtmm publish out/run someone/mtmm --dry_run
 mtmm publish out/run someone/mtmm --licence cc-by-nc-4.0 --tag v1"""
-CARD = (
-    "licence", "language", "corpus_name", "corpus_licence", "datasets", "base_model", "folds",
-    "example", "example_text", "name_speakers",
-)  # fmt: skip
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,17 +79,10 @@ def run(options: argparse.Namespace) -> None:
     from mtmm_training.publishing.hub import Target
     from mtmm_training.publishing.publish import publish
 
-    target = Target(
-        options.repo_id, options.private, options.branch, options.pull_request, options.tag,
-        options.message,
-    )  # fmt: skip
-    given = {name: getattr(options, name) for name in CARD}
-    facts = Facts(**{name: value for name, value in given.items() if value is not None})
-    publish(
-        options.run,
-        target,
-        facts,
-        adapter=options.adapter,
-        dry_run=options.dry_run,
-        out=options.out,
-    )
+    given = {name: value for name, value in vars(options).items() if value is not None}
+
+    def made(kind: Any) -> Any:
+        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
+
+    how = {name: getattr(options, name) for name in ("adapter", "dry_run", "out")}
+    publish(options.run, made(Target), made(Facts), **how)

@@ -102,9 +102,8 @@ class Subject:
     @property
     def corpus(self) -> str:
         """What the card calls the training data."""
-        return (
-            self.facts.corpus_name or self.results["config"].get("corpus") or "a private manifest"
-        )
+        known = self.facts.corpus_name or self.results["config"].get("corpus")
+        return known or "a private manifest"
 
     @property
     def base_models(self) -> list[str]:
@@ -120,12 +119,9 @@ class Subject:
         if len(self.folds) < 2:
             return {}
         values = [metric_values(results["test"], self.trained) for results in self.folds]
-        found = {}
-        for key in values[0]:
-            if all(key in fold for fold in values):
-                column = [fold[key].value for fold in values]
-                found[key] = statistics.mean(column), statistics.stdev(column)
-        return found
+        shared = [key for key in values[0] if all(key in fold for fold in values)]
+        columns = {key: [fold[key].value for fold in values] for key in shared}
+        return {k: (statistics.mean(c), statistics.stdev(c)) for k, c in columns.items()}
 
 
 def metric_values(metrics: Mapping[str, Any], trained: Sequence[str]) -> dict[str, Metric]:
@@ -146,11 +142,7 @@ def metric_values(metrics: Mapping[str, Any], trained: Sequence[str]) -> dict[st
         for name, value in metrics.get(key, {}).items():
             if name in trained:
                 found[f"{key}_{name}"] = Metric(kind, {"output": name}, f"{title} of {name}", value)
-    return {
-        key: metric
-        for key, metric in found.items()
-        if metric.value is not None and math.isfinite(metric.value)
-    }
+    return {k: m for k, m in found.items() if m.value is not None and math.isfinite(m.value)}
 
 
 def read_folds(run: Run, others: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -180,20 +172,16 @@ def protocol_name(results: Mapping[str, Any]) -> str:
     folds = f" of {config['k']} folds" if config.get("k") else ""
     special = ", scripts apart too" if config.get("script_disjoint") else ""
     special += ", of improvised utterances alone" if config.get("improvised_only") else ""
-    return (
-        f"fold {config['fold']} (counted from 0){folds}, protocol {config['protocol']!r}{special}"
-    )
+    fold = f"fold {config['fold']} (counted from 0){folds}"
+    return f"{fold}, protocol {config['protocol']!r}{special}"
 
 
 def card_data(subject: Subject) -> ModelCardData:
     """The card's metadata, as the Hub documents it."""
     facts, flags, bases = subject.facts, subject.results["config"], subject.base_models
     slug = re.sub(r"\W+", "-", subject.corpus.lower())
-    protocol = {
-        name: flags[name]
-        for name in ("protocol", "k", "fold", "modalities")
-        if flags.get(name) is not None
-    }
+    shown = ("protocol", "k", "fold", "modalities")
+    protocol = {name: flags[name] for name in shown if flags.get(name) is not None}
     evaluations = []
     for split in ("validation", "test"):
         for key, metric in metric_values(subject.results[split], subject.trained).items():

@@ -102,8 +102,8 @@ def export_model(
     ]
     if test is not None:
         lines.append(f"{len(test)} test utterances, one at a time: model -> export")
-        measured = measure(loaded, processor, ExportedModel(out), test)
-        lines += [f"{n:<34}{x:>8.4f} ->{y:>8.4f}" for n, (x, y) in measured.items()]
+        for name, pair in measure(loaded, processor, ExportedModel(out), test).items():
+            lines.append("{:<34}{:>8.4f} ->{:>8.4f}".format(name, *pair))
     elif int8:
         lines.append("what the 8 bits cost in accuracy is not known; --run measures it")
     return "\n".join(lines)

@@ -68,9 +68,8 @@ class ExportedModel(nn.Module):
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
         """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""
         outputs = self.run(**{name: inputs.get(name) for name in INPUTS})
-        return MTMMOutput(
-            emotion_logits=outputs["emotion_logits"], dimensions=outputs["dimensions"]
-        )
+        del outputs["emotion_probabilities"]
+        return MTMMOutput(**outputs)
 
 
 def suffix_of(path: Path) -> str:

@@ -20,8 +20,7 @@ from mtmm_training.publishing.hub import first_line
 from mtmm_training.publishing.stage import token_of
 from mtmm_training.training.run import Run
 
-Inputs = Sequence[Mapping[str, Any]]
-Outputs = Sequence[Mapping[str, Any]]
+Inputs = Outputs = Sequence[Mapping[str, Any]]
 
 TOLERANCE = 1e-5  # the same weights and code on the same machine
 MERGING_TOLERANCE = 1e-3  # adapters beside their weights, and merged into them
@@ -45,8 +44,7 @@ sys.meta_path[:] = [Hider(finder) for finder in sys.meta_path]
 """
 OURS = [path.stem for path in Path(modeling_mtmm.__file__).parent.glob("*_mtmm.py")]
 OURS += ["mtmm_training", "train_accelerate"]
-TRAINING_ONLY = ["datasets", "evaluate", "sklearn", "scipy", "matplotlib", "tensorboard"]
-TRAINING_ONLY += ["sentencepiece"]
+TRAINING_ONLY = "datasets evaluate sklearn scipy matplotlib tensorboard sentencepiece".split()
 NEEDED_BY_ADAPTERS = ["accelerate", "peft"]
 
 
@@ -106,12 +104,10 @@ def probes(work: Path) -> list[dict[str, Any]]:
     return [*found, {"audio": None, "sampling_rate": None, "text": "no"}]
 
 
-def _as_input(
-    waveform: np.ndarray, sampling_rate: int, text: str | None, path: Path
-) -> dict[str, Any]:
+def _as_input(waveform: np.ndarray, rate: int, text: str | None, path: Path) -> dict[str, Any]:
     """An input as `outputs_of` takes it, its waveform in a file that another process can read."""
     np.save(path, waveform)
-    return {"audio": str(path), "sampling_rate": sampling_rate, "text": text}
+    return {"audio": str(path), "sampling_rate": rate, "text": text}
 
 
 def outputs_of(predict, utterances):  # type: ignore[no-untyped-def]  # its source runs elsewhere
@@ -196,16 +192,14 @@ def run_isolated(
     return json.loads(outputs), printed.strip()
 
 
-def compare(
-    expected: Outputs, outputs: Outputs, subject: str, tolerance: float = TOLERANCE
-) -> None:
+def compare(expected: Outputs, outputs: Outputs, who: str, tolerance: float = TOLERANCE) -> None:
     """Raise ValueError unless both lists hold the same numbers, up to rounding."""
     for number, (ours, theirs) in enumerate(zip(expected, outputs, strict=True)):
         for name in ("emotion_logits", "dimensions"):
             worst = max(abs(a - b) for a, b in zip(ours[name], theirs[name], strict=True))
             if not worst <= tolerance:
                 raise ValueError(
-                    f"{subject} gives other {name} than the run's model for input {number}: they "
+                    f"{who} gives other {name} than the run's model for input {number}: they "
                     f"differ by {worst:.2g}, at most {tolerance:g} is allowed."
                 )
 
@@ -240,9 +234,8 @@ class Recorded:
                 if utterance.audio is None or "audio" not in config["modalities"]:
                     inputs.append({"audio": None, "sampling_rate": None, "text": text})
                     continue
-                waveform, rate = MTMMProcessor.load_audio(
-                    utterance.audio, utterance.start_s, utterance.end_s
-                )
+                span = utterance.start_s, utterance.end_s
+                waveform, rate = MTMMProcessor.load_audio(utterance.audio, *span)
                 path = work / f"recorded_{len(inputs)}.npy"
                 inputs.append(_as_input(waveform, rate, text, path))
             rows = run.predictions().head(len(inputs)).to_dict("records")
@@ -266,7 +259,5 @@ class Recorded:
                     f"{row['id']}, at most {self.tolerance:g} is allowed; is it of this run?"
                 )
         if self.rows:
-            print(
-                f"{len(self.rows)} test utterances as in predictions.csv, up to {worst:.1g}",
-                flush=True,
-            )
+            same = f"{len(self.rows)} test utterances as in predictions.csv"
+            print(f"{same}, up to {worst:.1g}", flush=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.publishing.exported import INPUTS, MODALITIES, OUTPUTS, ExportedModel
+from mtmm_training.publishing.exported import INPUTS, MODALITIES, ExportedModel
 
 # Utterances, seconds of the longest, its tokens (None = as many as the processor takes).
 CHECKED = ((1, 0.5, 5), (3, 2.0, 12), (1, 1.0, None))
@@ -31,13 +31,10 @@ def largest_difference(
     for batch in _checked_batches(model, processor):
         with torch.no_grad():
             expected = model(**batch)
-        found = exported.run(**batch)
         probabilities = (expected.emotion_logits / model.config.temperature).softmax(-1)
         outputs = (expected.emotion_logits, probabilities, expected.dimensions)
-        differences += [
-            (found[name] - values).abs().max()
-            for name, values in zip(OUTPUTS, outputs, strict=True)
-        ]
+        for found, values in zip(exported.run(**batch).values(), outputs, strict=True):
+            differences.append((found - values).abs().max())
     return float(torch.stack(differences).max())
 
 
@@ -103,18 +100,19 @@ def measure(
     dataset, ids = to_dataset(utterances), [utterance.utterance_id for utterance in utterances]
     batches = LengthBatches(frame_lengths(utterances), 1, shuffle=False)
     collate = RawInputs(processor, list(config.emotion_names), config.dimension_names)
-    before, after = (
-        predict(each, make_loader(dataset, batches, collate), ids, accelerator)
-        for each in (model, exported)
-    )
     temperature = config.temperature
-    scores = [predictions.metrics(config, temperature) for predictions in (before, after)]
+    scores, probabilities = [], []
+    for each in (model, exported):
+        predictions = predict(each, make_loader(dataset, batches, collate), ids, accelerator)
+        scores.append(predictions.metrics(config, temperature))
+        probabilities.append(softmax(predictions.emotion_logits / temperature, axis=-1))
+    before, after = scores
     measured = {}
     if "emotion" in config.trained_outputs:
-        measured["UAR"] = tuple(score["UAR"] for score in scores)
-        p, q = (softmax(each.emotion_logits / temperature, axis=-1) for each in (before, after))
-        measured["largest change of a probability"] = (0.0, float(abs(p - q).max()))
+        measured["UAR"] = before["UAR"], after["UAR"]
+        change = abs(probabilities[0] - probabilities[1]).max()
+        measured["largest change of a probability"] = 0.0, float(change)
     for name in config.dimension_names:
         if name in config.trained_outputs:
-            measured[f"CCC {name}"] = tuple(score["CCC"][name] for score in scores)
+            measured[f"CCC {name}"] = before["CCC"][name], after["CCC"][name]
     return measured

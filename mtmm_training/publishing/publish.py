@@ -1,5 +1,6 @@
 """From a run's folder to the Hub: stage, load in isolation, upload, load back from the Hub."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from mtmm_training.publishing.isolation import (
 )
 from mtmm_training.publishing.stage import (
     clean_results,
-    copy_files,
     refuse_private_text,
     stage_adapter,
     stage_model,
@@ -82,9 +82,8 @@ def publish(
         # The same numbers where only the Hub's files are, and those that training wrote down.
         example = Example.of(finished, facts, processor, adapter)
         recorded = Recorded.of(finished, work)
-        outputs, printed = run_isolated(
-            api, example, str(folder), [*inputs, *recorded.inputs], work, adapter=adapter
-        )
+        both = [*inputs, *recorded.inputs]
+        outputs, printed = run_isolated(api, example, str(folder), both, work, adapter=adapter)
         compare(expected, outputs[: len(inputs)], "The staged folder")
         recorded.compare(outputs[len(inputs) :])
 
@@ -95,7 +94,7 @@ def publish(
         card.save(folder / "README.md")
         refuse_private_text(folder, finished.folder, api)
         if out is not None:
-            copy_files(folder, Path(out))
+            shutil.copytree(folder, out, dirs_exist_ok=True)
         print(plan(target, folder, dry_run=dry_run), flush=True)
         if dry_run:
             return None

@@ -11,7 +11,6 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.files import replacing
 from mtmm_training.publishing.hub import ALLOWED, hub_errors
 from mtmm_training.training.run import RESULTS, Run
 
@@ -84,14 +83,6 @@ def stage_results(run: Run, folder: Path, *, name_speakers: bool = False) -> lis
     return [picture.name for picture in pictures]
 
 
-def copy_files(source: Path, target: Path) -> None:
-    """Copy all files below a folder to below another, which may be there and hold others."""
-    for path in source.rglob("*"):
-        if path.is_file():
-            with replacing(target / path.relative_to(source)) as temporary:
-                shutil.copy(path, temporary)
-
-
 # ---- privacy -----------------------------------------------------------------------------------
 
 
@@ -99,14 +90,12 @@ def clean_results(results: Mapping[str, Any], name_speakers: bool = False) -> di
     """results.json without private paths, and with numbers of speakers instead of their ids."""
     cleaned = _without_paths(dict(results))
     config = cleaned["config"]
-    for name in PATH_FIELDS:
-        if isinstance(config.get(name), list):
-            config[name] = [_last_part(path) for path in config[name]]
-        elif config.get(name):
-            config[name] = _last_part(config[name])
-    for name in SOURCE_FIELDS:
-        if config.get(name) and not is_hub_id(results["config"][name]):
-            config[name] = _last_part(config[name])
+    for name in PATH_FIELDS + SOURCE_FIELDS:
+        given = results["config"].get(name)
+        if isinstance(given, list):
+            config[name] = [_last_part(path) for path in given]
+        elif given and not (name in SOURCE_FIELDS and is_hub_id(given)):
+            config[name] = _last_part(given)
     if name_speakers:
         return cleaned
     for split in cleaned["splits"].values():
@@ -144,9 +133,7 @@ def refuse_private_text(folder: Path, run: Path, api: HfApi) -> None:
     token = token_of(api)
     secrets = [TOKEN.pattern, *([re.escape(token)] if token else [])]
     forbidden = re.compile(rf"(?<!\w)({'|'.join(private)})(?!\w)|{'|'.join(secrets)}")
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            continue
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         if path.suffix == ".safetensors":  # its header; the rest is numbers
             content = content[8 : 8 + int.from_bytes(content[:8], "little")]
