@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mtmm_training.pictures import of_runs, palette, style
+from mtmm_training.pictures import of_runs, palette
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 GENERATOR = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_forest_fills_what_is_apart_from_zero(drawn: dict[str, Figure]) -> None:
     zero, _, first, _, second = lines
     assert list(zero.get_xdata()) == [0, 0]
     assert (first.get_xdata()[0], second.get_xdata()[0]) == (0.1, -0.05)
-    assert first.get_markerfacecolor() == style.COLOURS[0]
+    assert first.get_markerfacecolor() == palette.COLOURS[0]
     assert second.get_markerfacecolor() == "white"
     assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
     assert axes.texts[1].get_text() == "−0.050 [−0.200, +0.100]"

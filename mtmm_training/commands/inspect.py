@@ -74,16 +74,11 @@ def run(options: argparse.Namespace) -> None:
     refuse(
         (bool(options.manifest and given), f"{' and '.join(given)} go with --corpus"),
         (bool(options.corpus and not options.corpus_dir), "--corpus needs --corpus_dir"),
-        (
-            bool(options.corpus and options.dimension_range),
-            "--dimension_range goes with --manifest",
-        ),
+        (bool(options.corpus and options.dimension_range), "--dimension_range goes with --manifest"),
         (bool(taken), f"--corpus_options cannot set {' and '.join(taken)}; give that flag"),
-        (
-            bool(options.labels) and options.corpus not in LABELS,
-            f"{options.corpus} has no emotions",
-        ),
-    )
+        (bool(options.labels) and options.corpus not in LABELS,
+         f"{options.corpus} has no emotions"),
+    )  # fmt: skip
     from pathlib import Path
 
     from mtmm_training.data.corpora import read_corpus
@@ -96,11 +91,11 @@ def run(options: argparse.Namespace) -> None:
         utterances = read_manifest(options.manifest, dimension_range=(low, high))
     else:
         name = options.corpus
-        reader = {"partial": options.partial} | of_reader
-        reader |= {"labels": options.labels} if options.labels else {}
-        utterances = read_corpus(
-            name, options.corpus_dir, official_split=options.official_split, **reader
-        )
+        for flag in ("partial", "official_split"):
+            of_reader[flag] = getattr(options, flag)
+        if options.labels:
+            of_reader["labels"] = options.labels
+        utterances = read_corpus(name, options.corpus_dir, **of_reader)
     print(inspect(utterances, name, options.out))
     if options.out is not None:
         print(f"\nwrote {options.out / name}.txt, .png and .pdf")

@@ -7,7 +7,7 @@ Each function takes results as the pipeline gives them and returns a figure.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from mtmm_training.pictures.style import (
-    COLOURS,
-    GREY,
-    below,
-    dimension_style,
-    emotion_styles,
-    new_figure,
-)
+from mtmm_training.pictures.palette import COLOURS, GREY
+from mtmm_training.pictures.style import below, dimension_style, emotion_styles, new_figure
 
 READ, MATTERED = COLOURS[0], COLOURS[1]  # of the two sides of an explanation
 NO_DIMENSIONS = {"start", "end"}  # the other numbers of an entry
@@ -63,10 +57,10 @@ def draw_timeline(
     dimensions = _dimensions(entries)
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
-        emotions = _emotions(entries, [name for _, _, name in truth or []])
-        panels.append(
-            (0.32 * len(emotions) + 0.4, lambda a: _band(a, entries, emotions, spans, truth))
-        )
+        names = {name for entry in entries for name in (*entry["scores"], entry["emotion"])}
+        emotions = sorted(names | {name for _, _, name in truth or []})
+        height = 0.32 * len(emotions) + 0.4
+        panels.append((height, lambda a: _band(a, entries, emotions, spans, truth or [])))
         panels.append((1.2, lambda a: _confidence(a, entries, spans)))
     if dimensions:
         panels.append((1.9, lambda a: _curves(a, dimensions, spans, dimension_range)))
@@ -92,18 +86,12 @@ def _spans(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
     return np.stack([starts, ends], axis=1)
 
 
-def _emotions(entries: Sequence[Mapping[str, Any]], labelled: Sequence[str]) -> list[str]:
-    """All emotions that the model knows or the truth has, sorted."""
-    names = {name for entry in entries for name in (*entry["scores"], entry["emotion"])}
-    return sorted(names | set(labelled))
-
-
 def _band(
     axes: Axes,
     entries: Sequence[Mapping[str, Any]],
     emotions: Sequence[str],
     spans: np.ndarray,
-    truth: Sequence[tuple[float, float, str]] | None,
+    truth: Sequence[tuple[float, float, str]],
 ) -> None:
     """A row per emotion."""
     styles = emotion_styles(emotions)
@@ -111,7 +99,7 @@ def _band(
         said = np.array([entry["emotion"] == name for entry in entries])
         bars = [(start, end - start) for start, end in spans[said]]
         axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name]["color"], linewidth=0)
-        for start, end, label in truth or []:
+        for start, end, label in truth:
             if label == name:
                 axes.plot([start, end], [row + 0.42] * 2, color="black", linewidth=2.5,
                           solid_capstyle="butt")  # fmt: skip
@@ -159,15 +147,15 @@ def _line_width(spans: np.ndarray) -> float:
     return 1.5 if len(spans) <= 100 else 0.8
 
 
-def _what_is_missing(entries: Sequence[Mapping[str, Any]]) -> str | None:
-    """Of how many windows the text or the audio was missing."""
-    counts = {m: sum(m in entry["missing"] for entry in entries) for m in ("audio", "text")}
-    said = [
-        f"no {m}" if count == len(entries) else f"no {m} in {count} of {len(entries)} windows"
-        for m, count in counts.items()
-        if count
-    ]
-    return ", ".join(said) or None
+def _what_is_missing(entries: Sequence[Mapping[str, Any]]) -> str:
+    """In how many windows the text or the audio was missing."""
+    said = []
+    for modality in ("audio", "text"):
+        count = sum(modality in entry["missing"] for entry in entries)
+        if count:
+            some = f" in {count} of {len(entries)} windows" if count < len(entries) else ""
+            said.append(f"no {modality}{some}")
+    return ", ".join(said)
 
 
 # ---- the explanation ---------------------------------------------------------------------------
@@ -193,7 +181,9 @@ def draw_explanation(
     explanation = result.get("explanation")
     if explanation is None:
         raise ValueError("the result has no `explanation`; predict with `explain=True`.")
-    words = _words_to_draw(explanation)
+    # Numbers of the words; where there are too many, of those that mattered most.
+    falls = [abs(word["share"] or 0) for word in explanation["occlusion"]["words"]]
+    words = sorted(np.argsort(falls, kind="stable")[::-1][:MOST_WORDS].tolist())
     panels: list[tuple[float, str]] = [(0.9, "modalities")]
     panels += [(1.7, "time")] if explanation["time"] else []
     panels += [(0.22 * len(words) + 0.5, "words")] if words else []
@@ -205,20 +195,18 @@ def draw_explanation(
     for (_, kind), row in zip(panels, grid, strict=True):
         for axes, (side, colour) in zip(row, sides, strict=True):
             if kind == "modalities":
-                _draw_modalities(axes, side["modalities"], colour)
+                _draw_bars(axes, side["modalities"].items(), colour)
             elif kind == "time":
                 _draw_moments(axes, side["time"], colour, waveform, sampling_rate)
             else:
-                _draw_words(axes, [side["words"][i] for i in words], colour)
+                drawn = [side["words"][i] for i in words]
+                _draw_bars(axes, [(word["text"], word["share"]) for word in drawn], colour)
         row[1].tick_params(labelleft=kind == "time")
         if kind != "modalities":
             rho = explanation["agreement"][kind]
-            agreement = (
-                "too few to compare"
-                if rho is None
-                else f"agreement ρ = {rho:.2f}".replace("-", "−")
-            )
-            row[1].set_title(f"{kind}; {agreement}", fontsize="small", loc="right")
+            agreement = "too few to compare" if rho is None else f"agreement ρ = {rho:.2f}"
+            note = f"{kind}; {agreement}".replace("-", "−")
+            row[1].set_title(note, fontsize="small", loc="right")
     of = explanation["occlusion"]["of"]
     grid[0, 0].set_title("read: share of the bridge tokens' attention", fontsize="medium")
     measure = f"log probability of {of}" if of == result.get("emotion") else of
@@ -230,26 +218,10 @@ def draw_explanation(
     return figure
 
 
-def _words_to_draw(explanation: Mapping[str, Any]) -> list[int]:
-    """Numbers of the words; where there are too many, of those that mattered most."""
-    falls = [abs(word["share"] or 0) for word in explanation["occlusion"]["words"]]
-    most = np.argsort(falls, kind="stable")[::-1][:MOST_WORDS]
-    return sorted(most.tolist())
-
-
-def _draw_modalities(axes: Axes, shares: Mapping[str, float | None], colour: str) -> None:
-    _draw_bars(axes, list(shares), list(shares.values()), colour)
-
-
-def _draw_words(axes: Axes, words: Sequence[Mapping[str, Any]], colour: str) -> None:
-    _draw_bars(axes, [w["text"] for w in words], [w["share"] for w in words], colour)
-
-
-def _draw_bars(
-    axes: Axes, names: Sequence[str], values: Sequence[float | None], colour: str
-) -> None:
+def _draw_bars(axes: Axes, shares: Iterable[tuple[str, float | None]], colour: str) -> None:
     """Bars to the right, hatched where they go to the left; words where there is no value."""
-    lengths = [0.0 if value is None else value for value in values]
+    names, values = zip(*shares, strict=True)
+    lengths = [value or 0.0 for value in values]
     bars = axes.barh(range(len(names)), lengths, color=colour, height=0.7)
     _hatch_below_zero(bars.patches, lengths)
     for row, value in enumerate(values):
@@ -273,9 +245,8 @@ def _draw_moments(
     low, high = _with_room(shares)
     if waveform is not None and sampling_rate is not None:
         _draw_waveform(axes, np.asarray(waveform), sampling_rate, (starts[0], ends[-1]))
-    bars = axes.bar(
-        starts, shares, ends - starts, align="edge", color=colour, alpha=0.6, edgecolor="white"
-    )
+    look: dict[str, Any] = {"color": colour, "alpha": 0.6, "edgecolor": "white"}
+    bars = axes.bar(starts, shares, ends - starts, align="edge", **look)
     _hatch_below_zero(bars.patches, shares)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlim=(starts[0], ends[-1]), ylim=(low, high))
@@ -337,7 +308,15 @@ def draw_plane(
     for line in (axes.axhline, axes.axvline):
         line((low + high) / 2, color=GREY, linewidth=1, linestyle="--", zorder=0)
     points = np.array([[result["valence"], result["arousal"]] for result in results])
-    _draw_points(axes, points, np.array([result.get("emotion", "") for result in results]))
+    emotions = np.array([result.get("emotion", "") for result in results])  # "" is none
+    few = len(points) <= 30
+    size: dict[str, Any] = {"markersize": 9 if few else 5, "alpha": 1 if few else 0.6}
+    styles: dict[str, dict[str, Any]] = {"": {"color": "black", "marker": ".", "linestyle": ""}}
+    styles |= emotion_styles(set(emotions.tolist()) - {""})
+    for emotion in sorted(set(emotions.tolist())):
+        chosen = points[emotions == emotion]
+        label = _plain(emotion) or "no emotion"
+        axes.plot(*chosen.T, label=label, **size, **styles[emotion])
     names = [""] * len(results) if names is None else names
     for name, (valence, arousal) in zip(names, points, strict=True):
         left = valence > low + 0.75 * (high - low)  # to the right it would leave the plane
@@ -352,18 +331,6 @@ def draw_plane(
     axes.set_box_aspect(1)
     below(figure, axes, columns=4)
     return figure
-
-
-def _draw_points(axes: Axes, points: np.ndarray, emotions: np.ndarray) -> None:
-    """Points (results, 2), each with colour and marker of its emotion; "" is none."""
-    few = len(points) <= 30
-    size: dict[str, Any] = {"markersize": 9 if few else 5, "alpha": 1 if few else 0.6}
-    styles: dict[str, dict[str, Any]] = {"": {"color": "black", "marker": ".", "linestyle": ""}}
-    styles |= emotion_styles(set(emotions.tolist()) - {""})
-    for emotion in sorted(set(emotions.tolist())):
-        chosen = points[emotions == emotion]
-        label = _plain(emotion) or "no emotion"
-        axes.plot(*chosen.T, label=label, **size, **styles[emotion])
 
 
 # ---- shared ------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from mtmm_training.data.utterances import SPLITS
-from mtmm_training.pictures.palette import GREY, Look, looks
-from mtmm_training.pictures.style import COLOURS, DPI, save
+from mtmm_training.pictures.palette import COLOURS, GREY, Look, looks
+from mtmm_training.pictures.style import DPI, save
 
 MANY = 40  # speakers, or groups of any kind, that are summed up instead of listed
 NO_EMOTION = "no emotion label"
@@ -37,9 +37,8 @@ def plot_corpus(frame: pd.DataFrame, path: str | Path, name: str) -> None:
         title = f"durations ({frame['seconds'].sum() / 3600:.2f} h; dashed: median)"
         panels.append(partial(_draw_amounts, column="seconds", title=title))
     else:
-        panels.append(
-            partial(_draw_amounts, column="words", title="words in a text (dashed: median)")
-        )
+        title = "words in a text (dashed: median)"
+        panels.append(partial(_draw_amounts, column="words", title=title))
     if frame[["valence", "arousal"]].notna().all(axis=1).any():
         panels.append(_draw_plane)
     elif frame["valence"].notna().any():
@@ -105,26 +104,21 @@ def _draw_speakers(axes: Axes, frame: pd.DataFrame) -> None:
         return
     emotions = by_name(counts, NO_EMOTION)
     base = np.zeros(len(counts))
-    for name, look in ((name, _looks(emotions)[name]) for name in emotions):
-        style: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, "label": name}
-        edge = "black" if name == NO_EMOTION else "white"
+    for name in emotions:
+        look = _looks(emotions)[name]
         axes.bar(
-            range(len(counts)), counts[name], bottom=base, edgecolor=edge, linewidth=0.5, **style
-        )
+            range(len(counts)), counts[name], bottom=base, color=look.colour, hatch=look.hatch,
+            edgecolor="black" if name == NO_EMOTION else "white", linewidth=0.5, label=name,
+        )  # fmt: skip
         base += counts[name].to_numpy()
     # What all names begin with, such as the corpus's own, would only take room.
-    prefix = _common_prefix(counts.index)
+    prefixes = {name.rpartition("_")[0] for name in counts.index}
+    prefix = f"{prefixes.pop()}_" if len(prefixes) == 1 else ""
     shown = [name.removeprefix(prefix) for name in counts.index]
     axes.set_xticks(range(len(counts)), shown, rotation=90, fontsize="small")
     axes.set_ylabel("utterances")
     if emotions != [NO_EMOTION]:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small", frameon=False)
-
-
-def _common_prefix(names: Iterable[str]) -> str:
-    """What all names begin with, up to an underscore."""
-    parts = {name.rpartition("_")[0] for name in names}
-    return f"{parts.pop()}_" if len(parts) == 1 else ""
 
 
 def _draw_amounts(axes: Axes, frame: pd.DataFrame, column: str, title: str) -> None:

@@ -11,9 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
+from mtmm_training.pictures.palette import COLOURS, GREY
 from mtmm_training.pictures.style import (
-    COLOURS,
-    GREY,
     below,
     dimension_style,
     emotion_styles,
@@ -55,13 +54,10 @@ def plot_confusion(
         text = "–" if np.isnan(value) else f"{value:.0%}\n({counts[row, column]})"
         dark = value < 0.5
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
-    turned: dict[str, Any] = (
-        {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if n > 4 else {}
-    )
-    axes.set_xticks(range(n), emotions, **turned)
-    axes.set_yticks(
-        range(n), [f"{name}\n(n = {k})" for name, k in zip(emotions, labelled[:, 0], strict=True)]
-    )
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(n), emotions, **turned if n > 4 else {})
+    rows = [f"{name}\n(n = {k})" for name, k in zip(emotions, labelled[:, 0], strict=True)]
+    axes.set_yticks(range(n), rows)
     axes.set(xlabel="predicted emotion", ylabel="labelled emotion")
     figure.suptitle(title)
     figure.colorbar(image, ax=axes, label="share of the labelled emotion", shrink=0.8)
@@ -140,14 +136,11 @@ def plot_curves(
     # As the training loop keeps it: of equals the first.
     kept = len(scores) - 1 if last else int(np.argmax(_series(scores)))
     validation = [epoch["validation"] for epoch in epochs]
-    losses = {
-        split: (_series([epoch[split].get("loss") for epoch in epochs]), series_style(i))
-        for i, split in enumerate(("train", "validation"))
-    }
-    metrics = {
-        name: (_series([split.get(name) for split in validation]), series_style(i))
-        for i, name in enumerate(("UAR", "WAR"))
-    }
+    losses, metrics = {}, {}
+    for i, split in enumerate(("train", "validation")):
+        losses[split] = _series([epoch[split].get("loss") for epoch in epochs]), series_style(i)
+    for i, name in enumerate(("UAR", "WAR")):
+        metrics[name] = _series([split.get(name) for split in validation]), series_style(i)
     for name in validation[0]["CCC"]:
         style = dimension_style(name) | {"marker": "."}
         metrics[f"CCC {name}"] = _series([split["CCC"].get(name) for split in validation]), style
@@ -302,10 +295,7 @@ def _draw_plane(
 
 
 def _draw_lines(
-    axes: Axes,
-    epochs: list[int],
-    lines: Mapping[str, tuple[np.ndarray, dict[str, Any]]],
-    kept: int,
+    axes: Axes, epochs: list[int], lines: Mapping[str, tuple[np.ndarray, dict[str, Any]]], kept: int
 ) -> None:
     axes.axvline(kept, color=GREY, linestyle=":", linewidth=1.5, label=f"epoch kept ({kept})")
     for name, (values, style) in lines.items():

@@ -73,19 +73,15 @@ def looks(emotions: Iterable[str]) -> dict[str, Look]:
         emotions: names; each is drawn in one picture.
     """
     names = sorted(set(emotions))
-    found = {name: EMOTIONS[NOUNS.get(name, name)] for name in names if is_known(name)}
+    known = {name: EMOTIONS.get(NOUNS.get(name, name)) for name in names}
+    found = {name: look for name, look in known.items() if look is not None}
     for name in names:
         if name not in found:
-            first = crc32(name.encode())
-            turns = (OTHERS[(first + i) % len(OTHERS)] for i in range(len(OTHERS)))
+            first = crc32(name.encode()) % len(OTHERS)
+            turns = OTHERS[first:] + OTHERS[:first]
             free = (look for look in turns if look not in found.values())
-            found[name] = next(free, OTHERS[first % len(OTHERS)])
+            found[name] = next(free, turns[0])
     return found
-
-
-def is_known(emotion: str) -> bool:
-    """Whether the palette has a look for an emotion's name."""
-    return NOUNS.get(emotion, emotion) in EMOTIONS
 
 
 def colours(emotions: Iterable[str]) -> dict[str, str]:

@@ -13,12 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtmm_training.files import replacing
-from mtmm_training.pictures.palette import BLACK, COLOURS, DIMENSIONS, GREY, looks
-
-__all__ = [
-    "COLOURS", "DPI", "GREY", "LINES", "MARKERS", "below", "dimension_style", "emotion_styles",
-    "new_figure", "save", "series_style",
-]  # fmt: skip
+from mtmm_training.pictures.palette import BLACK, COLOURS, DIMENSIONS, looks
 
 DPI = 160
 # One marker more than colours, so that colour and marker do not repeat together before 56.

@@ -17,7 +17,8 @@ from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.pictures.style import GREY, new_figure, save, series_style
+from mtmm_training.pictures.palette import GREY
+from mtmm_training.pictures.style import new_figure, save, series_style
 from mtmm_training.scoring.predictions import predict
 from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
