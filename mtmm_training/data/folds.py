@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
 from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
@@ -32,7 +33,7 @@ PROTOCOLS = {
     "official": "one fold: each utterance's own `split`",
 }
 Splits = dict[str, list[Utterance]]
-Key = Callable[[Utterance], object]
+Key = Callable[[Utterance], Any]
 
 # Two, because corpora that number their speakers often alternate women and men (RAVDESS does).
 NEXT_SPEAKERS = 2
