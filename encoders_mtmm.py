@@ -200,6 +200,7 @@ class MTMMEncoders(PreTrainedModel):
     config: Any  # an MTMMConfig
     audio_model: Any  # of any family: PreTrainedModel names little of what they share
     text_model: Any
+    fusion: Any  # an MTMMFusion
 
     def _adopt_encoders(self) -> None:
         """What must hold for the encoders, wherever they came from."""

@@ -278,8 +278,8 @@ class MTMMFusion(nn.Module):
         linguistic = Stream(self.linguistic_input(linguistic_states), linguistic_mask)
         linguistic = _refine(self.linguistic_refinement, self.linguistic_norm, linguistic)
         read = self._bridge if self.config.use_bridge_tokens else self._query_each_other
-        streams = read(acoustic, linguistic, output_attentions)
-        streams = [s._replace(states=self.output_norm(s.states)) for s in streams]
+        read_streams = read(acoustic, linguistic, output_attentions)
+        streams = [s._replace(states=self.output_norm(s.states)) for s in read_streams]
         bridge_states = None
         if self.config.use_bridge_tokens:
             bridge_states = torch.cat(

@@ -15,9 +15,11 @@ import encoder_families
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 
-AUDIO = ("wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio", "unispeech-sat", "sew-d")
-AUDIO += ("moonshine", "speech_to_text", "parakeet_encoder", "audio-spectrogram-transformer")
-AUDIO += ("qwen2_audio_encoder", "glmasr_encoder")
+AUDIO = (
+    *("wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio", "unispeech-sat", "sew-d"),
+    *("moonshine", "speech_to_text", "parakeet_encoder", "audio-spectrogram-transformer"),
+    *("qwen2_audio_encoder", "glmasr_encoder"),
+)
 TEXT = (
     "t5",
     "bart",

@@ -463,7 +463,7 @@ def utterances(tmp_path: Path) -> list[Utterance]:
     for number in range(8):
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, generator.uniform(-0.5, 0.5, 3000), 16000)
-        labels = {"emotion": ("angry", "happy", "sad", "neutral")[number % 4]}
+        labels: dict[str, Any] = {"emotion": ("angry", "happy", "sad", "neutral")[number % 4]}
         found.append(
             Utterance(
                 utterance_id=path.name, corpus="c", speaker_id="s", audio=str(path),
