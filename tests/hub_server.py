@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import yaml
+from mtmm_training.publishing.isolation import HIDE, OURS
 
 WRITER, READER = "hf_the_writers_token", "hf_the_readers_token"
 Files = dict[str, bytes]
@@ -33,7 +33,6 @@ class Repo:
     private: bool = False
     gated: bool = False
     commits: dict[str, Files] = field(default_factory=dict)
-    messages: dict[str, str] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pull_requests: dict[str, str] = field(default_factory=dict)
@@ -48,7 +47,7 @@ class Repo:
     def commit(self, files: Files, message: str) -> str:
         content = repr([len(self.commits), message, sorted((n, oid(f)) for n, f in files.items())])
         sha = hashlib.sha1(content.encode()).hexdigest()
-        self.commits[sha], self.messages[sha] = dict(files), message
+        self.commits[sha] = dict(files)
         return sha
 
 
@@ -63,7 +62,6 @@ class Break:
     path: str
     after_bytes: int
     reset: bool = True
-    times: int = 1
 
 
 def oid(content: bytes) -> str:
@@ -98,15 +96,10 @@ class HubServer:
         kept = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
         environment = {name: os.environ[name] for name in kept if name in os.environ}
         environment |= {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_ETAG_TIMEOUT": "5",
-            "OMP_NUM_THREADS": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
+            "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_ETAG_TIMEOUT": "5",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
         return environment | ({} if token is None else {"HF_TOKEN": token}) | more
 
     def put(self, repo_id: str, files: Files, **settings: Any) -> str:
@@ -121,28 +114,13 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run code in an isolated process that cannot import the checkout, installed or not."""
     return subprocess.run(
-        [sys.executable, "-I", "-c", HIDE_CHECKOUT + code, *arguments],
+        [sys.executable, "-I", "-c", f"HIDDEN = {OURS}\n{HIDE}\n{code}", *arguments],
         env=environment,
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout,
     )
-
-
-HIDE_CHECKOUT = """
-import sys
-HIDDEN = {"mtmm_training", "train_accelerate"}
-class Hider:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        ours = name in HIDDEN or (name.endswith("_mtmm") and "." not in name)
-        return None if ours else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-sys.meta_path[:] = [Hider(finder) for finder in sys.meta_path]
-"""
 
 
 class Refused(Exception):
@@ -222,14 +200,9 @@ class HubHandler(BaseHTTPRequestHandler):
             for broken in self.hub.breaks:
                 if broken.method == self.command and broken.path in unquote(self.path):
                     if self.command == "POST":
-                        self.use(broken)
+                        self.hub.breaks.remove(broken)
                     return broken
         return None
-
-    def use(self, broken: Break) -> None:
-        broken.times -= 1
-        if broken.times == 0:
-            self.hub.breaks.remove(broken)
 
     def cut_off(self, broken: Break) -> None:
         self.close_connection = True
@@ -242,23 +215,28 @@ class HubHandler(BaseHTTPRequestHandler):
 
     # ---- answers ----
 
-    def send(self, status: int, content: bytes, **headers: str) -> None:
+    def send(
+        self, status: int, content: bytes, broken: Break | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        if self.command != "HEAD":
+        if broken is not None:
+            self.wfile.write(content[: broken.after_bytes])
+            self.wfile.flush()
+            self.cut_off(broken)
+        elif self.command != "HEAD":
             self.wfile.write(content)
 
     def refuse(self, error: Refused) -> None:
-        headers = {"X_Error_Message": error.message} | (
-            {"X_Error_Code": error.code} if error.code else {}
-        )
-        self.send(
-            error.status, json.dumps({"error": error.message} | error.more).encode(), **headers
-        )
+        headers = {"X_Error_Message": error.message}
+        if error.code:
+            headers["X_Error_Code"] = error.code
+        content = json.dumps({"error": error.message} | error.more).encode()
+        self.send(error.status, content, **headers)
 
     def send_file(self, content: bytes, path: str) -> None:
         start, status = 0, 200
@@ -275,18 +253,10 @@ class HubHandler(BaseHTTPRequestHandler):
             content, status = content[start : last + 1], 206
             headers["Content_Range"] = f"bytes {start}-{last}/{whole}"
         broken = self.next_break() if self.command == "GET" else None
-        if broken is None:
-            return self.send(status, content, **headers)
-        with self.hub.lock:
-            self.use(broken)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content[: broken.after_bytes])
-        self.wfile.flush()
-        self.cut_off(broken)
+        if broken is not None:
+            with self.hub.lock:
+                self.hub.breaks.remove(broken)
+        self.send(status, content, broken, **headers)
 
     # ---- who asks, and for what ----
 
@@ -304,11 +274,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if user is None:
             raise Refused(401, "", "Invalid username or password.")
         if user[1] != "write" or repo_id.split("/")[0] != user[0]:
-            raise Refused(
-                403,
-                "",
-                "You don't have the rights to create or change a model under this namespace",
-            )
+            raise Refused(403, "", "You don't have the rights to change this namespace's models")
 
     def repo(self, repo_id: str, content: bool = False) -> Repo:
         repo, user = self.hub.repos.get(repo_id), self.user()
@@ -316,11 +282,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if repo is None or (repo.private and not owner):
             raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
         if content and repo.gated and not owner:
-            raise Refused(
-                403 if user else 401,
-                "GatedRepo",
-                f"Access to model {repo_id} is restricted. Visit the repository to ask for access.",
-            )
+            message = f"Access to model {repo_id} is restricted. Visit it to ask for access."
+            raise Refused(403 if user else 401, "GatedRepo", message)
         return repo
 
     def commit_of(self, repo: Repo, revision: str) -> str:
@@ -352,14 +315,6 @@ class HubHandler(BaseHTTPRequestHandler):
         return {"url": f"{self.hub.url}/{repo_id}", "id": repo_id}
 
     def validate_yaml(self, body: bytes) -> Any:
-        header = re.match(r"---\r?\n(.*?)\r?\n---\r?\n", json.loads(body)["content"], re.S)
-        data = yaml.safe_load(header[1]) if header else {}
-        for entry in data.get("model-index", []):
-            for result in entry["results"]:
-                if not all(
-                    isinstance(metric["value"], (int, float)) for metric in result["metrics"]
-                ):
-                    raise Refused(400, "", "model-index has a metric that is not a number")
         return {"errors": [], "warnings": []}
 
     def preupload(self, body: bytes, id: str, rev: str) -> Any:
@@ -367,17 +322,13 @@ class HubHandler(BaseHTTPRequestHandler):
         if "create_pr" not in self.query:
             self.writer_of(id)
         files = repo.commits[self.commit_of(repo, rev)]
-        return {
-            "files": [
-                {
-                    "path": asked["path"],
-                    "uploadMode": "regular",
-                    "shouldIgnore": False,
-                    "oid": oid(files[asked["path"]]) if asked["path"] in files else None,
-                }
-                for asked in json.loads(body)["files"]
-            ]
-        }
+        answers = []
+        for path in (asked["path"] for asked in json.loads(body)["files"]):
+            known = oid(files[path]) if path in files else None
+            answers.append(
+                {"path": path, "uploadMode": "regular", "shouldIgnore": False, "oid": known}
+            )
+        return {"files": answers}
 
     def commit(self, body: bytes, id: str, rev: str) -> Any:
         repo = self.repo(id)
@@ -398,14 +349,10 @@ class HubHandler(BaseHTTPRequestHandler):
             else:
                 raise Refused(400, "", f"this Hub does not know the operation {key}")
         sha = repo.commit(files, message)
-        answer = {
-            "success": True,
-            "commitOid": sha,
-            "commitUrl": f"{self.hub.url}/{id}/commit/{sha}",
-        }
         names = repo.pull_requests if rev in repo.pull_requests else repo.branches
         names[rev] = sha
-        return answer
+        url = f"{self.hub.url}/{id}/commit/{sha}"
+        return {"success": True, "commitOid": sha, "commitUrl": url}
 
     def open_request(self, body: bytes, id: str) -> Any:
         repo = self.repo(id)
@@ -417,16 +364,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def opened_request(self, body: bytes, id: str, number: str) -> Any:
         return {
-            "title": "a pull request",
-            "num": int(number),
-            "createdAt": "2026-01-01T00:00:00.000Z",
-            "status": "draft",
-            "repo": {"name": id, "type": "model"},
-            "isPullRequest": True,
-            "events": [],
-            "filesWithConflicts": [],
+            "title": "a pull request", "num": int(number), "status": "draft",
+            "createdAt": "2026-01-01T00:00:00.000Z", "repo": {"name": id, "type": "model"},
+            "isPullRequest": True, "events": [], "filesWithConflicts": [],
             "changes": {"base": "refs/heads/main"},
-        }
+        }  # fmt: skip
 
     def branch(self, body: bytes, id: str, rev: str) -> Any:
         self.writer_of(id)
@@ -451,12 +393,8 @@ class HubHandler(BaseHTTPRequestHandler):
         def listed(names: dict[str, str], kind: str) -> list[dict[str, str]]:
             return [{"name": n, "ref": f"{kind}{n}", "targetCommit": c} for n, c in names.items()]
 
-        return {
-            "branches": listed(repo.branches, "refs/heads/"),
-            "tags": listed(repo.tags, "refs/tags/"),
-            "pullRequests": listed(repo.pull_requests, ""),
-            "converts": [],
-        }
+        branches, tags = listed(repo.branches, "refs/heads/"), listed(repo.tags, "refs/tags/")
+        return {"branches": branches, "tags": tags, "converts": []}
 
     def tree(self, body: bytes, id: str, rev: str, path: str | None) -> Any:
         repo = self.repo(id)
@@ -473,18 +411,11 @@ class HubHandler(BaseHTTPRequestHandler):
         repo = self.repo(id)
         sha = self.commit_of(repo, rev or "main")
         return {
-            "_id": id,
-            "id": id,
-            "modelId": id,
-            "sha": sha,
-            "private": repo.private,
-            "gated": "manual" if repo.gated else False,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "tags": [],
+            "_id": id, "id": id, "modelId": id, "sha": sha, "private": repo.private,
+            "gated": "manual" if repo.gated else False, "disabled": False, "downloads": 0,
+            "likes": 0, "tags": [],
             "siblings": [{"rfilename": name} for name in sorted(repo.commits[sha])],
-        }
+        }  # fmt: skip
 
     def resolve(self, body: bytes, id: str, rev: str, path: str) -> bytes:
         repo = self.repo(id, content=True)
