@@ -232,7 +232,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def refuse(self, error: Refused) -> None:
-        headers = {"X_Error_Message": error.message}
+        headers: dict[str, Any] = {"X_Error_Message": error.message}
         if error.code:
             headers["X_Error_Code"] = error.code
         content = json.dumps({"error": error.message} | error.more).encode()

@@ -64,11 +64,12 @@ def put(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def put(folder: Path = run, token: str = WRITER, **given: Any) -> Any:
         monkeypatch.setattr(publishing, "run_isolated", stand_in(folder))
-        given = {"repo_id": "writer/mtmm", "out": tmp_path / "staged"} | given
-        target = Target(**{k: v for k, v in given.items() if k in of_target})
-        others = {k: v for k, v in given.items() if k not in of_target and k not in of_call}
-        call = {"api": HfApi(hub.url, token=token)} | given
-        call = {k: v for k, v in call.items() if k in of_call}
+        api = HfApi(hub.url, token=token)
+        chosen: dict[str, Any] = {"repo_id": "writer/mtmm", "out": tmp_path / "staged", "api": api}
+        chosen |= given
+        target = Target(**{k: v for k, v in chosen.items() if k in of_target})
+        others = {k: v for k, v in chosen.items() if k not in of_target and k not in of_call}
+        call = {k: v for k, v in chosen.items() if k in of_call}
         return publish(folder, target, Facts(**others), **call)
 
     return put

@@ -69,7 +69,7 @@ class ExportedModel(nn.Module):
         """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""
         outputs = self.run(**{name: inputs.get(name) for name in INPUTS})
         del outputs["emotion_probabilities"]
-        return MTMMOutput(**outputs)
+        return MTMMOutput(**outputs)  # type: ignore[arg-type]  # tensors alone, by name
 
 
 def suffix_of(path: Path) -> str:

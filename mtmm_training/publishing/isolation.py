@@ -20,7 +20,8 @@ from mtmm_training.publishing.hub import first_line
 from mtmm_training.publishing.stage import token_of
 from mtmm_training.training.run import Run
 
-Inputs = Outputs = Sequence[Mapping[str, Any]]
+Inputs = Sequence[Mapping[str, Any]]
+Outputs = Sequence[Mapping[str, Any]]
 
 TOLERANCE = 1e-5  # the same weights and code on the same machine
 MERGING_TOLERANCE = 1e-3  # adapters beside their weights, and merged into them
