@@ -3,7 +3,6 @@
 Run alone: python -m pytest tests/test_cli.py
 """
 
-import argparse
 import csv
 import io
 import json
@@ -25,12 +24,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
+import transformers
 from hub_server import HubServer
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.commands import cli, flags, predict, quiet
+from mtmm_training.commands import cli, flags, predict
 from mtmm_training.commands.cli import main
-from mtmm_training.commands.ending import run_command
+from mtmm_training.commands.ending import hush, run_command
 from mtmm_training.commands.parser import Parser
 from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.commands.predict_output import Pictures, _stem
@@ -45,6 +45,13 @@ RATE = 16000
 EXTRA = ["accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "pyarrow"]
 EXTRA += ["matplotlib", "tensorboard", "jinja2", "sentencepiece", "google.protobuf"]
 VERBS = cli.verb_names()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_libraries() -> None:
+    """As in a process of its own, where they read the environment that `hush` has set."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="module")
@@ -123,26 +130,24 @@ def test_wrong_words_name_the_nearest(words: list[str], named: str, capsys: Capt
     assert output.out == "" and named in output.err and len(output.err.splitlines()) == 1
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch_size", type=flags.count, help=flags.Advanced("how many"))
-    parser.add_argument("--dry-run", nargs="?", const=True, type=flags.boolean, default=False)
-    parser.add_argument("words", nargs="*")
-
-
 @pytest.fixture
 def parser() -> Parser:
-    return Parser("mtmm test", flags.Verb("test", add_flags, lambda options: None))
+    parser = Parser("mtmm test", "test")
+    parser.add_argument("--batch_size", type=flags.count, help=flags.Advanced("how many"))
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("words", nargs="*")
+    return parser
 
 
 def test_dashes_and_underscores_are_one(parser: Parser) -> None:
-    for words in (["--batch-size", "3", "--dry_run"], ["--batch_size=3", "--dry-run", "True"]):
+    for words in (["--batch-size", "3", "--dry_run"], ["--batch_size=3", "--dry-run"]):
         given = parser.parse_args(words)
         assert (given.batch_size, given.dry_run) == (3, True)
     assert parser.parse_args(["a", "--", "--as-it-is"]).words == ["a", "--as-it-is"]
 
 
 def test_advanced_flags_are_behind_help_all(parser: Parser, capsys: Capture) -> None:
-    for word, shown in (("--help", False), ("--help-all", True), ("--help_all", True)):
+    for word, shown in (("--help-all", True), ("--help_all", True), ("--help", False)):
         with pytest.raises(SystemExit, match="^0$"):
             parser.parse_args([word])
         assert ("--batch_size" in capsys.readouterr().out) == shown
@@ -163,20 +168,16 @@ def test_help_fits_and_its_examples_are_right(
     (tmp_path / "words").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    verbs = cli.verbs_of(name) if name else {}
-    for called in verbs or [""]:
+    inner = cli.parser_of(name).verbs if name else None
+    for called in [name, *(f"{name} {verb}" for verb in (inner.choices if inner else ()))]:
         assert main([*called.split(), "--help"]) == 0
-        lines = capsys.readouterr().out.splitlines()
+        shown = capsys.readouterr().out
+        lines = shown.splitlines()
         assert len(lines) <= 90 and max(map(len, lines)) <= 100
-    for verb in verbs.values():
-        assert verb.summary[0].islower() and not verb.summary.endswith(".")
-    for words in examples(cli.EPILOG if not name else "".join(v.epilog for v in verbs.values())):
-        for called, verb in cli.verbs_of(words[0]).items():
-            own = called.split()
-            if words[: len(own)] == own:
-                given = Parser(called, verb).parse_args(words[len(own) :])
-                if called == "predict":
-                    predict.check(given)
+        for words in examples(shown.partition("\nexamples:\n")[2].partition("\nmore flags")[0]):
+            given = cli.parser_of(words[0]).parse_args(words[1:])
+            if words[0] == "predict":
+                predict.check(given)
 
 
 LIGHT = """
@@ -241,7 +242,7 @@ def test_faults_of_ours_keep_their_traceback(error: Exception) -> None:
 
 TERMINATED = """
 import os, signal, sys
-from mtmm_training.commands.ending import run_command
+from mtmm_training.commands.ending import hush, run_command
 def work():
     try:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -263,7 +264,7 @@ def test_libraries_are_quiet(watched: bool, monkeypatch: Patch) -> None:
     environment = {"TRANSFORMERS_VERBOSITY": "info"}  # a user's own stays
     monkeypatch.setattr(os, "environ", environment)
     with warnings.catch_warnings():
-        quiet.hush()
+        hush()
     assert environment["TRANSFORMERS_VERBOSITY"] == "info"
     assert environment["HF_HUB_VERBOSITY"] == "error"
     assert ("HF_HUB_DISABLE_PROGRESS_BARS" in environment) != watched
@@ -354,8 +355,6 @@ def test_untrained_outputs_are_named_and_left_out(
 def test_transcriber_is_loaded_once_and_first(
     mtmm: Mtmm, wavs: list[Path], monkeypatch: Patch
 ) -> None:
-    import transformers
-
     made = []
 
     def fake(task: str, model: str, **options: object) -> Callable[..., Any]:

@@ -28,8 +28,7 @@ from hub_server import HubServer
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
-from mtmm_training.commands.cli import verb_names, verbs_of
-from mtmm_training.commands.parser import Parser
+from mtmm_training.commands.cli import parser_of, verb_names
 from mtmm_training.data.manifest import COLUMNS
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")))]
@@ -123,15 +122,12 @@ def parse_mtmm(words: list[str]) -> None:
         assert words in ([], ["--help"], ["--version"])
         return
     assert words[0] in verb_names()
-    verbs = verbs_of(words[0])
-    name = next((name for name in verbs if words[: len(name.split())] == name.split()), None)
-    if name is None:  # of several verbs in one, such as `mtmm evaluate`
-        assert len(words) == 1
+    parser = parser_of(words[0])
+    named = 1 if parser.verbs is None else 2  # such as `mtmm evaluate run`
+    if len(words) <= named or words[-1] == "--help":
+        assert named == 1 or set(words[1:2]) <= set(parser.verbs.choices)
         return
-    rest = words[len(name.split()) :]
-    if not rest or rest == ["--help"]:
-        return
-    options = Parser(f"mtmm {name}", verbs[name]).parse_args(rest)
+    options = parser.parse_args(words[1:])
     if getattr(options, "model_config", None):
         MTMMConfig.tiny(**json.loads(options.model_config))
 

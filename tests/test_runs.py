@@ -7,13 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from mtmm_training.commands.cli import verbs_of
-from mtmm_training.commands.parser import Parser
+from mtmm_training.commands.cli import parser_of
 from mtmm_training.data import corpora
 from mtmm_training.data.manifest import read_manifest
 from mtmm_training.training.config import TrainConfig, from_options
@@ -60,20 +58,11 @@ def commands_of(script: Path, folder: Path) -> list[list[str]]:
     return [note.split("\0") for note in notes]
 
 
-def parsed(words: list[str]) -> Namespace:
-    """The flags of one command of mtmm; exits where it does not take them."""
-    verbs = verbs_of(words[0])
-    name = words[0] if words[0] in verbs else " ".join(words[:2])
-    options = Parser(f"mtmm {name}", verbs[name]).parse_args(words[len(name.split()) :])
-    assert isinstance(options, Namespace)
-    return options
-
-
 @pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
 def test_commands_have_the_flags_that_they_are_given(script: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "last_layer").mkdir(parents=True)
     for words in commands_of(script, tmp_path):
-        options = parsed(words)
+        options = parser_of(words[0]).parse_args(words[1:])
         if hasattr(options, "manifest") or hasattr(options, "corpus_dir"):
             for place in ("out", "model", "audio_encoder", "text_encoder"):  # none is there
                 vars(options).pop(place, None)

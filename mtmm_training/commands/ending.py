@@ -5,12 +5,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+import warnings
+from collections.abc import Callable
 
 from mtmm_training.commands.flags import WrongUse
-from mtmm_training.commands.quiet import hush
 
 GOOD, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 OURS = ("mtmm_training", "train_accelerate")
@@ -19,15 +17,42 @@ EXTRAS = {  # of packages that do not come with the extra train
     "opensmile": "egemaps", "silero_vad": "vad",
 }  # fmt: skip
 
+# What libraries say that nobody needs; they read this when they are imported, and the processes of
+# folds inherit it.
+ERRORS_ONLY = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # or it warns of every fork of a loader
+}
+NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+LIBRARIES = r"(torch|transformers|accelerate|peft|datasets|huggingface_hub|sklearn|matplotlib)\b"
+
 
 def tell(message: object) -> None:
     """To people, on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
-def close_stdout() -> None:
-    """Nobody takes what we print any more: what is left goes nowhere, without another error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _let_go_of_stdout() -> None:
+    """What cannot be written any more goes nowhere, without another error when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def hush() -> None:
+    """Silence the libraries' notices; their bars as well, unless standard error is a terminal.
+
+    What the user has set in the environment stays.
+    """
+    watched = sys.stderr is not None and sys.stderr.isatty()
+    for name, value in (ERRORS_ONLY if watched else ERRORS_ONLY | NO_BARS).items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=LIBRARIES)
 
 
 def run_command(work: Callable[[], int | None]) -> int:
@@ -38,9 +63,11 @@ def run_command(work: Callable[[], int | None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of letters that the terminal lacks
     hush()
+    if threading.current_thread() is threading.main_thread():
+        # Schedulers end jobs so: then, too, files are put away and other processes stopped.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("SIGTERM: stopped"))
     try:
-        with _stopped_by_sigterm():
-            return work() or GOOD
+        return work() or GOOD
     except SystemExit as left:  # of the parser, or of training between two steps
         if left.code is None or isinstance(left.code, int):
             return left.code or GOOD
@@ -50,7 +77,7 @@ def run_command(work: Callable[[], int | None]) -> int:
         tell(str(error) or "interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has enough, such as `head`
-        close_stdout()
+        _let_go_of_stdout()
         return FAILED
     except WrongUse as error:
         tell(f"error: {error}.")
@@ -64,34 +91,14 @@ def run_command(work: Callable[[], int | None]) -> int:
         tell(f"error: {missing if package else error}")
         return FAILED
     except Exception as error:
-        if not isinstance(error, _of_users()):
+        # Not above: what only parses imports no library.
+        from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
+        from safetensors import SafetensorError
+
+        # Errors that inputs, files and machines bring; others show where they come from.
+        ours = (ValueError, OSError, RuntimeError, MemoryError)
+        if not isinstance(error, (*ours, SafetensorError, StrictDataclassError)):
             raise
         tell(f"error: {error}")
+        _let_go_of_stdout()
         return FAILED
-
-
-def _of_users() -> tuple[type[Exception], ...]:
-    """Errors that inputs, files and machines bring; others show where they come from."""
-    # Not above: what only parses imports no library.
-    from huggingface_hub.errors import StrictDataclassError  # of a configuration's fields
-    from safetensors import SafetensorError
-
-    ours = (ValueError, OSError, RuntimeError, MemoryError)
-    return (*ours, SafetensorError, StrictDataclassError)
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Schedulers end jobs by SIGTERM: then, too, files are put away and other processes stopped."""
-
-    def stop(*_: Any) -> NoReturn:
-        sys.exit("SIGTERM: stopped")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,11 +5,46 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import Advanced, Verb, count, folder
-from mtmm_training.training.config import TrainConfig, add_flags, from_options
+from mtmm_training.commands.flags import Advanced, count, folder
+from mtmm_training.commands.parser import Parser
+from mtmm_training.training.config import TrainConfig, from_options
+from mtmm_training.training.config import add_flags as add_train_flags
 
 SUMMARY = "run a whole protocol, put its folds into a table, compare experiments"
 OF_ONE_FOLD = ("out", "fold", "resume", "encode_only")  # a protocol gives them to each fold
+
+
+RUN_EXAMPLES = """\
+examples:
+  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --jobs 2
+"""
+
+
+def add_flags(parser: Parser) -> None:
+    """Three verbs, each with its flags."""
+    summary = "train and test all folds of a protocol, or those that are still missing"
+    add_run_flags(parser.add_verb("run", summary, _run, RUN_EXAMPLES))
+    table = parser.add_verb("table", "put the folds of an experiment together", _table)
+    table.add_argument(
+        "folder", type=Path, help="an experiment's --out; gets summary.json, table.md and figures/"
+    )
+    compare = parser.add_verb("compare", "differences of experiments, with intervals", _compare)
+    compare.add_argument("reference", type=Path, help="folder of an experiment")
+    compare.add_argument(
+        "others", type=Path, nargs="+", help="folders of experiments with the same folds"
+    )
+    compare.add_argument(
+        "--out", type=folder, metavar="NAME",
+        help="also write NAME.md, NAME.json and a figure for each of the others",
+    )  # fmt: skip
+    compare.add_argument(
+        "--corpus", help="on the test utterances of this corpus alone, of several manifests"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the verb that was named."""
+    options.run_verb(options)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +59,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--jobs", type=count, default=1, metavar="N", help="folds at once")
     names = [field.name for field in fields(TrainConfig) if field.name not in OF_ONE_FOLD]
-    add_flags(parser, only=names, advanced=Advanced)
+    add_train_flags(parser, only=names, advanced=Advanced)
 
 
 def share(text: str) -> tuple[int, int]:
@@ -53,51 +88,13 @@ def _run(options: argparse.Namespace) -> None:
     run_protocol(options.out, config, **which)
 
 
-def _add_table_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", type=Path, help="an experiment's --out; gets summary.json, table.md and figures/"
-    )
-
-
 def _table(options: argparse.Namespace) -> None:
     from mtmm_training.studies.tables import write_tables
 
     print(write_tables(options.folder))
 
 
-def _add_compare_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("reference", type=Path, help="folder of an experiment")
-    parser.add_argument(
-        "others", type=Path, nargs="+", help="folders of experiments with the same folds"
-    )
-    parser.add_argument(
-        "--out",
-        type=folder,
-        metavar="NAME",
-        help="also write NAME.md, NAME.json and a figure for each of the others",
-    )
-    parser.add_argument(
-        "--corpus", help="on the test utterances of this corpus alone, of several manifests"
-    )
-
-
 def _compare(options: argparse.Namespace) -> None:
     from mtmm_training.studies.compare import write_comparison
 
     print(write_comparison(options.reference, options.others, options.out, options.corpus))
-
-
-RUN_EXAMPLES = """\
-examples:
-  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --jobs 2
-"""
-VERBS = {
-    "run": Verb(
-        "train and test all folds of a protocol, or those that are still missing",
-        add_run_flags,
-        _run,
-        RUN_EXAMPLES,
-    ),
-    "table": Verb("put the folds of an experiment together", _add_table_flags, _table),
-    "compare": Verb("differences of experiments, with intervals", _add_compare_flags, _compare),
-}

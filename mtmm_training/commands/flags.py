@@ -1,18 +1,7 @@
 """What the modules of commands are made of: types of flags, marks, and wrong use; light to import."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
-
-
-class Verb(NamedTuple):
-    """One command: what it does, its flags, its work, and examples that its help shows."""
-
-    summary: str
-    add_flags: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int | None]
-    epilog: str = ""
 
 
 class WrongUse(Exception):
@@ -23,7 +12,7 @@ class Advanced(str):
     """The help of a flag that only --help-all shows."""
 
 
-def refuse(*problems: tuple[bool, str]) -> None:
+def refuse(*problems: tuple[object, str]) -> None:
     """Raises WrongUse with the first text whose condition is true."""
     for wrong, text in problems:
         if wrong:
@@ -47,11 +36,3 @@ def folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} must be the name of a folder, such as out/ours")
     return Path(text)
-
-
-def boolean(text: str) -> bool:
-    """True or False; with `nargs="?"` and `const=True` the flag may also stand alone."""
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} must be True or False")
-    return known[text.lower()]

@@ -2,14 +2,14 @@
 
 import argparse
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from functools import partial
 from typing import Any, NoReturn
 
-from mtmm_training.commands.flags import Advanced, Verb
+from mtmm_training.commands.flags import Advanced
 
 COLUMNS = 100
+Run = Callable[[argparse.Namespace], int | None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,13 +17,18 @@ class Parser(argparse.ArgumentParser):
 
     Flags may be written with dashes or underscores, never abbreviated. `--help` leaves out the flags
     whose help is [`Advanced`], which `--help-all` shows.
+
+    Args:
+        prog: The words that call it.
+        summary: What it does, in lower case and without a full stop.
+        epilog: Examples, shown as they are.
     """
 
-    def __init__(self, name: str, verb: Verb) -> None:
+    def __init__(self, prog: str, summary: str, epilog: str = "") -> None:
         super().__init__(
-            prog=name,
-            description=f"{verb.summary[:1].upper()}{verb.summary[1:]}.",
-            epilog=verb.epilog,
+            prog=prog,
+            description=f"{summary[:1].upper()}{summary[1:]}.",
+            epilog=epilog,
             formatter_class=_Formatter,
             allow_abbrev=False,
             add_help=False,
@@ -32,63 +37,63 @@ class Parser(argparse.ArgumentParser):
             "-h", "--help", "--help_all", action=_Help, nargs=0, help=argparse.SUPPRESS
         )
         self._optionals.title = "flags"  # of those that are in no group
-        verb.add_flags(self)
+        self.verbs: Any = None
+
+    def add_verb(self, name: str, summary: str, run: Run, epilog: str = "") -> "Parser":
+        """The parser of a verb below this one; the parsed options have `run` as `run_verb`."""
+        if self.verbs is None:
+            self.verbs = self.add_subparsers(
+                title="verbs", metavar="VERB", required=True, prog=self.prog
+            )
+        verb: Parser = self.verbs.add_parser(name, help=summary, summary=summary, epilog=epilog)
+        verb.set_defaults(run_verb=run)
+        return verb
 
     def parse_known_args(  # type: ignore[override]  # argparse overloads it by the namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """As argparse's own, for flags however they are spelled."""
         words = list(args or ())
-        end = words.index("--") if "--" in words else len(words)
-        spelled = [self._spelled(word) for word in words[:end]]
-        return super().parse_known_args(spelled + words[end:], namespace)
+        known = {flag.replace("-", "_"): flag for flag in self._option_string_actions}
+        for place in range(words.index("--") if "--" in words else len(words)):
+            name, equals, value = words[place].partition("=")
+            if not name.startswith("--") or " " in name:
+                continue
+            if flag := known.get(name.replace("-", "_")):
+                words[place] = flag + equals + value
+            elif self.verbs is None:  # else it is a flag of one of these
+                self.error(f"{name} is no flag{nearest(name, known.values())}")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with exit status 2."""
         stop = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"error: {message}{stop} See `{self.prog} --help`.\n")
 
-    def page(self, *, everything: bool) -> str:
-        """The help, with the advanced flags or without."""
-        self.formatter_class = partial(_Formatter, everything=everything)
-        hidden = any(isinstance(action.help, Advanced) for action in self._actions)
-        more = f"\nmore flags: `{self.prog} --help-all`\n"
-        return self.format_help() + (more if hidden and not everything else "")
-
-    def _spelled(self, word: str) -> str:
-        """A flag as it was added; any other word as it is."""
-        name, equals, value = word.partition("=")
-        if not name.startswith("--") or " " in name:
-            return word
-        known = {flag.replace("-", "_"): flag for flag in self._option_string_actions}
-        if flag := known.get(name.replace("-", "_")):
-            return flag + equals + value
-        self.error(f"{name} is no flag{nearest(name, known.values())}")
-
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Asks whether the known word was meant that is spelled most like this one; "" without any."""
+    """Asks whether the known word was meant that is spelled most like this one; "." without any."""
     found = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"; did you mean {found[0]}?" if found else "."
 
 
 class _Help(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        print(parser.page(everything=option == "--help_all"), end="")
+        more = ""
+        for action in parser._actions:
+            if isinstance(action.help, Advanced) and option != "--help_all":
+                action.help = argparse.SUPPRESS
+                more = f"\nmore flags: `{parser.prog} --help-all`\n"
+        print(parser.format_help() + more, end="")
         parser.exit()
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Usage with what must be given alone, defaults in brackets, at most 100 columns."""
 
-    def __init__(self, prog: str, *, everything: bool = True) -> None:
+    def __init__(self, prog: str) -> None:
         columns = shutil.get_terminal_size((COLUMNS, 24)).columns
         super().__init__(prog, max_help_position=28, width=min(columns, COLUMNS))
-        self.everything = everything
-
-    def add_argument(self, action: argparse.Action) -> None:
-        if self.everything or not isinstance(action.help, Advanced):
-            super().add_argument(action)
 
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
         words = [self._prog]
@@ -106,8 +111,6 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         shown, default = action.help or "", action.default
-        if default is None or default is False or default in ("", argparse.SUPPRESS):
-            return shown
-        if action.nargs == 0 or "%(default)" in shown:
+        if action.nargs == 0 or default in (None, argparse.SUPPRESS):
             return shown
         return f"{shown} ({default:g})" if isinstance(default, float) else f"{shown} (%(default)s)"

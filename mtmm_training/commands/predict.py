@@ -168,8 +168,6 @@ def run(given: argparse.Namespace) -> int:
     check(given)
     from mtmm_training.commands import predict_work
 
-    if given.inputs == ["-"]:
-        return predict_work.stream(given)
     if given.out is not None:
         return predict_work.to_parts(given, _share())
     return predict_work.to_stdout(given)

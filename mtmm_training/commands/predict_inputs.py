@@ -4,13 +4,12 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from mtmm_training.data.manifest import read_manifest
-from mtmm_training.data.utterances import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -61,29 +60,6 @@ class Input:
         return SimpleNamespace(data=waveform, sample_rate=sampling_rate)
 
 
-def find_inputs(
-    places: Sequence[str], transcript: str | None = None, transcript_file: Path | None = None
-) -> list[Input]:
-    """What the command line names, with its transcripts.
-
-    Args:
-        places: As `read_inputs` takes them; none where the transcript is the input.
-        transcript: The words of the one input.
-        transcript_file: A file with the words of the one input, or a folder as `read_inputs` takes it.
-
-    Raises:
-        ValueError, OSError: As `read_inputs` and `read_transcript`.
-    """
-    if transcript_file is not None and transcript_file.is_dir():
-        return read_inputs(places, transcript_file)
-    said = {} if transcript is None else {"text": transcript}
-    if transcript_file is not None:
-        said = read_transcript(transcript_file)
-    if not places:
-        return [Input("transcript", None, said)]
-    return [replace(one, transcript=said) if said else one for one in read_inputs(places)]
-
-
 def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[Input]:
     """Finds everything that the command line names.
 
@@ -105,12 +81,17 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
     for place in places:
         path = Path(place)
         if is_manifest(place):
-            inputs += map(_as_input, read_manifest(path, labelled=False))
+            for row in read_manifest(path, labelled=False):
+                said = {} if row.text is None else {"text": row.text}
+                inputs.append(Input(row.utterance_id, row.audio, said, row.start_s, row.end_s))
             continue
         top = path if path.is_dir() else path.parent
         for audio in _audio_files(path) if path.is_dir() else [place]:
-            said: dict[str, Any] = {}
-            found = _transcript_of(Path(audio).relative_to(top), transcripts)
+            said, found = {}, None
+            if transcripts is not None:
+                name = Path(audio).relative_to(top)
+                paths = [transcripts / name.with_suffix(suffix) for suffix in (".json", ".txt")]
+                found = next((path for path in paths if path.is_file()), None)
             if found is not None:
                 if taken.setdefault(found, audio) != audio:
                     raise ValueError(
@@ -150,19 +131,6 @@ def _audio_files(folder: Path) -> list[str]:
     )
 
 
-def _transcript_of(audio: Path, transcripts: Path | None) -> Path | None:
-    """Where the words of an audio file are, in a folder of transcripts; None = nowhere."""
-    if transcripts is None:
-        return None
-    paths = [transcripts / audio.with_suffix(suffix) for suffix in (".json", ".txt")]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _as_input(row: Utterance) -> Input:
-    said = {} if row.text is None else {"text": row.text}
-    return Input(row.utterance_id, row.audio, said, row.start_s, row.end_s)
-
-
 def read_transcript(path: Path) -> dict[str, Any]:
     """A transcript file as the pipeline takes it: .txt as it is, .json with times; {} if it is blank.
 
@@ -193,10 +161,11 @@ def _as_written(name: str, items: Any) -> Any:
         return items  # the pipeline says what is wrong
     if name == "words":  # some say {"word": ...}
         return [{"text": item["word"]} | item if "word" in item else item for item in items]
-    return [item for item in items if not _is_nothing(item)]
-
-
-def _is_nothing(segment: dict[str, Any]) -> bool:
-    """Whether it is without words and without length, as at the end of silence."""
-    blank = not str(segment.get("text", "x")).strip()
-    return blank and "start" in segment and segment["start"] == segment.get("end")
+    # At the end of silence they write segments without words and without length.
+    nothing = [
+        not str(item.get("text", "x")).strip()
+        and "start" in item
+        and item["start"] == item.get("end")
+        for item in items
+    ]
+    return [item for item, is_nothing in zip(items, nothing, strict=True) if not is_nothing]

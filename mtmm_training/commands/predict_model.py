@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mtmm_training.files import file_digest
+
 
 def load_pipeline(model: str, revision: str | None, device: str | None, trust: bool) -> Any:
     """The pipeline of a model.
@@ -65,9 +67,7 @@ def identity(model: str, revision: str | None) -> tuple[str | None, str]:
     digest = hashlib.sha256()
     for path in sorted(Path(model).iterdir()):
         if path.is_file() and not path.name.startswith(".") and path.suffix != ".md":
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.name} {content}".encode())
+            digest.update(f"{path.name} {file_digest(path)}".encode())
     return revision, f"files {digest.hexdigest()}"
 
 

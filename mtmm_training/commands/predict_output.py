@@ -1,17 +1,15 @@
 """Results of `mtmm predict` as lines for people, JSON or CSV on standard output, and as pictures."""
 
 import csv
-import io
 import json
 import re
+import sys
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.ending import close_stdout
 from mtmm_training.commands.predict_inputs import Input
-from mtmm_training.files import writing
 
 LONGEST_STEM = 150  # bytes; file names have 255, and ours say more behind it
 
@@ -74,13 +72,12 @@ class Printer:
     def __init__(
         self, config: Any, form: str, *, timeline: bool = False, explain: bool = False
     ) -> None:
-        self.config, self.timeline = config, timeline
+        self.config, self.form, self.timeline = config, form, timeline
         self.columns = result_columns(config, explain=explain)
-        self.own = ["id", "start", "end"] if timeline else ["id"]
-        self.text = {"lines": self._lines, "json": self._json, "csv": self._csv}[form]
+        header = ["id", *(["start", "end"] if timeline else []), *self.columns, "error"]
+        self.table = csv.DictWriter(sys.stdout, header, extrasaction="ignore", lineterminator="\n")
         if form == "csv":
-            header = [*self.own, *self.columns, "error"]
-            self._print(_csv_rows([dict(zip(header, header, strict=True))]))
+            self.table.writeheader()
 
     def show(self, one: Input, result: Mapping[str, Any]) -> None:
         """Print one result.
@@ -88,49 +85,21 @@ class Printer:
         Raises:
             OSError: Standard output cannot be written, as on a full disk.
         """
-        self._print(self.text(one, result))
-
-    def _print(self, text: str) -> None:
-        try:
-            print(text, end="", flush=True)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            close_stdout()
-            raise OSError(f"Standard output cannot be written: {error.strerror}.") from error
-
-    def _records(self, result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        return entries(result) if self.timeline else [result]
-
-    def _json(self, one: Input, result: Mapping[str, Any]) -> str:
-        records = [{"id": one.name, **record} for record in self._records(result)]
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-    def _csv(self, one: Input, result: Mapping[str, Any]) -> str:
-        rows = []
-        for record in self._records(result):
-            known = {**record, "id": one.name}
-            cells = {name: known.get(name) for name in self.own} | result_row(record, self.columns)
-            rows.append(cells | {"error": record.get("error")})
-        return _csv_rows(rows)
-
-    def _lines(self, one: Input, result: Mapping[str, Any]) -> str:
-        if "error" in result:  # it is on standard error already
-            return ""
-        lines = []
-        if "missing" in result:  # a stream has no mean over all its windows
-            lines.append(f"{one.name}: {describe(result, self.config)}\n")
-        if self.timeline:
-            for entry in result.get("timeline", ()):
+        records = entries(result) if self.timeline else [result]
+        if self.form == "json":
+            for record in records:
+                print(json.dumps({"id": one.name, **record}, ensure_ascii=False))
+        elif self.form == "csv":
+            for record in records:
+                cells = result_row(record, self.columns)
+                self.table.writerow({**record, **cells, "id": one.name})
+        elif "error" not in result:  # else it is on standard error already
+            if "missing" in result:  # a stream has no mean over all its windows
+                print(f"{one.name}: {describe(result, self.config)}")
+            for entry in result.get("timeline", ()) if self.timeline else ():
                 times = f"{entry['start']:9.2f} {entry['end']:9.2f} s"
-                lines.append(f"{times}  {describe(entry, self.config)}\n")
-        return "".join(lines)
-
-
-def _csv_rows(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, rows[0], lineterminator="\n").writerows(rows)
-    return text.getvalue()
+                print(f"{times}  {describe(entry, self.config)}")
+        sys.stdout.flush()
 
 
 def describe(result: Mapping[str, Any], config: Any) -> str:
@@ -189,8 +158,7 @@ class Pictures:
         self.pictures, self.write, self.folder = of_answers, style.save, folder
         self.range = {"dimension_range": config.dimension_range}
         self.results: dict[str, dict[str, Any]] = {}
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, one: Input, result: dict[str, Any]) -> None:
         """Write the pictures of one result; it is kept for the plane, which shows all of them."""

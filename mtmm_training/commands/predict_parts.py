@@ -71,20 +71,6 @@ class Parts:
         own = {"utterances": len(self.inputs), "part_size": self.size, "inputs": digest.hexdigest()}
         return dict(self.settings) | own
 
-    def check_folder(self) -> None:
-        """Compares the folder's record with this run's; an empty folder has none and is free.
-
-        Raises:
-            ValueError: The folder was begun with something else, or holds parts of nobody knows what,
-                or its record is damaged.
-        """
-        if (self.folder / RUN_FILE).exists():
-            keep_record(self.folder / RUN_FILE, self.record)
-        elif any(self.folder.glob("*.parquet")):
-            raise ValueError(
-                f"{self.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
-            )
-
     def write(self, number: int, rows: list[dict[str, Any]], columns: Mapping[str, type]) -> None:
         """Write a part as Parquet, with the first one the run's record.
 
@@ -96,9 +82,14 @@ class Parts:
         import pyarrow.parquet
 
         keep_record(self.folder / RUN_FILE, self.record)
+        # The same columns for every part, also where all values of one are absent.
+        text, number_type = pyarrow.string(), pyarrow.float64()
+        cells = [(name, text if kind is str else number_type) for name, kind in columns.items()]
+        times = [("start", number_type), ("end", number_type)]
+        timeline = ("timeline", pyarrow.list_(pyarrow.struct([*times, *cells])))
+        schema = pyarrow.schema([("id", text), *cells, timeline, ("error", text)])
         with replacing(self.path(number)) as temporary:
-            table = pyarrow.Table.from_pylist(rows, _schema(columns))
-            pyarrow.parquet.write_table(table, temporary)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
 
     def check(self) -> list[str]:
         """Reads every part back: all inputs, once, in order, and none older than its recordings.
@@ -159,14 +150,24 @@ def predict_parts(
     """
     import pyarrow.parquet  # noqa: F401  before any work: it comes with the training extra
 
-    parts.check_folder()
+    if (parts.folder / RUN_FILE).exists():
+        keep_record(parts.folder / RUN_FILE, parts.record)
+    elif any(parts.folder.glob("*.parquet")):
+        raise ValueError(
+            f"{parts.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
+        )
     mine, failed = parts.missing(share), 0
     if mine:
         columns, predict = load()
     for number in mine:
         rows = []
         for one, result in predict(parts.of(number)):
-            rows.append(_row(one, result, columns))
+            timeline = [
+                {"start": entry["start"], "end": entry["end"]} | result_row(entry, columns)
+                for entry in result.get("timeline", ())
+            ]
+            own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
+            rows.append(own | result_row(result, columns))
             if "error" in result:
                 tell(f"{one.name}: {result['error']}")
                 failed += 1
@@ -193,23 +194,3 @@ def _is_newer(one: Input, part: Path) -> bool:
         return os.stat(one.audio or "").st_mtime > part.stat().st_mtime
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
-
-
-def _row(one: Input, result: dict[str, Any], columns: Mapping[str, type]) -> dict[str, Any]:
-    timeline = [
-        {"start": entry["start"], "end": entry["end"]} | result_row(entry, columns)
-        for entry in result.get("timeline", ())
-    ]
-    own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
-    return own | result_row(result, columns)
-
-
-def _schema(columns: Mapping[str, type]) -> Any:
-    """The same for every part, also where all values of a column are absent."""
-    import pyarrow
-
-    kinds = {str: pyarrow.string(), float: pyarrow.float64()}
-    cells = [(name, kinds[kind]) for name, kind in columns.items()]
-    times = [(name, pyarrow.float64()) for name in ("start", "end")]
-    timeline = ("timeline", pyarrow.list_(pyarrow.struct([*times, *cells])))
-    return pyarrow.schema([("id", pyarrow.string()), *cells, timeline, ("error", pyarrow.string())])

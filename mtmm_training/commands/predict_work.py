@@ -3,12 +3,13 @@
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from mtmm_training.commands import installed_version
 from mtmm_training.commands.ending import FAILED, GOOD, tell
-from mtmm_training.commands.predict_inputs import Input, find_inputs
+from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
 from mtmm_training.commands.predict_model import identity, load_pipeline, load_recogniser
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
@@ -21,16 +22,27 @@ def to_stdout(given: argparse.Namespace) -> int:
     """Predict and print each answer when it comes; the exit status says whether all came."""
     if given.plot is not None:
         import matplotlib  # noqa: F401  before any work: it comes with the training extra
-    inputs = _inputs(given)
+    streamed = given.inputs == ["-"]
+    if streamed and sys.stdin is None:
+        raise ValueError("Standard input is closed; there is nothing to read for `-`.")
+    inputs = [Input("-")] if streamed else _inputs(given)
     pipe = _pipeline(given)
-    printer = _printer(given, pipe)
-    pictures = None if given.plot is None else Pictures(given.plot, pipe.model.config)
-    failed, stop = 0, given.on_error == "stop"
-    with _bar(len(inputs), hidden=sys.stdout.isatty()) as bar:
-        # A batch at a time, not many sorted by length: who watches wants the first answer soon.
-        for one, result in predict_each(
-            pipe, inputs, _options(given, pipe), at_once=given.batch_size, stop=stop
-        ):
+    config = pipe.model.config
+    for name in sorted(set(config.output_names) - set(config.trained_outputs)):
+        tell(f"{given.model} was never trained on {name}; it is left out")
+    timeline, explain = given.timeline or streamed, given.explain is not None
+    printer = Printer(config, given.form, timeline=timeline, explain=explain)
+    pictures = None if given.plot is None else Pictures(given.plot, config)
+    options, stop = _options(given, pipe), given.on_error == "stop"
+    # A batch at a time, not many sorted by length: who watches wants the first answer soon.
+    results = predict_each(pipe, inputs, options, at_once=given.batch_size, stop=stop)
+    if streamed:
+        del options["batch_size"]
+        windows = pipe.stream(sys.stdin.buffer, given.sampling_rate, **options)
+        results = ((inputs[0], {"timeline": [entry]}) for entry in windows)
+    failed = 0
+    with _bar(len(inputs), hidden=streamed or sys.stdout.isatty()) as bar:
+        for one, result in results:
             printer.show(one, result)
             if "error" in result:
                 tell(f"{one.name}: {result['error']}")
@@ -62,19 +74,6 @@ def to_parts(given: argparse.Namespace, share: tuple[int, int]) -> int:
     with _bar(to_do, hidden=share[0] > 0) as bar:
         failed = predict_parts(parts, load, share=share, advance=bar.update)
     return FAILED if failed else GOOD
-
-
-def stream(given: argparse.Namespace) -> int:
-    """Predict the windows of standard input while they come."""
-    if sys.stdin is None:
-        raise ValueError("Standard input is closed; there is nothing to read for `-`.")
-    pipe = _pipeline(given)
-    given.timeline = True
-    printer = _printer(given, pipe)
-    options = {name: v for name, v in _options(given, pipe).items() if name != "batch_size"}
-    for entry in pipe.stream(sys.stdin.buffer, given.sampling_rate, **options):
-        printer.show(Input("-"), {"timeline": [entry]})
-    return GOOD
 
 
 def predict_each(
@@ -120,22 +119,23 @@ def predict_each(
 
 
 def _inputs(given: argparse.Namespace) -> list[Input]:
-    inputs = find_inputs(given.inputs, given.transcript, given.transcript_file)
-    if given.transcript_file is not None and given.transcript_file.is_dir():
+    """What the command line names, with its transcripts."""
+    file = given.transcript_file
+    if file is not None and file.is_dir():
+        inputs = read_inputs(given.inputs, file)
         if without := sum(not one.transcript for one in inputs):
-            tell(f"{without} of {len(inputs)} inputs have no transcript in {given.transcript_file}")
-    return inputs
+            tell(f"{without} of {len(inputs)} inputs have no transcript in {file}")
+        return inputs
+    said = {} if given.transcript is None else {"text": given.transcript}
+    if file is not None:
+        said = read_transcript(file)
+    if not given.inputs:
+        return [Input("transcript", None, said)]
+    return [replace(one, transcript=said) if said else one for one in read_inputs(given.inputs)]
 
 
 def _pipeline(given: argparse.Namespace) -> Any:
     return load_pipeline(given.model, given.revision, given.device, given.trust_remote_code)
-
-
-def _printer(given: argparse.Namespace, pipe: Any) -> Printer:
-    config = pipe.model.config
-    for name in sorted(set(config.output_names) - set(config.trained_outputs)):
-        tell(f"{given.model} was never trained on {name}; it is left out")
-    return Printer(config, given.form, timeline=given.timeline, explain=given.explain is not None)
 
 
 def _options(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
