@@ -44,7 +44,7 @@ from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig, parse
 from mtmm_training.training.launch import Stopped, StopSignal
-from mtmm_training.training.loaders import encode_all, make_loaders, uses_cache
+from mtmm_training.training.loaders import make_loaders, uses_cache
 from mtmm_training.training.model import best_model, build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import (
     build_optimiser,
@@ -79,13 +79,13 @@ def train_fold(config: TrainConfig) -> Path:
     launch.be_quiet()
     with StopSignal() as stop, faults.explained():
         if config.encode_only:  # any number of processes may do so at once
-            encode_all(config)
+            prepare(config, out, stop)
             return out
         with launch.alone_in(out):
             launch.refuse_to_overwrite(config, out)
-            job = prepare(config, out, stop)
-            train(job)
-            finish(job)
+            if job := prepare(config, out, stop):
+                train(job)
+                finish(job)
     return out
 
 
@@ -116,8 +116,11 @@ class Job:
 # ---- before the first step ---------------------------------------------------------------------
 
 
-def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
-    """Everything up to the first step: data, model, batches, optimiser, and where to go on."""
+def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job | None:
+    """Everything up to the first step: data, model, batches, optimiser, and where to go on.
+
+    With `encode_only` nothing follows the batches: None.
+    """
     began = time.monotonic()
     accelerator = launch.make_accelerator(config)
     launch.leave_cores_to(config.workers, accelerator)
@@ -125,7 +128,8 @@ def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
 
     # Data and model: read, checked, split; only what is trained keeps its labels.
     data = prepare_fold(config)
-    launch.check_launch(config, accelerator, data.counts)
+    if not config.encode_only:
+        launch.check_launch(config, accelerator, data.counts)
     plain, processor = build_model(config)
     plain.config.trained_outputs = data.outputs
     check_augmentation(config, processor)
@@ -137,6 +141,8 @@ def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job:
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
     loaders = make_loaders(config, data, plain, processor, accelerator)
+    if config.encode_only:
+        return None
     if config.compile:  # only now: training from the cache never enters the encoders
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
 

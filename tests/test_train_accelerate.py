@@ -44,7 +44,7 @@ from mtmm_training.training.prepare import (
     check_scale,
     choose_fold,
     folds_of,
-    read_utterances,
+    read_usable,
     speakers_behind,
     trained_outputs,
 )
@@ -359,7 +359,7 @@ def test_script_disjoint_folds_are_those_of_the_corpus_whatever_the_model_sees(
             script_disjoint=True,
             modalities=modalities,
         ).resolve()
-        utterances = read_utterances(config)
+        utterances = read_usable(config)[0]
         assert all((u.text is None) == (modalities == ["audio"]) for u in utterances)
         folds.append(folds_of(config, utterances))
     assert folds[0] == folds[1]

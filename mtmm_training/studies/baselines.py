@@ -44,7 +44,7 @@ from mtmm_training.training.prepare import (
     describe_split,
     folds_of,
     hide_labels,
-    read_utterances,
+    read_usable,
     trained_outputs,
 )
 from mtmm_training.training.report import metric_parts, versions
@@ -88,7 +88,7 @@ def run_baseline(
     config = replace(config, model_config=json.dumps({"encoder_layers": mixed}))
     config.check()
     config = config.resolve()
-    utterances = read_utterances(config)
+    utterances = read_usable(config)[0]
     made = folds_of(config, utterances, Recordings(cache_folder(config)))
     wanted = chosen_folds(made, folds)
     out = Path(config.out)

@@ -28,7 +28,7 @@ from mtmm_training.training.prepare import (
     cache_folder,
     check_fold,
     folds_of,
-    read_utterances,
+    read_usable,
 )
 from mtmm_training.training.report import metric_parts
 from mtmm_training.training.run import Run, is_finished
@@ -100,7 +100,7 @@ def make_plan(out: Path, config: TrainConfig, folds: Collection[int] | None = No
     config.check()
     # The folds' cache is beside them, and what is read of recordings here is remembered there.
     config = replace(config.resolve(), out=str(out / "fold"))
-    utterances = read_utterances(config)
+    utterances = read_usable(config)[0]
     made = folds_of(config, utterances, Recordings(cache_folder(config)))
     chosen = chosen_folds(made, folds)
     known = planned(config)

@@ -6,22 +6,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.batches.augment import add_variants
 from mtmm_training.batches.cache import CachedStates, FeatureCache, trainable_encoders
 from mtmm_training.batches.collate import Loader, RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.launch import leave_cores_to, make_accelerator
-from mtmm_training.training.model import build_model, choose_trained
-from mtmm_training.training.prepare import (
-    FoldData,
-    cache_folder,
-    check_augmentation,
-    folds_of,
-    read_usable,
-    with_variants,
-)
+from mtmm_training.training.launch import leave_cores_to
+from mtmm_training.training.prepare import FoldData, cache_folder
 
 
 def make_loaders(
@@ -33,13 +26,17 @@ def make_loaders(
 ) -> dict[str, Loader]:
     """A loader for each split; training goes round variants, if there are any.
 
-    States that were never encoded before are encoded now.
+    States that were never encoded before are encoded now; with `encode_only` that is all.
     """
-    shown = data.splits | {"train": with_variants(config, data.splits["train"])}
+    variants = add_variants(
+        data.splits["train"], config.augment, config.augment_variants, config.seed
+    )
+    shown = data.splits | {"train": [u for variant in variants for u in variant]}
     everything = [utterance for split in shown.values() for utterance in split]
-    raw = RawInputs(processor, config.emotions, config.dimensions)
     cached = cached_states(config, model, processor, everything, data.recordings, accelerator)
-    collate = cached or raw
+    if config.encode_only:
+        return {}
+    collate = cached or RawInputs(processor, config.emotions, config.dimensions)
     if cached is not None:
         leave_cores_to(0, accelerator)
     loaders = {}
@@ -116,20 +113,3 @@ def cached_states(
         if line := cache.precision_line():
             print(line, flush=True)
     return cache.collator(utterances, config.emotions, config.dimensions)
-
-
-def encode_all(config: TrainConfig) -> None:
-    """Fill the cache for every fold: all utterances, and variants of those that train in any."""
-    accelerator = make_accelerator(config)
-    leave_cores_to(config.workers, accelerator)
-    utterances, _ = read_usable(config)
-    model, processor = build_model(config)
-    choose_trained(config, model)  # what trains cannot be cached, and is refused
-    check_augmentation(config, processor)
-    recordings = Recordings(cache_folder(config))
-    folds = folds_of(config, utterances, recordings)
-    training = {name for fold in folds for name in fold.train}
-    trained = [u for u in utterances if u.utterance_id in training]
-    variants = with_variants(config, trained)[len(trained) :]
-    everything = [*utterances, *variants]
-    cached_states(config, model, processor, everything, recordings, accelerator)

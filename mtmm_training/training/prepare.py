@@ -15,7 +15,6 @@ from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMProcessor
-from mtmm_training.batches.augment import add_variants
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.data.corpora import CORPORA, read_corpus
 from mtmm_training.data.folds import (
@@ -28,7 +27,7 @@ from mtmm_training.data.folds import (
 )
 from mtmm_training.data.manifest import read_manifests
 from mtmm_training.data.recordings import Recordings
-from mtmm_training.data.utterances import SPLITS, Utterance, few, without_fields
+from mtmm_training.data.utterances import SPLITS, Utterance, few, listing, without_fields
 from mtmm_training.files import read_json
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.training.config import TrainConfig
@@ -61,22 +60,29 @@ class FoldData:
 
 
 def prepare_fold(config: TrainConfig) -> FoldData:
-    """Read the data, choose the fold, and refuse one that does not suit the settings."""
+    """Read the data, choose the fold, and refuse one that does not suit the settings.
+
+    With `encode_only` it is what is encoded for all folds, labelled or not: as "train" what trains in
+    any of them, as "others" the rest.
+    """
     utterances, bad = read_usable(config)
     recordings = Recordings(cache_folder(config))
+    known = planned(config)
+    if config.encode_only:
+        folds = folds_of(config, utterances, recordings)
+        training = {name for fold in folds for name in fold.train}
+        splits = {
+            "train": [u for u in utterances if u.utterance_id in training],
+            "others": [u for u in utterances if u.utterance_id not in training],
+        }
+        return FoldData("all", splits, tuple(known.loss_weights), {}, bad, recordings)
     fold = choose_fold(config, utterances, recordings)
     splits = select(utterances, fold)
-    known = planned(config)
     check_fold(config, known, splits)
     outputs = trained_outputs(known, splits["train"])
     splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
     return FoldData(fold.name, splits, outputs, counts, bad, recordings)
-
-
-def read_utterances(config: TrainConfig) -> list[Utterance]:
-    """The utterances that the flags name and that can be used; see `read_usable`."""
-    return read_usable(config)[0]
 
 
 def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
@@ -90,7 +96,8 @@ def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
         return utterances, {}
     bad = find_bad(utterances, config, load_processor(config))
     if len(bad) == len(utterances):
-        raise ValueError(f"None of the {len(utterances)} utterances can be used:{listing(bad)}")
+        what = f"None of the {len(utterances)} utterances can be used"
+        raise ValueError(listing(what, problems(bad)))
     return [u for u in utterances if u.utterance_id not in bad], bad
 
 
@@ -119,21 +126,16 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             f"{len(utterances) - len(kept)} of {len(utterances)} utterances have no "
             f"{config.modalities[0]}: left out"
         )
-    if not config.encode_only:
-        check_labels(kept, config)
-    if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
-        kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
-    return [without_fields(u, hidden) for u in kept]
-
-
-def check_labels(utterances: Sequence[Utterance], config: TrainConfig) -> None:
-    """Refuse emotions that the model has no output for."""
-    found = Counter(u.emotion for u in utterances if u.emotion is not None)
-    if unknown := sorted(set(found) - set(config.emotions)):
+    found = Counter(u.emotion for u in kept if u.emotion is not None)
+    unknown = sorted(set(found) - set(config.emotions))
+    if unknown and not config.encode_only:  # the model has no output for them
         counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
         raise ValueError(
             f"The data has emotions that are not among --emotions {' '.join(config.emotions)}: {counts}."
         )
+    if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
+        kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
+    return [without_fields(u, hidden) for u in kept]
 
 
 def cache_folder(config: TrainConfig) -> Path | None:
@@ -207,17 +209,16 @@ def refuse_bad(
     """Raise ValueError that names all utterances that cannot be used, if there are any."""
     bad = find_bad(utterances, config, processor)
     if bad:
+        what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
         raise ValueError(
-            f"{len(bad)} of {len(utterances)} utterances cannot be used:{listing(bad)}\nRepair their files "
-            "or take them out of the data, or add --on_error skip, which leaves them out."
+            f"{listing(what, problems(bad))}\nRepair their files or take them out of the data, or add "
+            "--on_error skip, which leaves them out."
         )
 
 
-def listing(bad: dict[str, str], most: int = 5) -> str:
+def problems(bad: dict[str, str]) -> list[str]:
     """Bad utterances and what is wrong with them, a line each."""
-    lines = [f"\n  {utterance_id}: {problem}" for utterance_id, problem in bad.items()]
-    more = [f"\n  and {len(bad) - most} more"] if len(bad) > most else []
-    return "".join(lines[:most] + more)
+    return [f"{utterance_id}: {problem}" for utterance_id, problem in bad.items()]
 
 
 def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
@@ -245,11 +246,22 @@ def check_fold(config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Ut
         known: What the flags say of the model, see `planned`.
         splits: The fold's utterances.
     """
-    check_unseen(config, splits["test"])
     outputs = trained_outputs(known, splits["train"])
     check_scale(config, outputs)
-    labelled = hide_labels(splits["validation"], config, outputs)
-    check_selection(config, describe_split(labelled, config))
+    # --select_by is refused now, not after an epoch, where validation has no labels for it.
+    counts = describe_split(hide_labels(splits["validation"], config, outputs), config)
+    scores: dict[str, Any] = dict.fromkeys(
+        ("UAR", "WAR", "macro_F1"), 0.0 if counts["emotions"] else None
+    )
+    labelled = counts["dimensions"].items()
+    scores["CCC"] = {name: 0.0 if count >= 2 else None for name, count in labelled}
+    selection_score(scores, config.select_by)
+    seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in splits["test"]})
+    if seen:
+        raise ValueError(
+            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of the test "
+            "split. Give each fold the model of a run that left its test speakers out."
+        )
 
 
 def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
@@ -282,16 +294,6 @@ def speakers_behind(model: str | None) -> set[str]:
     return speakers
 
 
-def check_unseen(config: TrainConfig, test: Iterable[Utterance]) -> None:
-    """Refuse to test a run's model on speakers that it was trained or selected on."""
-    seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in test})
-    if seen:
-        raise ValueError(
-            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of the test "
-            "split. Give each fold the model of a run that left its test speakers out."
-        )
-
-
 def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
     """Refuse a change that the feature extractor undoes."""
     if "gain" in config.augment and getattr(processor.feature_extractor, "do_normalize", False):
@@ -299,15 +301,6 @@ def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
             f"`--augment` is {config.augment}, but this model's feature extractor brings every waveform "
             "to one loudness. Leave gain out."
         )
-
-
-def check_selection(config: TrainConfig, counts: dict[str, Any]) -> None:
-    """Refuse --select_by before training where the validation split has no labels for it."""
-    emotion = 0.0 if counts["emotions"] else None
-    ccc = {name: 0.0 if labelled >= 2 else None for name, labelled in counts["dimensions"].items()}
-    selection_score(
-        dict.fromkeys(("UAR", "WAR", "macro_F1"), emotion) | {"CCC": ccc}, config.select_by
-    )
 
 
 def trained_outputs(model_config: MTMMConfig, utterances: Sequence[Utterance]) -> tuple[str, ...]:
@@ -343,9 +336,3 @@ def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
         total / (present * counts["emotions"].get(name, math.inf)) for name in config.emotions
     ]
     return torch.tensor(weights)
-
-
-def with_variants(config: TrainConfig, utterances: Sequence[Utterance]) -> list[Utterance]:
-    """The utterances, then as many of each of their variants, if there are any."""
-    variants = add_variants(utterances, config.augment, config.augment_variants, config.seed)
-    return [utterance for variant in variants for utterance in variant]

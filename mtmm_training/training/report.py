@@ -11,12 +11,12 @@ from accelerate import Accelerator
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.record import settings_of
-from mtmm_training.data.utterances import digest
+from mtmm_training.data.utterances import digest, listing
 from mtmm_training.files import write_json, writing
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.prepare import FoldData, listing
+from mtmm_training.training.prepare import FoldData, problems
 
 
 def identity(
@@ -112,7 +112,8 @@ def print_summary(
         if "corpora" in split:
             print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
     if data.bad:
-        print(f"  skipped, as they cannot be used: {len(data.bad)} utterances{listing(data.bad)}")
+        what = f"  skipped, as they cannot be used: {len(data.bad)} utterances"
+        print(listing(what, problems(data.bad)))
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(
