@@ -49,15 +49,11 @@ def run(options: argparse.Namespace) -> None:
     config, layers = settings.from_options(options), options.layers
     numbers = all(layer.isdecimal() for layer in layers)
     refuse(
-        (
-            not numbers and layers not in (["best"], ["last"]),
-            f"--layers is {' '.join(layers)!r}; it must be best, last, or numbers from 0",
-        ),
-        (
-            options.features == "egemaps" and config.modalities != ["audio"],
-            "--features egemaps needs --modalities audio",
-        ),
-    )
+        (not numbers and layers not in (["best"], ["last"]),
+         f"--layers is {' '.join(layers)!r}; it must be best, last, or numbers from 0"),
+        (options.features == "egemaps" and config.modalities != ["audio"],
+         "--features egemaps needs --modalities audio"),
+    )  # fmt: skip
     from mtmm_training.studies.baselines import Baseline, run_baseline
 
     baseline = Baseline(options.features, tuple(layers), options.pooling)

@@ -2,14 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mtmm_training.commands.flags import Advanced, count, refuse
 from mtmm_training.commands.predict_inputs import is_manifest
-
-Add = Callable[..., argparse.Action]
 
 SUMMARY = "predict emotion, valence and arousal of recordings and transcripts"
 EPILOG = """\
@@ -58,19 +54,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ".parquet with the columns audio, text, id, start, end; labels are not read); or - : wav "
         "from standard input, answered window by window",
     )  # fmt: skip
-    _add_model_flags(parser.add_argument_group("model").add_argument)
-    _add_transcript_flags(parser.add_argument_group("transcript"))
-    _add_window_flags(parser.add_argument_group("long recordings").add_argument)
-    _add_output_flags(parser.add_argument_group("output"))
-
-
-def _add_model_flags(add: Add) -> None:
-    add(
-        "--model",
-        required=True,
-        metavar="PLACE",
-        help="folder of a model or run, or an id on the Hub",
-    )
+    add = parser.add_argument_group("model").add_argument
+    add("--model", required=True, metavar="PLACE",
+        help="folder of a model or run, or an id on the Hub")  # fmt: skip
     add("--revision", metavar="COMMIT", help="of the Hub's repository")
     add("--trust_remote_code", action="store_true",
         help="run the Python files that the model brings, with your rights, instead of this package's "
@@ -78,10 +64,8 @@ def _add_model_flags(add: Add) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps; the first accelerator if there is one")
     add("--batch_size", type=count, default=8, metavar="N",
         help="utterances or windows at a time, at most")  # fmt: skip
-
-
-def _add_transcript_flags(group: Any) -> None:
-    add: Add = group.add_mutually_exclusive_group().add_argument
+    transcript = parser.add_argument_group("transcript")
+    add = transcript.add_mutually_exclusive_group().add_argument
     add("--transcript", metavar="TEXT", help="the words of the one INPUT; or no INPUT")
     add("--transcript_file", type=Path, metavar="PATH",
         help="the words of the one INPUT: .txt, or .json with times as speech recognisers write it "
@@ -89,11 +73,13 @@ def _add_transcript_flags(group: Any) -> None:
         "become the timeline's units). For more inputs a folder with NAME.json or NAME.txt for "
         "NAME.wav; inputs without one are counted. A manifest has its own in its column text",
         )  # fmt: skip
-    group.add_argument("--transcriber", metavar="PLACE",
-                       help="a speech recogniser of transformers, for what has no transcript")  # fmt: skip
+    transcript.add_argument("--transcriber", metavar="PLACE",
+        help="a speech recogniser of transformers, for what has no transcript")  # fmt: skip
+    _add_output_flags(parser)
 
 
-def _add_window_flags(add: Add) -> None:
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("long recordings").add_argument
     add("--window_s", type=float, metavar="S",
         help="cut recordings into windows of S seconds; without it only those that the model cannot "
         "take at once (40 s, or Whisper's window), into 6 s")  # fmt: skip
@@ -103,10 +89,8 @@ def _add_window_flags(add: Add) -> None:
         help="print a line, object or row for each window or segment, not for each input")  # fmt: skip
     add("--sampling_rate", type=count, metavar="HZ",
         help="of raw 16-bit mono samples from -, which are no wav")  # fmt: skip
-
-
-def _add_output_flags(group: Any) -> None:
-    form: Add = group.add_mutually_exclusive_group().add_argument
+    output = parser.add_argument_group("output")
+    form = output.add_mutually_exclusive_group().add_argument
     form("--json", action="store_const", const="json", dest="form", default="lines",
          help="print JSON, an object a line")  # fmt: skip
     form("--csv", action="store_const", const="csv", dest="form", help="print CSV with a header")
@@ -114,7 +98,7 @@ def _add_output_flags(group: Any) -> None:
          help="write Parquet parts there, by any number of processes (RANK and WORLD_SIZE say which "
          "this is); goes on where it was stopped, and at the end names parts that are older than their "
          "recordings")  # fmt: skip
-    add: Add = group.add_argument
+    add = output.add_argument
     add("--part_size", type=count, default=256, metavar="N", help=Advanced("inputs to a part"))
     add("--plot", type=Path, metavar="FOLDER",
         help="also draw timelines, explanations and the valence-arousal plane there")  # fmt: skip

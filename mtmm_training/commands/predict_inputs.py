@@ -99,7 +99,9 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
                         "folder above them, or a manifest."
                     )
                 said = read_transcript(found)
-            inputs.append(Input(printable(audio), audio, said))
+            # Bytes that are not UTF-8, as in names of older systems, become \xfc and the like.
+            shown = os.fsencode(audio).decode("utf-8", "backslashreplace")
+            inputs.append(Input(shown, audio, said))
     if not inputs:
         raise ValueError(
             f"No audio in {', '.join(places)}; it ends in {', '.join(AUDIO_SUFFIXES)}."
@@ -113,11 +115,6 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
 def is_manifest(place: str) -> bool:
     """Whether this names a table of utterances."""
     return Path(place).suffix.lower() in MANIFEST_SUFFIXES and not Path(place).is_dir()
-
-
-def printable(name: str) -> str:
-    r"""A file's name as text: bytes that are not UTF-8, as of older systems, become \xfc."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _audio_files(folder: Path) -> list[str]:
@@ -162,10 +159,8 @@ def _as_written(name: str, items: Any) -> Any:
     if name == "words":  # some say {"word": ...}
         return [{"text": item["word"]} | item if "word" in item else item for item in items]
     # At the end of silence they write segments without words and without length.
-    nothing = [
-        not str(item.get("text", "x")).strip()
-        and "start" in item
-        and item["start"] == item.get("end")
+    return [
+        item
         for item in items
+        if str(item.get("text", "x")).strip() or item.get("start") != item.get("end")
     ]
-    return [item for item, is_nothing in zip(items, nothing, strict=True) if not is_nothing]

@@ -117,20 +117,14 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     parts += [f"no {'transcript' if name == 'text' else name}" for name in result["missing"]]
     if result.get("text"):
         parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
-    return "; ".join(parts) + _describe_explanation(result, config)
-
-
-def _describe_explanation(result: Mapping[str, Any], config: Any) -> str:
-    """Two more lines: what was read, and what mattered; nothing without an explanation."""
-    if "explanation" not in result:
-        return ""
-    read, mattered = result["explanation"], result["explanation"]["occlusion"]
-    of, both = mattered["of"], not result["missing"]
-    named = f"log p({of})" if of in config.label2id else of
-    return (
-        f"\n      read: {_shares(read, both, '.0%')}"
-        f"\n      fall of {named} without it: {_shares(mattered, both, 'z.2f')}"
-    )
+    line = "; ".join(parts)
+    if "explanation" in result:  # two more lines: what was read, and what mattered
+        read, mattered = result["explanation"], result["explanation"]["occlusion"]
+        of, both = mattered["of"], not result["missing"]
+        named = f"log p({of})" if of in config.label2id else of
+        line += f"\n      read: {_shares(read, both, '.0%')}"
+        line += f"\n      fall of {named} without it: {_shares(mattered, both, 'z.2f')}"
+    return line
 
 
 def _shares(side: Mapping[str, Any], both: bool, form: str) -> str:
