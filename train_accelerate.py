@@ -57,7 +57,6 @@ from mtmm_training.training.prepare import (
     check_augmentation,
     class_weights,
     prepare_fold,
-    refuse_bad,
 )
 from processing_mtmm import MTMMProcessor
 
@@ -77,15 +76,12 @@ def train_fold(config: TrainConfig) -> Path:
     config = config.resolve()
     out = Path(config.out)
     launch.be_quiet()
-    with StopSignal() as stop, faults.explained():
-        if config.encode_only:  # any number of processes may do so at once
-            prepare(config, out, stop)
-            return out
-        with launch.alone_in(out):
-            launch.refuse_to_overwrite(config, out)
-            if job := prepare(config, out, stop):
-                train(job)
-                finish(job)
+    # Any number of runs may fill one cache at once.
+    folder = nullcontext() if config.encode_only else launch.alone_in(out, config.resume)
+    with StopSignal() as stop, faults.explained(), folder:
+        if job := prepare(config, out, stop):
+            train(job)
+            finish(job)
     return out
 
 
@@ -135,14 +131,14 @@ def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job | None:
     check_augmentation(config, processor)
     model = choose_trained(config, plain)
     parameters = parameter_counts(model)
-    cached = uses_cache(config, plain)
-    if config.on_error == "stop" and not cached:  # else encoding reads them all
-        refuse_bad([u for split in data.splits.values() for u in split], config, processor)
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
     loaders = make_loaders(config, data, plain, processor, accelerator)
     if config.encode_only:
         return None
+    cached = uses_cache(config, plain)
+    if cached:  # no worker reads ahead
+        launch.leave_cores_to(0, accelerator)
     if config.compile:  # only now: training from the cache never enters the encoders
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
 

@@ -29,7 +29,7 @@ from mtmm_training.studies.experiments import read_experiment
 from mtmm_training.studies.regressions import Features, Task, predict_output
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
-from mtmm_training.training.prepare import choose_fold
+from mtmm_training.training.prepare import folds_of
 from mtmm_training.training.run import Run
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
@@ -342,7 +342,7 @@ def test_folds_are_those_of_training(work: Path, capsys: pytest.CaptureFixture[s
     assert sorted(experiment.rows["id"]) == sorted(u.utterance_id for u in data)
     assert not experiment.missing
     for index, run in experiment.runs.items():
-        fold = choose_fold(replace(config, fold=index), data)
+        fold = folds_of(config, data)[index]
         assert run.results["fold"] == fold.name and run.flags.fold == index
         for split in ("validation", "test"):
             assert list(run.predictions(split)["id"]) == list(getattr(fold, split))

@@ -42,7 +42,6 @@ from mtmm_training.training.prepare import (
     check_augmentation,
     check_fold,
     check_scale,
-    choose_fold,
     folds_of,
     read_usable,
     speakers_behind,
@@ -302,15 +301,12 @@ def test_partial_labels_and_modalities_train_and_are_named(
 # ---- folds -------------------------------------------------------------------------------------
 
 
-def test_folds_are_those_that_a_fold_is_chosen_from(embedded: Path) -> None:
+def test_folds_are_those_of_the_flags(embedded: Path) -> None:
     manifest = [str(embedded / "corpus" / "manifest.csv")]
-    config = TrainConfig(manifest=manifest, protocol="session", fold=3)
+    config = TrainConfig(manifest=manifest, protocol="session")
     utterances = read_manifest(manifest[0])
     folds = folds_of(config, utterances)
     assert [fold.name for fold in folds] == [f"Ses0{n}" for n in range(1, 6)]
-    assert choose_fold(config, utterances) == folds[3]
-    with pytest.raises(ValueError, match="`--fold 9`"):
-        choose_fold(replace(config, fold=9), utterances)
     named = TrainConfig(validation_speakers=["Ses01F"], test_speakers=["Ses02M"])
     assert [fold.name for fold in folds_of(named, utterances)] == ["Ses02M"]
 
@@ -330,7 +326,7 @@ def test_folds_of_scripts_and_of_improvised_utterances(tmp_path: Path) -> None:
 
     def sizes(**flags: Any) -> list[int]:
         config = TrainConfig(protocol="leave_one_speaker_out", **flags)
-        fold = choose_fold(config, utterances)
+        fold = folds_of(config, utterances)[0]
         return [len(split) for split in (fold.train, fold.validation, fold.test)]
 
     assert sizes() == [4, 8, 4]
@@ -416,6 +412,7 @@ def test_model_is_not_tested_on_who_trained_it(
     ("flags", "message"),
     [
         (("--emotions", "angry", "sad"), r"happy \(\d+\), neutral"),
+        (("--fold", "9"), "`--fold 9`"),
         (("--select_by", "UAP"), "select_by.*UAP"),
         (("--model_config", '{"bridge_wiring": "both"}'), "bridge_wiring"),
         (("--mask_frames", "0.1", "--cache_dir", "off"), "`--mask_frames` is 0.1"),

@@ -28,7 +28,7 @@ import train_accelerate
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches import collate as batches
 from mtmm_training.batches.collate import is_of_worker, make_loader, to_dataset
-from mtmm_training.batches.sampler import LengthBatches, frame_lengths
+from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance
@@ -134,15 +134,6 @@ def test_only_the_first_process_of_a_launch_locks(
     monkeypatch.setenv("RANK", "1")
     with alone_in(tmp_path / "out"):
         assert not (tmp_path / "out").exists()
-
-
-def test_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OSError, match="file/out could not be written"),
-        alone_in(tmp_path / "file" / "out"),
-    ):
-        pass
 
 
 @pytest.fixture
@@ -319,15 +310,6 @@ def test_split_without_any_good_recording_is_refused(embedded: Path, tmp_path: P
     flags = words(embedded, tmp_path / "out", "--manifest", str(tmp_path / "manifest.csv"))
     with pytest.raises(ValueError, match="(?s)None of the 50 utterances .* and 45 more"):
         train([*flags, "--on_error", "skip", "--modalities", "audio"])
-
-
-def test_header_that_cannot_be_read_names_the_utterance(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_bytes(b"RIFF")
-    utterance = Utterance(
-        utterance_id="u7", corpus="c", speaker_id="s", audio=str(tmp_path / "a.wav")
-    )
-    with pytest.raises(ValueError, match=r"^Utterance u7: .*a\.wav' cannot be read as audio"):
-        frame_lengths([utterance])
 
 
 # ---- numbers -----------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -417,6 +419,50 @@ class CachedStates:
                 states, mask = pad_states(entries)
                 batch |= {f"{name}_states": states, f"{name}_attention_mask": mask}
         return batch | self.raw.labels(rows)
+
+
+def encoded(
+    utterances: Sequence[Utterance],
+    raw: RawInputs,
+    folder: Path,
+    model: MTMMModel,
+    recordings: Recordings,
+    accelerator: Accelerator,
+    *,
+    dtype: str,
+    verify: bool,
+    batch_size: int,
+    workers: int,
+) -> CachedStates:
+    """What collates the states of these utterances, encoded now by all processes where they never were.
+
+    Args:
+        utterances: As of [`FeatureCache.encode`], like `batch_size` and `workers`.
+        raw: Has the model's processor, and makes the labels.
+        folder, model, dtype, recordings: As of [`FeatureCache.open`].
+        accelerator: The processes; the main one says what was encoded.
+        verify: Compare the checksum of every shard first.
+    """
+    cache = FeatureCache.open(
+        folder, model.to(accelerator.device), raw.processor, dtype=dtype, recordings=recordings
+    )
+    if verify and accelerator.is_main_process:
+        cache.verify()
+    share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    made = cache.encode(utterances, **share, batch_size=batch_size, workers=workers)
+    accelerator.wait_for_everyone()
+    counts = gather_object([made])
+    collate = cache.collator(utterances, list(raw.emotions), raw.dimension_names)
+    if accelerator.is_main_process:
+        for modality, shards in cache.shards.items():
+            present = sum(getattr(u, modality) is not None for u in utterances)
+            print(
+                f"cache {shards.folder}: {present} {modality} inputs, "
+                f"{sum(count[modality] for count in counts)} encoded now"
+            )
+        if line := cache.precision_line():
+            print(line, flush=True)
+    return collate
 
 
 def trainable_encoders(model: MTMMModel) -> list[str]:

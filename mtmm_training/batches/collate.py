@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
@@ -100,6 +102,23 @@ class RawInputs:
             array = augment(array, rate, row["augmentation"], self.processor)
             rate = self.processor.sampling_rate
         return {"array": array, "sampling_rate": rate}
+
+
+def find_bad(
+    utterances: Sequence[Utterance], processor: MTMMProcessor, workers: int
+) -> dict[str, str]:
+    """What is wrong with the utterances that cannot be used, by id: each is read once.
+
+    Every process reads its share and gets the answer about all.
+    """
+    state = PartialState()
+    mine = utterances[state.process_index :: state.num_processes]
+    rows = list(range(len(mine)))
+    batches = [rows[start : start + 16] for start in range(0, len(mine), 16)]
+    collate = RawInputs(processor, (), ()).problems
+    loader = make_loader(to_dataset(mine), batches, collate, workers=workers)
+    found = dict(gather_object([item for problems in loader for item in problems.items()]))
+    return {u.utterance_id: found[u.utterance_id] for u in utterances if u.utterance_id in found}
 
 
 class Loader(DataLoader[Any]):

@@ -6,7 +6,6 @@ random generators of every process, and the place in the run. Batches and modali
 state: they follow from (seed, epoch, utterance id).
 """
 
-import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtmm_training.batches.collate import is_of_worker
-from mtmm_training.files import replacing
+from mtmm_training.files import file_digest, replacing
 
 DIGESTS = "digests.json"  # of a checkpoint's other files: damage shows before anything is loaded
 
@@ -193,10 +192,9 @@ def _drop_frozen(
 
 def _digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of a checkpoint's other files, by name."""
-    digests = {}
-    for path in sorted(checkpoint.rglob("*")):
-        if path.is_file() and path.name != DIGESTS:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[str(path.relative_to(checkpoint))] = digest
-    return digests
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(checkpoint)): file_digest(path)
+        for path in files
+        if path.name != DIGESTS
+    }

@@ -302,8 +302,12 @@ def _contradictions(config: TrainConfig) -> Iterator[Rule]:
     yield "corpus_dir", (c.corpus is None) == (c.corpus_dir is None), "given with --corpus alone"
     yield "corpus_options", options is not None, quoted
     yield "corpus_options", c.corpus is not None or not options, "left out without --corpus"
-    yield "emotions", _are_names(c.emotions), "different names, none blank or padded with spaces"
-    yield "dimension_range", _is_range(c.dimension_range), "two finite numbers, the lower one first"
+    names = {name.strip() for name in c.emotions} - {""}
+    different = names == set(c.emotions) and len(names) == len(c.emotions)
+    yield "emotions", different, "different names, none blank or padded with spaces"
+    low, high = c.dimension_range if len(c.dimension_range) == 2 else (0.0, -1.0)
+    scale = not c.dimension_range or -math.inf < low < high < math.inf
+    yield "dimension_range", scale, "two finite numbers, the lower one first"
     both = bool(c.validation_speakers) == named
     yield "validation_speakers", both, "given together with --test_speakers"
     yield "folds_file", not (c.folds_file and named), "left out with --test_speakers"
@@ -347,14 +351,6 @@ def _json_object(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return content if isinstance(content, dict) else None
-
-
-def _are_names(names: list[str]) -> bool:
-    return len(set(names)) == len(names) and all(n and n == n.strip() for n in names)
-
-
-def _is_range(limits: list[float]) -> bool:
-    return not limits or (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf)
 
 
 # ---- flags -------------------------------------------------------------------------------------

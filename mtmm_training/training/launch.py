@@ -115,26 +115,21 @@ def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str
 # ---- the run's folder, and signals -------------------------------------------------------------
 
 
-def refuse_to_overwrite(config: TrainConfig, out: Path) -> None:
-    """Raise ValueError where a finished or unfinished run would be lost."""
-    if (out / "results.json").exists():
-        raise ValueError(f"{out} holds a finished run; choose another --out, or delete it.")
-    if not config.resume and any((out / "checkpoints").glob("step-*")):
-        raise ValueError(f"{out} holds an unfinished run; add --resume, or choose another --out.")
-
-
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, resume: bool = False) -> Iterator[None]:
     """Keeps a run's folder, which is made if need be, for this process while the block runs.
+
+    A finished run in it is never lost, an unfinished one neither: `resume` goes on with it.
 
     The lock is the kernel's: it ends with the process, however that ends. Of the processes of one
     launch the first takes it for all.
 
     Raises:
-        ValueError: Another run has the folder.
+        ValueError: Another run has the folder, or it holds one.
         OSError: The folder cannot be made or written to.
     """
     if os.environ.get("RANK", "0") != "0":
+        _refuse_to_overwrite(folder, resume)
         yield
         return
     with writing(folder):
@@ -149,7 +144,15 @@ def alone_in(folder: Path) -> Iterator[None]:
                     f"{folder} is in use by another run; wait for it, or choose another --out."
                 ) from error
             print(f"{folder} cannot be locked ({error}): start no second run with this --out")
+        _refuse_to_overwrite(folder, resume)
         yield
+
+
+def _refuse_to_overwrite(out: Path, resume: bool) -> None:
+    if (out / "results.json").exists():
+        raise ValueError(f"{out} holds a finished run; choose another --out, or delete it.")
+    if not resume and any((out / "checkpoints").glob("step-*")):
+        raise ValueError(f"{out} holds an unfinished run; add --resume, or choose another --out.")
 
 
 class Stopped(KeyboardInterrupt):

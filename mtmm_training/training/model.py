@@ -30,6 +30,7 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
 
     Seeded: a second call gives the same model.
     """
+    processor = load_processor(config)
     set_seed(config.seed)
     fields = model_fields(config)
     if config.model is not None:
@@ -38,7 +39,7 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
         encoders = config.audio_encoder, config.text_encoder
         model = MTMMModel.from_encoders_pretrained(*encoders, **fields)
     model.config.temperature = 1.0
-    return model, load_processor(config)
+    return model, processor
 
 
 def model_fields(config: TrainConfig) -> dict[str, Any]:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMProcessor
-from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.collate import find_bad
 from mtmm_training.data.corpora import CORPORA, read_corpus
 from mtmm_training.data.folds import (
     Fold,
@@ -65,23 +63,24 @@ def prepare_fold(config: TrainConfig) -> FoldData:
     With `encode_only` it is what is encoded for all folds, labelled or not: as "train" what trains in
     any of them, as "others" the rest.
     """
-    utterances, bad = read_usable(config)
-    recordings = Recordings(cache_folder(config))
     known = planned(config)
+    folder = cache_folder(config)
+    utterances, bad = read_usable(config)
+    recordings = Recordings(folder)
+    folds = folds_of(config, utterances, recordings)
     if config.encode_only:
-        folds = folds_of(config, utterances, recordings)
         training = {name for fold in folds for name in fold.train}
         splits = {
             "train": [u for u in utterances if u.utterance_id in training],
             "others": [u for u in utterances if u.utterance_id not in training],
         }
         return FoldData("all", splits, tuple(known.loss_weights), {}, bad, recordings)
-    fold = choose_fold(config, utterances, recordings)
-    splits = select(utterances, fold)
-    check_fold(config, known, splits)
-    outputs = trained_outputs(known, splits["train"])
-    splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
-    counts = {name: describe_split(splits[name], config) for name in SPLITS}
+    if config.fold >= len(folds):
+        raise ValueError(
+            f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
+        )
+    fold = folds[config.fold]
+    outputs, splits, counts = check_fold(config, known, select(utterances, fold))
     return FoldData(fold.name, splits, outputs, counts, bad, recordings)
 
 
@@ -91,13 +90,14 @@ def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
     Under --on_error skip also what is wrong with those that are left out for it, by id: before any
     folds are made, so that all that follows is of the same utterances.
     """
+    processor = load_processor(config) if config.on_error == "skip" else None
     utterances = read_all(config)
-    if config.on_error == "stop":
+    if processor is None:
         return utterances, {}
-    bad = find_bad(utterances, config, load_processor(config))
+    bad = find_bad(utterances, processor, config.workers)
     if len(bad) == len(utterances):
         what = f"None of the {len(utterances)} utterances can be used"
-        raise ValueError(listing(what, problems(bad)))
+        raise ValueError(listing(what, [": ".join(item) for item in bad.items()]))
     return [u for u in utterances if u.utterance_id not in bad], bad
 
 
@@ -174,53 +174,6 @@ def folds_of(
     )
 
 
-def choose_fold(
-    config: TrainConfig, utterances: Sequence[Utterance], recordings: Recordings | None = None
-) -> Fold:
-    """The fold that `--fold` names; arguments as of `folds_of`."""
-    folds = folds_of(config, utterances, recordings)
-    if config.fold >= len(folds):
-        raise ValueError(
-            f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
-        )
-    return folds[config.fold]
-
-
-def find_bad(
-    utterances: Sequence[Utterance], config: TrainConfig, processor: MTMMProcessor
-) -> dict[str, str]:
-    """What is wrong with the utterances that cannot be used, by id: each is read once.
-
-    Every process reads its share and gets the answer about all.
-    """
-    state = PartialState()
-    mine = utterances[state.process_index :: state.num_processes]
-    rows = list(range(len(mine)))
-    batches = [rows[start : start + 16] for start in range(0, len(mine), 16)]
-    collate = RawInputs(processor, (), ()).problems
-    loader = make_loader(to_dataset(mine), batches, collate, workers=config.workers)
-    found = dict(gather_object([item for problems in loader for item in problems.items()]))
-    return {u.utterance_id: found[u.utterance_id] for u in utterances if u.utterance_id in found}
-
-
-def refuse_bad(
-    utterances: Sequence[Utterance], config: TrainConfig, processor: MTMMProcessor
-) -> None:
-    """Raise ValueError that names all utterances that cannot be used, if there are any."""
-    bad = find_bad(utterances, config, processor)
-    if bad:
-        what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
-        raise ValueError(
-            f"{listing(what, problems(bad))}\nRepair their files or take them out of the data, or add "
-            "--on_error skip, which leaves them out."
-        )
-
-
-def problems(bad: dict[str, str]) -> list[str]:
-    """Bad utterances and what is wrong with them, a line each."""
-    return [f"{utterance_id}: {problem}" for utterance_id, problem in bad.items()]
-
-
 def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
     """Counts and speakers of a split, as results.json keeps them; corpora where there are several."""
     corpora = Counter(u.corpus for u in utterances)
@@ -238,22 +191,27 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
     } | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
 
 
-def check_fold(config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Utterance]]) -> None:
+def check_fold(
+    config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Utterance]]
+) -> tuple[tuple[str, ...], dict[str, list[Utterance]], dict[str, dict[str, Any]]]:
     """Refuse a fold whose speakers or labels do not suit the flags, without building the model.
 
     Args:
         config: The flags.
         known: What the flags say of the model, see `planned`.
         splits: The fold's utterances.
+
+    Returns:
+        The outputs that train, the splits with their labels alone, and what `describe_split` says.
     """
     outputs = trained_outputs(known, splits["train"])
     check_scale(config, outputs)
+    splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
+    counts = {name: describe_split(splits[name], config) for name in SPLITS}
     # --select_by is refused now, not after an epoch, where validation has no labels for it.
-    counts = describe_split(hide_labels(splits["validation"], config, outputs), config)
-    scores: dict[str, Any] = dict.fromkeys(
-        ("UAR", "WAR", "macro_F1"), 0.0 if counts["emotions"] else None
-    )
-    labelled = counts["dimensions"].items()
+    emotion = 0.0 if counts["validation"]["emotions"] else None
+    scores: dict[str, Any] = dict.fromkeys(("UAR", "WAR", "macro_F1"), emotion)
+    labelled = counts["validation"]["dimensions"].items()
     scores["CCC"] = {name: 0.0 if count >= 2 else None for name, count in labelled}
     selection_score(scores, config.select_by)
     seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in splits["test"]})
@@ -262,6 +220,7 @@ def check_fold(config: TrainConfig, known: MTMMConfig, splits: dict[str, list[Ut
             f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of the test "
             "split. Give each fold the model of a run that left its test speakers out."
         )
+    return outputs, splits, counts
 
 
 def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:

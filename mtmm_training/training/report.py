@@ -16,7 +16,7 @@ from mtmm_training.files import write_json, writing
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.prepare import FoldData, problems
+from mtmm_training.training.prepare import FoldData
 
 
 def identity(
@@ -113,7 +113,7 @@ def print_summary(
             print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
     if data.bad:
         what = f"  skipped, as they cannot be used: {len(data.bad)} utterances"
-        print(listing(what, problems(data.bad)))
+        print(listing(what, [": ".join(item) for item in data.bad.items()]))
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(

@@ -84,7 +84,7 @@ class Run:
         Raises:
             FileNotFoundError, ValueError: predictions.csv is absent, damaged or cut off.
         """
-        rows = self._all_predictions
+        rows = read_predictions(self.folder / PREDICTIONS)
         rows = rows[rows["split"] == split].reset_index(drop=True)
         expected = self.results["splits"][split]["utterances"]
         if len(rows) != expected:
@@ -93,10 +93,6 @@ class Run:
                 f"says {expected}; run this fold again."
             )
         return rows
-
-    @cached_property
-    def _all_predictions(self) -> pd.DataFrame:
-        return read_predictions(self.folder / PREDICTIONS)
 
     def test_utterances(self) -> list[Utterance]:
         """The utterances that the run was tested on, as predictions.csv names them.
