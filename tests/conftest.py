@@ -12,17 +12,23 @@ from typing import Any
 # Before torch: the models are tiny, and what the tests start inherits it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
 from bad_inputs import tiny
 from filelock import FileLock
+from transformers import WhisperFeatureExtractor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
 CHECKOUT = Path(__file__).parents[1]
+RATE = 16000
+TRAINED = ("emotion", "valence", "arousal")
+MakeModel = Callable[..., MTMMModel]
 HUB_FILES = sorted(file.name for file in CHECKOUT.glob("*_mtmm.py"))
 
 # A tiny acoustic encoder that takes windows of 1 s as 20 log-mel bands.
@@ -38,6 +44,15 @@ WHISPER = {
     "num_mel_bins": 20,
     "max_source_positions": 50,
 }
+
+
+def noise(duration_s: float = 0.5, rate: int = RATE, seed: int = 0) -> np.ndarray:
+    samples = round(duration_s * rate)
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def audio(waveform: np.ndarray) -> dict[str, Any]:
+    return {"array": waveform, "sampling_rate": RATE}
 
 
 def two_processes() -> list[dict[str, str]]:
@@ -61,7 +76,7 @@ def gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., MTMMModel]:
+def make_model() -> MakeModel:
     """Make a tiny model, in eval mode, with new weights so large that every part matters."""
 
     def make(seed: int = 0, **overrides: object) -> MTMMModel:
@@ -80,6 +95,30 @@ def make_model() -> Callable[..., MTMMModel]:
 def tiny_processor() -> MTMMProcessor:
     """16 kHz waveforms, and a tokenizer of letters whose ids fit the tiny configuration."""
     return tiny.processor()
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel) -> MTMMModel:
+    """Trained, so it says, for every output."""
+    return make_model(trained_outputs=TRAINED)
+
+
+@pytest.fixture(scope="module")
+def pipe(model: MTMMModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
+    return MTMMPipeline(model=model, processor=tiny_processor)
+
+
+@pytest.fixture(scope="session")
+def whisper_processor(tiny_processor: MTMMProcessor) -> MTMMProcessor:
+    """Log-mel input with a window of one second."""
+    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    return MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def whisper_pipe(make_model: MakeModel, whisper_processor: MTMMProcessor) -> MTMMPipeline:
+    model = make_model(audio_config=WHISPER, trained_outputs=TRAINED)
+    return MTMMPipeline(model=model, processor=whisper_processor)
 
 
 @dataclass(frozen=True)

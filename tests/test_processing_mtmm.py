@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import WHISPER
+from conftest import RATE, WHISPER, noise
 from transformers import (
     AutoProcessor,
     BertConfig,
@@ -31,27 +31,18 @@ from transformers import (
 )
 
 import audio_mtmm
-from audio_mtmm import InputError, load_audio, open_recording, read_blocks, resample, to_mono
+from audio_mtmm import InputError, load_audio, open_recording, resample, to_mono
 from processing_mtmm import MTMMProcessor, receptive_field
 
-RATE = 16000
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def processor(tiny_processor: MTMMProcessor) -> MTMMProcessor:
     return tiny_processor
 
 
-@pytest.fixture(scope="module")
-def whisper(tiny_processor: MTMMProcessor) -> MTMMProcessor:
-    """Log-mel input with a window of one second."""
-    extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=1)
-    return MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
-
-
-def noise(duration_s: float = 0.5, rate: int = RATE, seed: int = 0) -> np.ndarray:
-    samples = round(duration_s * rate)
-    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+@pytest.fixture
+def whisper(whisper_processor: MTMMProcessor) -> MTMMProcessor:
+    return whisper_processor
 
 
 def sine(frequency: float, duration_s: float, rate: int) -> np.ndarray:
@@ -87,19 +78,13 @@ def test_sampling_rate_may_be_any_whole_number(processor: MTMMProcessor, rate: o
     assert values(processor, noise(0.5, 8000), rate).shape == (1, 8000)
 
 
-def test_channels_are_averaged_in_both_layouts(processor: MTMMProcessor) -> None:
-    left, right = noise(seed=1), noise(seed=2)
-    expected = values(processor, (left + right) / 2)
-    for stereo in (np.stack([left, right]), np.stack([left, right], axis=1)):
-        np.testing.assert_allclose(values(processor, stereo), expected, atol=1e-6)
-
-
 @pytest.mark.parametrize("channels", [1, 2, 6])
-def test_channel_duplication_changes_nothing(processor: MTMMProcessor, channels: int) -> None:
-    waveform = noise()
-    expected = values(processor, waveform)
-    np.testing.assert_array_equal(values(processor, np.stack([waveform] * channels)), expected)
-    np.testing.assert_array_equal(values(processor, np.stack([waveform] * channels, 1)), expected)
+def test_channels_are_averaged_in_both_layouts(processor: MTMMProcessor, channels: int) -> None:
+    waveforms = [noise(seed=i) for i in range(channels)]
+    for rows in (waveforms, waveforms[:1] * channels):
+        expected = values(processor, np.mean(rows, axis=0))
+        for layout in (np.stack(rows), np.stack(rows, axis=1)):
+            np.testing.assert_allclose(values(processor, layout), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", ">i2"])
@@ -117,53 +102,32 @@ def test_integer_stereo_is_scaled_then_averaged() -> None:
     np.testing.assert_allclose(to_mono(stereo), [0.25, -1.0, 0.25])
 
 
-def test_every_kind_of_array_gives_the_same(processor: MTMMProcessor, tmp_path: Path) -> None:
+def test_every_kind_of_array_gives_the_same(processor: MTMMProcessor) -> None:
     waveform = noise()
-    expected = values(processor, waveform)
+    before, expected = waveform.copy(), values(processor, waveform)
+    tensor = torch.from_numpy(waveform.copy())
     read_only = waveform.copy()
     read_only.flags.writeable = False
-    mapped = np.memmap(tmp_path / "waveform", np.float32, "w+", shape=waveform.shape)
-    mapped[:] = waveform
+    decoded = SimpleNamespace(data=tensor[None], sample_rate=RATE)
     kinds = {
         "list": waveform.tolist(),
-        "tuple": tuple(waveform.tolist()),
         "numbers": list(waveform),
-        "tensor": torch.from_numpy(waveform.copy()),
-        "with gradient": torch.from_numpy(waveform.copy()).requires_grad_(),
+        "tensor": tensor,
+        "with gradient": tensor.clone().requires_grad_(),
         "float64": waveform.astype(np.float64),
         "big-endian": waveform.astype(">f4"),
         "read-only": read_only,
-        "not contiguous": np.repeat(waveform, 2)[::2],
         "reversed": waveform[::-1].copy()[::-1],
-        "memory-mapped": mapped,
-        "long doubles": waveform.astype(np.longdouble),
-        "Fortran order": np.asfortranarray(np.stack([waveform] * 2)),
-        "negated": torch.complex(torch.zeros(len(waveform)), -torch.tensor(waveform)).conj().imag,
         "dict": {"array": waveform, "sampling_rate": RATE, "path": None},
-        "decoder": SimpleNamespace(
-            get_all_samples=lambda: SimpleNamespace(
-                data=torch.from_numpy(waveform.copy())[None], sample_rate=RATE
-            )
-        ),
+        "decoder": SimpleNamespace(get_all_samples=lambda: decoded),
     }
     for kind, audio in kinds.items():
         np.testing.assert_allclose(values(processor, audio), expected, atol=1e-6, err_msg=kind)
         np.testing.assert_allclose(values(processor, [audio]), expected, atol=1e-6, err_msg=kind)
-
-
-def test_half_precision_is_taken(processor: MTMMProcessor) -> None:
-    waveform = noise()
-    expected = values(processor, waveform)
-    for audio in (waveform.astype(np.float16), torch.from_numpy(waveform).bfloat16()):
-        np.testing.assert_allclose(values(processor, audio), expected, atol=2e-2)
-
-
-def test_given_waveform_is_not_changed(processor: MTMMProcessor) -> None:
-    waveform = noise()
-    before = waveform.copy()
-    batch = processor(audio=waveform, sampling_rate=RATE)
-    batch["input_values"].zero_()
-    np.testing.assert_array_equal(waveform, before)
+    for half in (waveform.astype(np.float16), tensor.bfloat16()):
+        np.testing.assert_allclose(values(processor, half), expected, atol=2e-2)
+    processor(audio=waveform, sampling_rate=RATE)["input_values"].zero_()
+    np.testing.assert_array_equal(waveform, before)  # nothing that was given is changed
 
 
 def test_dict_rate_wins_over_the_argument(processor: MTMMProcessor) -> None:
@@ -177,7 +141,7 @@ def test_dict_rate_wins_over_the_argument(processor: MTMMProcessor) -> None:
     [
         ({"audio": [noise(), None, noise(0.01)], "text": ["a", "b", "c"]}, 2),
         ({"audio": [noise(), noise(41)]}, 1),
-        ({"audio": ["a", "b"]}, 0),
+        ({"audio": [noise(), "b"]}, 1),
         ({"audio": [{"array": noise(), "sampling_rate": 16}, noise()]}, 0),
         ({"text": ["a", " ", None]}, 1),
         ({"text": ["a", "b", float("nan")]}, 2),
@@ -204,14 +168,6 @@ def test_unequal_lists_are_refused(processor: MTMMProcessor, given: dict[str, An
         processor(**given, sampling_rate=RATE)
 
 
-@pytest.mark.parametrize(
-    "file", ["speech.wav", Path("speech.wav"), b"RIFF", memoryview(bytes(2000))]
-)
-def test_file_is_no_waveform(processor: MTMMProcessor, file: Any) -> None:
-    with pytest.raises(TypeError):
-        processor(audio=file, sampling_rate=RATE)
-
-
 def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
     assert values(processor, np.zeros(200, np.float32), 8000).shape == (1, 400)
     assert values(processor, np.zeros(40 * 8000, np.float32), 8000).shape == (1, 40 * RATE)
@@ -222,13 +178,16 @@ def test_limits_hold_in_seconds_at_any_rate(processor: MTMMProcessor) -> None:
         processor(audio=np.zeros(10_000_000, np.float32), sampling_rate=1000)
 
 
-def test_resampling_without_soxr_says_what_to_install(
-    processor: MTMMProcessor, monkeypatch: pytest.MonkeyPatch
+def test_library_that_lacks_is_named(
+    processor: MTMMProcessor, wav: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audio_mtmm, "soxr", None)
     assert values(processor, noise()).shape == (1, 8000)
     with pytest.raises(ImportError, match="8000 to 16000 Hz .*pip install soxr"):
         processor(audio=noise(0.5, 8000), sampling_rate=8000)
+    monkeypatch.setattr(audio_mtmm, "soundfile", None)
+    with pytest.raises(ImportError, match="pip install soundfile"):
+        load_audio(wav)
 
 
 # ---- padding and masks ---------------------------------------------------------------------------
@@ -266,22 +225,12 @@ def test_whisper_fills_its_window_and_masks_the_rest(whisper: MTMMProcessor, sam
     assert batch["audio_attention_mask"][0].tolist() == [1] * real + [0] * (100 - real)
 
 
-def test_whisper_batch_equals_singles(whisper: MTMMProcessor) -> None:
-    waveforms = [noise(0.3, seed=1), noise(1.0, seed=2)]
-    batch = whisper(audio=waveforms, sampling_rate=RATE)
-    for row, waveform in enumerate(waveforms):
-        np.testing.assert_allclose(batch["input_values"][row], values(whisper, waveform)[0])
-
-
 def test_whisper_refuses_audio_past_its_window(whisper: MTMMProcessor) -> None:
     assert whisper.longest_audio_s() == 1.0
     assert values(whisper, np.zeros(44100, np.float32), 44100).shape == (1, 20, 100)
     for rate in (RATE, 44100):
         with pytest.raises(ValueError, match="at most 1 s"):
             whisper(audio=np.zeros(rate + 1, np.float32), sampling_rate=rate)
-
-
-def test_max_duration_bounds_whisper_too(whisper: MTMMProcessor) -> None:
     short = MTMMProcessor(whisper.feature_extractor, whisper.tokenizer, max_duration_s=0.5)
     assert short.longest_audio_s() == 0.5
     with pytest.raises(ValueError, match="at most 0.5 s"):
@@ -289,42 +238,30 @@ def test_max_duration_bounds_whisper_too(whisper: MTMMProcessor) -> None:
 
 
 @pytest.mark.parametrize(
-    "habit", [{"padding": True}, {"padding": "longest"}, {"max_length": 9, "truncation": True}]
+    ("options", "samples", "tokens"),
+    [
+        ({"padding": True}, 4800, 19),
+        ({"padding": "longest"}, 4800, 19),
+        ({"max_length": 9, "truncation": True}, 4800, 9),
+        ({"text_kwargs": {"max_length": 5, "truncation": True}}, 4800, 5),
+        ({"audio_kwargs": {"pad_to_multiple_of": 1000}}, 5000, 19),
+    ],
 )
-def test_flat_length_options_reach_the_text_only(
-    processor: MTMMProcessor, whisper: MTMMProcessor, habit: dict[str, Any]
+def test_options_reach_one_modality(
+    processor: MTMMProcessor,
+    whisper: MTMMProcessor,
+    options: dict[str, Any],
+    samples: int,
+    tokens: int,
 ) -> None:
-    plain: dict[str, Any] = {"audio": noise(0.3), "text": "abcdefghijklmnop", "sampling_rate": RATE}
-    for a_processor in (processor, whisper):
-        expected, given = a_processor(**plain), a_processor(**plain, **habit)
-        for name in ("input_values", "audio_attention_mask"):
-            assert torch.equal(given[name], expected[name])
-        cut = "max_length" in habit
-        assert given["input_ids"].shape[1] == (9 if cut else expected["input_ids"].shape[1])
-
-
-def test_text_options_do_not_reach_the_audio(processor: MTMMProcessor) -> None:
-    batch = processor(
-        audio=noise(0.3),
-        text="abcdefghijklmnop",
-        sampling_rate=RATE,
-        text_kwargs={"max_length": 5, "truncation": True},
-    )
-    assert batch["input_ids"].shape == (1, 5)
-    assert batch["input_values"].shape == (1, 4800)
-
-
-def test_audio_options_do_not_reach_the_text(processor: MTMMProcessor) -> None:
-    given: dict[str, Any] = {"audio": noise(0.3), "text": "abc", "sampling_rate": RATE}
-    batch = processor(**given, audio_kwargs={"pad_to_multiple_of": 1000})
-    assert batch["input_values"].shape == (1, 5000)
+    """Those of lengths that name none reach the text; Whisper's window stays."""
+    given: dict[str, Any] = {"audio": noise(0.3), "text": "abcdefghijklmnop", "sampling_rate": RATE}
+    batch, log_mel = processor(**given, **options), whisper(**given, **options)
+    assert list(batch) == processor.model_input_names
+    assert batch["input_values"].shape == (1, samples)
     assert batch["audio_attention_mask"].sum() == 4800
-    assert torch.equal(batch["input_ids"], processor(**given)["input_ids"])
-
-
-def test_whisper_window_stays_whatever_the_multiple(whisper: MTMMProcessor) -> None:
-    batch = whisper(audio=noise(0.3), sampling_rate=RATE, audio_kwargs={"pad_to_multiple_of": 7})
-    assert batch["input_values"].shape == (1, 20, 100)
+    assert batch["input_ids"].shape == log_mel["input_ids"].shape == (1, tokens)
+    assert torch.equal(log_mel["input_values"], whisper(**given)["input_values"])
 
 
 def test_options_of_the_audio_alone_are_obeyed(processor: MTMMProcessor) -> None:
@@ -372,25 +309,15 @@ def test_absent_modality_of_one_utterance_has_zero_mask(processor: MTMMProcessor
     assert torch.equal(batch["input_ids"][:2], texts["input_ids"])
 
 
-def test_absent_whisper_audio_has_zero_mask(whisper: MTMMProcessor) -> None:
-    batch = whisper(audio=[None, noise(0.5)], text=["a", None], sampling_rate=RATE)
-    assert batch["input_values"].shape == (2, 20, 100)
-    assert batch["audio_attention_mask"].sum(-1).tolist() == [0, 50]
-    assert not batch["input_values"][0].any()
-
-
-@pytest.mark.parametrize("audio", [None, [None, None]])
-def test_audio_absent_from_the_batch_is_left_out(processor: MTMMProcessor, audio: Any) -> None:
-    assert set(processor(audio=audio, text=["a", "b"])) == {"input_ids", "attention_mask"}
-
-
 @pytest.mark.parametrize("text", [None, [None, None], [" ", ""]])
-def test_text_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: Any) -> None:
+def test_modality_absent_from_the_batch_is_left_out(processor: MTMMProcessor, text: Any) -> None:
     batch = processor(audio=[noise(), noise()], text=text, sampling_rate=RATE)
     assert set(batch) == {"input_values", "audio_attention_mask"}
+    for audio in (None, [None, None]):
+        assert set(processor(audio=audio, text=["a", "b"])) == {"input_ids", "attention_mask"}
 
 
-@pytest.mark.parametrize("blank", ["", "  ", "\n\t", "\u00a0", "\u3000", "\u200b \ufeff", "\0"])
+@pytest.mark.parametrize("blank", ["", "\n\t", "\u00a0", "\u3000", "\u200b \ufeff", "\0"])
 def test_blank_text_is_absent(processor: MTMMProcessor, blank: str) -> None:
     assert "input_ids" not in processor(audio=noise(), text=blank, sampling_rate=RATE)
     with pytest.raises(ValueError, match="neither audio nor text"):
@@ -444,12 +371,6 @@ def test_return_tensors_is_obeyed(processor: MTMMProcessor, kind: str, expected:
         assert {type(value) for value in batch.values()} == {expected}
 
 
-def test_names_and_rate_are_the_models(processor: MTMMProcessor) -> None:
-    batch = processor(audio=noise(), text="a", sampling_rate=RATE)
-    assert list(batch) == processor.model_input_names
-    assert processor.sampling_rate == RATE
-
-
 # ---- made from encoders, saved and loaded ----------------------------------------------------------
 
 
@@ -493,6 +414,7 @@ def test_processor_from_encoders_knows_their_limits(encoder_folders: dict[str, P
     )
     config = HubertConfig.from_pretrained(encoder_folders["hubert"])
     assert hubert.min_duration_s == receptive_field(config) / RATE == 45 / RATE
+    assert receptive_field(HubertConfig()) == 400
     assert (hubert.max_tokens, hubert.max_duration_s) == (24, 40.0)
     batch = hubert(audio=noise(45 / RATE), text="hello", sampling_rate=RATE)
     assert batch["audio_attention_mask"].sum() == 45
@@ -503,25 +425,6 @@ def test_processor_from_encoders_knows_their_limits(encoder_folders: dict[str, P
         str(encoder_folders["whisper"]), str(encoder_folders["bert"]), max_tokens=8
     )
     assert (whisper.longest_audio_s(), whisper.max_tokens) == (1.0, 8)
-
-
-def test_receptive_field_of_hubert_is_400_samples() -> None:
-    assert receptive_field(HubertConfig()) == 400
-
-
-def test_real_encoders_give_a_processor(real_data: Path) -> None:
-    encoders = real_data / "encoders"
-    processor = MTMMProcessor.from_encoders_pretrained(
-        str(encoders / "whisper-base-6s"), str(encoders / "all-MiniLM-L6-v2")
-    )
-    assert processor.longest_audio_s() == 6.0
-    array, rate = processor.load_audio(next((real_data / "ravdess4" / "audio").rglob("*.flac")))
-    batch = processor(audio=array, text="Kids are talking by the door", sampling_rate=rate)
-    assert batch["input_values"].shape == (1, 80, 600)
-    assert batch["audio_attention_mask"].sum() == -(-len(array) // 160)
-    assert batch["input_ids"].shape == (1, 8)
-    with pytest.raises(ValueError, match="at most 6 s"):
-        processor(audio=np.zeros(6 * RATE + 1), sampling_rate=RATE)
 
 
 def test_saved_processor_loads_with_its_limits(
@@ -536,11 +439,8 @@ def test_saved_processor_loads_with_its_limits(
     assert type(loaded).__name__ == "MTMMProcessor"
     for a_processor in (loaded, MTMMProcessor.from_pretrained(tmp_path / "saved")):
         assert {name: getattr(a_processor, name) for name in limits} == limits
-        given: dict[str, Any] = {
-            "audio": [noise(), None],
-            "text": ["abc", "d"],
-            "sampling_rate": RATE,
-        }
+        given: dict[str, Any] = {"audio": [noise(), None], "text": ["abc", "d"]}
+        given["sampling_rate"] = RATE
         for name, value in saved(**given).items():
             assert torch.equal(a_processor(**given)[name], value)
 
@@ -610,22 +510,13 @@ def test_segment_is_cut_out(
     np.testing.assert_array_equal(array, noise(2.0)[first:last])
 
 
-def test_headerless_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "speech.raw"
-    path.write_bytes(bytes(3200))
-    with pytest.raises(ValueError, match="speech.raw' cannot be decoded as audio"):
-        load_audio(path)
-
-
 @pytest.mark.parametrize("extension", ["wav", "flac", "mp3", "ogg", "aiff", "au"])
-def test_cut_off_file_is_refused(tmp_path: Path, extension: str) -> None:
+def test_what_lies_before_a_cut_is_read(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"speech.{extension}"
     soundfile.write(path, noise(2.0), RATE)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    for read in (load_audio, lambda path: list(read_blocks(path, RATE))):
-        with pytest.raises(ValueError, match=f"speech.{extension}' (is cut off|cannot be decoded)"):
-            read(path)
-    # What lies before the cut is there.
+    with pytest.raises(ValueError, match=f"speech.{extension}' (is cut off|cannot be decoded)"):
+        load_audio(path)
     assert len(load_audio(path, 0.1, 0.5)[0]) == 6400
 
 
@@ -640,12 +531,6 @@ def test_wav_with_careless_sizes_is_read(size: int) -> None:
     assert len(load_audio(bytes(data))[0]) == 8000
 
 
-@pytest.mark.parametrize("source", [io.StringIO("words"), 42, None])
-def test_source_of_another_type_is_refused(source: Any) -> None:
-    with pytest.raises(TypeError, match=f"{type(source).__name__}|str"):
-        load_audio(source)
-
-
 def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
     class Stream(io.RawIOBase):
         def read(self, size: int = -1) -> bytes:
@@ -653,14 +538,6 @@ def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
 
     stream: Any = Stream()
     assert len(load_audio(stream)[0]) == 32000
-
-
-def test_decoding_without_soundfile_says_what_to_install(
-    wav: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(audio_mtmm, "soundfile", None)
-    with pytest.raises(ImportError, match="pip install soundfile"):
-        load_audio(wav)
 
 
 @pytest.fixture(scope="module")
@@ -698,15 +575,10 @@ def test_url_is_read(server: str, page: str) -> None:
     assert rate == RATE
 
 
-@pytest.mark.parametrize(
-    ("page", "error", "message"),
-    [("missing.wav", OSError, "missing.wav.*404"), ("page", ValueError, "/page cannot be decoded")],
-)
-def test_bad_url_is_named(server: str, page: str, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        load_audio(f"{server}/{page}")
-
-
-def test_server_that_is_not_there_is_named() -> None:
+def test_bad_url_is_named(server: str) -> None:
+    with pytest.raises(OSError, match="missing.wav.*404"):
+        load_audio(f"{server}/missing.wav")
+    with pytest.raises(ValueError, match="/page cannot be decoded"):
+        load_audio(f"{server}/page")
     with pytest.raises(OSError, match="http://127.0.0.1:9/a.wav cannot be fetched"):
         load_audio("http://127.0.0.1:9/a.wav")
