@@ -379,7 +379,8 @@ def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, stream: Stream) -> Stream
 def _bridge_set(tokens: Tensor, keys: Stream) -> Stream:
     """Bridge tokens for each utterance; where it has no keys, the set is left out of the mean."""
     present = keys.mask.any(-1, keepdim=True).expand(-1, len(tokens))
-    return Stream(tokens.expand(len(keys.mask), -1, -1), present)
+    # Not len(): torch.export would take the batch for a constant.
+    return Stream(tokens.expand(keys.mask.shape[0], -1, -1), present)
 
 
 def _interact(
