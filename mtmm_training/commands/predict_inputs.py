@@ -89,8 +89,8 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
         for audio in _audio_files(path) if path.is_dir() else [place]:
             said, found = {}, None
             if transcripts is not None:
-                name = Path(audio).relative_to(top)
-                paths = [transcripts / name.with_suffix(suffix) for suffix in (".json", ".txt")]
+                beside = transcripts / Path(audio).relative_to(top)
+                paths = [beside.with_suffix(suffix) for suffix in (".json", ".txt")]
                 found = next((path for path in paths if path.is_file()), None)
             if found is not None:
                 if taken.setdefault(found, audio) != audio:
