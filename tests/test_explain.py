@@ -6,59 +6,37 @@ Run alone: python -m pytest tests/test_explain.py -q
 import json
 import math
 import re
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import WHISPER
+from conftest import RATE, TRAINED, WHISPER, MakeModel, audio, noise
 from hub_server import trained_run
 from scipy.stats import spearmanr
 from transformers import BertTokenizer, RobertaTokenizer, WhisperFeatureExtractor
 
-from explanation_mtmm import BIN_S, Places, find_words, rank_correlation
+from explanation_mtmm import BIN_S, Places, find_words
 from modeling_mtmm import MTMMModel
 from mtmm_training.studies import explanation_check
 from mtmm_training.studies.explanation_check import Probe, count_hits, is_planted
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
-RATE = 16000
-TRAINED = ("emotion", "valence", "arousal")
-WINDOWS_OF_2_S = WHISPER | {"max_source_positions": 100}
 TEXT = "hello, good old world"
 
 
-def noise(duration_s: float, seed: int = 0) -> np.ndarray:
-    samples = round(duration_s * RATE)
-    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
-
-
-def audio(waveform: np.ndarray) -> dict[str, Any]:
-    return {"array": waveform, "sampling_rate": RATE}
-
-
 SPEECH = audio(noise(1.9))
-MakeModel = Callable[..., MTMMModel]
-
-
-@pytest.fixture(scope="module")
-def model(make_model: MakeModel) -> MTMMModel:
-    return make_model(trained_outputs=TRAINED)
-
-
-@pytest.fixture(scope="module")
-def pipe(model: MTMMModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
-    return MTMMPipeline(model=model, processor=tiny_processor)
 
 
 @pytest.fixture(scope="module")
 def whisper_pipe(make_model: MakeModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
     extractor = WhisperFeatureExtractor(feature_size=20, chunk_length=2)
     processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
-    model = make_model(audio_config=WINDOWS_OF_2_S, trained_outputs=TRAINED)
+    model = make_model(
+        audio_config=WHISPER | {"max_source_positions": 100}, trained_outputs=TRAINED
+    )
     return MTMMPipeline(model=model, processor=processor)
 
 
@@ -96,37 +74,30 @@ def test_explanation_is_plain_and_whole(
     explanation = result.pop("explanation")
     assert result == pipe(given)
     assert json.loads(json.dumps(explanation)) == explanation  # plain Python
-    assert sum(shares(explanation, "time") + shares(explanation, "words")) == pytest.approx(1)
-    assert explanation["modalities"] == {
-        "audio": pytest.approx(sum(shares(explanation, "time"))),
-        "text": pytest.approx(sum(shares(explanation, "words"))),
-    }
-    occlusion, agreement = explanation["occlusion"], explanation["agreement"]
+    time, words = shares(explanation, "time"), shares(explanation, "words")
+    assert explanation["modalities"] == pytest.approx({"audio": sum(time), "text": sum(words)})
+    assert sum(time + words) == pytest.approx(1)
+    occlusion = explanation["occlusion"]
     assert occlusion["of"] == result["emotion"]
     for kind in ("time", "words"):
-        without = [{k: v for k, v in place.items() if k != "share"} for place in explanation[kind]]
-        assert without == [{k: v for k, v in p.items() if k != "share"} for p in occlusion[kind]]
-        assert all(isinstance(share, float) for share in shares(occlusion, kind))
-        if len(without) < 3:
-            assert agreement[kind] is None
+        places = [place | {"share": 0} for place in explanation[kind]]
+        assert places == [place | {"share": 0} for place in occlusion[kind]]
+        agreement = explanation["agreement"][kind]
+        if len(places) < 3:
+            assert agreement is None
         else:
             sizes = np.abs(shares(occlusion, kind))
-            assert agreement[kind] == pytest.approx(
-                spearmanr(shares(explanation, kind), sizes).statistic
-            )
-    present = [m for m in ("audio", "text") if m in given]
-    for modality in ("audio", "text"):
-        value = occlusion["modalities"][modality]
-        if modality not in present:
-            assert explanation["modalities"][modality] == value == 0
-        elif len(present) == 1:
-            assert value is None  # without it nothing would be left
-        else:
-            assert isinstance(value, float) and value != 0
-    if "text" in given:
-        assert [word["text"] for word in explanation["words"]] == given["text"].split()
-        for word in explanation["words"]:
-            assert given["text"][word["start_char"] : word["end_char"]] == word["text"]
+            ranks = spearmanr(shares(explanation, kind), sizes).statistic
+            assert agreement == pytest.approx(ranks)
+    for modality, change in occlusion["modalities"].items():
+        if modality not in given:
+            assert explanation["modalities"][modality] == change == 0
+        else:  # without the only one nothing would be left
+            assert (change is None) == (len(given) == 1) and change != 0
+    found = [(w["text"], w["start_char"], w["end_char"]) for w in explanation["words"]]
+    said = given.get("text", "")
+    assert [said[start:end] for _, start, end in found] == [text for text, *_ in found]
+    assert [text for text, *_ in found] == said.split()
     if "audio" in given:
         duration_s = len(given["audio"]["array"]) / RATE
         edges = [place["start"] for place in explanation["time"]]
@@ -204,10 +175,8 @@ def test_occlusion_is_the_change_without_it(pipe: MTMMPipeline, of: bool | str) 
         other = pipe(given)
         return result[of] - other[of] if of in ("valence", "arousal") else fall(result, other)
 
-    assert occlusion["modalities"] == {
-        "audio": pytest.approx(change({"text": "good old world"}), abs=1e-5),
-        "text": pytest.approx(change({"audio": SPEECH}), abs=1e-5),
-    }
+    without = {"audio": change({"text": "good old world"}), "text": change({"audio": SPEECH})}
+    assert occlusion["modalities"] == pytest.approx(without, abs=1e-5)
     expected = [
         change({"audio": SPEECH, "text": text}) for text in ("old world", "good world", "good old")
     ]
@@ -221,16 +190,15 @@ def test_bin_is_silent_in_what_the_encoder_hears(pipe: MTMMPipeline, model: MTMM
     inputs = pipe.processor([SPEECH["array"]], sampling_rate=RATE)
     indices: Any = model.config.label2id
     emotion = indices[result["emotion"]]
+    whole = math.log(result["scores"][result["emotion"]])
     size = inputs["input_values"].shape[1] // len(occluded)
     for i, share in enumerate(occluded):
         values = inputs["input_values"].clone()
         values[:, i * size : (i + 1) * size] = 0
         with torch.no_grad():
             logits = model(values, inputs["audio_attention_mask"]).emotion_logits
-        expected = (
-            math.log(result["scores"][result["emotion"]]) - logits.log_softmax(-1)[0, emotion]
-        )
-        assert share == pytest.approx(float(expected), abs=1e-5)
+        left = float(logits.log_softmax(-1)[0, emotion])
+        assert share == pytest.approx(whole - left, abs=1e-5)
     assert len(occluded) == 4 and max(map(abs, occluded)) > 1e-3
 
 
@@ -244,23 +212,16 @@ def test_silence_of_a_log_mel_encoder_is_its_floor(whisper_pipe: MTMMPipeline) -
     assert changes[2] < 1e-6 < 1e-4 < changes[[0, 1, 3]].min()
 
 
-def test_only_word_leaves_an_empty_transcript(pipe: MTMMPipeline) -> None:
-    explanation = pipe({"text": "world"}, explain=True)["explanation"]
-    (word,) = explanation["words"]
-    assert word["share"] == pytest.approx(1)
-    assert explanation["occlusion"]["words"][0]["share"] is not None  # special tokens are left
-
-
-@pytest.mark.parametrize("probabilities", [[1.0, 0.0], [0.0, 1.0]])
-def test_certainty_has_a_finite_fall(probabilities: list[float]) -> None:
+@pytest.mark.parametrize("left", [1.0, 0.0])
+def test_certainty_has_a_finite_fall(left: float) -> None:
     """A probability of 0 is a large fall, not an infinite one."""
     places = Places("emotion", [0, 4], [0.0, 1.0], [])
     config: Any = SimpleNamespace(id2label={0: "sad", 1: "happy"})
     read = {"audio": torch.ones(4) / 4, "text": torch.zeros(0)}
-    left: Any = [None, None, (probabilities, [])]
-    explanation = places.explained(config, read, ([0.5, 0.5], []), left)
+    outcomes: Any = [None, None, ([left, 1 - left], [])]
+    explanation = places.explained(config, read, ([0.5, 0.5], []), outcomes)
     (share,) = shares(explanation["occlusion"], "time")
-    assert math.isfinite(share) and (share > 100 or probabilities[0] == 1)
+    assert math.isfinite(share) and (share > 100 or left == 1)
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -317,18 +278,16 @@ def test_words_are_found_in_the_transcript(
 
 
 def test_every_way_gives_the_same_explanation(pipe: MTMMPipeline) -> None:
-    inputs = [*INPUTS.values(), {"audio": audio(noise(1.2, 3)), "text": "old"}]
+    inputs = [*INPUTS.values(), {"audio": audio(noise(1.2, seed=3)), "text": "old"}]
     expected = [pipe(given, explain=True)["explanation"] for given in inputs]
-    ways = {
-        "list": pipe(inputs, explain=True),
-        "batches": pipe(inputs, explain=True, batch_size=4),
-        "generator": pipe((given for given in inputs), explain=True, batch_size=2),
-        "made so": MTMMPipeline(model=pipe.model, processor=pipe.processor, explain=True)(inputs),
-    }
-    for results in ways.values():
+    set_once = MTMMPipeline(model=pipe.model, processor=pipe.processor, explain=True)
+    for results in (
+        pipe(inputs, explain=True, batch_size=4),
+        pipe(iter(inputs), explain=True, batch_size=2),
+        set_once(inputs),
+    ):
         for result, one in zip(results, expected, strict=True):
             close(result["explanation"], one)
-    set_once = MTMMPipeline(model=pipe.model, processor=pipe.processor, explain=True)
     assert "explanation" not in set_once(inputs[0], explain=False)
 
 
@@ -361,16 +320,6 @@ def test_windows_are_explained_and_their_mean_is_not(
     streamed = list(pipe.stream(given, **options))
     for entry, other in zip(streamed, result["timeline"], strict=True):
         close(entry["explanation"], other["explanation"])
-
-
-def test_segments_of_text_are_explained(pipe: MTMMPipeline) -> None:
-    segments = [{"start": 0, "end": 2, "text": "good old"}, {"start": 2, "end": 3, "text": "world"}]
-    first, second = pipe({"segments": segments}, explain="valence")["timeline"]
-    assert [word["text"] for word in first["explanation"]["words"]] == ["good", "old"]
-    assert (
-        second["explanation"]["time"] == []
-        and second["explanation"]["occlusion"]["of"] == "valence"
-    )
 
 
 def test_group_norm_encoder_is_explained(
@@ -413,17 +362,6 @@ def test_what_cannot_be_explained_is_refused(
     assert pipe({"text": "a"})["missing"] == ["audio"]
 
 
-@pytest.mark.parametrize("size", [3, 4, 9])
-def test_rank_correlation_is_spearmans(size: int) -> None:
-    generator = np.random.default_rng(size)
-    for _ in range(20):
-        x, y = generator.integers(0, 5, size).astype(float), generator.normal(0, 1, size)
-        expected = spearmanr(x, np.abs(y)).statistic if len(set(x)) > 1 else None
-        value = rank_correlation(x, y.tolist())
-        assert value == (None if expected is None else pytest.approx(expected))
-    assert rank_correlation(np.zeros(2), [1.0, 2.0]) is None
-
-
 # ---- against what was planted --------------------------------------------------------------------
 
 
@@ -432,13 +370,11 @@ def test_rank_correlation_is_spearmans(size: int) -> None:
     [
         ({"text": "Wonderfully"}, None, True),
         ({"text": "success."}, None, True),
-        ({"text": "not"}, None, True),
         ({"text": "truly"}, None, False),
         ({"text": "kitchen."}, None, False),
         ({"start": 1.0, "end": 1.5}, (0.5, 1.25), True),
         ({"start": 1.0, "end": 1.5}, (0.5, 1.2), False),
         ({"start": 1.0, "end": 1.5}, (1.3, 2.3), False),
-        ({"start": 1.0, "end": 1.5}, (0.0, 4.0), True),
         ({"start": 1.0, "end": 1.5}, (2.0, 3.0), False),
     ],
 )
