@@ -97,7 +97,7 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
 
     Args:
         pipe: The model's pipeline.
-        path: Of the recording; None for none.
+        path: the recording; None for none.
         text: The transcript; blank for none.
 
     Raises:

@@ -97,6 +97,7 @@ class Subject:
 
     @property
     def trained(self) -> list[str]:
+        """The outputs that training saw labels for."""
         return list(self.config.trained_outputs)
 
     @property

@@ -228,7 +228,7 @@ def quantise(source: Path, target: Path) -> None:
 
     Args:
         source: Loses its record of intermediate shapes, which onnxruntime does not miss.
-        target: Of the new file.
+        target: the new file.
     """
     graph = onnx.load(source, load_external_data=False)
     # onnxruntime 1.31 transposes the weights of Gemm, then finds that their recorded shapes disagree.

@@ -73,6 +73,7 @@ class ExportedModel(nn.Module):
 
 
 def suffix_of(path: Path) -> str:
+    """The suffix of an export; ValueError for one that no export has."""
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path} ends in {path.suffix!r}; an export ends in {' or '.join(SUFFIXES)}."
