@@ -46,10 +46,8 @@ INFINITE = float("inf")
 # Raise it with any change of config.json or of the weights' names that older code would misread.
 FORMAT_VERSION = 1
 # The pipeline's own keys beside the dimensions' names in an answer.
-RESERVED_NAMES = (
-    *("emotion", "scores", "missing", "untrained", "timeline"),
-    *("start", "end", "text", "transcribed", "explanation"),
-)
+RESERVED_NAMES = ["emotion", "scores", "missing", "untrained", "timeline", "start", "end"]
+RESERVED_NAMES += ["text", "transcribed", "explanation"]
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",
@@ -321,10 +319,8 @@ class MTMMConfig(PreTrainedConfig):
         heads = self.num_attention_heads
         heads_fit = heads > 0 and self.hidden_size % heads == 0
         rising = len(scale) == 2 and -INFINITE < scale[0] < scale[1] < INFINITE
-        positive = (
-            *("hidden_size", "num_attention_heads", "num_interaction_layers"),
-            *("num_bridge_tokens", "acoustic_stride"),
-        )
+        positive = ["hidden_size", "num_attention_heads", "num_interaction_layers"]
+        positive += ["num_bridge_tokens", "acoustic_stride"]
         for name, holds, allowed in (
             *((name, getattr(self, name) >= 1, "at least 1") for name in positive),
             ("num_attention_heads", heads_fit, f"a divisor of {self.hidden_size}"),

@@ -282,9 +282,8 @@ class MTMMFusion(nn.Module):
         streams = [s._replace(states=self.output_norm(s.states)) for s in read_streams]
         bridge_states = None
         if self.config.use_bridge_tokens:
-            bridge_states = torch.cat(
-                [zero_unless(s.mask.any(-1), s.states) for s in streams], dim=1
-            )
+            sets = [zero_unless(s.mask.any(-1), s.states) for s in streams]
+            bridge_states = torch.cat(sets, dim=1)
         return FusionOutput(
             fused_state=_mean_of_present(*streams),
             bridge_states=bridge_states,

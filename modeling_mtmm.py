@@ -42,10 +42,8 @@ except ImportError:
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
 
-MASKS = (
-    *("audio_attention_mask", "acoustic_attention_mask"),
-    *("attention_mask", "linguistic_attention_mask"),
-)
+MASKS = ["audio_attention_mask", "acoustic_attention_mask"]
+MASKS += ["attention_mask", "linguistic_attention_mask"]
 
 
 @dataclass

@@ -15,23 +15,10 @@ import encoder_families
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 
-AUDIO = (
-    *("wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio", "unispeech-sat", "sew-d"),
-    *("moonshine", "speech_to_text", "parakeet_encoder", "audio-spectrogram-transformer"),
-    *("qwen2_audio_encoder", "glmasr_encoder"),
-)
-TEXT = (
-    "t5",
-    "bart",
-    "xlm",
-    "electra",
-    "distilbert",
-    "modernbert",
-    "mra",
-    "canine",
-    "gpt2",
-    "llama",
-)
+AUDIO = ["wav2vec2-conformer", "wav2vec2-bert", "data2vec-audio", "unispeech-sat", "sew-d"]
+AUDIO += ["moonshine", "speech_to_text", "parakeet_encoder", "audio-spectrogram-transformer"]
+AUDIO += ["qwen2_audio_encoder", "glmasr_encoder"]
+TEXT = ["t5", "bart", "xlm", "electra", "distilbert", "modernbert", "mra", "canine", "gpt2"]
 
 
 def family_model(model_type: str, **overrides: Any) -> tuple[MTMMModel, dict[str, torch.Tensor]]:
