@@ -16,6 +16,8 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 # What transformers calls the mask over the input, and the number of features of a frame.
 MASK_ARGUMENTS = ("attention_mask", "input_features_mask", "padding_mask")
 FEATURE_FIELDS = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel")
+# Of an encoder's states: Gemma's and OPT's are projected behind the last layer.
+WIDTH_FIELDS = ("output_proj_dims", "word_embed_proj_dim", "hidden_size")
 FRAMES_METHODS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 # Weights that no forward pass reads; the second one only where there is no SpecAugment.
 UNUSED_WEIGHTS = ("text_model.pooler.", "audio_model.masked_spec_embed")
@@ -137,10 +139,8 @@ class EncoderInput:
 def _width(config: PreTrainedConfig) -> int:
     if getattr(config, "add_adapter", False):  # of wav2vec 2.0: layers behind the encoder's own
         return config.output_hidden_size
-    if hasattr(config, "output_proj_dims"):  # Gemma's
-        return config.output_proj_dims
-    has_width = config if hasattr(config, "hidden_size") else config.get_text_config()
-    return has_width.hidden_size
+    widths = (width for f in WIDTH_FIELDS if (width := getattr(config, f, None)))
+    return next(widths, None) or config.get_text_config().hidden_size
 
 
 def _acoustic_frames(
