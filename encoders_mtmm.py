@@ -86,6 +86,7 @@ class EncoderInput:
 
     @classmethod
     def of(cls, encoder: PreTrainedModel) -> "EncoderInput":
+        """What this encoder takes, by its configuration and the arguments of its forward."""
         config = encoder.config
         arguments = inspect.signature(encoder.forward).parameters
         mask_name = next((name for name in MASK_ARGUMENTS if name in arguments), None)

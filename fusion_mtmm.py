@@ -56,7 +56,7 @@ def eager_attention_forward(
         module: Says whether this is training, where there is dropout.
         query, key, value: (batch, heads, queries or keys, head width).
         attention_mask: (batch, 1, 1, keys) of booleans, True = take part; None = all take part.
-        scaling: Of the products of query and key.
+        scaling: Factor on the products of query and key.
         dropout: On the weights, 0 up to 1.
         kwargs: What other implementations take; not used.
 

@@ -60,6 +60,7 @@ def multi_task_loss(
 
 
 def at_least_float32(values: Tensor) -> Tensor:
+    """The values as float32, or as they are where they are more precise."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

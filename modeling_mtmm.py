@@ -184,7 +184,7 @@ class MTMMModel(MTMMEncoders):
         Args:
             audio: Folder or Hub id of the acoustic encoder (of Whisper only the encoder is kept).
             text: Folder or Hub id of the linguistic encoder.
-            dtype: Of all weights. Checkpoints often are float16, in which training fails; so
+            dtype: Type of all weights. Checkpoints often are float16, in which training fails; so
                 float32 unless asked otherwise.
             config_fields: Fields of [`MTMMConfig`].
 
@@ -326,7 +326,7 @@ class MTMMModel(MTMMEncoders):
         values of the other modality, and is carried to them.
 
         Args:
-            output: Of [`forward`] with `output_attentions=True`.
+            output: What [`forward`] gave with `output_attentions=True`.
             acoustic_attention_mask: As [`encode_audio`] gave it: (batch, frames).
             linguistic_attention_mask: As [`encode_text`] gave it: (batch, tokens).
 

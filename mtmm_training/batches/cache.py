@@ -437,9 +437,9 @@ def encoded(
     """What collates the states of these utterances, encoded now by all processes where they never were.
 
     Args:
-        utterances: As of [`FeatureCache.encode`], like `batch_size` and `workers`.
+        utterances, batch_size, workers: See [`FeatureCache.encode`].
         raw: Has the model's processor, and makes the labels.
-        folder, model, dtype, recordings: As of [`FeatureCache.open`].
+        folder, model, dtype, recordings: See [`FeatureCache.open`].
         accelerator: The processes; the main one says what was encoded.
         verify: Compare the checksum of every shard first.
     """
