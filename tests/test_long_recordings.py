@@ -352,7 +352,7 @@ def recogniser_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = folder / "vocab.json"
     vocabulary.write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
     sizes |= {"num_hidden_layers": 1, "vocab_size": len(letters)}
     strides = [20, 20, 10]
     config = Wav2Vec2Config(conv_dim=[16] * 3, conv_kernel=strides, conv_stride=strides, **sizes)
