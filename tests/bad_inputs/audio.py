@@ -4,9 +4,10 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import cache, partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,11 @@ def wav(
     return b"RIFF" + struct.pack("<I", (36 + size) % 2**32) + head + data
 
 
-def flac_of_samples(count: int) -> bytes:
-    """Whose header has this count of samples, 36 bits; 0 says that nobody knows."""
+def flac_of_unknown_length() -> bytes:
     data = bytearray(encoded("FLAC"))
-    field = int.from_bytes(data[18:26], "big") >> 36 << 36 | count
+    field = int.from_bytes(data[18:26], "big") >> 36 << 36  # a count of 36 bits; 0: nobody knows
     data[18:26] = field.to_bytes(8, "big")
     return bytes(data)
-
-
-def wav_with_words() -> bytes:
-    """No samples, and a chunk of comments behind them."""
-    return wav(b"") + b"LIST" + struct.pack("<I", 204) + b"INFOICMT" + bytes(196)
 
 
 # ---- how it is fed -------------------------------------------------------------------------------
@@ -82,14 +77,10 @@ def process(audio: Any, **options: Any) -> Any:
     return tiny.processor()(audio=audio, **({"sampling_rate": RATE} | options))
 
 
-def read_in_blocks(data: Any) -> Any:
-    return list(read_blocks(data, RATE))
-
-
 READERS: dict[str, Callable[[Any], Any]] = {
     "pipeline": predict,
     "load_audio": load_audio,
-    "read_blocks": read_in_blocks,
+    "read_blocks": lambda data: list(read_blocks(data, RATE)),
 }
 
 ARRAY_READERS: dict[str, Callable[..., Any]] = {"pipeline": predict_array, "processor": process}
@@ -113,7 +104,6 @@ RATE_WANTED = "a whole number of Hz from 1000 to 1000000"
 FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "empty file": (bytes, UNDECODABLE),
     "wav, header only": (partial(wav, b""), NO_AUDIO),
-    "wav, header and comments only": (wav_with_words, NO_AUDIO),
     "text": (lambda: b"only words\n" * 1000, UNDECODABLE),
     "random bytes": (lambda: np.random.default_rng(0).bytes(9999), UNDECODABLE),
     "renamed zip": (zipped, UNDECODABLE),
@@ -121,16 +111,12 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "flac named .wav": (partial(encoded, "FLAC"), None),
     "wav of GSM 6.10": (partial(encoded, "WAV", subtype="GSM610", rate=8000), None),
     "wav of 0 Hz": (partial(wav, rate=0), UNDECODABLE),
-    "wav of 1 Hz": (partial(wav, rate=1), f"=1` is not {RATE_WANTED}"),
     "wav of 2147483647 Hz": (partial(wav, rate=2**31 - 1), f"=2147483647` is not {RATE_WANTED}"),
     "wav without channels": (partial(wav, channels=0), UNDECODABLE),
-    "wav of 64 bits": (partial(wav, width=8), UNDECODABLE),
     "wav that says it is longer": (partial(wav, size=10 * RATE), CUT_OFF),
     "wav that says it is shorter": (partial(wav, size=RATE // 2), None),
     "wav of unknown size": (partial(wav, size=2**32 - 1), None),
-    "flac of unknown length": (partial(flac_of_samples, 0), "does not say how long"),
-    "flac that says 49 days": (partial(flac_of_samples, 2**36 - 1), UNDECODABLE),
-    "flac that says 17 hours": (partial(flac_of_samples, 10**9), UNDECODABLE),
+    "flac of unknown length": (flac_of_unknown_length, "does not say how long"),
 }
 
 
@@ -172,63 +158,34 @@ def not_finite(folder: Path) -> Any:
 
 def cut_in_the_middle(folder: Path) -> Any:
     data = encoded("FLAC", 50.0)
-    (folder / "long.flac").write_bytes(data[: len(data) // 2])
-    return predict(folder / "long.flac", batch_size=4)
-
-
-def windows_while(name: str, before: bytes, after: bytes, folder: Path) -> Any:
-    """The times of a file's windows; another process writes it after the first is read."""
-    path = folder / name
-    path.write_bytes(before)
-    with closing(open_recording(path)) as recording:
-        read = Windows(RATE, 1.0, 1.0, 0.025).cut(recording)
-        first = next(read)
-        path.write_bytes(after)
-        return [first[:2], *((start, end) for start, end, _ in read)]
-
-
-FULL = wav(bytes(100 * RATE), size=2**32 - 1)
+    return from_file(lambda: data[: len(data) // 2], partial(predict, batch_size=4), folder)
 
 
 def growing(folder: Path) -> Any:
-    """What was there when it was opened counts."""
-    times = windows_while("growing.wav", FULL[: 50 * RATE], FULL, folder)
-    assert times[-1][1] <= 25.1, times[-1]
-    return times
+    """Another process goes on writing while it is read: what was there when it was opened counts."""
+    path, whole = folder / "growing.wav", wav(bytes(100 * RATE), size=2**32 - 1)
+    path.write_bytes(whole[: 50 * RATE])
+    with closing(open_recording(path)) as recording:
+        read = Windows(RATE, 1.0, 1.0, 0.025).cut(recording)
+        next(read)
+        path.write_bytes(whole)
+        assert [end for _, end, _ in read][-1] <= 25.1
+    return 0.0
 
 
-def shrinking(folder: Path) -> Any:
-    return windows_while("shrinking.wav", FULL, FULL[: 50 * RATE], folder)
-
-
-def three_hours(folder: Path, silence: bool) -> Any:
+def three_hours(folder: Path) -> Any:
     """Sparse: it takes no room on the disk."""
     size = 3 * 3600 * RATE * 2
     with open(folder / "long.wav", "wb") as file:
         file.write(wav(b"", size=size))
         file.truncate(44 + size)
-    heard = sum(len(block) for block in read_blocks(folder / "long.wav", RATE))
-    assert heard == size // 2
-    return heard / RATE if silence else process(load_audio(folder / "long.wav")[0])
+    assert sum(len(block) for block in read_blocks(folder / "long.wav", RATE)) == size // 2
+    return process(load_audio(folder / "long.wav")[0])
 
 
-# ---- places that are no files --------------------------------------------------------------------
-
-
-def at(make: Callable[[Path], Any], folder: Path) -> Any:
-    """What lies at a path, made there first."""
-    path = folder / "speech.wav"
-    make(path)
-    return predict(path)
-
-
-def loop(path: Path) -> None:
-    path.symlink_to(path)
-
-
-def under_a_file(folder: Path) -> Any:
-    (folder / "a.wav").write_bytes(wav())
-    return predict(folder / "a.wav" / "b.wav")
+def directory(folder: Path) -> Any:
+    (folder / "speech.wav").mkdir()
+    return predict(folder / "speech.wav")
 
 
 def foreign_name(folder: Path) -> Any:
@@ -239,33 +196,17 @@ def foreign_name(folder: Path) -> Any:
     return predict(os.fsdecode(path))
 
 
-def closed_file(folder: Path) -> Any:
-    path = folder / "speech.wav"
-    path.write_bytes(wav())
-    with open(path, "rb") as file:
-        pass
-    return predict(file)
-
-
 CASES += [
     Case("audio: NaN far into a long file", not_finite, "from 30 s on: .* NaN"),
-    Case(
-        "audio: long flac cut in the middle", cut_in_the_middle, "long.flac' (is cut|cannot be d)"
-    ),
+    Case("audio: long flac cut in the middle", cut_in_the_middle, CUT_OFF),
     Case("audio: file that grows", growing),
-    Case("audio: file that shrinks", shrinking, "shrinking.wav' is cut off"),
-    Case("audio: 3 hours in blocks", partial(three_hours, silence=True), heavy=True),
-    Case("audio: 3 hours at once", partial(three_hours, silence=False), "most 40 s", heavy=True),
-    Case("audio: missing path", partial(at, lambda path: None), "speech.wav.*No such file"),
-    Case("audio: directory", partial(at, Path.mkdir), "speech.wav.*Is a directory"),
-    Case("audio: symlink loop", partial(at, loop), "speech.wav.*Too many levels"),
-    Case("audio: path under a file", under_a_file, "b.wav.*Not a directory"),
+    Case("audio: 3 hours at once", three_hours, "most 40 s", heavy=True),
+    Case("audio: missing path", lambda folder: predict(folder / "a.wav"), "a.wav.*No such file"),
+    Case("audio: directory", directory, "speech.wav.*Is a directory"),
     Case("audio: name that is not UTF-8", foreign_name),
     at_once("audio: path with NUL", predict, "a\0.wav", "null"),
-    at_once("audio: path with a surrogate", predict, "\ud800.wav", "surrogates"),
     at_once("audio: 5,000 letters as a path", predict, "a" * 5000, "^'a{300}' .*A transcript is"),
     at_once("audio: empty path", predict, "", "No such file"),
-    Case("audio: closed file", closed_file, "closed file"),
     at_once("audio: text file", predict, io.StringIO("a"), "str; give"),
     at_once("audio: no bytes", predict, b"", "cannot be decoded"),
 ]
@@ -299,18 +240,11 @@ ARRAYS: dict[str, tuple[Any, str | None]] = {
     "PCM as floats": (noise() * 32768, "reaches 163.*floats lie in −1 to 1"),
     "int64": (integers("int16").astype(int), SCALE),
     "uint16": (integers("uint16"), SCALE),
-    "bool": (noise() > 0, f"bool .*{NUMBERS}"),
     "complex": (noise() + 0j, f"complex64 .*{NUMBERS}"),
-    "objects": (noise().astype(object), f"object .*{NUMBERS}"),
-    "paths": (np.array(["a.wav", "b.wav"]), NUMBERS),
-    "dates": (np.zeros(RATE, "datetime64[s]"), NUMBERS),
-    "0-d": (np.array(0.5), rf"shape \(\); {NUMBERS}"),
     "3-d": (np.zeros((1, 2, RATE)), rf"shape \(1, 2, 16000\); {NUMBERS}"),
     "40 channels": (np.zeros((RATE, 40)), r"shape \(16000, 40\) can be channels"),
     "a list with a hole": ([0.1, None] * RATE, f"object .*{NUMBERS}"),
-    "a ragged list": ([0.1, [0.2, 0.3]], ""),
     "a list of integers": ([1, 2] * RATE, SCALE),
-    "a number": (0.5, NUMBERS),
     "no array at all": (object(), NUMBERS),
     "a dict without array": ({"samples": noise()}, r"keys \['samples'\]"),
     "a dict of nothing": ({"array": None, "sampling_rate": RATE}, "keys"),
@@ -359,25 +293,8 @@ def word(start: Any = 0.0, end: Any = 1.0, text: Any = "hi") -> dict[str, Any]:
     return {"text": text, "start": start, "end": end}
 
 
-def segment(start: Any, end: Any) -> Callable[[Path], Any]:
-    return timed(segments=[{"start": start, "end": end}])
-
-
-def part(start_s: Any, end_s: Any) -> Callable[[Path], Any]:
-    return lambda folder: load_audio(wav(), start_s, end_s)
-
-
 def from_stream(make: Callable[[], Any], rate: int | None, folder: Path) -> Any:
     return list(tiny.pipe().stream(make(), rate))
-
-
-def failing_transcriber(folder: Path) -> Any:
-    return predict([noise()], RATE, transcriber=lambda audio: {"text": str(int("x"))})
-
-
-def endless_samples() -> Iterator[np.ndarray]:
-    while True:
-        yield noise()
 
 
 WORDS, SEGMENTS = '"words" has', '"segments" has'
@@ -396,77 +313,50 @@ CASES += [
     for value in values
 ]
 CASES += [
-    Case(
-        "audio: NumPy's numbers as options", option(batch_size=np.int64(2), window_s=np.float32(1))
-    ),
     Case("audio: bad one in a batch", batch(noise()[:9]), "^Input 1: .*lasts"),
     Case("audio: missing file in a batch", batch("gone.wav"), "^Input 1: 'gone.wav'"),
     Case("audio: bad one of four", batch(np.full(RATE, np.nan), batch_size=4), "^Input 1"),
     Case("audio: bad one for a worker", batch(b"RIFF", num_workers=2), "^Input 1: .*decoded", True),
     Case("audio: nothing in a batch", batch(None), "^Input 1: There is neither"),
-    Case(
-        "audio: bad one in the processor's batch",
-        lambda folder: process([noise(), noise()[:9], None], text=["a", "b", "c"]),
-        "^Input 1: .*lasts",
-    ),
     at_once("audio: no bytes, no path", predict, {"bytes": None}, "keys"),
     at_once("audio: unknown keys", predict, {"wav": noise()}, r"keys \['wav'\]"),
     at_once("audio: text beside an array", predict, {"array": noise(), "text": "a"}, "keys.*text"),
-    at_once("audio: 1 sample at 768 kHz", partial(predict_array, np.zeros(1)), 768000, ""),
 ]
 TIMED: list[tuple[str, dict[str, Any], str | None]] = [
     ("words backwards", {"words": [word(1.0, 0.5)]}, WORDS),
     ("words before the beginning", {"words": [word(-1.0)]}, WORDS),
     ("words at NaN", {"words": [word(), word(float("nan"))]}, f"{WORDS}.*nan"),
-    ("words at infinity", {"words": [word(0, float("inf"))]}, f"{WORDS}.*inf"),
     ("words at a text", {"words": [word("0", "1")]}, WORDS),
     ("a word of None", {"words": [word(text=None)]}, WORDS),
     ("words without times", {"words": ["hi"]}, f"{WORDS} 'hi'"),
     ("words in a string", {"words": "so you won"}, f"{WORDS} 'so you won'"),
     ("words out of order", {"words": [word(1.0, 2.0, "b"), word(0.0, 1.0, "a")]}, None),
     ("words that overlap", {"words": [word(0.0, 2.0), word(0.5, 1.0)]}, None),
-    ("words of a longer recording", {"words": [word(9, 10)]}, "words at 9.5 s"),
     ("words and text", {"words": [word()], "text": "hi"}, "give one"),
     ("no segments", {"segments": []}, rf"{SEGMENTS} \[\]; .*at least one"),
     ("segments that overlap", {"segments": [word(0, 1), word(0.5, 2)]}, None),
     ("segment of no time", {"segments": [word(1, 1)]}, "the end after the start"),
     ("segment without end", {"segments": [{"start": 1, "end": None}]}, SEGMENTS),
-    (
-        "segment of no samples",
-        {"segments": [word(0, 1), word(1, 1.00001)]},
-        "no audio from 1 s",
-    ),
     ("short segment", {"segments": [word(1, 1.01)]}, "lasts 0.01 s"),
-    (
-        "segment after the end",
-        {"segments": [{"start": 5, "end": 6}]},
-        "no audio from 5 s to 6 s",
-    ),
+    ("segment after the end", {"segments": [{"start": 5, "end": 6}]}, "no audio from 5 s to 6 s"),
 ]
 CASES += [Case(f"audio: {name}", timed(**given), error) for name, given, error in TIMED]
 LONG = np.tile(noise(), 100)
 STREAMS: list[tuple[str, Callable[[], Any], int | None, str | None]] = [
     ("of nothing", lambda: io.BytesIO(b""), None, "no wav .*it is empty"),
     ("of flac", lambda: io.BytesIO(encoded("FLAC")), None, "no wav"),
-    (
-        "of float wav",
-        lambda: io.BytesIO(encoded("WAV", subtype="FLOAT")),
-        None,
-        "unknown format: 3",
-    ),
+    ("of float wav", lambda: io.BytesIO(encoded("WAV", subtype="FLOAT")), None, "format: 3"),
     ("of no arrays", lambda: iter([]), RATE, "has no audio from 0 s"),
     ("of arrays without rate", lambda: iter([noise()]), None, RATE_WANTED),
     ("of wav without samples", lambda: io.BytesIO(wav(b"")), None, "has no audio"),
     ("of wav at 0 Hz", lambda: io.BytesIO(wav(rate=0)), None, RATE_WANTED),
     ("of wav as raw samples", lambda: io.BytesIO(wav()), RATE, "is wav"),
     ("that breaks off in a sample", lambda: io.BytesIO(bytes(RATE + 1)), RATE, None),
-    ("of wav that breaks off in a sample", lambda: io.BytesIO(wav(channels=2)[:-1]), None, None),
-    ("of text", lambda: io.StringIO("abc"), RATE, ""),
     ("with a hole", lambda: iter([noise(), None]), RATE, NUMBERS),
     ("with NaN", lambda: iter([noise(), np.full(9, np.nan)]), RATE, "from 0.5 s on: .* NaN"),
     ("of channels first", lambda: iter([np.zeros((2, 1600))]), RATE, "can be channels"),
-    ("with text", lambda: {"audio": endless_samples(), "text": "a"}, RATE, "has no times"),
-    ("with segments", lambda: {"audio": endless_samples(), "segments": [word()]}, RATE, "segments"),
+    ("with text", lambda: {"audio": cycle([noise()]), "text": "a"}, RATE, "has no times"),
+    ("with segments", lambda: {"audio": cycle([noise()]), "segments": [word()]}, RATE, "segments"),
 ]
 CASES += [
     Case(f"audio: stream {name}", partial(from_stream, make, rate), error)
@@ -480,9 +370,14 @@ CASES += [
     ),
     Case("audio: transcriber gives a surrogate", said({"text": "\ud800"}), "surrogates"),
     Case("audio: transcriber raves", said({"text": "a " * 999}), "1999 tokens|2000 tokens"),
-    Case("audio: transcriber fails", failing_transcriber, "^Input 0: invalid literal"),
-    Case("audio: segment of no seconds", part(1.0, 1.0), "no audio from 1.0 s to 1.0 s"),
-    Case("audio: segment before the beginning", part(-0.5, None), "no audio from -0.5 s"),
-    Case("audio: segment behind the end", part(3.0, 4.0), "no audio from 3.0 s to 4.0 s"),
-    Case("audio: segment to 1e306 s", part(0.1, 1e306)),
+]
+PARTS: list[tuple[str, float, float | None, str | None]] = [
+    ("of no seconds", 1.0, 1.0, "no audio from 1.0 s to 1.0 s"),
+    ("before the beginning", -0.5, None, "no audio from -0.5 s"),
+    ("behind the end", 3.0, 4.0, "no audio from 3.0 s to 4.0 s"),
+    ("to 1e306 s", 0.1, 1e306, None),
+]
+CASES += [
+    at_once(f"audio: segment {name}", partial(load_audio, wav(), start), end, error)
+    for name, start, end, error in PARTS
 ]
