@@ -3,7 +3,6 @@
 Without a model's forward pass; test_properties_model.py has that.
 """
 
-import json
 import math
 from collections import Counter
 from fractions import Fraction
@@ -13,18 +12,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis.strategies as st
-import numpy as np
 import pytest
 import torch
 from conftest import gradient
-from hypothesis import example, given
+from hypothesis import given
 from strategies import MANY, SOME, finite, names, transcripts
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
 from mtmm_training.batches.masking import MASKED_SPAN, draw_spans
-from mtmm_training.batches.sampler import LengthBatches, share_out
-from mtmm_training.batches.shards import StateShards, pad_states
+from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.data.folds import PROTOCOLS, make_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
@@ -75,55 +72,6 @@ def test_ccc_matches_exact_fractions_of_any_size(pair: tuple[list[float], list[f
         assert score == pytest.approx(expected, abs=1e-6) and abs(score) <= 1
 
 
-@MANY
-@given(
-    st.lists(st.integers(-1, 3), max_size=20),
-    st.data(),
-    st.sampled_from([1e-3, 1.0, 1e4, 3e38]),
-    st.sampled_from([0.05, 1.0, 20.0, 1e-6]),
-)
-def test_split_metrics_stay_in_their_ranges(
-    labels: list[int], data: st.DataObject, size: float, temperature: float
-) -> None:
-    count = len(labels)
-    unit = st.floats(-1, 1, width=32)
-    draw = lambda width: np.array(  # noqa: E731
-        data.draw(
-            st.lists(st.lists(unit, min_size=width, max_size=width), min_size=count, max_size=count)
-        )
-    ).reshape(count, width)
-    logits, dimensions, wanted = size * draw(4), 3 + 2 * draw(2), 3 + 2 * draw(2)
-    emotions = np.where(np.array(labels) < 0, -100, labels).astype(int)
-    wanted[emotions == -100] = math.nan
-    scores = metrics.split_metrics(
-        emotions, logits, wanted, dimensions, EMOTIONS, ("valence", "arousal"), temperature
-    )
-    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
-    for name in ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE"):
-        assert (scores[name] is None) == (not any(emotions >= 0))
-        assert scores[name] is None or 0 <= scores[name] <= 1
-    for name in ("valence", "arousal"):
-        assert scores["CCC"][name] is None or -1 <= scores["CCC"][name] <= 1
-        assert (
-            scores["MAE"][name] is None or 0 <= scores["MAE"][name] <= scores["RMSE"][name] + 1e-12
-        )
-    if scores["emotion_labels"]:
-        low, high = metrics.TEMPERATURE_BOUNDS
-        assert low <= metrics.fit_temperature(logits, emotions) <= high
-
-
-@MANY
-@given(st.lists(st.floats(0.25, 1), min_size=1, max_size=20), st.integers(1, 30))
-@example([0.6, 0.7, 0.28], 10)
-def test_calibration_bins_hold_what_they_say(tops: list[float], bins: int) -> None:
-    """Bin b holds b/bins < probability <= (b + 1)/bins."""
-    rest = [(1 - top) / 3 for top in tops]
-    probabilities = [[top, r, r, r] for top, r in zip(tops, rest, strict=True)]
-    found = metrics.calibration_bins(probabilities, [0] * len(tops), bins)
-    expected = [sum(b / bins < top <= (b + 1) / bins for top in tops) for b in range(bins)]
-    assert found.counts.tolist() == expected
-
-
 # ---- loss ----------------------------------------------------------------------------------------
 
 on_scale = st.floats(1, 5, width=16)
@@ -144,38 +92,6 @@ def test_dimension_loss_matches_exact_fractions(
     loss.backward()
     assert gradient(predictions).isfinite().all()
     assert loss.item() == pytest.approx(0 if expected is None else 1 - expected, abs=1e-5)
-
-
-@MANY
-@given(
-    st.lists(st.integers(-1, 3), min_size=1, max_size=12),
-    st.lists(st.sampled_from([0.0, 0.01, 1.0, 30.0]), min_size=4, max_size=4),
-    st.sampled_from([1e-30, 1.0, 1e37]),
-    st.sampled_from([1.0, 1e3, 6e4, 1e30]),
-    st.sampled_from([0.0, 0.1]),
-)
-def test_emotion_loss_matches_float64(
-    labels: list[int], weights: list[float], factor: float, size: float, smoothing: float
-) -> None:
-    """Huge and tiny class weights, of which the ratios alone count, logits, and absent labels."""
-    generator = torch.Generator().manual_seed(0)
-    logits = (size * torch.randn(len(labels), 4, generator=generator)).requires_grad_()
-    emotions = torch.tensor([-100 if label < 0 else label for label in labels])
-    config = MTMMConfig.tiny(label_smoothing=smoothing, emotion_loss_weight=1.0)
-    loss = multi_task_loss(
-        config, logits, torch.ones(len(labels), 2), emotions, None, factor * torch.tensor(weights)
-    )[0]
-    loss.backward()
-    assert loss.isfinite() and gradient(logits).isfinite().all()
-    there = emotions >= 0
-    share = torch.tensor(weights, dtype=torch.float64)
-    if not share[emotions[there]].any():
-        assert smoothing or loss == 0
-        return
-    expected = torch.nn.functional.cross_entropy(
-        logits.double()[there], emotions[there], weight=share, label_smoothing=smoothing
-    )
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # ---- folds ---------------------------------------------------------------------------------------
@@ -328,47 +244,6 @@ def test_every_index_comes_once_an_epoch_and_after_a_stop(
         resumed = make(0)
         resumed.set_epoch(epoch, first)
         assert list(resumed) == shares[0][first:]
-
-
-@MANY
-@given(st.integers(0, 10**6), st.lists(st.floats(0.01, 1e6), min_size=1, max_size=8))
-def test_shares_add_up_and_are_fair(total: int, weights: list[float]) -> None:
-    shares = share_out(total, weights)
-    assert sum(shares) == total and min(shares) >= 0
-    for share, weight in zip(shares, weights, strict=True):
-        assert abs(share - total * weight / sum(weights)) < 1 + 1e-6
-
-
-@SOME
-@given(
-    st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=4),
-    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    st.sampled_from([(), (3,)]),
-    st.integers(0, 100),
-)
-def test_shards_return_what_was_written(
-    parts: list[list[int]], dtype: torch.dtype, layers: tuple[int, ...], seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with TemporaryDirectory() as folder:
-        writer = StateShards(Path(folder))
-        states: dict[str, torch.Tensor] = {}
-        for number, lengths in enumerate(parts):
-            part = {
-                f"{number}-{i}": torch.randn(*layers, length, 5, generator=generator)
-                for i, length in enumerate(lengths)
-            }
-            writer.write({key: entry.to(dtype) for key, entry in part.items()})
-            states |= part
-        reader = StateShards(Path(folder))
-        reader.refresh()
-        assert set(reader.entries) == set(states)
-        batch, mask = pad_states([reader[key] for key in states])
-    for row, real, state in zip(batch, mask, states.values(), strict=True):
-        assert real.sum() == state.shape[-2]
-        assert torch.equal(row[..., real, :], state.to(dtype)) and not row[..., ~real, :].any()
-        eps = float(torch.finfo(dtype).eps)
-        torch.testing.assert_close(row[..., real, :].float(), state, rtol=eps, atol=1e-7)
 
 
 @MANY
