@@ -12,11 +12,9 @@ import numpy as np
 import pytest
 from fake_experiments import (
     EMOTIONS,
-    TEMPERATURES,
     Rows,
     all_folds,
     fake_rows,
-    without,
     write_experiment,
 )
 from sklearn.metrics import (
@@ -32,7 +30,7 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.intervals import Interval
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.studies import compare as comparison
-from mtmm_training.studies.compare import Difference, compare, comparison_markdown
+from mtmm_training.studies.compare import compare, comparison_markdown
 from mtmm_training.studies.experiments import Experiment, read_experiment, summarise
 from mtmm_training.studies.tables import write_tables
 
@@ -58,19 +56,6 @@ def direct_ccc(rows: Rows, name: str) -> float:
     x, y = column(rows, name).astype(float), column(rows, f"{name}_label").astype(float)
     covariance = np.cov(x, y, bias=True)
     return 2 * covariance[0, 1] / (np.trace(covariance) + (x.mean() - y.mean()) ** 2)
-
-
-def direct_ece(rows: Rows, temperatures: np.ndarray) -> float:
-    total = 0.0
-    logits = np.stack([row["_logits"] for row in rows]) / temperatures[:, None]
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    right = column(rows, "emotion") == column(rows, "emotion_label")
-    for low in np.arange(15) / 15:
-        inside = (probabilities.max(1) > low) & (probabilities.max(1) <= low + 1 / 15)
-        if inside.any():
-            gap = abs(right[inside].mean() - probabilities.max(1)[inside].mean())
-            total += gap * inside.mean()
-    return total
 
 
 # ---- one experiment ----------------------------------------------------------------------------
@@ -107,17 +92,6 @@ def test_summary_matches_direct_formulas(tmp_path: Path) -> None:
     }
     assert summary["speakers"]["WAR"]["by_speaker"] == pytest.approx(by_speaker)
     assert summary["speakers"]["WAR"]["lowest"] == pytest.approx(min(by_speaker.values()))
-
-
-def test_temperature_is_undone_in_each_fold(tmp_path: Path) -> None:
-    folds = all_folds(seed=1, skill=1.5)
-    found = summarise(read_experiment(write_experiment(tmp_path / "a", folds)))["metrics"]
-    pooled = [(TEMPERATURES[fold], row) for fold, rows in folds.items() for row in labelled(rows)]
-    rows, temperatures = [row for _, row in pooled], np.array([t for t, _ in pooled])
-    before = direct_ece(rows, np.ones(len(rows)))
-    assert found["ECE_before_temperature"]["pooled"] == pytest.approx(before, abs=1e-4)
-    assert found["ECE"]["pooled"] == pytest.approx(direct_ece(rows, temperatures), abs=1e-4)
-    assert abs(before - found["ECE"]["pooled"]) > 0.01  # else this test could not fail
 
 
 def test_calibration_before_a_small_temperature_is_not_lost(tmp_path: Path) -> None:
@@ -230,14 +204,6 @@ def test_experiment_differs_from_itself_by_nothing(tmp_path: Path) -> None:
         assert difference.pooled == Interval(0.0, 0.0, 0.0)
 
 
-def test_only_shared_outputs_are_compared(tmp_path: Path) -> None:
-    folds = all_folds(1, 1.5)
-    dimensions = ("valence", "valence_label", "arousal", "arousal_label")
-    categories = {fold: without(rows, *dimensions) for fold, rows in folds.items()}
-    found = compare(read(tmp_path / "a", folds), read(tmp_path / "b", categories))
-    assert set(found) == {"UAR", "WAR", "macro_F1", "weighted_F1"}
-
-
 def test_difference_is_not_shown_without_interval(tmp_path: Path) -> None:
     one, other = (
         read(tmp_path / str(seed), {0: [r | {"speaker": "x"} for r in fake_rows(0, seed, 1.5)]})
@@ -310,22 +276,3 @@ def test_few_speakers_with_most_utterances_count_as_few(tmp_path: Path) -> None:
     assert differences["UAR"].speakers == pytest.approx(equal)
     said = comparison_markdown(experiment, experiment, differences)
     assert "of 21 speakers" in said and f"UAR {equal:.1f}, WAR {equal:.1f}" in said
-
-
-def test_speakers_without_the_label_do_not_count(tmp_path: Path) -> None:
-    def pair(with_others: bool) -> Difference:
-        experiments = []
-        for seed, skill in ((1, 1.0), (2, 2.0)):
-            acted = fake_rows(0, seed, skill, utterances=60)
-            acted = [row | {"speaker": f"actor{i % 4}"} for i, row in enumerate(acted)]
-            read_ones = [
-                row | {"emotion_label": None, "id": f"t{i}", "speaker": f"d{i}"}
-                for i, row in enumerate(fake_rows(0, seed, skill, utterances=50))
-            ]
-            rows = acted + (read_ones if with_others else [])
-            experiments.append(read(tmp_path / f"{seed}{with_others}", {0: rows}))
-        return compare(*experiments)["UAR"]
-
-    alone = pair(False)
-    assert pair(True) == alone
-    assert alone.pooled is not None and alone.speakers == pytest.approx(4, rel=0.05)

@@ -64,31 +64,6 @@ def test_emotion_scores_match_direct_formulas() -> None:
     assert metrics.weighted_f1(labels, predictions) == pytest.approx(weighted, abs=1e-12)
 
 
-def test_emotion_scores_match_scikit_learn() -> None:
-    generator = np.random.default_rng(1)
-    labels, predictions = generator.integers(0, 4, (2, 500))
-    matrix = metrics.confusion(labels, predictions, EMOTIONS)
-    assert (matrix == sklearn_metrics.confusion_matrix(labels, predictions)).all()
-    uar = metrics.unweighted_average_recall(labels, predictions, EMOTIONS)
-    balanced = sklearn_metrics.balanced_accuracy_score(labels, predictions)
-    assert uar == pytest.approx(balanced, abs=1e-12)
-
-
-@pytest.mark.parametrize(("shift", "score"), [(0, 1.0), (1, 0.0)])
-def test_right_and_wrong_predictions_bound_scores(shift: int, score: float) -> None:
-    labels = np.arange(40) % 4
-    predictions = (labels + shift) % 4
-    assert metrics.unweighted_average_recall(labels, predictions, EMOTIONS) == score
-    assert metrics.weighted_accuracy(labels, predictions) == score
-    assert metrics.macro_f1(labels, predictions) == score
-
-
-def test_majority_class_fools_only_accuracy() -> None:
-    labels, predictions = [0] * 90 + [1] * 10, [0] * 100
-    assert metrics.weighted_accuracy(labels, predictions) == 0.9
-    assert metrics.unweighted_average_recall(labels, predictions, EMOTIONS) == 0.5
-
-
 @pytest.mark.parametrize("wrong", [4, -1, 7])
 def test_index_of_no_emotion_is_refused(wrong: int) -> None:
     for labels, predictions in (([0, wrong], [0, 1]), ([0, 1], [0, wrong])):
@@ -146,19 +121,6 @@ def test_ccc_does_not_depend_on_the_scale(size: float) -> None:
     assert scaled == pytest.approx(expected, rel=1e-12)
 
 
-def test_constant_predictions_beside_near_labels_give_no_score() -> None:
-    """The mean of three times 0.1 is not 0.1."""
-    labels = [0.1, 0.1, np.nextafter(0.1, 1)]
-    assert metrics.concordance_correlation([0.1] * 3, labels) == 0
-
-
-def test_ccc_is_computed_in_float64() -> None:
-    labels = (1000 + np.random.default_rng(3).normal(0, 0.01, 4000)).astype(np.float32)
-    predictions = labels[::-1].copy()
-    expected = direct_ccc(predictions.astype(float).tolist(), labels.astype(float).tolist())
-    assert metrics.concordance_correlation(predictions, labels) == pytest.approx(expected)
-
-
 def test_diverged_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="1 of 2 predictions"):
         metrics.concordance_correlation([NAN, 2.0, NAN], [1.0, 2.0, NAN])
@@ -182,12 +144,6 @@ def test_calibration_error_matches_direct_formula() -> None:
             error += len(chosen) / 300 * abs(accuracy - confidence)
     found = metrics.expected_calibration_error(probabilities, labels)
     assert found == pytest.approx(error, abs=1e-12)
-
-
-@pytest.mark.parametrize(("label", "error"), [(0, 0.0), (1, 1.0)])
-def test_certain_predictions_bound_calibration_error(label: int, error: float) -> None:
-    probabilities = np.eye(4)[[0] * 10]
-    assert metrics.expected_calibration_error(probabilities, [label] * 10) == error
 
 
 def test_calibration_leaves_absent_labels_out() -> None:
@@ -214,18 +170,12 @@ def test_temperature_recovers_known_scale(scale: float) -> None:
     assert after < 0.02 and after <= before + 0.005
 
 
-def test_temperature_without_errors_stays_bounded() -> None:
-    temperature = metrics.fit_temperature(np.eye(4), np.arange(4))
-    assert temperature == pytest.approx(metrics.TEMPERATURE_BOUNDS[0], rel=0.01)
-
-
 @pytest.mark.parametrize("logits", [np.zeros((4, 4)), 3e38 * np.eye(4)], ids=["equal", "certain"])
 def test_temperature_that_changes_no_likelihood_is_one(logits: np.ndarray) -> None:
     assert metrics.fit_temperature(logits, np.arange(4)) == 1
-
-
-def test_temperature_without_labels_is_one() -> None:
     assert metrics.fit_temperature(np.eye(4), [-100] * 4) == 1
+    certain = metrics.fit_temperature(np.eye(4), np.arange(4))
+    assert certain == pytest.approx(metrics.TEMPERATURE_BOUNDS[0], rel=0.01)
 
 
 # A whole split
@@ -252,18 +202,6 @@ def test_split_metrics_agree_with_single_functions() -> None:
         assert found["labels"][name] == (~np.isnan(pair[1])).sum() < 200
 
 
-def test_order_of_utterances_changes_nothing() -> None:
-    split = some_split()
-    order = np.random.default_rng(6).permutation(200)
-    shuffled: dict[str, Any] = {
-        name: value[order] if isinstance(value, np.ndarray) else value
-        for name, value in split.items()
-    }
-    first, second = metrics.split_metrics(**split), metrics.split_metrics(**shuffled)
-    assert first["confusion"] == second["confusion"]
-    assert first["CCC"] == pytest.approx(second["CCC"], abs=1e-12)
-
-
 def test_temperature_changes_only_calibration() -> None:
     split = some_split()
     cold, warm = metrics.split_metrics(**split), metrics.split_metrics(**split, temperature=3.0)
@@ -282,12 +220,6 @@ def test_absent_task_is_none_in_json() -> None:
     for score in ("CCC", "MAE", "RMSE"):
         assert found[score]["valence"] is None
         assert found[score]["arousal"] is not None
-
-
-def test_emotion_without_labels_has_no_recall() -> None:
-    found = metrics.emotion_metrics([0, 0], np.eye(4)[[0, 1]], EMOTIONS)
-    assert found["recall"] == {"angry": 0.5, "happy": None, "neutral": None, "sad": None}
-    assert found["UAR"] == 0.5
 
 
 def test_empty_split_gives_none() -> None:
@@ -346,21 +278,6 @@ def test_interval_is_clustered_by_speaker() -> None:
     assert width > 3 * (alone.high - alone.low)
     of_means = values.reshape(20, 30).mean(axis=1).std() / 20**0.5  # sd of the speakers' mean
     assert width == pytest.approx(2 * 1.96 * of_means, rel=0.15)
-
-
-def test_interval_covers_truth_as_often_as_it_says() -> None:
-    speakers = np.repeat(np.arange(30), 4)
-    generator = np.random.default_rng(8)
-    covered = 0
-    for _ in range(100):
-        values = np.repeat(generator.normal(0, 1, 30), 4) + generator.normal(0, 0.5, 120)
-
-        def mean(rows: np.ndarray, values: np.ndarray = values) -> float:
-            return float(values[rows].mean())
-
-        found = paired_bootstrap(mean, speakers, resamples=200)
-        covered += found.low <= 0 <= found.high
-    assert 86 <= covered <= 99
 
 
 def test_pairing_narrows_difference() -> None:
