@@ -1,18 +1,15 @@
 """Presets, refusals and round trips of MTMMConfig."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CHECKOUT, HUB_FILES
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModel, BertConfig, WhisperConfig
 
-from configuration_mtmm import AUTO_MAP, CUSTOM_PIPELINES, MTMMConfig
+from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 
 
@@ -47,10 +44,6 @@ def test_paper_encoders_have_published_sizes() -> None:
     assert config.dimension_range == (1.0, 5.0)
 
 
-def test_tiny_model_stays_tiny() -> None:
-    assert sum(p.numel() for p in MTMMModel(MTMMConfig.tiny()).parameters()) < 150_000
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -60,13 +53,9 @@ def test_tiny_model_stays_tiny() -> None:
         ("acoustic_stride", 0),
         ("hidden_size", 0),
         ("hidden_size", "32"),
-        ("hidden_size", 32.0),
-        ("num_attention_heads", -2),
         ("num_attention_heads", 5),  # no divisor of 32
         ("num_interaction_layers", 0),
         ("num_bridge_tokens", 0),
-        ("num_bridge_tokens", True),
-        ("num_bridge_tokens", None),
         ("hidden_dropout", "0.1"),
         ("use_refinement", "yes"),
         ("temperature", 0.0),
@@ -74,13 +63,10 @@ def test_tiny_model_stays_tiny() -> None:
         ("id2label", {0: "angry"}),
         ("id2label", {0: "angry", 2: "sad"}),
         ("id2label", {0: "angry", 1: "angry"}),
-        ("id2label", ["sad", "happy"]),
         ("label2id", {"angry": 1, "happy": 0, "sad": 2, "neutral": 3}),
         ("dimension_names", ()),
         ("dimension_names", ("valence", "valence")),
         ("dimension_names", ("scores",)),
-        ("dimension_names", "valence"),
-        ("dimension_range", (1.0,)),
         ("dimension_range", (5, 1)),
         ("dimension_range", (0.0, float("inf"))),
         ("dimension_loss_weights", (0.5,)),
@@ -88,7 +74,6 @@ def test_tiny_model_stays_tiny() -> None:
         ("emotion_loss_weight", -0.1),
         ("emotion_loss_weight", float("nan")),
         ("format_version", 2),
-        ("audio_config", "hubert"),
     ],
 )
 def test_config_refuses_illegal_value(tmp_path: Path, field: str, value: object) -> None:
@@ -127,18 +112,9 @@ def test_config_of_no_mtmm_model_is_refused(tmp_path: Path, content: str | None)
         MTMMConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("misspelt", "meant"),
-    [
-        ("bridge_wirings", "bridge_wiring"),
-        ("use_bridge_token", "use_bridge_tokens"),
-        ("freeze_audio_encoders", "freeze_audio_encoder"),
-        ("dimension_name", "dimension_names"),
-    ],
-)
-def test_config_refuses_misspelt_argument(misspelt: str, meant: str) -> None:
-    with pytest.raises(ValueError, match=f"`{misspelt}`.*`{meant}`"):
-        MTMMConfig.tiny(**{misspelt: 1})
+def test_config_refuses_misspelt_argument() -> None:
+    with pytest.raises(ValueError, match="`use_bridge_token`.*`use_bridge_tokens`"):
+        MTMMConfig.tiny(use_bridge_token=True)
 
 
 def test_config_keeps_attributes_that_others_set(tmp_path: Path) -> None:
@@ -183,34 +159,6 @@ def test_config_round_trips(tmp_path: Path, overrides: dict[str, Any]) -> None:
         assert again.label2id == {name: i for i, name in config.id2label.items()}
 
 
-def test_sub_configs_may_be_objects() -> None:
-    text = BertConfig(vocab_size=99, hidden_size=32, num_attention_heads=2, num_hidden_layers=1)
-    audio = WhisperConfig(d_model=32, encoder_attention_heads=2, encoder_layers=1)
-    config = MTMMConfig.tiny(audio_config=audio, text_config=text)
-    assert config.text_config is text and config.audio_config is audio
-    again = MTMMConfig.from_dict(config.to_dict())
-    assert again.text_config.vocab_size == 99 and again.audio_config.model_type == "whisper"
-
-
-def test_saved_config_names_all_hub_classes(tmp_path: Path) -> None:
-    MTMMConfig.tiny().save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert saved["auto_map"] == AUTO_MAP
-    assert set(AUTO_MAP) == {
-        "AutoConfig",
-        "AutoModel",
-        "AutoModelForAudioClassification",
-        "AutoProcessor",
-    }
-    assert saved["custom_pipelines"] == CUSTOM_PIPELINES
-    assert saved["model_type"] == "mtmm"
-
-
-def test_label_names_are_inverse_of_each_other() -> None:
-    config = MTMMConfig.tiny(id2label={0: "up", 1: "down"})
-    assert config.label2id == {"up": 0, "down": 1} and config.num_labels == 2
-
-
 def test_emotions_are_in_the_order_of_their_indices() -> None:
     sorted_as_text = {str(i): f"e{i}" for i in sorted(range(12), key=str)}
     assert MTMMConfig.tiny(id2label=sorted_as_text).emotion_names == tuple(
@@ -219,12 +167,14 @@ def test_emotions_are_in_the_order_of_their_indices() -> None:
 
 
 @pytest.mark.parametrize(("count", "first"), [(2, "LABEL_0"), (4, "angry"), (7, "LABEL_0")])
-def test_num_labels_makes_names(count: int, first: str) -> None:
+def test_num_labels_makes_names(tmp_path: Path, count: int, first: str) -> None:
     config = MTMMConfig.tiny(num_labels=count)
-    names: Any = config.id2label
-    assert config.label2id is not None
-    assert config.num_labels == len(names) == len(config.label2id) == count
-    assert names[0] == first
+    MTMMConfig.tiny().save_pretrained(tmp_path)
+    for made in (config, MTMMConfig.from_pretrained(tmp_path, num_labels=count)):
+        names: Any = made.id2label
+        assert made.label2id is not None
+        assert made.num_labels == len(names) == len(made.label2id) == count
+        assert names[0] == first
     assert MTMMModel(config).emotion_head.projection.out_features == count
 
 
@@ -237,29 +187,8 @@ def test_loading_renames_emotions_both_ways(tmp_path: Path, keys: type) -> None:
     config.validate()
 
 
-def test_loading_takes_number_of_labels(tmp_path: Path) -> None:
-    MTMMConfig.tiny().save_pretrained(tmp_path)
-    config = MTMMConfig.from_pretrained(tmp_path, num_labels=7)
-    assert config.label2id is not None
-    assert config.num_labels == len(config.label2id) == 7
-    names: Any = MTMMConfig.from_pretrained(tmp_path, num_labels=4).id2label
-    assert names[0] == "angry"
-
-
 def test_loading_overrides_one_nested_field(tmp_path: Path) -> None:
     MTMMConfig.tiny().save_pretrained(tmp_path)
     config = MTMMConfig.from_pretrained(tmp_path, text_config={"num_hidden_layers": 1})
     assert config.encoder_config("text").num_hidden_layers == 1
     assert config.encoder_config("text").hidden_size == 32
-
-
-def test_every_field_is_documented_and_read() -> None:
-    source = "\n".join((CHECKOUT / file).read_text() for file in HUB_FILES)
-    for name in MTMMConfig.__annotations__:
-        assert f"{name} (`" in str(MTMMConfig.__doc__) or name == "label2id", name
-        assert re.search(rf'(config|self)\.{name}\b|"{name}"', source), name
-
-
-def test_text_encoder_of_config_is_built() -> None:
-    config = MTMMConfig.tiny()
-    assert type(MTMMModel(config).text_model) is type(AutoModel.from_config(config.text_config))
