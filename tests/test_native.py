@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import load_with_info
@@ -14,10 +13,8 @@ from transformers import set_seed
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMOutput
-from processing_mtmm import MTMMProcessor
 
 MakeModel = Callable[..., MTMMModel]
-OPEN = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
 VARIANTS = [
     {},
     {"encoder_layers": "weighted"},
@@ -76,11 +73,6 @@ def test_save_and_load_keep_every_key(
     assert [keys for keys in info.values() if keys] == []
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
     assert torch.equal(logits(loaded.eval(), inputs), logits(model, inputs))
-
-
-def test_no_weights_are_shared(make_model: MakeModel) -> None:
-    pointers = [p.data_ptr() for p in make_model().parameters() if p.numel()]
-    assert len(pointers) == len(set(pointers))
 
 
 def test_embeddings_are_the_text_encoders(
@@ -167,21 +159,3 @@ def test_configs_share_no_state() -> None:
     one.auto_map["AutoModel"] = "changed"
     one.encoder_config("audio").hidden_size = 1
     assert other.to_dict() == MTMMConfig.tiny().to_dict()
-
-
-def test_processor_options_go_by_modality(tiny_processor: MTMMProcessor) -> None:
-    noise = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
-    both: dict[str, Any] = {"audio": [noise, noise[:6000]], "text": ["so you won", "no"]}
-    both["sampling_rate"] = 16000
-    plain = tiny_processor(**both)
-    cut = tiny_processor(**both, text_kwargs={"max_length": 5, "truncation": True})
-    assert cut["input_ids"].shape[1] == 5 < plain["input_ids"].shape[1]
-    assert torch.equal(cut["input_values"], plain["input_values"])
-    wide = tiny_processor(**both, audio_kwargs={"pad_to_multiple_of": 5000})
-    assert wide["input_values"].shape == (2, 10000)
-    assert torch.equal(wide["input_ids"], plain["input_ids"])
-    flat = tiny_processor(**both, max_length=5, truncation=True)
-    assert torch.equal(flat["input_values"], plain["input_values"])
-    assert flat["input_ids"].shape[1] == 5
-    lists = tiny_processor(**both, return_tensors="np")
-    assert isinstance(lists["input_ids"], np.ndarray)
