@@ -124,6 +124,23 @@ def test_reader_would_stop_at(line: str) -> None:
     assert objections(line, "modeling_mtmm.py")
 
 
+def test_one_request_in_one_function() -> None:
+    calls = [
+        (file, function)
+        for file in HUB_FILES
+        for function, node in nodes(ast.parse((CHECKOUT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "get_session"
+    ]
+    assert [function for _, function in calls] == ["_fetch"]
+
+
+def test_hub_files_hold_no_invisible_characters() -> None:
+    """Bidirectional controls and zero-width characters can make code read unlike it runs."""
+    hidden = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+    for file in HUB_FILES:
+        assert not hidden.search((CHECKOUT / file).read_text(encoding="utf-8"))
+
+
 # ---- what a process really does ------------------------------------------------------------------
 
 WATCHED = """
