@@ -32,7 +32,7 @@ MakeModel = Callable[..., MTMMModel]
 HUB_FILES = sorted(file.name for file in CHECKOUT.glob("*_mtmm.py"))
 
 # A tiny acoustic encoder that takes windows of 1 s as 20 log-mel bands.
-WHISPER = {
+WHISPER: dict[str, Any] = {
     "model_type": "whisper",
     "d_model": 32,
     "encoder_layers": 1,
