@@ -30,6 +30,8 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
 from mtmm_training.commands.cli import parser_of, verb_names
 from mtmm_training.data.manifest import COLUMNS
+from mtmm_training.studies.embedded_demo import MODELS, run_folder
+from mtmm_training.training.run import Run
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")))]
 PAGES += [".github/CONTRIBUTING.md", ".github/SECURITY.md", "demo/README.md"]
@@ -340,3 +342,15 @@ def test_first_screen_has_the_demos_numbers(trained_demo: TrainedDemo) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if str(c.values[0]).startswith(CHEAP)])
 def test_cheap_command_runs(command: str, scene: Path, hub: HubServer) -> None:
     assert run(["-m", "mtmm_training", *words_of(command)[1:]], scene, hub)
+
+
+def test_demo_trains_three_models_and_predicts_apart(trained_demo: TrainedDemo) -> None:
+    folder, printed = trained_demo.folder / "out" / "demo", trained_demo.printed
+    for name, modalities in MODELS.items():
+        run = Run.open(run_folder(folder, name))
+        assert run.flags.modalities == modalities
+        assert re.search(rf"^{name} +{run.results['test']['UAR']:.3f} ", printed, re.MULTILINE)
+    said = re.findall(r"labelled (\w+), .*\n    predicted (\w+) \(0\.\d\d\), valence \d", printed)
+    assert said == [(emotion, emotion) for emotion in ("happy", "angry", "sad")]
+    for place in re.findall(r"^  .*? (/.*)$", printed, re.MULTILINE)[-5:]:
+        assert Path(place).exists()
