@@ -1,7 +1,7 @@
-"""What test_properties.py and test_properties_model.py draw from, and how often."""
+"""What test_properties.py draws from, and how often."""
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 
 # The same examples in every run, and nothing kept on disk; the machine may be slow.
 _SAME = settings(
@@ -12,8 +12,6 @@ _SAME = settings(
 )
 MANY = settings(_SAME, max_examples=100)
 SOME = settings(_SAME, max_examples=30)
-# With a model: a failing example is shown as it is, since looking for a smaller one takes minutes.
-FEW = settings(_SAME, max_examples=10, phases=[Phase.explicit, Phase.generate])
 
 # Any text that a text file can hold: control characters, quotes, line ends, emoji, right to left.
 _characters = st.characters(codec="utf-8", exclude_characters="\0")

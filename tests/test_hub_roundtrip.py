@@ -244,7 +244,7 @@ def save_whisper(folder: Path) -> None:
     torch.manual_seed(4)
     tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
     tokens |= {"decoder_start_token_id": 0, "vocab_size": 8}
-    WhisperModel(WhisperConfig(**(WHISPER | tokens))).half().save_pretrained(folder)
+    WhisperModel(WhisperConfig.from_dict(WHISPER | tokens)).half().save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=20, chunk_length=1).save_pretrained(folder)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WHISPER, gradient, load_with_info
+from conftest import TRAINED, WHISPER, MakeModel, gradient, load_with_info
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
@@ -21,7 +21,6 @@ from configuration_mtmm import MTMMConfig
 from fusion_mtmm import MTMMAttention, align_weights
 from modeling_mtmm import MTMMModel
 
-MakeModel = Callable[..., MTMMModel]
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TEXT = LAYERS | {"hidden_size": 32, "vocab_size": 128, "max_position_embeddings": 66}
 WAVE = MTMMConfig.tiny().encoder_config("audio").to_dict()
@@ -37,7 +36,6 @@ PAIRS: dict[str, dict[str, Any]] = {
 }
 WEIGHTED = {"encoder_layers": "weighted"}
 WIRINGS = ["crossed", "direct"]
-TRAINED = ("emotion", "valence", "arousal")
 TRAINABLE = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
 
 
@@ -458,31 +456,7 @@ def test_model_without_masks_takes_all_as_real(make_model: MakeModel, pair: str)
     assert_equal(predict(model, logical), predict(model, inputs))
 
 
-@pytest.mark.parametrize("overrides", [{"bridge_wiring": w} for w in WIRINGS] + [WEIGHTED])
-@pytest.mark.parametrize("key", ["input_values", "input_ids"])
-def test_changed_input_changes_result(
-    make_model: MakeModel, overrides: dict[str, Any], key: str
-) -> None:
-    model = make_model(**overrides)
-    inputs = batch(model, utterances(model))
-    changed = inputs | {key: inputs[key].clone()}
-    changed[key][0, 1:3] += 1
-    difference = (predict(model, changed) - predict(model, inputs)).abs().amax(-1)
-    assert difference[0] > 1e-4
-    assert not difference[1:].any()
-
-
 # ---- attention implementations, outputs ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("limits", [(1.0, 5.0), (-1.0, 1.0), (0, 100)])
-def test_dimensions_stay_in_range(make_model: MakeModel, limits: tuple[float, float]) -> None:
-    model = make_model(dimension_range=limits)
-    with torch.no_grad():
-        model.dimension_head.projection.weight.mul_(50)
-    dimensions = model(**batch(model, utterances(model))).dimensions
-    assert (dimensions >= limits[0]).all() and (dimensions <= limits[1]).all()
-    assert dimensions.max() - dimensions.min() > 0.5 * (limits[1] - limits[0])
 
 
 @pytest.mark.parametrize("layers", ["last", "weighted"])
@@ -813,12 +787,9 @@ def test_trained_outputs_name_what_had_labels(make_model: MakeModel) -> None:
     assert set(config.trained_outputs) == {"arousal", "emotion"}
     model(**inputs)
     assert set(config.trained_outputs) == {"arousal", "emotion", "valence"}
-
-
-def test_output_without_weight_in_the_loss_stays_untrained(make_model: MakeModel) -> None:
-    model = make_model(emotion_loss_weight=0.0, dimension_loss_weights=(0.5, 0.0)).train()
-    model(**training_batch(model, "complete"))
-    assert model.config.trained_outputs == ("valence",)
+    weightless = make_model(emotion_loss_weight=0.0, dimension_loss_weights=(0.5, 0.0)).train()
+    weightless(**inputs)
+    assert weightless.config.trained_outputs == ("valence",)
 
 
 @pytest.mark.parametrize(

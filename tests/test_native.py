@@ -1,20 +1,18 @@
 """MTMMModel behaves as a class of transformers' own; what test_modeling_mtmm.py does not already ask."""
 
 import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import load_with_info
+from conftest import MakeModel, load_with_info
 from safetensors.torch import load_file
 from transformers import set_seed
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMOutput
 
-MakeModel = Callable[..., MTMMModel]
 VARIANTS = [
     {},
     {"encoder_layers": "weighted"},

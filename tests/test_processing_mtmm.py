@@ -354,13 +354,6 @@ def test_texts_equal_the_tokenizer_alone(processor: MTMMProcessor) -> None:
         assert torch.equal(batch["input_ids"][row, : len(single)], single)
 
 
-def test_columns_of_datasets_are_batches(processor: MTMMProcessor) -> None:
-    datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_list([{"text": "a"}, {"text": None}, {"text": "b"}])
-    batch = processor(text=rows["text"], audio=[None, noise(), None], sampling_rate=RATE)
-    assert batch["attention_mask"].any(-1).tolist() == [True, False, True]
-
-
 @pytest.mark.parametrize(("kind", "expected"), [("np", np.ndarray), ("pt", torch.Tensor)])
 def test_return_tensors_is_obeyed(processor: MTMMProcessor, kind: str, expected: type) -> None:
     given: dict[str, Any] = {"audio": noise(), "text": "a", "sampling_rate": RATE}

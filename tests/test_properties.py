@@ -1,7 +1,4 @@
-"""Scores, loss, folds, files, batches and cache: what holds for whatever they are given.
-
-Without a model's forward pass; test_properties_model.py has that.
-"""
+"""Processor, scores, loss, folds, files and batches: what holds for whatever they are given."""
 
 import math
 from collections import Counter
@@ -12,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from conftest import gradient
@@ -26,6 +24,7 @@ from mtmm_training.data.folds import PROTOCOLS, make_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
 from mtmm_training.scoring import metrics
+from processing_mtmm import MTMMProcessor
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")
 
@@ -257,3 +256,51 @@ def test_hidden_spans_are_apart_and_exactly_as_many(
     assert len(places) == len(set(places)) == hidden
     assert all(0 <= place < length for place in places)
     assert all(end - start <= MASKED_SPAN for start, end in spans)
+
+
+# ---- processor -----------------------------------------------------------------------------------
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    """Waveforms of any type, shape and size, good and bad."""
+    dtype = draw(
+        st.sampled_from("float16 float32 float64 int8 uint8 int16 int32 int64 bool".split())
+    )
+    time, channels = draw(st.integers(0, 3000)), draw(st.integers(0, 40))
+    shape = draw(st.sampled_from([(time,), (time, channels), (channels, time), (1, time, 1), ()]))
+    values = np.random.default_rng(draw(st.integers(0, 2**16))).uniform(-1, 1, shape)
+    size = draw(st.sampled_from([0.0, 1e-40, 1e-3, 1.0, 8.0, 9.0, 1e30]))
+    if dtype.startswith("float"):
+        with np.errstate(over="ignore"):
+            values = (size * values).astype(dtype)
+        if values.size and draw(st.integers(0, 5)) == 0:
+            values.flat[0] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+        return values
+    return (100 * values).astype(dtype)
+
+
+rates = st.sampled_from(
+    [1, 4000, 8000, 11025, 12345, 16000, 44100, 48000, 192000, 0, -1, None, 1.5]
+)
+
+
+# ---- processor and collator ----------------------------------------------------------------------
+
+
+@MANY
+@given(arrays(), rates, st.one_of(st.none(), transcripts, st.just("a" * 100)))
+def test_processor_gives_finite_tensors_or_says_why_not(
+    tiny_processor: MTMMProcessor, array: np.ndarray, rate: Any, text: str | None
+) -> None:
+    try:
+        features = tiny_processor(audio={"array": array, "sampling_rate": rate}, text=text)
+    except (ValueError, TypeError):  # InputError, or an option that is wrong
+        return
+    for value, mask in (("input_values", "audio_attention_mask"), ("input_ids", "attention_mask")):
+        if value in features:
+            assert (
+                features[value].isfinite().all() and features[mask].shape == features[value].shape
+            )
+            assert (features[mask] == 1).all()
+    assert ("input_ids" in features) == (text is not None)
