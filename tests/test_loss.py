@@ -173,17 +173,3 @@ def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
     gradients = torch.autograd.grad(loss, (logits, predictions))
     for ours, expected in zip(gradients, whole_gradients, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_loss_is_float32_under_autocast(dtype: torch.dtype) -> None:
-    logits, predictions, emotions, labels = batch(64)
-    logits, predictions = logits.detach().to(dtype), predictions.detach().to(dtype)
-    expected = multi_task_loss(
-        CONFIG, logits.double(), predictions.double(), emotions, labels.double()
-    )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = multi_task_loss(CONFIG, logits, predictions, emotions, labels.float())
-    for loss, exact in zip(losses, expected, strict=True):
-        assert loss.dtype == torch.float32
-        assert loss.item() == pytest.approx(exact.item(), abs=1e-5)

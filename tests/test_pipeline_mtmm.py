@@ -374,21 +374,6 @@ def test_untrained_outputs_are_left_out_and_named(
     assert result["untrained"] == [name for name in TRAINED if name not in trained]
 
 
-def test_names_and_range_are_the_configurations(
-    make_model: MakeModel, tiny_processor: MTMMProcessor
-) -> None:
-    model = make_model(
-        dimension_names=("valence", "arousal", "dominance"),
-        dimension_range=(-1, 1),
-        id2label={0: "froh", 1: "traurig"},
-        trained_outputs=("emotion", "valence", "dominance"),
-    )
-    result = MTMMPipeline(model=model, processor=tiny_processor)({"text": "hello"})
-    assert list(result) == ["emotion", "scores", "valence", "dominance", "missing", "untrained"]
-    assert set(result["scores"]) == {"froh", "traurig"} and result["untrained"] == ["arousal"]
-    assert -1 <= result["dominance"] <= 1
-
-
 # ---- errors --------------------------------------------------------------------------------------
 
 

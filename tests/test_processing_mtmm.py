@@ -264,15 +264,6 @@ def test_options_reach_one_modality(
     assert torch.equal(log_mel["input_values"], whisper(**given)["input_values"])
 
 
-def test_options_of_the_audio_alone_are_obeyed(processor: MTMMProcessor) -> None:
-    batch = processor(
-        audio=noise(0.3),
-        sampling_rate=RATE,
-        audio_kwargs={"max_length": 1000, "truncation": True, "return_attention_mask": False},
-    )
-    assert batch["input_values"].shape == batch["audio_attention_mask"].shape == (1, 1000)
-
-
 def test_text_may_be_padded_to_a_fixed_length(processor: MTMMProcessor) -> None:
     batch = processor(
         text=["a", None, "abc"],
@@ -522,15 +513,6 @@ def test_wav_with_careless_sizes_is_read(size: int) -> None:
     assert data[36:40] == b"data"
     data[4:8] = data[40:44] = size.to_bytes(4, "little")
     assert len(load_audio(bytes(data))[0]) == 8000
-
-
-def test_open_file_that_cannot_seek_is_read(wav: Path) -> None:
-    class Stream(io.RawIOBase):
-        def read(self, size: int = -1) -> bytes:
-            return wav.read_bytes()
-
-    stream: Any = Stream()
-    assert len(load_audio(stream)[0]) == 32000
 
 
 @pytest.fixture(scope="module")
