@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.collate import Loader
 from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
+from mtmm_training.data.files import write_json
 from mtmm_training.data.record import keep_record
-from mtmm_training.files import write_json
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report

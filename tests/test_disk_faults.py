@@ -32,8 +32,8 @@ from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import to_dataset
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.commands.cli import main
+from mtmm_training.data.files import replacing, sweep, writing
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.files import replacing, sweep, writing
 from mtmm_training.pictures import style
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from mtmm_training.data.files import replacing
 from mtmm_training.data.manifest import read_manifest, read_manifests, write_manifest
 from mtmm_training.data.utterances import Utterance, by_id
-from mtmm_training.files import replacing
 
 
 def utterance(**changes: Any) -> Utterance:

@@ -30,9 +30,9 @@ from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
+from mtmm_training.data.files import sweep, write_json
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance, UtteranceError, few, without_fields
-from mtmm_training.files import sweep, write_json
 from processing_mtmm import MTMMProcessor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

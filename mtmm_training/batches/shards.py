@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from mtmm_training.data.files import file_digest, replacing
 from mtmm_training.data.utterances import few
-from mtmm_training.files import file_digest, replacing
 
 
 class StateShards:

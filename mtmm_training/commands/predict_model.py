@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.files import file_digest
+from mtmm_training.data.files import file_digest
 
 
 def load_pipeline(model: str, revision: str | None, device: str | None, trust: bool) -> Any:

@@ -17,9 +17,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from mtmm_training.data.files import read_json, write_json
 from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
 from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
-from mtmm_training.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 _speaker = attrgetter("speaker_id")

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from mtmm_training.data.files import replacing
 from mtmm_training.data.utterances import DIMENSIONS, VERBATIM, Utterance, by_id, few, listing
-from mtmm_training.files import replacing
 
 logger = logging.getLogger(__name__)
 

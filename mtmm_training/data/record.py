@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.files import read_json, write_json
+from mtmm_training.data.files import read_json, write_json
 
 # Settings that change no result: where things lie, how often something is saved, what runs at once.
 # `fold` and `on_error` do change what is trained on, but a record has the splits themselves.

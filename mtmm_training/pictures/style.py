@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mtmm_training.files import replacing
+from mtmm_training.data.files import replacing
 from mtmm_training.pictures.palette import BLACK, COLOURS, DIMENSIONS, looks
 
 DPI = 160

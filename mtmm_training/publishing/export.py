@@ -22,7 +22,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.files import sweep, writing
+from mtmm_training.data.files import sweep, writing
 from mtmm_training.publishing.exported import METADATA, OUTPUTS, ExportedModel, suffix_of
 from mtmm_training.publishing.parity import input_shapes, largest_difference, measure, random_batch
 

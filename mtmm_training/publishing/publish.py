@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from mtmm_training.files import writing
+from mtmm_training.data.files import writing
 from mtmm_training.publishing.card import Facts, Subject, make_card, read_folds
 from mtmm_training.publishing.hub import Target, check_target, hub_errors, plan, upload
 from mtmm_training.publishing.isolation import (

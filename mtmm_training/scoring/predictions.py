@@ -14,8 +14,8 @@ from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
+from mtmm_training.data.files import replacing
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
-from mtmm_training.files import replacing
 from mtmm_training.scoring.metrics import ABSENT_EMOTION, fit_temperature, split_metrics
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.files import write_json
+from mtmm_training.data.files import write_json
 from mtmm_training.studies import embedded_demo
 from mtmm_training.studies.compare import Difference, compare, draw_intervals, gain, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise

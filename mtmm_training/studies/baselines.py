@@ -27,11 +27,11 @@ from audio_mtmm import to_mono
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
+from mtmm_training.data.files import write_json
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
-from mtmm_training.files import write_json
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
 from mtmm_training.scoring.predictions import Predictions, calibrated_scores, write_predictions
 from mtmm_training.studies.experiments import fold_folder, keep_experiment

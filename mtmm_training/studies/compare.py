@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mtmm_training.data.files import write_json
 from mtmm_training.data.utterances import DIMENSIONS
-from mtmm_training.files import write_json
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.intervals import (
     Interval,

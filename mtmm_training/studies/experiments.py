@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from mtmm_training.data.files import read_json
 from mtmm_training.data.folds import Fold
 from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import DIMENSIONS, Utterance, digest
-from mtmm_training.files import read_json
 from mtmm_training.scoring import metrics
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
 from mtmm_training.training.run import Run, is_finished

@@ -18,8 +18,8 @@ import soundfile
 
 from audio_mtmm import resample, to_mono
 from modeling_mtmm import MTMMProcessor
+from mtmm_training.data.files import replacing, write_json
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.files import replacing, write_json
 from mtmm_training.pictures.of_answers import draw_timeline
 from mtmm_training.pictures.style import save
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy

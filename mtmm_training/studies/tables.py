@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mtmm_training.files import replacing, write_json
+from mtmm_training.data.files import replacing, write_json
 from mtmm_training.pictures import of_runs
 from mtmm_training.studies.experiments import COMPARED, Experiment, read_experiment, summarise
 

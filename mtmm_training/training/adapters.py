@@ -23,7 +23,7 @@ from configuration_mtmm import MTMMConfig
 from encoders_mtmm import UNUSED_WEIGHTS
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.fingerprint import weights_digest
-from mtmm_training.files import read_json, write_json, writing
+from mtmm_training.data.files import read_json, write_json, writing
 
 IN_FULL = ("fusion", "emotion_head", "dimension_head")  # what LoRA trains beside its adapters
 ENCODERS = {"audio": "audio_model", "text": "text_model"}

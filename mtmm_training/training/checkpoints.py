@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mtmm_training.batches.collate import is_of_worker
-from mtmm_training.files import file_digest, replacing
+from mtmm_training.data.files import file_digest, replacing
 
 DIGESTS = "digests.json"  # of a checkpoint's other files: damage shows before anything is loaded
 

@@ -17,8 +17,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from mtmm_training.data.corpora import CORPORA
+from mtmm_training.data.files import read_json
 from mtmm_training.data.utterances import DIMENSIONS
-from mtmm_training.files import read_json
 
 SETTINGS_FILE = "settings.json"  # in a run's folder: what its results depend on, and its flags
 LOWEST_MASKING = 0.1  # a lower probability of random modality masking counts as none

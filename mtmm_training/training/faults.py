@@ -22,7 +22,7 @@ from torch.nn.utils import get_total_norm
 
 from modeling_mtmm import MTMMOutput
 from mtmm_training.batches.collate import is_of_worker
-from mtmm_training.files import replacing
+from mtmm_training.data.files import replacing
 
 EXPLOSION = 100.0  # a gradient explodes that is so many times the median of those before it
 BEFORE = 100  # so many of them

@@ -18,7 +18,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 
-from mtmm_training.files import writing
+from mtmm_training.data.files import writing
 from mtmm_training.training.config import TrainConfig
 
 

@@ -15,6 +15,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMProcessor
 from mtmm_training.batches.collate import find_bad
 from mtmm_training.data.corpora import CORPORA, read_corpus
+from mtmm_training.data.files import read_json
 from mtmm_training.data.folds import (
     Fold,
     fold_from_speakers,
@@ -26,7 +27,6 @@ from mtmm_training.data.folds import (
 from mtmm_training.data.manifest import read_manifests
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance, few, listing, without_fields
-from mtmm_training.files import read_json
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import load_processor, planned

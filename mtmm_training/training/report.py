@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.data.files import write_json, writing
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.utterances import digest, listing
-from mtmm_training.files import write_json, writing
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from mtmm_training.data.files import read_json
 from mtmm_training.data.utterances import Utterance, by_id
-from mtmm_training.files import read_json
 from mtmm_training.scoring.predictions import read_predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import read_all
