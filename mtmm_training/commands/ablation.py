@@ -1,17 +1,15 @@
-"""`mtmm ablation`: the paper's ablations, one experiment per variant, in the same folds."""
+"""The paper's ablations in one table; on the embedded corpus if no data is named.
+
+examples:
+  mtmm ablation --out out/ablation --jobs 2
+  mtmm ablation --out out/iemocap --corpus iemocap --corpus_dir IEMOCAP_full_release
+"""
 
 import argparse
 
 from mtmm_training.commands.evaluate import add_run_flags, run_flags
 from mtmm_training.commands.flags import Advanced
 from mtmm_training.studies.variants import VARIANTS
-
-SUMMARY = "the paper's ablations in one table; on the embedded corpus if no data is named"
-EPILOG = """\
-examples:
-  mtmm ablation --out out/ablation --jobs 2
-  mtmm ablation --out out/iemocap --corpus iemocap --corpus_dir IEMOCAP_full_release
-"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

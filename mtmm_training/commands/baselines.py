@@ -1,16 +1,15 @@
-"""`mtmm baselines`: linear models on what frozen encoders say of a whole utterance."""
+"""Linear models on pooled encoder states, in the folds of training.
+
+examples:
+  mtmm baselines --out out/layer3 --layers 3 --manifest my/manifest.csv --protocol speaker
+  mtmm baselines --out out/gemaps --features egemaps --modalities audio --manifest my/manifest.csv
+"""
 
 import argparse
 
 from mtmm_training.commands.flags import Advanced, folder, refuse
 from mtmm_training.training import config as settings
 
-SUMMARY = "linear models on pooled encoder states, in the folds of training"
-EPILOG = """\
-examples:
-  mtmm baselines --out out/layer3 --layers 3 --manifest my/manifest.csv --protocol speaker
-  mtmm baselines --out out/gemaps --features egemaps --modalities audio --manifest my/manifest.csv
-"""
 SHARED = (
     "seed manifest audio_dir on_error corpus corpus_dir corpus_options emotions dimensions "
     "dimension_range modalities protocol k folds_file script_disjoint improvised_only class_weights "

@@ -1,8 +1,9 @@
 """The command `mtmm`: finds the verb that the words name, and runs it.
 
-A verb is a module of this package with `SUMMARY`, `add_flags(parser)`, `run(options)` and, where its
-help has examples, `EPILOG`. They import the standard library and light modules; `run` imports what
-does the work. Where a verb has verbs of its own, `add_flags` adds their parsers.
+A verb is a module of this package with `add_flags(parser)` and `run(options)`; its docstring is what
+`--help` says, and the first line stands in the help of `mtmm`, which is this package's docstring. They
+import the standard library and light modules; `run` imports what does the work. Where a verb has verbs
+of its own, `add_flags` adds their parsers, and each has a function in the place of `run`.
 """
 
 import sys
@@ -11,10 +12,10 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from mtmm_training.commands import installed_version
+from mtmm_training import commands
 from mtmm_training.commands.ending import GOOD, run_command
 from mtmm_training.commands.flags import WrongUse
-from mtmm_training.commands.parser import Parser, nearest
+from mtmm_training.commands.parser import Parser, Run, nearest, split_help
 
 GROUPS = {
     "use a model": ("predict", "export"),
@@ -23,22 +24,6 @@ GROUPS = {
     "share": ("publish",),
     "try": ("demo",),
 }
-
-DESCRIPTION = "Emotion, valence and arousal of speech, from its recording and transcript."
-EPILOG = """\
-`mtmm VERB --help` explains each. predict runs with the base installation; the others need
-`pip install -e ".[train]"`.
-
-examples:
-  mtmm demo out/demo
-  mtmm predict speech.wav --model out/demo/fused/model --transcript "We won!"
-  mtmm inspect --manifest my/manifest.csv
-  mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
-  mtmm evaluate run --manifest my/manifest.csv --protocol speaker --out out/ours
-  mtmm publish out/mine someone/mtmm --licence cc-by-nc-4.0 --dry-run
-
-exit status: 0 all good, 1 something failed, 2 wrong usage, 130 interrupted.
-"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -54,7 +39,7 @@ def verb_names() -> list[str]:
 def parser_of(name: str) -> Parser:
     """The parser of a verb's flags."""
     module = _module(name)
-    parser = Parser(f"mtmm {name}", module.SUMMARY, getattr(module, "EPILOG", ""))
+    parser = Parser(f"mtmm {name}", module.__doc__)
     module.add_flags(parser)
     return parser
 
@@ -66,7 +51,7 @@ def _module(name: str) -> Any:
 def _run(words: list[str]) -> int | None:
     first = words[0] if words else ""
     if first == "--version":
-        print(f"mtmm {installed_version()}")
+        print(f"mtmm {commands.installed_version()}")
         return GOOD
     if first in ("-h", "--help", "--help-all"):
         print(_page())
@@ -74,16 +59,19 @@ def _run(words: list[str]) -> int | None:
     if first not in verb_names():
         said = f"{first} is no verb{nearest(first, verb_names())}" if words else "no verb is given."
         raise WrongUse(f"{said} See `mtmm --help`")
-    status: int | None = _module(first).run(parser_of(first).parse_args(words[1:]))
-    return status
+    options = parser_of(first).parse_args(words[1:])
+    run: Run = getattr(options, "run_verb", None) or _module(first).run
+    return run(options)
 
 
 def _page() -> str:
     """The help of `mtmm` itself."""
-    lines = ["usage: mtmm VERB ...", "", DESCRIPTION, ""]
+    summary, rest = split_help(commands.__doc__)
+    lines = ["usage: mtmm VERB ...", "", summary, ""]
     for title, names in GROUPS.items():
-        lines += [f"{title}:", *(f"  {name:12} {_module(name).SUMMARY}" for name in names), ""]
-    return "\n".join([*lines, EPILOG])
+        said = [f"  {name:12} {split_help(_module(name).__doc__)[0]}" for name in names]
+        lines += [f"{title}:", *said, ""]
+    return "\n".join([*lines, rest])
 
 
 if __name__ == "__main__":

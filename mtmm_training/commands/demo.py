@@ -1,10 +1,11 @@
-"""`mtmm demo`: the whole path on the embedded corpus, in minutes."""
+"""Train three models on an embedded corpus, compare them, predict with one.
+
+examples:
+  mtmm demo out/demo
+"""
 
 import argparse
 from pathlib import Path
-
-SUMMARY = "train three models on an embedded corpus, compare them, predict with one"
-EPILOG = "examples:\n  mtmm demo out/demo\n"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

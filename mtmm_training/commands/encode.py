@@ -1,13 +1,12 @@
-"""`mtmm encode`: the flags of what decides the cache of encoder states."""
+"""Fill the cache of encoder states for all folds (flags of train).
+
+examples:
+  mtmm encode --manifest my/manifest.csv --protocol grouped --k 5 --cache_dir out/cache
+"""
 
 import argparse
 
 from mtmm_training.commands import train
-
-SUMMARY = "fill the cache of encoder states for all folds (flags of train)"
-EPILOG = """\
-examples:
-  mtmm encode --manifest my/manifest.csv --protocol grouped --k 5 --cache_dir out/cache"""
 
 add_flags = train.add_flags
 

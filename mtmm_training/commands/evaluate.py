@@ -1,4 +1,4 @@
-"""`mtmm evaluate`: whole protocols of folds, their tables, and what differs between experiments."""
+"""Run a whole protocol, put its folds into a table, compare experiments."""
 
 import argparse
 from dataclasses import fields
@@ -10,25 +10,17 @@ from mtmm_training.commands.parser import Parser
 from mtmm_training.training.config import TrainConfig, from_options
 from mtmm_training.training.config import add_flags as add_train_flags
 
-SUMMARY = "run a whole protocol, put its folds into a table, compare experiments"
 OF_ONE_FOLD = ("out", "fold", "resume", "encode_only")  # a protocol gives them to each fold
-
-
-RUN_EXAMPLES = """\
-examples:
-  mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --jobs 2
-"""
 
 
 def add_flags(parser: Parser) -> None:
     """Three verbs, each with its flags."""
-    summary = "train and test all folds of a protocol, or those that are still missing"
-    add_run_flags(parser.add_verb("run", summary, _run, RUN_EXAMPLES))
-    table = parser.add_verb("table", "put the folds of an experiment together", _table)
+    add_run_flags(parser.add_verb("run", _run))
+    table = parser.add_verb("table", _table)
     table.add_argument(
         "folder", type=Path, help="an experiment's --out; gets summary.json, table.md and figures/"
     )
-    compare = parser.add_verb("compare", "differences of experiments, with intervals", _compare)
+    compare = parser.add_verb("compare", _compare)
     compare.add_argument("reference", type=Path, help="folder of an experiment")
     compare.add_argument(
         "others", type=Path, nargs="+", help="folders of experiments with the same folds"
@@ -40,11 +32,6 @@ def add_flags(parser: Parser) -> None:
     compare.add_argument(
         "--corpus", help="on the test utterances of this corpus alone, of several manifests"
     )
-
-
-def run(options: argparse.Namespace) -> None:
-    """Runs the verb that was named."""
-    options.run_verb(options)
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +69,11 @@ def run_flags(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]
 
 
 def _run(options: argparse.Namespace) -> None:
+    """Train and test all folds of a protocol, or those that are still missing.
+
+    examples:
+      mtmm evaluate run --out out/ours --manifest my/manifest.csv --protocol speaker --jobs 2
+    """
     from mtmm_training.studies.protocol import run_protocol
 
     config, which = run_flags(options)
@@ -89,12 +81,14 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
+    """Put the folds of an experiment together."""
     from mtmm_training.studies.tables import write_tables
 
     print(write_tables(options.folder))
 
 
 def _compare(options: argparse.Namespace) -> None:
+    """Differences of experiments, with intervals."""
     from mtmm_training.studies.compare import write_comparison
 
     print(write_comparison(options.reference, options.others, options.out, options.corpus))

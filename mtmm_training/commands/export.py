@@ -1,13 +1,12 @@
-"""`mtmm export`: its flags."""
+"""Write a model as one file that runs without this code: ONNX, or torch.export's.
 
-import argparse
-
-SUMMARY = "write a model as one file that runs without this code: ONNX, or torch.export's"
-EPILOG = """\
 examples:
 mtmm export out/run/model out/mtmm.onnx
 mtmm export out/run/model out/mtmm.int8.onnx --int8 --run out/run
-mtmm export out/run/model out/mtmm.pt2"""
+mtmm export out/run/model out/mtmm.pt2
+"""
+
+import argparse
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,24 +1,20 @@
-"""`mtmm inspect`: its flags."""
+"""Count what is in a corpus or a manifest.
+
+examples:
+mtmm inspect --corpus iemocap --corpus_dir IEMOCAP_full_release --out out/iemocap
+mtmm inspect --corpus crema_d --corpus_dir CREMA-D --labels all
+mtmm inspect --manifest my_corpus/manifest.csv
+"""
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands.flags import folder, refuse
 from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS
 from mtmm_training.data.corpora.labels import LABELS
 
-SUMMARY = "count what is in a corpus or a manifest"
-EPILOG = """\
-corpora, as their makers distribute them:
-{corpora}
-
-examples:
-mtmm inspect --corpus iemocap --corpus_dir IEMOCAP_full_release --out out/iemocap
-mtmm inspect --corpus crema_d --corpus_dir CREMA-D --labels all
-mtmm inspect --manifest my_corpus/manifest.csv""".format(
-    corpora="\n".join(f"  {name:12} {reader.contents}" for name, reader in CORPORA.items())
-)
 # Options of a reader that have a flag of their own here.
 TAKEN = CORPUS_FLAGS | {"official_split": "--official_split"}
 
@@ -31,7 +27,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="FOLDER", type=folder,
         help="also write the table and a picture there, as <name>.txt, .png and .pdf",
     )  # fmt: skip
-    corpus = parser.add_argument_group("with --corpus")
+    known = [f"{name:12} {reader.contents}" for name, reader in CORPORA.items()]
+    corpus = parser.add_argument_group("with --corpus", "\n".join(known))
     corpus.add_argument("--corpus_dir", metavar="DIR", help="what the corpus was unpacked into")
     corpus.add_argument(
         "--labels", choices=("four", "all"),
@@ -46,7 +43,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="read for the corpus's own split, as protocol official does",
     )  # fmt: skip
     corpus.add_argument(
-        "--corpus_options", type=_json_object, metavar="JSON",
+        "--corpus_options", type=json_object, metavar="JSON",
         help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
     )  # fmt: skip
     manifest = parser.add_argument_group("with --manifest")
@@ -56,14 +53,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    content = json.loads(text)  # argparse says which flag, where this fails
-    if not isinstance(content, dict):
-        raise ValueError
-    return content
-
-
-_json_object.__name__ = "JSON object"  # as argparse calls the type in its errors
+def json_object(text: str) -> dict[str, Any]:
+    """As the text says; argparse names this function and the flag where it says something else."""
+    return dict(json.loads(text))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,29 +64,25 @@ def run(options: argparse.Namespace) -> None:
     of_reader = options.corpus_options or {}
     taken = [TAKEN[name] for name in of_reader if name in TAKEN]
     refuse(
-        (bool(options.manifest and given), f"{' and '.join(given)} go with --corpus"),
-        (bool(options.corpus and not options.corpus_dir), "--corpus needs --corpus_dir"),
-        (bool(options.corpus and options.dimension_range), "--dimension_range goes with --manifest"),
-        (bool(taken), f"--corpus_options cannot set {' and '.join(taken)}; give that flag"),
-        (bool(options.labels) and options.corpus not in LABELS,
-         f"{options.corpus} has no emotions"),
+        (options.manifest and given, f"{' and '.join(given)} go with --corpus"),
+        (options.corpus and not options.corpus_dir, "--corpus needs --corpus_dir"),
+        (options.corpus and options.dimension_range, "--dimension_range goes with --manifest"),
+        (taken, f"--corpus_options cannot set {' and '.join(taken)}; give that flag"),
+        (options.labels and options.corpus not in LABELS, f"{options.corpus} has no emotions"),
     )  # fmt: skip
-    from pathlib import Path
-
     from mtmm_training.data.corpora import read_corpus
     from mtmm_training.data.manifest import read_manifest
     from mtmm_training.studies.inspect_corpus import inspect
 
     if options.manifest:
         name = Path(options.manifest).resolve().parent.name
-        low, high = options.dimension_range or (1.0, 5.0)
-        utterances = read_manifest(options.manifest, dimension_range=(low, high))
+        utterances = read_manifest(
+            options.manifest, dimension_range=options.dimension_range or (1.0, 5.0)
+        )
     else:
         name = options.corpus
-        for flag in ("partial", "official_split"):
-            of_reader[flag] = getattr(options, flag)
-        if options.labels:
-            of_reader["labels"] = options.labels
+        names = ("partial", "official_split", *(["labels"] if options.labels else []))
+        of_reader |= {flag: getattr(options, flag) for flag in names}
         utterances = read_corpus(name, options.corpus_dir, **of_reader)
     print(inspect(utterances, name, options.out))
     if options.out is not None:

@@ -1,12 +1,11 @@
-"""`mtmm merge`: its flags."""
+"""Write a plain model folder from a LoRA run's adapter.
 
-import argparse
-
-SUMMARY = "write a plain model folder from a LoRA run's adapter"
-EPILOG = """\
 examples:
 mtmm merge out/run/adapter out/merged
-mtmm merge out/run/adapter out/merged --base out/before/model"""
+mtmm merge out/run/adapter out/merged --base out/before/model
+"""
+
+import argparse
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """The parser of every command: dashes or underscores, help on one page, errors in one line."""
 
 import argparse
+import inspect
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
@@ -20,15 +21,15 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         prog: The words that call it.
-        summary: What it does, in lower case and without a full stop.
-        epilog: Examples, shown as they are.
+        text: What it does, in a line; then, behind an empty line, examples, shown as they are.
     """
 
-    def __init__(self, prog: str, summary: str, epilog: str = "") -> None:
+    def __init__(self, prog: str, text: str | None) -> None:
+        summary, examples = split_help(text)
         super().__init__(
             prog=prog,
-            description=f"{summary[:1].upper()}{summary[1:]}.",
-            epilog=epilog,
+            description=summary,
+            epilog=examples,
             formatter_class=_Formatter,
             allow_abbrev=False,
             add_help=False,
@@ -39,13 +40,14 @@ class Parser(argparse.ArgumentParser):
         self._optionals.title = "flags"  # of those that are in no group
         self.verbs: Any = None
 
-    def add_verb(self, name: str, summary: str, run: Run, epilog: str = "") -> "Parser":
-        """The parser of a verb below this one; the parsed options have `run` as `run_verb`."""
+    def add_verb(self, name: str, run: Run) -> "Parser":
+        """The parser of a verb below this one; its docstring is the help, and `run_verb` says it."""
         if self.verbs is None:
             self.verbs = self.add_subparsers(
                 title="verbs", metavar="VERB", required=True, prog=self.prog
             )
-        verb: Parser = self.verbs.add_parser(name, help=summary, summary=summary, epilog=epilog)
+        text = inspect.getdoc(run)
+        verb: Parser = self.verbs.add_parser(name, help=split_help(text)[0], text=text)
         verb.set_defaults(run_verb=run)
         return verb
 
@@ -69,6 +71,12 @@ class Parser(argparse.ArgumentParser):
         """Ends the process with exit status 2."""
         stop = "" if message.endswith((".", "?")) else "."
         self.exit(2, f"error: {message}{stop} See `{self.prog} --help`.\n")
+
+
+def split_help(text: str | None) -> tuple[str, str]:
+    """The first line of a docstring, and what comes behind the empty line."""
+    summary, _, rest = (text or "").partition("\n\n")
+    return summary, rest
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

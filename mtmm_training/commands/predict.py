@@ -1,14 +1,5 @@
-"""`mtmm predict`: its flags, and which of them go together."""
+"""Predict emotion, valence and arousal of recordings and transcripts.
 
-import argparse
-import os
-from pathlib import Path
-
-from mtmm_training.commands.flags import Advanced, count, refuse
-from mtmm_training.commands.predict_inputs import is_manifest
-
-SUMMARY = "predict emotion, valence and arousal of recordings and transcripts"
-EPILOG = """\
 examples:
   One recording, with its words; or the words alone:
     mtmm predict speech.wav --model out/demo/fused/model --transcript "We won!"
@@ -44,6 +35,13 @@ the column timeline. --json has the pipeline's own keys, with the id before them
 exit status: 0 all inputs predicted, 1 some failed (named on standard error), or the model or output
 did, 2 wrong usage, 130 interrupted. Standard output has results only.
 """
+
+import argparse
+import os
+from pathlib import Path
+
+from mtmm_training.commands.flags import Advanced, count, refuse
+from mtmm_training.commands.predict_inputs import is_manifest
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

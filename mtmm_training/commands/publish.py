@@ -1,4 +1,11 @@
-"""`mtmm publish`: its flags."""
+"""Write the model card and upload a model to the Hub.
+
+What is uploaded is on an allow-list; predictions, logs, paths and speakers stay at home.
+
+examples:
+mtmm publish out/run someone/mtmm --dry_run
+mtmm publish out/run someone/mtmm --licence cc-by-nc-4.0 --tag v1
+"""
 
 import argparse
 from dataclasses import fields
@@ -6,14 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands.flags import refuse
-
-SUMMARY = "write the model card and upload a model to the Hub"
-EPILOG = """\
-What is uploaded is on an allow-list; predictions, logs, paths and speakers stay at home.
-
-examples:
-mtmm publish out/run someone/mtmm --dry_run
-mtmm publish out/run someone/mtmm --licence cc-by-nc-4.0 --tag v1"""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

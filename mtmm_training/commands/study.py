@@ -1,4 +1,4 @@
-"""`mtmm study`: what a trained model does in other conditions, on its own test split."""
+"""What a trained model does with long recordings, wrong transcripts, explanations."""
 
 import argparse
 import math
@@ -7,31 +7,20 @@ from pathlib import Path
 from mtmm_training.commands.flags import count, folder, refuse, whole
 from mtmm_training.commands.parser import Parser
 
-SUMMARY = "what a trained model does with long recordings, wrong transcripts, explanations"
 SHORTEST_S = 120.0  # of a recording: it holds two blocks
 
 
 def add_flags(parser: Parser) -> None:
     """Three studies, each with its flags."""
-    hour = parser.add_verb(
-        "hour", "how well a timeline finds the changes of emotion in an hour of speech", _hour,
-        "examples:\n  mtmm study hour --run out/run --seconds 600\n",
-    )  # fmt: skip
+    hour = parser.add_verb("hour", _hour)
     hour.add_argument("--seconds", type=float, default=3600.0, help="length of the recording")
-    errors = parser.add_verb(
-        "transcript-errors", "the test split at several word error rates", _errors,
-        "examples:\n  mtmm study transcript-errors --run out/run --rates 0 0.1 0.2 0.4\n",
-    )  # fmt: skip
+    errors = parser.add_verb("transcript-errors", _errors)
     errors.add_argument(
         "--rates", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4],
         help="shares of words to get wrong, 0 to 1",
     )  # fmt: skip
     errors.add_argument("--batch_size", type=count, default=16, help="utterances at once")
-    check = parser.add_verb(
-        "explanation-check",
-        "whether explanations point at what was planted, on the embedded corpus", _check,
-        "examples:\n  mtmm study explanation-check --run out/demo/fused --utterances 100\n",
-    )  # fmt: skip
+    check = parser.add_verb("explanation-check", _check)
     check.add_argument(
         "--utterances", type=count, help="at most so many; all of the test split if not given"
     )
@@ -42,12 +31,12 @@ def add_flags(parser: Parser) -> None:
         verb.add_argument("--seed", type=whole, default=0, help="seed of all that is drawn")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Runs the study that was named."""
-    options.run_verb(options)
-
-
 def _hour(options: argparse.Namespace) -> None:
+    """How well a timeline finds the changes of emotion in an hour of speech.
+
+    examples:
+      mtmm study hour --run out/run --seconds 600
+    """
     seconds = options.seconds
     wrong = not SHORTEST_S <= seconds < math.inf
     refuse((wrong, f"--seconds is {seconds:g}; it must be finite and at least {SHORTEST_S:g}"))
@@ -57,6 +46,11 @@ def _hour(options: argparse.Namespace) -> None:
 
 
 def _errors(options: argparse.Namespace) -> None:
+    """The test split at several word error rates.
+
+    examples:
+      mtmm study transcript-errors --run out/run --rates 0 0.1 0.2 0.4
+    """
     outside = [rate for rate in options.rates if not 0 <= rate <= 1]
     refuse((outside, f"--rates is {options.rates}; each must be from 0 to 1"))
     from mtmm_training.studies.transcript_errors import measure_errors
@@ -68,6 +62,11 @@ def _errors(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    """Whether explanations point at what was planted, on the embedded corpus.
+
+    examples:
+      mtmm study explanation-check --run out/demo/fused --utterances 100
+    """
     from mtmm_training.studies.explanation_check import check_explanations
 
     check_explanations(options.run, options.utterances)

@@ -1,17 +1,16 @@
-"""`mtmm train`: the flags of one fold's training."""
+"""Train on one fold, and test once.
+
+examples:
+  mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
+  mtmm train --resume out/mine
+
+on several processes or machines: accelerate launch train_accelerate.py, with the same flags.
+"""
 
 import argparse
 
 from mtmm_training.commands.flags import Advanced, WrongUse
 from mtmm_training.training import config
-
-SUMMARY = "train on one fold, and test once"
-EPILOG = """\
-examples:
-  mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
-  mtmm train --resume out/mine
-
-on several processes or machines: accelerate launch train_accelerate.py, with the same flags."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
