@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import Advanced, count, folder
+from mtmm_training.commands.flags import Advanced, count, folder, share
 from mtmm_training.commands.parser import Parser
 from mtmm_training.training.config import TrainConfig, from_options
 from mtmm_training.training.config import add_flags as add_train_flags
@@ -47,16 +47,6 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=count, default=1, metavar="N", help="folds at once")
     names = [field.name for field in fields(TrainConfig) if field.name not in OF_ONE_FOLD]
     add_train_flags(parser, only=names, advanced=Advanced)
-
-
-def share(text: str) -> tuple[int, int]:
-    """ "1/4" as (1, 4)."""
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no share; machine I of N is I/N, from 0/N to N-1/N, such as 0/2 and 1/2"
-        )
-    return int(part), int(parts)
 
 
 def run_flags(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:

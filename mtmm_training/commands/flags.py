@@ -31,6 +31,16 @@ def count(text: str) -> int:
     return whole(text, least=1)
 
 
+def share(text: str) -> tuple[int, int]:
+    """ "1/4" as (1, 4)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share; machine or process I of N is I/N, from 0/N to N-1/N"
+        )
+    return int(part), int(parts)
+
+
 def folder(text: str) -> Path:
     """A folder's name; an empty one would be the current folder, which nobody means to fill."""
     if not text.strip():

@@ -40,7 +40,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mtmm_training.commands.flags import Advanced, count, refuse
+from mtmm_training.commands.flags import Advanced, count, refuse, share
 from mtmm_training.commands.predict_inputs import is_manifest
 
 
@@ -97,6 +97,11 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
          "this is); goes on where it was stopped, and at the end names parts that are older than their "
          "recordings")  # fmt: skip
     add = output.add_argument
+    # As accelerate and torchrun say it.
+    started = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
+    add("--share", type=share, default=started, metavar="I/N",
+        help=Advanced("this is process I of N, from 0, each with its share of the parts"),
+        )  # fmt: skip
     add("--part_size", type=count, default=256, metavar="N", help=Advanced("inputs to a part"))
     add("--plot", type=Path, metavar="FOLDER",
         help="also draw timelines, explanations and the valence-arousal plane there")  # fmt: skip
@@ -128,28 +133,18 @@ def check(given: argparse.Namespace) -> None:
          "- goes without other inputs, transcripts, --out and --plot"),
         (given.sampling_rate is not None and not streamed, "--sampling_rate is for raw samples from -"),
         (parts and (given.plot is not None or given.timeline), "--out goes without --plot and --timeline"),
-        (not parts and _share()[1] > 1, "several processes (WORLD_SIZE) need --out"),
+        (not parts and given.share[1] > 1, "several processes (WORLD_SIZE) need --out"),
     )  # fmt: skip
-
-
-def _share() -> tuple[int, int]:
-    """This process's number and how many there are, as accelerate and torchrun set them.
-
-    Raises:
-        WrongUse: They are no numbers, or the first is not below the second.
-    """
-    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    right = rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)
-    given = f"RANK={rank!r} and WORLD_SIZE={world_size!r}"
-    refuse((not right, f"{given} must be this process's number from 0, and how many there are"))
-    return int(rank), int(world_size)
 
 
 def run(given: argparse.Namespace) -> int:
     """Predicts what the flags say; the exit status is 1 where an input failed."""
     check(given)
+    inner = Path(given.model, "model")  # of a run's folder, the model in it
+    if not Path(given.model, "config.json").exists() and (inner / "config.json").exists():
+        given.model = str(inner)
     from mtmm_training.commands import predict_work
 
     if given.out is not None:
-        return predict_work.to_parts(given, _share())
+        return predict_work.to_parts(given)
     return predict_work.to_stdout(given)

@@ -1,18 +1,22 @@
-"""What `mtmm predict` does: inputs to results in their order, printed, drawn or written as parts."""
+"""What `mtmm predict` does: loads the model; inputs to results in order, printed, drawn or as parts."""
 
 import argparse
+import hashlib
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands import installed_version
 from mtmm_training.commands.ending import FAILED, GOOD, tell
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
-from mtmm_training.commands.predict_model import identity, load_pipeline, load_recogniser
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
+from mtmm_training.data.files import file_digest
 
 # What a record of a run keeps: flags that change results.
 SETTINGS = ("window_s", "hop_s", "top_k", "transcriber", "explain", "trust_remote_code")
@@ -26,7 +30,7 @@ def to_stdout(given: argparse.Namespace) -> int:
     if streamed and sys.stdin is None:
         raise ValueError("Standard input is closed; there is nothing to read for `-`.")
     inputs = [Input("-")] if streamed else _inputs(given)
-    pipe = _pipeline(given)
+    pipe = load_pipeline(given)
     config = pipe.model.config
     for name in sorted(set(config.output_names) - set(config.trained_outputs)):
         tell(f"{given.model} was never trained on {name}; it is left out")
@@ -57,22 +61,21 @@ def to_stdout(given: argparse.Namespace) -> int:
     return FAILED if failed else GOOD
 
 
-def to_parts(given: argparse.Namespace, share: tuple[int, int]) -> int:
+def to_parts(given: argparse.Namespace) -> int:
     """Predict this process's share of the inputs into Parquet parts."""
-    given.revision, model = identity(given.model, given.revision)
     settings = {name: getattr(given, name) for name in SETTINGS}
-    settings |= {"model": model, "mtmm": installed_version()}
+    settings |= {"model": identify(given), "mtmm": installed_version()}
     parts = Parts(given.out, _inputs(given), given.part_size, settings)
 
     def load() -> tuple[dict[str, type], Predict]:
-        pipe = _pipeline(given)
+        pipe = load_pipeline(given)
         columns = result_columns(pipe.model.config, explain=given.explain is not None)
         options, stop = _options(given, pipe), given.on_error == "stop"
         return columns, partial(predict_each, pipe, options=options, stop=stop)
 
-    to_do = sum(len(parts.of(number)) for number in parts.missing(share))
-    with _bar(to_do, hidden=share[0] > 0) as bar:
-        failed = predict_parts(parts, load, share=share, advance=bar.update)
+    to_do = sum(len(parts.of(number)) for number in parts.missing(given.share))
+    with _bar(to_do, hidden=given.share[0] > 0) as bar:
+        failed = predict_parts(parts, load, share=given.share, advance=bar.update)
     return FAILED if failed else GOOD
 
 
@@ -134,16 +137,18 @@ def _inputs(given: argparse.Namespace) -> list[Input]:
     return [replace(one, transcript=said) if said else one for one in read_inputs(given.inputs)]
 
 
-def _pipeline(given: argparse.Namespace) -> Any:
-    return load_pipeline(given.model, given.revision, given.device, given.trust_remote_code)
-
-
 def _options(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
     names = ("window_s", "hop_s", "top_k", "explain", "batch_size")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
     if given.transcriber is not None:
-        options["transcriber"] = load_recogniser(given.transcriber, pipe.device)
+        from transformers import pipeline
+
+        with _named("--transcriber", given.transcriber):
+            options["transcriber"] = pipeline(
+                "automatic-speech-recognition", model=given.transcriber, device=pipe.device,
+                trust_remote_code=False,
+            )  # fmt: skip
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -153,3 +158,73 @@ def _bar(total: int, *, hidden: bool) -> Any:
 
     return tqdm(total=total, desc="inputs", unit="input", leave=False,
                 disable=hidden or None)  # fmt: skip  # None: unless it is a terminal
+
+
+# ---- the model ---------------------------------------------------------------------------------
+
+
+def load_pipeline(given: argparse.Namespace) -> Any:
+    """The model's pipeline; with --trust_remote_code, the model's own code in place of this package's.
+
+    Without --device it is on this process's accelerator, or the CPU.
+
+    Raises:
+        ValueError: The model or the device cannot be used.
+        OSError: The model is neither here nor on the Hub.
+    """
+    import torch
+    from transformers import pipeline
+
+    from modeling_mtmm import MTMMModel
+    from pipeline_mtmm import MTMMPipeline
+    from processing_mtmm import MTMMProcessor
+
+    device = given.device
+    if device is None:
+        count = torch.accelerator.device_count()
+        device = int(os.environ.get("LOCAL_RANK", 0)) % count if count else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ValueError(f"`--device {device}` cannot be used here: {error}") from error
+    where: dict[str, Any] = {"revision": given.revision} if given.revision else {}
+    with _named("--model", given.model):
+        if given.trust_remote_code:
+            return pipeline(model=given.model, trust_remote_code=True, device=device, **where)
+        model = MTMMModel.from_pretrained(given.model, **where)
+        processor = MTMMProcessor.from_pretrained(given.model, **where)
+    return MTMMPipeline(model=model, processor=processor, device=device)
+
+
+def identify(given: argparse.Namespace) -> str:
+    """Which weights --model has, wherever they lie, for the record of a run.
+
+    Of a folder, a digest of the files that make a model. On the Hub, the commit behind a branch or
+    tag, which may move while a run works; from here on it is the --revision.
+    """
+    if not Path(given.model).is_dir():
+        from transformers.utils.hub import cached_file, extract_commit_hash
+
+        with _named("--model", given.model):
+            config = cached_file(given.model, "config.json", revision=given.revision)
+        given.revision = str(extract_commit_hash(config, None))
+        return f"commit {given.revision}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(given.model).iterdir()):
+        if path.is_file() and not path.name.startswith(".") and path.suffix != ".md":
+            digest.update(f"{path.name} {file_digest(path)}".encode())
+    return f"files {digest.hexdigest()}"
+
+
+@contextmanager
+def _named(flag: str, name: str) -> Iterator[None]:
+    """Says which flag it was where transformers speaks of the network alone, also of a misspelt path."""
+    try:
+        yield
+    except OSError as error:
+        if name and Path(name).is_dir():
+            raise
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"`{flag} {name}` is no folder here, and cannot be had from the Hub: {reason}"
+        ) from error
