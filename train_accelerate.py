@@ -43,6 +43,7 @@ from mtmm_training.training import faults, launch, report
 from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig, parse
+from mtmm_training.training.ending import run_command
 from mtmm_training.training.launch import Stopped, StopSignal
 from mtmm_training.training.loaders import make_loaders, uses_cache
 from mtmm_training.training.model import best_model, build_model, choose_trained, parameter_counts
@@ -75,7 +76,6 @@ def train_fold(config: TrainConfig) -> Path:
     config.check()
     config = config.resolve()
     out = Path(config.out)
-    launch.be_quiet()
     # Any number of runs may fill one cache at once.
     folder = nullcontext() if config.encode_only else launch.alone_in(out, config.resume)
     with StopSignal() as stop, faults.explained(), folder:
@@ -335,15 +335,12 @@ def finish(job: Job) -> None:
     report.print_test(results, job.out)
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    try:
+def main(words: Sequence[str] | None = None) -> int:
+    def work() -> None:
         train_fold(parse(words))
-    except KeyboardInterrupt as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+
+    return run_command(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -91,7 +92,7 @@ def _run(flags: list[str], environment: dict[str, str], log: str) -> None:
     file = os.open(log, os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    train_accelerate.main(flags)
+    sys.exit(train_accelerate.main(flags))
 
 
 def start(flags: list[str], **environment: str) -> Process:

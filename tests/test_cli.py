@@ -30,9 +30,9 @@ from hub_server import HubServer
 from modeling_mtmm import MTMMModel
 from mtmm_training.commands import cli, flags, predict
 from mtmm_training.commands.cli import main
-from mtmm_training.commands.ending import hush, run_command
 from mtmm_training.commands.parser import Parser
 from mtmm_training.commands.predict_inputs import Input
+from mtmm_training.training.ending import WrongUse, hush, run_command
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -209,7 +209,7 @@ def ended_by(error: BaseException) -> int:
     ("error", "status", "said"),
     [
         (ValueError("no such fold"), 1, "error: no such fold\n"),
-        (flags.WrongUse("--a goes without --b"), 2, "error: --a goes without --b.\n"),
+        (WrongUse("--a goes without --b"), 2, "error: --a goes without --b.\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("SIGINT: stopped"), 130, "SIGINT: stopped\n"),
         (SystemExit("stopped"), 1, "stopped\n"),
@@ -241,7 +241,7 @@ def test_faults_of_ours_keep_their_traceback(error: Exception) -> None:
 
 TERMINATED = """
 import os, signal, sys
-from mtmm_training.commands.ending import hush, run_command
+from mtmm_training.training.ending import hush, run_command
 def work():
     try:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -13,9 +13,8 @@ from importlib import import_module
 from typing import Any
 
 from mtmm_training import commands
-from mtmm_training.commands.ending import GOOD, run_command
-from mtmm_training.commands.flags import WrongUse
 from mtmm_training.commands.parser import Parser, Run, nearest, split_help
+from mtmm_training.training.ending import GOOD, WrongUse, run_command
 
 GROUPS = {
     "use a model": ("predict", "export"),

@@ -1,11 +1,9 @@
-"""What the modules of commands are made of: types of flags, marks, and wrong use; light to import."""
+"""What the modules of commands are made of: types of flags, marks, and refusals; light to import."""
 
 import argparse
 from pathlib import Path
 
-
-class WrongUse(Exception):
-    """Flags that do not go together, raised by a verb's `run`: exit status 2."""
+from mtmm_training.training.ending import WrongUse
 
 
 class Advanced(str):

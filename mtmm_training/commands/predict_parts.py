@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.ending import tell
 from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.commands.predict_output import result_row
 from mtmm_training.data.files import replacing, sweep
 from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import few
+from mtmm_training.training.ending import tell
 
 RUN_FILE = "_run.json"  # readers of folders of Parquet files pass over names that begin so
 AGAIN = "delete it and run the same command again"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands import installed_version
-from mtmm_training.commands.ending import FAILED, GOOD, tell
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
 from mtmm_training.data.files import file_digest
+from mtmm_training.training.ending import FAILED, GOOD, tell
 
 # What a record of a run keeps: flags that change results.
 SETTINGS = ("window_s", "hop_s", "top_k", "transcriber", "explain", "trust_remote_code")

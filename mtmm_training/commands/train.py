@@ -9,8 +9,9 @@ on several processes or machines: accelerate launch train_accelerate.py, with th
 
 import argparse
 
-from mtmm_training.commands.flags import Advanced, WrongUse
+from mtmm_training.commands.flags import Advanced
 from mtmm_training.training import config
+from mtmm_training.training.ending import WrongUse
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,17 +4,13 @@ import errno
 import fcntl
 import os
 import signal
-import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-import datasets
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 
@@ -33,14 +29,6 @@ def leave_cores_to(workers: int, accelerator: Accelerator) -> None:
     """On a CPU, threads that outnumber the cores wait for each other and lose more than they gain."""
     if accelerator.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(usable_cores() // accelerator.num_processes - workers, 1))
-
-
-def be_quiet() -> None:
-    """Where nobody watches, no progress bars of libraries, and no warnings about their insides."""
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
-        warnings.simplefilter("ignore", FutureWarning)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

@@ -8,7 +8,10 @@ import threading
 import warnings
 from collections.abc import Callable
 
-from mtmm_training.commands.flags import WrongUse
+
+class WrongUse(Exception):
+    """Flags that do not go together: exit status 2."""
+
 
 GOOD, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 OURS = ("mtmm_training", "train_accelerate")
@@ -53,6 +56,12 @@ def hush() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=LIBRARIES)
+        warnings.simplefilter("ignore", FutureWarning)
+    # What is imported already reads the environment no more.
+    if not watched and "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
+    if not watched and "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
 
 
 def run_command(work: Callable[[], int | None]) -> int:
