@@ -29,6 +29,7 @@ try:
 except ImportError:  # a Space has no checkout, but this file beside it
     import palette  # type: ignore[import-not-found, no-redef]
 
+HERE = Path(__file__).parent
 MODELS = "MTMM_MODELS"  # the Space's variable
 MOST_MB = 20
 LONGEST_S = 600.0
@@ -39,40 +40,21 @@ BATCH_SIZE = 8
 KEPT_S, LOOKED_AT_EVERY_S = 3600, 600  # uploads, before they are deleted
 
 # As gradio's HighlightedText shades positive and negative scores.
-SIGNS = ("for it", "against it")
-SIGN_COLOURS = dict(zip(SIGNS, ("#EF4444", "#805AD5"), strict=True))
+SIGN_COLOURS = {"for it": "#EF4444", "against it": "#805AD5"}
 
 # The system's own fonts: nothing is fetched.
 THEME = gr.themes.Default(
     primary_hue="blue", secondary_hue="blue", neutral_hue="slate",
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],
 )  # fmt: skip
-TITLE = "# How does this voice sound?"
-ABOUT = """Record or upload speech. With what was said, the model also reads the words."""
+ABOUT = """# How does this voice sound?
+Record or upload speech. With what was said, the model also reads the words."""
 NOTICE = f"""Recordings stay on the machine that runs this page and are deleted after an hour. At most
 {MOST_MB} MB and {LONGEST_S / 60:g} minutes. Models repeat what listeners perceived in their training corpora,
 and err: do not use them to judge, hire, grade or monitor people."""
 NOTHING = "There is nothing to hear or read yet: record or upload speech, or type what was said."
 # Where the embedded corpus cannot be made, as on a Space, which has no checkout.
 SENTENCES = ("I love it, this is wonderful!", "It was a terrible mistake.")
-
-# In the browser gradio refuses other files itself, with a list of MIME types; one sentence will do.
-PLAIN_WORDS = """() => new MutationObserver(() => {
-  for (const toast of document.querySelectorAll("[data-testid=toast-text]"))
-    if (toast.textContent.includes("Invalid file type"))
-      toast.textContent = "This is no audio file. Give wav, flac, ogg or mp3.";
-}).observe(document.body, {childList: true, subtree: true})"""
-
-# On a phone the answer is far below the button, and grows while gradio puts its parts there.
-SCROLL = """() => {
-  const outcome = document.querySelector("#outcome");
-  const watcher = new ResizeObserver(() => {
-    if (outcome.getBoundingClientRect().top > innerHeight / 2)
-      outcome.scrollIntoView({behavior: "smooth"});
-  });
-  watcher.observe(outcome);
-  setTimeout(() => watcher.disconnect(), 5000);
-}"""
 
 
 class Answer(NamedTuple):
@@ -112,12 +94,13 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
             duration_s = listen(pipe.processor, path)
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(path, Path(path).name)) from error
-        in_windows = duration_s > pipe.processor.longest_audio_s()
+        longest_s = pipe.processor.longest_audio_s()
+        in_windows = duration_s > longest_s
         if in_windows and utterance:
             raise ValueError(
-                f"{Path(path).name} lasts {spoken(duration_s)}; more than "
-                f"{spoken(pipe.processor.longest_audio_s())} are heard in windows, and which words belong to "
-                "which is unknown. Leave the text empty, or trim the recording."
+                f"{Path(path).name} lasts {duration_s:.0f} s. What is longer than "
+                f"{longest_s:.0f} s is heard in windows, and which words belong to which is unknown. "
+                "Leave the text empty, or trim the recording."
             )
         utterance["audio"] = path
     can_explain = config.use_bridge_tokens and "emotion" in config.trained_outputs
@@ -133,29 +116,13 @@ def listen(processor: Any, path: str) -> float:
     """
     name, recording = Path(path).name, processor.open_recording(path)
     duration_s, shortest_s = recording.duration_s, max(SHORTEST_S, processor.min_duration_s)
-    if duration_s < shortest_s:
+    if not shortest_s <= duration_s <= LONGEST_S:
         raise ValueError(
-            f"{name} lasts {duration_s:.2f} s; at least {shortest_s:g} s are needed. Record a little more."
+            f"{name} lasts {duration_s:.2f} s; from {shortest_s:g} to {LONGEST_S:g} s are taken here."
         )
-    if duration_s > LONGEST_S:
-        raise ValueError(
-            f"{name} lasts {spoken(duration_s)}; at most {spoken(LONGEST_S)} are taken here. Trim it, or run "
-            "the model on your own machine."
-        )
-    peak = max(float(np.abs(block).max()) for block in recording.blocks(0, None))
-    if peak < SILENT:
-        loudness = f"{20 * math.log10(peak):.0f} dB" if peak else "all zeros"
-        raise ValueError(
-            f"{name} is silent ({loudness}). Is the microphone muted? Record again, or upload another file."
-        )
+    if all(np.abs(block).max() < SILENT for block in recording.blocks(0, None)):
+        raise ValueError(f"{name} is silent. Is the microphone muted? Record again.")
     return duration_s
-
-
-def spoken(seconds: float) -> str:
-    """40 → "40 s", 725 → "12 min 5 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    parts = [f"{minutes} min"] * (minutes > 0) + [f"{rest} s"] * (rest > 0 or not minutes)
-    return " ".join(parts)
 
 
 # ---- the page ------------------------------------------------------------------------------------
@@ -213,22 +180,17 @@ def show_timeline(answer: Answer) -> None:
             color_title=" ", y_title=" ", y_lim=list(answer.dimension_range), **ends,
         )  # fmt: skip
     with gr.Accordion("All windows in numbers", open=False):
-        times = [f"{clock(entry['start'])}–{clock(entry['end'])}" for entry in entries]
-        table = frame.drop(columns=["start", "end"])
-        table.insert(0, "time", times)
-        shown = table.to_html(index=False, border=0, float_format="{:.2f}".format)
+        shown = frame.to_html(index=False, border=0, float_format="{:.2f}".format)
         gr.HTML(f'<div class="windows">{shown}</div>')  # gradio's own table is too wide for a phone
 
 
 def windows(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A timeline as a table: start and end in seconds, emotion, its probability, dimensions."""
-    rows = []
-    for entry in entries:
-        row = {"start": entry["start"], "end": entry["end"]}
-        if "emotion" in entry:
-            row |= {"emotion": entry["emotion"], "probability": entry["scores"][entry["emotion"]]}
-        rows.append(row | drawings.dimensions(entry))
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(entries)
+    if "emotion" in frame:
+        frame["probability"] = [entry["scores"][entry["emotion"]] for entry in entries]
+    names = ["start", "end", "emotion", "probability", *drawings.dimensions(entries[0])]
+    return frame[[name for name in names if name in frame]]
 
 
 def show_explanation(explanation: Mapping[str, Any]) -> None:
@@ -241,15 +203,11 @@ def show_explanation(explanation: Mapping[str, Any]) -> None:
         f"mattered.{without(left_out['modalities'])}"
     )
     show_places(left_out, f"Moments: fall of the probability of {of}, %", fall_percent)
-    agreement = [
-        f"{rho:.2f} over {name}"
-        for name, rho in explanation["agreement"].items()
-        if rho is not None
-    ]
-    also = "Its rank correlation with the above: " + ", ".join(agreement) + "." if agreement else ""
+    known = {name: rho for name, rho in explanation["agreement"].items() if rho is not None}
+    agreement = [f" Its rank correlation with the above over {n}: {known[n]:.2f}." for n in known]
     gr.Markdown(
         "### What the model read\nThe attention of its bridge tokens, which is no proof that it "
-        f"mattered. {also}"
+        f"mattered.{''.join(agreement)}"
     )
     show_places(explanation, "Moments: share of the attention, %", lambda share: 100 * share)
 
@@ -259,14 +217,10 @@ def show_places(side: Mapping[str, Any], label: str, percent: Callable[[float], 
     known = [place for place in side["time"] if place["share"] is not None]
     if known:
         length_s = known[0]["end"] - known[0]["start"]
-        values = [percent(place["share"]) for place in known]
-        frame = pd.DataFrame(
-            {
-                "time (s)": [place["start"] + length_s / 2 for place in known],
-                "percent": values,
-                "sign": [SIGNS[value < 0] for value in values],
-            }
-        )
+        frame = pd.DataFrame(known)
+        frame["time (s)"] = frame["start"] + length_s / 2
+        frame["percent"] = frame["share"].map(percent)
+        frame["sign"] = np.where(frame["percent"] < 0, "against it", "for it")
         gr.BarPlot(
             frame, x="time (s)", y="percent", color="sign", x_bin=length_s, height=190, label=label,
             y_title=" ", color_map=SIGN_COLOURS, colors_in_legend=[], x_lim=[0, side["time"][-1]["end"]],
@@ -293,12 +247,6 @@ def fall_percent(fall: float) -> float:
     return -100 * math.expm1(-fall)
 
 
-def clock(seconds: float) -> str:
-    """75.2 → "1:15"."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
-
-
 def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blocks:
     """The page.
 
@@ -307,10 +255,9 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
         examples: Path of a recording, or None, and transcript of each.
     """
     names = list(pipes)
-    kept = (LOOKED_AT_EVERY_S, KEPT_S)
-    page = gr.Blocks(title="MTMM: emotion in speech", delete_cache=kept)
+    page = gr.Blocks(title="MTMM: emotion in speech", delete_cache=(LOOKED_AT_EVERY_S, KEPT_S))
     with page:
-        gr.Markdown(f"{TITLE}\n{ABOUT}")
+        gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 audio = gr.Audio(
@@ -333,7 +280,7 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
         gr.Markdown(NOTICE, elem_id="notice")
         button.click(
             partial(respond, pipes), [model, audio, text], [message, answer], api_name="predict"
-        ).then(fn=None, js=SCROLL)
+        ).then(fn=None, js=HERE.joinpath("scroll.js").read_text())
     return page
 
 
@@ -350,9 +297,7 @@ def make_examples(folder: str) -> list[list[str | None]]:
 def load(name: str) -> Any:
     """The pipeline of a folder, of an id on the Hub, or of ID@COMMIT."""
     make: Any = pipeline  # its types ask for a task, which the model's configuration names
-    if os.path.exists(name):
-        return make(model=name, trust_remote_code=True)
-    model, _, revision = name.partition("@")
+    model, _, revision = (name, "", "") if os.path.exists(name) else name.partition("@")
     return make(model=model, revision=revision or None, trust_remote_code=True)
 
 
@@ -375,7 +320,7 @@ def main() -> None:
         page = build(pipes, make_examples(folder))
         page.queue(max_size=20).launch(
             server_port=given.port, share=given.share, max_file_size=f"{MOST_MB}mb",
-            theme=THEME, css_paths=Path(__file__).with_name("style.css"), js=PLAIN_WORDS,
+            theme=THEME, css_paths=HERE / "style.css",
             footer_links=[], run_history=False,
         )  # fmt: skip
 

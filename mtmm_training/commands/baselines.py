@@ -19,26 +19,16 @@ SHARED = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The features' flags, and those of training that mean the same here."""
-    group = parser.add_argument_group("baseline")
-    group.add_argument(
-        "--out", type=folder, default="out/baseline", help="folder that gets fold-00, fold-01, ..."
-    )
-    group.add_argument(
-        "--folds", type=int, nargs="+", metavar="I", help="only these, counted from 0"
-    )
-    group.add_argument(
-        "--features", choices=["encoders", "egemaps"], default="encoders",
-        help="pooled states, or the 88 functionals of openSMILE",
-    )  # fmt: skip
-    group.add_argument(
-        "--layers", nargs="+", default=["best"], metavar="LAYER",
+    add = parser.add_argument_group("baseline").add_argument
+    add("--out", type=folder, default="out/baseline", help="folder that gets fold-00, fold-01, ...")
+    add("--folds", type=int, nargs="+", metavar="I", help="only these, counted from 0")
+    add("--features", choices=["encoders", "egemaps"], default="encoders",
+        help="pooled states, or the 88 functionals of openSMILE")  # fmt: skip
+    add("--layers", nargs="+", default=["best"], metavar="LAYER",
         help="best (one, chosen inside the fold), last, or numbers to put side by side: 0 is the "
-        "first layer's input, 1 its output (best)",
-    )  # fmt: skip
-    group.add_argument(
-        "--pooling", choices=["mean", "mean_std"], default="mean",
-        help="statistics over time; mean_std puts both side by side",
-    )  # fmt: skip
+        "first layer's input, 1 its output (best)")  # fmt: skip
+    add("--pooling", choices=["mean", "mean_std"], default="mean",
+        help="statistics over time; mean_std puts both side by side")  # fmt: skip
     settings.add_flags(parser, only=SHARED, advanced=Advanced)
 
 

@@ -16,35 +16,26 @@ OF_ONE_FOLD = ("out", "fold", "resume", "encode_only")  # a protocol gives them 
 def add_flags(parser: Parser) -> None:
     """Three verbs, each with its flags."""
     add_run_flags(parser.add_verb("run", _run))
-    table = parser.add_verb("table", _table)
-    table.add_argument(
-        "folder", type=Path, help="an experiment's --out; gets summary.json, table.md and figures/"
-    )
-    compare = parser.add_verb("compare", _compare)
-    compare.add_argument("reference", type=Path, help="folder of an experiment")
-    compare.add_argument(
-        "others", type=Path, nargs="+", help="folders of experiments with the same folds"
-    )
-    compare.add_argument(
-        "--out", type=folder, metavar="NAME",
-        help="also write NAME.md, NAME.json and a figure for each of the others",
-    )  # fmt: skip
-    compare.add_argument(
-        "--corpus", help="on the test utterances of this corpus alone, of several manifests"
-    )
+    add = parser.add_verb("table", _table).add_argument
+    add("folder", type=Path,
+        help="an experiment's --out; gets summary.json, table.md and figures/")  # fmt: skip
+    add = parser.add_verb("compare", _compare).add_argument
+    add("reference", type=Path, help="folder of an experiment")
+    add("others", type=Path, nargs="+", help="folders of experiments with the same folds")
+    add("--out", type=folder, metavar="NAME",
+        help="also write NAME.md, NAME.json and a figure for each of the others")  # fmt: skip
+    add("--corpus", help="on the test utterances of this corpus alone, of several manifests")
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a command that runs experiments: its own, and training's."""
-    group = parser.add_argument_group("experiment")
-    group.add_argument("--out", type=folder, required=True, help="folder of all results")
-    group.add_argument("--folds", type=int, nargs="+", metavar="I", help="only these, from 0")
-    group.add_argument("--fold", type=int, nargs="+", dest="folds", help=argparse.SUPPRESS)
-    group.add_argument(
-        "--share", type=share, default="0/1", metavar="I/N",
-        help="only folds whose number divided by N leaves I: machine I of N",
-    )  # fmt: skip
-    group.add_argument("--jobs", type=count, default=1, metavar="N", help="folds at once")
+    add = parser.add_argument_group("experiment").add_argument
+    add("--out", type=folder, required=True, help="folder of all results")
+    add("--folds", type=int, nargs="+", metavar="I", help="only these, from 0")
+    add("--fold", type=int, nargs="+", dest="folds", help=argparse.SUPPRESS)
+    add("--share", type=share, default="0/1", metavar="I/N",
+        help="only folds whose number divided by N leaves I: machine I of N")  # fmt: skip
+    add("--jobs", type=count, default=1, metavar="N", help="folds at once")
     names = [field.name for field in fields(TrainConfig) if field.name not in OF_ONE_FOLD]
     add_train_flags(parser, only=names, advanced=Advanced)
 

@@ -20,37 +20,26 @@ TAKEN = CORPUS_FLAGS | {"official_split": "--official_split"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--corpus", choices=CORPORA, metavar="NAME", help="one of those below")
-    source.add_argument("--manifest", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet table")
-    parser.add_argument(
-        "--out", metavar="FOLDER", type=folder,
-        help="also write the table and a picture there, as <name>.txt, .png and .pdf",
-    )  # fmt: skip
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--corpus", choices=CORPORA, metavar="NAME", help="one of those below")
+    add("--manifest", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet table")
+    parser.add_argument("--out", metavar="FOLDER", type=folder,
+        help="also write the table and a picture there, as <name>.txt, .png and .pdf")  # fmt: skip
     known = [f"{name:12} {reader.contents}" for name, reader in CORPORA.items()]
-    corpus = parser.add_argument_group("with --corpus", "\n".join(known))
-    corpus.add_argument("--corpus_dir", metavar="DIR", help="what the corpus was unpacked into")
-    corpus.add_argument(
-        "--labels", choices=("four", "all"),
+    add = parser.add_argument_group("with --corpus", "\n".join(known)).add_argument
+    add("--corpus_dir", metavar="DIR", help="what the corpus was unpacked into")
+    add("--labels", choices=("four", "all"),
         help="four: angry, happy, neutral, sad, and nothing else is read; all: every emotion that "
-        "the corpus has. Without it, all for meld and four for the others",
-    )  # fmt: skip
-    corpus.add_argument(
-        "--partial", action="store_true", help="go on, with a warning, where it is not complete"
-    )
-    corpus.add_argument(
-        "--official_split", action="store_true",
-        help="read for the corpus's own split, as protocol official does",
-    )  # fmt: skip
-    corpus.add_argument(
-        "--corpus_options", type=json_object, metavar="JSON",
+        "the corpus has. Without it, all for meld and four for the others")  # fmt: skip
+    add("--partial", action="store_true", help="go on, with a warning, where it is not complete")
+    add("--official_split", action="store_true",
+        help="read for the corpus's own split, as protocol official does")  # fmt: skip
+    add("--corpus_options", type=json_object, metavar="JSON",
         help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
-    )  # fmt: skip
-    manifest = parser.add_argument_group("with --manifest")
-    manifest.add_argument(
-        "--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="the scale of its valence, arousal and dominance; 1 5 if not given",
-    )  # fmt: skip
+        )  # fmt: skip
+    add = parser.add_argument_group("with --manifest").add_argument
+    add("--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="the scale of its valence, arousal and dominance; 1 5 if not given")  # fmt: skip
 
 
 def json_object(text: str) -> dict[str, Any]:

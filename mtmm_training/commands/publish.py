@@ -16,50 +16,39 @@ from mtmm_training.commands.flags import refuse
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("repo_id", help="where to: user/name or organisation/name")
-    parser.add_argument(
-        "--dry_run", action="store_true",
-        help="stage, check, and list what would go where; upload nothing",
-    )  # fmt: skip
-    parser.add_argument("--out", help="keep the staged folder here, to look at")
-    parser.add_argument(
-        "--adapter", action="store_true",
+    add = parser.add_argument
+    add("run", help="folder of a finished run")
+    add("repo_id", help="where to: user/name or organisation/name")
+    add("--dry_run", action="store_true",
+        help="stage, check, and list what would go where; upload nothing")  # fmt: skip
+    add("--out", help="keep the staged folder here, to look at")
+    add("--adapter", action="store_true",
         help="publish a LoRA run's adapter alone, not the whole model it was merged into",
-    )  # fmt: skip
+        )  # fmt: skip
 
-    where = parser.add_argument_group("where to")
-    where.add_argument("--private", action="store_true", help="make a new repository private")
-    where.add_argument("--branch", help="upload to this branch; made if it does not exist")
-    where.add_argument(
-        "--pull_request", action="store_true",
-        help="open a pull request instead of changing the branch",
-    )  # fmt: skip
-    where.add_argument("--tag", help="name the uploaded commit")
-    where.add_argument("--message", default="Publish an MTMM model", help="commit message")
+    add = parser.add_argument_group("where to").add_argument
+    add("--private", action="store_true", help="make a new repository private")
+    add("--branch", help="upload to this branch; made if it does not exist")
+    add("--pull_request", action="store_true",
+        help="open a pull request instead of changing the branch")  # fmt: skip
+    add("--tag", help="name the uploaded commit")
+    add("--message", default="Publish an MTMM model", help="commit message")
 
-    card = parser.add_argument_group("what the card says")
-    card.add_argument("--licence", help="of the weights, as the Hub names it")
-    card.add_argument(
-        "--language", nargs="+", help="ISO 639-1 codes of the speech; en if not given"
-    )
-    card.add_argument("--corpus_name", help="name of the training data, as readers know it")
-    card.add_argument("--corpus_licence", help="licence or terms of the training data")
-    card.add_argument("--datasets", nargs="+", help="Hub ids of the training data")
-    card.add_argument(
-        "--base_model", nargs="+", metavar="ID",
+    add = parser.add_argument_group("what the card says").add_argument
+    add("--licence", help="of the weights, as the Hub names it")
+    add("--language", nargs="+", help="ISO 639-1 codes of the speech; en if not given")
+    add("--corpus_name", help="name of the training data, as readers know it")
+    add("--corpus_licence", help="licence or terms of the training data")
+    add("--datasets", nargs="+", help="Hub ids of the training data")
+    add("--base_model", nargs="+", metavar="ID",
         help="Hub ids that the model derives from; for --adapter: the MTMM model it belongs to",
-    )  # fmt: skip
-    card.add_argument(
-        "--folds", nargs="+", metavar="RUN",
-        help="folders of the other folds' runs, for mean and spread",
-    )  # fmt: skip
-    card.add_argument("--example", help="recording for the example; a tone if not given")
-    card.add_argument("--example_text", help="its transcript")
-    card.add_argument(
-        "--name_speakers", action="store_true",
-        help="keep speakers' ids in results.json (public corpora only)",
-    )  # fmt: skip
+        )  # fmt: skip
+    add("--folds", nargs="+", metavar="RUN",
+        help="folders of the other folds' runs, for mean and spread")  # fmt: skip
+    add("--example", help="recording for the example; a tone if not given")
+    add("--example_text", help="its transcript")
+    add("--name_speakers", action="store_true",
+        help="keep speakers' ids in results.json (public corpora only)")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:

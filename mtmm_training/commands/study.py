@@ -15,10 +15,8 @@ def add_flags(parser: Parser) -> None:
     hour = parser.add_verb("hour", _hour)
     hour.add_argument("--seconds", type=float, default=3600.0, help="length of the recording")
     errors = parser.add_verb("transcript-errors", _errors)
-    errors.add_argument(
-        "--rates", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4],
-        help="shares of words to get wrong, 0 to 1",
-    )  # fmt: skip
+    errors.add_argument("--rates", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4],
+        help="shares of words to get wrong, 0 to 1")  # fmt: skip
     errors.add_argument("--batch_size", type=count, default=16, help="utterances at once")
     check = parser.add_verb("explanation-check", _check)
     check.add_argument(
