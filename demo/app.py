@@ -320,8 +320,7 @@ def main() -> None:
         page = build(pipes, make_examples(folder))
         page.queue(max_size=20).launch(
             server_port=given.port, share=given.share, max_file_size=f"{MOST_MB}mb",
-            theme=THEME, css_paths=HERE / "style.css",
-            footer_links=[], run_history=False,
+            theme=THEME, css_paths=HERE / "style.css", footer_links=[], run_history=False,
         )  # fmt: skip
 
 

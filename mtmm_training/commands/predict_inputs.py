@@ -14,10 +14,6 @@ from mtmm_training.data.manifest import read_manifest
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 TIMED = {"chunks": "words", "words": "words", "segments": "segments"}  # in a file: to the pipeline
-TRANSCRIPT_FORMS = (
-    'a list of words {"text", "start", "end"}, or an object with "words", "segments" or "chunks" '
-    '(what speech recognisers write), or with "text"'
-)
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,10 @@ def read_transcript(path: Path) -> dict[str, Any]:
             return {name: items for name, items in timed.items() if items}
         if isinstance(content.get("text"), str):
             return {"text": content["text"]} if content["text"].strip() else {}
-    raise ValueError(f"{path} has no transcript; it must be {TRANSCRIPT_FORMS}.")
+    raise ValueError(
+        f'{path} has no transcript: a list of words {{"text", "start", "end"}}, or an object with '
+        '"words", "segments" or "chunks" (what speech recognisers write), or with "text".'
+    )
 
 
 def _as_written(name: str, items: Any) -> Any:

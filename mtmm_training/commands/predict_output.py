@@ -11,9 +11,6 @@ from typing import Any
 
 from mtmm_training.commands.predict_inputs import Input
 
-LONGEST_STEM = 150  # bytes; file names have 255, and ours say more behind it
-
-
 # ---- the parts of a result -------------------------------------------------------------------
 
 
@@ -85,15 +82,13 @@ class Printer:
         Raises:
             OSError: Standard output cannot be written, as on a full disk.
         """
-        records = entries(result) if self.timeline else [result]
-        if self.form == "json":
-            for record in records:
+        for record in entries(result) if self.timeline else [result]:
+            if self.form == "json":
                 print(json.dumps({"id": one.name, **record}, ensure_ascii=False))
-        elif self.form == "csv":
-            for record in records:
+            elif self.form == "csv":
                 cells = result_row(record, self.columns)
                 self.table.writerow({**record, **cells, "id": one.name})
-        elif "error" not in result:  # else it is on standard error already
+        if self.form == "lines" and "error" not in result:  # that is on standard error already
             if "missing" in result:  # a stream has no mean over all its windows
                 print(f"{one.name}: {describe(result, self.config)}")
             for entry in result.get("timeline", ()) if self.timeline else ():
@@ -150,44 +145,37 @@ class Pictures:
         from mtmm_training.pictures import of_answers, style
 
         self.pictures, self.write, self.folder = of_answers, style.save, folder
-        self.range = {"dimension_range": config.dimension_range}
+        self.scale = {"dimension_range": config.dimension_range}
         self.results: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, one: Input, result: dict[str, Any]) -> None:
         """Write the pictures of one result; it is kept for the plane, which shows all of them."""
         self.results[one.name] = {k: v for k, v in result.items() if k != "timeline"}
-        stem = _stem(one.name)
+        # File names have 255 bytes, and ours say more behind these.
+        stem = re.sub(r"[^\w.-]+", "_", one.name).encode()[-150:].decode(errors="ignore")
         if "timeline" in result:
-            figure = self.pictures.draw_timeline(result, title=one.name, **self.range)
+            figure = self.pictures.draw_timeline(result, title=one.name, **self.scale)
             self._save(figure, f"{stem}.timeline")
         for entry in entries(result):
             if "explanation" not in entry:
                 continue
-            title, name, waveform, rate = one.name, stem, None, None
-            if "start" in entry:
-                title += f" {entry['start']:08.2f} s"
-                name += f"_{entry['start']:08.2f}_s"
-            elif one.audio is not None:  # a long recording is never held whole
-                waveform, rate = one.waveform()
+            place = f" {entry['start']:08.2f} s" if "start" in entry else ""
+            heard: tuple[Any, Any] = (None, None)
+            if one.audio is not None and not place:  # a long recording is never held whole
+                heard = one.waveform()
                 entry = moved(entry, -(one.start_s or 0.0))  # as the waveform, which begins there
-            figure = self.pictures.draw_explanation(entry, waveform, rate, title=title)
-            self._save(figure, f"{name}.explanation")
+            figure = self.pictures.draw_explanation(entry, *heard, title=one.name + place)
+            self._save(figure, f"{stem}{place.replace(' ', '_')}.explanation")
 
     def draw_plane(self) -> None:
         """All results in the valence-arousal plane, where the model knows both."""
         known = {n: r for n, r in self.results.items() if "valence" in r and "arousal" in r}
         if known:
             points, names = list(known.values()), list(known)
-            self._save(self.pictures.draw_plane(points, names, **self.range), "plane")
+            self._save(self.pictures.draw_plane(points, names, **self.scale), "plane")
 
     def _save(self, figure: Any, name: str) -> None:
         """Under a name that no picture has yet, of this run or an earlier one."""
         names = (f"{name}.png" if number == 1 else f"{name}_{number}.png" for number in count(1))
         self.write(figure, next(p for n in names if not (p := self.folder / n).exists()))
-
-
-def _stem(name: str) -> str:
-    """An input's name as a file's: of the characters and length of one."""
-    cleaned = re.sub(r"[^\w.-]+", "_", name)
-    return cleaned.encode()[-LONGEST_STEM:].decode(errors="ignore")

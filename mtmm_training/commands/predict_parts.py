@@ -83,11 +83,11 @@ class Parts:
 
         keep_record(self.folder / RUN_FILE, self.record)
         # The same columns for every part, also where all values of one are absent.
-        text, number_type = pyarrow.string(), pyarrow.float64()
-        cells = [(name, text if kind is str else number_type) for name, kind in columns.items()]
-        times = [("start", number_type), ("end", number_type)]
+        kinds = {str: pyarrow.string(), float: pyarrow.float64()}
+        cells = [(name, kinds[kind]) for name, kind in columns.items()]
+        times = [("start", kinds[float]), ("end", kinds[float])]
         timeline = ("timeline", pyarrow.list_(pyarrow.struct([*times, *cells])))
-        schema = pyarrow.schema([("id", text), *cells, timeline, ("error", text)])
+        schema = pyarrow.schema([("id", kinds[str]), *cells, timeline, ("error", kinds[str])])
         with replacing(self.path(number)) as temporary:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
 
@@ -162,10 +162,8 @@ def predict_parts(
     for number in mine:
         rows = []
         for one, result in predict(parts.of(number)):
-            timeline = [
-                {"start": entry["start"], "end": entry["end"]} | result_row(entry, columns)
-                for entry in result.get("timeline", ())
-            ]
+            windows = {"start": float, "end": float} | columns
+            timeline = [result_row(entry, windows) for entry in result.get("timeline", ())]
             own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
             rows.append(own | result_row(result, columns))
             if "error" in result:
@@ -177,13 +175,12 @@ def predict_parts(
         tell(f"This share is done; {len(missing)} of {parts.count} parts are left to others.")
         return failed
     names = parts.check()
-    if names:
-        tell(
-            f"Failed: {few(names)}. To try them anew, delete their parts and run the same command again."
-        )
+    again = (
+        f": {few(names)}; to try them anew, delete their parts and run this again" if names else ""
+    )
     tell(
         f"{parts.folder}: {len(parts.inputs)} utterances in {parts.count} parts, complete and in order; "
-        f"{len(names)} failed."
+        f"{len(names)} failed{again}."
     )
     return len(names)
 
