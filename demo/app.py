@@ -303,13 +303,10 @@ def load(name: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help="folder, id on the Hub, or ID@COMMIT"
-    )
-    parser.add_argument("--port", type=int, help="the first free one from 7860 on, if not given")
-    parser.add_argument(
-        "--share", action="store_true", help="a public address, through gradio's servers"
-    )
+    add = parser.add_argument
+    add("models", nargs="*", metavar="MODEL", help="folder, id on the Hub, or ID@COMMIT")
+    add("--port", type=int, help="the first free one from 7860 on, if not given")
+    add("--share", action="store_true", help="a public address, through gradio's servers")
     given = parser.parse_args()
     names = given.models or os.environ.get(MODELS, "").split()
     if not names:

@@ -14,11 +14,9 @@ from mtmm_training.studies.variants import VARIANTS
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The variants, and the flags of an experiment."""
-    group = parser.add_argument_group("ablation")
-    group.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, metavar="NAME",
-        help=Advanced(f"only these beside the reference, of {', '.join(VARIANTS)}"),
-    )  # fmt: skip
+    add = parser.add_argument_group("ablation").add_argument
+    add("--variants", nargs="+", choices=VARIANTS, metavar="NAME",
+        help=Advanced(f"only these beside the reference, of {', '.join(VARIANTS)}"))  # fmt: skip
     add_run_flags(parser)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Where everything goes."""
-    parser.add_argument(
-        "folder", type=Path, help="gets the corpus, the three runs and the saved models"
-    )
+    add = parser.add_argument
+    add("folder", type=Path, help="gets the corpus, the three runs and the saved models")
 
 
 def run(options: argparse.Namespace) -> None:

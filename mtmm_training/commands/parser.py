@@ -25,15 +25,11 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, text: str | None) -> None:
-        summary, examples = split_help(text)
+        description, epilog = split_help(text)
         super().__init__(
-            prog=prog,
-            description=summary,
-            epilog=examples,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-            add_help=False,
-        )
+            prog, None, description, epilog,
+            formatter_class=_Formatter, allow_abbrev=False, add_help=False,
+        )  # fmt: skip
         self.add_argument(
             "-h", "--help", "--help_all", action=_Help, nargs=0, help=argparse.SUPPRESS
         )

@@ -35,12 +35,11 @@ def _hour(options: argparse.Namespace) -> None:
     examples:
       mtmm study hour --run out/run --seconds 600
     """
-    seconds = options.seconds
-    wrong = not SHORTEST_S <= seconds < math.inf
-    refuse((wrong, f"--seconds is {seconds:g}; it must be finite and at least {SHORTEST_S:g}"))
+    long = SHORTEST_S <= options.seconds < math.inf
+    refuse((not long, f"--seconds is {options.seconds:g}; it must be at least {SHORTEST_S:g}"))
     from mtmm_training.studies.hour import run_hour
 
-    run_hour(options.run, options.out or options.run / "hour", seconds, options.seed)
+    run_hour(options.run, options.out or options.run / "hour", options.seconds, options.seed)
 
 
 def _errors(options: argparse.Namespace) -> None:
