@@ -159,11 +159,11 @@ def predict_parts(
     mine, failed = parts.missing(share), 0
     if mine:
         columns, predict = load()
+        in_time = {"start": float, "end": float, **columns}
     for number in mine:
         rows = []
         for one, result in predict(parts.of(number)):
-            windows = {"start": float, "end": float} | columns
-            timeline = [result_row(entry, windows) for entry in result.get("timeline", ())]
+            timeline = [result_row(entry, in_time) for entry in result.get("timeline", ())]
             own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
             rows.append(own | result_row(result, columns))
             if "error" in result:

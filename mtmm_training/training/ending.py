@@ -58,10 +58,11 @@ def hush() -> None:
         warnings.filterwarnings("ignore", module=LIBRARIES)
         warnings.simplefilter("ignore", FutureWarning)
     # What is imported already reads the environment no more.
-    if not watched and "transformers" in sys.modules:
-        sys.modules["transformers"].utils.logging.disable_progress_bar()
-    if not watched and "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
+    transformers, datasets = sys.modules.get("transformers"), sys.modules.get("datasets")
+    if not watched and transformers:
+        transformers.utils.logging.disable_progress_bar()
+    if not watched and datasets:
+        datasets.disable_progress_bars()
 
 
 def run_command(work: Callable[[], int | None]) -> int:
