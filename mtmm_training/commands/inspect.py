@@ -44,7 +44,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def json_object(text: str) -> dict[str, Any]:
     """As the text says; argparse names this function and the flag where it says something else."""
-    return dict(json.loads(text))
+    return {**json.loads(text)}
 
 
 def run(options: argparse.Namespace) -> None:
