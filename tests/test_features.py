@@ -143,22 +143,6 @@ def test_cache_returns_what_was_encoded(
             assert (batch[f"{name}_states"][i][..., ~mask, :] == 0).all()
 
 
-def test_half_precision_moves_logits_little(
-    utterances: list[Utterance], open_cache: OpenCache
-) -> None:
-    effects = {}
-    for dtype in features.DTYPES:
-        cache = open_cache(dtype=dtype)
-        assert cache.precision_line() is None
-        cache.encode(utterances)
-        line = str(cache.precision_line())
-        assert f"cache in {dtype}:" in line and "(7 utterances)" in line
-        effects[dtype] = float(line.split(" at most")[0].split()[-1])
-        cache.encode(utterances)
-        assert cache.precision_line() is None  # nothing was encoded, so nothing is told
-    assert effects["float32"] == 0 < effects["float16"] < effects["bfloat16"] < 0.5
-
-
 # ---- once, and never stale -----------------------------------------------------------------------
 
 
@@ -192,7 +176,6 @@ def test_each_file_is_opened_twice_by_all_folds(
         frame_lengths(utterances, recordings)
         cache = open_cache(recordings=recordings)
         cache.encode(utterances, batch_size=2)
-        cache.precision_line()
         assert len(collated(cache, utterances)["acoustic_states"]) == 7
 
     watching = True

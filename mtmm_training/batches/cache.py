@@ -12,9 +12,8 @@ so nothing on disk is ever changed and any number of processes may write at once
 import json
 import shutil
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,6 @@ INPUTS = {
 # A shard is written when it is so large or so old; a killed process loses no more than one.
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
-SAMPLE = 8  # utterances that tell what the precision does
 ENCODING_FRAMES = 6000  # padded positions in a batch of encoding, at most: two minutes of speech
 
 
@@ -62,8 +60,6 @@ class FeatureCache:
     shards: dict[str, StateShards]  # by modality
     dtype: str  # a key of DTYPES
     recordings: Recordings
-    # Of a few utterances that were encoded here: their states before they were rounded.
-    _sample: list[dict[str, Tensor]] = field(default_factory=list)
 
     @classmethod
     def open(
@@ -168,15 +164,6 @@ class FeatureCache:
             }
             for modality, entries in missing.items()
         }
-        # The first utterances that this process encodes as a whole tell what the precision does.
-        columns = [self._keys(modality, utterances) for modality in STATES]
-        keyed = (
-            {modality: key for modality, key in zip(STATES, row, strict=True) if key}
-            for row in zip(*columns, strict=True)
-        )
-        whole = (keys for keys in keyed if all(key in shares[m] for m, key in keys.items()))
-        sampled = list(islice(whole, SAMPLE))
-        exact: dict[str, Tensor] = {}
         for modality, share in shares.items():
             if share:
                 lengths = dict(zip(missing[modality], positions[modality], strict=True))
@@ -187,9 +174,7 @@ class FeatureCache:
                     frame_budget=ENCODING_FRAMES,
                     shuffle=False,
                 )
-                wanted = {keys[modality] for keys in sampled if modality in keys}
-                exact |= self._encode(modality, share, batches, workers, wanted, quiet=rank != 0)
-        self._sample = [{m: exact[key] for m, key in keys.items()} for keys in sampled]
+                self._encode(modality, share, batches, workers, quiet=rank != 0)
         return {modality: len(share) for modality, share in shares.items()}
 
     def collator(
@@ -218,38 +203,6 @@ class FeatureCache:
                     f"The cache has no {STATES[modality]} states of {few(absent)}; encode them."
                 )
         return CachedStates(RawInputs(self.processor, emotions, dimension_names), self.shards, keys)
-
-    @torch.no_grad()
-    def precision_line(self) -> str | None:
-        """What the cache's precision does to emotion logits, as one line to print.
-
-        It compares states of a few utterances that this process has just encoded, before and after
-        they were rounded; None where it encoded none.
-        """
-        if not self._sample:
-            return None
-        training = self.model.training
-        self.model.eval()
-        rounded, exact = (
-            torch.cat([self._logits(states, dtype) for states in self._sample])
-            for dtype in (DTYPES[self.dtype], torch.float32)
-        )
-        self.model.train(training)
-        difference = (rounded - exact).abs()
-        return (
-            f"cache in {self.dtype}: emotion logits differ from those of unrounded states by "
-            f"{float(difference.max()):.1e} at most, {float(difference.mean()):.1e} on average "
-            f"({len(self._sample)} utterances)"
-        )
-
-    def _logits(self, states: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        inputs: dict[str, Tensor] = {}
-        for modality, name in STATES.items():
-            if modality in states:
-                padded, mask = pad_states([states[modality].to(dtype)])
-                inputs |= {f"{name}_states": padded, f"{name}_attention_mask": mask}
-        on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        return self.model(**on_device).emotion_logits.float()
 
     # Keys and sizes.
 
@@ -312,14 +265,9 @@ class FeatureCache:
         entries: dict[str, Utterance],
         batches: LengthBatches,
         workers: int,
-        wanted: Collection[str],
         quiet: bool,
-    ) -> dict[str, Tensor]:
-        """Encodes the entries from the longest to the shortest, shard by shard.
-
-        Returns:
-            The states of the wanted keys, as the encoder gave them.
-        """
+    ) -> None:
+        """Encodes the entries from the longest to the shortest, shard by shard."""
         shards = self.shards[modality]
         sweep(shards.folder)
         keys = list(entries)
@@ -332,7 +280,6 @@ class FeatureCache:
             disable=True if quiet else None,  # None: where nobody watches
             leave=False,
         )
-        exact: dict[str, Tensor] = {}
         pending: dict[str, Tensor] = {}
         began = time.monotonic()
         encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
@@ -343,7 +290,6 @@ class FeatureCache:
                 keys[index]: row[..., :length, :]
                 for index, row, length in zip(indices, padded, lengths, strict=True)
             }
-            exact |= {key: states[key].to("cpu", copy=True) for key in states.keys() & wanted}
             pending |= self._rounded(modality, states, entries)
             progress.update(len(states))
             size = sum(entry.nbytes for entry in pending.values())
@@ -353,7 +299,6 @@ class FeatureCache:
         if pending:
             shards.write(pending)
         progress.close()
-        return exact
 
     def _rounded(
         self, modality: str, states: dict[str, Tensor], entries: dict[str, Utterance]
@@ -460,8 +405,6 @@ def encoded(
                 f"cache {shards.folder}: {present} {modality} inputs, "
                 f"{sum(count[modality] for count in counts)} encoded now"
             )
-        if line := cache.precision_line():
-            print(line, flush=True)
     return collate
 
 
