@@ -7,8 +7,8 @@
 
 The whole of training is on this page: batch, forward, backward, step; validation after each epoch,
 of which the best one is kept; the test split once, at the end. What happens before is elsewhere:
-mtmm_training/training/prepare.py reads and checks the fold, model.py builds the model, loaders.py
-the batches.
+mtmm_training/training/job.py puts it together, prepare.py reads and checks the fold, model.py builds
+the model.
 
 The run's folder gets model/ (weights, configuration, processor and code: `from_pretrained` and
 `pipeline` load it), results.json, predictions.csv, figures/ and TensorBoard's logs; with --lora_rank
@@ -21,45 +21,26 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
-from torch import Tensor, nn
+from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
-from configuration_mtmm import MTMMConfig
-from mtmm_training.batches.collate import Loader
+from mtmm_training.batches.collate import groups_of
 from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
-from mtmm_training.data.files import write_json
-from mtmm_training.data.record import keep_record
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
 from mtmm_training.training.adapters import without_adapters
-from mtmm_training.training.checkpoints import Checkpoints, Progress
-from mtmm_training.training.config import SETTINGS_FILE, TrainConfig, parse
+from mtmm_training.training.config import TrainConfig, parse
 from mtmm_training.training.ending import run_command
+from mtmm_training.training.job import Job, prepare
 from mtmm_training.training.launch import Stopped, StopSignal
-from mtmm_training.training.loaders import make_loaders, uses_cache
-from mtmm_training.training.model import best_model, build_model, choose_trained, parameter_counts
-from mtmm_training.training.optimiser import (
-    build_optimiser,
-    clip_gradients,
-    groups_of,
-    sum_over_processes,
-)
-from mtmm_training.training.prepare import (
-    FoldData,
-    check_augmentation,
-    class_weights,
-    prepare_fold,
-)
-from processing_mtmm import MTMMProcessor
+from mtmm_training.training.model import best_model
+from mtmm_training.training.optimiser import clip_gradients, sum_over_processes
 
 
 def train_fold(config: TrainConfig) -> Path:
@@ -85,95 +66,6 @@ def train_fold(config: TrainConfig) -> Path:
     return out
 
 
-@dataclass
-class Job:
-    """What training works on; the place in it is `progress`."""
-
-    config: TrainConfig
-    out: Path
-    stop: StopSignal
-    began: float  # seconds on a clock of no date, of this run and those that it continues
-    accelerator: Accelerator
-    data: FoldData
-    processor: MTMMProcessor
-    model: nn.Module  # as accelerate has prepared it
-    model_config: MTMMConfig
-    parameters: dict[str, tuple[int, int]]
-    loaders: dict[str, Loader]
-    cached: bool  # whether batches are of the cache's states
-    steps: list[int]  # of each epoch
-    optimiser: Any
-    schedule: Any
-    class_weights: Tensor | None
-    progress: Progress
-    checkpoints: Checkpoints
-
-
-# ---- before the first step ---------------------------------------------------------------------
-
-
-def prepare(config: TrainConfig, out: Path, stop: StopSignal) -> Job | None:
-    """Everything up to the first step: data, model, batches, optimiser, and where to go on.
-
-    With `encode_only` nothing follows the batches: None.
-    """
-    began = time.monotonic()
-    accelerator = launch.make_accelerator(config)
-    launch.leave_cores_to(config.workers, accelerator)
-    set_seed(config.seed)
-
-    # Data and model: read, checked, split; only what is trained keeps its labels.
-    data = prepare_fold(config)
-    if not config.encode_only:
-        launch.check_launch(config, accelerator, data.counts)
-    plain, processor = build_model(config)
-    plain.config.trained_outputs = data.outputs
-    check_augmentation(config, processor)
-    model = choose_trained(config, plain)
-    parameters = parameter_counts(model)
-    if config.gradient_checkpointing:
-        plain.activation_checkpointing_enable()
-    loaders = make_loaders(config, data, plain, processor, accelerator)
-    if config.encode_only:
-        return None
-    cached = uses_cache(config, plain)
-    if cached:  # no worker reads ahead
-        launch.leave_cores_to(0, accelerator)
-    if config.compile:  # only now: training from the cache never enters the encoders
-        plain.compile(dynamic=True)  # in place: names of parameters stay as they are
-
-    train = loaders["train"].batch_sampler
-    steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
-    optimiser, schedule = build_optimiser(config, model, sum(steps))
-    model, optimiser = accelerator.prepare(model, optimiser)
-    weights = class_weights(config, data.counts["train"])
-    set_seed(config.seed, device_specific=True)  # other dropout on every process
-
-    # Where a stopped run goes on.
-    progress = Progress()
-    accelerator.register_for_checkpointing(schedule, progress)
-    checkpoints = Checkpoints(out / "checkpoints", accelerator, model, config.keep_checkpoints)
-    newest = checkpoints.newest() if config.resume else None
-    settings = report.identity(config, data, accelerator, cached)
-    flags = {"flags": dataclasses.asdict(config)}
-    if newest is not None:
-        keep_record(out / SETTINGS_FILE, settings, flags)
-        checkpoints.load(newest)
-    elif accelerator.is_main_process:  # a run that left no checkpoint is begun anew
-        write_json(settings | flags, out / SETTINGS_FILE)
-    if accelerator.is_main_process:
-        report.print_summary(
-            config, data, parameters, accelerator, sum(steps), train.padding_share()
-        )
-        if config.resume:
-            print(f"resumed from {newest}" if newest else "nothing to resume", flush=True)
-    return Job(
-        config, out, stop, began - progress.seconds, accelerator, data, processor, model,
-        plain.config, parameters, loaders, cached, steps, optimiser, schedule, weights, progress,
-        checkpoints,
-    )  # fmt: skip
-
-
 # ---- training ----------------------------------------------------------------------------------
 
 
@@ -190,7 +82,6 @@ def train(job: Job) -> None:
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
             break
         batches.set_epoch(epoch, first_batch=progress.step * config.accumulation)
-        probability = rmm_probability(epoch, config.epochs, config.rmm_start)
         job.model.train()
         bar = tqdm(
             groups_of(config.accumulation, job.loaders["train"]),
@@ -201,7 +92,7 @@ def train(job: Job) -> None:
             leave=False,
         )
         for group in bar:
-            step(job, group, probability)
+            step(job, group)
             bar.set_postfix(loss=f"{progress.losses[-1]:.3f}")
             stopped = job.stop.requested(accelerator)
             due = config.checkpoint_steps and progress.total_steps % config.checkpoint_steps == 0
@@ -213,7 +104,7 @@ def train(job: Job) -> None:
                     f"{job.stop.name or 'another process'}: stopped after step {progress.total_steps}, "
                     f"{checkpoint} is written. Run the same command with --resume to go on."
                 )
-        validate(job, probability)
+        validate(job)
     if job.stop.requested(accelerator):
         raise Stopped(
             f"{job.stop.name or 'another process'}: stopped after the last epoch. Run the same command "
@@ -222,12 +113,14 @@ def train(job: Job) -> None:
     job.stop.training = False
 
 
-def step(job: Job, group: list[dict[str, Any]], probability: float) -> None:
+def step(job: Job, group: list[dict[str, Any]]) -> None:
     """One step of the optimiser: forward and backward of each batch of the group, then the update."""
     config, progress, accelerator, model = job.config, job.progress, job.accelerator, job.model
     place = f"in epoch {progress.epoch + 1}, step {progress.step + 1}"
     number = f"{progress.total_steps + 1:09d}-process-{accelerator.process_index}"
     kept = job.out / f"diverged-step-{number}.pt"
+    probability = rmm_probability(progress.epoch, config.epochs, config.rmm_start)
+    problem = None
     for index, batch in enumerate(group, start=1):
         # What is masked follows from seed, epoch and utterance: a resumed run masks the same.
         mask_modalities(batch, probability, seed=config.seed, epoch=progress.epoch)
@@ -245,13 +138,13 @@ def step(job: Job, group: list[dict[str, Any]], probability: float) -> None:
         loss = float(output.loss.detach())
         progress.losses.append(loss)
         if not math.isfinite(loss):
-            what = f"The loss is {loss} {place}"
-            raise RuntimeError(faults.diverged(what, group[:index], output, kept))
+            problem, group = f"The loss is {loss} {place}", group[:index]
+            break
     parts = faults.gradient_norms(without_adapters(accelerator.unwrap_model(model)))
-    norm = clip_gradients(accelerator, model, config.clip_norm)
+    norm = None if problem else clip_gradients(accelerator, model, config.clip_norm)
     if norm is None:
-        what = f"The gradient is not finite in {faults.not_finite(parts)} {place}"
-        raise RuntimeError(faults.diverged(what, group, output, kept))
+        problem = problem or f"The gradient is not finite in {faults.not_finite(parts)} {place}"
+        raise RuntimeError(faults.diverged(problem, group, output, kept))
     warning = faults.explosion(norm, progress.norms, parts)
     if warning and accelerator.is_main_process:
         tqdm.write(f"{place.removeprefix('in ')}: {warning}")
@@ -265,7 +158,7 @@ def step(job: Job, group: list[dict[str, Any]], probability: float) -> None:
     progress.total_steps += 1
 
 
-def validate(job: Job, probability: float) -> None:
+def validate(job: Job) -> None:
     """Score the epoch that has ended on the validation split, keep the best, write a checkpoint."""
     config, progress, accelerator = job.config, job.progress, job.accelerator
     number = progress.epoch + 1
@@ -276,10 +169,9 @@ def validate(job: Job, probability: float) -> None:
     better = best is None or score is None or config.select_by == "last" or score > best
     if better:
         progress.best_score, progress.best_epoch = score, number
-        job.checkpoints.save_best()
     record = {
         "epoch": number,
-        "rmm_probability": probability,
+        "rmm_probability": rmm_probability(progress.epoch, config.epochs, config.rmm_start),
         "padding_share": job.loaders["train"].batch_sampler.padding_share(),
         "train": {
             "loss": sum(progress.losses) / len(progress.losses),
@@ -292,6 +184,8 @@ def validate(job: Job, probability: float) -> None:
     if accelerator.is_main_process:
         print(report.epoch_line(config, record, better), flush=True)
     accelerator.log(report.tracked(record), step=number)
+    if better:
+        job.checkpoints.save_best()
     progress.epoch, progress.step, progress.losses, progress.norms = number, 0, [], []
     progress.seconds = time.monotonic() - job.began
     job.checkpoints.save(progress.total_steps, number)

@@ -39,6 +39,7 @@ from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 
 TARGET = 1.10
@@ -61,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, processor = real_model(real)
         utterances = read_manifest(real / "ravdess4" / "manifest.csv")[:count]
-        written = FeatureCache.open(folder, model, processor, dtype="float16")
+        written = FeatureCache.open(folder, model, processor, Recordings(folder))
         written.encode(utterances)
         collate = written.collator(utterances, EMOTIONS, model.config.dimension_names)
         move(model, device).train()

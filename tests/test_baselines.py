@@ -27,7 +27,7 @@ from mtmm_training.studies.experiments import read_experiment
 from mtmm_training.studies.regressions import Features, Task, predict_output
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
-from mtmm_training.training.prepare import folds_of
+from mtmm_training.training.prepare import read_data
 from mtmm_training.training.run import Run
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
@@ -300,13 +300,13 @@ def test_folds_are_those_of_training(work: Path, capsys: pytest.CaptureFixture[s
     config = settings(work, "both")
     run_baseline(config, Baseline(layers=("1",), pooling="mean_std"))
     assert capsys.readouterr().out.count("CCC valence") == 5
-    data = read_manifest(work / "corpus" / "manifest.csv")
+    data = read_data(config)
     experiment = read_experiment(work / "both")
     assert experiment.emotions == EMOTIONS and experiment.dimensions == ["valence", "arousal"]
-    assert sorted(experiment.rows["id"]) == sorted(u.utterance_id for u in data)
+    assert sorted(experiment.rows["id"]) == sorted(u.utterance_id for u in data.utterances)
     assert not experiment.missing
     for index, run in experiment.runs.items():
-        fold = folds_of(config, data)[index]
+        fold = data.folds[index]
         assert run.results["fold"] == fold.name and run.flags.fold == index
         for split in ("validation", "test"):
             assert list(run.predictions(split)["id"]) == list(getattr(fold, split))

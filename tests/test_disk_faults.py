@@ -33,6 +33,7 @@ from mtmm_training.batches.collate import to_dataset
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.commands.cli import main
 from mtmm_training.data.files import replacing, sweep, writing
+from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures import style
 from pipeline_mtmm import MTMMPipeline
@@ -114,7 +115,7 @@ def open_cache(
     make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
 ) -> Callable[[Path], FeatureCache]:
     return lambda disk: FeatureCache.open(
-        disk / "cache", make_model(), tiny_processor, dtype="float32"
+        disk / "cache", make_model(), tiny_processor, Recordings(disk / "cache"), dtype="float32"
     )
 
 

@@ -81,8 +81,9 @@ def open_cache(tmp_path: Path, make_model: MakeModel, tiny_processor: MTMMProces
         **settings: Any,
     ) -> FeatureCache:
         model = model or make_model(**settings)
-        options: dict[str, Any] = {"dtype": dtype, "recordings": recordings}
-        return FeatureCache.open(tmp_path / "cache", model, processor, **options)
+        folder = tmp_path / "cache"
+        known = recordings or Recordings(folder)
+        return FeatureCache.open(folder, model, processor, known, dtype=dtype)
 
     return open_cache
 

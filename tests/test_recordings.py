@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from mtmm_training.batches.sampler import durations
 from mtmm_training.data import recordings as module
-from mtmm_training.data.recordings import INDEX, Recordings, doubled, durations, excerpts
+from mtmm_training.data.recordings import INDEX, Recordings, doubled, excerpts
 from mtmm_training.data.utterances import Utterance, UtteranceError
 
 fork: Any = multiprocessing.get_context("fork")

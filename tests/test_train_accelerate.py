@@ -32,7 +32,7 @@ from small_runs import (
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.data.folds import save_folds
+from mtmm_training.data.folds import Fold, save_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.training.config import TrainConfig
@@ -42,8 +42,7 @@ from mtmm_training.training.prepare import (
     check_augmentation,
     check_fold,
     check_scale,
-    folds_of,
-    read_usable,
+    read_data,
     speakers_behind,
     trained_outputs,
 )
@@ -302,13 +301,13 @@ def test_partial_labels_and_modalities_train_and_are_named(
 
 
 def test_folds_are_those_of_the_flags(embedded: Path) -> None:
-    manifest = [str(embedded / "corpus" / "manifest.csv")]
-    config = TrainConfig(manifest=manifest, protocol="session")
-    utterances = read_manifest(manifest[0])
-    folds = folds_of(config, utterances)
-    assert [fold.name for fold in folds] == [f"Ses0{n}" for n in range(1, 6)]
-    named = TrainConfig(validation_speakers=["Ses01F"], test_speakers=["Ses02M"])
-    assert [fold.name for fold in folds_of(named, utterances)] == ["Ses02M"]
+    def names(**flags: Any) -> list[str]:
+        manifest = [str(embedded / "corpus" / "manifest.csv")]
+        config = TrainConfig(manifest=manifest, cache_dir="off", **flags).resolve()
+        return [fold.name for fold in read_data(config).folds]
+
+    assert names(protocol="session") == [f"Ses0{n}" for n in range(1, 6)]
+    assert names(validation_speakers=["Ses01F"], test_speakers=["Ses02M"]) == ["Ses02M"]
 
 
 def test_folds_of_scripts_and_of_improvised_utterances(tmp_path: Path) -> None:
@@ -324,16 +323,22 @@ def test_folds_of_scripts_and_of_improvised_utterances(tmp_path: Path) -> None:
         for n in range(4)
     ]
 
+    write_manifest(utterances, tmp_path / "m.csv")
+
+    def folds_of(**flags: Any) -> list[Fold]:
+        manifest = [str(tmp_path / "m.csv")]
+        config = TrainConfig(manifest=manifest, protocol="leave_one_speaker_out", **flags)
+        return read_data(config.resolve()).folds
+
     def sizes(**flags: Any) -> list[int]:
-        config = TrainConfig(protocol="leave_one_speaker_out", **flags)
-        fold = folds_of(config, utterances)[0]
+        fold = folds_of(**flags)[0]
         return [len(split) for split in (fold.train, fold.validation, fold.test)]
 
     assert sizes() == [4, 8, 4]
     assert sizes(improvised_only=True) == [3, 6, 3]
     assert sizes(script_disjoint=True) == [3, 6, 4]
     assert sizes(script_disjoint=True, improvised_only=True) == [2, 4, 3]
-    save_folds(folds_of(TrainConfig(protocol="leave_one_speaker_out"), utterances), tmp_path / "f")
+    save_folds(folds_of(), tmp_path / "f")
     with pytest.raises(ValueError, match="'yes'"):
         sizes(folds_file=str(tmp_path / "f"), script_disjoint=True)
 
@@ -355,9 +360,9 @@ def test_script_disjoint_folds_are_those_of_the_corpus_whatever_the_model_sees(
             script_disjoint=True,
             modalities=modalities,
         ).resolve()
-        utterances = read_usable(config)[0]
-        assert all((u.text is None) == (modalities == ["audio"]) for u in utterances)
-        folds.append(folds_of(config, utterances))
+        data = read_data(config)
+        assert all((u.text is None) == (modalities == ["audio"]) for u in data.utterances)
+        folds.append(data.folds)
     assert folds[0] == folds[1]
 
 

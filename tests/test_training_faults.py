@@ -32,7 +32,7 @@ from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.training import checkpoints, faults, prepare, report
+from mtmm_training.training import checkpoints, faults, job, prepare, report
 from mtmm_training.training.checkpoints import Checkpoints
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import Stopped, StopSignal, alone_in
@@ -145,8 +145,12 @@ def saved(tmp_path: Path) -> Checkpoints:
     written = Checkpoints(tmp_path / "checkpoints", accelerator, model, 2)
     for step in (9, 10):
         written.save(step)
-    written.load(written.folder / "step-000000010")
+    resume(written)
     return written
+
+
+def resume(checkpoints: Checkpoints) -> None:
+    assert checkpoints.resume(checkpoints.folder.parent / "settings.json", {}, {}) is not None
 
 
 def test_newest_checkpoint_is_that_of_most_steps_whatever_the_clock(saved: Checkpoints) -> None:
@@ -193,9 +197,9 @@ def test_damaged_checkpoint_is_refused(saved: Checkpoints, damage: str) -> None:
         damaged = {"empty": b"", "truncated": content[:middle], "one bit": flipped}
         path.unlink() if damage == "missing" else path.write_bytes(damaged[damage])
         with pytest.raises(ValueError, match=rf"{checkpoint} is damaged"):
-            saved.load(checkpoint)
+            resume(saved)
         path.write_bytes(content)
-    saved.load(checkpoint)
+    resume(saved)
 
 
 def test_damaged_best_weights_are_refused(saved: Checkpoints) -> None:
@@ -253,7 +257,7 @@ def test_bad_recordings_are_skipped_and_named(
     flags += ["--epochs", "1", "--on_error", "skip"] + ([] if cached else ["--cache_dir", "off"])
     train(flags)
     printed = capsys.readouterr().out
-    assert "skipped, as they cannot be used: 5 utterances" in printed
+    assert "skipped: 5 of " in printed
     results = results_of(tmp_path / "out")
     assert set(results["skipped"]) == set(bad)
     for utterance_id in bad:
@@ -366,7 +370,7 @@ def scale_gradients(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) 
         list(model.emotion_head.parameters())[0].register_hook(hook)
         return trained
 
-    monkeypatch.setattr(train_accelerate, "choose_trained", hooked)
+    monkeypatch.setattr(job, "choose_trained", hooked)
 
 
 def test_gradient_that_explodes_is_named_and_one_not_finite_stops(

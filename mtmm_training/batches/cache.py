@@ -1,6 +1,6 @@
 """The cache of frozen encoders' states: each utterance goes through each encoder once, ever.
 
-    cache = FeatureCache.open("cache", model, processor, dtype="float16")
+    cache = FeatureCache.open("cache", model, processor, Recordings("cache"))
     cache.encode(utterances, rank=0, world_size=1)  # what is there already is skipped
     collate = cache.collator(utterances, emotions, dimension_names)  # in the place of RawInputs
 
@@ -67,9 +67,9 @@ class FeatureCache:
         folder: str | Path,
         model: MTMMModel,
         processor: MTMMProcessor,
+        recordings: Recordings,
         *,
         dtype: str = "float16",
-        recordings: Recordings | None = None,
     ) -> "FeatureCache":
         """The cache in `folder` that fits this model and processor; made if it is not there.
 
@@ -79,8 +79,8 @@ class FeatureCache:
             folder: One for all models, folds and runs.
             model: Not yet wrapped for several processes; both encoders frozen.
             processor: The model's.
+            recordings: What is known of the audio files; `folder` is where it is remembered.
             dtype: In which states are kept: float16, bfloat16 or float32.
-            recordings: What is known of the audio files; None = what the folder knows.
 
         Raises:
             ValueError: An encoder has trainable parameters.
@@ -97,7 +97,7 @@ class FeatureCache:
             shards[modality] = StateShards(Path(folder, name))
             if not (description := Path(folder, name, "encoder.json")).exists():
                 write_json(described, description)  # for people; nothing reads it
-        return cls(model, processor, shards, dtype, recordings or Recordings(folder))
+        return cls(model, processor, shards, dtype, recordings)
 
     def missing(self, utterances: Sequence[Utterance]) -> dict[str, dict[str, Utterance]]:
         """By modality and key, the utterances whose states are not there; equal content is one key.
@@ -389,7 +389,7 @@ def encoded(
         verify: Compare the checksum of every shard first.
     """
     cache = FeatureCache.open(
-        folder, model.to(accelerator.device), raw.processor, dtype=dtype, recordings=recordings
+        folder, model.to(accelerator.device), raw.processor, recordings, dtype=dtype
     )
     if verify and accelerator.is_main_process:
         cache.verify()

@@ -2,8 +2,9 @@
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -173,6 +174,13 @@ def make_loader(
         generator=torch.Generator(),
         worker_init_fn=_begin_worker if workers else None,
     )
+
+
+def groups_of(size: int, items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Consecutive lists of `size` items; the last one may be shorter."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
 
 
 @dataclass

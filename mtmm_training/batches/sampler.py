@@ -11,8 +11,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from mtmm_training.batches.augment import speed_of
-from mtmm_training.data.recordings import Recordings, durations
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import Utterance, UtteranceError
 
 FRAMES_PER_SECOND = 50  # of HuBERT, wav2vec 2.0, WavLM and Whisper
 BUCKET_BATCHES = 200  # batches are cut from chunks of so many batches, sorted by length
@@ -42,6 +42,29 @@ def frame_lengths(
         for utterance, duration_s in zip(utterances, seconds, strict=True)
     ]
     return np.maximum(np.array(lengths, dtype=np.int64), 1)
+
+
+def durations(utterances: Sequence[Utterance], recordings: Recordings) -> list[float | None]:
+    """Seconds of each utterance's audio, in their order; None without audio.
+
+    Raises:
+        UtteranceError: the file is no audio, or ends before the utterance begins.
+        OSError: as of `Recordings.of`.
+    """
+    known = recordings.of(u.audio for u in utterances if u.audio is not None)
+    seconds: list[float | None] = []
+    for u in utterances:
+        if u.audio is None:
+            seconds.append(None)
+            continue
+        whole, start = known[u.audio].duration_s, u.start_s or 0.0
+        if whole is None or start > whole:
+            problem = f"it begins at {start:g} s, after the end of {u.audio!r}."
+            if whole is None:
+                problem = f"{u.audio!r} cannot be read as audio."
+            raise UtteranceError(u.utterance_id, problem)
+        seconds.append((whole if u.end_s is None else min(u.end_s, whole)) - start)
+    return seconds
 
 
 class LengthBatches(Sampler[list[int]]):

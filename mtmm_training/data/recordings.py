@@ -23,7 +23,7 @@ from typing import IO, NamedTuple
 import soundfile
 from tqdm.auto import tqdm
 
-from mtmm_training.data.utterances import Utterance, UtteranceError, few
+from mtmm_training.data.utterances import Utterance, few
 
 logger = logging.getLogger(__name__)
 
@@ -137,29 +137,6 @@ def _read(key: Key) -> AudioFile:
         except soundfile.LibsndfileError:
             return AudioFile(digest, None, None)
     return AudioFile(digest, float(header.duration), header.samplerate)
-
-
-def durations(utterances: Sequence[Utterance], recordings: Recordings) -> list[float | None]:
-    """Seconds of each utterance's audio, in their order; None without audio.
-
-    Raises:
-        UtteranceError: the file is no audio, or ends before the utterance begins.
-        OSError: as of `Recordings.of`.
-    """
-    known = recordings.of(u.audio for u in utterances if u.audio is not None)
-    seconds: list[float | None] = []
-    for u in utterances:
-        if u.audio is None:
-            seconds.append(None)
-            continue
-        whole, start = known[u.audio].duration_s, u.start_s or 0.0
-        if whole is None or start > whole:
-            problem = f"it begins at {start:g} s, after the end of {u.audio!r}."
-            if whole is None:
-                problem = f"{u.audio!r} cannot be read as audio."
-            raise UtteranceError(u.utterance_id, problem)
-        seconds.append((whole if u.end_s is None else min(u.end_s, whole)) - start)
-    return seconds
 
 
 def excerpts(utterances: Sequence[Utterance], recordings: Recordings) -> dict[str, Excerpt]:

@@ -42,9 +42,8 @@ from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import (
     cache_folder,
     describe_split,
-    folds_of,
     hide_labels,
-    read_usable,
+    read_data,
     trained_outputs,
 )
 from mtmm_training.training.report import metric_parts, versions
@@ -88,8 +87,8 @@ def run_baseline(
     config = replace(config, model_config=json.dumps({"encoder_layers": mixed}))
     config.check()
     config = config.resolve()
-    utterances = read_usable(config)[0]
-    made = folds_of(config, utterances, Recordings(cache_folder(config)))
+    data = read_data(config)
+    utterances, made = data.utterances, data.folds
     wanted = chosen_folds(made, folds)
     out = Path(config.out)
     settings = {"baseline": asdict(baseline), "flags": settings_of(config)}
@@ -134,8 +133,8 @@ def read_features(
         folder,
         model.to(device),  # type: ignore[arg-type]  # its decorator hides `self` from mypy
         processor,
+        Recordings(folder),
         dtype=config.cache_dtype,
-        recordings=Recordings(folder),
     )
     cache.encode(utterances, batch_size=config.batch_size, workers=config.workers)
     given = [m for m in config.modalities if any(getattr(u, m) is not None for u in utterances)]

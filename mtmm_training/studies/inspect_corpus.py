@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from mtmm_training.batches.sampler import durations
 from mtmm_training.data.files import replacing
 from mtmm_training.data.folds import script_of
-from mtmm_training.data.recordings import Recordings, doubled, durations, excerpts
+from mtmm_training.data.recordings import Recordings, doubled, excerpts
 from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
 from mtmm_training.pictures.of_corpora import MANY, NO_EMOTION, by_name, plot_corpus
 

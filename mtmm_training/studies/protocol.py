@@ -17,7 +17,6 @@ import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
-from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
 from mtmm_training.studies.tables import listed, write_tables
@@ -25,10 +24,8 @@ from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import usable_cores
 from mtmm_training.training.model import planned
 from mtmm_training.training.prepare import (
-    cache_folder,
     check_fold,
-    folds_of,
-    read_usable,
+    read_data,
 )
 from mtmm_training.training.report import metric_parts
 from mtmm_training.training.run import Run, is_finished
@@ -100,13 +97,12 @@ def make_plan(out: Path, config: TrainConfig, folds: Collection[int] | None = No
     config.check()
     # The folds' cache is beside them, and what is read of recordings here is remembered there.
     config = replace(config.resolve(), out=str(out / "fold"))
-    utterances = read_usable(config)[0]
-    made = folds_of(config, utterances, Recordings(cache_folder(config)))
-    chosen = chosen_folds(made, folds)
+    data = read_data(config)
+    chosen = chosen_folds(data.folds, folds)
     known = planned(config)
     for index in chosen:
-        check_fold(config, known, select(utterances, made[index]))
-    return Plan(out, config, utterances, made, chosen)
+        check_fold(config, known, select(data.utterances, data.folds[index]))
+    return Plan(out, config, data.utterances, data.folds, chosen)
 
 
 def chosen_folds(folds: Sequence[Fold], wanted: Collection[int] | None) -> list[int]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mtmm_training.batches.collate import is_of_worker
 from mtmm_training.data.files import file_digest, replacing
+from mtmm_training.data.record import keep_record
 
 DIGESTS = "digests.json"  # of a checkpoint's other files: damage shows before anything is loaded
 
@@ -121,13 +122,19 @@ class Checkpoints:
                 shutil.rmtree(old)
         return final
 
-    def load(self, checkpoint: Path) -> None:
-        """Restore every part of the run from a checkpoint.
+    def resume(self, record: Path, settings: dict[str, Any], notes: dict[str, Any]) -> Path | None:
+        """Restore every part of the run from the newest checkpoint, and return it; None: there is none.
+
+        Args:
+            record, settings, notes: As of `keep_record`; the run must have been begun with these.
 
         Raises:
-            ValueError: It is damaged. Accelerate itself would go on with other random numbers where
-                their file is missing.
+            ValueError: The settings are others, or it is damaged. Accelerate itself would go on with
+                other random numbers where their file is missing.
         """
+        checkpoint = self.newest()
+        if checkpoint is None:
+            return None
         try:
             written = json.loads((checkpoint / DIGESTS).read_text())
         except (OSError, ValueError):
@@ -139,9 +146,11 @@ class Checkpoints:
                 f"{checkpoint} is damaged: {', '.join(damaged)} is not as it was written. Delete that "
                 "folder and run the same command again, which goes on from the checkpoint before."
             )
+        keep_record(record, settings, notes)
         # Not strict: frozen weights are not in it.
         options = {"load_module_strict" if self._deepspeed else "strict": False}
         self.accelerator.load_state(str(checkpoint), **options)
+        return checkpoint
 
     def save_best(self) -> None:
         """Keep the trained weights of this moment, in place of those kept before."""

@@ -1,8 +1,6 @@
 """The optimiser, its schedule, and what happens to gradients before a step."""
 
 import math
-from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Any
 
 import torch
@@ -44,13 +42,6 @@ def build_optimiser(
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
-
-
-def groups_of(size: int, items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Consecutive lists of `size` items; the last one may be shorter."""
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:

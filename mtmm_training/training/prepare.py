@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMProcessor
 from mtmm_training.batches.collate import find_bad
 from mtmm_training.data.corpora import CORPORA, read_corpus
-from mtmm_training.data.files import read_json
 from mtmm_training.data.folds import (
     Fold,
     fold_from_speakers,
@@ -25,9 +25,9 @@ from mtmm_training.data.folds import (
     select,
 )
 from mtmm_training.data.manifest import read_manifests
+from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
-from mtmm_training.data.utterances import SPLITS, Utterance, few, listing, without_fields
-from mtmm_training.scoring.metrics import selection_score
+from mtmm_training.data.utterances import SPLITS, Utterance, digest, few, listing, without_fields
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import load_processor, planned
 
@@ -43,6 +43,7 @@ class FoldData:
         counts: What [`describe_split`] says of each split.
         bad: What is wrong with utterances that --on_error skip left out, by id.
         recordings: What is known of the audio files.
+        settings: What results depend on: the flags, who was skipped, and digests of the splits.
     """
 
     name: str
@@ -51,10 +52,28 @@ class FoldData:
     counts: dict[str, dict[str, Any]]
     bad: dict[str, str]
     recordings: Recordings
+    settings: dict[str, Any]
 
     def ids(self, split: str) -> list[str]:
         """The utterance ids of a split, in order."""
         return [u.utterance_id for u in self.splits[split]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that the flags name, read.
+
+    Args:
+        utterances: All that can be used, with the modalities that the model may see alone.
+        bad: What is wrong with utterances that --on_error skip left out, by id.
+        folds: All folds that the flags describe, of which --fold chooses one.
+        recordings: What is known of the audio files.
+    """
+
+    utterances: list[Utterance]
+    bad: dict[str, str]
+    folds: list[Fold]
+    recordings: Recordings
 
 
 def prepare_fold(config: TrainConfig) -> FoldData:
@@ -64,41 +83,62 @@ def prepare_fold(config: TrainConfig) -> FoldData:
     any of them, as "others" the rest.
     """
     known = planned(config)
-    folder = cache_folder(config)
-    utterances, bad = read_usable(config)
-    recordings = Recordings(folder)
-    folds = folds_of(config, utterances, recordings)
+    data = read_data(config)
     if config.encode_only:
-        training = {name for fold in folds for name in fold.train}
-        splits = {
-            "train": [u for u in utterances if u.utterance_id in training],
-            "others": [u for u in utterances if u.utterance_id not in training],
-        }
-        return FoldData("all", splits, tuple(known.loss_weights), {}, bad, recordings)
-    if config.fold >= len(folds):
+        training = {name for fold in data.folds for name in fold.train}
+        splits: dict[str, list[Utterance]] = {"train": [], "others": []}
+        for u in data.utterances:
+            splits["train" if u.utterance_id in training else "others"].append(u)
+        outputs = tuple(known.loss_weights)
+        return FoldData("all", splits, outputs, {}, data.bad, data.recordings, {})
+    if config.fold >= len(data.folds):
         raise ValueError(
-            f"`--fold {config.fold}` does not exist: there are {len(folds)}, counted from 0."
+            f"`--fold {config.fold}` does not exist: there are {len(data.folds)}, counted from 0."
         )
-    fold = folds[config.fold]
-    outputs, splits, counts = check_fold(config, known, select(utterances, fold))
-    return FoldData(fold.name, splits, outputs, counts, bad, recordings)
+    fold = data.folds[config.fold]
+    chosen = select(data.utterances, fold)
+    settings = settings_of(config) | {"skipped": sorted(data.bad)}
+    settings |= {f"{name} split": digest(members) for name, members in chosen.items()}
+    outputs, splits, counts = check_fold(config, known, chosen)
+    return FoldData(fold.name, splits, outputs, counts, data.bad, data.recordings, settings)
 
 
-def read_usable(config: TrainConfig) -> tuple[list[Utterance], dict[str, str]]:
-    """The utterances that the flags name, reduced to the modalities that the model may see.
-
-    Under --on_error skip also what is wrong with those that are left out for it, by id: before any
-    folds are made, so that all that follows is of the same utterances.
-    """
+def read_data(config: TrainConfig) -> Data:
+    """Read what the flags name, leave out what --on_error skip leaves out, and make the folds."""
+    folder = cache_folder(config)
     processor = load_processor(config) if config.on_error == "skip" else None
-    utterances = read_all(config)
-    if processor is None:
-        return utterances, {}
-    bad = find_bad(utterances, processor, config.workers)
-    if len(bad) == len(utterances):
-        what = f"None of the {len(utterances)} utterances can be used"
-        raise ValueError(listing(what, [": ".join(item) for item in bad.items()]))
-    return [u for u in utterances if u.utterance_id not in bad], bad
+    utterances, bad = read_all(config), dict[str, str]()
+    if processor is not None:  # before any folds are made: all that follows is of these utterances
+        bad = find_bad(utterances, processor, config.workers)
+        what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
+        told = listing(what, [": ".join(item) for item in bad.items()])
+        if len(bad) == len(utterances):
+            raise ValueError(told)
+        if bad and PartialState().is_main_process:
+            print(f"skipped: {told}")
+        utterances = [u for u in utterances if u.utterance_id not in bad]
+    recordings = Recordings(folder)
+    if config.test_speakers:
+        speakers = config.validation_speakers, config.test_speakers
+        folds = [fold_from_speakers(utterances, *speakers, recordings=recordings)]
+    elif config.folds_file is not None:
+        folds = load_folds(
+            config.folds_file,
+            utterances,
+            script_disjoint=config.script_disjoint,
+            recordings=recordings,
+        )
+    else:
+        folds = make_folds(
+            utterances,
+            config.protocol,
+            k=config.k,
+            seed=config.seed,
+            improvised_only=config.improvised_only,
+            script_disjoint=config.script_disjoint,
+            recordings=recordings,
+        )
+    return Data(utterances, bad, folds, recordings)
 
 
 def read_all(config: TrainConfig) -> list[Utterance]:
@@ -145,45 +185,15 @@ def cache_folder(config: TrainConfig) -> Path | None:
     return Path(config.cache_dir or Path(config.out).parent / "cache")
 
 
-def folds_of(
-    config: TrainConfig, utterances: Sequence[Utterance], recordings: Recordings | None = None
-) -> list[Fold]:
-    """All folds that the flags describe, of which `--fold` chooses one.
-
-    Args:
-        config: The settings.
-        utterances: All that can be used.
-        recordings: What is known of their audio files; None = nothing yet.
-    """
-    if config.test_speakers:
-        speakers = config.validation_speakers, config.test_speakers
-        return [fold_from_speakers(utterances, *speakers, recordings=recordings)]
-    script_disjoint = config.script_disjoint
-    if config.folds_file is not None:
-        return load_folds(
-            config.folds_file, utterances, script_disjoint=script_disjoint, recordings=recordings
-        )
-    return make_folds(
-        utterances,
-        config.protocol,
-        k=config.k,
-        seed=config.seed,
-        improvised_only=config.improvised_only,
-        script_disjoint=script_disjoint,
-        recordings=recordings,
-    )
-
-
 def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict[str, Any]:
     """Counts and speakers of a split, as results.json keeps them; corpora where there are several."""
     corpora = Counter(u.corpus for u in utterances)
+    emotions = Counter(u.emotion for u in utterances if u.emotion is not None)
     return {
         "utterances": len(utterances),
         "with_audio": sum(u.audio is not None for u in utterances),
         "with_text": sum(u.text is not None for u in utterances),
-        "emotions": dict(
-            Counter(u.emotion for u in utterances if u.emotion is not None).most_common()
-        ),
+        "emotions": dict(emotions.most_common()),
         "dimensions": {
             n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
         },
@@ -208,12 +218,17 @@ def check_fold(
     check_scale(config, outputs)
     splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
-    # --select_by is refused now, not after an epoch, where validation has no labels for it.
-    emotion = 0.0 if counts["validation"]["emotions"] else None
-    scores: dict[str, Any] = dict.fromkeys(("UAR", "WAR", "macro_F1"), emotion)
+    # Now, not after an epoch.
+    chosen_by = ["UAR", "WAR", "macro_F1"] if counts["validation"]["emotions"] else []
     labelled = counts["validation"]["dimensions"].items()
-    scores["CCC"] = {name: 0.0 if count >= 2 else None for name, count in labelled}
-    selection_score(scores, config.select_by)
+    chosen_by += [f"CCC_{name}" for name, count in labelled if count >= 2]
+    if chosen_by:
+        chosen_by.append("mean")
+    if config.select_by not in (*chosen_by, "last"):
+        raise ValueError(
+            f"`--select_by` is {config.select_by!r}; the validation split has labels for "
+            f"{', '.join([*chosen_by, 'last'])}."
+        )
     seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in splits["test"]})
     if seen:
         raise ValueError(
@@ -227,13 +242,11 @@ def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
     """Refuse to train dimensions on ratings of a corpus whose scale is not the model's."""
     if config.corpus is None or not set(config.dimensions) & set(outputs):
         return
-    own = CORPORA[config.corpus].load().DIMENSION_RANGE
-    if own != tuple(config.dimension_range):
+    own, scale = CORPORA[config.corpus].load().DIMENSION_RANGE, tuple(config.dimension_range)
+    if own != scale:
         raise ValueError(
             f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go "
-            "from {:g} to {:g}. Give --dimension_range, or begin with encoders.".format(
-                *config.dimension_range
-            )
+            f"from {scale[0]:g} to {scale[1]:g}. Give --dimension_range, or begin with encoders."
         )
 
 
@@ -244,7 +257,7 @@ def speakers_behind(model: str | None) -> set[str]:
     while model is not None and model not in followed:
         followed.add(model)
         try:
-            past = read_json(Path(model).parent / "results.json", "splits", "config")
+            past = json.loads((Path(model).parent / "results.json").read_text())
             for split in ("train", "validation"):
                 speakers.update(past["splits"][split]["speakers"])
             model = past["config"]["model"]
@@ -288,10 +301,8 @@ def hide_labels(
 
 def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
     """Weights (emotions,) that give every emotion of the training split the same total, or None."""
-    if config.class_weights == "none" or not counts["emotions"]:
+    found = counts["emotions"]
+    if config.class_weights == "none" or not found:
         return None
-    total, present = sum(counts["emotions"].values()), len(counts["emotions"])
-    weights = [
-        total / (present * counts["emotions"].get(name, math.inf)) for name in config.emotions
-    ]
-    return torch.tensor(weights)
+    total, present = sum(found.values()), len(found)
+    return torch.tensor([total / (present * found.get(n, math.inf)) for n in config.emotions])

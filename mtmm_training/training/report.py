@@ -11,26 +11,10 @@ from accelerate import Accelerator
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.files import write_json, writing
-from mtmm_training.data.record import settings_of
-from mtmm_training.data.utterances import digest, listing
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import FoldData
-
-
-def identity(
-    config: TrainConfig, data: FoldData, accelerator: Accelerator, cached: bool
-) -> dict[str, Any]:
-    """What makes a run this run: settings that change results, its utterances, and its surroundings."""
-    digests = {f"{name} split": digest(members) for name, members in data.splits.items()}
-    return (
-        settings_of(config)
-        | {"skipped": sorted(data.bad)}
-        | digests
-        | versions()
-        | {"processes": accelerator.num_processes, "cached states": cached}
-    )
 
 
 def versions() -> dict[str, str]:
@@ -111,9 +95,6 @@ def print_summary(
         )
         if "corpora" in split:
             print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
-    if data.bad:
-        what = f"  skipped, as they cannot be used: {len(data.bad)} utterances"
-        print(listing(what, [": ".join(item) for item in data.bad.items()]))
     for part, (trained, frozen) in parameters.items():
         print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
     print(

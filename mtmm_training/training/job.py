@@ -1,0 +1,184 @@
+"""What training works on, put together before the first step: data, model, batches, optimiser."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training.batches.augment import add_variants
+from mtmm_training.batches.cache import encoded, trainable_encoders
+from mtmm_training.batches.collate import Loader, RawInputs, find_bad, make_loader, to_dataset
+from mtmm_training.batches.sampler import LengthBatches, frame_lengths
+from mtmm_training.data.files import write_json
+from mtmm_training.data.utterances import listing
+from mtmm_training.training import launch, report
+from mtmm_training.training.checkpoints import Checkpoints, Progress
+from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
+from mtmm_training.training.model import build_model, choose_trained, parameter_counts
+from mtmm_training.training.optimiser import build_optimiser
+from mtmm_training.training.prepare import (
+    FoldData,
+    cache_folder,
+    check_augmentation,
+    class_weights,
+    prepare_fold,
+)
+from processing_mtmm import MTMMProcessor
+
+
+@dataclass
+class Job:
+    """What training works on; the place in it is `progress`."""
+
+    config: TrainConfig
+    out: Path
+    stop: launch.StopSignal
+    began: float  # seconds on a clock of no date, of this run and those that it continues
+    accelerator: Accelerator
+    data: FoldData
+    processor: MTMMProcessor
+    model: nn.Module  # as accelerate has prepared it
+    model_config: MTMMConfig
+    parameters: dict[str, tuple[int, int]]
+    loaders: dict[str, Loader]
+    cached: bool  # whether batches are of the cache's states
+    steps: list[int]  # of each epoch
+    optimiser: Any
+    schedule: Any
+    class_weights: Tensor | None
+    progress: Progress
+    checkpoints: Checkpoints
+
+
+def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | None:
+    """Everything up to the first step: data, model, batches, optimiser, and where to go on.
+
+    With `encode_only` nothing follows the batches: None.
+    """
+    began = time.monotonic()
+    accelerator = launch.make_accelerator(config)
+    launch.leave_cores_to(config.workers, accelerator)
+    set_seed(config.seed)
+
+    # Data and model: read, checked, split; only what is trained keeps its labels.
+    data = prepare_fold(config)
+    if not config.encode_only:
+        launch.check_launch(config, accelerator, data.counts)
+    plain, processor = build_model(config)
+    plain.config.trained_outputs = data.outputs
+    check_augmentation(config, processor)
+    model = choose_trained(config, plain)
+    parameters = parameter_counts(model)
+    if config.gradient_checkpointing:
+        plain.activation_checkpointing_enable()
+    loaders, cached = make_loaders(config, data, plain, processor, accelerator)
+    if config.encode_only:
+        return None
+    train = loaders["train"].batch_sampler
+    steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
+    padding = train.padding_share()
+
+    if cached:  # no worker reads ahead
+        launch.leave_cores_to(0, accelerator)
+    if config.compile:  # only now: training from the cache never enters the encoders
+        plain.compile(dynamic=True)  # in place: names of parameters stay as they are
+    optimiser, schedule = build_optimiser(config, model, sum(steps))
+    model, optimiser = accelerator.prepare(model, optimiser)
+    weights = class_weights(config, data.counts["train"])
+    set_seed(config.seed, device_specific=True)  # other dropout on every process
+
+    # Where a stopped run goes on.
+    progress = Progress()
+    accelerator.register_for_checkpointing(schedule, progress)
+    checkpoints = Checkpoints(out / "checkpoints", accelerator, model, config.keep_checkpoints)
+    if accelerator.is_main_process:
+        report.print_summary(config, data, parameters, accelerator, sum(steps), padding)
+    settings = data.settings | report.versions()
+    settings |= {"processes": accelerator.num_processes, "cached states": cached}
+    record, flags = out / SETTINGS_FILE, {"flags": dataclasses.asdict(config)}
+    resumed = checkpoints.resume(record, settings, flags) if config.resume else None
+    if accelerator.is_main_process:
+        if config.resume:
+            print(f"resumed from {resumed}" if resumed else "nothing to resume", flush=True)
+        if resumed is None:  # a run that left no checkpoint is begun anew
+            write_json(settings | flags, record)
+    return Job(
+        config, out, stop, began - progress.seconds, accelerator, data, processor, model,
+        plain.config, parameters, loaders, cached, steps, optimiser, schedule, weights, progress,
+        checkpoints,
+    )  # fmt: skip
+
+
+def make_loaders(
+    config: TrainConfig,
+    data: FoldData,
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    accelerator: Accelerator,
+) -> tuple[dict[str, Loader], bool]:
+    """A loader for each split, and whether batches are of the cache's states.
+
+    Training goes round variants, if there are any. States that were never encoded before are encoded
+    now; with `encode_only` that is all.
+    """
+    cache = cache_folder(config)
+    if config.cache_dir is None and not config.encode_only and trainable_encoders(model):
+        cache = None  # it was not asked for, and states change in training
+    if config.mask_frames and cache is None:
+        raise ValueError(
+            f"`--mask_frames` is {config.mask_frames}, but it hides cached states, and there is no "
+            "cache: it is off, or an encoder trains."
+        )
+    variants = add_variants(
+        data.splits["train"], config.augment, config.augment_variants, config.seed
+    )
+    shown = data.splits | {"train": [u for variant in variants for u in variant]}
+    collate: Any = RawInputs(processor, config.emotions, config.dimensions)
+    if cache is not None:  # encoding reads all of them, and says itself what is bad
+        collate = encoded(
+            [utterance for split in shown.values() for utterance in split],
+            collate,
+            cache,
+            model,
+            data.recordings,
+            accelerator,
+            dtype=config.cache_dtype,
+            verify=config.verify_cache,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        )
+    elif config.on_error == "stop":
+        own = [utterance for split in data.splits.values() for utterance in split]
+        if bad := find_bad(own, processor, config.workers):
+            what = f"{len(bad)} of {len(own)} utterances cannot be used"
+            raise ValueError(
+                f"{listing(what, [': '.join(item) for item in bad.items()])}\nRepair their files or take "
+                "them out of the data, or add --on_error skip, which leaves them out."
+            )
+    if config.encode_only:
+        return {}, True
+    loaders = {}
+    for name, utterances in data.splits.items():
+        batches = LengthBatches(
+            frame_lengths(shown[name], data.recordings).reshape(-1, len(utterances)),
+            config.batch_size,
+            frame_budget=config.frame_budget,
+            seed=config.seed,
+            shuffle=name == "train",
+            corpora=[u.corpus for u in utterances],
+            exponent=config.corpus_exponent,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        # Reading cached states is a copy: a core kept for a worker would lie idle.
+        workers = config.workers if cache is None else 0
+        loaders[name] = make_loader(to_dataset(shown[name]), batches, collate, workers=workers)
+    return loaders, cache is not None
