@@ -39,7 +39,6 @@ from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import Stopped, StopSignal
 from mtmm_training.training.model import planned
 from mtmm_training.training.prepare import (
-    check_augmentation,
     check_fold,
     check_scale,
     read_data,
@@ -367,12 +366,6 @@ def test_script_disjoint_folds_are_those_of_the_corpus_whatever_the_model_sees(
 
 
 # ---- what is refused before training -----------------------------------------------------------
-
-
-def test_gain_that_the_extractor_undoes_is_refused(tiny_processor: MTMMProcessor) -> None:
-    with pytest.raises(ValueError, match="Leave gain out"):
-        check_augmentation(TrainConfig(augment=["speed", "gain"]), tiny_processor)
-    check_augmentation(TrainConfig(augment=["speed"]), tiny_processor)
 
 
 def test_corpus_on_another_scale_than_the_model_is_refused(tmp_path: Path) -> None:

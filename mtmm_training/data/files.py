@@ -90,10 +90,9 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
-    lacking = [name for name in needed if not isinstance(content, dict) or name not in content]
-    if lacking or not isinstance(content, dict):
-        wanted = ", ".join(lacking) or "a JSON object"
-        raise ValueError(f"{path} has no {wanted}: another program or version wrote it.")
+    if not isinstance(content, dict) or not content.keys() >= set(needed):
+        wanted = ", ".join(needed) or "a JSON object"
+        raise ValueError(f"{path} needs {wanted}: another program or version wrote it.")
     return content
 
 

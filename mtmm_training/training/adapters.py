@@ -189,38 +189,27 @@ def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) ->
 
 
 def merge(
-    adapters: PeftModel | str | Path,
+    folder: str | Path,
     out: str | Path | None = None,
     *,
     base: str | None = None,
     audio_encoder: str | None = None,
     text_encoder: str | None = None,
 ) -> MTMMModel:
-    """Add the adapters to the encoders' weights: a plain model with the same outputs.
+    """Add a folder's adapters to the encoders' weights: a plain model with the same outputs.
 
     Args:
-        adapters: What [`add_lora`] returned, which is used up, or a folder of [`save_adapters`].
+        folder: Of [`save_adapters`].
         out: Where to save the model, with the folder's processor; None = nowhere.
-        base: For a folder: folder or Hub id of the MTMM model that was trained on, if base.json
-            does not name it.
+        base: Folder or Hub id of the MTMM model that was trained on, if base.json does not name it.
         audio_encoder, text_encoder: The same for a run that began from encoders.
 
     Raises:
         ValueError: The base is not known, or not the one that the adapters were trained on; or the
             folder's files do not belong together.
     """
+    folder = Path(folder)
     given = {"model": base, "audio_encoder": audio_encoder, "text_encoder": text_encoder}
-    trained = adapters if isinstance(adapters, PeftModel) else _load(Path(adapters), given)
-    model = trained.merge_and_unload(safe_merge=True).eval()
-    if out is not None:
-        model.save_pretrained(out)
-        if not isinstance(adapters, PeftModel):
-            MTMMProcessor.from_pretrained(adapters).save_pretrained(out)
-    return model
-
-
-def _load(folder: Path, given: dict[str, str | None]) -> PeftModel:
-    """The adapters of a folder on their base, which must be the one that they were trained on."""
     saved = read_json(folder / BASE_FILE, "encoders")
     names = {name: given[name] or saved.get(name) for name in given}
     config = MTMMConfig.from_pretrained(folder)
@@ -251,4 +240,8 @@ def _load(folder: Path, given: dict[str, str | None]) -> PeftModel:
             f"missing or too many, such as {min(differing)!r}."
         )
     set_peft_model_state_dict(adapted, weights)
-    return adapted
+    merged = adapted.merge_and_unload(safe_merge=True).eval()
+    if out is not None:
+        merged.save_pretrained(out)
+        MTMMProcessor.from_pretrained(folder).save_pretrained(out)
+    return merged

@@ -324,9 +324,6 @@ def _contradictions(config: TrainConfig) -> Iterator[Rule]:
     yield "augment", audio or not c.augment, without
     yield "mask_frames", audio or not c.mask_frames, without
     for name, used, unused in (
-        ("augment_variants", bool(c.augment), "without --augment"),
-        ("cache_dtype", not off, "with --cache_dir off"),
-        ("verify_cache", not off, "with --cache_dir off"),
         ("encode_only", not off, "with --cache_dir off"),
         ("audio_encoder", c.model is None, "with --model, which has its own"),
         ("text_encoder", c.model is None, "with --model, which has its own"),
@@ -426,10 +423,9 @@ def _argument(kind: Any) -> dict[str, Any]:
 
 
 def _boolean(text: str) -> bool:
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in values:
+    if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} must be True or False")
-    return values[text.lower()]
+    return text.lower() == "true"
 
 
 def _resume(text: str) -> bool | str:

@@ -27,7 +27,6 @@ from mtmm_training.training.optimiser import build_optimiser
 from mtmm_training.training.prepare import (
     FoldData,
     cache_folder,
-    check_augmentation,
     class_weights,
     prepare_fold,
 )
@@ -74,7 +73,6 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
         launch.check_launch(config, accelerator, data.counts)
     plain, processor = build_model(config)
     plain.config.trained_outputs = data.outputs
-    check_augmentation(config, processor)
     model = choose_trained(config, plain)
     parameters = parameter_counts(model)
     if config.gradient_checkpointing:

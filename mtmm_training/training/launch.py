@@ -79,25 +79,22 @@ def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str
         for modality in ("audio", "text")
         if 0 < split[f"with_{modality}"] < split["utterances"]
     ]
-    alone = config.batch_size * accelerator.num_processes < 2
-    for wrong, text in (
-        (
-            deepspeed and config.accumulation > 1,
-            f"`--accumulation` is {config.accumulation}; under DeepSpeed it must be 1.",
-        ),
-        (
-            alone and any(counts["train"]["dimensions"].values()),
-            f"`--batch_size` is {config.batch_size}; one utterance has no CCC, so where dimensions are "
-            "trained it must be 2 or more.",
-        ),
-        (
-            sharded and bool(partial),
-            "Where the model is sharded, every utterance needs both modalities, but "
-            f"{', '.join(partial)}. Launch with DDP, or leave those utterances out.",
-        ),
+    problem = None
+    if deepspeed and config.accumulation > 1:
+        problem = f"`--accumulation` is {config.accumulation}; under DeepSpeed it must be 1."
+    elif config.batch_size * accelerator.num_processes < 2 and any(
+        counts["train"]["dimensions"].values()
     ):
-        if wrong:
-            raise ValueError(text)
+        problem = (
+            "`--batch_size` is 1; CCC, where dimensions are trained, needs 2 utterances or more."
+        )
+    elif sharded and partial:
+        problem = (
+            "Where the model is sharded, every utterance needs both modalities, but "
+            f"{', '.join(partial)}. Launch with DDP, or leave those utterances out."
+        )
+    if problem:
+        raise ValueError(problem)
 
 
 # ---- the run's folder, and signals -------------------------------------------------------------

@@ -92,7 +92,7 @@ def best_model(
     checkpoints.load_best(with_adapters)
     if adapter is not None:
         adapters.save_adapters(with_adapters, adapter, base)
-    return adapters.merge(with_adapters)
+    return with_adapters.merge_and_unload(safe_merge=True).eval()
 
 
 def parameter_counts(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,6 @@ from accelerate import PartialState
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMProcessor
 from mtmm_training.batches.collate import find_bad
 from mtmm_training.data.corpora import CORPORA, read_corpus
 from mtmm_training.data.folds import (
@@ -264,15 +263,6 @@ def speakers_behind(model: str | None) -> set[str]:
         except (OSError, ValueError, KeyError, TypeError):  # no run's, or another program's
             break
     return speakers
-
-
-def check_augmentation(config: TrainConfig, processor: MTMMProcessor) -> None:
-    """Refuse a change that the feature extractor undoes."""
-    if "gain" in config.augment and getattr(processor.feature_extractor, "do_normalize", False):
-        raise ValueError(
-            f"`--augment` is {config.augment}, but this model's feature extractor brings every waveform "
-            "to one loudness. Leave gain out."
-        )
 
 
 def trained_outputs(model_config: MTMMConfig, utterances: Sequence[Utterance]) -> tuple[str, ...]:

@@ -55,10 +55,6 @@ class Run:
             ValueError: It is damaged, or of another program or version.
         """
         folder = Path(folder)
-        if not is_finished(folder):
-            raise FileNotFoundError(
-                f"{folder} has no {RESULTS}; give the folder of a finished run."
-            )
         return cls(folder, read_json(folder / RESULTS, *NEEDED))
 
     @cached_property
