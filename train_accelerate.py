@@ -128,7 +128,7 @@ def step(job: Job, group: list[dict[str, Any]]) -> None:
         inputs = {name: value for name, value in batch.items() if name != "utterance_ids"}
         # Gradients travel between processes once per step, with the last of its passes.
         alone = accelerator.no_sync(model) if index < len(group) else nullcontext()
-        with alone, faults.naming_shapes(inputs):
+        with alone:
             output = model(
                 **send_to_device(inputs, accelerator.device),
                 class_weights=job.class_weights,

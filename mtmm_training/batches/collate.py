@@ -123,7 +123,7 @@ def find_bad(
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader whose errors are those of its collator, or name the utterances that do not come."""
+    """A DataLoader whose errors are those of its collator, not the traceback of a worker."""
 
     batch_sampler: Any  # of `make_loader`; torch knows it only as something to iterate over
 
@@ -132,17 +132,11 @@ class Loader(DataLoader[Any]):
         if not self.num_workers:
             yield from batches
             return
-        for indices in self.batch_sampler:
+        for _ in self.batch_sampler:
             try:
                 batch = next(batches)
             except (RuntimeError, OSError, EOFError) as error:
                 # Errors of reading are returned: these are of the channel that a batch comes through.
-                if "timed out" in str(error) and isinstance(error, RuntimeError):
-                    ids = ", ".join(self.dataset[index]["utterance_id"] for index in indices)
-                    message = (
-                        f"A process that reads audio has been waiting for {self.timeout:g} s over"
-                    )
-                    raise OSError(f"{message} {ids}: their disk does not answer.") from error
                 if isinstance(error, RuntimeError) and "ancdata" not in str(error):
                     raise
                 problem = f"DataLoader worker ended while it handed over a batch: {error}"
@@ -158,9 +152,9 @@ def make_loader(
     """A loader whose workers decode and resample ahead of the step.
 
     Raises:
-        ValueError, TypeError, OSError: While it is read: as the collator, or a worker waits for a
-            recording longer than `READING_S`; without workers there is nobody to notice that.
-        RuntimeError: While it is read: a worker was killed.
+        ValueError, TypeError, OSError: While it is read: as the collator.
+        RuntimeError: While it is read: a worker was killed, or waits for a recording longer than
+            `READING_S`; without workers there is nobody to notice that.
     """
     return Loader(
         dataset,

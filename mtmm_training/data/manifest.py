@@ -198,7 +198,12 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
         rows.append(row)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
-            _write_parquet(rows, temporary)
+            import pyarrow.parquet  # comes with the training extra
+
+            types = dict.fromkeys(_NUMBERS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
+            fields = [(column, types.get(column, pyarrow.string())) for column in COLUMNS]
+            table = pyarrow.Table.from_pylist(rows, pyarrow.schema(fields))
+            pyarrow.parquet.write_table(table, temporary)
             return
         with temporary.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
@@ -209,15 +214,6 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
             for row in rows:
                 present = {column: value for column, value in row.items() if value is not None}
                 file.write(json.dumps(present, ensure_ascii=False) + "\n")
-
-
-def _write_parquet(rows: list[Row], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    types = dict.fromkeys(_NUMBERS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
-    schema = pyarrow.schema([(column, types.get(column, pyarrow.string())) for column in COLUMNS])
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
 
 
 def _relative(audio: str, folder: Path) -> str:

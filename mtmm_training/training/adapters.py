@@ -151,23 +151,18 @@ def describe_base(base: MTMMModel, /, **names: str | None) -> dict[str, Any]:
         name: None if value is None or Path(value).exists() else value
         for name, value in names.items()
     }
-    return public | {"encoders": _digests(base)}
-
-
-def _digests(model: MTMMModel) -> dict[str, dict[str, str]]:
-    """Of the parts of both encoders, also where one has no adapters: its states are fused all the same.
-
-    Left out is what no forward pass reads, and transformers draws anew where a checkpoint lacks it:
-    the pooler, and `masked_spec_embed`, which lies beside the parts.
-    """
-    return {
+    # Of both encoders, also where one has no adapters: its states are fused all the same. Left out is
+    # what no forward pass reads, and transformers draws anew where a checkpoint lacks it: the pooler,
+    # and `masked_spec_embed`, which lies beside the parts.
+    digests = {
         modality: {
             part: weights_digest(module)
-            for part, module in getattr(model, name).named_children()
+            for part, module in getattr(base, name).named_children()
             if not f"{name}.{part}.".startswith(UNUSED_WEIGHTS)
         }
         for modality, name in ENCODERS.items()
     }
+    return public | {"encoders": digests}
 
 
 def save_adapters(model: PeftModel, folder: str | Path, base: dict[str, Any]) -> None:
@@ -226,7 +221,7 @@ def merge(
             f"{folder} was trained on a model or encoders that it does not name; give --base, or "
             "--audio_encoder and --text_encoder."
         )
-    found = _digests(model)
+    found = describe_base(model)["encoders"]
     if other := [name for name in ENCODERS if saved["encoders"].get(name) != found[name]]:
         raise ValueError(
             f"{folder} was trained with another {' and another '.join(other)} encoder than the given one."

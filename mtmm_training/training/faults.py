@@ -55,7 +55,8 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if out_of_memory(error):
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if known or should_reduce_batch_size(error):
             text = OUT_OF_MEMORY
         elif is_of_worker(error):
             text = WORKER_KILLED
@@ -66,28 +67,6 @@ def explained() -> Iterator[None]:
         else:
             raise
         raise RuntimeError(text.format(_first_line(error))) from error
-
-
-@contextmanager
-def naming_shapes(batch: dict[str, Any]) -> Iterator[None]:
-    """Says of which shapes a batch is that does not fit into memory."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        shapes = ", ".join(
-            f"{name} {' x '.join(map(str, tensor.shape))}"
-            for name, tensor in batch.items()
-            if isinstance(tensor, Tensor) and not name.endswith(("labels", "mask"))
-        )
-        raise torch.OutOfMemoryError(f"{_first_line(error)}, for a batch of {shapes}") from error
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory of the device or of the machine was too small."""
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or should_reduce_batch_size(error)
 
 
 def _first_line(error: Exception) -> str:
