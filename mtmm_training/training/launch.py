@@ -1,6 +1,5 @@
 """How a run is launched: its accelerator, cores, folder and signals, and what cannot be launched."""
 
-import errno
 import fcntl
 import os
 import signal
@@ -123,11 +122,11 @@ def alone_in(folder: Path, resume: bool = False) -> Iterator[None]:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would inherit it
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(
+                f"{folder} is in use by another run; wait for it, or choose another --out."
+            ) from error
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise ValueError(
-                    f"{folder} is in use by another run; wait for it, or choose another --out."
-                ) from error
             print(f"{folder} cannot be locked ({error}): start no second run with this --out")
         _refuse_to_overwrite(folder, resume)
         yield
