@@ -58,10 +58,10 @@ def durations(utterances: Sequence[Utterance], recordings: Recordings) -> list[f
             seconds.append(None)
             continue
         whole, start = known[u.audio].duration_s, u.start_s or 0.0
-        if whole is None or start > whole:
+        if whole is None:
+            raise UtteranceError(u.utterance_id, f"{u.audio!r} cannot be read as audio.")
+        if start > whole:
             problem = f"it begins at {start:g} s, after the end of {u.audio!r}."
-            if whole is None:
-                problem = f"{u.audio!r} cannot be read as audio."
             raise UtteranceError(u.utterance_id, problem)
         seconds.append((whole if u.end_s is None else min(u.end_s, whole)) - start)
     return seconds

@@ -18,7 +18,6 @@ from mtmm_training.batches.cache import encoded, trainable_encoders
 from mtmm_training.batches.collate import Loader, RawInputs, find_bad, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.files import write_json
-from mtmm_training.data.utterances import listing
 from mtmm_training.training import launch, report
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
@@ -29,6 +28,7 @@ from mtmm_training.training.prepare import (
     cache_folder,
     class_weights,
     prepare_fold,
+    unusable,
 )
 from processing_mtmm import MTMMProcessor
 
@@ -156,10 +156,9 @@ def make_loaders(
     elif config.on_error == "stop":
         own = [utterance for split in data.splits.values() for utterance in split]
         if bad := find_bad(own, processor, config.workers):
-            what = f"{len(bad)} of {len(own)} utterances cannot be used"
             raise ValueError(
-                f"{listing(what, [': '.join(item) for item in bad.items()])}\nRepair their files or take "
-                "them out of the data, or add --on_error skip, which leaves them out."
+                f"{unusable(bad, own)}\nRepair their files or take them out of the data, or add --on_error "
+                "skip, which leaves them out."
             )
     if config.encode_only:
         return {}, True

@@ -109,12 +109,10 @@ def read_data(config: TrainConfig) -> Data:
     utterances, bad = read_all(config), dict[str, str]()
     if processor is not None:  # before any folds are made: all that follows is of these utterances
         bad = find_bad(utterances, processor, config.workers)
-        what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
-        told = listing(what, [": ".join(item) for item in bad.items()])
         if len(bad) == len(utterances):
-            raise ValueError(told)
+            raise ValueError(unusable(bad, utterances))
         if bad and PartialState().is_main_process:
-            print(f"skipped: {told}")
+            print(f"skipped: {unusable(bad, utterances)}")
         utterances = [u for u in utterances if u.utterance_id not in bad]
     recordings = Recordings(folder)
     if config.test_speakers:
@@ -138,6 +136,12 @@ def read_data(config: TrainConfig) -> Data:
             recordings=recordings,
         )
     return Data(utterances, bad, folds, recordings)
+
+
+def unusable(bad: dict[str, str], utterances: Sequence[Utterance]) -> str:
+    """The first utterances that cannot be used, and how many there are, for a message."""
+    what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
+    return listing(what, [": ".join(item) for item in bad.items()])
 
 
 def read_all(config: TrainConfig) -> list[Utterance]:
