@@ -41,6 +41,7 @@ from mtmm_training.training.job import Job, prepare
 from mtmm_training.training.launch import Stopped, StopSignal
 from mtmm_training.training.model import best_model
 from mtmm_training.training.optimiser import clip_gradients, sum_over_processes
+from mtmm_training.training.run import flags_record
 
 
 def train_fold(config: TrainConfig) -> Path:
@@ -208,7 +209,7 @@ def finish(job: Job) -> None:
     scores = calibrated_scores(validation, test, corpora, model.config)  # sets the temperature
     results = {
         "fold": data.name,
-        "config": dataclasses.asdict(config),
+        "config": flags_record(config),
         "model_config": model.config.to_dict(),
         "splits": data.counts,
         "skipped": data.bad,

@@ -213,6 +213,25 @@ def test_onnx_file_says_what_its_numbers_mean(exported: Exported) -> None:
     }  # fmt: skip
 
 
+def test_frames_first_spectra_of_any_length_are_exported(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    """Wav2Vec2-BERT takes (batch, frames, 160), and no window of its own length."""
+    audio = ENCODER | {"model_type": "wav2vec2-bert", "num_hidden_layers": 1}
+    model = make_model(audio_config=audio, text_config=BERT)
+    shapes = export_module.input_shapes(model)
+    assert shapes["input_values"] == ("batch", "frames", 160)
+    assert shapes["audio_attention_mask"] == ("batch", "frames")
+    path = tmp_path / "mtmm.pt2"
+    assert export_module.export(model, tiny_processor, path) < 1e-4
+    spectra = torch.randn(1, 130, 160)
+    given = {"input_values": spectra, "audio_attention_mask": torch.ones(1, 130, dtype=torch.long)}
+    with torch.no_grad():
+        expected = model(**given).emotion_logits
+    found = ExportedModel(path)(**given).emotion_logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_command_prints_size_and_difference(exported: Exported) -> None:
     assert f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB" in exported.printed
     difference = float(exported.printed.split("by ")[1].split()[0])

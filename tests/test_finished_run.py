@@ -12,7 +12,7 @@ import pytest
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.manifest import read_manifest
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.run import NEEDED, Run
+from mtmm_training.training.run import NEEDED, Run, flags_record
 
 ROWS = [f"{speaker}{number},yes,happy,{speaker}" for speaker in "abcdefgh" for number in range(2)]
 ADDED = [f"i{number},no,sad,i" for number in range(12)]
@@ -44,6 +44,36 @@ def run(tmp_path: Path) -> Path:
 def test_split_stays_the_runs_own(run: Path, rows: list[str]) -> None:
     assert (first_fold(run, rows) == TESTED) == (rows is ROWS)
     assert [utterance.utterance_id for utterance in Run.open(run).test_utterances()] == TESTED
+
+
+def test_data_is_found_from_another_folder_and_after_a_move(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, elsewhere = run / "project", run / "elsewhere"
+    (project / "data").mkdir(parents=True)
+    elsewhere.mkdir()
+    (run / "manifest.csv").rename(project / "data" / "manifest.csv")
+    monkeypatch.chdir(project)
+    flags = TrainConfig(manifest=["data/manifest.csv"], modalities=["text"], out="runs/a")
+    flags = dataclasses.replace(flags, audio_dir=str(run), k=4, protocol="grouped").resolve()
+    record = flags_record(flags)
+    assert record["manifest"] == ["../../data/manifest.csv"] and record["audio_dir"] == str(run)
+    out = project / "runs" / "a"
+    out.mkdir(parents=True)
+    results = json.loads((run / "results.json").read_text()) | {"config": record}
+    (out / "results.json").write_text(json.dumps(results))
+    (run / "predictions.csv").rename(out / "predictions.csv")
+
+    monkeypatch.chdir(elsewhere)
+    project.rename(run / "moved")
+    tested = Run.open(run / "moved" / "runs" / "a").test_utterances()
+    assert [utterance.utterance_id for utterance in tested] == TESTED
+
+    # A record of an earlier version: as it was given, from where training was called.
+    results["config"]["manifest"] = ["data/manifest.csv"]
+    (run / "moved" / "runs" / "a" / "results.json").write_text(json.dumps(results))
+    monkeypatch.chdir(run / "moved")
+    assert len(Run.open("runs/a").test_utterances()) == 4
 
 
 @pytest.mark.parametrize("rows", [ROWS[1:], ["a0,yes,happy,b", *ROWS[1:]]], ids=["gone", "renamed"])

@@ -45,12 +45,11 @@ class ExportedModel(nn.Module):
         """All outputs by name. A modality that is left out, or None, is absent for the whole batch."""
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         batch = len(next(iter(given.values())))
-        for values, mask in MODALITIES:
-            if values not in given:
-                shape = [self._absent_size(s) for s in self.metadata["input_shapes"][values][1:]]
-                dtype = torch.long if values == "input_ids" else torch.float32
-                given[values] = torch.zeros(batch, *shape, dtype=dtype)
-                given[mask] = torch.zeros(batch, shape[-1], dtype=torch.long)
+        for name in INPUTS:
+            if name not in given:
+                shape = [self._absent_size(s) for s in self.metadata["input_shapes"][name][1:]]
+                dtype = torch.float32 if name == "input_values" else torch.long
+                given[name] = torch.zeros(batch, *shape, dtype=dtype)
         if suffix_of(self.path) == ".pt2":
             with torch.no_grad():
                 outputs = self.program(**given)
@@ -63,7 +62,7 @@ class ExportedModel(nn.Module):
         """Few, but more than one frame and one token, for which torch.export made no graph."""
         if isinstance(axis, int):
             return axis
-        return {"time": self.metadata["sampling_rate"] // 4, "tokens": 2}[axis]
+        return {"time": self.metadata["sampling_rate"] // 4, "frames": 100, "tokens": 2}[axis]
 
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
         """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""

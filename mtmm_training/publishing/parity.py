@@ -9,18 +9,22 @@ from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.publishing.exported import INPUTS, MODALITIES, ExportedModel
 
+FRAMES_PER_SECOND = 100  # of spectra
 # Utterances, seconds of the longest, its tokens (None = as many as the processor takes).
 CHECKED = ((1, 0.5, 5), (3, 2.0, 12), (1, 1.0, None))
 
 
 def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
     """The axes of every input: a size, or a name where the length is free."""
+    takes = model._audio_input
     audio: tuple[str | int, ...] = ("batch", "time")
-    if model.audio_model.main_input_name == "input_features":  # log-mel: one window, always whole
-        config = model.config.encoder_config("audio")
-        audio = ("batch", config.num_mel_bins, 2 * config.max_source_positions)
+    if takes.mels_first:  # one window, always whole
+        audio = ("batch", *takes.empty(torch.device("cpu"), 0).shape[1:])
+    elif takes.features is not None:
+        audio = ("batch", "frames", takes.features)
+    time = audio[-1 if takes.mels_first else 1]
     text = ("batch", "tokens")
-    return dict(zip(INPUTS, (audio, ("batch", audio[-1]), text, text), strict=True))
+    return dict(zip(INPUTS, (audio, ("batch", time), text, text), strict=True))
 
 
 def largest_difference(
@@ -57,22 +61,25 @@ def random_batch(
 ) -> dict[str, Tensor]:
     """Raw inputs: noise and random tokens, the last utterance as long as asked, the others shorter."""
     generator = torch.Generator().manual_seed(utterances)
-    shape = input_shapes(model)["input_values"]
-    samples = round(seconds * processor.sampling_rate)
-    sizes = [size if isinstance(size, int) else samples for size in shape[1:]]
-    longest = min(samples, sizes[-1])
+    shapes = input_shapes(model)
+    free = {
+        "time": round(seconds * processor.sampling_rate),
+        "frames": max(round(seconds * FRAMES_PER_SECOND), model._audio_input.shortest),
+    }
+    sizes = [free.get(str(size), size) for size in shapes["input_values"][1:]]
+    (width,) = (free.get(str(size), size) for size in shapes["audio_attention_mask"][1:])
     vocabulary = model.config.encoder_config("text").vocab_size
     return {
         "input_values": torch.randn(utterances, *sizes, generator=generator),
-        "audio_attention_mask": _ragged_mask(utterances, longest, sizes[-1]),
+        "audio_attention_mask": _ragged_mask(utterances, width),
         "input_ids": torch.randint(1, vocabulary, (utterances, tokens), generator=generator),
-        "attention_mask": _ragged_mask(utterances, tokens, tokens),
+        "attention_mask": _ragged_mask(utterances, tokens),
     }
 
 
-def _ragged_mask(rows: int, longest: int, width: int) -> Tensor:
-    """(rows, width) of 0 and 1: the last row has `longest` ones, the first one 1 / `rows` of them."""
-    lengths = torch.arange(1, rows + 1) * longest // rows
+def _ragged_mask(rows: int, width: int) -> Tensor:
+    """(rows, width) of 0 and 1: the last row has ones alone, the first one 1 / `rows` of them."""
+    lengths = torch.arange(1, rows + 1) * width // rows
     return (torch.arange(width)[None, :] < lengths[:, None]).long()
 
 

@@ -47,7 +47,7 @@ from mtmm_training.training.prepare import (
     trained_outputs,
 )
 from mtmm_training.training.report import metric_parts, versions
-from mtmm_training.training.run import PREDICTIONS, RESULTS, is_finished
+from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record, is_finished
 from processing_mtmm import MTMMProcessor
 
 
@@ -220,7 +220,7 @@ def run_fold(
     scores = calibrated_scores(validation, test, corpora, known)
     results = {
         "fold": fold.name,
-        "config": asdict(config),
+        "config": flags_record(config),
         "model_config": known.to_dict(),
         "baseline": asdict(baseline),
         "splits": {name: describe_split(splits[name], config) for name in SPLITS},
