@@ -16,20 +16,9 @@ import argparse
 from functools import partial
 from typing import Any
 
+import common
 import numpy as np
 import torch
-from common import (
-    Stopwatch,
-    begin,
-    encoders_of_size,
-    iemocap_like_seconds,
-    make_config,
-    make_parser,
-    print_result,
-    real_data,
-    real_model,
-    tokens_of,
-)
 from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
 
 from configuration_mtmm import MTMMConfig
@@ -42,13 +31,13 @@ MODALITIES = {"both": ("audio", "text"), "audio": ("audio",), "text": ("text",)}
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=5, batch_size=16)
+    parser = common.make_parser(__doc__, rounds=5, batch_size=16)
     parser.add_argument(
         "--modalities", nargs="+", choices=list(MODALITIES), default=list(MODALITIES)
     )
     add_encoders(parser)
     arguments = parser.parse_args()
-    device = begin(arguments)
+    device = common.begin(arguments)
     predict = make_pipeline(arguments, device)
     inputs = make_inputs(20 if arguments.quick else 64, predict.processor.longest_audio_s())
     seconds = sum(len(given["audio"]) for given in inputs) / RATE
@@ -56,14 +45,14 @@ def main() -> None:
     for modalities in arguments.modalities:
         names = MODALITIES[modalities]
         given = [{name: each[name] for name in (*names, "sampling_rate")} for each in inputs]
-        compare(" and ".join(names), predict, given, Stopwatch(device), arguments)
+        compare(" and ".join(names), predict, given, common.Stopwatch(device), arguments)
 
 
 def compare(
     modalities: str,
     predict: MTMMPipeline,
     inputs: list[dict[str, Any]],
-    watch: Stopwatch,
+    watch: common.Stopwatch,
     arguments: argparse.Namespace,
 ) -> None:
     """Time the same inputs in batches of both sizes, and print both results."""
@@ -81,7 +70,7 @@ def compare(
     claim = f"{modalities}: one by one ÷ {batched}"
     watch.print_ratio(claim, one, batched, TARGET, at_least=True)
     largest = np.abs(numbers(results[one]) - numbers(results[batched])).max()
-    print_result(f"{modalities}: largest difference", largest, TOLERANCE)
+    common.print_result(f"{modalities}: largest difference", largest, TOLERANCE)
 
 
 def add_encoders(parser: argparse.ArgumentParser) -> None:
@@ -91,17 +80,17 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
 def make_pipeline(arguments: argparse.Namespace, device: torch.device) -> MTMMPipeline:
     outputs: dict[str, Any] = {"trained_outputs": ("emotion", "valence", "arousal")}
     if arguments.encoders == "real" and not arguments.quick:
-        folder = real_data()
+        folder = common.real_data()
         if folder is None:
             raise SystemExit("no real encoders; set MTMM_REAL_DATA to the folder that has them")
-        model, processor = real_model(folder, **outputs)
+        model, processor = common.real_model(folder, **outputs)
     else:
         if arguments.encoders == "medium" and not arguments.quick:
             sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
-            encoders = encoders_of_size(256, 4, vocab_size=1000)
+            encoders = common.encoders_of_size(256, 4, vocab_size=1000)
             config = MTMMConfig.paper(**encoders, **sizes, **outputs)
         else:
-            config = make_config(arguments.quick, **outputs)
+            config = common.make_config(arguments.quick, **outputs)
         model = MTMMModel(config).eval()
         pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *LETTERS, "[MASK]"]
         tokenizer = DebertaV2Tokenizer(vocab=[(piece, -1.0) for piece in pieces])
@@ -114,8 +103,8 @@ def make_inputs(count: int, longest_s: float) -> list[dict[str, Any]]:
     """Noise and letters, about a token each."""
     generator = np.random.default_rng(0)
     inputs = []
-    for seconds in np.minimum(iemocap_like_seconds(count), longest_s):
-        letters = generator.choice(list(LETTERS), tokens_of(seconds) - 2)
+    for seconds in np.minimum(common.iemocap_like_seconds(count), longest_s):
+        letters = generator.choice(list(LETTERS), common.tokens_of(seconds) - 2)
         waveform = generator.uniform(-0.5, 0.5, int(seconds * RATE)).astype(np.float32)
         inputs.append({"audio": waveform, "sampling_rate": RATE, "text": "".join(letters)})
     return inputs

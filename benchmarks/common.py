@@ -173,15 +173,6 @@ def make_config(quick: bool, **fields: object) -> MTMMConfig:
     return MTMMConfig.tiny(**fields) if quick else MTMMConfig.paper(**fields)
 
 
-def make_heads(config: MTMMConfig, device: torch.device) -> MTMMModel:
-    """A model in training whose encoders are only on paper: all that training from the cache uses."""
-    with torch.device("meta"):
-        model = MTMMModel(config)
-    for part in (model.fusion, model.emotion_head, model.dimension_head):
-        part.to_empty(device=device).apply(model._init_weights)
-    return model.train()
-
-
 def encoders_of_size(width: int, layers: int, **text: object) -> dict[str, Any]:
     """Configurations of HuBERT, behind its own convolutions, and DeBERTa-v3 in another size."""
     sizes: dict[str, Any] = {

@@ -12,60 +12,52 @@ import tempfile
 import time
 from pathlib import Path
 
+import common
 import numpy as np
 import soundfile
 import torch
 from batched_pipeline import RATE, add_encoders, make_pipeline
-from common import (
-    begin,
-    begin_quietly,
-    in_own_process,
-    make_parser,
-    peak_bytes,
-    print_result,
-    real_data,
-)
 
 TARGET = 1.3
 SHORT_S = 30.0
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
+    parser = common.make_parser(__doc__)
     parser.add_argument("--long_s", type=float, default=3600.0)
     add_encoders(parser)
     arguments = parser.parse_args()
     lengths = (13.0, 60.0) if arguments.quick else (SHORT_S, arguments.long_s)
-    begin(arguments)
+    common.begin(arguments)
     peaks = []
     print(f"{'file':<12}{'windows':>10}{'peak memory, MiB':>18}{'real-time factor':>18}")
     with tempfile.TemporaryDirectory() as folder:
         for length in lengths:
             path = write_recording(Path(folder, f"{length:g}.wav"), length, arguments.encoders)
-            peak, windows, seconds = in_own_process(measure, arguments, path)
+            peak, windows, seconds = common.in_own_process(measure, arguments, path)
             peaks.append(peak)
             print(
                 f"{length:<12g}{windows:>10}{peak / 2**20:>18.0f}{seconds / length:>18.3f}",
                 flush=True,
             )
     claim = f"peak memory of {lengths[1]:g} s ÷ that of {lengths[0]:g} s"
-    print_result(claim, peaks[1] / peaks[0], TARGET)
+    common.print_result(claim, peaks[1] / peaks[0], TARGET)
 
 
 def measure(arguments: argparse.Namespace, path: Path) -> tuple[int, int, float]:
     """Predict one file; peak bytes, windows, seconds."""
-    device = begin_quietly(arguments)
+    device = common.begin_quietly(arguments)
     predict = make_pipeline(arguments, device)
     began = time.perf_counter()
     result = predict(str(path), batch_size=1, window_s=6.0)
     seconds = time.perf_counter() - began
     # Resident memory on every device: a long recording lies there.
-    return peak_bytes(torch.device("cpu")), len(result["timeline"]), seconds
+    return common.peak_bytes(torch.device("cpu")), len(result["timeline"]), seconds
 
 
 def write_recording(path: Path, seconds: float, encoders: str) -> Path:
     """Half a minute of sound, again and again, until the file is so long."""
-    real = real_data()
+    real = common.real_data()
     if encoders == "real" and real is not None:
         files = sorted((real / "ravdess4" / "audio").rglob("*.flac"))[:8]
         sound = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files])

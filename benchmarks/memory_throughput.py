@@ -11,20 +11,8 @@ import argparse
 import time
 from functools import partial
 
+import common
 import torch
-from common import (
-    MEDIAN_S,
-    begin,
-    begin_quietly,
-    in_own_process,
-    make_config,
-    make_optimiser,
-    make_parser,
-    peak_bytes,
-    raw_batch,
-    synchronise,
-    train_step,
-)
 from torch import nn
 
 from modeling_mtmm import MTMMModel
@@ -35,20 +23,18 @@ STEPS = 2
 
 
 def main() -> None:
-    parser = make_parser(__doc__, batch_size=4)
+    parser = common.make_parser(__doc__, batch_size=4)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     arguments = parser.parse_args()
-    begin(arguments)
-    print(f"batches of {arguments.batch_size} x {MEDIAN_S} s")
+    common.begin(arguments)
+    print(f"batches of {arguments.batch_size} x {common.MEDIAN_S} s")
     print(f"{'':<18}{'peak memory, GiB':>18}{'utterances/s':>14}{'trained parameters':>20}")
     rows = {}
     for mode in arguments.modes:
         try:
-            peak, rate, trained = in_own_process(measure, arguments, mode)
-        except (
-            RuntimeError,
-            MemoryError,
-        ) as error:  # killed for its memory, too: the table goes on
+            peak, rate, trained = common.in_own_process(measure, arguments, mode)
+        except (RuntimeError, MemoryError) as error:
+            # Also where it was killed for its memory: the table goes on.
             print(f"{mode:<18}  failed: {error}")
             continue
         rows[mode] = peak, rate
@@ -64,27 +50,29 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, mode: str) -> tuple[int, float, int]:
     """Train a few steps in one way; peak bytes, utterances a second, trained parameters."""
-    device = begin_quietly(arguments)
+    device = common.begin_quietly(arguments)
     frozen = mode != "full fine-tuning"
-    config = make_config(arguments.quick, freeze_audio_encoder=frozen, freeze_text_encoder=frozen)
+    config = common.make_config(
+        arguments.quick, freeze_audio_encoder=frozen, freeze_text_encoder=frozen
+    )
     plain = MTMMModel(config)
     lora = mode == "LoRA"
     model: nn.Module = add_lora(plain, rank=8, alpha=16.0, dropout=0.05) if lora else plain
     model.to(device).train()
-    optimiser = make_optimiser(model)
-    batch = raw_batch(config, [MEDIAN_S] * arguments.batch_size, device)
+    optimiser = common.make_optimiser(model)
+    batch = common.raw_batch(config, [common.MEDIAN_S] * arguments.batch_size, device)
     if mode == "frozen, cached":
         batch = in_place_of_encoders(plain, batch)
-    step = partial(train_step, model, optimiser, batch)
+    step = partial(common.train_step, model, optimiser, batch)
     step()
-    synchronise(device)
+    common.synchronise(device)
     began = time.perf_counter()
     for _ in range(STEPS):
         step()
-    synchronise(device)
+    common.synchronise(device)
     rate = STEPS * arguments.batch_size / (time.perf_counter() - began)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return peak_bytes(device), rate, trained
+    return common.peak_bytes(device), rate, trained
 
 
 def in_place_of_encoders(

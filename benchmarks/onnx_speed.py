@@ -16,17 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import common
 import torch
-from common import (
-    MEDIAN_S,
-    TOKENS,
-    Stopwatch,
-    begin,
-    encoders_of_size,
-    make_parser,
-    real_data,
-    real_model,
-)
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
@@ -40,19 +31,19 @@ LIMITS: Any = SimpleNamespace(sampling_rate=16000, max_tokens=64)
 
 
 def main() -> None:
-    parser = make_parser(__doc__, rounds=20, batch_size=1)
+    parser = common.make_parser(__doc__, rounds=20, batch_size=1)
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
-    device = begin(arguments)
+    device = common.begin(arguments)
     if device.type != "cpu":
         parser.error(f"--device is {arguments.device}; exported files run on the cpu here.")
     model = make_model(arguments)
-    batch = random_batch(model, LIMITS, arguments.batch_size, MEDIAN_S, TOKENS)
+    batch = random_batch(model, LIMITS, arguments.batch_size, common.MEDIAN_S, common.TOKENS)
     encoder_config = model.config.encoder_config
     print(
         f"{encoder_config('audio').model_type} and {encoder_config('text').model_type}, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
-        f"{arguments.batch_size} utterances of {MEDIAN_S} s and {TOKENS} tokens"
+        f"{arguments.batch_size} utterances of {common.MEDIAN_S} s and {common.TOKENS} tokens"
     )
     steps: dict[str, Callable[[], object]] = {"eager": lambda: model(**batch)}
     if not arguments.no_compile:
@@ -66,7 +57,7 @@ def main() -> None:
             exported = ExportedModel(path)
             steps[name] = partial(exported, **batch)
             print(f"{name}: {size_of(path) / 1e6:.1f} MB")
-        watch = Stopwatch(device)
+        watch = common.Stopwatch(device)
         watch.rounds(arguments.rounds, steps)
     watch.print_table()
     for name in list(steps)[1:]:
@@ -74,13 +65,13 @@ def main() -> None:
 
 
 def make_model(arguments: argparse.Namespace) -> MTMMModel:
-    folder = real_data()
+    folder = common.real_data()
     if arguments.quick:
         return MTMMModel(MTMMConfig.tiny()).eval()
     if folder is not None:
         sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
-        return real_model(folder, **sizes)[0]
-    base = encoders_of_size(768, 12)
+        return common.real_model(folder, **sizes)[0]
+    base = common.encoders_of_size(768, 12)
     return MTMMModel(MTMMConfig(**base, hidden_size=768, num_attention_heads=12)).eval()
 
 

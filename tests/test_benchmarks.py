@@ -17,8 +17,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "common")
 QUICK = {
     "batched_pipeline": ("--rounds", "1"),
-    "cached_epoch": ("--batch_size", "2", "--rounds", "1", "--batches", "1"),
-    "cached_step": ("--batch_size", "2", "--rounds", "1", "--batches", "2"),
+    "cached_training": ("--batch_size", "2", "--rounds", "1", "--batches", "2"),
     "long_file_memory": (),
     "forward_overhead": ("--batch_size", "1", "--rounds", "2"),
     "load_time": ("--rounds", "1"),
