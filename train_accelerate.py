@@ -15,7 +15,6 @@ The run's folder gets model/ (weights, configuration, processor and code: `from_
 also adapter/. launch/ has a configuration of accelerate for every kind of machine.
 """
 
-import dataclasses
 import math
 import sys
 import time
