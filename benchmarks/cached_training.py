@@ -30,6 +30,7 @@ from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 
 STEP_TARGET, EPOCH_TARGET = 1.10, 90.0
@@ -70,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, processor = common.real_model(real)
         utterances = read_manifest(real / "ravdess4" / "manifest.csv")[: arguments.batches * size]
-        cache = FeatureCache.open(folder, model, processor, dtype="float16")
+        cache = FeatureCache.open(folder, model, processor, Recordings(folder))
         cache.encode(utterances)
         names = EMOTIONS, model.config.dimension_names
         dataset, collate = to_dataset(utterances), RawInputs(processor, *names)
