@@ -300,7 +300,7 @@ def test_folds_are_those_of_training(work: Path, capsys: pytest.CaptureFixture[s
     config = settings(work, "both")
     run_baseline(config, Baseline(layers=("1",), pooling="mean_std"))
     assert capsys.readouterr().out.count("CCC valence") == 5
-    data = read_data(config)
+    data = read_data(config.resolve())
     experiment = read_experiment(work / "both")
     assert experiment.emotions == EMOTIONS and experiment.dimensions == ["valence", "arousal"]
     assert sorted(experiment.rows["id"]) == sorted(u.utterance_id for u in data.utterances)

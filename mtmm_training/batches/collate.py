@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from modeling_mtmm import ABSENT_EMOTION
 from mtmm_training.batches.augment import augment
-from mtmm_training.data.utterances import DIMENSIONS, Utterance, UtteranceError
+from mtmm_training.data.utterances import DIMENSIONS, Utterance, UtteranceError, listing
 from processing_mtmm import MTMMProcessor
 
 READING_S = 600.0  # a worker that takes longer over a batch waits for a disk that does not answer
@@ -120,6 +120,12 @@ def find_bad(
     loader = make_loader(to_dataset(mine), batches, collate, workers=workers)
     found = dict(gather_object([item for problems in loader for item in problems.items()]))
     return {u.utterance_id: found[u.utterance_id] for u in utterances if u.utterance_id in found}
+
+
+def unusable(bad: dict[str, str], utterances: Sequence[Utterance]) -> str:
+    """The first utterances that cannot be used, and how many there are, for a message."""
+    what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
+    return listing(what, [": ".join(item) for item in bad.items()])
 
 
 class Loader(DataLoader[Any]):

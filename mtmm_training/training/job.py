@@ -15,7 +15,14 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.augment import add_variants
 from mtmm_training.batches.cache import encoded, trainable_encoders
-from mtmm_training.batches.collate import Loader, RawInputs, find_bad, make_loader, to_dataset
+from mtmm_training.batches.collate import (
+    Loader,
+    RawInputs,
+    find_bad,
+    make_loader,
+    to_dataset,
+    unusable,
+)
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.files import write_json
 from mtmm_training.training import launch, report
@@ -28,7 +35,6 @@ from mtmm_training.training.prepare import (
     cache_folder,
     class_weights,
     prepare_fold,
-    unusable,
 )
 from processing_mtmm import MTMMProcessor
 

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.batches.collate import find_bad
+from mtmm_training.batches.collate import find_bad, unusable
 from mtmm_training.data.corpora import CORPORA, read_corpus
 from mtmm_training.data.folds import (
     Fold,
@@ -26,7 +26,7 @@ from mtmm_training.data.folds import (
 from mtmm_training.data.manifest import read_manifests
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
-from mtmm_training.data.utterances import SPLITS, Utterance, digest, few, listing, without_fields
+from mtmm_training.data.utterances import SPLITS, Utterance, digest, few, without_fields
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import load_processor, planned
 
@@ -136,12 +136,6 @@ def read_data(config: TrainConfig) -> Data:
             recordings=recordings,
         )
     return Data(utterances, bad, folds, recordings)
-
-
-def unusable(bad: dict[str, str], utterances: Sequence[Utterance]) -> str:
-    """The first utterances that cannot be used, and how many there are, for a message."""
-    what = f"{len(bad)} of {len(utterances)} utterances cannot be used"
-    return listing(what, [": ".join(item) for item in bad.items()])
 
 
 def read_all(config: TrainConfig) -> list[Utterance]:
