@@ -22,7 +22,7 @@ from safetensors.torch import load, load_file, save, save_file
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.commands.cli import main
-from mtmm_training.publishing import publish as publishing
+from mtmm_training.publishing import isolation
 from mtmm_training.publishing.card import Facts, metric_values
 from mtmm_training.publishing.hub import Target
 from mtmm_training.publishing.isolation import Recorded, outputs_here
@@ -63,7 +63,7 @@ def put(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     of_call = ("adapter", "dry_run", "out", "api")
 
     def put(folder: Path = run, token: str = WRITER, **given: Any) -> Any:
-        monkeypatch.setattr(publishing, "run_isolated", stand_in(folder))
+        monkeypatch.setattr(isolation, "run_isolated", stand_in(folder))
         api = HfApi(hub.url, token=token)
         chosen: dict[str, Any] = {"repo_id": "writer/mtmm", "out": tmp_path / "staged", "api": api}
         chosen |= given
@@ -209,7 +209,7 @@ def test_dry_run_stages_and_uploads_nothing(
     hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """By the command, from another folder than the one that the run was started in."""
-    monkeypatch.setattr(publishing, "run_isolated", stand_in(run))
+    monkeypatch.setattr(isolation, "run_isolated", stand_in(run))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     monkeypatch.chdir(tmp_path)
     staged = tmp_path / "staged"
@@ -333,7 +333,7 @@ def test_only_allowed_files_are_staged(tmp_path: Path, capsys: Capture) -> None:
 def test_other_outputs_are_refused(
     hub: HubServer, put: Publish, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "run_isolated", stand_in(run, shift=1e-4))
+    monkeypatch.setattr(isolation, "run_isolated", stand_in(run, shift=1e-4))
     with pytest.raises(ValueError, match="dimensions .* input 1: .* 0.0001"):
         publish(run, Target("writer/mtmm"), api=HfApi(hub.url, token=WRITER))
     assert "writer/mtmm" not in hub.repos

@@ -7,24 +7,9 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 
 from mtmm_training.data.files import writing
+from mtmm_training.publishing import isolation, stage
 from mtmm_training.publishing.card import Facts, Subject, make_card, read_folds
 from mtmm_training.publishing.hub import Target, check_target, hub_errors, plan, upload
-from mtmm_training.publishing.isolation import (
-    MERGING_TOLERANCE,
-    Example,
-    Recorded,
-    compare,
-    outputs_here,
-    probes,
-    run_isolated,
-)
-from mtmm_training.publishing.stage import (
-    clean_results,
-    refuse_private_text,
-    stage_adapter,
-    stage_model,
-    stage_results,
-)
 from mtmm_training.training.run import Run
 
 
@@ -68,31 +53,35 @@ def publish(
         work = Path(scratch)
         folder = work / "staged"
         folder.mkdir()
-        inputs = probes(work)
+        inputs = isolation.probes(work)
         if adapter:
             base = facts.base_model[0]
-            model, processor = stage_adapter(api, finished, base, folder)
-            expected = outputs_here(model.get_base_model(), processor, inputs)
-            merged = outputs_here(finished.model(), processor, inputs)
-            compare(merged, expected, f"The adapter on {base}", MERGING_TOLERANCE)
+            model, processor = stage.stage_adapter(api, finished, base, folder)
+            expected = isolation.outputs_here(model.get_base_model(), processor, inputs)
+            merged = isolation.outputs_here(finished.model(), processor, inputs)
+            isolation.compare(
+                merged, expected, f"The adapter on {base}", isolation.MERGING_TOLERANCE
+            )
         else:
-            model, processor = stage_model(finished, folder)
-            expected = outputs_here(model, processor, inputs)
+            model, processor = stage.stage_model(finished, folder)
+            expected = isolation.outputs_here(model, processor, inputs)
 
         # The same numbers where only the Hub's files are, and those that training wrote down.
-        example = Example.of(finished, facts, processor, adapter)
-        recorded = Recorded.of(finished, work)
+        example = isolation.Example.of(finished, facts, processor, adapter)
+        recorded = isolation.Recorded.of(finished, work)
         both = [*inputs, *recorded.inputs]
-        outputs, printed = run_isolated(api, example, str(folder), both, work, adapter=adapter)
-        compare(expected, outputs[: len(inputs)], "The staged folder")
+        outputs, printed = isolation.run_isolated(
+            api, example, str(folder), both, work, adapter=adapter
+        )
+        isolation.compare(expected, outputs[: len(inputs)], "The staged folder")
         recorded.compare(outputs[len(inputs) :])
 
-        pictures = stage_results(finished, folder, name_speakers=facts.name_speakers)
-        results = clean_results(finished.results)
+        pictures = stage.stage_results(finished, folder, name_speakers=facts.name_speakers)
+        results = stage.clean_results(finished.results)
         subject = Subject(target.repo_id, results, model.config, facts, folds, adapter)
         card = make_card(subject, pictures, example.shown(target.repo_id), printed)
         card.save(folder / "README.md")
-        refuse_private_text(folder, finished.folder, api)
+        stage.refuse_private_text(folder, finished.folder, api)
         if out is not None:
             shutil.copytree(folder, out, dirs_exist_ok=True)
         print(plan(target, folder, dry_run=dry_run), flush=True)
@@ -104,9 +93,9 @@ def publish(
         if adapter:  # transformers would look for its revision in the base's repository too
             with hub_errors(back):
                 back = api.snapshot_download(back, revision=commit.oid, local_dir=work / "back")
-        outputs, _ = run_isolated(
+        outputs, _ = isolation.run_isolated(
             api, example, back, inputs, work, adapter=adapter, revision=commit.oid
         )
-        compare(expected, outputs, f"The model at commit {commit.oid}")
+        isolation.compare(expected, outputs, f"The model at commit {commit.oid}")
         print(f"loaded back at {commit.oid[:12]}: same outputs as before the upload", flush=True)
         return commit

@@ -37,15 +37,9 @@ from mtmm_training.scoring.predictions import Predictions, calibrated_scores, wr
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
 from mtmm_training.studies.protocol import chosen_folds
 from mtmm_training.studies.regressions import Features, Task, inner_splits, predict_output
+from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
-from mtmm_training.training.prepare import (
-    cache_folder,
-    describe_split,
-    hide_labels,
-    read_data,
-    trained_outputs,
-)
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record, is_finished
 from processing_mtmm import MTMMProcessor
@@ -87,7 +81,7 @@ def run_baseline(
     config = replace(config, model_config=json.dumps({"encoder_layers": mixed}))
     config.check()
     config = config.resolve()
-    data = read_data(config)
+    data = prepare.read_data(config)
     utterances, made = data.utterances, data.folds
     wanted = chosen_folds(made, folds)
     out = Path(config.out)
@@ -127,7 +121,7 @@ def read_features(
         return {"egemaps": Features(egemaps_functionals(utterances)[:, None], (0,))}
     model, processor = build_model(config)
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-    folder = cache_folder(config)
+    folder = prepare.cache_folder(config)
     assert folder is not None  # it is not off
     cache = FeatureCache.open(
         folder,
@@ -207,8 +201,8 @@ def run_fold(
         dimension_names=config.dimensions,
         dimension_range=config.dimension_range,
     )
-    known.trained_outputs = trained_outputs(known, select(utterances, fold)["train"])
-    utterances = hide_labels(utterances, config, known.trained_outputs)
+    known.trained_outputs = prepare.trained_outputs(known, select(utterances, fold)["train"])
+    utterances = prepare.hide_labels(utterances, config, known.trained_outputs)
     splits = select(utterances, fold)
     row_of = {u.utterance_id: row for row, u in enumerate(utterances)}
     rows = {name: np.array([row_of[u.utterance_id] for u in splits[name]]) for name in SPLITS}
@@ -223,7 +217,7 @@ def run_fold(
         "config": flags_record(config),
         "model_config": known.to_dict(),
         "baseline": asdict(baseline),
-        "splits": {name: describe_split(splits[name], config) for name in SPLITS},
+        "splits": {name: prepare.describe_split(splits[name], config) for name in SPLITS},
         "chosen": chosen,
         **scores,
         "versions": versions() | {"scikit-learn": version("scikit-learn")},

@@ -17,22 +17,13 @@ from mtmm_training.scoring.intervals import (
     effective_speakers,
     paired_bootstrap,
 )
+from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import (
     COMPARED,
     Experiment,
     mean_and_sd,
     read_experiment,
     summarise,
-)
-from mtmm_training.studies.tables import (
-    folds_of,
-    incomplete,
-    listed,
-    markdown_table,
-    number,
-    spread,
-    title,
-    write_markdown,
 )
 
 RESAMPLES = 2000  # of the bootstrap
@@ -98,7 +89,7 @@ def _aligned(reference: Experiment, other: Experiment) -> Experiment:
     lone = first.index.symmetric_difference(second.index)
     problem = None
     if set(reference.runs) != set(other.runs):
-        problem = f"their folds are {listed(reference.runs)} and {listed(other.runs)}"
+        problem = f"their folds are {tables.listed(reference.runs)} and {tables.listed(other.runs)}"
     elif len(lone):
         fold, utterance = lone[0]
         problem = f"only one has the test utterance {utterance!r} of fold {fold}"
@@ -159,13 +150,13 @@ def write_comparison(
         content["differences"][folder] = {n: asdict(d) for n, d in differences.items()}
         if out is not None:
             name = experiments[folder].name
-            rows = {title(metric): difference for metric, difference in differences.items()}
+            rows = {tables.title(metric): difference for metric, difference in differences.items()}
             path = out.with_name(f"{out.name}_{name}.png")
             draw_intervals(rows, path, f"{name} minus {first.name}, 95 % intervals", first.name)
     markdown = "\n".join(parts)
     if out is not None:
         write_json(content, out.with_name(f"{out.name}.json"))
-        write_markdown(markdown, out.with_name(f"{out.name}.md"))
+        tables.write_markdown(markdown, out.with_name(f"{out.name}.md"))
     return markdown
 
 
@@ -187,8 +178,8 @@ def gain(difference: Difference | None) -> str:
     if difference is None or difference.pooled is None:
         return "–"
     interval = difference.pooled
-    bounds = f"{number(interval.low, '+')}, {number(interval.high, '+')}"
-    return f"{number(interval.point, '+')} [{bounds}]"
+    bounds = f"{tables.number(interval.low, '+')}, {tables.number(interval.high, '+')}"
+    return f"{tables.number(interval.point, '+')} [{bounds}]"
 
 
 def comparison_markdown(
@@ -200,12 +191,12 @@ def comparison_markdown(
     for name, difference in differences.items():
         by_fold = "–"
         if difference.pooled is not None:
-            by_fold = f"{spread(difference.by_fold, '+')} (n = {difference.by_fold['n']})"
-        values = [spread(summary["metrics"][name]) for summary in (a, b)]
-        rows.append([title(name), *values, by_fold, gain(difference)])
+            by_fold = f"{tables.spread(difference.by_fold, '+')} (n = {difference.by_fold['n']})"
+        values = [tables.spread(summary["metrics"][name]) for summary in (a, b)]
+        rows.append([tables.title(name), *values, by_fold, gain(difference)])
     header = ["metric", reference.name, other.name, "difference by fold"]
     header += ["difference pooled [95 % interval]"]
-    parts = [f"## {other.name} minus {reference.name}\n", markdown_table(header, rows)]
+    parts = [f"## {other.name} minus {reference.name}\n", tables.markdown_table(header, rows)]
     return "\n".join([*parts, *notes(a, {other.name: differences})])
 
 
@@ -215,16 +206,16 @@ def notes(
     """What a reader of differences must know: coverage, how they came about, what is missing."""
     every = [(n, d) for by_metric in differences.values() for n, d in by_metric.items()]
     few = {
-        f"{title(name)} {difference.speakers:.1f}": None
+        f"{tables.title(name)} {difference.speakers:.1f}": None
         for name, difference in every
         if difference.pooled is not None and difference.speakers <= FEW_SPEAKERS
     }
     lines = [
-        f"{folds_of(reference)}, {reference['utterances']} test utterances of "
+        f"{tables.folds_of(reference)}, {reference['utterances']} test utterances of "
         f"{reference['speakers']['count']} speakers. Mean ± sd over folds; intervals are percentiles "
         f"of {RESAMPLES} paired draws of speakers with all their utterances; they say nothing of "
         "another training seed.\n",
-        *incomplete(reference),
+        *tables.incomplete(reference),
     ]
     if few:
         lines.append(

@@ -20,13 +20,10 @@ from mtmm_training.data.record import settings_of
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
 from mtmm_training.studies.tables import listed, write_tables
+from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import usable_cores
 from mtmm_training.training.model import planned
-from mtmm_training.training.prepare import (
-    check_fold,
-    read_data,
-)
 from mtmm_training.training.report import metric_parts
 from mtmm_training.training.run import Run, is_finished
 
@@ -97,11 +94,11 @@ def make_plan(out: Path, config: TrainConfig, folds: Collection[int] | None = No
     config.check()
     # The folds' cache is beside them, and what is read of recordings here is remembered there.
     config = replace(config.resolve(), out=str(out / "fold"))
-    data = read_data(config)
+    data = prepare.read_data(config)
     chosen = chosen_folds(data.folds, folds)
     known = planned(config)
     for index in chosen:
-        check_fold(config, known, select(data.utterances, data.folds[index]))
+        prepare.check_fold(config, known, select(data.utterances, data.folds[index]))
     return Plan(out, config, data.utterances, data.folds, chosen)
 
 

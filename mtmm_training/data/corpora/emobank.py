@@ -12,12 +12,7 @@ Source of the totals: the corpus's own file (8,062, 1,000 and 1,000 sentences).
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import (
-    apart_by_split,
-    finish,
-    read_rows,
-    utterances_of,
-)
+from mtmm_training.data.corpora import checks
 from mtmm_training.data.utterances import Utterance
 
 DIMENSION_RANGE = (1.0, 5.0)
@@ -41,9 +36,11 @@ def read(folder: Path, *, partial: bool = False, official_split: bool = False) -
         FileNotFoundError: there is no emobank.csv.
     """
     path = folder / "emobank.csv"
-    found = utterances_of(read_rows(path, _COLUMNS), _utterance, str(path))
-    kept = finish("emobank", found, labels=None, expected=EXPECTED, partial=partial, by="split")
-    return apart_by_split("emobank", kept, "documents") if official_split else kept
+    found = checks.utterances_of(checks.read_rows(path, _COLUMNS), _utterance, str(path))
+    kept = checks.finish(
+        "emobank", found, labels=None, expected=EXPECTED, partial=partial, by="split"
+    )
+    return checks.apart_by_split("emobank", kept, "documents") if official_split else kept
 
 
 def _utterance(row: dict[str, str]) -> Utterance:

@@ -20,13 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.corpora.checks import (
-    GENDERS,
-    finish,
-    read_text,
-    refuse,
-    visible,
-)
+from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 
@@ -76,9 +70,9 @@ def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> lis
             not met.
         FileNotFoundError: a folder or an audio file is missing.
     """
-    sessions = visible(path for path in folder.glob("Session*") if path.is_dir())
+    sessions = checks.visible(path for path in folder.glob("Session*") if path.is_dir())
     found = [utterance for session in sessions for utterance in _session(session)]
-    return finish("iemocap", found, labels=labels, expected=EXPECTED, partial=partial)
+    return checks.finish("iemocap", found, labels=labels, expected=EXPECTED, partial=partial)
 
 
 def _session(folder: Path) -> Iterator[Utterance]:
@@ -103,7 +97,7 @@ def _session(folder: Path) -> Iterator[Utterance]:
             dialogue_id=dialogue,
             script_id=None if improvised else scene.rstrip("abcdefgh"),
             improvised=improvised,
-            gender=GENDERS[turn["gender"]],
+            gender=checks.GENDERS[turn["gender"]],
         )
 
 
@@ -113,7 +107,7 @@ def _ratings(folder: Path) -> dict[str, Rating]:
     problems = []
     # Deeper folders hold each rater's own files.
     for path in _text_files(folder / "dialog" / "EmoEvaluation"):
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        for number, line in enumerate(checks.read_text(path).splitlines(), start=1):
             if not line.lstrip().startswith("["):
                 continue
             head = _HEAD.fullmatch(line.strip())
@@ -127,7 +121,7 @@ def _ratings(folder: Path) -> dict[str, Rating]:
                 problems.append(
                     f"{path}, line {number}: {name} is {rating}, before it was {ratings[name]}"
                 )
-    refuse("iemocap: ratings that cannot be read or contradict others", problems)
+    checks.refuse("iemocap: ratings that cannot be read or contradict others", problems)
     low, high = DIMENSION_RANGE
     outside = [name for name, (_, d) in ratings.items() if not low <= min(d) <= max(d) <= high]
     if outside:
@@ -141,7 +135,7 @@ def _transcripts(folder: Path) -> dict[str, str]:
     words: dict[str, str] = {}
     differing = 0
     for path in _text_files(folder / "dialog" / "transcriptions"):
-        for line in read_text(path).splitlines():
+        for line in checks.read_text(path).splitlines():
             # Lines without a turn's name are what the other person said meanwhile.
             match = _WORDS.fullmatch(line)
             if match and match[2].strip():
@@ -155,4 +149,4 @@ def _transcripts(folder: Path) -> dict[str, str]:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    return visible(path for path in folder.iterdir() if path.suffix == ".txt")
+    return checks.visible(path for path in folder.iterdir() if path.suffix == ".txt")

@@ -15,12 +15,7 @@ import logging
 import os
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import (
-    apart_by_split,
-    finish,
-    read_rows,
-    utterances_of,
-)
+from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -77,11 +72,15 @@ def read(
         path = folder / f"{split}_sent_emo.csv"
         if partial and not path.is_file():
             continue  # its lines are missing from the totals, which are logged
-        for number, row in read_rows(path, _COLUMNS).items():
+        for number, row in checks.read_rows(path, _COLUMNS).items():
             rows[f"{path}, {number}"] = row | {"split": split}
-    found = utterances_of(rows, lambda row: _utterance(row, audio, sentiment_as_valence), "meld")
-    kept = finish("meld", found, labels=labels, expected=EXPECTED, partial=partial, by="split")
-    return apart_by_split("meld", kept, "speakers") if official_split else kept
+    found = checks.utterances_of(
+        rows, lambda row: _utterance(row, audio, sentiment_as_valence), "meld"
+    )
+    kept = checks.finish(
+        "meld", found, labels=labels, expected=EXPECTED, partial=partial, by="split"
+    )
+    return checks.apart_by_split("meld", kept, "speakers") if official_split else kept
 
 
 def _utterance(row: dict[str, str], audio: Path | None, with_valence: bool) -> Utterance:

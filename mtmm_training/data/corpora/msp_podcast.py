@@ -18,14 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.corpora.checks import (
-    GENDERS,
-    finish,
-    read_rows,
-    read_text,
-    utterances_of,
-    visible,
-)
+from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -68,7 +61,7 @@ def read(
     spellings = ("labels_consensus.csv", "labels_concensus.csv")
     places = [place / name for place in (folder / "Labels", folder) for name in spellings]
     table = next((path for path in places if path.is_file()), places[0])
-    rows = read_rows(table, _COLUMNS)
+    rows = checks.read_rows(table, _COLUMNS)
     # A file may have several rows if they are equal.
     distinct = {tuple(row.values()): number for number, row in rows.items()}
     kept: dict[str, dict[str, str]] = {}
@@ -84,15 +77,15 @@ def read(
         else:
             kept[name] = row
     splits = SPLITS | {test: "test"}
-    found = utterances_of(kept, lambda row: _utterance(folder, row, splits), "msp_podcast")
+    found = checks.utterances_of(kept, lambda row: _utterance(folder, row, splits), "msp_podcast")
     if left_out:
         shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
         logger.warning("msp_podcast: left out %s", shown)
-    audio = {path.name for path in visible((folder / "Audios").glob("*.wav"))}
+    audio = {path.name for path in checks.visible((folder / "Audios").glob("*.wav"))}
     unlabelled = audio - {row["FileName"] for row in rows.values()}
     if unlabelled:
         logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
-    return finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
+    return checks.finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
 
 
 def _utterance(folder: Path, row: dict[str, str], splits: dict[str, str]) -> Utterance:
@@ -115,10 +108,10 @@ def _utterance(folder: Path, row: dict[str, str], splits: dict[str, str]) -> Utt
         utterance_id=f"msp_podcast_{own}",
         corpus="msp_podcast",
         audio=str(folder / "Audios" / row["FileName"]),
-        text=(read_text(transcript).strip() or None) if transcript.is_file() else None,
+        text=(checks.read_text(transcript).strip() or None) if transcript.is_file() else None,
         emotion=row["EmoClass"],
         **rated,
         speaker_id=f"msp_podcast_{speaker}",
         split=splits[row["Split_Set"]],
-        gender=row["Gender"].lower() if row["Gender"].lower() in GENDERS.values() else None,
+        gender=row["Gender"].lower() if row["Gender"].lower() in checks.GENDERS.values() else None,
     )
