@@ -152,6 +152,13 @@ def root_mean_squared_error(predictions: ArrayLike, labels: ArrayLike) -> float:
     return float(sklearn_metrics.root_mean_squared_error(y, x)) if x.size else np.nan
 
 
+DIMENSION_SCORES = {
+    "CCC": concordance_correlation,
+    "MAE": mean_absolute_error,
+    "RMSE": root_mean_squared_error,
+}
+
+
 @dataclass(frozen=True)
 class CalibrationBins:
     """Utterances grouped by the probability of the predicted emotion, each field (bins,).
@@ -241,78 +248,6 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(np.exp(found.x)) if found.fun < negative_log_likelihood(0.0) else 1.0
 
 
-def emotion_metrics(
-    labels: ArrayLike, logits: ArrayLike, emotions: Sequence[str], temperature: float = 1.0
-) -> dict[str, Any]:
-    """Scores the categorical task in plain Python numbers; None stands for "no labels".
-
-    Args:
-        labels: (utterances,) indices into `emotions`, -100 = absent.
-        logits: (utterances, emotions), before any temperature.
-        emotions: names in the order of their index.
-        temperature: divides the logits; changes only the calibration error.
-
-    Returns:
-        "emotion_labels", "UAR", "WAR", "macro_F1", "weighted_F1", "ECE" (numbers), "recall" (by
-        emotion) and "confusion" (rows are labels, columns predictions, both in the order of `emotions`).
-
-    Raises:
-        ValueError: a logit is not finite, or a label is outside `emotions`.
-    """
-    labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
-    _check_finite("emotion logits", logits)
-    present = int((labels != ABSENT_EMOTION).sum())
-    if not present:
-        scores = dict.fromkeys(["UAR", "WAR", "macro_F1", "weighted_F1", "ECE"])
-        recall = dict.fromkeys(emotions)
-        return {"emotion_labels": 0, **scores, "recall": recall, "confusion": None}
-    predictions = logits.argmax(axis=1)
-    probabilities = softmax(logits / temperature, axis=1)
-    recalls = recall_per_emotion(labels, predictions, emotions)
-    return {
-        "emotion_labels": present,
-        "UAR": unweighted_average_recall(labels, predictions, emotions),
-        "WAR": weighted_accuracy(labels, predictions),
-        "macro_F1": macro_f1(labels, predictions),
-        "weighted_F1": weighted_f1(labels, predictions),
-        "ECE": expected_calibration_error(probabilities, labels),
-        "recall": {name: or_none(value) for name, value in zip(emotions, recalls, strict=True)},
-        "confusion": confusion(labels, predictions, emotions).tolist(),
-    }
-
-
-def dimension_metrics(
-    labels: ArrayLike, dimensions: ArrayLike, dimension_names: Sequence[str]
-) -> dict[str, Any]:
-    """Scores each dimension in plain Python numbers; None stands for "no value".
-
-    Args:
-        labels: (utterances, dimensions), NaN = absent.
-        dimensions: (utterances, dimensions) predictions on the labels' scale.
-        dimension_names: names in the order of the columns.
-
-    Returns:
-        "CCC", "MAE", "RMSE" and "labels" (how many), each a dict by dimension name.
-
-    Raises:
-        ValueError: the prediction of a labelled utterance is not finite.
-    """
-    labels = np.asarray(labels, dtype=np.float64)
-    dimensions = np.asarray(dimensions, dtype=np.float64)
-    scores = {
-        "CCC": concordance_correlation,
-        "MAE": mean_absolute_error,
-        "RMSE": root_mean_squared_error,
-    }
-    columns = dict(zip(dimension_names, zip(dimensions.T, labels.T, strict=True), strict=True))
-    metrics = {
-        score: {name: or_none(function(*pair)) for name, pair in columns.items()}
-        for score, function in scores.items()
-    }
-    counts = {name: int((~np.isnan(column)).sum()) for name, (_, column) in columns.items()}
-    return {**metrics, "labels": counts}
-
-
 def split_metrics(
     emotion_labels: ArrayLike,
     emotion_logits: ArrayLike,
@@ -336,16 +271,37 @@ def split_metrics(
         temperature: divides the logits; changes only the calibration error.
 
     Returns:
-        "utterances" and the entries of `emotion_metrics` and `dimension_metrics`.
+        "utterances", "emotion_labels" (how many), "UAR", "WAR", "macro_F1", "weighted_F1", "ECE",
+        "recall" (by emotion) and "confusion" (rows are labels, columns predictions, both in the order
+        of `emotions`); "CCC", "MAE", "RMSE" and "labels" (how many), each a dict by dimension.
 
     Raises:
         ValueError: an output is not finite, or a label is outside `emotions`.
     """
-    return {
-        "utterances": len(np.asarray(emotion_labels)),
-        **emotion_metrics(emotion_labels, emotion_logits, emotions, temperature),
-        **dimension_metrics(dimension_labels, dimensions, dimension_names),
+    emotion_labels = np.asarray(emotion_labels)
+    logits = np.asarray(emotion_logits, dtype=np.float64)
+    _check_finite("emotion logits", logits)
+    present = int((emotion_labels != ABSENT_EMOTION).sum())
+    answers = emotion_labels, logits.argmax(axis=1)
+    probabilities = softmax(logits / temperature, axis=1)
+    recalls = recall_per_emotion(*answers, emotions)
+    metrics = {
+        "utterances": len(emotion_labels),
+        "emotion_labels": present,
+        "UAR": or_none(unweighted_average_recall(*answers, emotions)),
+        "WAR": or_none(weighted_accuracy(*answers)),
+        "macro_F1": or_none(macro_f1(*answers)),
+        "weighted_F1": or_none(weighted_f1(*answers)),
+        "ECE": or_none(expected_calibration_error(probabilities, emotion_labels)),
+        "recall": {name: or_none(value) for name, value in zip(emotions, recalls, strict=True)},
+        "confusion": confusion(*answers, emotions).tolist() if present else None,
     }
+    columns = zip(np.asarray(dimensions).T, np.asarray(dimension_labels).T, strict=True)
+    pairs = dict(zip(dimension_names, columns, strict=True))
+    for score, function in DIMENSION_SCORES.items():
+        metrics[score] = {name: or_none(function(*pair)) for name, pair in pairs.items()}
+    counts = {name: int((~np.isnan(labels)).sum()) for name, (_, labels) in pairs.items()}
+    return metrics | {"labels": counts}
 
 
 def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float | None:

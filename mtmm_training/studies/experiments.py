@@ -25,11 +25,6 @@ from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
 EMOTION_SCORES = ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
-DIMENSION_SCORES = {
-    "CCC": metrics.concordance_correlation,
-    "MAE": metrics.mean_absolute_error,
-    "RMSE": metrics.root_mean_squared_error,
-}
 COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", *(f"CCC_{name}" for name in DIMENSIONS))
 
 Score = Callable[[np.ndarray], float]
@@ -106,7 +101,7 @@ class Experiment:
                 "ECE": lambda rows: ece(after[rows], labels[rows]),
             }
         for name in self.dimensions:
-            for short, function in DIMENSION_SCORES.items():
+            for short, function in metrics.DIMENSION_SCORES.items():
                 scores[f"{short}_{name}"] = self._dimension_score(name, function)
         return scores
 

@@ -8,10 +8,10 @@ knows nothing. Then: how far each dimension moves without each modality.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -32,24 +32,18 @@ BATCH_SIZE = 32
 
 @dataclass
 class Probe:
-    """One input, and which of its places were planted: spans of time, or None for valence words."""
+    """One input, and which of its places were planted: a span of time, or None for valence words."""
 
     given: dict[str, Any]
     planted: tuple[float, float] | None
 
 
-@dataclass
-class Hits:
+class Hits(NamedTuple):
     """How often the place on top was planted, and how often a place is."""
 
     rate: float
     chance: float
     agreement: float
-
-
-def words_probes(utterances: Sequence[Utterance]) -> list[Probe]:
-    """Each utterance as it is; the words that carry its valence count as planted."""
-    return [Probe({"audio": u.audio, "text": u.text}, None) for u in utterances]
 
 
 def silence_probes(utterances: Sequence[Utterance], with_text: bool) -> list[Probe]:
@@ -60,7 +54,7 @@ def silence_probes(utterances: Sequence[Utterance], with_text: bool) -> list[Pro
     for utterance in utterances:
         silence = generator.normal(0, NOISE, samples).astype(np.float32)
         text = utterance.text if with_text else None
-        probes.append(_plant(_middle(utterance), silence, text, generator))
+        probes.append(_plant(utterance, silence, text, generator))
     return probes
 
 
@@ -68,32 +62,27 @@ def arousal_probes(utterances: Sequence[Utterance]) -> list[Probe]:
     """A second of an aroused utterance, somewhere in a calm one of the same speaker."""
     generator = np.random.default_rng(0)
     probes = []
-    calm_ones = [u for u in utterances if u.arousal is not None and u.arousal < MIDPOINT]
-    aroused_ones = [u for u in utterances if u.arousal is not None and u.arousal > MIDPOINT]
-    for calm in calm_ones:
-        own = [u for u in aroused_ones if u.speaker_id == calm.speaker_id]
+    rated = [u for u in utterances if u.arousal is not None]
+    for calm in (u for u in rated if u.arousal < MIDPOINT):
+        own = [u for u in rated if u.arousal > MIDPOINT and u.speaker_id == calm.speaker_id]
         if own:
             aroused = own[generator.integers(len(own))]
             background = soundfile.read(calm.audio, dtype="float32")[0]
-            probes.append(_plant(_middle(aroused), background, calm.text, generator))
+            probes.append(_plant(aroused, background, calm.text, generator))
     return probes
 
 
-def _middle(utterance: Utterance) -> np.ndarray:
-    """A second of speech; none of the corpus' utterances is shorter."""
-    waveform: np.ndarray = soundfile.read(utterance.audio, dtype="float32")[0]
-    first = (len(waveform) - round(PLANTED_S * SAMPLING_RATE)) // 2
-    return waveform[first:][: round(PLANTED_S * SAMPLING_RATE)]
-
-
 def _plant(
-    speech: np.ndarray, background: np.ndarray, text: str | None, generator: np.random.Generator
+    utterance: Utterance, background: np.ndarray, text: str | None, generator: np.random.Generator
 ) -> Probe:
-    start = int(generator.integers(len(background) - len(speech) + 1))
+    """The middle second of an utterance, somewhere in the background."""
+    speech: np.ndarray = soundfile.read(utterance.audio, dtype="float32")[0]
+    size = round(PLANTED_S * SAMPLING_RATE)  # none of the corpus's utterances is shorter
+    start = int(generator.integers(len(background) - size + 1))
     waveform = background.copy()
-    waveform[start : start + len(speech)] = speech
+    waveform[start : start + size] = speech[(len(speech) - size) // 2 :][:size]
     audio = {"array": waveform, "sampling_rate": SAMPLING_RATE}
-    seconds = start / SAMPLING_RATE, (start + len(speech)) / SAMPLING_RATE
+    seconds = start / SAMPLING_RATE, (start + size) / SAMPLING_RATE
     return Probe({"audio": audio, "text": text}, seconds)
 
 
@@ -107,19 +96,15 @@ def count_hits(
     probes: Sequence[Probe], explanations: Sequence[dict[str, Any]], occluded: bool
 ) -> Hits:
     """Of the attention's shares, or of the changes by occlusion."""
+    kind = "words" if probes[0].planted is None else "time"
     hits, chances = [], []
     for probe, explanation in zip(probes, explanations, strict=True):
-        places = (explanation["occlusion"] if occluded else explanation)[_kind(probe)]
+        places = (explanation["occlusion"] if occluded else explanation)[kind]
         planted = [is_planted(place, probe.planted) for place in places]
         hits.append(planted[int(np.argmax([abs(place["share"]) for place in places]))])
         chances.append(np.mean(planted))
-    kind = _kind(probes[0])
     rhos = [e["agreement"][kind] for e in explanations if e["agreement"][kind] is not None]
     return Hits(float(np.mean(hits)), float(np.mean(chances)), float(np.mean(rhos)))
-
-
-def _kind(probe: Probe) -> str:
-    return "words" if probe.planted is None else "time"
 
 
 def is_planted(place: dict[str, Any], planted: tuple[float, float] | None) -> bool:
@@ -129,39 +114,6 @@ def is_planted(place: dict[str, Any], planted: tuple[float, float] | None) -> bo
     start, end = float(place["start"]), float(place["end"])
     inside = min(end, planted[1]) - max(start, planted[0])
     return inside >= (end - start) / 2
-
-
-def hit_rows(
-    pipe: MTMMPipeline, utterances: Sequence[Utterance], explained: dict[str, list[dict[str, Any]]]
-) -> Iterator[tuple[str, Hits]]:
-    """What was planted and how it was looked for, and the hits; `explained` by output, as they are."""
-    of_words = {output: explained[output] for output in ("emotion", "valence")}
-    yield from _rows_of("valence words", words_probes(utterances), of_words)
-    kinds = {
-        "speech in silence, no text": (silence_probes(utterances, False), ("emotion", "arousal")),
-        "speech in silence, text": (silence_probes(utterances, True), ("emotion", "arousal")),
-        "aroused in calm speech": (arousal_probes(utterances), ("arousal",)),
-    }
-    for planted, (probes, outputs) in kinds.items():
-        found = {output: explain(pipe, probes, output) for output in outputs}
-        yield from _rows_of(planted, probes, found)
-
-
-def _rows_of(
-    planted: str, probes: Sequence[Probe], explained: dict[str, list[dict[str, Any]]]
-) -> Iterator[tuple[str, Hits]]:
-    for number, (output, explanations) in enumerate(explained.items()):
-        if number == 0:  # what was read is the same for all outputs
-            yield f"{planted}: attention", count_hits(probes, explanations, False)
-        yield f"{planted}: occlusion, {output}", count_hits(probes, explanations, True)
-
-
-def modality_rows(explained: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, float, float]]:
-    """Each output's mean absolute change without audio, and without text."""
-    for output, explanations in explained.items():
-        changes = [e["occlusion"]["modalities"] for e in explanations]
-        audio, text = (np.mean([abs(row[m]) for row in changes]) for m in ("audio", "text"))
-        yield output, float(audio), float(text)
 
 
 def check_explanations(folder: Path, utterances: int | None = None) -> None:
@@ -182,11 +134,28 @@ def check_explanations(folder: Path, utterances: int | None = None) -> None:
             "corpora is not known."
         )
     pipe = run.pipeline()
-    explained = {output: explain(pipe, words_probes(test), output) for output in OUTPUTS}
+    words = [Probe({"audio": u.audio, "text": u.text}, None) for u in test]
+    explained = {output: explain(pipe, words, output) for output in OUTPUTS}
+    kinds = {
+        "valence words": (words, ("emotion", "valence")),
+        "speech in silence, no text": (silence_probes(test, False), ("emotion", "arousal")),
+        "speech in silence, text": (silence_probes(test, True), ("emotion", "arousal")),
+        "aroused in calm speech": (arousal_probes(test), ("arousal",)),
+    }
     print(f"{'place on top was planted':<46} {'rate':>6} {'chance':>7} {'agreement':>10}")
-    for name, hits in hit_rows(pipe, test, explained):
-        print(f"{name:<46} {hits.rate:6.3f} {hits.chance:7.3f} {hits.agreement:10.3f}", flush=True)
+    for planted, (probes, outputs) in kinds.items():
+        found = explained
+        if probes is not words:
+            found = {output: explain(pipe, probes, output) for output in outputs}
+        ways = {"attention": (outputs[0], False)}  # what was read is the same for all outputs
+        ways |= {f"occlusion, {output}": (output, True) for output in outputs}
+        for way, (output, occluded) in ways.items():
+            hits = count_hits(probes, found[output], occluded)
+            numbers = "{:6.3f} {:7.3f} {:10.3f}".format(*hits)
+            print(f"{f'{planted}: {way}':<46} {numbers}", flush=True)
     print(f"\n{'mean change of the output':<46} {'no audio':>9} {'no text':>9}")
-    for name, audio, text in modality_rows(explained):
-        print(f"{name:<46} {audio:9.3f} {text:9.3f}", flush=True)
+    for output, explanations in explained.items():
+        changes = [e["occlusion"]["modalities"] for e in explanations]
+        audio, text = (np.mean([abs(row[m]) for row in changes]) for m in ("audio", "text"))
+        print(f"{output:<46} {audio:9.3f} {text:9.3f}", flush=True)
     print(f"{len(test)} utterances of the test split of {folder}")
