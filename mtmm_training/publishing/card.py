@@ -223,14 +223,15 @@ def card_data(subject: Subject) -> ModelCardData:
 def results_rows(subject: Subject) -> list[dict[str, str]]:
     """The rows of the card's table of results: title, validation, test, and spread over folds."""
     validation = metric_values(subject.results["validation"], subject.trained)
-    rows = []
-    for key, metric in metric_values(subject.results["test"], subject.trained).items():
-        row = {"title": metric.title, "test": f"{metric.value:.3f}"}
-        row["validation"] = f"{validation[key].value:.3f}" if key in validation else "-"
-        mean_and_sd = [f"{value:.3f}" for value in subject.spreads.get(key, ())]
-        row["spread"] = " ± ".join(mean_and_sd) or "-"
-        rows.append(row)
-    return rows
+    return [
+        {
+            "title": metric.title,
+            "validation": f"{validation[key].value:.3f}" if key in validation else "-",
+            "test": f"{metric.value:.3f}",
+            "spread": " ± ".join(f"{value:.3f}" for value in subject.spreads.get(key, ())) or "-",
+        }
+        for key, metric in metric_values(subject.results["test"], subject.trained).items()
+    ]
 
 
 def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str) -> ModelCard:
@@ -242,30 +243,16 @@ def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str)
         code: the example.
         printed: what it printed.
     """
-    results, config, trained = subject.results, subject.config, subject.trained
-    outputs = ["an emotion" if name == "emotion" else name for name in trained]
-    seconds = [fold["wall_time_s"] * fold.get("processes", 1) for fold in subject.folds]
+    outputs = ["an emotion" if name == "emotion" else name for name in subject.trained]
     return ModelCard.from_template(
         card_data(subject),
         template_path=str(TEMPLATE),
         subject=subject,
-        facts=subject.facts,
-        config=config,
-        results=results,
-        run=results["config"],
-        name=subject.repo_id.split("/")[1],
-        merged=bool(results["config"].get("lora_rank")) and not subject.adapter,
         code=code,
         printed=printed,
-        emotions=list(config.emotion_names),
-        trained=trained,
         outputs=" and ".join([", ".join(outputs[:-1])] * (len(outputs) > 1) + outputs[-1:]),
-        untrained=[name for name in config.output_names if name not in trained],
-        protocol=protocol_name(results),
-        language=", ".join(subject.facts.language),
+        protocol=protocol_name(subject.results),
         rows=results_rows(subject),
         figures=[(name, FIGURE_TITLES.get(Path(name).stem, Path(name).stem)) for name in figures],
-        hours=seconds[0] / 3600,
-        all_hours=sum(seconds) / 3600,
-        device=results.get("device", "an unrecorded device"),
+        seconds=[fold["wall_time_s"] * fold.get("processes", 1) for fold in subject.folds],
     )

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from mtmm_training.data.corpora.labels import Labels, emotion_map
 from mtmm_training.data.manifest import read_delimited
 from mtmm_training.data.utterances import Utterance, by_id, few, listing
@@ -179,16 +181,15 @@ def finish(
         ValueError: an own label is unknown, an id is doubled, or the totals are others.
         FileNotFoundError: an audio file is missing.
     """
-    emotions: Mapping[Any, str | None] = (
-        {None: None} if labels is None else emotion_map(corpus, labels)
-    )
-    known = emotions if labels is None else emotion_map(corpus, "all")
+    emotions: Mapping[Any, str | None] = {None: None}
+    known = emotions
+    if labels is not None:
+        emotions, known = emotion_map(corpus, labels), emotion_map(corpus, "all")
     found = list(by_id(found).values())
     unknown = [f"{u.utterance_id}: {u.emotion!r}" for u in found if u.emotion not in known]
     refuse(f"{corpus}: labels other than {', '.join(map(str, known))}", unknown)
     kept = [u for u in found if u.emotion in emotions]
-    left_out = Counter(u.emotion for u in found if u.emotion not in emotions)
-    if left_out:
+    if left_out := Counter(u.emotion for u in found if u.emotion not in emotions):
         shown = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
         logger.warning(
             "%s: left out %d of %d utterances, whose labels are not in this set: %s",
@@ -226,36 +227,27 @@ def _check_totals(
     partial: bool,
 ) -> None:
     actual = Counter((getattr(u, by), u.emotion) for u in utterances)
-    wanted = Counter(
-        {
-            (group, label): count
-            for group, counts in expected.items()
-            for label, count in counts.items()
-            if count and label in emotions
-        }
-    )
+    wanted = Counter[tuple[Any, Any]]()
+    for group, counts in expected.items():
+        wanted.update({(group, label): n for label, n in counts.items() if label in emotions})
     if actual == wanted:
         return
-    margins: dict[str, Callable[[Any], str]] = {
-        "emotion": lambda key: emotions[key[1]] or "no emotion",
-        by.removesuffix("_id"): lambda key: str(key[0]),
-        "cell": lambda key: " ".join(
-            map(str, key)
-        ),  # where both margins agree, only cells can tell
-    }
+    kinds = ["emotion", by.removesuffix("_id"), "cell"]
+    rows = [
+        (emotions[label] or "no emotion", group, f"{group} {label}", actual[key], wanted[key])
+        for key in actual | wanted
+        for group, label in [key]
+    ]
+    cells = pd.DataFrame(rows, columns=[*kinds, "found", "expected"])
     lines: list[str] = []
-    for what, name in margins.items():
-        there, total = Counter[str](), Counter[str]()
-        for summed, counts in ((there, actual), (total, wanted)):
-            for key, count in counts.items():
-                summed[name(key)] += count
-        if what != "cell" or not lines:
-            pairs = [(key, there[key], total[key]) for key in sorted(there | total)]
-            lines += [
-                f"{what} {key}: {found:,} found, {wants:,} expected ({found - wants:+,})"
-                for key, found, wants in pairs
-                if found != wants
-            ]
+    for kind in kinds:
+        if kind == "cell" and lines:
+            break  # only where both margins agree does it take cells to tell
+        lines += [
+            f"{kind} {key}: {found:,} found, {wants:,} expected ({found - wants:+,})"
+            for key, found, wants in cells.groupby(kind)[["found", "expected"]].sum().itertuples()
+            if found != wants
+        ]
     what = f"{corpus}: {actual.total():,} utterances found where the corpus has {wanted.total():,}"
     _tell(listing(what, lines, limit=40), ValueError, partial)
 
