@@ -16,7 +16,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +77,8 @@ def families() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"more than {seconds} s")
-
-    # Of computing, not of waiting, which depends on what else the machine does.
-    signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
+def stop(*_: Any) -> None:
+    raise TimeoutError(f"more than {LIMIT_S} s")
 
 
 def inputs_of(model: MTMMModel, modality: str) -> dict[str, torch.Tensor]:
@@ -147,6 +136,8 @@ def main() -> None:
     parser.add_argument("model_types", nargs="*", help="all of AutoModel's if none")
     wanted = parser.parse_args().model_types
     warnings.filterwarnings("ignore")
+    # Of computing, not of waiting, which depends on what else the machine does.
+    signal.signal(signal.SIGPROF, stop)
     transformers.logging.set_verbosity(50)
     print("| family | modality | alone | forward | saves | loads | why not |")
     print("|---|---|---|---|---|---|---|")
@@ -157,11 +148,13 @@ def main() -> None:
         done: list[str] = []
         reason = ""
         try:
-            with time_limit(LIMIT_S):
-                for step in steps(model_type, modality):
-                    done.append(step)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
+            for step in steps(model_type, modality):
+                done.append(step)
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         cells = ["yes" if step in done else "no" for step in ("alone", "forward", "saves", "loads")]
         counts.update(done)
         print(f"| {model_type} | {modality} | {' | '.join(cells)} | {reason} |", flush=True)

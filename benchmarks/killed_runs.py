@@ -26,6 +26,7 @@ from common import ROOT, begin, make_parser
 from safetensors.torch import load_file
 
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.studies.embedded_demo import MODEL_CONFIG
 
 COMPARED = ("epochs", "best_epoch", "temperature", "validation", "test")
 
@@ -70,17 +71,10 @@ def write_inputs(work: Path, arguments: argparse.Namespace) -> list[str]:
     """Write the embedded corpus and encoders; the flags that train on them."""
     write_corpus(work / "corpus", utterances=50)
     write_encoders(work / "encoders")
-    fields: dict[str, object] = {
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "intermediate_size": 128,
-        "num_bridge_tokens": 8,
-        "hidden_dropout": 0.1,
-        "attention_dropout": 0.1,
-        "head_dropout": 0.1,
-    }
-    if not arguments.cached:
-        fields |= {"freeze_audio_encoder": False, "freeze_text_encoder": False}
+    dropouts = ("hidden_dropout", "attention_dropout", "head_dropout")
+    fields: dict[str, object] = MODEL_CONFIG | dict.fromkeys(dropouts, 0.1)
+    if arguments.cached:
+        fields |= {"freeze_audio_encoder": True, "freeze_text_encoder": True}
     epochs = 1 if arguments.quick else 5
     # Paths are relative to `work`, where every run starts.
     flags = f"""--manifest corpus/manifest.csv --protocol session --fold 4 --tracker none

@@ -17,7 +17,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from mtmm_training.pictures.palette import COLOURS, GREY
-from mtmm_training.pictures.style import below, dimension_style, emotion_styles, new_figure
+from mtmm_training.pictures.style import (
+    below,
+    dimension_style,
+    emotion_styles,
+    new_figure,
+    prepare_plane,
+)
 
 READ, MATTERED = COLOURS[0], COLOURS[1]  # of the two sides of an explanation
 NO_DIMENSIONS = {"start", "end"}  # the other numbers of an entry
@@ -53,7 +59,9 @@ def draw_timeline(
     entries = result.get("timeline")
     if not entries:
         raise ValueError("the result has no `timeline`; predict with `window_s` or segments.")
-    spans = _spans(entries)
+    starts, ends = (np.array([entry[k] for entry in entries], float) for k in ("start", "end"))
+    ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
+    spans = np.stack([starts, ends], axis=1)
     dimensions = _dimensions(entries)
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
@@ -76,14 +84,6 @@ def draw_timeline(
     lines = filter(None, [title, _what_is_missing(entries)])
     figure.suptitle(_plain("\n".join(lines)), fontsize="medium")
     return figure
-
-
-def _spans(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(windows, 2): start, and end or the next one's start."""
-    starts = np.array([entry["start"] for entry in entries], dtype=float)
-    ends = np.array([entry["end"] for entry in entries], dtype=float)
-    ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
-    return np.stack([starts, ends], axis=1)
 
 
 def _band(
@@ -305,8 +305,7 @@ def draw_plane(
         raise ValueError(f"the results have no {' and no '.join(sorted(lacking))} to draw.")
     low, high = dimension_range
     figure, axes = new_figure(5.6, 5.6)
-    for line in (axes.axhline, axes.axvline):
-        line((low + high) / 2, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    prepare_plane(axes, dimension_range)
     points = np.array([[result["valence"], result["arousal"]] for result in results])
     emotions = np.array([result.get("emotion", "") for result in results])  # "" is none
     few = len(points) <= 30
@@ -326,9 +325,6 @@ def draw_plane(
         )  # fmt: skip
     limits = _limits([points], dimension_range)
     axes.set(xlim=limits, ylim=limits)
-    axes.set_xlabel(f"valence ({low:g} to {high:g}, pleasant →)")
-    axes.set_ylabel(f"arousal ({low:g} to {high:g}, excited →)")
-    axes.set_box_aspect(1)
     below(figure, axes, columns=4)
     return figure
 

@@ -17,6 +17,7 @@ from mtmm_training.pictures.style import (
     dimension_style,
     emotion_styles,
     new_figure,
+    prepare_plane,
     save,
     series_style,
 )
@@ -274,9 +275,7 @@ def _interval(grouped: CalibrationBins) -> np.ndarray:
 def _draw_plane(
     axes: Axes, points: np.ndarray, names: np.ndarray, dimension_range: Sequence[float]
 ) -> None:
-    low, high = dimension_range
-    for middle in (axes.axhline, axes.axvline):
-        middle((low + high) / 2, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    prepare_plane(axes, dimension_range)
     axes.plot(
         *points[names == ""].T, linestyle="", marker=".", color=GREY, alpha=0.6,
         label="no emotion label" if (names == "").any() else None,
@@ -288,10 +287,6 @@ def _draw_plane(
             *chosen.mean(axis=0), markersize=13, markeredgecolor="black", markeredgewidth=1.5,
             zorder=3, label=name, **style,
         )  # fmt: skip
-    scale = f"{low:g}–{high:g}"
-    axes.set_xlabel(f"valence ({scale}, pleasant →)")
-    axes.set_ylabel(f"arousal ({scale}, excited →)")
-    axes.set_box_aspect(1)
 
 
 def _draw_lines(

@@ -4,7 +4,7 @@ Where colours differ, markers, hatches or line styles differ too. Nothing here t
 global state.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtmm_training.data.files import replacing
-from mtmm_training.pictures.palette import BLACK, COLOURS, DIMENSIONS, looks
+from mtmm_training.pictures.palette import BLACK, COLOURS, DIMENSIONS, GREY, looks
 
 DPI = 160
 # One marker more than colours, so that colour and marker do not repeat together before 56.
@@ -53,6 +53,16 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     """
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(**grid)
+
+
+def prepare_plane(axes: Axes, dimension_range: Sequence[float]) -> None:
+    """Labels a valence–arousal plane, and marks the middle of the scale."""
+    low, high = dimension_range
+    for line in (axes.axhline, axes.axvline):
+        line((low + high) / 2, color=GREY, linewidth=1, linestyle="--", zorder=0)
+    axes.set_xlabel(f"valence ({low:g} to {high:g}, pleasant →)")
+    axes.set_ylabel(f"arousal ({low:g} to {high:g}, excited →)")
+    axes.set_box_aspect(1)
 
 
 def below(figure: Figure, axes: Axes, columns: int) -> None:

@@ -34,14 +34,14 @@ from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
 from mtmm_training.scoring.predictions import Predictions, calibrated_scores, write_predictions
-from mtmm_training.studies.experiments import fold_folder, keep_experiment
-from mtmm_training.studies.protocol import chosen_folds
+from mtmm_training.studies.experiments import keep_experiment
+from mtmm_training.studies.protocol import Plan, chosen_folds
 from mtmm_training.studies.regressions import Features, Task, inner_splits, predict_output
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.report import metric_parts, versions
-from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record, is_finished
+from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record
 from processing_mtmm import MTMMProcessor
 
 
@@ -83,20 +83,18 @@ def run_baseline(
     config = config.resolve()
     data = prepare.read_data(config)
     utterances, made = data.utterances, data.folds
-    wanted = chosen_folds(made, folds)
-    out = Path(config.out)
+    plan = Plan(Path(config.out), config, utterances, made, chosen_folds(made, folds))
     settings = {"baseline": asdict(baseline), "flags": settings_of(config)}
-    keep_experiment(out, settings, made, utterances)
-    folders = {index: fold_folder(out, index, len(made)) for index in wanted}
-    missing = [index for index in wanted if not is_finished(folders[index])]
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} folds are there already")
+    keep_experiment(plan.out, settings, made, utterances)
+    missing, wanted = plan.unfinished(), len(plan.chosen)
+    if len(missing) < wanted:
+        print(f"{wanted - len(missing)} of {wanted} folds are there already")
     features = read_features(config, baseline, utterances) if missing else {}
     for index in missing:
-        own = replace(config, out=str(folders[index]), fold=index)
+        own = replace(config, out=str(plan.folder(index)), fold=index)
         results = run_fold(own, baseline, made[index], utterances, features)
         print_fold(index, results)
-    print(f"results and predictions are in {out}")
+    print(f"results and predictions are in {plan.out}")
 
 
 def print_fold(index: int, results: dict[str, Any]) -> None:

@@ -72,7 +72,14 @@ def run_demo(folder: Path) -> None:
     """
     began = time.time()
     folder = folder.resolve()
-    refuse_foreign(folder)
+    outs = {name: folder / name.replace(" ", "_") for name in MODELS}
+    demo = (folder / "corpus" / RECIPE_FILE).is_file()
+    for out in outs.values():
+        ours = demo and any((out / name).exists() for name in RUN_FILES)
+        if out.exists() and any(out.iterdir()) and not ours:
+            raise FileExistsError(
+                f"{out} is not empty and holds no run of an earlier demo; choose another folder."
+            )
     print(
         f"corpus: about an hour of speech-like audio with sentences, into {folder / 'corpus'}",
         flush=True,
@@ -88,7 +95,7 @@ def run_demo(folder: Path) -> None:
     results = {}
     for name, modalities in MODELS.items():
         print(f"\n==== {name} ====", flush=True)
-        out = run_folder(folder, name)
+        out = outs[name]
         if out.exists():  # of an earlier demo; a run is never overwritten
             shutil.rmtree(out)
         config = replace(recipe, modalities=modalities, out=str(out))
@@ -102,22 +109,6 @@ def run_demo(folder: Path) -> None:
     print(f"\n{time.time() - began:.0f} s in all. Where everything is:")
     for what, place in PLACES.items():
         print(f"  {what:<16} {folder / place}")
-
-
-def run_folder(folder: Path, name: str) -> Path:
-    """Where the run of a model lies."""
-    return folder / name.replace(" ", "_")
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Raise FileExistsError where a run's folder, which is deleted, holds anything but a demo's run."""
-    demo = (folder / "corpus" / RECIPE_FILE).is_file()
-    for out in (run_folder(folder, name) for name in MODELS):
-        ours = demo and any((out / name).exists() for name in RUN_FILES)
-        if out.exists() and any(out.iterdir()) and not ours:
-            raise FileExistsError(
-                f"{out} is not empty and holds no run of an earlier demo; choose another folder."
-            )
 
 
 def print_table(results: dict[str, dict[str, Any]]) -> None:

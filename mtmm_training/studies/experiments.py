@@ -220,6 +220,19 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         by_fold = experiment.by("fold", score)
         pooled = {"pooled": metrics.or_none(score(everything)), "by_fold": by_fold}
         scored[name] = mean_and_sd(list(by_fold.values())) | pooled
+    confusion, recall = None, None
+    emotions = experiment.emotions
+    if emotions and len(experiment.labelled("UAR")):
+        answers = experiment.emotion_labels, experiment.predicted_emotions
+        confusion = metrics.confusion(*answers, emotions).tolist()
+        recalls = metrics.recall_per_emotion(*answers, emotions)
+        recall = dict(zip(emotions, map(metrics.or_none, recalls), strict=True))
+    speakers: dict[str, Any] = {"count": experiment.rows["speaker"].nunique()}
+    for name in ("UAR", "WAR"):
+        by_speaker = experiment.by("speaker", experiment.scores.get(name, lambda rows: np.nan))
+        present = [value for value in by_speaker.values() if value is not None]
+        extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
+        speakers[name] = mean_and_sd(present) | extremes | {"by_speaker": by_speaker}
     runs = {fold: run.results for fold, run in experiment.runs.items()}
     return {
         "experiment": experiment.name,
@@ -227,30 +240,9 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "missing_folds": experiment.missing,
         "utterances": len(everything),
         "metrics": scored,
-        "emotions": experiment.emotions,
-        **_recalls(experiment),
-        "speakers": _speaker_spread(experiment),
+        "emotions": emotions,
+        "confusion": confusion,
+        "recall": recall,
+        "speakers": speakers,
         "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }
-
-
-def _recalls(experiment: Experiment) -> dict[str, Any]:
-    if not experiment.emotions or not len(experiment.labelled("UAR")):
-        return {"confusion": None, "recall": None}
-    labels, emotions = experiment.emotion_labels, experiment.emotions
-    predicted = experiment.predicted_emotions
-    recalls = metrics.recall_per_emotion(labels, predicted, emotions)
-    return {
-        "confusion": metrics.confusion(labels, predicted, emotions).tolist(),
-        "recall": dict(zip(emotions, map(metrics.or_none, recalls), strict=True)),
-    }
-
-
-def _speaker_spread(experiment: Experiment) -> dict[str, Any]:
-    spread: dict[str, Any] = {"count": experiment.rows["speaker"].nunique()}
-    for name in ("UAR", "WAR"):
-        by_speaker = experiment.by("speaker", experiment.scores.get(name, lambda rows: np.nan))
-        present = [value for value in by_speaker.values() if value is not None]
-        extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
-        spread[name] = mean_and_sd(present) | extremes | {"by_speaker": by_speaker}
-    return spread

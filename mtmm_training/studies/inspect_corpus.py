@@ -44,30 +44,21 @@ def describe(utterances: Sequence[Utterance], recordings: Recordings) -> pd.Data
     """One row per utterance: what the table and the picture count.
 
     Returns:
-        Columns "emotion" (never absent), "split", "session", "gender", "speaker", "script",
-        "improvised", "text", "words", "seconds", "sampling_rate" (Hz) and the dimensions; absent
-        values are None or NaN.
+        The fields of `Utterance` ("session_id" and "speaker_id" as "session" and "speaker"; the
+        emotion is never absent) and "script", "words", "seconds", "sampling_rate" (Hz); absent values
+        are None or NaN.
     """
     known = recordings.of(u.audio for u in utterances if u.audio is not None)
-    rows = [
-        {
-            "emotion": u.emotion or NO_EMOTION,
-            "split": u.split,
-            "session": u.session_id,
-            "gender": u.gender,
-            "speaker": u.speaker_id,
-            "script": script_of(u) if u.script_id or u.text else None,
-            "improvised": u.improvised,
-            "text": u.text,
-            "words": None if u.text is None else len(u.text.split()),
-            "sampling_rate": known[u.audio].sampling_rate if u.audio else None,
-            **{name: getattr(u, name) for name in DIMENSIONS},
-        }
-        for u in utterances
-    ]
-    frame = pd.DataFrame(rows).assign(seconds=durations(utterances, recordings))
-    numbers = ["words", "seconds", "sampling_rate", *DIMENSIONS]
-    return frame.astype(dict.fromkeys(numbers, float))
+    names = {"session_id": "session", "speaker_id": "speaker"}
+    frame = pd.DataFrame(list(utterances)).rename(columns=names)
+    frame = frame.assign(
+        emotion=frame["emotion"].fillna(NO_EMOTION),
+        script=[script_of(u) if u.script_id or u.text else None for u in utterances],
+        words=[None if u.text is None else len(u.text.split()) for u in utterances],
+        sampling_rate=[known[u.audio].sampling_rate if u.audio else None for u in utterances],
+        seconds=durations(utterances, recordings),
+    )
+    return frame.astype(dict.fromkeys(["words", "seconds", "sampling_rate", *DIMENSIONS], float))
 
 
 def table(frame: pd.DataFrame, name: str, same: Sequence[Sequence[str]] = ()) -> str:

@@ -153,10 +153,21 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
     for plan in plans:
         settings = {"flags": settings_of(plan.config)}
         keep_experiment(plan.out, settings, plan.folds, plan.utterances)
-    if jobs > 1:
-        for plan in plans:
-            if plan.unfinished() and uses_cache(plan.config):
-                encode(plan)
+    for plan in plans if jobs > 1 else ():
+        # Folds that run at once would each encode the same.
+        if plan.unfinished() and uses_cache(plan.config):
+            log = plan.out / "encode.log"
+            print(f"{plan.out}: encoding for all folds, log in {log}", flush=True)
+            command = [*plan.command(plan.unfinished()[0]), "--encode_only", "True"]
+            process = start(command, log, jobs=1)
+            try:
+                process.wait()
+            finally:
+                stop([process])
+            if process.returncode:
+                raise RuntimeError(
+                    f"Encoding failed: {last_words(log)}\nThe whole log is in {log}."
+                )
     waiting = [(plan, fold) for plan in plans for fold in plan.unfinished()]
     running: dict[subprocess.Popen[bytes], tuple[Plan, int]] = {}
     try:
@@ -186,20 +197,6 @@ def uses_cache(config: TrainConfig) -> bool:
     ]
     layers = config.unfreeze_audio_layers + config.unfreeze_text_layers
     return not (trained or layers or config.lora_rank)
-
-
-def encode(plan: Plan) -> None:
-    """Fills the feature cache, so that folds that run at once do not all encode the same."""
-    log = plan.out / "encode.log"
-    print(f"{plan.out}: encoding for all folds, log in {log}", flush=True)
-    command = [*plan.command(plan.unfinished()[0]), "--encode_only", "True"]
-    process = start(command, log, jobs=1)
-    try:
-        process.wait()
-    finally:
-        stop([process])
-    if process.returncode:
-        raise RuntimeError(f"Encoding failed: {last_words(log)}\nThe whole log is in {log}.")
 
 
 def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:

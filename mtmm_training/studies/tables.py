@@ -72,21 +72,19 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
         }
         path = folder / "reliability.png"
         of_runs.plot_reliability(compared, experiment.emotion_labels, path)
-    if {"valence", "arousal"} <= set(experiment.dimensions):
-        _draw_plane(experiment, folder / "valence_arousal.png")
-
-
-def _draw_plane(experiment: Experiment, path: Path) -> None:
     plane = ["valence", "arousal"]
-    labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
-    if np.isnan(labels).any(axis=1).all():
-        return
-    limits = next(iter(experiment.runs.values())).results["config"]["dimension_range"]
-    names = None
-    if experiment.emotions:
-        names = [name if isinstance(name, str) else None for name in experiment.rows.emotion_label]
-    predictions = experiment.rows[plane].to_numpy(np.float64)
-    of_runs.plot_dimensions(labels, predictions, path, tuple(limits), names)
+    if set(plane) <= set(experiment.dimensions):
+        labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
+        if np.isnan(labels).any(axis=1).all():
+            return
+        limits = next(iter(experiment.runs.values())).results["config"]["dimension_range"]
+        names = None
+        if experiment.emotions:
+            given = experiment.rows["emotion_label"]
+            names = [name if isinstance(name, str) else None for name in given]
+        predictions = experiment.rows[plane].to_numpy(np.float64)
+        path = folder / "valence_arousal.png"
+        of_runs.plot_dimensions(labels, predictions, path, tuple(limits), names)
 
 
 # ---- how things are written --------------------------------------------------------------------
@@ -159,23 +157,17 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         markdown_table(["fold", *map(title, shown)], folds),
     ]
     if summary["confusion"] is not None:
-        parts += [_speakers_line(speakers), _confusion_table(summary)]
+        spreads = [
+            f"{name} {spread(speakers[name])} ({number(speakers[name]['lowest'])} to "
+            f"{number(speakers[name]['highest'])})"
+            for name in ("UAR", "WAR")
+        ]
+        line = f"Between speakers (mean ± sd, lowest to highest): {'; '.join(spreads)}.\n"
+        emotions = summary["emotions"]
+        cells = [
+            [name, *map(str, counts), number(summary["recall"][name])]
+            for name, counts in zip(emotions, summary["confusion"], strict=True)
+        ]
+        header = ["labelled \\ predicted", *emotions, "recall"]
+        parts += [line, markdown_table(header, cells)]
     return "\n".join(parts)
-
-
-def _speakers_line(speakers: Mapping[str, Any]) -> str:
-    spreads = [
-        f"{name} {spread(speakers[name])} ({number(speakers[name]['lowest'])} to "
-        f"{number(speakers[name]['highest'])})"
-        for name in ("UAR", "WAR")
-    ]
-    return f"Between speakers (mean ± sd, lowest to highest): {'; '.join(spreads)}.\n"
-
-
-def _confusion_table(summary: Mapping[str, Any]) -> str:
-    emotions = summary["emotions"]
-    rows = [
-        [name, *map(str, counts), number(summary["recall"][name])]
-        for name, counts in zip(emotions, summary["confusion"], strict=True)
-    ]
-    return markdown_table(["labelled \\ predicted", *emotions, "recall"], rows)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from accelerate import Accelerator
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
@@ -114,14 +115,6 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows in columns; None is a dash."""
-    print("".join(f"{name:>14}" for name in rows[0]))
-    for row in rows:
-        cells = ("–" if value is None else f"{value:.3f}" for value in row.values())
-        print("".join(f"{cell:>14}" for cell in cells), flush=True)
-
-
 def measure_errors(
     folder: Path, out: Path, rates: Sequence[float], *, seed: int = 0, batch_size: int = 16
 ) -> None:
@@ -156,5 +149,6 @@ def measure_errors(
         rows.append({"rate": None, "WER": None} | metrics)
     write_csv(rows, out / "wer.csv")
     plot(rows, out / "wer.png")
-    print_table(rows)
+    table = pd.DataFrame(rows, dtype=float)
+    print(table.to_string(index=False, col_space=13, na_rep="–", float_format="{:.3f}".format))
     print(f"{len(test)} test utterances; wer.csv and wer.png are in {out}")
