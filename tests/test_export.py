@@ -35,7 +35,7 @@ from mtmm_training.data.utterances import Utterance  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
 from mtmm_training.publishing.export import export, export_model, quantise  # noqa: E402
 from mtmm_training.publishing.exported import ExportedModel  # noqa: E402
-from mtmm_training.publishing.parity import measure  # noqa: E402
+from mtmm_training.publishing.parity import input_shapes, measure  # noqa: E402
 from mtmm_training.training.run import Run  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
@@ -219,7 +219,7 @@ def test_frames_first_spectra_of_any_length_are_exported(
     """Wav2Vec2-BERT takes (batch, frames, 160), and no window of its own length."""
     audio = ENCODER | {"model_type": "wav2vec2-bert", "num_hidden_layers": 1}
     model = make_model(audio_config=audio, text_config=BERT)
-    shapes = export_module.input_shapes(model)
+    shapes = input_shapes(model)
     assert shapes["input_values"] == ("batch", "frames", 160)
     assert shapes["audio_attention_mask"] == ("batch", "frames")
     path = tmp_path / "mtmm.pt2"

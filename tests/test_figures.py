@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from mtmm_training.pictures import of_runs, palette
+from mtmm_training.pictures import of_runs, palette, style
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 GENERATOR = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_figures_leave_pyplot_unloaded() -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figure of the next picture, instead of a file."""
     kept: dict[str, Figure] = {}
-    monkeypatch.setattr(of_runs, "save", lambda figure, path: kept.update({str(path): figure}))
+    monkeypatch.setattr(style, "save", lambda figure, path: kept.update({str(path): figure}))
     return kept
 
 

@@ -30,7 +30,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
 from mtmm_training.commands.cli import parser_of, verb_names
 from mtmm_training.data.manifest import COLUMNS
-from mtmm_training.studies.embedded_demo import MODELS, run_folder
+from mtmm_training.studies.embedded_demo import MODELS
 from mtmm_training.training.run import Run
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted(CHECKOUT.glob("docs/*.md")))]
@@ -348,7 +348,7 @@ def test_cheap_command_runs(command: str, scene: Path, hub: HubServer) -> None:
 def test_demo_trains_three_models_and_predicts_apart(trained_demo: TrainedDemo) -> None:
     folder, printed = trained_demo.folder / "out" / "demo", trained_demo.printed
     for name, modalities in MODELS.items():
-        run = Run.open(run_folder(folder, name))
+        run = Run.open(folder / name.replace(" ", "_"))
         assert run.flags.modalities == modalities
         assert re.search(rf"^{name} +{run.results['test']['UAR']:.3f} ", printed, re.MULTILINE)
     said = re.findall(r"labelled (\w+), .*\n    predicted (\w+) \(0\.\d\d\), valence \d", printed)

@@ -11,23 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
+from mtmm_training.pictures import style
 from mtmm_training.pictures.palette import COLOURS, GREY
-from mtmm_training.pictures.style import (
-    below,
-    dimension_style,
-    emotion_styles,
-    new_figure,
-    prepare_plane,
-    save,
-    series_style,
-)
-from mtmm_training.scoring.metrics import (
-    CalibrationBins,
-    calibration_bins,
-    concordance_correlation,
-    expected_calibration_error,
-    selection_score,
-)
+from mtmm_training.scoring import metrics
 
 
 def plot_confusion(
@@ -47,7 +33,7 @@ def plot_confusion(
     share = np.where(labelled > 0, counts / np.maximum(labelled, 1), np.nan)
 
     side = max(4.2, 0.85 * n + 1.6)  # inches
-    figure, axes = new_figure(side + 0.9, side)
+    figure, axes = style.new_figure(side + 0.9, side)
     colours = matplotlib.colormaps["cividis"].with_extremes(bad="0.9")  # rows without labels
     image = axes.imshow(share, cmap=colours, vmin=0, vmax=1)
     for row, column in np.ndindex(n, n):
@@ -62,7 +48,7 @@ def plot_confusion(
     axes.set(xlabel="predicted emotion", ylabel="labelled emotion")
     figure.suptitle(title)
     figure.colorbar(image, ax=axes, label="share of the labelled emotion", shrink=0.8)
-    save(figure, path)
+    style.save(figure, path)
 
 
 def plot_dimensions(
@@ -94,13 +80,15 @@ def plot_dimensions(
     names = np.array([name or "" for name in given])  # "" = no emotion label
     labelled, predicted, names = labelled[present], predicted[present], names[present]
 
-    ccc = [concordance_correlation(x, y) for x, y in zip(predicted.T, labelled.T, strict=True)]
+    ccc = [
+        metrics.concordance_correlation(x, y) for x, y in zip(predicted.T, labelled.T, strict=True)
+    ]
     valence, arousal = ("undefined" if np.isnan(value) else f"{value:.2f}" for value in ccc)
     # Labels lie on a grid of a few values, where they would hide each other.
     jitter = 0.02 * (dimension_range[1] - dimension_range[0])
     spread = np.random.default_rng(0).uniform(-jitter, jitter, labelled.shape)
 
-    figure, (left, right) = new_figure(9.6, 6.2, ncols=2, sharex=True, sharey=True)
+    figure, (left, right) = style.new_figure(9.6, 6.2, ncols=2, sharex=True, sharey=True)
     figure.set_layout_engine("compressed")  # or the panels, which are square, lie far apart
     _draw_plane(left, labelled + spread, names, dimension_range)
     _draw_plane(right, predicted, names, dimension_range)
@@ -113,8 +101,8 @@ def plot_dimensions(
     right.set_title(f"predictions (CCC valence {valence}, arousal {arousal})")
     right.set_ylabel("")
     if names.any():
-        below(figure, left, columns=8)
-    save(figure, path)
+        style.below(figure, left, columns=8)
+    style.save(figure, path)
 
 
 def plot_curves(
@@ -131,31 +119,34 @@ def plot_curves(
     Raises:
         ValueError: there is no metric to select by.
     """
-    scores = [selection_score(epoch["validation"], select_by) for epoch in epochs]
+    scores = [metrics.selection_score(epoch["validation"], select_by) for epoch in epochs]
     numbers = [epoch["epoch"] for epoch in epochs]
     last = select_by == "last"
     # As the training loop keeps it: of equals the first.
     kept = len(scores) - 1 if last else int(np.argmax(_series(scores)))
     validation = [epoch["validation"] for epoch in epochs]
-    losses, metrics = {}, {}
+    losses, curves = {}, {}
     for i, split in enumerate(("train", "validation")):
-        losses[split] = _series([epoch[split].get("loss") for epoch in epochs]), series_style(i)
+        losses[split] = (
+            _series([epoch[split].get("loss") for epoch in epochs]),
+            style.series_style(i),
+        )
     for i, name in enumerate(("UAR", "WAR")):
-        metrics[name] = _series([split.get(name) for split in validation]), series_style(i)
+        curves[name] = _series([split.get(name) for split in validation]), style.series_style(i)
     for name in validation[0]["CCC"]:
-        style = dimension_style(name) | {"marker": "."}
-        metrics[f"CCC {name}"] = _series([split["CCC"].get(name) for split in validation]), style
+        look = style.dimension_style(name) | {"marker": "."}
+        curves[f"CCC {name}"] = _series([split["CCC"].get(name) for split in validation]), look
 
-    figure, (left, right) = new_figure(9.6, 4.4, ncols=2)
+    figure, (left, right) = style.new_figure(9.6, 4.4, ncols=2)
     _draw_lines(left, numbers, losses, numbers[kept])
-    _draw_lines(right, numbers, metrics, numbers[kept])
+    _draw_lines(right, numbers, curves, numbers[kept])
     left.set(xlabel="epoch", ylabel="loss", title="loss")
     right.set(xlabel="epoch", ylabel="validation metric")
     which, by = ("last", "mean") if last else ("best", select_by)
     score = scores[kept]
     shown = "" if score is None else f": {by} {score:.3f}"
     right.set_title(f"validation; {which} epoch {numbers[kept]}{shown}")
-    save(figure, path)
+    style.save(figure, path)
 
 
 def plot_fold_spread(values: Mapping[str, Sequence[float]], path: str | Path, metric: str) -> None:
@@ -166,13 +157,13 @@ def plot_fold_spread(values: Mapping[str, Sequence[float]], path: str | Path, me
         path: the PNG file to write.
         metric: the metric's name, for the axis.
     """
-    figure, axes = new_figure(max(4.5, 1.5 * len(values) + 1.2), 4.6)
+    figure, axes = style.new_figure(max(4.5, 1.5 * len(values) + 1.2), 4.6)
     captions = []
     for x, (name, folds) in enumerate(values.items()):
         column = _series(folds)
         deviation = column.std(ddof=1) if column.size > 1 else 0.0
         offsets = np.linspace(-0.22, 0.06, column.size) if column.size > 1 else np.array([-0.08])
-        axes.plot(x + offsets, column, alpha=0.7, **series_style(x) | {"linestyle": ""})
+        axes.plot(x + offsets, column, alpha=0.7, **style.series_style(x) | {"linestyle": ""})
         axes.errorbar(
             x + 0.25, column.mean(), deviation, fmt="_", markersize=16, color="black",
             capsize=5, markeredgewidth=2,
@@ -184,7 +175,7 @@ def plot_fold_spread(values: Mapping[str, Sequence[float]], path: str | Path, me
     axes.set_ylabel(metric)
     axes.set_title("a mark per fold; bar: mean ± sd", fontsize="medium")
     axes.grid(axis="y", alpha=0.3)
-    save(figure, path)
+    style.save(figure, path)
 
 
 def plot_reliability(
@@ -207,26 +198,26 @@ def plot_reliability(
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, figure 4.
     """
-    figure, (upper, lower) = new_figure(5.4, 6.8, nrows=2, sharex=True, height_ratios=(3, 1))
+    figure, (upper, lower) = style.new_figure(5.4, 6.8, nrows=2, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
     edges = np.linspace(0, 1, bins + 1)
     for i, (name, table) in enumerate(probabilities.items()):
-        grouped = calibration_bins(table, labels, bins)
-        style = series_style(i)
+        grouped = metrics.calibration_bins(table, labels, bins)
+        look = style.series_style(i)
         filled = grouped.counts > 0
         upper.errorbar(
             grouped.confidence[filled], grouped.accuracy[filled], _interval(grouped)[:, filled],
-            label=f"{name} (ECE {expected_calibration_error(table, labels, bins):.3f})",
-            elinewidth=1, capsize=2, **style,
+            label=f"{name} (ECE {metrics.expected_calibration_error(table, labels, bins):.3f})",
+            elinewidth=1, capsize=2, **look,
         )  # fmt: skip
-        line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.8}
+        line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.8}
         lower.stairs(grouped.counts, edges, **line)
     upper.set(ylabel="accuracy, with 95 % interval", xlim=(0, 1), ylim=(-0.02, 1.02))
     upper.grid(alpha=0.3)
     lower.set(xlabel="confidence (probability of the predicted emotion)", ylabel="utterances")
     lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    below(figure, upper, columns=1)
-    save(figure, path)
+    style.below(figure, upper, columns=1)
+    style.save(figure, path)
 
 
 def plot_forest(
@@ -242,7 +233,7 @@ def plot_forest(
         title: what differs, such as "UAR, 95 % interval".
         zero_label: what zero stands for, such as the name of the reference.
     """
-    figure, axes = new_figure(8.0, 0.42 * len(rows) + 1.6)
+    figure, axes = style.new_figure(8.0, 0.42 * len(rows) + 1.6)
     axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
     for y, (_, point, low, high) in enumerate(rows):
         apart = low > 0 or high < 0
@@ -259,10 +250,10 @@ def plot_forest(
     axes.set_title(title, fontsize="medium")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", alpha=0.3)
-    save(figure, path)
+    style.save(figure, path)
 
 
-def _interval(grouped: CalibrationBins) -> np.ndarray:
+def _interval(grouped: metrics.CalibrationBins) -> np.ndarray:
     """(2, bins): how far each accuracy's 95 % interval reaches down and up; 0 in an empty bin."""
     reach = np.zeros((2, len(grouped.counts)))
     for i in np.flatnonzero(grouped.counts):
@@ -275,17 +266,17 @@ def _interval(grouped: CalibrationBins) -> np.ndarray:
 def _draw_plane(
     axes: Axes, points: np.ndarray, names: np.ndarray, dimension_range: Sequence[float]
 ) -> None:
-    prepare_plane(axes, dimension_range)
+    style.prepare_plane(axes, dimension_range)
     axes.plot(
         *points[names == ""].T, linestyle="", marker=".", color=GREY, alpha=0.6,
         label="no emotion label" if (names == "").any() else None,
     )  # fmt: skip
-    for name, style in emotion_styles(names[names != ""].tolist()).items():
+    for name, look in style.emotion_styles(names[names != ""].tolist()).items():
         chosen = points[names == name]
-        axes.plot(*chosen.T, alpha=0.5, markeredgewidth=0, **style)
+        axes.plot(*chosen.T, alpha=0.5, markeredgewidth=0, **look)
         axes.plot(
             *chosen.mean(axis=0), markersize=13, markeredgecolor="black", markeredgewidth=1.5,
-            zorder=3, label=name, **style,
+            zorder=3, label=name, **look,
         )  # fmt: skip
 
 
@@ -293,10 +284,10 @@ def _draw_lines(
     axes: Axes, epochs: list[int], lines: Mapping[str, tuple[np.ndarray, dict[str, Any]]], kept: int
 ) -> None:
     axes.axvline(kept, color=GREY, linestyle=":", linewidth=1.5, label=f"epoch kept ({kept})")
-    for name, (values, style) in lines.items():
+    for name, (values, look) in lines.items():
         if not np.isnan(values).all():
             often = max(1, len(epochs) // 12)
-            axes.plot(epochs, values, label=name, markersize=5, markevery=often, **style)
+            axes.plot(epochs, values, label=name, markersize=5, markevery=often, **look)
     margin = 0.5 + 0.02 * len(epochs)
     axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

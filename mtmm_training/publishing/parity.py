@@ -66,12 +66,14 @@ def random_batch(
         "time": round(seconds * processor.sampling_rate),
         "frames": max(round(seconds * FRAMES_PER_SECOND), model._audio_input.shortest),
     }
-    sizes = [free.get(str(size), size) for size in shapes["input_values"][1:]]
-    (width,) = (free.get(str(size), size) for size in shapes["audio_attention_mask"][1:])
+
+    def sizes(name: str) -> list[int]:
+        return [free[size] if isinstance(size, str) else size for size in shapes[name][1:]]
+
     vocabulary = model.config.encoder_config("text").vocab_size
     return {
-        "input_values": torch.randn(utterances, *sizes, generator=generator),
-        "audio_attention_mask": _ragged_mask(utterances, width),
+        "input_values": torch.randn(utterances, *sizes("input_values"), generator=generator),
+        "audio_attention_mask": _ragged_mask(utterances, *sizes("audio_attention_mask")),
         "input_ids": torch.randint(1, vocabulary, (utterances, tokens), generator=generator),
         "attention_mask": _ragged_mask(utterances, tokens),
     }

@@ -17,7 +17,7 @@ from mtmm_training.studies import embedded_demo
 from mtmm_training.studies.compare import Difference, compare, draw_intervals, gain, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
-from mtmm_training.studies.tables import markdown_table, spread, title, write_markdown, write_tables
+from mtmm_training.studies.tables import markdown_table, spread, title, write_tables, write_text
 from mtmm_training.studies.variants import REFERENCE, VARIANTS, Variant
 from mtmm_training.training.config import TrainConfig
 
@@ -152,7 +152,7 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
         path = out / "figures" / f"ablation_{metric}.png"
         heading = f"{title(metric)}, 95 % intervals"
         draw_intervals(rows, path, heading, VARIANTS[REFERENCE].label)
-    write_markdown(markdown, out / "ablation.md")
+    write_text(markdown, out / "ablation.md")
     return markdown
 
 

@@ -241,7 +241,11 @@ def predict_all(
     An output that is not among `outputs` is 0 everywhere; its labels must be absent.
     """
     speakers = np.array([u.speaker_id for u in utterances])
-    labels = label_columns(config, utterances)
+    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotions)}
+    emotions = [number.get(u.emotion, ABSENT_EMOTION) for u in utterances]
+    labels = {"emotion": np.array(emotions)}
+    for name in config.dimensions:  # None is NaN
+        labels[name] = np.array([getattr(u, name) for u in utterances], dtype=np.float64)
     logits = np.zeros((len(utterances), len(config.emotions)))
     dimensions = np.zeros((len(utterances), len(config.dimensions)))
     chosen = {}
@@ -265,13 +269,3 @@ def predict_all(
     dimension_labels = np.stack([labels[name] for name in config.dimensions], axis=1)
     ids = [u.utterance_id for u in utterances]
     return Predictions(ids, logits, dimensions, labels["emotion"], dimension_labels), chosen
-
-
-def label_columns(config: TrainConfig, utterances: Sequence[Utterance]) -> dict[str, np.ndarray]:
-    """By output, (utterances,): −100 and NaN where absent."""
-    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotions)}
-    emotions = [number.get(u.emotion, ABSENT_EMOTION) for u in utterances]
-    return {"emotion": np.array(emotions)} | {
-        name: np.array([getattr(u, name) for u in utterances], dtype=np.float64)  # None is NaN
-        for name in config.dimensions
-    }

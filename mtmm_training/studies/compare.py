@@ -11,12 +11,7 @@ import pandas as pd
 from mtmm_training.data.files import write_json
 from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.pictures import of_runs
-from mtmm_training.scoring.intervals import (
-    Interval,
-    NoIntervalError,
-    effective_speakers,
-    paired_bootstrap,
-)
+from mtmm_training.scoring import intervals
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import (
     COMPARED,
@@ -44,7 +39,7 @@ class Difference:
     """
 
     by_fold: dict[str, Any]
-    pooled: Interval | None
+    pooled: intervals.Interval | None
     speakers: float
     reason: str | None = None
 
@@ -75,10 +70,12 @@ def _difference(reference: Experiment, other: Experiment, name: str) -> Differen
     # Who has no label says nothing, and would only make the draws differ in size.
     rows = reference.labelled(name)
     speakers = reference.rows["speaker"].to_numpy()[rows]
-    effective = effective_speakers(speakers)
+    effective = intervals.effective_speakers(speakers)
     try:
-        interval = paired_bootstrap(lambda drawn: difference(rows[drawn]), speakers, RESAMPLES)
-    except NoIntervalError as error:
+        interval = intervals.paired_bootstrap(
+            lambda drawn: difference(rows[drawn]), speakers, RESAMPLES
+        )
+    except intervals.NoIntervalError as error:
         return Difference(by_fold, None, effective, str(error))
     return Difference(by_fold, interval, effective)
 
@@ -156,7 +153,7 @@ def write_comparison(
     markdown = "\n".join(parts)
     if out is not None:
         write_json(content, out.with_name(f"{out.name}.json"))
-        tables.write_markdown(markdown, out.with_name(f"{out.name}.md"))
+        tables.write_text(markdown, out.with_name(f"{out.name}.md"))
     return markdown
 
 

@@ -62,9 +62,10 @@ def arousal_probes(utterances: Sequence[Utterance]) -> list[Probe]:
     """A second of an aroused utterance, somewhere in a calm one of the same speaker."""
     generator = np.random.default_rng(0)
     probes = []
-    rated = [u for u in utterances if u.arousal is not None]
-    for calm in (u for u in rated if u.arousal < MIDPOINT):
-        own = [u for u in rated if u.arousal > MIDPOINT and u.speaker_id == calm.speaker_id]
+    calm_ones = [u for u in utterances if u.arousal is not None and u.arousal < MIDPOINT]
+    aroused_ones = [u for u in utterances if u.arousal is not None and u.arousal > MIDPOINT]
+    for calm in calm_ones:
+        own = [u for u in aroused_ones if u.speaker_id == calm.speaker_id]
         if own:
             aroused = own[generator.integers(len(own))]
             background = soundfile.read(calm.audio, dtype="float32")[0]

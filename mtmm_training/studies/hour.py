@@ -84,7 +84,11 @@ def write_recording(
             emotion = str(generator.choice([name for name in emotions if name != emotion]))
             start, length = written, RATE * generator.uniform(*BLOCK_S)
             while written < min(start + length, total):
-                sound = np.concatenate([_waveform(next(turns[emotion])), pause])[: total - written]
+                heard = next(turns[emotion])
+                span = heard.start_s, heard.end_s
+                waveform, rate = MTMMProcessor.load_audio(str(heard.audio), *span)
+                sound = resample(to_mono(waveform), rate, RATE)
+                sound = np.concatenate([sound, pause])[: total - written]
                 file.write(sound)
                 written += len(sound)
             blocks.append(Span(start / RATE, written / RATE, emotion))
@@ -97,13 +101,6 @@ def _in_turn(
     """All in random order, then all in another, without end."""
     while True:
         yield from (utterances[i] for i in generator.permutation(len(utterances)))
-
-
-def _waveform(utterance: Utterance) -> np.ndarray:
-    waveform, rate = MTMMProcessor.load_audio(
-        str(utterance.audio), utterance.start_s, utterance.end_s
-    )
-    return resample(to_mono(waveform), rate, RATE)
 
 
 # ---- the timeline against the truth ------------------------------------------------------------

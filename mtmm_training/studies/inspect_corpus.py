@@ -12,6 +12,7 @@ from mtmm_training.data.folds import script_of
 from mtmm_training.data.recordings import Recordings, doubled, excerpts
 from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
 from mtmm_training.pictures.of_corpora import MANY, NO_EMOTION, by_name, plot_corpus
+from mtmm_training.studies.tables import write_text
 
 
 def inspect(utterances: Sequence[Utterance], name: str, out: str | Path | None = None) -> str:
@@ -34,8 +35,7 @@ def inspect(utterances: Sequence[Utterance], name: str, out: str | Path | None =
     same = doubled(excerpts(utterances, recordings))
     shown = table(frame, name, same)
     if out is not None:
-        with replacing(Path(out, f"{name}.txt")) as temporary:
-            temporary.write_text(shown + "\n", encoding="utf-8")
+        write_text(shown + "\n", Path(out, f"{name}.txt"))
         plot_corpus(frame, Path(out, f"{name}.png"), name)
     return shown
 

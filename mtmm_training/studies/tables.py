@@ -26,11 +26,11 @@ def write_tables(folder: str | Path) -> str:
     markdown = summary_markdown(summary)
     draw(experiment, summary, folder / "figures")
     write_json(summary, folder / "summary.json")
-    write_markdown(markdown, folder / "table.md")
+    write_text(markdown, folder / "table.md")
     return markdown
 
 
-def write_markdown(text: str, path: Path) -> None:
+def write_text(text: str, path: Path) -> None:
     """Writes a file of text, under a temporary name first."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -248,16 +248,9 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
         return folder / "audio", folder / "text"
     # They take seconds to import and the corpus does not need them.
     import torch
-    from transformers import (
-        BertConfig,
-        BertModel,
-        BertTokenizer,
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperModel,
-    )
+    import transformers
 
-    audio_config = WhisperConfig(
+    audio_config = transformers.WhisperConfig(
         d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128,
         num_mel_bins=40, max_source_positions=int(LONGEST_S * 50),  # 20 ms per encoder frame
         # Only the encoder is ever used.
@@ -265,21 +258,21 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
         vocab_size=8, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
         suppress_tokens=None, begin_suppress_tokens=None,
     )  # fmt: skip
-    extractor = WhisperFeatureExtractor(
+    extractor = transformers.WhisperFeatureExtractor(
         feature_size=40, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
     )
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *vocabulary()]
-    text_config = BertConfig(
+    text_config = transformers.BertConfig(
         vocab_size=len(tokens), max_position_embeddings=64, hidden_size=64, num_hidden_layers=2,
         num_attention_heads=4, intermediate_size=128,
     )  # fmt: skip
     numbers = {token: index for index, token in enumerate(tokens)}
     with _complete_or_absent(folder, recipe) as unfinished, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        WhisperModel(audio_config).save_pretrained(unfinished / "audio")
+        transformers.WhisperModel(audio_config).save_pretrained(unfinished / "audio")
         extractor.save_pretrained(unfinished / "audio")
-        BertModel(text_config).save_pretrained(unfinished / "text")
-        tokenizer = BertTokenizer(vocab=numbers, model_max_length=64)
+        transformers.BertModel(text_config).save_pretrained(unfinished / "text")
+        tokenizer = transformers.BertTokenizer(vocab=numbers, model_max_length=64)
         tokenizer.save_pretrained(unfinished / "text")
     return folder / "audio", folder / "text"
 
