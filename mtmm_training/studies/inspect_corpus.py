@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from mtmm_training.batches.sampler import durations
-from mtmm_training.data.files import replacing
 from mtmm_training.data.folds import script_of
 from mtmm_training.data.recordings import Recordings, doubled, excerpts
 from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
