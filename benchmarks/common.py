@@ -88,17 +88,14 @@ class Stopwatch:
         self.device = device
         self.seconds: dict[str, list[float]] = {}
 
-    def time(self, name: str, step: Callable[[], object]) -> None:
-        synchronise(self.device)
-        began = time.perf_counter()
-        step()
-        synchronise(self.device)
-        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
-
     def round(self, number: int, steps: dict[str, Callable[[], object]]) -> None:
         """Time every step once; every other round backwards, so that none is always the first."""
         for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
-            self.time(name, steps[name])
+            synchronise(self.device)
+            began = time.perf_counter()
+            steps[name]()
+            synchronise(self.device)
+            self.seconds.setdefault(name, []).append(time.perf_counter() - began)
 
     def rounds(self, count: int, steps: dict[str, Callable[[], object]]) -> None:
         """Every step once to warm up, then so many rounds."""
@@ -245,16 +242,10 @@ def raw_batch(
         "audio_attention_mask": _mask(samples),
         "input_ids": ids,
         "attention_mask": _mask(tokens),
+        "emotion_labels": torch.randint(0, 4, (len(samples),)),
+        "dimension_labels": 1 + 4 * torch.rand(len(samples), 2),
     }
-    return {name: tensor.to(device) for name, tensor in (batch | labels(len(samples))).items()}
-
-
-def labels(count: int) -> dict[str, Tensor]:
-    """Random labels of so many utterances."""
-    return {
-        "emotion_labels": torch.randint(0, 4, (count,)),
-        "dimension_labels": 1 + 4 * torch.rand(count, 2),
-    }
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _mask(lengths: Sequence[int]) -> Tensor:

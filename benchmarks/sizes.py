@@ -59,7 +59,9 @@ def read(path: str, text: str) -> Source:
         if _refuses(node):
             source.refusals.update(set(_lines(node)) & code)
         if isinstance(node, FUNCTIONS):
-            source.bodies[f"{path}:{node.lineno} {node.name}"] = _body(node)
+            statements = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = _lines(statements[-1]).stop - statements[0].lineno if statements else 0
+            source.bodies[f"{path}:{node.lineno} {node.name}"] = lines
         if isinstance(node, ast.Import):
             source.imports.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -82,11 +84,6 @@ def _refuses(node: ast.AST) -> bool:
         name = getattr(called, "attr", getattr(called, "id", ""))
         return bool(REFUSING.fullmatch(name))
     return False
-
-
-def _body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    statements = node.body[1:] if ast.get_docstring(node) else node.body
-    return len(range(statements[0].lineno, _lines(statements[-1]).stop)) if statements else 0
 
 
 def paths_of(commit: str | None) -> list[str]:

@@ -45,9 +45,11 @@ class ExportedModel(nn.Module):
         """All outputs by name. A modality that is left out, or None, is absent for the whole batch."""
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         batch = len(next(iter(given.values())))
+        # Few, but more than one frame and one token, for which torch.export made no graph.
+        few = {"time": self.metadata["sampling_rate"] // 4, "frames": 100, "tokens": 2}
         for name in INPUTS:
             if name not in given:
-                shape = [self._absent_size(s) for s in self.metadata["input_shapes"][name][1:]]
+                shape = [few.get(size, size) for size in self.metadata["input_shapes"][name][1:]]
                 dtype = torch.float32 if name == "input_values" else torch.long
                 given[name] = torch.zeros(batch, *shape, dtype=dtype)
         if suffix_of(self.path) == ".pt2":
@@ -57,12 +59,6 @@ class ExportedModel(nn.Module):
             arrays = {name: tensor.numpy() for name, tensor in given.items()}
             outputs = [torch.from_numpy(array) for array in self.session.run(OUTPUTS, arrays)]
         return dict(zip(OUTPUTS, outputs, strict=True))
-
-    def _absent_size(self, axis: str | int) -> int:
-        """Few, but more than one frame and one token, for which torch.export made no graph."""
-        if isinstance(axis, int):
-            return axis
-        return {"time": self.metadata["sampling_rate"] // 4, "frames": 100, "tokens": 2}[axis]
 
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
         """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""

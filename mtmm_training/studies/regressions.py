@@ -193,19 +193,13 @@ def predict_output(
         predictions[scored] = predict(fitted, scored)
     if not task.is_emotion:
         seen = np.concatenate([scored for _, scored in inner])
-        predictions = rescale(predictions, predictions[seen], labels[seen])
+        known, shown = labels[seen], predictions[seen]
+        # Ridge regression shrinks its predictions towards their mean, which CCC punishes: they get
+        # the mean and sd of the labels.
+        if np.ptp(shown) > 0:
+            predictions = known.mean() + (predictions - shown.mean()) * known.std() / shown.std()
     strength = {name.removeprefix("model__"): value for name, value in found.best_params_.items()}
     return predictions, {"layers": chosen, **strength, "inner_score": found.best_score_}
-
-
-def rescale(predictions: np.ndarray, seen: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Predictions (utterances,) by the line that gives those `seen` the mean and sd of their labels.
-
-    Ridge regression shrinks its predictions towards their mean, which CCC punishes.
-    """
-    if np.ptp(seen) == 0:
-        return predictions
-    return labels.mean() + (predictions - seen.mean()) * labels.std() / seen.std()
 
 
 def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:
