@@ -13,7 +13,7 @@ hand (MTMM_REAL_DATA or ../shared/real), the same steps with a cache that Featur
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,25 @@ def measure(
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
     """Time all ways of a step on each batch, round after round; each way's seconds for a batch."""
-    optimiser = common.make_optimiser(model)
+    train = partial(common.train_step, model, common.make_optimiser(model))
     device = torch.device(arguments.device)
     everything, medians = common.Stopwatch(device), []
     for number, raw in enumerate(raws):
         rows = rows_of(number, arguments.batch_size)
-        steps = make_steps(model, optimiser, raw, dataset, rows, collate, arguments.rounds)
+        resident = to_device(collate(dataset.__getitems__(rows)), device)
+        resident |= {n: tensor.float() for n, tensor in resident.items() if n.endswith("_states")}
+        states = {n: tensor for n, tensor in resident.items() if not n.endswith("_labels")}
+        schedule = [rows] * (arguments.rounds + 1)  # one more, to warm up
+        alone, helped = (iter(make_loader(dataset, schedule, collate, workers=n)) for n in (0, 1))
+        steps: dict[str, Callable[[], object]] = {
+            "encoders": partial(encode, model, raw),
+            "heads": partial(train, resident),
+            "re-encoding step": partial(train, raw),
+            "cached step, in-process": partial(train_from, alone, train, device),
+            "cached step, one worker": partial(train_from, helped, train, device),
+            "collation alone": partial(collate, dataset.__getitems__(rows)),
+            "heads, forward only": partial(torch.no_grad()(model), **states),
+        }
         for step in steps.keys() - set(ENCODING):
             steps[step]()
         watch = common.Stopwatch(device)
@@ -157,31 +170,10 @@ def measure(
     return {step: float(np.mean([each[step] for each in medians])) for step in medians[0]}
 
 
-def make_steps(
-    model: MTMMModel,
-    optimiser: torch.optim.Optimizer,
-    raw: Batch,
-    dataset: Any,
-    rows: list[int],
-    collate: CachedStates,
-    rounds: int,
-) -> dict[str, Callable[[], object]]:
-    """The parts to time on one batch, by name."""
-    resident = to_device(collate(dataset.__getitems__(rows)), model.device)
-    resident |= {n: tensor.float() for n, tensor in resident.items() if n.endswith("_states")}
-    states = {n: tensor for n, tensor in resident.items() if not n.endswith("_labels")}
-    schedule = [rows] * (rounds + 1)  # one more, to warm up
-    alone, helped = (iter(make_loader(dataset, schedule, collate, workers=n)) for n in (0, 1))
-    train = partial(common.train_step, model, optimiser)
-    return {
-        "encoders": partial(encode, model, raw),
-        "heads": partial(train, resident),
-        "re-encoding step": partial(train, raw),
-        "cached step, in-process": lambda: train(to_device(next(alone), model.device)),
-        "cached step, one worker": lambda: train(to_device(next(helped), model.device)),
-        "collation alone": lambda: collate(dataset.__getitems__(rows)),
-        "heads, forward only": torch.no_grad()(lambda: model(**states)),
-    }
+def train_from(
+    loader: Iterator[dict[str, Any]], train: Callable[[Batch], None], device: torch.device
+) -> None:
+    train(to_device(next(loader), device))
 
 
 def print_epoch(mean: dict[str, float], batch_size: int) -> None:

@@ -203,7 +203,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     names = dict.fromkeys(("id", "split", "speaker", "emotion_label", "emotion"), str)
     try:
         rows = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
-        numbers = [name for name in rows if _is_number(name)]
+        known = [*DIMENSIONS, *(f"{name}_label" for name in DIMENSIONS)]
+        numbers = [name for name in rows if name.startswith("p_") or name in known]
         rows[numbers] = rows[numbers].apply(pd.to_numeric)
         doubled = rows["id"][rows[["split", "id"]].duplicated()]
     except (ValueError, KeyError) as error:  # of pandas' parser, or a column that is not there
@@ -211,7 +212,3 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if len(doubled):
         raise ValueError(f"{path} has utterance {doubled.iloc[0]!r} twice; run this fold again.")
     return rows
-
-
-def _is_number(column: str) -> bool:
-    return column.startswith("p_") or column.removesuffix("_label") in DIMENSIONS

@@ -54,7 +54,20 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
     Raises:
         ValueError: they do not have the same test utterances with the same labels in the same folds.
     """
-    other = _aligned(reference, other)
+    first, second = (e.rows.set_index(["fold", "id"]) for e in (reference, other))
+    lone = first.index.symmetric_difference(second.index)
+    problem = None
+    if set(reference.runs) != set(other.runs):
+        problem = f"their folds are {tables.listed(reference.runs)} and {tables.listed(other.runs)}"
+    elif len(lone):
+        fold, utterance = lone[0]
+        problem = f"only one has the test utterance {utterance!r} of fold {fold}"
+    else:
+        second = second.loc[first.index]  # rows in the reference's order
+        problem = _other_label(first, second)
+    if problem:
+        raise ValueError(f"{reference.name} and {other.name} cannot be paired: {problem}.")
+    other = replace(other, rows=second.reset_index())
     return {
         name: _difference(reference, other, name)
         for name in COMPARED
@@ -78,24 +91,6 @@ def _difference(reference: Experiment, other: Experiment, name: str) -> Differen
     except intervals.NoIntervalError as error:
         return Difference(by_fold, None, effective, str(error))
     return Difference(by_fold, interval, effective)
-
-
-def _aligned(reference: Experiment, other: Experiment) -> Experiment:
-    """`other` with its rows in the order of the reference's, if they are about the same."""
-    first, second = (e.rows.set_index(["fold", "id"]) for e in (reference, other))
-    lone = first.index.symmetric_difference(second.index)
-    problem = None
-    if set(reference.runs) != set(other.runs):
-        problem = f"their folds are {tables.listed(reference.runs)} and {tables.listed(other.runs)}"
-    elif len(lone):
-        fold, utterance = lone[0]
-        problem = f"only one has the test utterance {utterance!r} of fold {fold}"
-    else:
-        second = second.loc[first.index]
-        problem = _other_label(first, second)
-    if problem:
-        raise ValueError(f"{reference.name} and {other.name} cannot be paired: {problem}.")
-    return replace(other, rows=second.reset_index())
 
 
 def _other_label(first: pd.DataFrame, second: pd.DataFrame) -> str | None:

@@ -178,7 +178,17 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
                 print(f"{plan.name(fold)}: begins, log in {log}", flush=True)
                 running[start(plan.command(fold), log, jobs)] = plan, fold
             for process in [p for p in running if p.poll() is not None]:
-                finish(process, *running.pop(process))
+                plan, fold = running.pop(process)
+                folder, name = plan.folder(fold), plan.name(fold)
+                if process.returncode or not is_finished(folder):
+                    log = folder / "log.txt"
+                    raise RuntimeError(
+                        f"{name} failed with exit status {process.returncode}: {last_words(log)}\n"
+                        f"The whole log is in {log}. Finished folds stay; the same command goes on "
+                        "from here."
+                    )
+                parts = "  ".join(metric_parts(Run.open(folder).results["test"]))
+                print(f"{name}: {parts}", flush=True)
             time.sleep(0.1)
     finally:
         stop(running)
@@ -220,19 +230,6 @@ def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
             # Ctrl-C reaches this process alone, which then asks each fold to stop, once.
             start_new_session=True,
         )
-
-
-def finish(process: subprocess.Popen[bytes], plan: Plan, fold: int) -> None:
-    """Says how a fold ended; raises RuntimeError unless it left its results."""
-    folder = plan.folder(fold)
-    if process.returncode or not is_finished(folder):
-        log = folder / "log.txt"
-        raise RuntimeError(
-            f"{plan.name(fold)} failed with exit status {process.returncode}: {last_words(log)}\n"
-            f"The whole log is in {log}. Finished folds stay; the same command goes on from here."
-        )
-    parts = "  ".join(metric_parts(Run.open(folder).results["test"]))
-    print(f"{plan.name(fold)}: {parts}", flush=True)
 
 
 def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:

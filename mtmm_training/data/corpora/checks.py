@@ -196,8 +196,34 @@ def finish(
             corpus, left_out.total(), len(found), shown,
         )  # fmt: skip
     kept = _with_audio_files(corpus, kept, partial)
-    if expected is not None:
-        _check_totals(corpus, kept, emotions, expected, by, partial)
+    actual = Counter((getattr(u, by), u.emotion) for u in kept)
+    wanted = Counter[tuple[Any, Any]]()
+    for group, counts in (expected or {}).items():
+        wanted.update({(group, label): n for label, n in counts.items() if label in emotions})
+    if expected is not None and actual != wanted:
+        cells = pd.DataFrame(
+            {
+                "emotion": emotions[label] or "no emotion",
+                by.removesuffix("_id"): group,
+                "cell": f"{group} {label}",
+                "found": actual[group, label],
+                "expected": wanted[group, label],
+            }
+            for group, label in actual | wanted
+        )
+        lines: list[str] = []
+        for kind in cells.columns[:3]:
+            if kind == "cell" and lines:
+                break  # only where both margins agree does it take cells to tell
+            lines += [
+                f"{kind} {key}: {found:,} found, {wants:,} expected ({found - wants:+,})"
+                for key, found, wants in cells.groupby(kind)[["found", "expected"]]
+                .sum()
+                .itertuples()
+                if found != wants
+            ]
+        what = f"{actual.total():,} utterances found where the corpus has {wanted.total():,}"
+        _tell(listing(f"{corpus}: {what}", lines, limit=40), ValueError, partial)
     silent = [u.utterance_id for u in kept if u.text is None]
     if silent:
         logger.warning("%s: %d utterances have no transcript: %s", corpus, len(silent), few(silent))
@@ -216,40 +242,6 @@ def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -
         _tell(message, FileNotFoundError, partial)
     gone = set(missing)
     return [u for u in utterances if u.audio not in gone]
-
-
-def _check_totals(
-    corpus: str,
-    utterances: Sequence[Utterance],
-    emotions: Mapping[str | None, str | None],
-    expected: Totals,
-    by: str,
-    partial: bool,
-) -> None:
-    actual = Counter((getattr(u, by), u.emotion) for u in utterances)
-    wanted = Counter[tuple[Any, Any]]()
-    for group, counts in expected.items():
-        wanted.update({(group, label): n for label, n in counts.items() if label in emotions})
-    if actual == wanted:
-        return
-    kinds = ["emotion", by.removesuffix("_id"), "cell"]
-    rows = [
-        (emotions[label] or "no emotion", group, f"{group} {label}", actual[key], wanted[key])
-        for key in actual | wanted
-        for group, label in [key]
-    ]
-    cells = pd.DataFrame(rows, columns=[*kinds, "found", "expected"])
-    lines: list[str] = []
-    for kind in kinds:
-        if kind == "cell" and lines:
-            break  # only where both margins agree does it take cells to tell
-        lines += [
-            f"{kind} {key}: {found:,} found, {wants:,} expected ({found - wants:+,})"
-            for key, found, wants in cells.groupby(kind)[["found", "expected"]].sum().itertuples()
-            if found != wants
-        ]
-    what = f"{corpus}: {actual.total():,} utterances found where the corpus has {wanted.total():,}"
-    _tell(listing(what, lines, limit=40), ValueError, partial)
 
 
 def _tell(message: str, error: type[Exception], partial: bool) -> None:
