@@ -62,7 +62,8 @@ def draw_timeline(
     starts, ends = (np.array([entry[k] for entry in entries], float) for k in ("start", "end"))
     ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
     spans = np.stack([starts, ends], axis=1)
-    dimensions = _dimensions(entries)
+    trained = [k for k, v in entries[0].items() if isinstance(v, float) and k not in NO_DIMENSIONS]
+    dimensions = {name: np.array([entry[name] for entry in entries]) for name in trained}
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
         names = {name for entry in entries for name in (*entry["scores"], entry["emotion"])}
@@ -337,12 +338,6 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _dimensions(entries: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Values (entries,) by the names of the dimensions that were trained."""
-    names = [k for k, v in entries[0].items() if isinstance(v, float) and k not in NO_DIMENSIONS]
-    return {name: np.array([entry[name] for entry in entries]) for name in names}
-
-
 def _limits(values: Sequence[np.ndarray], dimension_range: Sequence[float]) -> tuple[float, float]:
     """Of an axis: the whole scale, and more where a value leaves it."""
     drawn = np.concatenate([np.ravel(v) for v in values] + [np.asarray(dimension_range)])
@@ -360,12 +355,12 @@ def _time_axis(axes: Axes) -> None:
     if last <= 120:
         axes.set_xlabel("time (s)")
         return
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda second, _: _clock(second, last >= 3600)))
+
+    def clock(second: float, _: object) -> str:
+        minutes, rest = divmod(math.floor(second + 0.5), 60)
+        if last < 3600:
+            return f"{minutes}:{rest:02d}"
+        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+    axes.xaxis.set_major_formatter(FuncFormatter(clock))
     axes.set_xlabel("time (h:min:s)" if last >= 3600 else "time (min:s)")
-
-
-def _clock(second: float, hours: bool) -> str:
-    minutes, rest = divmod(math.floor(second + 0.5), 60)
-    if not hours:
-        return f"{minutes}:{rest:02d}"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -5,7 +5,7 @@ goes on where it was stopped, as a protocol does.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.files import write_json
 from mtmm_training.studies import embedded_demo
-from mtmm_training.studies.compare import Difference, compare, draw_intervals, gain, notes
+from mtmm_training.studies.compare import compare, draw_intervals, gain, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
 from mtmm_training.studies.tables import markdown_table, spread, title, write_tables, write_text
@@ -128,6 +128,8 @@ def with_variant(config: TrainConfig, variant: Variant) -> TrainConfig:
 def write_ablation(out: Path, names: Sequence[str]) -> str:
     """Writes ablation.md, ablation.json and figures/ from the variants' experiments.
 
+    The table has a row for each variant, in each cell mean ± sd and the difference to the reference.
+
     Returns:
         The Markdown of ablation.md.
     """
@@ -139,29 +141,8 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
         for name, experiment in experiments.items()
         if name != REFERENCE
     }
-    markdown = ablation_markdown(summaries, differences)
-    variants = {
-        name: asdict(VARIANTS[name]) | {"summary": summary, "minus_reference": None}
-        for name, summary in summaries.items()
-    }
-    for name, by_metric in differences.items():
-        variants[name]["minus_reference"] = {m: asdict(d) for m, d in by_metric.items()}
-    write_json({"reference": REFERENCE, "variants": variants}, out / "ablation.json")
-    for metric in COMPARED:
-        rows = {VARIANTS[name].label: each.get(metric) for name, each in differences.items()}
-        path = out / "figures" / f"ablation_{metric}.png"
-        heading = f"{title(metric)}, 95 % intervals"
-        draw_intervals(rows, path, heading, VARIANTS[REFERENCE].label)
-    write_text(markdown, out / "ablation.md")
-    return markdown
-
-
-def ablation_markdown(
-    summaries: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, Difference]]
-) -> str:
-    """One row per variant; in each cell mean ± sd and, below, the difference to the reference."""
-    reference = summaries[REFERENCE]
-    metrics = [name for name in COMPARED if reference["metrics"].get(name, {}).get("n")]
+    first = summaries[REFERENCE]
+    metrics = [m for m in COMPARED if first["metrics"].get(m, {}).get("n")]
     rows = []
     for name, summary in summaries.items():
         cells = [VARIANTS[name].label]
@@ -173,10 +154,25 @@ def ablation_markdown(
             cells.append(cell)
         rows.append(cells)
     header = ["variant", *map(title, metrics)]
-    first = (
+    legend = (
         "Each cell: mean ± sd over folds; below, the pooled difference to the first row with its "
         "95 % interval.\n"
     )
     seconds = sum(summary["wall_time_s"] for summary in summaries.values())
     last = f"{seconds:.0f} s of training and test in all.\n"
-    return "\n".join([first, markdown_table(header, rows), *notes(reference, differences), last])
+    parts = [legend, markdown_table(header, rows), *notes(first, differences), last]
+    markdown = "\n".join(parts)
+    variants = {
+        name: asdict(VARIANTS[name]) | {"summary": summary, "minus_reference": None}
+        for name, summary in summaries.items()
+    }
+    for name, by_metric in differences.items():
+        variants[name]["minus_reference"] = {m: asdict(d) for m, d in by_metric.items()}
+    write_json({"reference": REFERENCE, "variants": variants}, out / "ablation.json")
+    for metric in COMPARED:
+        drawn = {VARIANTS[name].label: each.get(metric) for name, each in differences.items()}
+        path = out / "figures" / f"ablation_{metric}.png"
+        heading = f"{title(metric)}, 95 % intervals"
+        draw_intervals(drawn, path, heading, VARIANTS[REFERENCE].label)
+    write_text(markdown, out / "ablation.md")
+    return markdown

@@ -93,19 +93,14 @@ def run_baseline(
     for index in missing:
         own = replace(config, out=str(plan.folder(index)), fold=index)
         results = run_fold(own, baseline, made[index], utterances, features)
-        print_fold(index, results)
+        chosen = []
+        for output, choice in results["chosen"].items():
+            layers = [f"{m} layers {list(numbers)}" for m, numbers in choice["layers"].items()]
+            strength = [f"{name} {choice[name]:g}" for name in ("C", "alpha") if name in choice]
+            chosen.append(f"{output}: {', '.join(layers + strength)}")
+        parts = "  ".join(metric_parts(results["test"]))
+        print(f"fold {index:>2} {results['fold']}: {parts}  ({'; '.join(chosen)})", flush=True)
     print(f"results and predictions are in {plan.out}")
-
-
-def print_fold(index: int, results: dict[str, Any]) -> None:
-    """One line: the test metrics and what was chosen."""
-    chosen = []
-    for output, choice in results["chosen"].items():
-        layers = [f"{m} layers {list(numbers)}" for m, numbers in choice["layers"].items()]
-        strength = [f"{name} {choice[name]:g}" for name in ("C", "alpha") if name in choice]
-        chosen.append(f"{output}: {', '.join(layers + strength)}")
-    parts = "  ".join(metric_parts(results["test"]))
-    print(f"fold {index:>2} {results['fold']}: {parts}  ({'; '.join(chosen)})", flush=True)
 
 
 # ---- one vector per utterance ------------------------------------------------------------------

@@ -152,21 +152,6 @@ def _emotions_at(times: np.ndarray, spans: Sequence[Span], emotions: Sequence[st
     return indices[np.searchsorted(starts, times, side="right") - 1]
 
 
-def print_score(scores: dict[str, Any], emotions: Sequence[str]) -> None:
-    """Print what `score` returned: the matrix in seconds, and the rates."""
-    print(f"{'truth ↓, seconds as →':<22}" + "".join(f"{name:>10}" for name in emotions))
-    for name, row in zip(emotions, scores["confusion"], strict=True):
-        print(f"{name:<22}" + "".join(f"{seconds:>10.0f}" for seconds in row))
-    print(
-        f"over time: UAR {scores['UAR']:.3f}, WAR {scores['WAR']:.3f}; of the {scores['windows']} windows "
-        f"that lie in one block: UAR {scores['UAR_windows']:.3f}"
-    )
-    print(
-        f"chance, the truth shifted {SHIFTS} times: UAR {scores['chance']:.3f} on average, "
-        f"{scores['chance_highest']:.3f} at most"
-    )
-
-
 # ---- the study ---------------------------------------------------------------------------------
 
 
@@ -204,7 +189,18 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
         f"{len(windows)} windows of {windows[0].end_s:g} s, predicted in {took_s:.0f} s "
         f"({seconds / took_s:.1f} times as fast as speech); peak memory {peak / 2**20:.0f} MiB"
     )
-    print_score(score(windows, truth, emotions), emotions)
+    scores = score(windows, truth, emotions)
+    print(f"{'truth ↓, seconds as →':<22}" + "".join(f"{name:>10}" for name in emotions))
+    for name, row in zip(emotions, scores["confusion"], strict=True):
+        print(f"{name:<22}" + "".join(f"{seconds:>10.0f}" for seconds in row))
+    print(
+        f"over time: UAR {scores['UAR']:.3f}, WAR {scores['WAR']:.3f}; of the {scores['windows']} windows "
+        f"that lie in one block: UAR {scores['UAR_windows']:.3f}"
+    )
+    print(
+        f"chance, the truth shifted {SHIFTS} times: UAR {scores['chance']:.3f} on average, "
+        f"{scores['chance_highest']:.3f} at most"
+    )
     write_json(result, out / "timeline.json")
     title = f"{seconds / 60:g} minutes in {len(truth)} blocks of one emotion each"
     figure = draw_timeline(result, truth, title, model.config.dimension_range)
