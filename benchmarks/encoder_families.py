@@ -12,14 +12,10 @@ import argparse
 import collections
 import copy
 import signal
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import transformers

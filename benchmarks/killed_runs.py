@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import ROOT, begin, make_parser
+from common import ROOT, begin, make_parser, print_result
 from safetensors.torch import load_file
 
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
@@ -49,22 +49,19 @@ def main() -> None:
         duration = time.monotonic() - began
         epochs = len(json.loads((work / "reference" / "results.json").read_text())["epochs"])
         print(f"reference: {epochs} epochs in {duration:.1f} s", flush=True)
-        identical = total = after_first = 0
+        identical, every = 0, list[str]()
         for number in range(arguments.runs):
             out, seed = work / f"run{number}", arguments.seed + number
             kills = killed_run(out, flags, duration, seed, arguments.kills)
             same = is_identical(work / "reference", out)
             identical += same
-            total += len(kills)
-            after_first += sum("no checkpoint" not in kill for kill in kills)
+            every += kills
             verdict = "identical" if same else "DIFFERENT"
             print(f"run {number + 1}, seed {seed}: {'; '.join(kills)}: {verdict}", flush=True)
-    print(f"{total} kills, {after_first} of them after the first checkpoint")
-    met = "met" if identical == arguments.runs else "MISSED"
-    print(
-        f"RESULT runs identical to one never killed: {identical} of {arguments.runs}; target "
-        f"{arguments.runs} of {arguments.runs}: {met}"
-    )
+    late = sum("no checkpoint" not in kill for kill in every)
+    print(f"{len(every)} kills, {late} of them after the first checkpoint")
+    claim = f"runs of {arguments.runs} identical to one never killed"
+    print_result(claim, identical, arguments.runs, at_least=True)
 
 
 def write_inputs(work: Path, arguments: argparse.Namespace) -> list[str]:
