@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,21 @@ def train(flags: list[str]) -> Path:
 
 
 class Process:
-    """A run in a process of its own, as `python train_accelerate.py FLAGS`, with its output kept."""
+    """`main(words)` in a process of its own, with its output kept: appended to `log` where given."""
 
-    def __init__(self, flags: list[str], environment: dict[str, str]) -> None:
-        number, name = tempfile.mkstemp(suffix=".log")
-        os.close(number)
-        self.log = Path(name)
-        self.process = _server.Process(target=_run, args=(flags, environment, name))
+    def __init__(
+        self,
+        main: Callable[[list[str]], int | None],
+        words: list[str],
+        environment: dict[str, str],
+        log: Path | None = None,
+    ) -> None:
+        if log is None:
+            number, name = tempfile.mkstemp(suffix=".log")
+            os.close(number)
+            log = Path(name)
+        self.log = log
+        self.process = _server.Process(target=_run, args=(main, words, environment, str(log)))
         self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -86,17 +95,48 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["train_accelerate"])
 
 
-def _run(flags: list[str], environment: dict[str, str], log: str) -> None:
+def _run(
+    main: Callable[[list[str]], int | None],
+    words: list[str],
+    environment: dict[str, str],
+    log: str,
+) -> None:
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # of workers, as in a run of a user
-    file = os.open(log, os.O_WRONLY)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.exit(train_accelerate.main(flags))
+    sys.exit(main(words))
 
 
 def start(flags: list[str], **environment: str) -> Process:
-    return Process(flags, environment)
+    """A run, as `python train_accelerate.py FLAGS`."""
+    return Process(train_accelerate.main, flags, environment)
+
+
+class Fold(Process):
+    """In the place of the Popen of a protocol's fold."""
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> None:
+        self.process.join()
+
+    def terminate(self) -> None:
+        if self.runs():
+            self.send(signal.SIGTERM)
+
+
+def start_fold(command: list[str], log: Path, jobs: int) -> Fold:
+    """In the place of `protocol.start`, without the seconds in which an interpreter imports."""
+    assert Path(command[1]) == Path(train_accelerate.__file__)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return Fold(train_accelerate.main, command[2:], {}, log)
 
 
 def wait_for(checkpoint: Path, process: Process, seconds: float = 240) -> None:

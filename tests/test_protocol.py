@@ -6,16 +6,16 @@ Run alone: python -m pytest tests/test_protocol.py -q
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import Process, start_fold, wait_for
 
 import train_accelerate
+from mtmm_training.commands.cli import main
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.studies import protocol
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.run import NEEDED
@@ -194,27 +194,29 @@ MODEL_CONFIG = {
 }
 
 
-def test_stopped_run_goes_on_and_ends_in_tables(corpus: Path, tmp_path: Path) -> None:
+def test_stopped_run_goes_on_and_ends_in_tables(
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "mtmm_training", "evaluate", "run", "--out", str(out)]
+    command = ["evaluate", "run", "--out", str(out)]
     command += ["--folds", "0", "4", "--manifest", str(corpus / "corpus" / "manifest.csv")]
     command += ["--protocol", "session", "--audio_encoder", str(corpus / "encoders" / "audio")]
     command += ["--text_encoder", str(corpus / "encoders" / "text"), "--tracker", "none"]
     command += ["--model_config", json.dumps(MODEL_CONFIG), "--epochs", "2", "--batch_size", "6"]
     command += ["--checkpoint_steps", "2", "--learning_rate", "1e-3", "--workers", "0"]
-    root = str(Path(__file__).parents[1])
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 600
-    while not any(out.glob("fold-00/checkpoints/step-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode != 0 and not (out / "summary.json").exists()
+    process = Process(main, command, {})  # which starts an interpreter for its fold
+    wait_for(out / "fold-00" / "checkpoints" / "step-000000002", process)
+    process.send(signal.SIGTERM)
+    process.output()
+    assert process.process.exitcode != 0 and not (out / "summary.json").exists()
     unfinished = not (out / "fold-00" / "results.json").exists()
 
-    command += ["--jobs", "2"]
-    output = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    monkeypatch.setattr(protocol, "start", start_fold)
+    assert main([*command, "--jobs", "2"]) == 0
+    output = capsys.readouterr().out
     if unfinished:
         assert "resumed from" in (out / "fold-00" / "log.txt").read_text()
     summary = json.loads((out / "summary.json").read_text())
