@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from filelock import FileLock
+
 from mtmm_training.publishing.isolation import HIDE, OURS
 
 WRITER, READER = "hf_the_writers_token", "hf_the_readers_token"
@@ -427,13 +429,24 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 def trained_run(base: Path) -> Path:
-    """A run of train_accelerate.py on forty utterances of the embedded corpus, made once per `base`."""
+    """A run of train_accelerate.py on forty utterances of the embedded corpus, made once.
+
+    Args:
+        base: The temporary folder of this pytest process; all workers of a session share the run.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with FileLock(base / "life.lock"):
+        run = base / "life" / "run"
+        if not (run / "results.json").is_file():
+            _train(base, run)
+    return run
+
+
+def _train(base: Path, run: Path) -> None:
     import train_accelerate
     from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 
-    run = base / "life" / "run"
-    if (run / "results.json").is_file():
-        return run
     write_corpus(base / "life" / "corpus", utterances=40)
     audio, text = write_encoders(base / "life" / "encoders")
     small: dict[str, float] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
@@ -444,7 +457,6 @@ def trained_run(base: Path) -> Path:
         + ["--audio_encoder", str(audio), "--text_encoder", str(text), *RECIPE]
         + ["--model_config", json.dumps(small)]
     )
-    return run
 
 
 RECIPE = ["--protocol", "session", "--fold", "0", "--epochs", "1", "--batch_size", "8"]

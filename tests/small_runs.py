@@ -8,8 +8,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file
@@ -48,8 +50,19 @@ def words(embedded: Path, out: Path, *flags: str, **model_config: object) -> lis
 
 
 def train(flags: list[str]) -> Path:
-    """A run in this process; the run's folder."""
-    return train_accelerate.train_fold(parse(flags))
+    """A run in this process, without pictures; the run's folder."""
+    with without_pictures():
+        return train_accelerate.train_fold(parse(flags))
+
+
+def main_without_pictures(flags: list[str]) -> None:
+    with without_pictures():
+        train_accelerate.main(flags)
+
+
+def without_pictures() -> AbstractContextManager[object]:
+    """Drawing them takes three times as long as all else that a small run does."""
+    return patch("mtmm_training.training.report.draw", lambda *_: None)
 
 
 class Process:
@@ -110,8 +123,8 @@ def _run(
 
 
 def start(flags: list[str], **environment: str) -> Process:
-    """A run, as `python train_accelerate.py FLAGS`."""
-    return Process(train_accelerate.main, flags, environment)
+    """A run, as `python train_accelerate.py FLAGS`, without pictures."""
+    return Process(main_without_pictures, flags, environment)
 
 
 class Fold(Process):
@@ -133,10 +146,10 @@ class Fold(Process):
 
 
 def start_fold(command: list[str], log: Path, jobs: int) -> Fold:
-    """In the place of `protocol.start`, without the seconds in which an interpreter imports."""
+    """In the place of `protocol.start`, without pictures and the seconds of an interpreter's imports."""
     assert Path(command[1]) == Path(train_accelerate.__file__)
     log.parent.mkdir(parents=True, exist_ok=True)
-    return Fold(train_accelerate.main, command[2:], {}, log)
+    return Fold(main_without_pictures, command[2:], {}, log)
 
 
 def wait_for(checkpoint: Path, process: Process, seconds: float = 240) -> None:

@@ -9,7 +9,6 @@ from fake_experiments import all_folds, without, write_experiment
 from small_runs import start_fold
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.data.corpora.synthetic import write_corpus
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.studies import ablation, protocol
 from mtmm_training.studies import compare as comparison
@@ -22,11 +21,9 @@ from mtmm_training.training.prepare import trained_outputs
 BASE = TrainConfig(manifest=["x.csv"], model_config='{"num_bridge_tokens": 8}')
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    folder = tmp_path_factory.mktemp("ablation")
-    write_corpus(folder, utterances=50)
-    return TrainConfig(manifest=[str(folder / "manifest.csv")], protocol="session")
+@pytest.fixture
+def corpus(embedded: Path) -> TrainConfig:
+    return TrainConfig(manifest=[str(embedded / "corpus" / "manifest.csv")], protocol="session")
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -118,6 +118,13 @@ def exported(
     return Exported(model, processor, path, printed.getvalue(), programs[0])
 
 
+def write_exported(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting writes that same file again: tracing and converting take the time."""
+    content = exported.path.read_bytes()
+    monkeypatch.setattr(export_module, "trace", lambda *args: None)
+    monkeypatch.setattr(export_module, "_write", lambda *args: args[-1].write_bytes(content))
+
+
 def make_batch(exported: Exported, samples: list[int], tokens: list[int]) -> dict[str, Tensor]:
     """Noise and random tokens of these lengths; of Whisper, whole windows with so many real frames."""
     generator = torch.Generator().manual_seed(sum(samples))
@@ -321,7 +328,7 @@ def test_int8_that_gives_nan_is_refused(
                 tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(4, np.nan, "f"), tensor.name))
         onnx.save(graph, target)
 
-    monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    write_exported(exported, monkeypatch)
     monkeypatch.setattr(export_module, "quantise", broken)
     with pytest.raises(ValueError, match="NaN in 8 bits"):
         export(exported.model, exported.processor, tmp_path / "mtmm.onnx", int8=True)
@@ -334,12 +341,7 @@ def test_export_that_differs_is_refused_and_leaves_nothing(
     other = copy.deepcopy(exported.model)
     with torch.no_grad():
         other.emotion_head.projection.bias.add_(1e-3)
-    monkeypatch.setattr(export_module, "trace", lambda *args: None)
-    monkeypatch.setattr(
-        export_module,
-        "_write",
-        lambda program, metadata, path: path.write_bytes(exported.path.read_bytes()),
-    )
+    write_exported(exported, monkeypatch)
     path = tmp_path / "mtmm.onnx"
     path.write_bytes(b"an older export")
     with pytest.raises(ValueError, match=r"0\.001"):
@@ -484,7 +486,7 @@ def test_command_prints_what_8_bits_cost(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    write_exported(exported, monkeypatch)
     run = SimpleNamespace(test_utterances=lambda: utterances)
     monkeypatch.setattr(Run, "open", {"out/run": run}.get)
     folder, path = exported.path.parents[1] / "model", tmp_path / "int8.onnx"

@@ -14,7 +14,6 @@ from small_runs import Process, start_fold, wait_for
 
 import train_accelerate
 from mtmm_training.commands.cli import main
-from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.studies import protocol
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
 from mtmm_training.training.config import TrainConfig
@@ -51,12 +50,9 @@ results = dict.fromkeys({NEEDED!r}) | {{"test": {{"UAR": 0.5, "WAR": 0.5, "CCC":
 """
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder / "corpus", utterances=50)
-    write_encoders(folder / "encoders")
-    return folder
+@pytest.fixture
+def corpus(embedded: Path) -> Path:
+    return embedded
 
 
 @pytest.fixture

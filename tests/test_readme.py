@@ -5,7 +5,10 @@ one, ready to be pasted. A `text` block below a `python` block, or below a comma
 what that prints; any other `text` block is printed by `mtmm demo`.
 """
 
+import contextlib
 import dataclasses
+import importlib
+import io
 import json
 import os
 import re
@@ -14,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,18 +44,34 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 # Commands whose first word is none of ours.
 OTHERS = {"hf", "for", "."}
 HISTORY = {"docs/CHANGELOG.md", "docs/LOG.md"}  # they name commands of then, and parts of commands
+Ask = Callable[..., str]
 CHEAP = ("mtmm predict speech.wav", "mtmm predict talk.mp3", "mtmm inspect --manifest")
 
-# Runs the blocks of one page in one namespace; prints what each of them printed.
-RUN_BLOCKS = """
-import contextlib, io, json, sys
-namespace = {"__name__": "page"}
-outputs = []
-for place, code in json.load(sys.stdin):
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code, place, "exec"), namespace)
-    outputs.append(printed.getvalue())
-print(json.dumps(outputs))
+# Forks a process for every command or page, and prints its status and output. The imports would
+# otherwise take longer than the examples.
+FORKS = """
+import contextlib, io, json, os, sys
+import torch, transformers, train_accelerate
+from mtmm_training.commands.cli import main
+
+def run_blocks(blocks):
+    # In one namespace; what each of them printed.
+    namespace, outputs = {"__name__": "page"}, []
+    for place, code in blocks:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(code, place, "exec"), namespace)
+        outputs.append(printed.getvalue())
+    print(json.dumps(outputs))
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    os.chdir(asked["folder"])
+    for number, name in ((0, os.devnull), (1, "stdout.txt"), (2, "stderr.txt")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+    sys.exit(main(asked["words"]) if "words" in asked else run_blocks(asked["blocks"]))
 """
 
 
@@ -148,10 +167,21 @@ def parse_python(words: list[str]) -> None:
     if words[0] == "train_accelerate.py":
         parse_mtmm(["train", *words[1:]])
     elif words[0].startswith("benchmarks/"):
-        done = subprocess.run(
-            [sys.executable, script, "--help"], capture_output=True, text=True, check=True
-        )
-        assert all(word in done.stdout for word in words[1:] if word.startswith("--"))
+        shown = help_of_benchmark(script.stem)
+        assert all(word in shown for word in words[1:] if word.startswith("--"))
+
+
+def help_of_benchmark(name: str) -> str:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.syspath_prepend(str(CHECKOUT / "benchmarks"))
+        patch.setattr(sys, "argv", [name, "--help"])
+        importlib.import_module(name).main()
+    assert ended.value.code == 0
+    return printed.getvalue()
 
 
 def parse_accelerate(words: list[str]) -> None:
@@ -291,26 +321,38 @@ def scene(tmp_path: Path, trained_demo: TrainedDemo) -> Path:
     return tmp_path
 
 
-def run(words: list[str], scene: Path, hub: HubServer, given: str = "") -> str:
-    environment = hub.environment(scene / "home", token=None)
+@pytest.fixture(scope="module")
+def run(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """Run the words of an `mtmm` command, or Python blocks, in a folder; what they print."""
+    environment = hub.environment(tmp_path_factory.mktemp("home"), token=None)
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
         environment["COVERAGE_PROCESS_CONFIG"] = os.environ["COVERAGE_PROCESS_CONFIG"]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=scene, env=environment, input=given,
-        capture_output=True, text=True,
+    forks = subprocess.Popen(
+        [sys.executable, "-c", FORKS], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert forks.stdin and forks.stdout
+    asking, answers = forks.stdin, forks.stdout
+
+    def run(folder: Path, **asked: object) -> str:
+        print(json.dumps({"folder": str(folder)} | asked), file=asking, flush=True)
+        assert answers.readline() == "0\n", (folder / "stderr.txt").read_text("utf-8")[-3000:]
+        return (folder / "stdout.txt").read_text("utf-8")
+
+    yield run
+    forks.communicate()
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
 )
-def test_python_blocks_print_what_stands_below_them(page: str, scene: Path, hub: HubServer) -> None:
+def test_python_blocks_print_what_stands_below_them(
+    page: str, scene: Path, hub: HubServer, run: Ask
+) -> None:
     commit = hub.repos["someone/mtmm"].branches["main"]
     code = [block for block in blocks(page) if block.language == "python"]
-    given = json.dumps([(b.place, b.content.replace("<commit>", commit)) for b in code])
-    printed = json.loads(run(["-c", RUN_BLOCKS], scene, hub, given).splitlines()[-1])
+    given = [(b.place, b.content.replace("<commit>", commit)) for b in code]
+    printed = json.loads(run(scene, blocks=given).splitlines()[-1])
     outputs = dict(zip([block.place for block in code], printed, strict=True))
     for block in blocks(page):
         if block.language == "text" and block.above and block.above.language == "python":
@@ -341,16 +383,16 @@ def test_first_screen_has_the_demos_numbers(trained_demo: TrainedDemo) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if str(c.values[0]).startswith(CHEAP)])
-def test_cheap_command_runs(command: str, scene: Path, hub: HubServer) -> None:
-    assert run(["-m", "mtmm_training", *words_of(command)[1:]], scene, hub)
+def test_cheap_command_runs(command: str, scene: Path, run: Ask) -> None:
+    assert run(scene, words=words_of(command)[1:])
 
 
 def test_demo_trains_three_models_and_predicts_apart(trained_demo: TrainedDemo) -> None:
     folder, printed = trained_demo.folder / "out" / "demo", trained_demo.printed
     for name, modalities in MODELS.items():
-        run = Run.open(folder / name.replace(" ", "_"))
-        assert run.flags.modalities == modalities
-        assert re.search(rf"^{name} +{run.results['test']['UAR']:.3f} ", printed, re.MULTILINE)
+        trained = Run.open(folder / name.replace(" ", "_"))
+        assert trained.flags.modalities == modalities
+        assert re.search(rf"^{name} +{trained.results['test']['UAR']:.3f} ", printed, re.MULTILINE)
     said = re.findall(r"labelled (\w+), .*\n    predicted (\w+) \(0\.\d\d\), valence \d", printed)
     assert said == [(emotion, emotion) for emotion in ("happy", "angry", "sad")]
     for place in re.findall(r"^  .*? (/.*)$", printed, re.MULTILINE)[-5:]:

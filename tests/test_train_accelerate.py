@@ -21,6 +21,7 @@ from small_runs import (
     NO_DROPOUT,
     RANDOM,
     TRAINED,
+    Process,
     assert_same_run,
     largest_difference,
     results_of,
@@ -30,6 +31,7 @@ from small_runs import (
     words,
 )
 
+import train_accelerate
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.data.folds import Fold, save_folds
@@ -55,7 +57,7 @@ RAW = (*RANDOM, "--workers", "1")  # variants are made in workers
 def finished(embedded: Path) -> Path:
     """A run as a user starts it."""
     out = embedded / "finished"
-    start(words(embedded, out, *RAW, **TRAINED)).finish()
+    Process(train_accelerate.main, words(embedded, out, *RAW, **TRAINED), {}).finish()
     return out
 
 
