@@ -46,6 +46,23 @@ WHISPER: dict[str, Any] = {
 }
 
 
+# Files that take the longest, the longest first: begun last, one would keep one worker alone busy.
+SLOW = (
+    *("readme", "export", "checkpoint_life", "demo", "compile", "publish", "train_accelerate"),
+    *("cli", "benchmarks", "long_recordings", "modeling_mtmm", "ablation", "training_faults"),
+    *("protocol", "hub_roundtrip", "fsdp", "adapters", "predict_files", "experiments"),
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist's own order: most tests first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in SLOW]
+    items.sort(key=lambda item: [*names, item.path.stem].index(item.path.stem))
+
+
 def noise(duration_s: float = 0.5, rate: int = RATE, seed: int = 0) -> np.ndarray:
     samples = round(duration_s * rate)
     return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
@@ -136,7 +153,7 @@ class TrainedDemo:
 
 @pytest.fixture(scope="session")
 def trained_demo(tmp_path_factory: pytest.TempPathFactory) -> TrainedDemo:
-    """The demo, trained once for all workers; a minute and a half of one core.
+    """The demo, trained once for all workers; minutes of one core.
 
     MTMM_DEMO names a folder with out/demo and printed.txt, made earlier by
     `mtmm demo out/demo > printed.txt`, to do without.
