@@ -55,9 +55,9 @@ def train(flags: list[str]) -> Path:
         return train_accelerate.train_fold(parse(flags))
 
 
-def main_without_pictures(flags: list[str]) -> None:
+def main_without_pictures(flags: list[str]) -> int:
     with without_pictures():
-        train_accelerate.main(flags)
+        return train_accelerate.main(flags)
 
 
 def without_pictures() -> AbstractContextManager[object]:
@@ -70,7 +70,7 @@ class Process:
 
     def __init__(
         self,
-        main: Callable[[list[str]], int | None],
+        main: Callable[[list[str]], int],
         words: list[str],
         environment: dict[str, str],
         log: Path | None = None,
@@ -109,7 +109,7 @@ _server.set_forkserver_preload(["train_accelerate"])
 
 
 def _run(
-    main: Callable[[list[str]], int | None],
+    main: Callable[[list[str]], int],
     words: list[str],
     environment: dict[str, str],
     log: str,
