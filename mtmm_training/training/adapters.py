@@ -194,7 +194,7 @@ def merge(
     """Add a folder's adapters to the encoders' weights: a plain model with the same outputs.
 
     Args:
-        folder: Of [`save_adapters`].
+        folder: The folder that [`save_adapters`] wrote.
         out: Where to save the model, with the folder's processor; None = nowhere.
         base: Folder or Hub id of the MTMM model that was trained on, if base.json does not name it.
         audio_encoder, text_encoder: The same for a run that began from encoders.
