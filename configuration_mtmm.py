@@ -117,6 +117,14 @@ class MTMMConfig(PreTrainedConfig):
         label_smoothing (`float`): Label smoothing of the cross-entropy, 0 to 1.
         temperature (`float`): Emotion logits are divided by it before the softmax that the
             pipeline shows; fitted on validation data (Guo et al. 2017, arXiv 1706.04599).
+        reference (`str`): What unlabelled recordings training gave the model beside an utterance:
+            "none", "domain" (statistics of its corpus) or "speaker" (of its speaker too).
+        reference_strengths (`tuple[float]`): Frames of the acoustic encoder's states against which a
+            speaker's and a domain's reference count; fitted by training.
+        reference_encoder (`str`): Digest of the acoustic encoder that references must be of.
+        linear_path (`dict`): What a regression beside the fusion pools, by modality:
+            {"audio": {"layers": [2, 3, 4], "deviation": True}, "text": ...}; fitted by training.
+            None = there is none, as in the paper.
         freeze_audio_encoder (`bool`): Build the acoustic encoder without gradients.
         freeze_text_encoder (`bool`): Build the linguistic encoder without gradients.
         trained_outputs (`tuple[str]`): Which of "emotion" and the dimensions were ever trained
@@ -179,6 +187,10 @@ class MTMMConfig(PreTrainedConfig):
     dimension_loss_weights: list[float | int] | tuple[float | int, ...] | None = None
     label_smoothing: float | int = 0.0
     temperature: float | int = 1.0
+    reference: Literal["none", "domain", "speaker"] = "none"
+    reference_strengths: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
+    reference_encoder: str | None = None
+    linear_path: dict[str, Any] | None = None
     freeze_audio_encoder: bool = True
     freeze_text_encoder: bool = True
     trained_outputs: list[str] | tuple[str, ...] = ()

@@ -233,6 +233,10 @@ class MTMMFusion(nn.Module):
     LoRA must train in full (peft overlooks a bare parameter).
     """
 
+    reference_mean: Tensor
+    reference_deviation: Tensor
+    expected_states: Tensor
+
     def __init__(self, config: Any, acoustic_width: int, linguistic_width: int) -> None:
         super().__init__()
         self.config = config
@@ -252,6 +256,12 @@ class MTMMFusion(nn.Module):
         self.acoustic_interaction = _layers(MTMMInteractionLayer, config, interaction_layers)
         self.linguistic_interaction = _layers(MTMMInteractionLayer, config, interaction_layers)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # Of the training data, for references (reference_mtmm.py); training without leaves them.
+        shape = (max(mixed[0], 1), acoustic_width)
+        answers = len(config.emotion_names) + len(config.dimension_names)
+        self.register_buffer("reference_mean", torch.zeros(shape))
+        self.register_buffer("reference_deviation", torch.ones(shape))
+        self.register_buffer("expected_states", torch.zeros(answers, *shape))
 
     def forward(
         self,

@@ -31,16 +31,20 @@ try:
             load_encoder,
         )
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
+        from .linear_mtmm import MTMMLinearPath
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
+        from .reference_mtmm import Reference, standardisation, standardise
 except ImportError:
     from configuration_mtmm import MTMMConfig
     from encoders_mtmm import UNUSED_WEIGHTS, MTMMEncoders, as_mask, build_encoder, load_encoder
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
+    from linear_mtmm import MTMMLinearPath
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
+    from reference_mtmm import Reference, standardisation, standardise
 
 MASKS = ["audio_attention_mask", "acoustic_attention_mask"]
 MASKS += ["attention_mask", "linguistic_attention_mask"]
@@ -106,6 +110,8 @@ class MTMMModel(MTMMEncoders):
     _supports_attention_backend = True
     # Trainer must not divide by the number of labelled items: CCC is no sum over items.
     accepts_loss_kwargs = False
+    # Statistics that models saved by earlier versions lack, and do without.
+    _keys_to_ignore_on_load_missing = [r"fusion\.reference_", r"fusion\.expected_states"]
 
     def __init__(self, config: MTMMConfig) -> None:
         config.validate()
@@ -116,16 +122,30 @@ class MTMMModel(MTMMEncoders):
         self.fusion = MTMMFusion(config, self._audio_input.width, self._text_input.width)
         self.emotion_head = MTMMHead(config, len(config.emotion_names))
         self.dimension_head = MTMMHead(config, len(config.dimension_names))
+        self.linear_path: MTMMLinearPath | None = None
+        if config.linear_path is not None:
+            self.add_linear_path(config.linear_path)
         self._labels_seen: Tensor | None = None
         self.post_init()
+
+    def add_linear_path(self, pooled: dict[str, Any]) -> MTMMLinearPath:
+        """A new linear path, of zeros, which adds nothing; `pooled` becomes `config.linear_path`."""
+        self.config.linear_path = pooled
+        widths = self._audio_input.width, self._text_input.width
+        self.linear_path = MTMMLinearPath(self.config, widths)
+        return self.linear_path
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         std = float(self.config.initializer_range or 0)  # None is filled in when it is made
-        if isinstance(module, MTMMFusion) and module.config.use_bridge_tokens:
-            init.normal_(module.acoustic_bridge_tokens, std=std)
-            init.normal_(module.linguistic_bridge_tokens, std=std)
+        if isinstance(module, MTMMFusion):
+            init.zeros_(module.reference_mean)
+            init.ones_(module.reference_deviation)
+            init.zeros_(module.expected_states)
+            if module.config.use_bridge_tokens:
+                init.normal_(module.acoustic_bridge_tokens, std=std)
+                init.normal_(module.linguistic_bridge_tokens, std=std)
         if isinstance(module, MTMMInput) and module.weighted:
             init.zeros_(module.layer_weights)  # all layers count alike
 
@@ -232,6 +252,8 @@ class MTMMModel(MTMMEncoders):
         acoustic_attention_mask: Tensor | None = None,
         linguistic_states: Tensor | None = None,
         linguistic_attention_mask: Tensor | None = None,
+        reference_mean: Tensor | None = None,
+        reference_deviation: Tensor | None = None,
         emotion_labels: Tensor | None = None,
         dimension_labels: Tensor | None = None,
         class_weights: Tensor | None = None,
@@ -254,6 +276,9 @@ class MTMMModel(MTMMEncoders):
             acoustic_attention_mask: (batch, frames).
             linguistic_states: Used instead of `input_ids`: what [`encode_text`] returned.
             linguistic_attention_mask: (batch, tokens).
+            reference_mean, reference_deviation: By which acoustic states are standardised, for each
+                utterance: (batch, mixed layers, width), one layer where none are mixed; what
+                [`standardisation`] gives. The training data's own if not given.
             emotion_labels: (batch,), −100 = absent.
             dimension_labels: (batch, dimensions), on the scale of `config.dimension_range`,
                 NaN = absent.
@@ -284,6 +309,11 @@ class MTMMModel(MTMMEncoders):
         given = inputs[0]
         acoustic, acoustic_mask = self._states_of("audio", given, *audio)
         linguistic, linguistic_mask = self._states_of("text", given, *text)
+        if self.config.reference != "none" or reference_mean is not None:
+            own = self.fusion.reference_mean, self.fusion.reference_deviation
+            given_mean = own[0] if reference_mean is None else reference_mean
+            given_deviation = own[1] if reference_deviation is None else reference_deviation
+            acoustic = standardise(acoustic, given_mean, given_deviation)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
             _refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
@@ -291,6 +321,9 @@ class MTMMModel(MTMMEncoders):
         logits = self.emotion_head(fused.fused_state)
         low, high = self.config.dimension_range
         scores = at_least_float32(self.dimension_head(fused.fused_state))
+        if self.linear_path is not None:
+            added = self.linear_path(acoustic, acoustic_mask, linguistic, linguistic_mask)
+            logits, scores = logits + added[0].to(logits.dtype), scores + added[1]
         dimensions = low + (high - low) * scores.sigmoid()
         loss = emotion_loss = dimension_loss = None
         if emotion_labels is not None or dimension_labels is not None:
@@ -316,6 +349,32 @@ class MTMMModel(MTMMEncoders):
             dimensions=dimensions,
             **fused._asdict(),
         )
+
+    def standardisation(
+        self, domain: Reference | None = None, speaker: Reference | None = None
+    ) -> dict[str, Tensor]:
+        """`reference_mean` and `reference_deviation` of `forward` for one utterance: (1, layers, width).
+
+        Args:
+            domain: Of recordings of the same kind, unlabelled; None = of the training data.
+            speaker: Of recordings of the same speaker, unlabelled; None = of nobody.
+
+        Raises:
+            ValueError: The model was trained without references, or with another encoder's.
+        """
+        if self.config.reference == "none":
+            raise ValueError(
+                "This model was trained without references, so it takes none; train with --reference."
+            )
+        for reference in (domain, speaker):
+            if reference is not None and reference.encoder != self.config.reference_encoder:
+                raise ValueError(
+                    "This reference is of another encoder, or of other layers; make it with this model."
+                )
+        strengths: Any = self.config.reference_strengths
+        mean, deviation = standardisation(self.fusion, domain, speaker, strengths)
+        on_device = {"reference_mean": mean[None], "reference_deviation": deviation[None]}
+        return {name: tensor.to(self.device) for name, tensor in on_device.items()}
 
     def bridge_contributions(
         self, output: MTMMOutput, acoustic_attention_mask: Tensor, linguistic_attention_mask: Tensor
