@@ -34,6 +34,7 @@ from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
 from mtmm_training.training.adapters import without_adapters
+from mtmm_training.training.completion import complete
 from mtmm_training.training.config import TrainConfig, parse
 from mtmm_training.training.ending import run_command
 from mtmm_training.training.job import Job, prepare
@@ -199,13 +200,16 @@ def finish(job: Job) -> None:
     config, data, progress, accelerator = job.config, job.data, job.progress, job.accelerator
     adapter = job.out / "adapter" if accelerator.is_main_process else None
     model = best_model(config, data.outputs, job.checkpoints, adapter).to(accelerator.device)
-    validation = predict(model, job.loaders["validation"], data.ids("validation"), accelerator)
-    test = predict(model, job.loaders["test"], data.ids("test"), accelerator)
+    answers = complete(job, model)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
     corpora = [u.corpus for u in data.splits["test"]]
-    scores = calibrated_scores(validation, test, corpora, model.config)  # sets the temperature
+    # Sets the temperature.
+    scores = calibrated_scores(answers.validation, answers.test, corpora, model.config)
+    if answers.without_reference is not None:
+        plain = answers.without_reference.metrics(model.config, model.config.temperature)
+        scores["test_without_reference"] = plain
     results = {
         "fold": data.name,
         "config": flags_record(config),
@@ -217,13 +221,14 @@ def finish(job: Job) -> None:
         "best_epoch": progress.best_epoch,
         "select_by": config.select_by,
         **scores,
+        **answers.told,
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "cached_states": config.cache_dtype if job.cached else None,
         "versions": report.versions(),
         "wall_time_s": time.monotonic() - job.began,
     }
-    predictions = {"validation": validation, "test": test}
+    predictions = {"validation": answers.validation, "test": answers.test}
     report.write_run(job.out, model, job.processor, results, predictions, data)
     job.checkpoints.delete()
     report.print_test(results, job.out)

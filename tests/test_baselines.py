@@ -21,13 +21,14 @@ from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, without_fields
-from mtmm_training.studies import baselines, regressions
+from mtmm_training.studies import baselines
 from mtmm_training.studies.baselines import Baseline, run_baseline, run_fold
 from mtmm_training.studies.experiments import read_experiment
-from mtmm_training.studies.regressions import Features, Task, predict_output
+from mtmm_training.training import regressions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import read_data
+from mtmm_training.training.regressions import Features, Task, predict_output
 from mtmm_training.training.run import Run
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]

@@ -365,6 +365,11 @@ class CachedStates:
                 batch |= {f"{name}_states": states, f"{name}_attention_mask": mask}
         return batch | self.raw.labels(rows)
 
+    def of(self, modality: str, utterance: Utterance) -> Tensor | None:
+        """(frames, width), or (layers, frames, width); None where the utterance lacks the modality."""
+        key = self.keys[modality][utterance.utterance_id + (utterance.augmentation or "")]
+        return None if key is None else self.shards[modality][key]
+
 
 def encoded(
     utterances: Sequence[Utterance],

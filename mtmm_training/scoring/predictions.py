@@ -101,6 +101,7 @@ def predict(
     utterance_ids: Sequence[str],
     accelerator: Accelerator,
     max_batches: int | None = None,
+    given: dict[str, dict[str, torch.Tensor]] | None = None,
 ) -> Predictions:
     """Run a model over a loader, every process its share, and put the rows in order.
 
@@ -110,6 +111,7 @@ def predict(
         utterance_ids: The split's, in order; all must come, unless `max_batches` is given.
         accelerator: Gathers the shares.
         max_batches: Stop after so many.
+        given: By utterance id, further arguments of `forward`: the references.
 
     Raises:
         RuntimeError: An utterance came twice, or not at all, or has outputs that are not finite.
@@ -120,6 +122,9 @@ def predict(
         if number == max_batches:
             break
         ids = batch.pop("utterance_ids")
+        if given:
+            own = [given[i] for i in ids]
+            batch |= {name: torch.cat([row[name] for row in own]) for name in own[0]}
         output = model(**send_to_device(batch, accelerator.device))
         columns = (
             output.emotion_logits.double(),

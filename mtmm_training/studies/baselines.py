@@ -36,10 +36,15 @@ from mtmm_training.scoring.metrics import ABSENT_EMOTION
 from mtmm_training.scoring.predictions import Predictions, calibrated_scores, write_predictions
 from mtmm_training.studies.experiments import keep_experiment
 from mtmm_training.studies.protocol import Plan, chosen_folds
-from mtmm_training.studies.regressions import Features, Task, inner_splits, predict_output
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
+from mtmm_training.training.regressions import (
+    Features,
+    Task,
+    inner_splits,
+    predict_output,
+)
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record
 from processing_mtmm import MTMMProcessor

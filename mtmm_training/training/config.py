@@ -31,6 +31,7 @@ CHOICES: dict[str, Collection[str]] = {
     "cache_dtype": ("float16", "bfloat16", "float32"),
     "augment": ("speed", "noise", "lowpass", "gain"),
     "class_weights": ("none", "balanced"),
+    "reference": ("none", "domain", "speaker"),
     "mixed_precision": ("no", "bf16", "fp16"),
 }
 # Flags that are seldom needed.
@@ -114,6 +115,11 @@ class TrainConfig:
         text_encoder: Folder or Hub id of the linguistic encoder.
         model_config: Fields of MTMMConfig as JSON, such as '{"encoder_layers": "weighted"}'.
 
+        linear_path: Fit a regression on pooled states into the model, beside the fusion; what the
+            fusion adds to it is judged on the validation split. Needs the cache.
+        reference: Unlabelled recordings that the test split's answers may use: those of its corpus
+            (domain), or of each speaker too. They are the test split's own. Needs the cache.
+
     What trains:
         unfreeze_audio_layers: Number of the acoustic encoder's last layers that train; 0 = as the
             model's configuration says.
@@ -188,6 +194,8 @@ class TrainConfig:
     audio_encoder: str = "facebook/hubert-large-ll60k"
     text_encoder: str = "microsoft/deberta-v3-large"
     model_config: str = "{}"
+    linear_path: bool = False
+    reference: str = "none"
 
     unfreeze_audio_layers: int = 0
     unfreeze_text_layers: int = 0
@@ -323,6 +331,7 @@ def _contradictions(config: TrainConfig) -> Iterator[Rule]:
     yield "rmm_start", masked, f"0, or from {LOWEST_MASKING} on: a lower probability counts as none"
     yield "augment", audio or not c.augment, without
     yield "mask_frames", audio or not c.mask_frames, without
+    yield "reference", audio or c.reference == "none", without
     for name, used, unused in (
         ("encode_only", not off, "with --cache_dir off"),
         ("audio_encoder", c.model is None, "with --model, which has its own"),

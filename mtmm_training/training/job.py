@@ -36,6 +36,7 @@ from mtmm_training.training.prepare import (
     class_weights,
     prepare_fold,
 )
+from mtmm_training.training.references import References
 from processing_mtmm import MTMMProcessor
 
 
@@ -86,6 +87,9 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     loaders, cached = make_loaders(config, data, plain, processor, accelerator)
     if config.encode_only:
         return None
+    if config.reference != "none":
+        collate: Any = loaders["train"].collate_fn
+        References(plain, collate).fit(data.splits["train"], config.reference)
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
     padding = train.padding_share()
@@ -136,11 +140,12 @@ def make_loaders(
     cache = cache_folder(config)
     if config.cache_dir is None and not config.encode_only and trainable_encoders(model):
         cache = None  # it was not asked for, and states change in training
-    if config.mask_frames and cache is None:
-        raise ValueError(
-            f"`--mask_frames` is {config.mask_frames}, but it hides cached states, and there is no "
-            "cache: it is off, or an encoder trains."
-        )
+    for name, unused in (("mask_frames", 0.0), ("reference", "none"), ("linear_path", False)):
+        if getattr(config, name) != unused and cache is None:
+            raise ValueError(
+                f"`--{name}` is {getattr(config, name)}, but it needs the cache of frozen encoders' "
+                "states: it is off, or an encoder trains."
+            )
     variants = add_variants(
         data.splits["train"], config.augment, config.augment_variants, config.seed
     )

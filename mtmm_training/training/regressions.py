@@ -20,7 +20,13 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from mtmm_training.scoring.metrics import concordance_correlation, unweighted_average_recall
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.scoring.metrics import (
+    ABSENT_EMOTION,
+    concordance_correlation,
+    unweighted_average_recall,
+)
+from mtmm_training.training.config import TrainConfig
 
 # For inputs with mean 0 and variance 1; C is the inverse of a strength, alpha a strength.
 EMOTION_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -213,3 +219,13 @@ def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.nda
     logits = np.tile(decisions.min(axis=1, keepdims=True) - UNSEEN, emotions)
     logits[:, model.classes_] = decisions
     return logits
+
+
+def label_columns(config: TrainConfig, utterances: Sequence[Utterance]) -> dict[str, np.ndarray]:
+    """By output, (utterances,): −100 and NaN where absent."""
+    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotions)}
+    emotions = [number.get(u.emotion, ABSENT_EMOTION) for u in utterances]
+    return {"emotion": np.array(emotions)} | {
+        name: np.array([getattr(u, name) for u in utterances], dtype=np.float64)  # None is NaN
+        for name in config.dimensions
+    }

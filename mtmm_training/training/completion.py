@@ -1,0 +1,75 @@
+"""What a trained fusion gets beside it, and its answers for validation and test.
+
+The linear path and the references of --linear_path and --reference; without them the answers are
+those of the best epoch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modeling_mtmm import MTMMModel
+from mtmm_training.scoring.metrics import fit_temperature
+from mtmm_training.scoring.predictions import Predictions, predict
+from mtmm_training.training.job import Job
+from mtmm_training.training.linear import add_linear_path
+from mtmm_training.training.references import References
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of a finished model.
+
+    Args:
+        validation, test: Its predictions.
+        without_reference: Those of the test split without references; None where none are used.
+        told: What was fitted, for results.json.
+    """
+
+    validation: Predictions
+    test: Predictions
+    without_reference: Predictions | None
+    told: dict[str, Any]
+
+
+@torch.no_grad()
+def complete(job: Job, model: MTMMModel) -> Answers:
+    """Fit what the flags ask for beside the trained fusion, and predict both splits.
+
+    Args:
+        job: What was trained.
+        model: The best epoch; gets the linear path and the statistics for references.
+    """
+    config, data = job.config, job.data
+    states: Any = job.loaders["validation"].collate_fn
+    references = References(model, states)
+    if config.reference != "none":
+        references.fit(data.splits["train"], config.reference)
+
+    def answer(split: str, given: Any = None) -> Predictions:
+        ids = data.ids(split)
+        return predict(model, job.loaders[split], ids, job.accelerator, given=given)
+
+    validation = answer("validation")
+    told: dict[str, Any] = {}
+    if config.reference != "none":
+        utterances = data.splits["validation"]
+        told["reference"] = references.fit_strengths(
+            utterances, validation, lambda given: answer("validation", given)
+        )
+    if config.linear_path:
+        validation, told["linear_path"] = add_linear_path(
+            config, model, data.splits, states, validation
+        )
+        model.to(job.accelerator.device)
+    test = answer("test")
+    if config.reference == "none":
+        return Answers(validation, test, None, told)
+    labelled = "emotion" in model.config.trained_outputs
+    model.config.temperature = (
+        fit_temperature(validation.emotion_logits, validation.emotion_labels) if labelled else 1.0
+    )
+    given = references.given(data.splits["test"], test, config.reference)
+    told["reference"] |= references.describe(data.splits["test"])
+    return Answers(validation, answer("test", given), test, told)

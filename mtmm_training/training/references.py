@@ -1,0 +1,218 @@
+"""References in training: statistics of the training split, and those of validation and test speakers.
+
+Training itself needs none: the model sees states that are standardised by its training split's
+statistics. What references need besides is fitted here: the mean state that goes with each answer, and
+how much speech a reference must have to count, which validation speakers tell.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import softmax
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training.batches.cache import CachedStates
+from mtmm_training.batches.fingerprint import text_digest, weights_digest
+from mtmm_training.batches.sampler import FRAMES_PER_SECOND
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.scoring.predictions import Predictions
+from reference_mtmm import LEAST_DEVIATION, Reference
+
+ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
+RIDGE = 1e-3  # times the number of frames: an answer without labels has no state of its own
+# In utterances of the training split's mean length; the last is so long that nothing counts.
+STRENGTHS = (1.0, 2.0, 4.0, 8.0, 32.0, 1e6)
+FIRST_STRENGTHS = (2.0, 2.0)  # of a speaker and of a domain
+
+
+@dataclass(frozen=True)
+class References:
+    """What references are made of: the cached states of utterances.
+
+    Args:
+        model: Its fusion and configuration are filled by [`fit`].
+        states: The cache's.
+    """
+
+    model: MTMMModel
+    states: CachedStates
+
+    @torch.no_grad()
+    def of(self, utterance: Utterance, answers: np.ndarray) -> Reference | None:
+        """One utterance's; None without audio."""
+        states = self.states.of("audio", utterance)
+        if states is None:
+            return None
+        mask = torch.ones(1, states.shape[-2], dtype=torch.bool)
+        encoder = str(self.model.config.reference_encoder)
+        length = self.model.config.acoustic_stride / FRAMES_PER_SECOND * states.shape[-2]
+        given = torch.from_numpy(answers)[None]
+        return Reference.of_states(states[None].float(), mask, given, length, encoder)
+
+    def summed(
+        self,
+        utterances: Sequence[Utterance],
+        answers: np.ndarray,
+        key: Callable[[Utterance], str | None],
+    ) -> dict[str, Reference]:
+        """The references of speakers, or of whatever `key` tells apart; None = nobody's."""
+        sums: dict[str, Reference] = {}
+        for utterance, answer in zip(utterances, answers, strict=True):
+            name, own = key(utterance), self.of(utterance, answer)
+            if name is not None and own is not None:
+                sums[name] = sums[name] + own if name in sums else own
+        return sums
+
+    @torch.no_grad()
+    def fit(self, train: Sequence[Utterance], kind: Any) -> None:
+        """Fill the model's statistics of the training data."""
+        model, config = self.model, self.model.config
+        config.reference = kind
+        mixed, stride = config.mixed_layers("audio"), config.acoustic_stride
+        what = f"{weights_digest(model.audio_model)} {mixed} {stride}"
+        config.reference_encoder = text_digest(what)
+        answers = labelled_answers(train, config)
+        whole = sum(self.summed(train, answers, lambda u: "all").values())
+        if not isinstance(whole, Reference):
+            raise ValueError("`--reference` needs recordings, and the training split has none.")
+        fusion = model.fusion
+        fusion.reference_mean.copy_(torch.from_numpy(whole.mean))
+        deviation = np.maximum(whole.deviation, LEAST_DEVIATION)
+        fusion.reference_deviation.copy_(torch.from_numpy(deviation))
+        frames = whole.frames / whole.recordings
+        config.reference_strengths = tuple(frames * strength for strength in FIRST_STRENGTHS)
+        known = answers.any(axis=1)  # what has no label says nothing of its answer's state
+        expected = self._expected(
+            [train[row] for row in np.flatnonzero(known).tolist()], answers[known], frames
+        )
+        fusion.expected_states.copy_(torch.from_numpy(expected))
+
+    def _expected(
+        self, utterances: Sequence[Utterance], answers: np.ndarray, frames: float
+    ) -> np.ndarray:
+        """(answers, layers, width): least squares of standardised states, without speakers' shifts."""
+        fusion = self.model.fusion
+        mean, deviation = fusion.reference_mean.numpy(), fusion.reference_deviation.numpy()
+        count, shape = answers.shape[1], mean.shape
+        products = RIDGE * frames * np.eye(count)
+        states: Any = np.zeros((count, *shape))
+        speakers: dict[str, Reference] = {}
+        for utterance, answer in zip(utterances, answers, strict=True):
+            own = self.of(utterance, answer)
+            if own is not None:
+                products += own.frames * np.outer(answer, answer)
+                states += own.frames * answer[:, None, None] * ((own.mean - mean) / deviation)
+                name = utterance.speaker_id
+                speakers[name] = speakers[name] + own if name in speakers else own
+        expected = np.zeros_like(states)
+        for _ in range(ROUNDS):
+            moved = states.copy()
+            for own in speakers.values():
+                explained = np.einsum("a,alw->lw", own.answers, expected)
+                shift = (own.mean - mean) / deviation - explained
+                shift *= own.frames / (own.frames + FIRST_STRENGTHS[0] * frames)
+                moved -= own.frames * own.answers[:, None, None] * shift
+            expected = np.linalg.solve(products, moved.reshape(count, -1)).reshape(states.shape)
+        return expected
+
+    def fit_strengths(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Predictions,
+        answer: Callable[[Any], Predictions],
+    ) -> dict[str, Any]:
+        """Choose by the validation split's loss how much speech a reference must have to count.
+
+        Args:
+            utterances: The validation split; its own recordings are the references.
+            predictions: The model's for them, without references.
+            answer: The same with references.
+
+        Returns:
+            The strengths, in utterances of mean length, by name.
+        """
+        config = self.model.config
+        unit = config.reference_strengths[0] / FIRST_STRENGTHS[0]
+        chosen = dict(zip(("speaker", "domain"), FIRST_STRENGTHS, strict=True))
+        for kind in ("domain", "speaker") if config.reference == "speaker" else ("domain",):
+            losses = {}
+            for strength in STRENGTHS:
+                tried = chosen | {kind: strength}
+                config.reference_strengths = (tried["speaker"] * unit, tried["domain"] * unit)
+                given = self.given(utterances, predictions, kind)
+                losses[strength] = answer(given).metrics(config)["loss"]
+            chosen[kind] = min(losses, key=lambda strength: losses[strength])
+        config.reference_strengths = (chosen["speaker"] * unit, chosen["domain"] * unit)
+        return {"strengths": chosen}
+
+    def describe(self, utterances: Sequence[Utterance]) -> dict[str, Any]:
+        """What the references of a split are made of, for results.json."""
+        heard = [u for u in utterances if u.audio is not None]
+        speakers = {u.speaker_id for u in heard}
+        return {
+            "kind": self.model.config.reference,
+            "of": "the test split's own recordings, unlabelled",
+            "recordings": len(heard),
+            "speakers": len(speakers),
+        }
+
+    def given(
+        self, utterances: Sequence[Utterance], predictions: Predictions, kind: str
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """By utterance id, what `forward` takes: references of all that is given, by predictions.
+
+        Args:
+            utterances: A split, unlabelled for all that is done here.
+            predictions: The model's for them, without references.
+            kind: "domain": of each corpus; "speaker": of each speaker, within its corpus.
+        """
+        answers = predicted_answers(predictions, self.model.config)
+        domains = self.summed(utterances, answers, lambda u: u.corpus)
+        speakers = self.summed(utterances, answers, lambda u: u.speaker_id)
+        made: dict[tuple[str, str | None], dict[str, torch.Tensor]] = {}
+        for u in utterances:
+            key = u.corpus, u.speaker_id if kind == "speaker" else None
+            if key not in made:
+                speaker = speakers.get(key[1]) if key[1] is not None else None
+                made[key] = self.model.standardisation(domains.get(u.corpus), speaker)
+        return {
+            u.utterance_id: made[u.corpus, u.speaker_id if kind == "speaker" else None]
+            for u in utterances
+        }
+
+
+def labelled_answers(utterances: Sequence[Utterance], config: MTMMConfig) -> np.ndarray:
+    """(utterances, emotions + dimensions): labels as answers, zeros where there is none."""
+    answers = np.zeros((len(utterances), len(config.emotion_names) + len(config.dimension_names)))
+    for row, utterance in zip(answers, utterances, strict=True):
+        if "emotion" in config.trained_outputs:
+            if utterance.emotion is not None:
+                row[config.emotion_names.index(utterance.emotion)] = 1.0
+            continue
+        values = [getattr(utterance, name) for name in config.dimension_names]
+        row[len(config.emotion_names) :] = [0.0 if v is None else v for v in values]
+    if "emotion" not in config.trained_outputs:
+        absent = answers == 0
+        answers = _centred(answers, config)
+        answers[absent] = 0.0
+    return answers
+
+
+def predicted_answers(predictions: Predictions, config: MTMMConfig) -> np.ndarray:
+    """(utterances, emotions + dimensions): predictions as answers; see `explained_by`."""
+    probabilities = softmax(predictions.emotion_logits / config.temperature, axis=-1)
+    dimensions = _centred(predictions.dimensions, config)
+    if "emotion" in config.trained_outputs:
+        dimensions = np.zeros_like(dimensions)
+    else:
+        probabilities = np.zeros_like(probabilities)
+    return np.concatenate([probabilities, dimensions], axis=1)
+
+
+def _centred(dimensions: np.ndarray, config: MTMMConfig) -> np.ndarray:
+    low, high = config.dimension_range
+    return (dimensions - (low + high) / 2) / ((high - low) / 2)
