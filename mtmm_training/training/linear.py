@@ -34,7 +34,6 @@ from mtmm_training.training.regressions import (
     Splits,
     inner_splits,
     label_columns,
-    rescale,
 )
 from reference_mtmm import standardise
 
@@ -245,11 +244,13 @@ def fit_output(target: Target, inputs: np.ndarray, inner: Splits) -> Fitted:
         everything[row] = own
     if not target.classes:
         seen = np.array([row for row in best[2] if known[row]])
-        before = everything[:, 0]
-        after = rescale(before, before[seen], target.labels[seen])
-        slope = float(np.ptp(after) / np.ptp(before)) if np.ptp(before) else 1.0
-        offset = float(after[0] - slope * before[0])
-        return Fitted(slope * weight @ turn, slope * bias + offset, after, best[1])
+        labels, shown = target.labels[seen], everything[seen, 0]
+        # Ridge shrinks its predictions towards their mean, which CCC punishes: they get the mean
+        # and deviation of the labels.
+        slope = float(labels.std() / shown.std()) if np.ptp(shown) else 1.0
+        offset = float(labels.mean() - slope * shown.mean())
+        values = slope * everything[:, 0] + offset
+        return Fitted(slope * weight @ turn, slope * bias + offset, values, best[1])
     return Fitted(weight @ turn, bias, everything, best[1])
 
 
