@@ -146,6 +146,9 @@ class MTMMModel(MTMMEncoders):
             if module.config.use_bridge_tokens:
                 init.normal_(module.acoustic_bridge_tokens, std=std)
                 init.normal_(module.linguistic_bridge_tokens, std=std)
+        if isinstance(module, MTMMLinearPath):
+            for buffer in module.buffers():
+                init.zeros_(buffer)
         if isinstance(module, MTMMInput) and module.weighted:
             init.zeros_(module.layer_weights)  # all layers count alike
 
@@ -154,7 +157,7 @@ class MTMMModel(MTMMEncoders):
         of_heads = {"emotion_head": ("emotion",), "dimension_head": self.config.dimension_names}
         lost: set[str] = set()
         for key in drawn:
-            if not key.startswith(UNUSED_WEIGHTS):
+            if not key.startswith((*UNUSED_WEIGHTS, "fusion.expected_states")):
                 lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
         kept = (name for name in self.config.trained_outputs if name not in lost)
         self.config.trained_outputs = tuple(kept)
@@ -219,8 +222,9 @@ class MTMMModel(MTMMEncoders):
         )
         with torch.device("meta"):  # random encoders would be made only to be replaced
             model = cls(config)
-        for module in (model.fusion, model.emotion_head, model.dimension_head):
-            module.to_empty(device="cpu").to(dtype).apply(model._init_weights)
+        for name, module in model.named_children():
+            if name not in ("audio_model", "text_model"):
+                module.to_empty(device="cpu").to(dtype).apply(model._init_weights)
         model.audio_model, model.text_model = audio_model, text_model
         model._adopt_encoders()
         return model.eval()
