@@ -1,4 +1,4 @@
-"""What a trained model does with long recordings, wrong transcripts, explanations."""
+"""What a trained model does with long recordings, wrong transcripts, explanations, references."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ SHORTEST_S = 120.0  # of a recording: it holds two blocks
 
 
 def add_flags(parser: Parser) -> None:
-    """Three studies, each with its flags."""
+    """Four studies, each with its flags."""
     hour = parser.add_verb("hour", _hour)
     hour.add_argument("--seconds", type=float, default=3600.0, help="length of the recording")
     errors = parser.add_verb("transcript-errors", _errors)
@@ -22,9 +22,12 @@ def add_flags(parser: Parser) -> None:
     check.add_argument(
         "--utterances", type=count, help="at most so many; all of the test split if not given"
     )
-    for verb in (hour, errors, check):
+    curve = parser.add_verb("references", _references)
+    curve.add_argument("--cache_dir", type=folder, help="folder of the kept states; the run's own")
+    for verb in (hour, errors, check, curve):
         verb.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    for verb, name in ((hour, "hour"), (errors, "transcript_errors")):
+    named = (hour, "hour"), (errors, "transcript_errors"), (curve, "references")
+    for verb, name in named:
         verb.add_argument("--out", type=folder, help=f"folder; {name}/ in --run if not given")
         verb.add_argument("--seed", type=whole, default=0, help="seed of all that is drawn")
 
@@ -67,3 +70,19 @@ def _check(options: argparse.Namespace) -> None:
     from mtmm_training.studies.explanation_check import check_explanations
 
     check_explanations(options.run, options.utterances)
+
+
+def _references(options: argparse.Namespace) -> None:
+    """How many unlabelled recordings of a speaker help, and of which emotions.
+
+    --run may be an experiment's folder: its folds are scored together.
+
+    examples:
+      mtmm study references --run out/ravdess4/ours
+    """
+    from mtmm_training.studies.reference_curve import reference_curve
+
+    out = options.out or options.run / "references"
+    table = reference_curve(options.run, out, options.cache_dir, options.seed)
+    print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="all"))
+    print(f"the table and its figure are in {out}")

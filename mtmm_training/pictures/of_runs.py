@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -146,6 +147,37 @@ def plot_curves(
     score = scores[kept]
     shown = "" if score is None else f": {by} {score:.3f}"
     right.set_title(f"validation; {which} epoch {numbers[kept]}{shown}")
+    style.save(figure, path)
+
+
+def plot_reference_curve(table: pd.DataFrame, path: str | Path, title: str) -> None:
+    """Draws UAR over the size of speakers' references, one line for each kind, with intervals.
+
+    Args:
+        table: "kind", "size" (NA = all), "UAR", "UAR_low", "UAR_high"; the line of size 0 is drawn as
+            what is reached without a reference.
+        path: the PNG file to write.
+        title: printed above.
+    """
+    none = table[table["size"] == 0].iloc[0]
+    sizes = [size for size in table["size"].dropna().unique() if size > 0]
+    places = {size: place for place, size in enumerate([*sizes, None])}
+    kinds = [kind for kind in table["kind"].unique()]
+    figure, axes = style.new_figure(7.2, 4.6)
+    axes.axhline(none["UAR"], color=GREY, linestyle="--", linewidth=1, label="no reference")
+    for number, kind in enumerate(kinds):
+        rows = table[(table["kind"] == kind) & (table["size"] != 0).fillna(True)]
+        x = [places[None if pd.isna(size) else size] + 0.07 * (number - len(kinds) / 2)
+             for size in rows["size"]]  # fmt: skip
+        errors = rows["UAR"] - rows["UAR_low"], rows["UAR_high"] - rows["UAR"]
+        label = "at random" if kind == "random" else f"{kind} only"
+        axes.errorbar(x, rows["UAR"], errors, label=label, capsize=2, **style.series_style(number))
+    axes.set_xticks(range(len(places)), [*map(str, sizes), "all"])
+    axes.set(
+        xlabel="unlabelled recordings of the speaker in the reference", ylabel="UAR, 95 % interval"
+    )
+    axes.set_title(title)
+    style.below(figure, axes, columns=3)
     style.save(figure, path)
 
 

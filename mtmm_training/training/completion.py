@@ -43,7 +43,7 @@ def complete(job: Job, model: MTMMModel) -> Answers:
     """
     config, data = job.config, job.data
     states: Any = job.loaders["validation"].collate_fn
-    references = References(model, states)
+    references = References(model, states, {u.corpus for u in data.splits["train"]})
     if config.reference != "none":
         references.fit(data.splits["train"], config.reference)
 

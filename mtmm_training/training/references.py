@@ -5,7 +5,7 @@ statistics. What references need besides is fitted here: the mean state that goe
 how much speech a reference must have to count, which validation speakers tell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,12 @@ class References:
     Args:
         model: Its fusion and configuration are filled by [`fit`].
         states: The cache's.
+        home: The training split's corpora, whose domain the model's own statistics are.
     """
 
     model: MTMMModel
     states: CachedStates
+    home: Collection[str] = ()
 
     @torch.no_grad()
     def of(self, utterance: Utterance, answers: np.ndarray) -> Reference | None:
@@ -133,12 +135,15 @@ class References:
             answer: The same with references.
 
         Returns:
-            The strengths, in utterances of mean length, by name.
+            The strengths, in utterances of mean length, by name; a domain's is chosen where the
+            validation split has a corpus that training did not hear.
         """
         config = self.model.config
         unit = config.reference_strengths[0] / FIRST_STRENGTHS[0]
         chosen = dict(zip(("speaker", "domain"), FIRST_STRENGTHS, strict=True))
-        for kind in ("domain", "speaker") if config.reference == "speaker" else ("domain",):
+        foreign = any(u.corpus not in self.home for u in utterances)
+        kinds = ("domain",) * foreign + ("speaker",) * (config.reference == "speaker")
+        for kind in kinds:
             losses = {}
             for strength in STRENGTHS:
                 tried = chosen | {kind: strength}
@@ -168,10 +173,12 @@ class References:
         Args:
             utterances: A split, unlabelled for all that is done here.
             predictions: The model's for them, without references.
-            kind: "domain": of each corpus; "speaker": of each speaker, within its corpus.
+            kind: "domain": of each corpus that training did not hear; "speaker": of each speaker too.
         """
         answers = predicted_answers(predictions, self.model.config)
-        domains = self.summed(utterances, answers, lambda u: u.corpus)
+        domains = self.summed(
+            utterances, answers, lambda u: None if u.corpus in self.home else u.corpus
+        )
         speakers = self.summed(utterances, answers, lambda u: u.speaker_id)
         made: dict[tuple[str, str | None], dict[str, torch.Tensor]] = {}
         for u in utterances:

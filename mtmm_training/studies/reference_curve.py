@@ -1,0 +1,166 @@
+"""How many unlabelled recordings of a speaker help, and of which emotions: a curve with intervals.
+
+Test speakers' references are drawn from their own test recordings, at random or of one emotion alone;
+then all of their utterances are answered with them. The labels choose what is drawn, and score; the
+references do not see them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from mtmm_training.batches.cache import CachedStates, FeatureCache
+from mtmm_training.batches.collate import make_loader, to_dataset
+from mtmm_training.data.files import replacing
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.pictures.of_runs import plot_reference_curve
+from mtmm_training.scoring.intervals import NoIntervalError, paired_bootstrap
+from mtmm_training.scoring.metrics import unweighted_average_recall
+from mtmm_training.scoring.predictions import Predictions, predict
+from mtmm_training.studies.experiments import FOLD_PREFIX
+from mtmm_training.training.prepare import cache_folder
+from mtmm_training.training.references import References, predicted_answers
+from mtmm_training.training.run import Run
+
+SIZES = (1, 2, 4, 8, 16)
+RANDOM = "random"
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What references were drawn from: `size` recordings of a kind; None = all, 0 = none."""
+
+    kind: str
+    size: int | None
+
+
+def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int = 0) -> pd.DataFrame:
+    """Answer a run's test split with references of several sizes and kinds.
+
+    Args:
+        folder: A run that was trained with --reference speaker, or an experiment of such runs.
+        out: Gets references.csv and references.png.
+        cache_dir: Where the states of the test recordings are kept; the run's own if None.
+        seed: Of what is drawn.
+
+    Returns:
+        The table: kind, size, UAR, its interval, and the difference to none with its interval.
+
+    Raises:
+        ValueError: A run was trained without references, or learned no emotion.
+    """
+    rows: dict[Drawn, list[Predictions]] = {}
+    speakers: list[str] = []
+    names: Sequence[str] = ()
+    folds = sorted(folder.glob(f"{FOLD_PREFIX}*")) or [folder]
+    for place in tqdm(folds, desc="folds", disable=None, leave=False):
+        run = Run.open(place)
+        test = run.test_utterances()
+        for drawn, predictions in answers(run, test, cache_dir, seed):
+            rows.setdefault(drawn, []).append(predictions)
+        speakers += [u.speaker_id for u in test]
+        names = run.flags.emotions
+    table = score_all(rows, speakers, names)
+    with replacing(out / "references.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    plot_reference_curve(table, out / "references.png", f"{len(set(speakers))} test speakers")
+    return table
+
+
+def answers(
+    run: Run, test: Sequence[Utterance], cache_dir: Path | None, seed: int
+) -> Iterator[tuple[Drawn, Predictions]]:
+    """One run's predictions of its test split, for everything that references are drawn from."""
+    model, processor = run.model(), run.processor()
+    config = model.config
+    if config.reference != "speaker" or "emotion" not in config.trained_outputs:
+        raise ValueError(
+            f"{run.folder} was not trained with --reference speaker and emotions; train such a run."
+        )
+    place = cache_dir or cache_folder(run.flags)
+    if place is None:
+        raise ValueError("The run kept no states; give --cache_dir.")
+    dtype = run.results["cached_states"]
+    cache = FeatureCache.open(place, model, processor, Recordings(place), dtype=dtype)
+    cache.encode(test)
+    states = cache.collator(test, config.emotion_names, config.dimension_names)
+    batches = [
+        list(range(i, min(i + BATCH_SIZE, len(test)))) for i in range(0, len(test), BATCH_SIZE)
+    ]
+    ids, accelerator = [u.utterance_id for u in test], Accelerator(cpu=True)
+
+    def answer(given: Any = None) -> Predictions:
+        loader = make_loader(to_dataset(test), batches, states, workers=0)
+        return predict(model, loader, ids, accelerator, given=given)
+
+    plain = answer()
+    yield Drawn(RANDOM, 0), plain
+    made = Speakers(References(model, states), states, test, predicted_answers(plain, config), seed)
+    for kind in (RANDOM, *config.emotion_names):
+        for size in (*SIZES, None):
+            yield Drawn(kind, size), answer(made.given(kind, size))
+
+
+@dataclass(frozen=True)
+class Speakers:
+    """Test speakers and the recordings that their references are drawn from."""
+
+    references: References
+    states: CachedStates
+    test: Sequence[Utterance]
+    answers: np.ndarray
+    seed: int
+
+    def given(self, kind: str, size: int | None) -> dict[str, Any]:
+        """By utterance id, what `forward` takes; without a recording of the kind, nobody's."""
+        given: dict[str, Any] = {}
+        for name in sorted({u.speaker_id for u in self.test}):
+            own = [i for i, u in enumerate(self.test) if u.speaker_id == name]
+            fit = [i for i in own if kind in (RANDOM, self.test[i].emotion)]
+            draw = np.random.default_rng([self.seed, len(own), *name.encode()])
+            chosen = draw.permutation(fit)[:size].astype(int).tolist()
+            made = self.references.summed(
+                [self.test[i] for i in chosen], self.answers[chosen], lambda u: u.speaker_id
+            )
+            arguments = self.references.model.standardisation(None, made.get(name))
+            given |= {self.test[i].utterance_id: arguments for i in own}
+        return given
+
+
+def score_all(
+    rows: dict[Drawn, list[Predictions]], speakers: Sequence[str], names: Sequence[str]
+) -> pd.DataFrame:
+    """UAR of each kind and size over all folds together, with intervals by speaker."""
+    labels = np.concatenate([p.emotion_labels for p in rows[Drawn(RANDOM, 0)]])
+    predicted = {
+        drawn: np.concatenate([p.emotion_logits.argmax(1) for p in parts])
+        for drawn, parts in rows.items()
+    }
+    none = predicted[Drawn(RANDOM, 0)]
+    table = []
+    for drawn, own in predicted.items():
+
+        def score(picked: np.ndarray, own: np.ndarray = own) -> float:
+            return unweighted_average_recall(labels[picked], own[picked], names)
+
+        def gain(picked: np.ndarray, own: np.ndarray = own) -> float:
+            return score(picked, own) - score(picked, none)
+
+        line: dict[str, Any] = {"kind": drawn.kind, "size": drawn.size}
+        for name, metric in (("UAR", score), ("gain", gain)):
+            line[name] = metric(np.arange(len(labels)))
+            try:
+                interval = paired_bootstrap(metric, speakers, resamples=1000)
+                line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+            except NoIntervalError:  # of one speaker
+                line |= {f"{name}_low": np.nan, f"{name}_high": np.nan}
+        table.append(line)
+    return pd.DataFrame(table).astype({"size": "Int64"})

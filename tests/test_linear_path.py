@@ -1,0 +1,137 @@
+"""The linear path: what it pools, that it is the regression, and when the fusion counts beside it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRAINED, MakeModel
+
+from linear_mtmm import pool
+from modeling_mtmm import MTMMModel
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.scoring.predictions import Predictions
+from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.linear import add_linear_path, fusion_share
+
+EMOTIONS = ["angry", "happy", "sad", "neutral"]
+CONFIG = TrainConfig(
+    manifest=["x"], emotions=EMOTIONS, dimensions=["valence", "arousal"], dimension_range=[1, 5]
+)
+
+
+class States:
+    """Stands for the cache; every second utterance has no text."""
+
+    def __init__(self, utterances: list[Utterance], noise: float) -> None:
+        draw = np.random.default_rng(0)
+        self.audio, self.text = {}, {}
+        for u in utterances:
+            mean = np.zeros((3, 32))
+            mean[1, EMOTIONS.index(str(u.emotion))] = 2.0
+            audio = mean[:, None] + noise * draw.normal(size=(3, draw.integers(3, 9), 32))
+            self.audio[u.utterance_id] = torch.tensor(audio, dtype=torch.float32)
+            text = draw.normal(size=(3, 4, 32)) + float(u.valence or 0)
+            self.text[u.utterance_id] = torch.tensor(text, dtype=torch.float32)
+
+    def of(self, modality: str, utterance: Utterance) -> torch.Tensor | None:
+        states = self.audio if modality == "audio" else self.text
+        return states[utterance.utterance_id] if getattr(utterance, modality) else None
+
+
+def make_splits() -> dict[str, list[Utterance]]:
+    draw = np.random.default_rng(1)
+    splits: dict[str, list[Utterance]] = {"train": [], "validation": []}
+    for number in range(96):
+        speaker = number % 8
+        u = Utterance(
+            utterance_id=f"u{number}", corpus="c", speaker_id=f"s{speaker}", audio="a.wav",
+            text="a" if number % 3 else None, emotion=EMOTIONS[draw.integers(4)],
+            valence=float(draw.integers(1, 6)), arousal=3.0 + draw.normal() / 3,
+        )  # fmt: skip
+        splits["train" if speaker < 6 else "validation"].append(u)
+    return splits
+
+
+def no_help(splits: dict[str, list[Utterance]]) -> Predictions:
+    """A fusion that has learned nothing."""
+    draw = np.random.default_rng(2)
+    own = splits["validation"]
+    return Predictions(
+        [u.utterance_id for u in own],
+        draw.normal(size=(len(own), 4)),
+        3 + draw.normal(size=(len(own), 2)) / 9,
+        np.array([EMOTIONS.index(str(u.emotion)) for u in own]),
+        np.array([[u.valence, u.arousal] for u in own], dtype=float),
+    )
+
+
+@pytest.fixture
+def weighted(make_model: MakeModel) -> MTMMModel:
+    return make_model(encoder_layers="weighted", trained_outputs=TRAINED)
+
+
+def batch(states: States, u: Utterance) -> dict[str, Any]:
+    given = {"acoustic_states": states.of("audio", u), "linguistic_states": states.of("text", u)}
+    return {name: value[None] for name, value in given.items() if value is not None}
+
+
+def test_pooled_states_are_mean_and_deviation_without_padding() -> None:
+    states, mask = torch.randn(2, 3, 6, 5), torch.tensor([[1] * 6, [1] * 4 + [0] * 2]) != 0
+    states[1, :, 4:] = 1e6
+    pooled = pool(states, mask, [0, 2], True)
+    own = states[1, [0, 2], :4].numpy()
+    wanted = np.concatenate([own.mean(1).ravel(), own.std(1).ravel()])
+    np.testing.assert_allclose(pooled[1], wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(pool(states[:, 0], mask, [0], False), pool(states, mask, [0], False))
+
+
+def test_model_whose_fusion_does_not_help_is_the_regression(
+    weighted: MTMMModel, tmp_path: Any
+) -> None:
+    splits = make_splits()
+    states: Any = States(splits["train"] + splits["validation"], noise=0.5)
+    validation, told = add_linear_path(CONFIG, weighted, splits, states, no_help(splits))
+    assert told["emotion"]["fusion"] == told["valence"]["fusion"] == 0.0
+    assert 1 in told["pooled"]["audio"]["layers"]  # the one that was planted
+    right = validation.emotion_logits.argmax(1) == validation.emotion_labels
+    assert right.mean() > 0.95
+    correct = []
+    for u in splits["train"]:
+        output = weighted(**batch(states, u))
+        correct.append(int(output.emotion_logits.argmax()) == EMOTIONS.index(str(u.emotion)))
+        assert 1 < float(output.dimensions[0, 0]) < 5
+    assert np.mean(correct) > 0.98
+    said = [u for u in splits["train"] if u.text]
+    values = [float(weighted(**batch(states, u)).dimensions[0, 0]) for u in said]
+    assert np.corrcoef(values, [float(u.valence or 0) for u in said])[0, 1] > 0.9
+    weighted.save_pretrained(tmp_path)
+    loaded = MTMMModel.from_pretrained(tmp_path)
+    given = batch(states, splits["train"][1])
+    assert torch.equal(loaded(**given).emotion_logits, weighted(**given).emotion_logits)
+
+
+def test_absent_modality_adds_nothing(weighted: MTMMModel) -> None:
+    splits = make_splits()
+    states: Any = States(splits["train"] + splits["validation"], noise=0.5)
+    add_linear_path(CONFIG, weighted, splits, states, no_help(splits))
+    path = weighted.linear_path
+    assert path is not None
+    given = batch(states, splits["train"][1])
+    audio, text = given["acoustic_states"], given["linguistic_states"]
+    here = [torch.ones(1, states.shape[-2], dtype=torch.bool) for states in (audio, text)]
+    gone = [torch.zeros_like(mask) for mask in here]
+    both, heard, said, none = (
+        path(audio, a, text, t)[0]
+        for a, t in ((here[0], here[1]), (here[0], gone[1]), (gone[0], here[1]), gone)
+    )
+    torch.testing.assert_close(both + none, heard + said)
+    assert not torch.allclose(both, heard)
+
+
+def test_fusion_counts_only_where_it_is_clearly_better() -> None:
+    known = np.arange(60)
+    quality = np.where(known < 45, 1.0, -1.0)  # better in most utterances
+    assert fusion_share(lambda w, picked: w * float(quality[picked].mean()), known) == 1.0
+    even = np.where(known % 2, 1.0, -0.95)
+    assert fusion_share(lambda w, picked: w * float(even[picked].mean()), known) == 0.0

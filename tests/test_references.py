@@ -1,0 +1,210 @@
+"""References: sums of statistics, what a speaker's moves, and what training fits and answers with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_runs
+import torch
+from conftest import TRAINED, MakeModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modeling_mtmm import MTMMModel
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.scoring.predictions import Predictions
+from mtmm_training.training.references import References, labelled_answers
+from reference_mtmm import Reference, standardise
+
+EMOTIONS = ("angry", "happy", "sad", "neutral")
+WIDTH = 32
+
+
+class States:
+    """Stands for the cache: states by utterance id."""
+
+    def __init__(self, states: dict[str, Tensor]) -> None:
+        self.states = states
+
+    def of(self, modality: str, utterance: Utterance) -> Tensor | None:
+        return self.states.get(utterance.utterance_id) if modality == "audio" else None
+
+
+def say(number: int, speaker: str, emotion: str | None, corpus: str = "home") -> Utterance:
+    return Utterance(
+        utterance_id=f"{speaker}-{number}", corpus=corpus, speaker_id=speaker, text="a",
+        audio="a.wav", emotion=emotion,
+    )  # fmt: skip
+
+
+def planted(
+    speakers: dict[str, float], emotions: tuple[str, ...] = EMOTIONS, corpus: str = "home"
+) -> tuple[list[Utterance], dict[str, Tensor]]:
+    """Utterances whose states are emotion + speaker's shift + noise; eight for each emotion."""
+    draw = torch.Generator().manual_seed(0)
+    utterances, states = [], {}
+    for speaker, shift in speakers.items():
+        for number, emotion in enumerate(emotions * 8):
+            u = say(number, speaker, emotion, corpus)
+            mean = torch.zeros(WIDTH)
+            mean[EMOTIONS.index(emotion)] = 4.0
+            mean[10] = shift
+            states[u.utterance_id] = mean + torch.randn(5, WIDTH, generator=draw)
+            utterances.append(u)
+    return utterances, states
+
+
+@pytest.fixture
+def fitted(make_model: MakeModel) -> MTMMModel:
+    utterances, states = planted({"a": -1.0, "b": 0.0, "c": 1.0})
+    model = make_model(trained_outputs=TRAINED)
+    References(model, States(states)).fit(utterances, "speaker")  # type: ignore[arg-type]
+    return model
+
+
+def reference_of(
+    model: MTMMModel, utterances: list[Utterance], states: dict[str, Tensor]
+) -> Reference:
+    references = References(model, States(states))  # type: ignore[arg-type]
+    answers = labelled_answers(utterances, model.config)
+    return references.summed(utterances, answers, lambda u: u.speaker_id)[utterances[0].speaker_id]
+
+
+def test_references_add_up_whatever_the_parts(make_model: MakeModel, tmp_path: Path) -> None:
+    model = make_model(encoder_layers="weighted")
+    states, mask = model.encode_audio(
+        torch.randn(4, 4000), torch.arange(4000)[None].expand(4, -1) < 3000
+    )
+    answers = torch.rand(4, 6)
+    whole = Reference.of_states(states, mask, answers, 1.0, "x")
+    parts = [
+        Reference.of_states(states[i:j], mask[i:j], answers[i:j], 0.5, "x")
+        for i, j in ((0, 1), (1, 4))
+    ]
+    for summed in (sum(parts), sum(parts[::-1])):
+        assert isinstance(summed, Reference)
+        assert (summed.recordings, summed.frames, summed.seconds) == (4, int(mask.sum()), 1.0)
+        for name in ("mean", "squares", "answers"):
+            np.testing.assert_allclose(getattr(summed, name), getattr(whole, name), rtol=1e-9)
+    real = states.double().movedim(1, 2)[mask].numpy()
+    np.testing.assert_allclose(whole.mean, real.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(whole.deviation, real.std(0), rtol=1e-9)
+    whole.save(tmp_path / "a.safetensors")
+    loaded = Reference.load(tmp_path / "a.safetensors")
+    assert all(np.array_equal(getattr(loaded, n), v) for n, v in vars(whole).items())
+    assert (tmp_path / "a.safetensors").stat().st_size < 20_000
+    with pytest.raises(ValueError, match="no reference"):
+        save_file({"mean": torch.zeros(2)}, tmp_path / "b.safetensors")
+        Reference.load(tmp_path / "b.safetensors")
+
+
+def test_statistics_that_are_not_given_change_nothing(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model(encoder_layers="weighted")
+    audio = torch.randn(2, 4000)
+    before = model(input_values=audio).emotion_logits
+    own = {
+        "reference_mean": model.fusion.reference_mean[None].expand(2, -1, -1),
+        "reference_deviation": model.fusion.reference_deviation[None].expand(2, -1, -1),
+    }
+    assert torch.equal(model(input_values=audio, **own).emotion_logits, before)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    older = {n: v for n, v in weights.items() if "reference_" not in n and "expected_" not in n}
+    assert len(older) == len(weights) - 3
+    save_file(older, tmp_path / "model.safetensors", {"format": "pt"})  # as 0.1 saved it
+    again = MTMMModel.from_pretrained(tmp_path)
+    assert torch.equal(again(input_values=audio).emotion_logits, before)
+    with pytest.raises(ValueError, match="--reference"):
+        again.standardisation()
+
+
+def test_training_data_is_standardised_and_its_emotions_known(fitted: MTMMModel) -> None:
+    fusion = fitted.fusion
+    assert float(fusion.reference_mean[0, 0]) == pytest.approx(1.0, abs=0.1)  # a quarter of 4
+    assert float(fusion.reference_deviation[0, 0]) == pytest.approx(2.0, abs=0.05)  # √(3 + 1)
+    angry = fusion.expected_states[0, 0]
+    assert float(angry[0]) == pytest.approx(1.5, abs=0.05)  # (4 − 1) / 2
+    assert float(angry[1]) == pytest.approx(-0.5, abs=0.05)
+    assert float(angry[10]) == pytest.approx(0.0, abs=0.2)  # speakers' shifts are no emotion
+    assert fusion.expected_states[4:].abs().max() == 0  # of dimensions, where emotions are known
+
+
+@pytest.mark.parametrize("emotions", [EMOTIONS, ("angry",)])
+def test_speaker_moves_what_emotions_do_not_explain(
+    fitted: MTMMModel, emotions: tuple[str, ...]
+) -> None:
+    utterances, states = planted({"d": 3.0}, emotions)
+    given = fitted.standardisation(speaker=reference_of(fitted, utterances, states))
+    moved = given["reference_mean"][0, 0] - fitted.fusion.reference_mean[0]
+    share = len(utterances) / (len(utterances) + 2)  # two utterances' worth of nobody's
+    assert float(moved[10]) == pytest.approx(3.0 * share, abs=0.3)
+    assert float(moved[:4].abs().max()) < 0.25  # not the 3.0 by which angry is above the mean
+    assert torch.equal(given["reference_deviation"][0], fitted.fusion.reference_deviation)
+
+
+def test_domain_replaces_mean_and_deviation_the_more_the_longer(fitted: MTMMModel) -> None:
+    utterances, states = planted({"d": 8.0}, corpus="call")
+    short, long = (
+        fitted.standardisation(domain=reference_of(fitted, utterances[:n], states)) for n in (4, 32)
+    )
+    assert 0.6 < float(short["reference_mean"][0, 0, 10]) / 8.0 < 0.7  # 4 of 6 recordings
+    assert 0.92 < float(long["reference_mean"][0, 0, 10]) / 8.0 < 0.96  # 32 of 34
+    # What is between the two means is deviation too.
+    assert float(short["reference_deviation"][0, 0, 10]) > float(
+        long["reference_deviation"][0, 0, 10]
+    )
+
+
+def test_reference_of_another_encoder_is_refused(fitted: MTMMModel) -> None:
+    utterances, states = planted({"d": 0.0})
+    own = reference_of(fitted, utterances, states)
+    fitted.config.reference_encoder = "another"
+    with pytest.raises(ValueError, match="another encoder"):
+        fitted.standardisation(speaker=own)
+
+
+def test_corpus_that_training_heard_has_no_domain_of_its_own(fitted: MTMMModel) -> None:
+    utterances, states = planted({"d": 8.0})
+    abroad, more = planted({"e": 8.0}, corpus="call")
+    both, count = utterances + abroad, len(utterances) + len(abroad)
+    predictions = Predictions(
+        [u.utterance_id for u in both], np.zeros((count, 4)), np.zeros((count, 2)),
+        np.zeros(count, dtype=int), np.zeros((count, 2)),
+    )  # fmt: skip
+    references = References(fitted, States(states | more), {"home"})  # type: ignore[arg-type]
+    given = references.given(both, predictions, "domain")
+    means = [float(given[u.utterance_id]["reference_mean"][0, 0, 10]) for u in (both[0], both[-1])]
+    assert means[0] == pytest.approx(float(fitted.fusion.reference_mean[0, 10]))
+    assert means[1] > 7
+
+
+def test_hidden_states_stay_in_their_type() -> None:
+    states = torch.randn(2, 3, 5, WIDTH, dtype=torch.bfloat16)
+    mean, deviation = torch.randn(2, 3, WIDTH), torch.rand(2, 3, WIDTH) + 0.5
+    out = standardise(states, mean, deviation)
+    assert out.dtype == torch.bfloat16
+    wanted = (states.float() - mean[:, :, None]) / deviation[:, :, None]
+    torch.testing.assert_close(out.float(), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_run_tells_what_its_test_answers_used(embedded: Path, tmp_path: Path) -> None:
+    flags = ("--reference", "speaker", "--linear_path", "--select_by", "last")
+    out = small_runs.train(small_runs.words(embedded, tmp_path / "out", *flags))
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    assert results["reference"]["kind"] == "speaker"
+    assert results["reference"]["recordings"] == results["splits"]["test"]["with_audio"]
+    assert results["test_without_reference"]["UAR"] is not None
+    model = MTMMModel.from_pretrained(out / "model")
+    assert model.config.reference == "speaker"
+    assert len(str(model.config.reference_encoder)) == 64
+    assert set(results["linear_path"]) == {"pooled", "emotion", "valence", "arousal"}
+    assert model.linear_path is not None
+    refused = small_runs.words(
+        embedded, tmp_path / "raw", "--reference", "speaker", "--cache_dir", "off"
+    )
+    with pytest.raises(ValueError, match="--reference"):
+        small_runs.train(refused)
