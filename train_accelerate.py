@@ -229,6 +229,8 @@ def finish(job: Job) -> None:
         "wall_time_s": time.monotonic() - job.began,
     }
     predictions = {"validation": answers.validation, "test": answers.test}
+    if answers.without_reference is not None:
+        predictions["test_without_reference"] = answers.without_reference
     report.write_run(job.out, model, job.processor, results, predictions, data)
     job.checkpoints.delete()
     report.print_test(results, job.out)

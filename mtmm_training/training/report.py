@@ -38,7 +38,7 @@ def write_run(
         if results["config"]["lora_rank"]:
             model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
             processor.save_pretrained(out / "adapter")
-    utterances = [u for split in predictions for u in data.splits[split]]
+    utterances = [u for split in ("validation", "test") for u in data.splits[split]]
     write_predictions(out / "predictions.csv", predictions, utterances, model.config)
     draw(out / "figures", model.config, results, predictions["test"])
     write_json(results, out / "results.json")
