@@ -6,7 +6,7 @@ Uploaded to the Hub beside the weights.
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import pipeline
@@ -26,37 +25,19 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .audio_mtmm import numbered, open_recording, open_stream
+        from .batching_mtmm import collate, evaluating, portions, similar
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
         from .timeline_mtmm import Inputs, Prediction, Results, Span, Windows, parse_input
 except ImportError:
     from audio_mtmm import numbered, open_recording, open_stream
+    from batching_mtmm import collate, evaluating, portions, similar
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
     from timeline_mtmm import Inputs, Prediction, Results, Span, Windows, parse_input
 
 # Unless `window_s` is given: a little more than a mean utterance of the training corpora.
 WINDOW_S = 6.0
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
-MOST_PADDED = 1.25  # longest ÷ shortest audio of a batch: at most a fifth of it is padding
 OPTIONS = ("sampling_rate", "window_s", "hop_s", "transcriber", "explain", "top_k", "progress")
-# Encoders whose states padding does not change where a mask hides it, if they use layer norm. Of others
-# it was found to, or not tried.
-UNCHANGED_BY_PADDING = {"hubert", "wav2vec2", "wavlm", "unispeech-sat", "whisper"}
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, also in the midst of a training, which then goes on as it was.
-
-    A model that is being trained must not predict in several threads at once.
-    """
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @dataclass
@@ -275,7 +256,7 @@ class MTMMPipeline(ChunkPipeline):
             is_quiet = not forward_params.get("progress", False)
             with logging.tqdm(total=None if is_one else count, disable=is_quiet) as bar:
                 predictions: list[Prediction] = []
-                for read in _portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1):
+                for read in portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1):
                     answers = self._answers(read, batch_size)
                     for window, prediction in zip(read, answers, strict=True):
                         predictions.append(prediction)
@@ -412,43 +393,13 @@ class MTMMPipeline(ChunkPipeline):
         return [answers[i] for i in range(len(rows))]
 
     def _batches(self, rows: list[Features], batch_size: int) -> Iterator[list[int]]:
-        """Numbers of rows of similar lengths, of which all or none have a modality.
-
-        An acoustic encoder that hears padding in spite of a mask (by group norm, or by convolutions
-        between its layers) gets batches of one length of audio.
-        """
-        config = self.model.config.audio_config
-        has_layer_norm = getattr(config, "feat_extract_norm", "layer") == "layer"
-        may_pad = has_layer_norm and config.model_type in UNCHANGED_BY_PADDING
-        longest_by_shortest = MOST_PADDED if may_pad else 1.0
-        # Samples or frames, and tokens; 0 of a missing modality.
+        """Numbers of rows of similar lengths."""
         masks = [[row.get(mask) for _, mask in FEATURES.values()] for row in rows]
         lengths = [tuple(0 if m is None else m.shape[-1] for m in pair) for pair in masks]
-        batch: list[int] = []
-        for i in sorted(range(len(rows)), key=lambda i: (lengths[i][1] > 0, lengths[i])):
-            if batch:
-                (audio, tokens), (shortest, others) = lengths[i], lengths[batch[0]]
-                alike = shortest <= audio <= longest_by_shortest * shortest
-                alike = alike and (tokens > 0) == (others > 0)
-                if len(batch) == batch_size or not alike:
-                    yield batch
-                    batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+        return similar(lengths, batch_size, self.model.config.audio_config)
 
     def _collate(self, rows: list[Features]) -> Features:
-        if len(rows) == 1:
-            return rows[0]
-        batch = {}
-        for name in rows[0]:
-            longest = max(row[name].shape[-1] for row in rows)
-            fill = self.processor.tokenizer.pad_token_id if name == "input_ids" else 0
-            padded = [
-                F.pad(row[name], (0, longest - row[name].shape[-1]), value=fill) for row in rows
-            ]
-            batch[name] = torch.cat(padded)
-        return batch
+        return collate(rows, self.processor.tokenizer.pad_token_id)
 
     def _forward(  # type: ignore[override]
         self, model_inputs: Features, explain: bool = False
@@ -480,20 +431,6 @@ class MTMMPipeline(ChunkPipeline):
         """Save model and processor: the folder loads as a pipeline again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-def _portions(windows: Iterable[Window | Exception], size: int) -> Iterator[list[Window]]:
-    """Lists of so many; what came before an error comes before the error."""
-    portion: list[Window] = []
-    for window in windows:
-        if isinstance(window, Exception):
-            yield portion
-            raise window
-        portion.append(window)
-        if len(portion) == size:
-            yield portion
-            portion = []
-    yield portion
 
 
 __all__ = ["MTMMPipeline"]
