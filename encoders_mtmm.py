@@ -21,6 +21,8 @@ WIDTH_FIELDS = ("output_proj_dims", "word_embed_proj_dim", "hidden_size")
 FRAMES_METHODS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 # Weights that no forward pass reads; the second one only where there is no SpecAugment.
 UNUSED_WEIGHTS = ("text_model.pooler.", "audio_model.masked_spec_embed")
+MASKS = ["audio_attention_mask", "acoustic_attention_mask"]
+MASKS += ["attention_mask", "linguistic_attention_mask"]
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -193,6 +195,27 @@ def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tenso
         return mask != 0
     sizes = [values.shape[axis] for axis in axes]
     return torch.ones(sizes, dtype=torch.bool, device=values.device)
+
+
+def refuse_rows(
+    input_values: Tensor | None,
+    masks: tuple[Tensor | None, ...],
+    acoustic_mask: Tensor,
+    linguistic_mask: Tensor,
+) -> None:
+    """Refuse utterances whose masks would be misread; reads values, which on a GPU is a wait."""
+    heard, said = acoustic_mask.any(-1), linguistic_mask.any(-1)
+    faults = {"there is neither audio nor text": ~(heard | said)}
+    if input_values is not None:
+        claimed = as_mask(masks[0], input_values, axes=(0, -1)).any(-1)
+        faults = {"the audio is shorter than one frame of the encoder": claimed & ~heard} | faults
+    for name, mask in zip(MASKS, masks, strict=True):
+        if mask is not None:
+            gaps = ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
+            faults[f"`{name}` has zeros before ones (pad on the right)"] = gaps
+    for fault, rows in faults.items():
+        if bool(rows.any()):
+            raise ValueError(f"In rows {rows.nonzero().flatten().tolist()} of the batch {fault}.")
 
 
 class MTMMEncoders(PreTrainedModel):

@@ -190,6 +190,7 @@ def contributions(model: Any, features: Features) -> dict[str, Tensor]:
         if names[0] in features:
             encoded, mask = encode(*(features[name] for name in names))
             states |= {f"{kind}_states": encoded, f"{kind}_attention_mask": mask}
+    states |= {name: features[name] for name in features if name.startswith("reference_")}
     output = model(**states, output_attentions=True, return_dict=True)
     absent = torch.zeros(1, 1, dtype=torch.bool, device=output.fused_state.device)
     masks = [states.get(f"{kind}_attention_mask", absent) for kind in encoders]

@@ -2,7 +2,7 @@
 
 What a logistic or ridge regression on frozen states gives, kept inside the model: the mean over time,
 and the deviation, of chosen layers of each modality, times one matrix. Training fits it in closed form
-or to convergence (mtmm_training/training/linear.py); no gradient changes it. A leaf file: it is
+or to convergence (`--linear_path`); no gradient changes it. A leaf file: it is
 uploaded to the Hub with the others and imports none of them.
 """
 
@@ -66,7 +66,7 @@ class MTMMLinearPath(nn.Module):
             states, mask = streams[modality]
             inputs = pool(states, mask, places, deviation) - getattr(self, f"{modality}_center")
             inputs = torch.where(mask.any(-1, keepdim=True), inputs, 0.0)
-            scores = scores + inputs @ getattr(self, f"{modality}_weight").T
+            scores = scores + inputs @ getattr(self, f"{modality}_weight").T.to(inputs.dtype)
         scores = scores.expand(acoustic_states.shape[0], -1)
         dimensions = len(self.dimension_shares)
         values = scores[:, scores.shape[1] - dimensions :]

@@ -26,28 +26,31 @@ try:
         from .encoders_mtmm import (
             UNUSED_WEIGHTS,
             MTMMEncoders,
-            as_mask,
             build_encoder,
             load_encoder,
+            refuse_rows,
         )
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
         from .linear_mtmm import MTMMLinearPath
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
-        from .reference_mtmm import Reference, standardisation, standardise
+        from .reference_mtmm import Reference, refuse_others, standardisation, standardise
 except ImportError:
     from configuration_mtmm import MTMMConfig
-    from encoders_mtmm import UNUSED_WEIGHTS, MTMMEncoders, as_mask, build_encoder, load_encoder
+    from encoders_mtmm import (
+        UNUSED_WEIGHTS,
+        MTMMEncoders,
+        build_encoder,
+        load_encoder,
+        refuse_rows,
+    )
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
     from linear_mtmm import MTMMLinearPath
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
-    from reference_mtmm import Reference, standardisation, standardise
-
-MASKS = ["audio_attention_mask", "acoustic_attention_mask"]
-MASKS += ["attention_mask", "linguistic_attention_mask"]
+    from reference_mtmm import Reference, refuse_others, standardisation, standardise
 
 
 @dataclass
@@ -112,6 +115,13 @@ class MTMMModel(MTMMEncoders):
     accepts_loss_kwargs = False
     # Statistics that models saved by earlier versions lack, and do without.
     _keys_to_ignore_on_load_missing = [r"fusion\.reference_", r"fusion\.expected_states"]
+    # Differences of large numbers, and what was fitted in closed form, need more than 8 bits.
+    _keep_in_fp32_modules_strict = [
+        "reference_mean",
+        "reference_deviation",
+        "expected_states",
+        "linear_path",
+    ]
 
     def __init__(self, config: MTMMConfig) -> None:
         config.validate()
@@ -320,7 +330,7 @@ class MTMMModel(MTMMEncoders):
             acoustic = standardise(acoustic, given_mean, given_deviation)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
-            _refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
+            refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         fused = self.fusion(acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions)
         logits = self.emotion_head(fused.fused_state)
         low, high = self.config.dimension_range
@@ -366,19 +376,29 @@ class MTMMModel(MTMMEncoders):
         Raises:
             ValueError: The model was trained without references, or with another encoder's.
         """
-        if self.config.reference == "none":
-            raise ValueError(
-                "This model was trained without references, so it takes none; train with --reference."
-            )
-        for reference in (domain, speaker):
-            if reference is not None and reference.encoder != self.config.reference_encoder:
-                raise ValueError(
-                    "This reference is of another encoder, or of other layers; make it with this model."
-                )
+        refuse_others(self.config, domain, speaker)
         strengths: Any = self.config.reference_strengths
         mean, deviation = standardisation(self.fusion, domain, speaker, strengths)
         on_device = {"reference_mean": mean[None], "reference_deviation": deviation[None]}
         return {name: tensor.to(self.device) for name, tensor in on_device.items()}
+
+    @torch.no_grad()
+    def adopt_domain(self, reference: Reference) -> None:
+        """Make a domain's statistics the model's own, as if its training data had been recorded there.
+
+        The model then answers without a reference as it did with this one, also when it is saved,
+        exported or published; a reference that is given later counts against these statistics.
+
+        Args:
+            reference: Of kind "domain".
+
+        Raises:
+            ValueError: As [`standardisation`]; or it is a speaker's.
+        """
+        if reference.kind != "domain":
+            raise ValueError("A model adopts a domain's reference, and this is a speaker's.")
+        for name, made in self.standardisation(domain=reference).items():
+            getattr(self.fusion, name).copy_(made[0])
 
     def bridge_contributions(
         self, output: MTMMOutput, acoustic_attention_mask: Tensor, linguistic_attention_mask: Tensor
@@ -445,27 +465,6 @@ def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
     """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
     assert layers is not None, "without `output_attentions`"
     return at_least_float32(torch.stack(layers)).mean(dim=(0, 2, 3))
-
-
-def _refuse_rows(
-    input_values: Tensor | None,
-    masks: tuple[Tensor | None, ...],
-    acoustic_mask: Tensor,
-    linguistic_mask: Tensor,
-) -> None:
-    """Refuse utterances whose masks would be misread; reads values, which on a GPU is a wait."""
-    heard, said = acoustic_mask.any(-1), linguistic_mask.any(-1)
-    faults = {"there is neither audio nor text": ~(heard | said)}
-    if input_values is not None:
-        claimed = as_mask(masks[0], input_values, axes=(0, -1)).any(-1)
-        faults = {"the audio is shorter than one frame of the encoder": claimed & ~heard} | faults
-    for name, mask in zip(MASKS, masks, strict=True):
-        if mask is not None:
-            gaps = ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any(-1)
-            faults[f"`{name}` has zeros before ones (pad on the right)"] = gaps
-    for fault, rows in faults.items():
-        if bool(rows.any()):
-            raise ValueError(f"In rows {rows.nonzero().flatten().tolist()} of the batch {fault}.")
 
 
 def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:

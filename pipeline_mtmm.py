@@ -3,7 +3,6 @@
 Uploaded to the Hub beside the weights.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import pipeline
-from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
 
 # Relative first: as remote code these are neighbours in a package; in a checkout they are top-level
@@ -27,17 +25,37 @@ try:
         from .audio_mtmm import numbered, open_recording, open_stream
         from .batching_mtmm import collate, evaluating, portions, similar
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
-        from .timeline_mtmm import Inputs, Prediction, Results, Span, Windows, parse_input
+        from .reference_mtmm import References
+        from .referring_mtmm import ReferringPipeline
+        from .timeline_mtmm import (
+            Inputs,
+            Prediction,
+            Results,
+            Span,
+            Windows,
+            parse_input,
+            without_pandas,
+        )
 except ImportError:
     from audio_mtmm import numbered, open_recording, open_stream
     from batching_mtmm import collate, evaluating, portions, similar
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
-    from timeline_mtmm import Inputs, Prediction, Results, Span, Windows, parse_input
+    from reference_mtmm import References
+    from referring_mtmm import ReferringPipeline
+    from timeline_mtmm import (
+        Inputs,
+        Prediction,
+        Results,
+        Span,
+        Windows,
+        parse_input,
+        without_pandas,
+    )
 
 # Unless `window_s` is given: a little more than a mean utterance of the training corpora.
 WINDOW_S = 6.0
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
-OPTIONS = ("sampling_rate", "window_s", "hop_s", "transcriber", "explain", "top_k", "progress")
+OPTIONS = "sampling_rate window_s hop_s transcriber explain reference top_k progress".split()
 
 
 @dataclass
@@ -48,6 +66,8 @@ class Window:
         span: Where it lies in the input.
         features: The tensors.
         places: What an explanation looks at; None unless one is asked for.
+        seconds: Length of its audio.
+        speaker: Who speaks, where the input says so.
         index: The input's number among several; None of the only one.
         is_last: Whether it is the input's last.
     """
@@ -55,6 +75,8 @@ class Window:
     span: Span
     features: Features
     places: Places | None = None
+    seconds: float = 0.0
+    speaker: str | None = None
     index: int | None = None
     is_last: bool = True
 
@@ -82,7 +104,7 @@ class Read(IterableDataset[Any]):
                 return
 
 
-class MTMMPipeline(ChunkPipeline):
+class MTMMPipeline(ReferringPipeline):
     """Emotion, scores and dimensions of utterances and long recordings, as plain Python numbers.
 
     Input: a path or http(s) URL, the bytes of an audio file, an array with `sampling_rate`,
@@ -93,11 +115,14 @@ class MTMMPipeline(ChunkPipeline):
     speech recognisers give it; or "segments", the same, which are then the units of the timeline
     (their text may be left out, or come from "words").
 
+    With "speaker" a dict says who speaks, which `reference="speaker"` asks for.
+
     Output, for each utterance: {"emotion": name, "scores": {name: probability, ...} from the highest
     to the lowest, one number for each dimension by its name on the scale of `config.dimension_range`,
     "missing": names of the modalities that were not there ("audio", "text"), "untrained": names of
     outputs that training never saw labels for, which are left out}. Where a `transcriber` wrote the
-    transcript, also {"text": its words, "transcribed": True}.
+    transcript, also {"text": its words, "transcribed": True}. Where a reference was used, "reference":
+    {"speaker" or "domain": {"recordings": how many it was made of, "seconds": their length}}.
 
     A recording that is longer than the model takes at once (`processor.longest_audio_s()`), or that
     comes with `window_s`, `hop_s` or "segments", also gets "timeline": for each window or segment
@@ -153,7 +178,12 @@ class MTMMPipeline(ChunkPipeline):
         given = {name: value for name, value in options.items() if value is not None}
         if given.get("explain"):
             self._check_explain(given["explain"])
-        around = {name: given.pop(name) for name in ("progress",) if name in given}
+        if "reference" in given:
+            given["reference"] = References.of(given["reference"])
+            if given["reference"] is not None:
+                self.model.standardisation(**given["reference"].given)  # refuses what it cannot use
+        of_call = ("progress", "reference")
+        around = {name: given.pop(name) for name in of_call if name in given}
         after = {name: given.pop(name) for name in ("top_k",) if name in given}
         return given, around, after
 
@@ -191,6 +221,13 @@ class MTMMPipeline(ChunkPipeline):
                 one; results come in the order of the inputs.
             num_workers (`int`): 1 = a process of its own reads ahead, as in transformers' `ChunkPipeline`;
                 not with a `transcriber`, which runs where the model runs.
+            reference: What recordings of the same domain or speaker have in common, with a model that
+                was trained with `--reference`: from `reference`, the path of a saved one, or a list
+                of a domain's and a speaker's. Or what is made of these inputs themselves, which are
+                then read twice: "domain", of all of them, also of a single long recording;
+                "speaker", of each speaker's own, for those that say {"audio": ..., "speaker":
+                "anna"}, while the others get none. A speaker's goes on top of a domain's only if
+                that is given too: ["domain", "speaker"]. "none" or not given: the model's own.
             progress (`bool`): Show a bar of the inputs done; of a single recording, of its windows.
 
         Returns:
@@ -201,8 +238,7 @@ class MTMMPipeline(ChunkPipeline):
             ValueError, TypeError, OSError: Input that cannot be read; of several inputs always an
                 `InputError`, a ValueError whose `index` is the input's number.
         """
-        if hasattr(inputs, "iloc"):  # of pandas, whose own [] goes by label
-            inputs = inputs.tolist() if inputs.ndim == 1 else inputs.to_dict("records")
+        inputs = without_pandas(inputs)
         results = super().__call__(Inputs.of(inputs) or inputs, **kwargs)
         return list(results) if isinstance(inputs, (list, tuple)) else results
 
@@ -218,18 +254,23 @@ class MTMMPipeline(ChunkPipeline):
                 little-endian mono samples at `sampling_rate`; an iterator of arrays, (time,) or
                 (time, channels), at `sampling_rate`; or any single input that the pipeline takes.
             sampling_rate: Rate of raw samples and arrays, Hz.
-            options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, as in `__call__`.
+            options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, `reference`, as in
+                `__call__`; a stream is heard once, so no reference is made of it.
 
         Yields:
             What `__call__` gives as an entry of "timeline"; it raises the same errors.
         """
         options["sampling_rate"] = sampling_rate
-        given, _, after = self._sanitize_parameters(**options)
+        given, around, after = self._sanitize_parameters(**options)
+        references = (self._forward_params | around).get("reference")
+        if references is not None and references.made:
+            raise ValueError("No reference can be made of a stream; give one that was made before.")
         read = self._reader({**self._preprocess_params, **given, "live": True})
         top_k = (self._postprocess_params | after).get("top_k")
         for window in read(source):
+            self._refer([window], references)
             (prediction,) = self._answers([window], 1)
-            yield prediction.entry(self.model.config, top_k)
+            yield prediction.entry(self.model.config, top_k) | window.span.used
 
     def get_iterator(
         self,
@@ -245,18 +286,20 @@ class MTMMPipeline(ChunkPipeline):
             raise ValueError(f"`batch_size={batch_size!r}` is not allowed; give at least 1.")
         items = getattr(inputs, "items", inputs)
         count = len(items) if hasattr(items, "__len__") else None
-        windows: Any = Read(inputs, self._reader(preprocess_params))
-        if num_workers and "transcriber" not in preprocess_params:
-            # Its own generator leaves the caller's random numbers alone.
-            alone = torch.Generator()
-            windows = DataLoader(windows, batch_size=None, num_workers=1, generator=alone)
+        self._reader(preprocess_params)  # options are refused at once
+        references = forward_params.get("reference")
+        if references is not None and references.made and isinstance(inputs, Inputs):
+            inputs = inputs.repeatable()
+        work = inputs, preprocess_params, batch_size, num_workers
 
         def predict() -> Iterator[dict[str, Any]]:
             is_one = items is inputs  # whose windows the bar counts
             is_quiet = not forward_params.get("progress", False)
             with logging.tqdm(total=None if is_one else count, disable=is_quiet) as bar:
                 predictions: list[Prediction] = []
-                for read in portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1):
+                prepared = self._prepared(references, *work)
+                for read in self._portions(*work):
+                    self._refer(read, prepared)
                     answers = self._answers(read, batch_size)
                     for window, prediction in zip(read, answers, strict=True):
                         predictions.append(prediction)
@@ -268,6 +311,17 @@ class MTMMPipeline(ChunkPipeline):
         return predict() if count is None else Results(predict, count)
 
     # ---- one input to windows ----
+
+    def _portions(
+        self, inputs: Any, options: dict[str, Any], batch_size: int, num_workers: int
+    ) -> Iterator[list[Window]]:
+        """The windows of inputs, so many as are sorted by length at a time."""
+        windows: Any = Read(inputs, self._reader(options))
+        if num_workers and "transcriber" not in options:
+            # Its own generator leaves the caller's random numbers alone.
+            alone = torch.Generator()
+            windows = DataLoader(windows, batch_size=None, num_workers=1, generator=alone)
+        return portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1)
 
     def _reader(self, options: dict[str, Any]) -> Callable[[Any], Iterator[Window]]:
         """`preprocess` with these options; those of windows are checked before anything is read."""
@@ -315,7 +369,9 @@ class MTMMPipeline(ChunkPipeline):
         opened = (open_stream if is_stream else open_recording)(given.audio, given.sampling_rate)
         with closing(opened) as recording:
             for part in given.cut(recording, windows, whole_s):
-                yield self._window(*part, transcriber, explain)
+                window = self._window(*part, transcriber, explain)
+                window.speaker = given.speaker
+                yield window
 
     def _window(
         self,
@@ -340,11 +396,12 @@ class MTMMPipeline(ChunkPipeline):
                 "The tokenizer has tokens that the model lacks; give its own processor."
             )
         start_s, end_s = times or (None, None)
-        window = Window(Span(start_s, end_s, missing, shown), features)
+        seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
+        window = Window(Span(start_s, end_s, missing, shown), features, seconds=seconds)
         if explain:
             heard = None
             if waveform is not None:
-                heard = times or (0.0, len(waveform) / self.processor.sampling_rate)
+                heard = times or (0.0, seconds)
             of = "emotion" if explain is True else explain
             window.places = Places.find(of, features, heard, text or "", self.processor.tokenizer)
         return window
@@ -369,12 +426,7 @@ class MTMMPipeline(ChunkPipeline):
         """The model's answers, in the order of the windows, explained where that is asked for."""
         answers = self._predict([window.features for window in windows], batch_size)
         for window, (probabilities, dimensions) in zip(windows, answers, strict=True):
-            with numbered(window.index):
-                if not math.isfinite(sum(probabilities) + sum(dimensions)):
-                    raise ValueError(
-                        f"The model's outputs are not finite: its numbers overflow in {self.model.dtype}, or "
-                        'its weights are damaged; load it with dtype="float32", or fetch them again.'
-                    )
+            self._check_finite(window, sum(probabilities) + sum(dimensions))
             prediction = Prediction(window.span, probabilities, dimensions)
             if window.places is not None:
                 explanation = self._explain(window, window.places, prediction, batch_size)
@@ -386,11 +438,13 @@ class MTMMPipeline(ChunkPipeline):
         answers: dict[int, Answer] = {}
         for batch in self._batches(rows, batch_size):
             outputs = self.forward(self._collate([rows[i] for i in batch]))
-            # float64: the quotient by a small temperature may be beyond float32.
-            logits = outputs["emotion_logits"].double() / self.model.config.temperature
-            both = zip(logits.softmax(-1).tolist(), outputs["dimensions"].tolist(), strict=True)
-            answers |= zip(batch, both, strict=True)
+            answers |= zip(batch, self._both(outputs), strict=True)
         return [answers[i] for i in range(len(rows))]
+
+    def _both(self, outputs: dict[str, Tensor]) -> Iterator[Answer]:
+        # float64: the quotient by a small temperature may be beyond float32.
+        logits = outputs["emotion_logits"].double() / self.model.config.temperature
+        return zip(logits.softmax(-1).tolist(), outputs["dimensions"].tolist(), strict=True)
 
     def _batches(self, rows: list[Features], batch_size: int) -> Iterator[list[int]]:
         """Numbers of rows of similar lengths."""
@@ -402,13 +456,22 @@ class MTMMPipeline(ChunkPipeline):
         return collate(rows, self.processor.tokenizer.pad_token_id)
 
     def _forward(  # type: ignore[override]
-        self, model_inputs: Features, explain: bool = False
+        self, model_inputs: Features, explain: bool = False, measure: bool = False
     ) -> dict[str, Tensor]:
+        states: Features = {}
         with evaluating(self.model):
             if explain:
                 return contributions(self.model, model_inputs)
+            if measure:  # the same states for the reference and for the answers
+                given = dict(model_inputs)
+                acoustic, mask = self.model.encode_audio(*(given.pop(n) for n in FEATURES["audio"]))
+                model_inputs = given | {
+                    "acoustic_states": acoustic,
+                    "acoustic_attention_mask": mask,
+                }
+                states = {"states": acoustic, "mask": mask}
             output = self.model(**model_inputs, return_dict=True)
-        return {"emotion_logits": output.emotion_logits, "dimensions": output.dimensions}
+        return {"emotion_logits": output.emotion_logits, "dimensions": output.dimensions, **states}
 
     def _explain(
         self, window: Window, places: Places, prediction: Prediction, batch_size: int

@@ -16,7 +16,8 @@ A leaf file: it is uploaded to the Hub with the others and imports none of them.
 """
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
+KINDS = ("speaker", "domain")
 LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
 
 
@@ -145,6 +147,115 @@ class Reference:
         if not all(np.isfinite(getattr(reference, f.name)).all() for f in fields(cls)[:-2]):
             raise ValueError(f"{path} has numbers that are not finite; make it anew.")
         return reference
+
+
+@dataclass
+class References:
+    """Which reference each input of a call gets: those that are given, and those made of the inputs.
+
+    Args:
+        given: By kind, "speaker" or "domain": what every input gets.
+        made: The kinds that are made of the call's own inputs.
+        speakers: By name, what each speaker's inputs get; it goes before the one that is given.
+    """
+
+    given: dict[str, Reference] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
+    speakers: dict[str, Reference] = field(default_factory=dict)
+    _known: dict[str | None, dict[str, Tensor]] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, given: Any) -> "References | None":
+        """What a user gave: references, paths, "speaker", "domain", "none", or a list of these.
+
+        Several of one kind are added up. None where there is nothing.
+        """
+        if isinstance(given, cls):
+            return given
+        references = cls()
+        for item in given if isinstance(given, (list, tuple)) else [given]:
+            if item is None or item == "none":
+                continue
+            if isinstance(item, str) and item in KINDS:
+                references.made |= {item}
+                continue
+            one = item if hasattr(item, "squares") else Reference.load(item)
+            references._count(references.given, one.kind, one)
+        return references if references.given or references.made else None
+
+    def copy(self) -> "References":
+        """The same, without what was made for one call."""
+        return References(dict(self.given), self.made, dict(self.speakers))
+
+    def add(self, speaker: str | None, one: Reference) -> None:
+        """Count one recording of this speaker among the references that are made."""
+        if "domain" in self.made:
+            self._count(self.given, "domain", replace(one, kind="domain"))
+        if "speaker" in self.made and speaker is not None:
+            self._count(self.speakers, speaker, replace(one, kind="speaker"))
+
+    def _count(self, sums: dict[str, Reference], name: str, one: Reference) -> None:
+        sums[name] = sums[name] + one if name in sums else one
+        self._known.clear()
+
+    def check(self) -> None:
+        """Raises ValueError where a reference was to be made, and nothing was there to make it of."""
+        if "domain" in self.made and "domain" not in self.given:
+            raise ValueError("A domain's reference is made of recordings, and none is given.")
+        if "speaker" in self.made and not self.speakers:
+            raise ValueError(
+                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
+                '"anna"}; none does.'
+            )
+
+    def used(self, speaker: str | None) -> dict[str, Reference]:
+        """By kind, what an input of this speaker gets; empty where it gets nothing."""
+        own = {} if speaker not in self.speakers else {"speaker": self.speakers[str(speaker)]}
+        return self.given | own
+
+    def told(self, speaker: str | None) -> dict[str, Any]:
+        """The same in numbers, for the result."""
+        shown = {
+            kind: {"recordings": one.recordings, "seconds": round(one.seconds, 2)}
+            for kind, one in self.used(speaker).items()
+        }
+        return {"reference": shown} if shown else {}
+
+    def standardisation(self, model: Any, speaker: str | None) -> dict[str, Tensor]:
+        """What `forward` takes for an input of this speaker; see `MTMMModel.standardisation`."""
+        name = speaker if speaker in self.speakers else None
+        if name not in self._known:
+            self._known[name] = model.standardisation(**self.used(name))
+        return self._known[name]
+
+
+def as_answers(
+    config: Any, probabilities: Sequence[float], dimensions: Sequence[float]
+) -> np.ndarray:
+    """(answers,): one utterance's answers in the form of [`explained_by`].
+
+    Args:
+        config: The model's.
+        probabilities: Of each emotion, calibrated.
+        dimensions: On the scale of `config.dimension_range`.
+    """
+    low, high = config.dimension_range
+    centred = (np.array(dimensions) - (low + high) / 2) / ((high - low) / 2)
+    heard = "emotion" in config.trained_outputs
+    return np.concatenate([np.array(probabilities) * heard, centred * (not heard)])
+
+
+def refuse_others(config: Any, *references: Reference | None) -> None:
+    """Raises ValueError for a model that takes no references, and for those of another encoder."""
+    if config.reference == "none":
+        raise ValueError(
+            "This model was trained without references, so it takes none; train with --reference."
+        )
+    for one in references:
+        if one is not None and one.encoder != config.reference_encoder:
+            raise ValueError(
+                "This reference is of another encoder, or of other layers; make it with this model."
+            )
 
 
 def explained_by(answers: Tensor, expected_states: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Uploaded to the Hub beside the weights.
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +16,24 @@ from torch.utils.data import Dataset
 MODALITIES = ("audio", "text")
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
 UTTERANCE_KEYS = {"audio", "text", "words", "segments"}
+BESIDE_KEYS = {"sampling_rate", "speaker"}  # of an utterance that has one of the others
 INPUT_FORMS = (
     "a path or URL, the bytes of an audio file, an array together with `sampling_rate`, "
     '{"array": waveform, "sampling_rate": Hz}, or {"audio": any of these, "text": transcript} with '
-    'either key alone; a transcript with times is "words" or "segments"'
+    'either key alone; a transcript with times is "words" or "segments"; "speaker" may say who speaks'
 )
 TIMED_FORMS = {
     "words": 'a list of {"text": ..., "start": s, "end": s} or {"text": ..., "timestamp": (s, s)}',
     "segments": 'a list of at least one {"start": s, "end": s}, the end after the start',
 }
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
+
+
+def without_pandas(given: Any) -> Any:
+    """A Series or DataFrame as a list, since its own [] goes by label; anything else as it is."""
+    if not hasattr(given, "iloc"):
+        return given
+    return given.tolist() if given.ndim == 1 else given.to_dict("records")
 
 
 class Inputs(Dataset[Any]):
@@ -41,6 +49,10 @@ class Inputs(Dataset[Any]):
         iterable = hasattr(given, "__iter__") or isinstance(given, Dataset)
         is_one = isinstance(given, one) or hasattr(given, "read") or not iterable
         return None if is_one else cls(given)
+
+    def repeatable(self) -> "Inputs":
+        """The same for two passes: what can be iterated over once alone is held in memory."""
+        return Inputs(list(self.items)) if iter(self) is self.items else self
 
     def __iter__(self) -> Iterator[Any]:
         if hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__"):
@@ -167,6 +179,7 @@ class Given:
     text: str | None = None
     transcript: Transcript | None = None  # with times
     segments: list[TimedText] | None = None
+    speaker: str | None = None
 
     def texts(self) -> Iterator[Part]:
         """The parts of an input without audio."""
@@ -229,7 +242,7 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
         return Given(given, sampling_rate)
     fields = dict(given)  # datasets gives rows whose values are made when they are asked for
     keys = set(fields)
-    if not keys & UTTERANCE_KEYS or keys - UTTERANCE_KEYS - {"sampling_rate"}:
+    if not keys & UTTERANCE_KEYS or keys - UTTERANCE_KEYS - BESIDE_KEYS:
         raise ValueError(f"An utterance has the keys {sorted(map(str, keys))}; give {INPUT_FORMS}.")
     text = fields.get("text")
     if isinstance(text, str) and not text.strip():
@@ -242,7 +255,10 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
         raise ValueError('"words" have times in a recording, and there is none; give "text".')
     if words is None:  # what the segments say, if anything
         words = [segment for segment in segments or [] if segment.text is not None] or None
-    return Given(audio, rate, text, None if words is None else Transcript(words), segments)
+    transcript, speaker = None if words is None else Transcript(words), fields.get("speaker")
+    # pandas gives NaN for an empty cell.
+    named = speaker is not None and speaker == speaker and str(speaker).strip()
+    return Given(audio, rate, text, transcript, segments, str(speaker) if named else None)
 
 
 def parse_timed(name: str, fields: Mapping[str, Any]) -> list[TimedText] | None:
@@ -291,12 +307,14 @@ class Span:
         start_s, end_s: Seconds from the recording's beginning; None of a whole input.
         missing: Modalities that are not there.
         shown: What the result has beside the numbers: "text", "transcribed", "explanation".
+        used: {"reference": ...} where one was used, for the result of the whole input.
     """
 
     start_s: float | None
     end_s: float | None
     missing: list[str]
     shown: dict[str, Any]
+    used: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -338,6 +356,7 @@ class Prediction:
             **_named(config, probabilities, dimensions, top_k),
             "missing": [m for m in MODALITIES if all(m in span.missing for span in spans)],
             "untrained": [n for n in config.output_names if n not in config.trained_outputs],
+            **spans[0].used,
             **shown,
         }
 

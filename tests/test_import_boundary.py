@@ -12,7 +12,9 @@ from conftest import CHECKOUT, HUB_FILES
 from transformers.dynamic_module_utils import get_relative_import_files
 
 HUB_MODULES = {file.removesuffix(".py") for file in HUB_FILES}
-ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub"} | set(sys.stdlib_module_names)
+ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors"} | set(
+    sys.stdlib_module_names
+)
 OPTIONAL = {"soundfile", "soxr"}
 CARD_NAMES = (
     "pyproject.toml",

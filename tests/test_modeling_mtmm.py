@@ -395,7 +395,7 @@ def test_utterance_without_anything_is_nan(
     """On a GPU, where reading the masks would be a wait; the others keep their predictions."""
     model = make_model(**overrides)
     inputs = mask_out_everything(batch(model, utterances(model)))
-    monkeypatch.setattr(modeling_mtmm, "_refuse_rows", lambda *_: None)
+    monkeypatch.setattr(modeling_mtmm, "refuse_rows", lambda *_: None)
     predicted = predict(model, inputs)
     assert predicted[3].isnan().all()
     first = {key: value[:3] for key, value in inputs.items()}

@@ -1,0 +1,344 @@
+"""References in people's hands: made by the pipeline, given to it, saved, adopted, of what is given."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, TRAINED, WHISPER, MakeModel, audio, noise
+
+from audio_mtmm import InputError
+from modeling_mtmm import MTMMModel
+from mtmm_training.scoring.predictions import Predictions
+from mtmm_training.training.references import predicted_answers
+from pipeline_mtmm import MTMMPipeline
+from processing_mtmm import MTMMProcessor
+from reference_mtmm import Reference
+
+REFERENCE = {"reference": "speaker", "reference_encoder": "e", "reference_strengths": (20.0, 30.0)}
+
+
+def with_statistics(model: MTMMModel) -> MTMMModel:
+    """Fills what training would: states of noise, and other ones for each answer."""
+    states, mask = model.encode_audio(torch.from_numpy(noise(2.0, seed=99))[None])
+    rows = states.movedim(-2, 1)[mask].reshape(mask.sum(), -1, states.shape[-1])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.fusion.reference_mean.copy_(rows.mean(0))
+        model.fusion.reference_deviation.copy_(rows.std(0))
+        expected = torch.randn(model.fusion.expected_states.shape, generator=generator)
+        model.fusion.expected_states.copy_(expected)
+    return model
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def layers(request: pytest.FixtureRequest) -> str:
+    return {1: "last", 2: "weighted"}[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(make_model: MakeModel, layers: str) -> MTMMModel:
+    options = REFERENCE | {"trained_outputs": TRAINED, "temperature": 1.5}
+    return with_statistics(make_model(encoder_layers=layers, **options))
+
+
+@pytest.fixture(scope="module")
+def pipe(model: MTMMModel, tiny_processor: MTMMProcessor) -> MTMMPipeline:
+    return MTMMPipeline(model=model, processor=tiny_processor)
+
+
+def voices(count: int = 4) -> list[dict[str, Any]]:
+    """Recordings of different lengths, of two speakers in turn, and one of nobody's."""
+    texts = [{}, {"text": "i am fine"}, {}]
+    rows: list[dict[str, Any]] = [
+        {"audio": audio(0.3 * noise(0.4 + 0.1 * i, seed=i)), "speaker": ("anna", "ben")[i % 2]}
+        | texts[i % 3]
+        for i in range(count)
+    ]
+    return [*rows, {"audio": audio(noise(0.5, seed=50))}]
+
+
+def by_hand(model: MTMMModel, rows: list[dict[str, Any]], processor: Any) -> Reference:
+    """The reference of recordings, one at a time, from the model's own forward pass."""
+    config, made = model.config, []
+    for row in rows:
+        waveform = row["audio"]["array"]
+        features = processor(audio=[waveform], text=[row.get("text")], sampling_rate=RATE)
+        with torch.no_grad():
+            output = model(**features)
+            states, mask = model.encode_audio(
+                features["input_values"], features["audio_attention_mask"]
+            )
+        outputs = output.emotion_logits.numpy(), output.dimensions.numpy()
+        nothing: Any = np.zeros(1)
+        predictions = Predictions(["u"], *outputs, nothing, nothing)
+        answers = torch.from_numpy(predicted_answers(predictions, config))
+        seconds = len(waveform) / RATE
+        made.append(Reference.of_states(states, mask, answers, seconds, "e"))
+    return sum(made[1:], made[0])
+
+
+def assert_alike(one: Reference, other: Reference) -> None:
+    assert (one.recordings, one.frames, one.encoder) == (
+        other.recordings,
+        other.frames,
+        other.encoder,
+    )
+    assert one.seconds == pytest.approx(other.seconds)
+    for name in ("mean", "squares", "answers"):
+        found, expected = getattr(one, name), getattr(other, name)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def numbers(result: dict[str, Any]) -> list[float]:
+    return [*(result["scores"][name] for name in sorted(result["scores"])), result["valence"]]
+
+
+# ---- made ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained", [TRAINED, ("valence", "arousal")])
+def test_reference_is_what_the_model_hears_in_the_recordings(
+    model: MTMMModel, tiny_processor: MTMMProcessor, trained: tuple[str, ...]
+) -> None:
+    pipe = MTMMPipeline(model=model, processor=tiny_processor)
+    before, model.config.trained_outputs = model.config.trained_outputs, trained
+    try:
+        rows = voices()
+        expected = by_hand(model, rows, tiny_processor)
+        assert np.any(expected.answers[:4]) == ("emotion" in trained)
+        for options in ({}, {"batch_size": 3}, {"num_workers": 1}):
+            made = pipe.reference([*rows, {"text": "no voice"}], **options)
+            assert_alike(made, expected)
+            assert made.kind == "speaker"
+        assert pipe.reference(rows[0], kind="domain").kind == "domain"
+        parts = pipe.reference(rows[:2]) + pipe.reference(iter(rows[2:]))
+        assert_alike(parts, expected)
+    finally:
+        model.config.trained_outputs = before
+
+
+def test_windows_of_a_long_recording_count_once(pipe: MTMMPipeline) -> None:
+    long = audio(noise(2.3, seed=3))
+    made = pipe.reference([long, audio(noise(0.5))], window_s=1.0)
+    assert made.recordings == 2
+    assert made.seconds == pytest.approx(2.8)  # the last window begins at 1.3 s, within the second
+
+
+def test_domain_decides_what_is_heard_in_a_speaker(pipe: MTMMPipeline, tmp_path: Path) -> None:
+    rows = voices()
+    domain = pipe.reference(rows, kind="domain")
+    domain.save(tmp_path / "room.safetensors")
+    plain = pipe.reference(rows[:2])
+    within = pipe.reference(rows[:2], domain=tmp_path / "room.safetensors")
+    np.testing.assert_array_equal(plain.mean, within.mean)
+    assert np.abs(plain.answers - within.answers).max() > 1e-3
+
+
+# ---- given ---------------------------------------------------------------------------------------
+
+
+def test_given_reference_is_that_of_forward(
+    pipe: MTMMPipeline, tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    model, rows = pipe.model, voices()
+    anna, room = pipe.reference(rows[::2]), pipe.reference(rows, kind="domain")
+    anna.save(tmp_path / "anna.safetensors")
+    for given, kinds in (
+        (anna, {"speaker": anna}),
+        (str(tmp_path / "anna.safetensors"), {"speaker": anna}),
+        ([room, tmp_path / "anna.safetensors"], {"speaker": anna, "domain": room}),
+        ([pipe.reference(rows[:1]), pipe.reference(rows[2:3])], {"speaker": None}),
+    ):
+        results = pipe(rows, reference=given, batch_size=2)
+        for row, result in zip(rows, results, strict=True):
+            used = {k: r or pipe.reference([rows[0], rows[2]]) for k, r in kinds.items()}
+            features = tiny_processor(
+                audio=[row["audio"]["array"]], text=[row.get("text")], sampling_rate=RATE
+            )
+            with torch.no_grad():
+                expected = model(**features, **model.standardisation(**used))
+            assert result["valence"] == pytest.approx(float(expected.dimensions[0, 0]), abs=1e-5)
+            assert result["reference"] == {
+                kind: {"recordings": one.recordings, "seconds": round(one.seconds, 2)}
+                for kind, one in used.items()
+            }
+
+
+def test_nothing_given_is_what_it_was(pipe: MTMMPipeline) -> None:
+    rows = voices()
+    plain = pipe(rows)
+    assert all("reference" not in result for result in plain)
+    assert pipe(rows, reference="none") == plain == pipe(rows, reference=None)
+    always = MTMMPipeline(
+        model=pipe.model, processor=pipe.processor, reference=pipe.reference(rows)
+    )
+    assert numbers(always(rows)[0]) != numbers(plain[0])
+    assert always(rows, reference="none") == plain
+    silent = pipe({"text": "no voice"}, reference=pipe.reference(rows))
+    assert silent == pipe({"text": "no voice"})
+
+
+def test_speakers_get_their_own_among_what_is_given(pipe: MTMMPipeline) -> None:
+    rows = voices(5)
+    room = pipe.reference(rows, kind="domain")
+    plain = pipe(rows)
+    own = {
+        name: pipe.reference([r for r in rows if r.get("speaker") == name])
+        for name in ("anna", "ben")
+    }
+    results = pipe(rows, reference="speaker", batch_size=4)
+    for row, result, without in zip(rows, results, plain, strict=True):
+        name = row.get("speaker")
+        expected = without if name is None else pipe(row, reference=own[name])
+        assert numbers(result) == pytest.approx(numbers(expected), abs=1e-4)
+        assert result.get("reference") == expected.get("reference")
+    assert results[0]["reference"]["speaker"]["recordings"] == 3
+    within = pipe(iter(rows), reference=["domain", "speaker"])
+    both = pipe(rows[1], reference=[room, own["ben"]])
+    assert numbers(list(within)[1]) == pytest.approx(numbers(both), abs=1e-4)
+    assert both["reference"].keys() == {"domain", "speaker"}
+    by_worker = pipe(rows, reference="speaker", num_workers=1)
+    assert numbers(by_worker[0]) == pytest.approx(numbers(results[0]), abs=1e-4)
+
+
+def test_long_recording_is_its_own_domain(pipe: MTMMPipeline) -> None:
+    long = audio(0.2 * noise(2.5, seed=7))
+    result = pipe(long, reference="domain", window_s=0.5)
+    room = pipe.reference(long, kind="domain", window_s=0.5)
+    expected = pipe(long, reference=room, window_s=0.5)
+    assert numbers(result) == pytest.approx(numbers(expected))
+    assert result["reference"] == {"domain": {"recordings": 1, "seconds": 2.5}}
+    assert all("reference" not in entry for entry in result["timeline"])
+    entries = list(pipe.stream(long, window_s=0.5, reference=room))
+    assert [e["valence"] for e in entries] == pytest.approx(
+        [e["valence"] for e in expected["timeline"]]
+    )
+    assert entries[0]["reference"] == result["reference"]
+
+
+def test_every_pass_over_results_makes_the_reference_again(pipe: MTMMPipeline) -> None:
+    rows = voices()
+    results = pipe(Dataset(rows), reference="domain")
+    assert list(results) == list(results) == pipe(rows, reference="domain")
+
+
+class Dataset(torch.utils.data.Dataset[Any]):
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+
+def test_explanation_uses_the_same_reference(pipe: MTMMPipeline) -> None:
+    row = {"audio": audio(noise(1.5, seed=4)), "text": "i am fine"}
+    anna = pipe.reference([voices()[0]])
+    result = pipe(row, reference=anna, explain="valence")
+    plain = pipe(row, explain="valence")
+    assert numbers(result) == pytest.approx(numbers(pipe(row, reference=anna)))
+    falls = result["explanation"]["occlusion"]["modalities"]
+    # Without its audio the reference has nothing to move.
+    silent = pipe({"text": row["text"]})["valence"]
+    assert falls["audio"] == pytest.approx(result["valence"] - silent, abs=1e-5)
+    said = pipe({"audio": row["audio"]}, reference=anna)["valence"]
+    assert falls["text"] == pytest.approx(result["valence"] - said, abs=1e-5)
+    shares = [r["explanation"]["time"][0]["share"] for r in (result, plain)]
+    assert abs(shares[0] - shares[1]) > 1e-6
+
+
+def test_whisper_takes_references(make_model: MakeModel, whisper_processor: MTMMProcessor) -> None:
+    model = make_model(audio_config=WHISPER, trained_outputs=TRAINED, **REFERENCE)
+    pipe = MTMMPipeline(model=model, processor=whisper_processor)
+    rows = voices()
+    made = pipe.reference(rows, batch_size=3)
+    assert made.recordings == 5
+    assert made.frames < 5 * 50  # of windows of a second; what is behind the audio counts nothing
+    assert numbers(pipe(rows[0], reference=made)) != numbers(pipe(rows[0]))
+
+
+# ---- refused -------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_used_is_refused(
+    pipe: MTMMPipeline, make_model: MakeModel, tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    rows = voices()
+    plain = MTMMPipeline(model=make_model(trained_outputs=TRAINED), processor=tiny_processor)
+    one = pipe.reference(rows)
+    (tmp_path / "x.safetensors").write_bytes(b"no reference")
+    for call, words in (
+        (lambda: plain(rows, reference=one), "without references"),
+        (lambda: plain(rows, reference="speaker"), "without references"),
+        (lambda: plain.reference(rows), "without references"),
+        (lambda: pipe(rows, reference=replace(one, encoder="other")), "another encoder"),
+        (lambda: pipe(rows, reference=tmp_path / "x.safetensors"), "x.safetensors"),
+        (lambda: pipe(rows[-1:], reference="speaker"), "who speaks"),
+        (lambda: pipe([{"text": "no"}], reference="domain"), "none is given"),
+        (lambda: pipe.reference([{"text": "no"}]), "none is given"),
+        (lambda: pipe.reference(rows, kind="room"), "kind='room'"),
+        (lambda: next(iter(pipe.stream(rows[0], reference="domain"))), "stream"),
+        (lambda: pipe.model.adopt_domain(one), "speaker's"),
+        (lambda: pipe({"speaker": "anna"}), "speaker"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(FileNotFoundError):
+        pipe(rows, reference="missing.safetensors")
+    with pytest.raises(InputError) as caught:
+        pipe([*rows, "missing.wav"], reference="domain")
+    assert caught.value.index == 5
+
+
+# ---- kept ----------------------------------------------------------------------------------------
+
+
+def test_adopted_domain_is_the_models_own(
+    make_model: MakeModel, tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    model = with_statistics(make_model(trained_outputs=TRAINED, **REFERENCE))
+    pipe, rows = MTMMPipeline(model=model, processor=tiny_processor), voices()
+    room = pipe.reference(rows, kind="domain")
+    expected = pipe(rows[0], reference=room)
+    model.adopt_domain(room)
+    pipe.save_pretrained(tmp_path)
+    again = MTMMPipeline(model=MTMMModel.from_pretrained(tmp_path), processor=tiny_processor)
+    assert numbers(again(rows[0])) == pytest.approx(numbers(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_stay_float32_in_half_precision(
+    make_model: MakeModel, tiny_processor: MTMMProcessor, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    model = make_model(trained_outputs=TRAINED, encoder_layers="weighted", **REFERENCE)
+    with_statistics(model)
+    model.add_linear_path({"audio": {"layers": [0], "deviation": True}})
+    model.linear_path.audio_weight.normal_(generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.fusion.reference_mean += 100.3  # of which bfloat16 keeps 100
+    model.save_pretrained(tmp_path)
+    half = MTMMModel.from_pretrained(tmp_path, dtype=dtype)
+    for name, buffer in model.named_buffers():
+        if name.startswith(("fusion.", "linear_path.")):
+            loaded = half.get_buffer(name)
+            assert loaded.dtype == torch.float32
+            assert torch.equal(loaded, buffer)
+    assert half.dtype == dtype
+    given = torch.from_numpy(noise())[None]
+    if dtype == torch.bfloat16:
+        for one in (half, MTMMModel.from_pretrained(tmp_path).to(dtype)):
+            assert one(input_values=given).dimensions.isfinite().all()
+
+
+@pytest.fixture
+def wavs(tmp_path: Path) -> Iterator[Path]:
+    for i, row in enumerate(voices()):
+        soundfile.write(tmp_path / f"{i}.wav", row["audio"]["array"], RATE, subtype="FLOAT")
+    yield tmp_path
