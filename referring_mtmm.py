@@ -13,11 +13,11 @@ from transformers.pipelines.base import ChunkPipeline
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
-        from .audio_mtmm import numbered
+        from .audio_mtmm import InputError, numbered
         from .reference_mtmm import Reference, References, as_answers
         from .timeline_mtmm import Inputs, without_pandas
 except ImportError:
-    from audio_mtmm import numbered
+    from audio_mtmm import InputError, numbered
     from reference_mtmm import Reference, References, as_answers
     from timeline_mtmm import Inputs, without_pandas
 
@@ -150,6 +150,33 @@ class ReferringPipeline(ChunkPipeline):
                 window.features |= references.standardisation(self.model, window.speaker)
                 window.span.used = references.told(window.speaker)
 
+    def references(
+        self,
+        inputs: Any,
+        reference: Any,
+        *,
+        skip: bool = False,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> References | None:
+        """What `reference=` of `__call__` stands for with these inputs, for several calls.
+
+        Args:
+            inputs, reference: As of `__call__`.
+            skip: Leave out inputs that cannot be read; `inputs` is a list then.
+            batch_size, num_workers, options: As of `reference`.
+
+        Raises:
+            ValueError, TypeError, OSError: As `__call__`.
+        """
+        given, around, _ = self._sanitize_parameters(reference=reference, **options)
+        several = Inputs.of(without_pandas(inputs)) or [inputs]
+        settings = {**self._preprocess_params, **given}
+        return self._prepared(
+            around["reference"], several, settings, batch_size, num_workers, skip=skip
+        )
+
     def _prepared(
         self,
         references: References | None,
@@ -157,15 +184,25 @@ class ReferringPipeline(ChunkPipeline):
         settings: dict[str, Any],
         batch_size: int,
         num_workers: int,
+        skip: bool = False,
     ) -> References | None:
         """The references of a call, with those that its inputs make: a pass over all of them."""
         if references is None or not references.made:
             return references
         made, given = references.copy(), References(dict(references.given))
         domain = given if given.given else None
-        for speaker, one in self._heard(inputs, settings, domain, batch_size, num_workers):
-            made.add(speaker, one)
+        while True:
+            heard = self._heard(inputs, settings, domain, batch_size, num_workers)
+            try:
+                for speaker, one in heard:
+                    made.add(speaker, one)
+                break
+            except InputError as error:  # reading is begun again behind it
+                if not skip:
+                    raise
+                inputs = Inputs(inputs.items[error.index + 1 :])
         made.check()
+        made.made = frozenset()
         return made
 
 

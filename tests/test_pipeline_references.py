@@ -1,11 +1,12 @@
 """References in people's hands: made by the pipeline, given to it, saved, adopted, of what is given."""
 
-from collections.abc import Iterator
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 import torch
@@ -13,6 +14,7 @@ from conftest import RATE, TRAINED, WHISPER, MakeModel, audio, noise
 
 from audio_mtmm import InputError
 from modeling_mtmm import MTMMModel
+from mtmm_training.commands.cli import main
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.references import predicted_answers
 from pipeline_mtmm import MTMMPipeline
@@ -25,7 +27,7 @@ REFERENCE = {"reference": "speaker", "reference_encoder": "e", "reference_streng
 def with_statistics(model: MTMMModel) -> MTMMModel:
     """Fills what training would: states of noise, and other ones for each answer."""
     states, mask = model.encode_audio(torch.from_numpy(noise(2.0, seed=99))[None])
-    rows = states.movedim(-2, 1)[mask].reshape(mask.sum(), -1, states.shape[-1])
+    rows = states.movedim(-2, 1)[mask].reshape(int(mask.sum()), -1, states.shape[-1])
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.fusion.reference_mean.copy_(rows.mean(0))
@@ -111,7 +113,8 @@ def test_reference_is_what_the_model_hears_in_the_recordings(
         rows = voices()
         expected = by_hand(model, rows, tiny_processor)
         assert np.any(expected.answers[:4]) == ("emotion" in trained)
-        for options in ({}, {"batch_size": 3}, {"num_workers": 1}):
+        for_all: list[dict[str, Any]] = [{}, {"batch_size": 3}, {"num_workers": 1}]
+        for options in for_all:
             made = pipe.reference([*rows, {"text": "no voice"}], **options)
             assert_alike(made, expected)
             assert made.kind == "speaker"
@@ -240,7 +243,8 @@ class Dataset(torch.utils.data.Dataset[Any]):
 
 def test_explanation_uses_the_same_reference(pipe: MTMMPipeline) -> None:
     row = {"audio": audio(noise(1.5, seed=4)), "text": "i am fine"}
-    anna = pipe.reference([voices()[0]])
+    made = pipe.reference([voices()[0]])
+    anna = replace(made, mean=-made.mean, frames=10**5)  # a tiny model reads all alike
     result = pipe(row, reference=anna, explain="valence")
     plain = pipe(row, explain="valence")
     assert numbers(result) == pytest.approx(numbers(pipe(row, reference=anna)))
@@ -250,7 +254,7 @@ def test_explanation_uses_the_same_reference(pipe: MTMMPipeline) -> None:
     assert falls["audio"] == pytest.approx(result["valence"] - silent, abs=1e-5)
     said = pipe({"audio": row["audio"]}, reference=anna)["valence"]
     assert falls["text"] == pytest.approx(result["valence"] - said, abs=1e-5)
-    shares = [r["explanation"]["time"][0]["share"] for r in (result, plain)]
+    shares = [r["explanation"]["words"][0]["share"] for r in (result, plain)]
     assert abs(shares[0] - shares[1]) > 1e-6
 
 
@@ -319,8 +323,8 @@ def test_statistics_stay_float32_in_half_precision(
 ) -> None:
     model = make_model(trained_outputs=TRAINED, encoder_layers="weighted", **REFERENCE)
     with_statistics(model)
-    model.add_linear_path({"audio": {"layers": [0], "deviation": True}})
-    model.linear_path.audio_weight.normal_(generator=torch.Generator().manual_seed(0))
+    path = model.add_linear_path({"audio": {"layers": [0], "deviation": True}})
+    path.get_buffer("audio_weight").normal_(generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.fusion.reference_mean += 100.3  # of which bfloat16 keeps 100
     model.save_pretrained(tmp_path)
@@ -333,12 +337,88 @@ def test_statistics_stay_float32_in_half_precision(
     assert half.dtype == dtype
     given = torch.from_numpy(noise())[None]
     if dtype == torch.bfloat16:
-        for one in (half, MTMMModel.from_pretrained(tmp_path).to(dtype)):
+        cast: Any = MTMMModel.from_pretrained(tmp_path)
+        for one in (half, cast.to(dtype)):
             assert one(input_values=given).dimensions.isfinite().all()
 
 
-@pytest.fixture
-def wavs(tmp_path: Path) -> Iterator[Path]:
+# ---- from the command line -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(pipe: MTMMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder in a run's, and a manifest of its recordings beside it."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipe.save_pretrained(folder / "run" / "model")
+    lines = ["audio,speaker,text"]
     for i, row in enumerate(voices()):
-        soundfile.write(tmp_path / f"{i}.wav", row["audio"]["array"], RATE, subtype="FLOAT")
-    yield tmp_path
+        soundfile.write(folder / f"{i}.wav", row["audio"]["array"], RATE, subtype="FLOAT")
+        lines.append(f"{i}.wav,{row.get('speaker', '')},{row.get('text', '')}")
+    (folder / "all.csv").write_text("\n".join([*lines, "missing.wav,anna,"]))
+    return folder
+
+
+def predict(
+    capsys: pytest.CaptureFixture[str], words: list[Any], status: int = 0
+) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main(["predict", *map(str, words), "--json"]) == status
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_command_uses_each_speakers_own(
+    pipe: MTMMPipeline, saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table, model = saved / "all.csv", ("--model", saved / "run")
+    results = predict(capsys, [table, *model, "--reference", "speaker"], status=1)
+    assert "missing.wav" in results[-1]["error"]
+    expected = pipe(voices(), reference="speaker")
+    for result, other in zip(results, expected, strict=False):
+        assert numbers(result) == pytest.approx(numbers(other), abs=1e-4)
+        assert result.get("reference") == other.get("reference")
+    assert results[0]["reference"]["speaker"]["recordings"] == 2
+    # All of them, also where the parts have one input each.
+    words = ["predict", table, *model, "--reference", "domain", "--out", tmp_path / "p"]
+    assert main([*map(str, words), "--part_size", "1"]) == 1
+    parts = pandas.read_parquet(tmp_path / "p")
+    assert [json.loads(cell)["domain"]["recordings"] for cell in parts["reference"][:5]] == [5] * 5
+    assert main([*map(str, words), "--part_size", "1", "--reference", "none"]) == 1  # another run
+    capsys.readouterr()
+    main([*map(str, words[:-2]), "--csv"])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert '""recordings"": 5' in line
+
+
+def test_command_makes_a_reference_that_predict_takes(
+    pipe: MTMMPipeline, saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, model = tmp_path / "anna.safetensors", ("--model", saved / "run")
+    files = [saved / "0.wav", saved / "2.wav"]
+    words = ["reference", *files, *model, "--out", out]
+    assert main([*map(str, words), "--batch_size", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{out}: a speaker's reference of 2 recordings, 1.0 s" in printed
+    rows = [{"audio": row["audio"]} for row in voices()]
+    assert_alike(Reference.load(out), pipe.reference([rows[0], rows[2]]))
+    room = tmp_path / "room.safetensors"
+    assert main([*map(str, words[:-1]), str(room), "--kind", "domain"]) == 0
+    (result,) = predict(capsys, [saved / "1.wav", *model, "--reference", out, room])
+    expected = pipe(rows[1], reference=[Reference.load(out), Reference.load(room)])
+    assert numbers(result) == pytest.approx(numbers(expected), abs=1e-4)
+    assert result["reference"].keys() == {"speaker", "domain"}
+    main(["predict", str(saved / "1.wav"), "--model", str(saved / "run"), "--reference", str(out)])
+    assert "speaker's reference of 2 recordings, 1.0 s" in capsys.readouterr().out
+    assert main([*map(str, [*words[:2], saved / "missing.wav", *model, "--out", out])]) == 1
+    assert "missing.wav" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.wav", "--reference", "speaker", "b.wav"],
+        ["-", "--reference", "domain"],
+        ["a.wav", "--reference", "domain", "--out", "parts", "--share", "0/2"],
+    ],
+)
+def test_command_refuses_references_that_cannot_be_made(words: list[str]) -> None:
+    assert main(["predict", *words, "--model", "M"]) == 2

@@ -12,6 +12,7 @@ examples:
 
   Several, for people and for scripts; words/ has a.json or a.txt for a.wav:
     mtmm predict a.wav b.wav --model M --transcript_file words
+    mtmm predict interviews.csv --model M --reference speaker
     mtmm predict recordings --model M --json | jq -r 'select(.emotion == "angry").id'
 
   What it came from: what was read, and how far valence falls without it:
@@ -29,8 +30,8 @@ examples:
 
 columns of --csv and of the parts: id, emotion, p_<emotion> (probabilities), the dimensions on the
 model's scale, missing (modalities that were not there), text (what was recognised, or said in the
-window), error; with --timeline, start and end in seconds before them. The parts have the windows in
-the column timeline. --json has the pipeline's own keys, with the id before them.
+window), reference, error; with --timeline, start and end in seconds before them. The parts have the
+windows in the column timeline. --json has the pipeline's own keys, with the id before them.
 
 exit status: 0 all inputs predicted, 1 some failed (named on standard error), or the model or output
 did, 2 wrong usage, 130 interrupted. Standard output has results only.
@@ -39,20 +40,35 @@ did, 2 wrong usage, 130 interrupted. Standard output has results only.
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from mtmm_training.commands.flags import Advanced, count, refuse, share
 from mtmm_training.commands.predict_inputs import is_manifest
 
+REFERENCES = ("speaker", "domain", "none")
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The inputs, the model, their transcripts, how they are cut, and what comes out."""
+    add_input_flags(parser).add_argument(
+        "--reference", nargs="+", metavar="WHAT",
+        help="with a model trained with --reference: files of `mtmm reference`; speaker: of each "
+        "speaker (a manifest's column) all recordings here; domain: all recordings here; none",
+    )  # fmt: skip
+    add_transcript_flags(parser)
+    _add_output_flags(parser)
+
+
+def add_input_flags(parser: argparse.ArgumentParser) -> Any:
+    """The inputs and the model; returns the latter's group."""
     parser.add_argument_group("inputs").add_argument(
         "inputs", nargs="*", metavar="INPUT",
         help="an audio file or URL; a folder: all audio below it; a manifest (.csv, .tsv, .jsonl, "
         ".parquet with the columns audio, text, id, start, end; labels are not read); or - : wav "
         "from standard input, answered window by window",
     )  # fmt: skip
-    add = parser.add_argument_group("model").add_argument
+    group = parser.add_argument_group("model")
+    add = group.add_argument
     add("--model", required=True, metavar="PLACE",
         help="folder of a model or run, or an id on the Hub")  # fmt: skip
     add("--revision", metavar="COMMIT", help="of the Hub's repository")
@@ -62,6 +78,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, mps; the first accelerator if there is one")
     add("--batch_size", type=count, default=8, metavar="N",
         help="utterances or windows at a time, at most")  # fmt: skip
+    return group
+
+
+def add_transcript_flags(parser: argparse.ArgumentParser) -> None:
+    """The transcripts of the inputs."""
     transcript = parser.add_argument_group("transcript")
     add = transcript.add_mutually_exclusive_group().add_argument
     add("--transcript", metavar="TEXT", help="the words of the one INPUT; or no INPUT")
@@ -73,7 +94,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
     transcript.add_argument("--transcriber", metavar="PLACE",
         help="a speech recogniser of transformers, for what has no transcript")  # fmt: skip
-    _add_output_flags(parser)
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +144,9 @@ def check(given: argparse.Namespace) -> None:
     said = given.transcript is not None or file is not None
     in_folder = file is not None and file.is_dir()
     parts = given.out is not None
+    words = given.reference or []
+    others = [w for w in words if w not in REFERENCES and not w.endswith(".safetensors")]
+    made = {"speaker", "domain"} & set(words)
     refuse(
         (none and (not said or in_folder), "no INPUT; give files, a folder, a manifest, - or --transcript"),
         (said and not in_folder and (several or tables or folders),
@@ -133,6 +156,11 @@ def check(given: argparse.Namespace) -> None:
          "- goes without other inputs, transcripts, --out and --plot"),
         (given.sampling_rate is not None and not streamed, "--sampling_rate is for raw samples from -"),
         (parts and (given.plot is not None or given.timeline), "--out goes without --plot and --timeline"),
+        (others, f"--reference {' '.join(others)}: give speaker, domain, none, or .safetensors files, "
+         "and each INPUT before it"),
+        (made and (streamed or given.share[1] > 1),
+         "--reference speaker and domain read all inputs first, in one process; for - and for several "
+         "processes make a file by `mtmm reference`"),
         (not parts and given.share[1] > 1, "several processes (WORLD_SIZE) need --out"),
     )  # fmt: skip
 
@@ -140,11 +168,16 @@ def check(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> int:
     """Predicts what the flags say; the exit status is 1 where an input failed."""
     check(given)
-    inner = Path(given.model, "model")  # of a run's folder, the model in it
-    if not Path(given.model, "config.json").exists() and (inner / "config.json").exists():
-        given.model = str(inner)
+    find_model(given)
     from mtmm_training.commands import predict_work
 
     if given.out is not None:
         return predict_work.to_parts(given)
     return predict_work.to_stdout(given)
+
+
+def find_model(given: argparse.Namespace) -> None:
+    """Of a run's folder, --model means the model in it."""
+    inner = Path(given.model, "model")
+    if not Path(given.model, "config.json").exists() and (inner / "config.json").exists():
+        given.model = str(inner)

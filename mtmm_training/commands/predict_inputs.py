@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mtmm_training.data.manifest import read_manifest
+from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -26,6 +26,7 @@ class Input:
         transcript: {"text": ...}, or "words" or "segments" with times, as the pipeline takes them;
             empty = none.
         start_s, end_s: Where it lies in the audio file, seconds; None = its beginning, its end.
+        speaker: Who speaks; None = unknown.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Input:
     transcript: dict[str, Any] = field(default_factory=dict)
     start_s: float | None = None
     end_s: float | None = None
+    speaker: str | None = None
 
     def waveform(self) -> tuple[Any, int]:
         """The audio, (time,), and its sampling rate in Hz."""
@@ -48,7 +50,8 @@ class Input:
         audio: Any = self.audio
         if self.start_s is not None or self.end_s is not None:
             audio = SimpleNamespace(get_all_samples=self._samples)
-        return {"audio": audio} | self.transcript
+        speaker = {} if self.speaker is None else {"speaker": self.speaker}
+        return {"audio": audio} | self.transcript | speaker
 
     def _samples(self) -> SimpleNamespace:
         """The audio in the form of a decoder of datasets."""
@@ -56,7 +59,9 @@ class Input:
         return SimpleNamespace(data=waveform, sample_rate=sampling_rate)
 
 
-def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[Input]:
+def read_inputs(
+    places: Sequence[str], transcripts: Path | None = None, *, speakers: bool = False
+) -> list[Input]:
     """Finds everything that the command line names.
 
     Args:
@@ -66,6 +71,7 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
         transcripts: Folder with <name>.json or <name>.txt for the audio file <name>; for a folder's
             files with their path below that folder. Where both are there, the .json counts. Not
             read for a manifest.
+        speakers: Whether to keep what manifests say of speakers.
 
     Raises:
         ValueError: No audio, a bad manifest or transcript, two files with one transcript, a name
@@ -79,7 +85,17 @@ def read_inputs(places: Sequence[str], transcripts: Path | None = None) -> list[
         if is_manifest(place):
             for row in read_manifest(path, labelled=False):
                 said = {} if row.text is None else {"text": row.text}
-                inputs.append(Input(row.utterance_id, row.audio, said, row.start_s, row.end_s))
+                known = speakers and row.speaker_id != UNKNOWN_SPEAKER
+                inputs.append(
+                    Input(
+                        row.utterance_id,
+                        row.audio,
+                        said,
+                        row.start_s,
+                        row.end_s,
+                        row.speaker_id if known else None,
+                    )
+                )
             continue
         top = path if path.is_dir() else path.parent
         for audio in _audio_files(path) if path.is_dir() else [place]:

@@ -31,7 +31,9 @@ def moved(result: Any, by_s: float) -> Any:
     return {name: moved(item, by_s) for name, item in result.items()} | later
 
 
-def result_columns(config: Any, *, explain: bool = False) -> dict[str, type]:
+def result_columns(
+    config: Any, *, explain: bool = False, reference: bool = False
+) -> dict[str, type]:
     """The columns of a table of results, and of their timelines: name -> str or float."""
     columns: dict[str, type] = {}
     if "emotion" in config.trained_outputs:
@@ -39,6 +41,7 @@ def result_columns(config: Any, *, explain: bool = False) -> dict[str, type]:
         columns |= {f"p_{name}": float for name in config.id2label.values()}
     columns |= {name: float for name in config.dimension_names if name in config.trained_outputs}
     columns |= {"missing": str, "text": str}
+    columns |= {"reference": str} if reference else {}
     return columns | ({"explanation": str} if explain else {})
 
 
@@ -48,8 +51,9 @@ def result_row(result: Mapping[str, Any], columns: Mapping[str, type]) -> dict[s
     known |= {f"p_{name}": share for name, share in result.get("scores", {}).items()}
     if "missing" in result:
         known["missing"] = " ".join(result["missing"])
-    if "explanation" in result:
-        known["explanation"] = json.dumps(result["explanation"], ensure_ascii=False)
+    for name in ("explanation", "reference"):
+        if name in result:
+            known[name] = json.dumps(result[name], ensure_ascii=False)
     return {name: known.get(name) for name in columns}
 
 
@@ -63,14 +67,20 @@ class Printer:
         config: The model's configuration.
         form: "lines" for people, "json" or "csv".
         timeline: Whether each window or segment has a line or row of its own.
-        explain: Whether the results have explanations.
+        explain, reference: Whether the results have explanations, and were made with references.
     """
 
     def __init__(
-        self, config: Any, form: str, *, timeline: bool = False, explain: bool = False
+        self,
+        config: Any,
+        form: str,
+        *,
+        timeline: bool = False,
+        explain: bool = False,
+        reference: bool = False,
     ) -> None:
         self.config, self.form, self.timeline = config, form, timeline
-        self.columns = result_columns(config, explain=explain)
+        self.columns = result_columns(config, explain=explain, reference=reference)
         header = ["id", *(["start", "end"] if timeline else []), *self.columns, "error"]
         self.table = csv.DictWriter(sys.stdout, header, extrasaction="ignore", lineterminator="\n")
         if form == "csv":
@@ -112,6 +122,10 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     parts += [f"no {'transcript' if name == 'text' else name}" for name in result["missing"]]
     if result.get("text"):
         parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
+    for kind, used in result.get("reference", {}).items():
+        parts.append(
+            f"{kind}'s reference of {used['recordings']} recordings, {used['seconds']:.1f} s"
+        )
     line = "; ".join(parts)
     if "explanation" in result:  # two more lines: what was read, and what mattered
         read, mattered = result["explanation"], result["explanation"]["occlusion"]

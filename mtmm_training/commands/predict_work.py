@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands import installed_version
+from mtmm_training.commands.predict import REFERENCES
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
@@ -35,9 +36,10 @@ def to_stdout(given: argparse.Namespace) -> int:
     for name in sorted(set(config.output_names) - set(config.trained_outputs)):
         tell(f"{given.model} was never trained on {name}; it is left out")
     timeline, explain = given.timeline or streamed, given.explain is not None
-    printer = Printer(config, given.form, timeline=timeline, explain=explain)
     pictures = None if given.plot is None else Pictures(given.plot, config)
-    options, stop = _options(given, pipe), given.on_error == "stop"
+    options, stop = _options(given, pipe, inputs), given.on_error == "stop"
+    beside = {"explain": explain, "reference": "reference" in options}
+    printer = Printer(config, given.form, timeline=timeline, **beside)
     # A batch at a time, not many sorted by length: who watches wants the first answer soon.
     results = predict_each(pipe, inputs, options, at_once=given.batch_size, stop=stop)
     if streamed:
@@ -65,12 +67,19 @@ def to_parts(given: argparse.Namespace) -> int:
     """Predict this process's share of the inputs into Parquet parts."""
     settings = {name: getattr(given, name) for name in SETTINGS}
     settings |= {"model": identify(given), "mtmm": installed_version()}
-    parts = Parts(given.out, _inputs(given), given.part_size, settings)
+    if given.reference is not None:  # of files what is in them
+        files = {word: Path(word) for word in given.reference if word not in REFERENCES}
+        settings["reference"] = [
+            file_digest(files[word]) if word in files else word for word in given.reference
+        ]
+    inputs = _inputs(given)
+    parts = Parts(given.out, inputs, given.part_size, settings)
 
     def load() -> tuple[dict[str, type], Predict]:
         pipe = load_pipeline(given)
-        columns = result_columns(pipe.model.config, explain=given.explain is not None)
-        options, stop = _options(given, pipe), given.on_error == "stop"
+        options, stop = _options(given, pipe, inputs), given.on_error == "stop"
+        beside = {"explain": given.explain is not None, "reference": "reference" in options}
+        columns = result_columns(pipe.model.config, **beside)
         return columns, partial(predict_each, pipe, options=options, stop=stop)
 
     to_do = sum(len(parts.of(number)) for number in parts.missing(given.share))
@@ -123,9 +132,9 @@ def predict_each(
 
 def _inputs(given: argparse.Namespace) -> list[Input]:
     """What the command line names, with its transcripts."""
-    file = given.transcript_file
+    file, speakers = given.transcript_file, "speaker" in (given.reference or ())
     if file is not None and file.is_dir():
-        inputs = read_inputs(given.inputs, file)
+        inputs = read_inputs(given.inputs, file, speakers=speakers)
         if without := sum(not one.transcript for one in inputs):
             tell(f"{without} of {len(inputs)} inputs have no transcript in {file}")
         return inputs
@@ -134,22 +143,54 @@ def _inputs(given: argparse.Namespace) -> list[Input]:
         said = read_transcript(file)
     if not given.inputs:
         return [Input("transcript", None, said)]
-    return [replace(one, transcript=said) if said else one for one in read_inputs(given.inputs)]
+    inputs = read_inputs(given.inputs, speakers=speakers)
+    return [replace(one, transcript=said) if said else one for one in inputs]
 
 
-def _options(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+def make_reference(given: argparse.Namespace) -> Any:
+    """The reference of all inputs, which is also written."""
+    given.reference = None
+    inputs, pipe = _inputs(given), load_pipeline(given)
+    options = _transcriber(given, pipe) | {"batch_size": given.batch_size}
+    if given.window_s is not None:
+        options["window_s"] = given.window_s
+    try:
+        made = pipe.reference([o.given() for o in inputs], given.kind, given.domain, **options)
+    except ValueError as error:
+        if not hasattr(error, "index"):
+            raise
+        raise ValueError(
+            f"{inputs[error.index].name}: {getattr(error, 'reason', error)}"
+        ) from error
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    made.save(given.out)
+    return made
+
+
+def _options(given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
     names = ("window_s", "hop_s", "top_k", "explain", "batch_size")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= _transcriber(given, pipe)
+    if given.reference not in (None, ["none"]):
+        # Of all inputs at once: those that cannot be read are told of when they are predicted.
+        rows = [one.given() for one in inputs]
+        options["reference"] = pipe.references(rows, given.reference, skip=True, **options)
+    return options
+
+
+def _transcriber(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     if given.transcriber is not None:
         from transformers import pipeline
 
         with _named("--transcriber", given.transcriber):
-            options["transcriber"] = pipeline(
+            recogniser = pipeline(
                 "automatic-speech-recognition", model=given.transcriber, device=pipe.device,
                 trust_remote_code=False,
             )  # fmt: skip
-    return {name: value for name, value in options.items() if value is not None}
+        return {"transcriber": recogniser}
+    return {}
 
 
 def _bar(total: int, *, hidden: bool) -> Any:

@@ -36,6 +36,7 @@ _NEAR_MISS = 0.81
 
 Row = dict[str, Any]
 Table = tuple[list[str], dict[int, Row]]  # columns, and rows by number
+UNKNOWN_SPEAKER = "unknown"  # of rows without one, where labels are not read
 
 
 def read_manifest(
@@ -98,7 +99,7 @@ def read_manifest(
             if audio is not None:
                 values["audio"] = os.path.abspath(base / audio)
             if not labelled and values["speaker_id"] is None:
-                values["speaker_id"] = "unknown"
+                values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or path.stem
             utterances[number] = Utterance(**values)
         except ValueError as error:
