@@ -16,9 +16,9 @@ A leaf file: it is uploaded to the Hub with the others and imports none of them.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,16 +122,17 @@ class Reference:
         """(layers, width): the standard deviation over frames."""
         return np.sqrt(self.squares / self.frames)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the reference as one safetensors file, under a temporary name first."""
-        arrays = {n: v for n, v in vars(self).items() if isinstance(v, np.ndarray)}
-        others = {name: value for name, value in vars(self).items() if name not in arrays}
-        temporary = Path(f"{path}.unfinished")
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {n: v for n, v in values.items() if isinstance(v, np.ndarray)}
+        others = {name: value for name, value in values.items() if name not in arrays}
+        temporary = f"{os.fspath(path)}.unfinished"
         save_file(arrays, temporary, metadata={"mtmm_reference": json.dumps(others)})
-        temporary.replace(path)
+        os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Reference":
+    def load(cls, path: str | os.PathLike[str]) -> "Reference":
         """Reads what [`save`] wrote.
 
         Raises:

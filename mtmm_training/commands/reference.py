@@ -1,4 +1,4 @@
-"""Keep what recordings of one speaker, or of one place, have in common; no labels needed.
+"""Keep what recordings of a speaker or a place have in common; no labels needed.
 
 examples:
   Some of Anna's recordings; then what she says elsewhere is heard against them:
@@ -11,8 +11,8 @@ examples:
     mtmm predict new.wav --model M --reference calls.safetensors anna.safetensors
 
 Eight recordings of a speaker, in whatever moods, give most of what there is to gain. The file holds
-statistics of the acoustic encoder's states: no audio, no words. The model must have been trained with
---reference, and the file is for models with the same acoustic encoder.
+statistics of the acoustic encoder's states: no audio, no words. The model must have been trained
+with --reference, and the file is for models with the same acoustic encoder.
 """
 
 import argparse
