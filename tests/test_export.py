@@ -37,6 +37,7 @@ from mtmm_training.publishing.export import export, export_model, quantise  # no
 from mtmm_training.publishing.exported import ExportedModel  # noqa: E402
 from mtmm_training.publishing.parity import input_shapes, measure  # noqa: E402
 from mtmm_training.training.run import Run  # noqa: E402
+from reference_mtmm import Reference  # noqa: E402
 
 NAMES = ["emotion_logits", "emotion_probabilities", "dimensions"]
 INPUTS = ["input_values", "audio_attention_mask", "input_ids", "attention_mask"]
@@ -237,6 +238,43 @@ def test_frames_first_spectra_of_any_length_are_exported(
         expected = model(**given).emotion_logits
     found = ExportedModel(path)(**given).emotion_logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_references_are_inputs(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor, tmp_path: Path
+) -> None:
+    """Of each utterance its own; what is left out, or NaN, is the model's own."""
+    takes = {"reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0)}
+    model = make_model(**PAIRS["whisper-bert"], **takes, temperature=TEMPERATURE)
+    with torch.no_grad():
+        model.fusion.reference_mean.normal_(generator=torch.Generator().manual_seed(0))
+        model.fusion.reference_deviation.fill_(0.7)
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=400)
+    processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
+    path = tmp_path / "mtmm.onnx"
+    assert export(model, processor, path) < 1e-4
+    runtime = ExportedModel(path)
+    shape = model.fusion.reference_mean.shape
+    names = ["reference_mean", "reference_deviation"]
+    assert [each.name for each in runtime.session.get_inputs()] == [*INPUTS, *names]
+    assert runtime.session.get_inputs()[-1].shape == ["batch", *shape]
+    inputs = make_batch(SimpleNamespace(is_whisper=True), [4000, 1500], [3, 9])  # type: ignore[arg-type]
+    states, mask = model.encode_audio(inputs["input_values"], inputs["audio_attention_mask"])
+    answers = torch.full((2, len(model.config.output_names) + 3), 0.1)
+    one = Reference.of_states(states, mask, answers, 1.0, "e")
+    given = model.standardisation(speaker=one)
+    own = of_model(model, inputs)
+    moved = of_model(model, inputs | given)
+    assert (moved[0] - own[0]).abs().max() > 1e-3
+    assert_equal(runtime.run(**inputs), own)
+    assert_equal(runtime.run(**inputs, **given), moved)
+    mixed = {name: value.repeat(2, 1, 1) for name, value in given.items()}
+    for value in mixed.values():
+        value[0] = torch.nan
+    found = runtime.run(**inputs, **mixed)
+    assert_equal(found, [torch.cat([a[:1], b[1:]]) for a, b in zip(own, moved, strict=True)])
+    logits = runtime(**inputs, **given).emotion_logits
+    torch.testing.assert_close(logits, moved[0], atol=2e-5, rtol=0)
 
 
 def test_command_prints_size_and_difference(exported: Exported) -> None:

@@ -33,6 +33,9 @@ PROTOBUF_LIMIT = 2**31  # bytes; a larger ONNX file keeps its weights in another
 class ExportableModel(nn.Module):
     """Four tensors to three, and NaN where [`MTMMModel`] raises an error: a graph cannot.
 
+    A model that takes references has their mean and deviation as two more inputs, in which NaN means
+    its own.
+
     An utterance gets NaN if it has neither modality, or if its mask leaves less than one encoder
     frame of a longer tensor. Tensors of sizes that the graph was not made for end in an error: in a
     .pt2 an AssertionError where the audio tensor has no more than one frame, or there are more tokens
@@ -50,6 +53,8 @@ class ExportableModel(nn.Module):
         audio_attention_mask: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
+        reference_mean: Tensor | None = None,
+        reference_deviation: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Emotion logits, probabilities (calibrated by `config.temperature`) and dimensions."""
         acoustic, acoustic_mask = self.model.encode_audio(input_values, audio_attention_mask)
@@ -59,6 +64,8 @@ class ExportableModel(nn.Module):
             acoustic_attention_mask=acoustic_mask,
             linguistic_states=linguistic,
             linguistic_attention_mask=linguistic_mask,
+            reference_mean=self._or_own("reference_mean", reference_mean),
+            reference_deviation=self._or_own("reference_deviation", reference_deviation),
         )
         heard, read = acoustic_mask.any(-1), linguistic_mask.any(-1)
         too_short = (audio_attention_mask != 0).any(-1) & ~heard
@@ -68,6 +75,12 @@ class ExportableModel(nn.Module):
         outputs = (logits, probabilities, output.dimensions)
         shown = [torch.where(valid, values, torch.nan) for values in outputs]
         return shown[0], shown[1], shown[2]
+
+    def _or_own(self, name: str, given: Tensor | None) -> Tensor | None:
+        """The model's own statistics in the place of NaN."""
+        if given is None:
+            return None
+        return torch.where(given.isnan(), self.model.fusion.get_buffer(name), given)
 
 
 def export_model(

@@ -12,12 +12,16 @@ from modeling_mtmm import MTMMOutput
 SUFFIXES = (".onnx", ".pt2")
 METADATA = "mtmm"  # the key of the description, JSON, in an ONNX file's metadata
 INPUTS = ("input_values", "audio_attention_mask", "input_ids", "attention_mask")
+REFERENCE_INPUTS = ("reference_mean", "reference_deviation")  # of models that take references
 OUTPUTS = ("emotion_logits", "emotion_probabilities", "dimensions")
 MODALITIES = (INPUTS[:2], INPUTS[2:])  # values and mask of each
 
 
 class ExportedModel(nn.Module):
     """An exported file, called as [`MTMMModel`] is; runs on the CPU, with torch's number of threads.
+
+    A file of a model that takes references has them as inputs, (batch, layers, width): what
+    [`MTMMModel.standardisation`] gives. NaN in them, or leaving them out here, means the model's own.
 
     Args:
         path: of the .onnx or .pt2 file.
@@ -52,6 +56,11 @@ class ExportedModel(nn.Module):
                 shape = [few.get(size, size) for size in self.metadata["input_shapes"][name][1:]]
                 dtype = torch.float32 if name == "input_values" else torch.long
                 given[name] = torch.zeros(batch, *shape, dtype=dtype)
+        for name in REFERENCE_INPUTS:
+            if name in self.metadata["input_shapes"]:
+                shape = self.metadata["input_shapes"][name][1:]
+                own = torch.full((batch, *shape), torch.nan)
+                given[name] = given.get(name, own).expand(batch, *shape).contiguous()
         if suffix_of(self.path) == ".pt2":
             with torch.no_grad():
                 outputs = self.program(**given)
@@ -61,8 +70,8 @@ class ExportedModel(nn.Module):
         return dict(zip(OUTPUTS, outputs, strict=True))
 
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
-        """As [`MTMMModel.forward`], of which it takes the four raw inputs; labels are not looked at."""
-        outputs = self.run(**{name: inputs.get(name) for name in INPUTS})
+        """As [`MTMMModel.forward`], of which it takes raw inputs and references; labels are not looked at."""
+        outputs = self.run(**{name: inputs.get(name) for name in (*INPUTS, *REFERENCE_INPUTS)})
         del outputs["emotion_probabilities"]
         return MTMMOutput(**outputs)  # type: ignore[arg-type]  # tensors alone, by name
 

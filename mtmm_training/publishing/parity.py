@@ -7,7 +7,12 @@ from torch import Tensor
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.publishing.exported import INPUTS, MODALITIES, ExportedModel
+from mtmm_training.publishing.exported import (
+    INPUTS,
+    MODALITIES,
+    REFERENCE_INPUTS,
+    ExportedModel,
+)
 
 FRAMES_PER_SECOND = 100  # of spectra
 # Utterances, seconds of the longest, its tokens (None = as many as the processor takes).
@@ -24,7 +29,11 @@ def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
         audio = ("batch", "frames", takes.features)
     time = audio[-1 if takes.mels_first else 1]
     text = ("batch", "tokens")
-    return dict(zip(INPUTS, (audio, ("batch", time), text, text), strict=True))
+    shapes = dict(zip(INPUTS, (audio, ("batch", time), text, text), strict=True))
+    if model.config.reference != "none":
+        layers, width = model.fusion.reference_mean.shape
+        shapes |= dict.fromkeys(REFERENCE_INPUTS, ("batch", layers, width))
+    return shapes
 
 
 def largest_difference(
@@ -59,7 +68,10 @@ def _checked_batches(model: MTMMModel, processor: MTMMProcessor) -> Iterator[dic
 def random_batch(
     model: MTMMModel, processor: MTMMProcessor, utterances: int, seconds: float, tokens: int
 ) -> dict[str, Tensor]:
-    """Raw inputs: noise and random tokens, the last utterance as long as asked, the others shorter."""
+    """Raw inputs: noise and random tokens, the last utterance as long as asked, the others shorter.
+
+    Behind them references, where the model takes them.
+    """
     generator = torch.Generator().manual_seed(utterances)
     shapes = input_shapes(model)
     free = {
@@ -71,12 +83,18 @@ def random_batch(
         return [free[size] if isinstance(size, str) else size for size in shapes[name][1:]]
 
     vocabulary = model.config.encoder_config("text").vocab_size
-    return {
+    references = {
+        name: torch.rand(utterances, *sizes(name), generator=generator) + 0.5
+        for name in REFERENCE_INPUTS
+        if name in shapes
+    }
+    raw = {
         "input_values": torch.randn(utterances, *sizes("input_values"), generator=generator),
         "audio_attention_mask": _ragged_mask(utterances, *sizes("audio_attention_mask")),
         "input_ids": torch.randint(1, vocabulary, (utterances, tokens), generator=generator),
         "attention_mask": _ragged_mask(utterances, tokens),
     }
+    return raw | references
 
 
 def _ragged_mask(rows: int, width: int) -> Tensor:
