@@ -370,8 +370,8 @@ class MTMMModel(MTMMEncoders):
         """`reference_mean` and `reference_deviation` of `forward` for one utterance: (1, layers, width).
 
         Args:
-            domain: Of recordings of the same kind, unlabelled; None = of the training data.
-            speaker: Of recordings of the same speaker, unlabelled; None = of nobody.
+            domain: Reference of recordings of the same kind; None = the training data.
+            speaker: Reference of recordings of the same speaker; None = nobody.
 
         Raises:
             ValueError: The model was trained without references, or with another encoder's.
@@ -390,7 +390,7 @@ class MTMMModel(MTMMEncoders):
         exported or published; a reference that is given later counts against these statistics.
 
         Args:
-            reference: Of kind "domain".
+            reference: A domain's.
 
         Raises:
             ValueError: As [`standardisation`]; or it is a speaker's.

@@ -237,7 +237,7 @@ def as_answers(
 
     Args:
         config: The model's.
-        probabilities: Of each emotion, calibrated.
+        probabilities: Calibrated, for each emotion.
         dimensions: On the scale of `config.dimension_range`.
     """
     low, high = config.dimension_range
@@ -283,8 +283,8 @@ def standardisation(
 
     Args:
         fusion: The model's, for the statistics of the training data.
-        domain: Of recordings of the same kind; None = the training data's.
-        speaker: Of the same speaker's recordings; None = nobody's.
+        domain: Reference of recordings of the same kind; None = the training data's.
+        speaker: Reference of the same speaker's recordings; None = nobody's.
         strengths: Frames by which a speaker's and a domain's reference are shrunk.
 
     Returns:
