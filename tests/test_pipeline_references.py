@@ -11,12 +11,14 @@ import pytest
 import soundfile
 import torch
 from conftest import RATE, TRAINED, WHISPER, MakeModel, audio, noise
+from small_runs import train, words
 
 from audio_mtmm import InputError
 from modeling_mtmm import MTMMModel
 from mtmm_training.commands.cli import main
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.references import predicted_answers
+from mtmm_training.training.run import Run
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 from reference_mtmm import Reference
@@ -268,6 +270,23 @@ def test_whisper_takes_references(make_model: MakeModel, whisper_processor: MTMM
     assert numbers(pipe(rows[0], reference=made)) != numbers(pipe(rows[0]))
 
 
+@pytest.mark.parametrize("kind", ["speaker", "none"])
+def test_pipeline_answers_as_the_run_was_scored(embedded: Path, tmp_path: Path, kind: str) -> None:
+    """A run's test predictions, from its cache, are those of its model with the same references."""
+    out = train(words(embedded, tmp_path, "--reference", kind))
+    scored = pandas.read_csv(out / "predictions.csv").query("split == 'test'").set_index("id")
+    test = Run.open(out).test_utterances()
+    rows = [{"audio": u.audio, "text": u.text, "speaker": u.speaker_id} for u in test]
+    model = MTMMModel.from_pretrained(out / "model")
+    pipe = MTMMPipeline(model=model, processor=MTMMProcessor.from_pretrained(out / "model"))
+    results, plain = pipe(rows, reference=kind, batch_size=4), pipe(rows)
+    found = [result["valence"] for result in results]
+    expected = scored["valence"][[u.utterance_id for u in test]].tolist()
+    assert found == pytest.approx(expected, abs=5e-3)  # the cache is float16
+    moved = np.abs(np.array(found) - [result["valence"] for result in plain]).max()
+    assert (moved > 0.05) == (kind == "speaker")
+
+
 # ---- refused -------------------------------------------------------------------------------------
 
 
@@ -278,7 +297,7 @@ def test_what_cannot_be_used_is_refused(
     plain = MTMMPipeline(model=make_model(trained_outputs=TRAINED), processor=tiny_processor)
     one = pipe.reference(rows)
     (tmp_path / "x.safetensors").write_bytes(b"no reference")
-    for call, words in (
+    for call, said in (
         (lambda: plain(rows, reference=one), "without references"),
         (lambda: plain(rows, reference="speaker"), "without references"),
         (lambda: plain.reference(rows), "without references"),
@@ -292,7 +311,7 @@ def test_what_cannot_be_used_is_refused(
         (lambda: pipe.model.adopt_domain(one), "speaker's"),
         (lambda: pipe({"speaker": "anna"}), "speaker"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=said):
             call()
     with pytest.raises(FileNotFoundError):
         pipe(rows, reference="missing.safetensors")
