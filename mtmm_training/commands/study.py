@@ -1,4 +1,4 @@
-"""What a trained model does with long recordings, wrong transcripts, explanations, references."""
+"""What a trained model does with long recordings, transcripts, references."""
 
 import argparse
 import math

@@ -49,7 +49,7 @@ def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int =
         folder: A run that was trained with --reference speaker, or an experiment of such runs.
         out: Gets references.csv and references.png.
         cache_dir: Where the states of the test recordings are kept; the run's own if None.
-        seed: Of what is drawn.
+        seed: Seed of what is drawn.
 
     Returns:
         The table: kind, size, UAR, its interval, and the difference to none with its interval.

@@ -39,7 +39,7 @@ ADVANCED = set(
     "patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
     "script_disjoint improvised_only validation_speakers test_speakers cache_dtype verify_cache "
     "encode_only mask_frames augment_variants unfreeze_audio_layers unfreeze_text_layers frame_budget "
-    "layer_learning_rate weight_decay warmup_share clip_norm class_weights gradient_checkpointing "
+    "linear_path layer_learning_rate weight_decay warmup_share clip_norm class_weights gradient_checkpointing "
     "compile".split()
 )
 # Flags of earlier versions.

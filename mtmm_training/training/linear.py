@@ -108,7 +108,7 @@ def pool_states(
     Args:
         model: Says which layers there are, and how acoustic states are standardised.
         states: The cache's.
-        utterances: Of all splits.
+        utterances: All that are pooled.
         fitted: Rows whose mean and deviation standardise all.
     """
     found = {}
