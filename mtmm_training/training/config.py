@@ -38,9 +38,9 @@ CHOICES: dict[str, Collection[str]] = {
 ADVANCED = set(
     "patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
     "script_disjoint improvised_only validation_speakers test_speakers cache_dtype verify_cache "
-    "encode_only mask_frames augment_variants unfreeze_audio_layers unfreeze_text_layers frame_budget "
-    "linear_path layer_learning_rate weight_decay warmup_share clip_norm class_weights gradient_checkpointing "
-    "compile".split()
+    "encode_only mask_frames augment_variants linear_path unfreeze_audio_layers unfreeze_text_layers "
+    "frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
+    "gradient_checkpointing compile".split()
 )
 # Flags of earlier versions.
 RETIRED = {"rmm_text_share", "rmm_per_batch", "lora_alpha", "lora_dropout"}
