@@ -204,12 +204,11 @@ def finish(job: Job) -> None:
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
-    corpora = [u.corpus for u in data.splits["test"]]
-    # Sets the temperature.
-    scores = calibrated_scores(answers.validation, answers.test, corpora, model.config)
+    predictions = {"validation": answers.validation, "test": answers.test}
     if answers.without_reference is not None:
-        plain = answers.without_reference.metrics(model.config, model.config.temperature)
-        scores["test_without_reference"] = plain
+        predictions["test_without_reference"] = answers.without_reference
+    # Sets the temperature.
+    scores = calibrated_scores(predictions, data.splits["test"], model.config, config.group_by)
     results = {
         "fold": data.name,
         "config": flags_record(config),
@@ -228,9 +227,6 @@ def finish(job: Job) -> None:
         "versions": report.versions(),
         "wall_time_s": time.monotonic() - job.began,
     }
-    predictions = {"validation": answers.validation, "test": answers.test}
-    if answers.without_reference is not None:
-        predictions["test_without_reference"] = answers.without_reference
     report.write_run(job.out, model, job.processor, results, predictions, data)
     job.checkpoints.delete()
     report.print_test(results, job.out)

@@ -28,7 +28,7 @@ from mtmm_training.training import regressions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import read_data
-from mtmm_training.training.regressions import Features, Task, predict_output
+from mtmm_training.training.regressions import Features, Task, fit_regression
 from mtmm_training.training.run import Run
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
@@ -196,10 +196,11 @@ def test_official_splits_fit_on_train_alone(
     labels = np.array([u.valence for u in utterances])
     spoilt = np.where(np.arange(80) < 50, labels, 6 - labels)
     inner = [(np.arange(50), np.arange(50, 60))]
-    (first, choice), (second, other) = (
-        predict_output(Task("valence", values, EMOTIONS), features, ["1"], inner)
+    (one, choice), (two, other) = (
+        fit_regression(Task("valence", values, EMOTIONS), features, ["1"], inner)
         for values in (labels, spoilt)
     )
+    first, second = (model.predict(features, np.arange(80)) for model in (one, two))
     assert np.allclose(first - first.mean(), second - second.mean())  # the same but for the line
     assert first[50:60].mean() == pytest.approx(labels[50:60].mean())
     assert first[50:60].std() == pytest.approx(labels[50:60].std())

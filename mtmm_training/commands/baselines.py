@@ -13,7 +13,7 @@ from mtmm_training.training import config as settings
 SHARED = (
     "seed manifest audio_dir on_error corpus corpus_dir corpus_options emotions dimensions "
     "dimension_range modalities protocol k folds_file script_disjoint improvised_only class_weights "
-    "audio_encoder text_encoder cache_dir cache_dtype batch_size workers"
+    "audio_encoder text_encoder cache_dir cache_dtype batch_size workers reference group_by"
 ).split()
 
 
@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> None:
          f"--layers is {' '.join(layers)!r}; it must be best, last, or numbers from 0"),
         (options.features == "egemaps" and config.modalities != ["audio"],
          "--features egemaps needs --modalities audio"),
+        (options.features == "egemaps" and config.reference != "none",
+         "--reference is of encoders' states; it goes with --features encoders"),
     )  # fmt: skip
     from mtmm_training.studies.baselines import Baseline, run_baseline
 

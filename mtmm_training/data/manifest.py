@@ -46,6 +46,7 @@ def read_manifest(
     dimension_range: Sequence[float] = (1.0, 5.0),
     labelled: bool = True,
     audio_exists: bool = True,
+    groups: Sequence[str] = (),
 ) -> list[Utterance]:
     """Reads a table with one utterance per row and the columns of `COLUMNS`.
 
@@ -62,6 +63,7 @@ def read_manifest(
             missing, and so may audio files, which is seen when each is read.
         audio_exists: refuse labelled rows whose audio file is missing; if not, that is seen when each
             is read.
+        groups: further columns to keep, see `column_of`.
 
     Returns:
         Utterances in the order of the rows, with absolute audio paths. Without an `id`, the id is
@@ -79,7 +81,8 @@ def read_manifest(
     columns, rows = _read_table(path, problems)
     unread = () if labelled else _LABELS
     if columns or not problems:
-        _check_columns(path, [name for name in columns if name not in unread], labelled)
+        read = [name for name in columns if name not in unread]
+        _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], labelled)
     base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
     uses = Counter(str(row.get("audio")) for row in rows.values())
     utterances: dict[int, Utterance] = {}
@@ -101,6 +104,8 @@ def read_manifest(
             if not labelled and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or path.stem
+            kept = {n: str(row.get(n) or "").strip() for n in groups if n not in COLUMNS}
+            values["groups"] = tuple((name, value) for name, value in kept.items() if value)
             utterances[number] = Utterance(**values)
         except ValueError as error:
             problems[number] = str(error)
@@ -139,6 +144,7 @@ def read_manifests(
     audio_dir: str | Path | None = None,
     dimension_range: Sequence[float] = (1.0, 5.0),
     audio_exists: bool = True,
+    groups: Sequence[str] = (),
 ) -> list[Utterance]:
     """Reads one manifest or several, whose utterances are used together.
 
@@ -148,7 +154,7 @@ def read_manifests(
 
     Args:
         paths: as `read_manifest` takes them.
-        audio_dir, dimension_range, audio_exists: as of `read_manifest`, for all of them.
+        audio_dir, dimension_range, audio_exists, groups: as of `read_manifest`, for all of them.
 
     Raises:
         ValueError: two utterances have the same id, or a manifest is refused.
@@ -156,7 +162,11 @@ def read_manifests(
     """
     tables = [
         read_manifest(
-            path, audio_dir=audio_dir, dimension_range=dimension_range, audio_exists=audio_exists
+            path,
+            audio_dir=audio_dir,
+            dimension_range=dimension_range,
+            audio_exists=audio_exists,
+            groups=groups,
         )
         for path in paths
     ]
@@ -172,6 +182,14 @@ def read_manifests(
     together = (u for table in tables for u in table)
     renamed = (replace(u, utterance_id=f"{u.corpus}/{u.utterance_id}") for u in together)
     return list(by_id(renamed).values())
+
+
+def column_of(utterance: Utterance, column: str) -> str | None:
+    """What a manifest's row said in a column: one of `COLUMNS`, or one that was kept as a group."""
+    if column not in COLUMNS:
+        return dict(utterance.groups).get(column)
+    value = getattr(utterance, COLUMNS[column])
+    return None if value is None else str(value)
 
 
 def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
@@ -192,8 +210,11 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
         raise ValueError(f"`path`={str(path)!r} must end in one of .csv, .jsonl, .parquet.")
     folder = Path(os.path.abspath(path.parent))
     rows: list[Row] = []
+    columns = list(COLUMNS)
     for utterance in by_id(utterances).values():
         row = {column: getattr(utterance, field) for column, field in COLUMNS.items()}
+        row |= dict(utterance.groups)
+        columns += [column for column in row if column not in columns]
         if utterance.audio is not None:
             row["audio"] = _relative(os.path.abspath(utterance.audio), folder)
         rows.append(row)
@@ -202,13 +223,13 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
             import pyarrow.parquet  # comes with the training extra
 
             types = dict.fromkeys(_NUMBERS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
-            fields = [(column, types.get(column, pyarrow.string())) for column in COLUMNS]
+            fields = [(column, types.get(column, pyarrow.string())) for column in columns]
             table = pyarrow.Table.from_pylist(rows, pyarrow.schema(fields))
             pyarrow.parquet.write_table(table, temporary)
             return
         with temporary.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
-                writer = csv.DictWriter(file, COLUMNS)
+                writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(rows)  # None is written as the empty field, a float exactly
                 return

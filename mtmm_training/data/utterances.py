@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 SPLITS = ("train", "validation", "test")
@@ -58,6 +58,8 @@ class Utterance:
         start_s, end_s: the part of the audio file in seconds; None = its beginning, its end.
         augmentation: what is done to the waveform in training, see augment.py; None = nothing. No
             column of a manifest.
+        groups: further columns of a manifest by which scores are told apart, as (column, value);
+            results do not depend on them.
 
     Raises:
         ValueError: a string is blank or padded with spaces, audio and text are both absent, a
@@ -82,6 +84,7 @@ class Utterance:
     start_s: float | None = None
     end_s: float | None = None
     augmentation: str | None = None
+    groups: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # not in `digest`
 
     def __post_init__(self) -> None:
         if found := next(self._problems(), None):
@@ -114,7 +117,7 @@ class Utterance:
             yield "end_s", f"is not after the start, {start} s"
 
 
-_FIELDS = [field.name for field in fields(Utterance)]
+_FIELDS = [each.name for each in fields(Utterance)]
 
 
 def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:

@@ -24,6 +24,7 @@ def paired_bootstrap(
     speakers: Sequence[str] | np.ndarray,
     resamples: int = 2000,
     seed: int = 0,
+    strata: np.ndarray | None = None,
 ) -> Interval:
     """Gives the 95 % percentile interval of a metric, resampling whole speakers.
 
@@ -37,6 +38,8 @@ def paired_bootstrap(
         speakers: (utterances,) who speaks, over the pooled test utterances.
         resamples: how many draws.
         seed: the same seed gives the same interval, and pairs the draws of different metrics.
+        strata: (utterances,), groups of speakers, each of which keeps its number of speakers in a
+            draw; without effect where a speaker is in several.
 
     Raises:
         NoIntervalError: there are fewer than two speakers, or `metric` is undefined on a draw.
@@ -53,10 +56,16 @@ def paired_bootstrap(
             f"an interval over speakers needs at least 2, there are {len(names)}."
         )
     utterances = [np.flatnonzero(owner == speaker) for speaker in range(len(names))]
+    apart = [np.arange(len(names))]
+    if strata is not None and all(len(set(strata[rows])) == 1 for rows in utterances):
+        homes = np.array([strata[rows[0]] for rows in utterances])
+        apart = [np.flatnonzero(homes == stratum) for stratum in np.unique(homes)]
+        if min(map(len, apart)) < 2:
+            raise NoIntervalError("an interval over speakers needs at least 2 in each group.")
     generator = np.random.default_rng(seed)
     draws = np.empty(resamples)
     for i in range(resamples):
-        drawn = generator.integers(len(names), size=len(names))
+        drawn = np.concatenate([own[generator.integers(len(own), size=len(own))] for own in apart])
         draws[i] = metric(np.concatenate([utterances[speaker] for speaker in drawn]))
     point = float(metric(np.arange(len(owner))))
     undefined = int(np.isnan(draws).sum())

@@ -1,7 +1,8 @@
 """A model on a split: predictions, their metrics, and the files that hold them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
 from mtmm_training.data.files import replacing
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
-from mtmm_training.scoring.metrics import ABSENT_EMOTION, fit_temperature, split_metrics
+from mtmm_training.scoring.groups import Score, extremes, gaps, group_values
+from mtmm_training.scoring.metrics import (
+    ABSENT_EMOTION,
+    concordance_correlation,
+    fit_temperature,
+    split_metrics,
+    unweighted_average_recall,
+)
+
+GROUP = "group_"  # begins the name of a group's column in predictions.csv
 
 
 @dataclass(frozen=True)
@@ -62,35 +72,66 @@ class Predictions:
         )
         return {"loss": float(emotion_loss + dimension_loss)} | metrics
 
+    def scores(self, config: MTMMConfig) -> dict[str, Score]:
+        """UAR and each CCC of trained outputs, as functions of row positions."""
+        labels, answers = self.emotion_labels, self.emotion_logits.argmax(axis=1)
+        names = list(config.emotion_names)
+        found: dict[str, Score] = {}
+        if "emotion" in config.trained_outputs:
+            found["UAR"] = lambda rows: unweighted_average_recall(
+                labels[rows], answers[rows], names
+            )
+        for i, name in enumerate(config.dimension_names):
+            if name in config.trained_outputs:
+                found[f"CCC_{name}"] = partial(self._concordance, i)
+        return found
+
+    def _concordance(self, column: int, rows: np.ndarray) -> float:
+        return concordance_correlation(
+            self.dimensions[rows, column], self.dimension_labels[rows, column]
+        )
+
 
 def calibrated_scores(
-    validation: Predictions, test: Predictions, corpora: Sequence[str], config: MTMMConfig
+    predictions: Mapping[str, Predictions],
+    utterances: Sequence[Utterance],
+    config: MTMMConfig,
+    group_by: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Sets the configuration's temperature by the validation split, and scores both splits.
 
     Args:
-        validation, test: The model's.
-        corpora: The corpus of each test utterance.
+        predictions: "validation" and "test"; others, such as "test_without_reference", are scored too.
+        utterances: The test split's.
         config: The model's; its temperature becomes 1 where no emotion was trained or labelled.
+        group_by: As of `group_values`.
 
     Returns:
-        "temperature", "validation", "test", "test_ECE_before_temperature" and "by_corpus", as
-        results.json has them; "by_corpus" is empty where the test split has one corpus.
+        "temperature", a split's metrics by its name, "test_ECE_before_temperature", "by_corpus",
+        "by_group", "group_gaps" and "by_speaker", as results.json has them (see `Run`); "by_corpus"
+        is empty where the test split has one corpus.
     """
+    validation, test = predictions["validation"], predictions["test"]
+    corpora = np.array([u.corpus for u in utterances])
+    speakers = np.array([u.speaker_id for u in utterances])
+    groups = group_values(utterances, group_by)
     config.temperature = 1.0
     if "emotion" in config.trained_outputs:
         config.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
-    temperature = config.temperature
-    names = sorted(set(corpora))
+    temperature, scores = config.temperature, test.scores(config)
+
+    def by_value(values: np.ndarray) -> dict[str, dict[str, Any]]:
+        names = sorted(set(values.tolist()) - {""})
+        return {name: test.at(values == name).metrics(config, temperature) for name in names}
+
     return {
         "temperature": temperature,
-        "validation": validation.metrics(config, temperature),
-        "test": test.metrics(config, temperature),
+        **{split: rows.metrics(config, temperature) for split, rows in predictions.items()},
         "test_ECE_before_temperature": test.metrics(config)["ECE"],
-        "by_corpus": {
-            name: test.at(np.asarray(corpora) == name).metrics(config, temperature)
-            for name in (names if len(names) > 1 else ())
-        },
+        "by_corpus": by_value(corpora) if len(set(corpora)) > 1 else {},
+        "by_group": {column: by_value(values) for column, values in groups.items()},
+        "group_gaps": {n: gaps(scores, values, speakers) for n, values in groups.items()},
+        "by_speaker": extremes(scores, speakers),
     }
 
 
@@ -156,6 +197,7 @@ def write_predictions(
     predictions: dict[str, Predictions],
     utterances: Sequence[Utterance],
     config: MTMMConfig,
+    group_by: Sequence[str] | None = None,
 ) -> None:
     """Write one row per utterance as CSV: labels, probabilities and dimensions, by name.
 
@@ -164,18 +206,20 @@ def write_predictions(
         predictions: By split.
         utterances: All that the predictions may name.
         config: The model's; its `trained_outputs` are written, others are left out.
+        group_by: As of `group_values`; each column is written as "group_NAME".
     """
-    speakers = {utterance.utterance_id: utterance.speaker_id for utterance in utterances}
-    tables = [_table(split, rows, speakers, config) for split, rows in predictions.items()]
+    about = pd.DataFrame({"speaker": [u.speaker_id for u in utterances]})
+    for name, values in group_values(utterances, group_by).items():
+        about[f"{GROUP}{name}"] = values
+    about.index = pd.Index([u.utterance_id for u in utterances])
+    tables = [_table(split, rows, about, config) for split, rows in predictions.items()]
     with replacing(path) as temporary:
         pd.concat(tables).to_csv(temporary, index=False)
 
 
-def _table(
-    split: str, rows: Predictions, speakers: dict[str, str], config: MTMMConfig
-) -> pd.DataFrame:
+def _table(split: str, rows: Predictions, about: pd.DataFrame, config: MTMMConfig) -> pd.DataFrame:
     columns: dict[str, Any] = {"id": rows.utterance_ids, "split": split}
-    columns["speaker"] = [speakers[utterance_id] for utterance_id in rows.utterance_ids]
+    columns |= about.loc[rows.utterance_ids].to_dict("list")
     if "emotion" in config.trained_outputs:
         names = dict(enumerate(config.emotion_names)) | {ABSENT_EMOTION: ""}
         probabilities = softmax(rows.emotion_logits / config.temperature, axis=-1)
@@ -196,7 +240,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """Reads what `write_predictions` wrote.
 
     Returns:
-        One row per utterance, with the columns "id", "split", "speaker"; "emotion_label", "emotion"
+        One row per utterance, with the columns "id", "split", "speaker" and "group_NAME" of groups;
+        "emotion_label", "emotion"
         and "p_NAME" of each emotion (after the temperature); "NAME_label" and "NAME" of each
         dimension, on the labels' scale. Outputs that were not trained have no columns; an absent
         label is NaN.
@@ -205,9 +250,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
         FileNotFoundError, ValueError: The file is absent or damaged, or has an utterance twice.
     """
     # Only an empty field is absent; an utterance, speaker or emotion may be called "NA" or "1".
-    names = dict.fromkeys(("id", "split", "speaker", "emotion_label", "emotion"), str)
+    names = ("id", "split", "speaker", "emotion_label", "emotion")
     try:
-        rows = pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+        header = pd.read_csv(path, nrows=0)
+        texts = {name: str for name in header if name in names or name.startswith(GROUP)}
+        rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
         known = [*DIMENSIONS, *(f"{name}_label" for name in DIMENSIONS)]
         numbers = [name for name in rows if name.startswith("p_") or name in known]
         rows[numbers] = rows[numbers].apply(pd.to_numeric)

@@ -32,18 +32,21 @@ from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
-from mtmm_training.scoring.metrics import ABSENT_EMOTION
+from mtmm_training.scoring.metrics import ABSENT_EMOTION, fit_temperature
 from mtmm_training.scoring.predictions import Predictions, calibrated_scores, write_predictions
 from mtmm_training.studies.experiments import keep_experiment
+from mtmm_training.studies.pooled_references import PooledReferences
 from mtmm_training.studies.protocol import Plan, chosen_folds
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.regressions import (
     Features,
+    Regression,
     Task,
+    fit_regression,
     inner_splits,
-    predict_output,
+    label_columns,
 )
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record
@@ -131,12 +134,19 @@ def read_features(
     cache.encode(utterances, batch_size=config.batch_size, workers=config.workers)
     given = [m for m in config.modalities if any(getattr(u, m) is not None for u in utterances)]
     pooled: dict[str, list[np.ndarray | None]] = {modality: [] for modality in given}
+    frames = []
+    # A reference has deviations, whatever the regression sees.
+    pooling = {"text": baseline.pooling, "audio": baseline.pooling}
+    if config.reference != "none":
+        pooling["audio"] = "mean_std"
     collate = cache.collator(utterances, (), ())
     for row in to_dataset(utterances):
         batch = collate([row])  # one at a time: no padding, and little memory
         for modality, vectors in pooled.items():
             states = batch.get(f"{STATES[modality]}_states")
-            vectors.append(None if states is None else pool(states[0], baseline.pooling))
+            vectors.append(None if states is None else pool(states[0], pooling[modality]))
+            if modality == "audio":
+                frames.append(0 if states is None else states.shape[-2])
     features = {}
     for modality, vectors in pooled.items():
         encoder = model.audio_model if modality == "audio" else model.text_model
@@ -144,7 +154,7 @@ def read_features(
         numbers = (last,) if baseline.layers == ("last",) else tuple(range(last + 1))
         absent = np.full_like(next(v for v in vectors if v is not None), np.nan)
         values = np.stack([absent if v is None else v for v in vectors])
-        features[modality] = Features(values, numbers)
+        features[modality] = Features(values, numbers, np.array(frames))
     return features
 
 
@@ -204,68 +214,153 @@ def run_fold(
     splits = select(utterances, fold)
     row_of = {u.utterance_id: row for row, u in enumerate(utterances)}
     rows = {name: np.array([row_of[u.utterance_id] for u in splits[name]]) for name in SPLITS}
-    everything, chosen = predict_all(
-        config, baseline, known.trained_outputs, utterances, features, rows
-    )
-    validation, test = (everything.at(rows[name]) for name in ("validation", "test"))
-    corpora = [u.corpus for u in splits["test"]]
-    scores = calibrated_scores(validation, test, corpora, known)
+    fitted = Fitted.on(config, baseline, known, utterances, features, rows)
+    predictions = {name: fitted.predict(features, rows[name]) for name in ("validation", "test")}
+    told: dict[str, Any] = {}
+    if config.reference != "none":
+        references = PooledReferences.of_features(known, features["audio"], row_of)
+        predictions |= answer_with_references(
+            config, fitted, references, splits, predictions, features, told
+        )
+    scores = calibrated_scores(predictions, splits["test"], known, config.group_by)
     results = {
         "fold": fold.name,
         "config": flags_record(config),
         "model_config": known.to_dict(),
         "baseline": asdict(baseline),
         "splits": {name: prepare.describe_split(splits[name], config) for name in SPLITS},
-        "chosen": chosen,
+        "chosen": fitted.chosen,
         **scores,
+        **told,
         "versions": versions() | {"scikit-learn": version("scikit-learn")},
         "wall_time_s": time.monotonic() - began,
     }
-    predictions = {"validation": validation, "test": test}
     folder = Path(config.out)
-    write_predictions(folder / PREDICTIONS, predictions, utterances, known)
+    write_predictions(folder / PREDICTIONS, predictions, utterances, known, config.group_by)
     write_json(results, folder / RESULTS)
     return results
 
 
-def predict_all(
-    config: TrainConfig,
-    baseline: Baseline,
-    outputs: Sequence[str],
-    utterances: Sequence[Utterance],
-    features: dict[str, Features],
-    rows: dict[str, np.ndarray],
-) -> tuple[Predictions, dict[str, dict[str, Any]]]:
-    """Predictions for all utterances, in their order, and what was chosen for each output.
+@dataclass(frozen=True)
+class Fitted:
+    """The regressions of a fold.
 
-    An output that is not among `outputs` is 0 everywhere; its labels must be absent.
+    Args:
+        baseline: The features.
+        utterances: Of all splits.
+        labels: By output, (utterances,); see `label_columns`.
+        regressions: By output.
+        chosen: By output, layers and strength.
+        config: The run's.
     """
-    speakers = np.array([u.speaker_id for u in utterances])
-    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotions)}
-    emotions = [number.get(u.emotion, ABSENT_EMOTION) for u in utterances]
-    labels = {"emotion": np.array(emotions)}
-    for name in config.dimensions:  # None is NaN
-        labels[name] = np.array([getattr(u, name) for u in utterances], dtype=np.float64)
-    logits = np.zeros((len(utterances), len(config.emotions)))
-    dimensions = np.zeros((len(utterances), len(config.dimensions)))
-    chosen = {}
-    for output in outputs:
-        task = Task(
-            output,
-            labels[output],
-            config.emotions,
-            balanced=config.class_weights == "balanced",
-            svm=baseline.features == "egemaps",
-        )
-        absent = task.labels == ABSENT_EMOTION if task.is_emotion else np.isnan(task.labels)
-        labelled = {name: split[~absent[split]] for name, split in rows.items()}
+
+    baseline: Baseline
+    utterances: Sequence[Utterance]
+    labels: dict[str, np.ndarray]
+    regressions: dict[str, Regression]
+    chosen: dict[str, dict[str, Any]]
+    config: TrainConfig
+
+    @classmethod
+    def on(
+        cls,
+        config: TrainConfig,
+        baseline: Baseline,
+        known: MTMMConfig,
+        utterances: Sequence[Utterance],
+        features: dict[str, Features],
+        rows: dict[str, np.ndarray],
+    ) -> "Fitted":
+        """Fit each trained output on the rows of train and validation.
+
+        Args:
+            config, baseline: The settings.
+            known: Names the outputs that are trained; the labels of others must be absent.
+            utterances: Of all splits.
+            features: Theirs.
+            rows: By split.
+        """
+        speakers = np.array([u.speaker_id for u in utterances])
+        labels = label_columns(config, utterances)
+        seen = shown(config, baseline, features)
         official = config.protocol == "official" and config.folds_file is None
-        inner = inner_splits(labelled["train"], labelled["validation"], speakers, official=official)
-        predicted, chosen[output] = predict_output(task, features, list(baseline.layers), inner)
-        if task.is_emotion:
-            logits = predicted
-        else:
-            dimensions[:, config.dimensions.index(output)] = predicted
-    dimension_labels = np.stack([labels[name] for name in config.dimensions], axis=1)
-    ids = [u.utterance_id for u in utterances]
-    return Predictions(ids, logits, dimensions, labels["emotion"], dimension_labels), chosen
+        found, chosen = {}, {}
+        for output in known.trained_outputs:
+            task = Task(
+                output,
+                labels[output],
+                config.emotions,
+                balanced=config.class_weights == "balanced",
+                svm=baseline.features == "egemaps",
+            )
+            absent = task.labels == ABSENT_EMOTION if task.is_emotion else np.isnan(task.labels)
+            own = {name: split[~absent[split]] for name, split in rows.items()}
+            inner = inner_splits(own["train"], own["validation"], speakers, official=official)
+            found[output], chosen[output] = fit_regression(task, seen, list(baseline.layers), inner)
+        return cls(baseline, utterances, labels, found, chosen, config)
+
+    def predict(self, features: dict[str, Features], rows: np.ndarray) -> Predictions:
+        """Predictions for some rows; an output that is not trained is 0 everywhere."""
+        config, seen = self.config, shown(self.config, self.baseline, features)
+        logits = np.zeros((len(rows), len(config.emotions)))
+        dimensions = np.zeros((len(rows), len(config.dimensions)))
+        for output, regression in self.regressions.items():
+            predicted = regression.predict(seen, rows)
+            if output == "emotion":
+                logits = predicted
+            else:
+                dimensions[:, config.dimensions.index(output)] = predicted
+        ids = [self.utterances[row].utterance_id for row in rows]
+        values = np.stack([self.labels[name][rows] for name in config.dimensions], axis=1)
+        return Predictions(ids, logits, dimensions, self.labels["emotion"][rows], values)
+
+
+def shown(
+    config: TrainConfig, baseline: Baseline, features: dict[str, Features]
+) -> dict[str, Features]:
+    """What the regression sees: with references, features have deviations that it may not see."""
+    if config.reference == "none" or baseline.pooling == "mean_std":
+        return features
+    audio = features["audio"]
+    means = audio.values[..., : audio.values.shape[-1] // 2]
+    return features | {"audio": replace(audio, values=means)}
+
+
+def answer_with_references(
+    config: TrainConfig,
+    fitted: Fitted,
+    references: PooledReferences,
+    splits: dict[str, list[Utterance]],
+    plain: dict[str, Predictions],
+    features: dict[str, Features],
+    told: dict[str, Any],
+) -> dict[str, Predictions]:
+    """The test split's predictions by references of its own recordings, as training makes them.
+
+    Args:
+        config: The settings.
+        fitted: The regressions.
+        references: Are fitted on the train split.
+        splits: Utterances by split.
+        plain: Predictions by split, without references.
+        features: Of all utterances.
+        told: Gets "reference", what is told of them in results.json.
+
+    Returns:
+        "test", and "test_without_reference".
+    """
+
+    def answer(split: str, given: Any) -> Predictions:
+        rows = np.array([references.rows[u.utterance_id] for u in splits[split]])
+        return fitted.predict(features | {"audio": references.standardised(given)}, rows)
+
+    known = references.model.config
+    references.fit(splits["train"], config.reference)
+    validation = plain["validation"]
+    told["reference"] = references.fit_strengths(
+        splits["validation"], validation, lambda given: answer("validation", given)
+    ) | references.describe(splits["test"])
+    if "emotion" in known.trained_outputs:
+        known.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
+    given = references.given(splits["test"], plain["test"], config.reference)
+    return {"test": answer("test", given), "test_without_reference": plain["test"]}

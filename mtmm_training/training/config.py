@@ -36,7 +36,7 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # Flags that are seldom needed.
 ADVANCED = set(
-    "patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
+    "group_by patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
     "script_disjoint improvised_only validation_speakers test_speakers cache_dtype verify_cache "
     "encode_only mask_frames augment_variants linear_path unfreeze_audio_layers unfreeze_text_layers "
     "frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
@@ -81,6 +81,8 @@ class TrainConfig:
         on_error: What happens when a recording cannot be used. stop: the run ends. skip: all
             recordings are read before training, and the bad ones are left out of every split and
             named in results.json.
+        group_by: Columns of the manifest by whose values the test split is scored, too; gender, where
+            the data has it, if not given.
         corpus_exponent: Share of a corpus of n utterances in each epoch, as n to this power: 1 = every
             utterance once, 0 = every corpus as often.
 
@@ -169,6 +171,7 @@ class TrainConfig:
     dimension_range: list[float] = field(default_factory=list)
     modalities: list[str] = field(default_factory=lambda: ["audio", "text"])
     on_error: str = "stop"
+    group_by: list[str] | None = None
     corpus_exponent: float = 1.0
 
     protocol: str = "speaker"

@@ -23,7 +23,7 @@ from mtmm_training.data.folds import (
     script_of,
     select,
 )
-from mtmm_training.data.manifest import read_manifests
+from mtmm_training.data.manifest import column_of, read_manifests
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance, digest, few, without_fields
@@ -146,6 +146,7 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             audio_dir=config.audio_dir,
             dimension_range=tuple(config.dimension_range),
             audio_exists=config.on_error == "stop",
+            groups=config.group_by or (),
         )
     else:
         utterances = read_corpus(
@@ -163,6 +164,9 @@ def read_all(config: TrainConfig) -> list[Utterance]:
             f"{len(utterances) - len(kept)} of {len(utterances)} utterances have no "
             f"{config.modalities[0]}: left out"
         )
+    for column in config.group_by or ():
+        if all(column_of(u, column) is None for u in kept):
+            raise ValueError(f"`--group_by` names {column!r}, of which no utterance has a value.")
     found = Counter(u.emotion for u in kept if u.emotion is not None)
     unknown = sorted(set(found) - set(config.emotions))
     if unknown and not config.encode_only:  # the model has no output for them

@@ -6,12 +6,12 @@ one fold of protocol official, the choice is made on its validation split, the f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import make_scorer
@@ -44,10 +44,12 @@ class Features:
     Args:
         values: (utterances, layers, width), float32; NaN for an utterance without the modality.
         layers: The number of each layer: 0 = the input of the encoder's first one.
+        frames: (utterances,), how many states were pooled; needed for references alone.
     """
 
     values: np.ndarray
     layers: tuple[int, ...]
+    frames: np.ndarray | None = None
 
     def of(self, layers: Sequence[int]) -> np.ndarray:
         """The layers' vectors side by side: (utterances, layers · width)."""
@@ -141,10 +143,54 @@ def inner_splits(
     return [(known[fitted], known[scored]) for fitted, scored in folds]
 
 
-def predict_output(
+@dataclass(frozen=True)
+class Regression:
+    """A fitted output.
+
+    Args:
+        task: The output.
+        layers: What was chosen, by modality.
+        models: One that is fitted on all, then those of the inner folds.
+        number: (utterances,), which of these predicts an utterance: none that was fitted on it, but
+            the first on its own rows.
+        line: Offset and slope that a dimension's predictions get.
+    """
+
+    task: Task
+    layers: dict[str, tuple[int, ...]]
+    models: list[Pipeline]
+    number: np.ndarray
+    line: tuple[float, float] = (0.0, 1.0)
+
+    def predict(self, features: dict[str, Features], rows: np.ndarray) -> np.ndarray:
+        """Logits (rows, emotions), or the dimension (rows,).
+
+        Args:
+            features: Of all utterances: those of the fit, or others of the same utterances.
+            rows: Which utterances.
+        """
+        inputs = side_by_side(features, self.layers)[rows]
+        count, emotions = len(rows), len(self.task.emotions)
+        predicted = np.zeros((count, emotions) if self.task.is_emotion else count)
+        for number in np.unique(self.number[rows]):
+            own = self.number[rows] == number
+            model = self.models[number]
+            if self.task.is_emotion:
+                predicted[own] = emotion_logits(model, inputs[own], emotions)
+            else:
+                predicted[own] = self.line[0] + self.line[1] * model.predict(inputs[own])
+        return predicted
+
+
+def side_by_side(features: dict[str, Features], layers: dict[str, tuple[int, ...]]) -> np.ndarray:
+    """(utterances, inputs): the chosen layers of all modalities."""
+    return np.concatenate([features[name].of(layers[name]) for name in layers], axis=1)
+
+
+def fit_regression(
     task: Task, features: dict[str, Features], layers: Sequence[str], inner: Splits
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Choose and fit the model of an output, looking at the rows of `inner` alone; predict all.
+) -> tuple[Regression, dict[str, Any]]:
+    """Choose and fit the model of an output, looking at the rows of `inner` alone.
 
     With two modalities each one's layer is chosen alone, then both are put side by side.
 
@@ -156,7 +202,7 @@ def predict_output(
             all others by one that is fitted on the rows to fit of all pairs.
 
     Returns:
-        Logits (utterances, emotions), or the dimension (utterances,), and what was chosen.
+        The model, and what was chosen.
 
     Raises:
         ValueError: The labels are too few to choose by.
@@ -183,29 +229,26 @@ def predict_output(
             scores = [search(block.of(candidate)).best_score_ for candidate in candidates]
             candidates = [candidates[int(np.argmax(scores))]]
         chosen[modality] = candidates[0]
-    inputs = np.concatenate([features[name].of(chosen[name]) for name in chosen], axis=1)
+    inputs = side_by_side(features, chosen)
     found = search(inputs)
-    model = found.estimator.set_params(**found.best_params_)
-
-    def predict(fitted: np.ndarray, wanted: np.ndarray | slice) -> np.ndarray:
-        model.fit(inputs[fitted], labels[fitted])
-        if task.is_emotion:
-            return emotion_logits(model, inputs[wanted], len(task.emotions))
-        predicted: np.ndarray = model.predict(inputs[wanted])
-        return predicted
-
-    predictions = predict(np.unique(np.concatenate([fitted for fitted, _ in inner])), slice(None))
-    for fitted, scored in inner:
-        predictions[scored] = predict(fitted, scored)
+    best = found.estimator.set_params(**found.best_params_)
+    every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
+    parts = [every, *(fitted for fitted, _ in inner)]
+    models = [clone(best).fit(inputs[part], labels[part]) for part in parts]
+    number = np.zeros(len(labels), int)
+    for index, (_, scored) in enumerate(inner, start=1):
+        number[scored] = index
+    regression = Regression(task, chosen, models, number)
     if not task.is_emotion:
-        seen = np.concatenate([scored for _, scored in inner])
-        known, shown = labels[seen], predictions[seen]
+        seen = np.flatnonzero(number)
+        known, shown = labels[seen], regression.predict(features, seen)
         # Ridge regression shrinks its predictions towards their mean, which CCC punishes: they get
         # the mean and sd of the labels.
         if np.ptp(shown) > 0:
-            predictions = known.mean() + (predictions - shown.mean()) * known.std() / shown.std()
+            slope = known.std() / shown.std()
+            regression = replace(regression, line=(known.mean() - slope * shown.mean(), slope))
     strength = {name.removeprefix("model__"): value for name, value in found.best_params_.items()}
-    return predictions, {"layers": chosen, **strength, "inner_score": found.best_score_}
+    return regression, {"layers": chosen, **strength, "inner_score": found.best_score_}
 
 
 def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:

@@ -38,8 +38,9 @@ def write_run(
         if results["config"]["lora_rank"]:
             model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
             processor.save_pretrained(out / "adapter")
-    utterances = [u for split in ("validation", "test") for u in data.splits[split]]
-    write_predictions(out / "predictions.csv", predictions, utterances, model.config)
+    utterances = [*data.splits["validation"], *data.splits["test"]]
+    group_by = results["config"]["group_by"]
+    write_predictions(out / "predictions.csv", predictions, utterances, model.config, group_by)
     draw(out / "figures", model.config, results, predictions["test"])
     write_json(results, out / "results.json")
 

@@ -39,7 +39,10 @@ class Run:
               name) where there are several.
             - "skipped": what was wrong with utterances that were left out, by id.
             - "temperature"; "validation" and "test": metrics as of `scoring.metrics.split_metrics`
-              and "loss"; "test_ECE_before_temperature"; "by_corpus": test metrics by corpus.
+              and "loss"; "test_ECE_before_temperature"; "by_corpus": test metrics by corpus;
+              "test_without_reference", where references were used.
+            - "by_group": test metrics by column (such as gender) and value; "group_gaps" and
+              "by_speaker", see `scoring.groups`.
             - "versions", by package; "wall_time_s", seconds.
             - of training: "parameters" ([trained, frozen] by part), "epochs" (one record each),
               "best_epoch", "select_by", "device", "processes", "cached_states" (their precision, or
@@ -82,7 +85,10 @@ class Run:
         return replace(flags, **_at_places(flags, found))
 
     def predictions(self, split: str = "test") -> pd.DataFrame:
-        """What the run predicted for a split ("validation" or "test"): one row per utterance.
+        """What the run predicted for a split: one row per utterance.
+
+        Args:
+            split: "validation", "test" or "test_without_reference".
 
         Returns:
             The columns of `scoring.predictions.read_predictions`.
@@ -92,7 +98,7 @@ class Run:
         """
         rows = read_predictions(self.folder / PREDICTIONS)
         rows = rows[rows["split"] == split].reset_index(drop=True)
-        expected = self.results["splits"][split]["utterances"]
+        expected = self.results["splits"][split.partition("_")[0]]["utterances"]
         if len(rows) != expected:
             raise ValueError(
                 f"{self.folder / PREDICTIONS} has {len(rows)} {split} utterances, {RESULTS} beside it "
