@@ -1,6 +1,7 @@
 """Run a whole protocol, put its folds into a table, compare experiments."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,23 @@ from mtmm_training.commands.parser import Parser
 from mtmm_training.training.config import TrainConfig, from_options
 from mtmm_training.training.config import add_flags as add_train_flags
 
+OF_ONE_CORPUS = (  # `cross` gives them to each training
+    "manifest", "audio_dir", "corpus", "corpus_dir", "corpus_options", "folds_file",
+    "validation_speakers", "test_speakers",
+)  # fmt: skip
 OF_ONE_FOLD = ("out", "fold", "resume", "encode_only")  # a protocol gives them to each fold
 
 
 def add_flags(parser: Parser) -> None:
-    """Three verbs, each with its flags."""
+    """Four verbs, each with its flags."""
     add_run_flags(parser.add_verb("run", _run))
+    cross = parser.add_verb("cross", _cross)
+    add = cross.add_argument_group("corpora").add_argument
+    add("--corpora", nargs="+", required=True, metavar="NAME=MANIFEST",
+        help="two manifests or more; without NAME the file's or folder's name is the corpus's")  # fmt: skip
+    add("--leave_one_out", action="store_true",
+        help="also train on all corpora but one, and test on that")  # fmt: skip
+    add_run_flags(cross, without=OF_ONE_CORPUS)
     add = parser.add_verb("table", _table).add_argument
     add("folder", type=Path,
         help="an experiment's --out; gets summary.json, table.md and figures/")  # fmt: skip
@@ -27,8 +39,8 @@ def add_flags(parser: Parser) -> None:
     add("--corpus", help="on the test utterances of this corpus alone, of several manifests")
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a command that runs experiments: its own, and training's."""
+def add_run_flags(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """The flags of a command that runs experiments: its own, and training's but some."""
     add = parser.add_argument_group("experiment").add_argument
     add("--out", type=folder, required=True, help="folder of all results")
     add("--folds", type=int, nargs="+", metavar="I", help="only these, from 0")
@@ -36,7 +48,8 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     add("--share", type=share, default="0/1", metavar="I/N",
         help="only folds whose number divided by N leaves I: machine I of N")  # fmt: skip
     add("--jobs", type=count, default=1, metavar="N", help="folds at once")
-    names = [field.name for field in fields(TrainConfig) if field.name not in OF_ONE_FOLD]
+    names = [field.name for field in fields(TrainConfig)]
+    names = [name for name in names if name not in (*OF_ONE_FOLD, *without)]
     add_train_flags(parser, only=names, advanced=Advanced)
 
 
@@ -59,6 +72,22 @@ def _run(options: argparse.Namespace) -> None:
 
     config, which = run_flags(options)
     run_protocol(options.out, config, **which)
+
+
+def _cross(options: argparse.Namespace) -> None:
+    """Train on each corpus, and test on each other and on its own test speakers.
+
+    Without --protocol each corpus is split into five groups of speakers: one tests, one validates.
+
+    examples:
+      mtmm evaluate cross --corpora en/ravdess.csv ur/urdu.csv --out out/cross --reference speaker
+    """
+    from mtmm_training.studies.cross import run_cross
+
+    if not hasattr(options, "protocol"):
+        options.protocol, options.k = "grouped", getattr(options, "k", 5)
+    config, which = run_flags(options)
+    run_cross(options.out, config, options.corpora, leave_one_out=options.leave_one_out, **which)
 
 
 def _table(options: argparse.Namespace) -> None:

@@ -285,6 +285,49 @@ def plot_forest(
     style.save(figure, path)
 
 
+def plot_matrices(
+    panels: Mapping[str, ArrayLike],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    path: str | Path,
+    score: str,
+) -> None:
+    """Draws scores of models (rows) on corpora (columns), a panel for each kind of answers.
+
+    Args:
+        panels: (rows, columns) by title, NaN = no score.
+        rows: what was trained on.
+        columns: what was tested on.
+        path: the PNG file to write.
+        score: the score's name.
+    """
+    values = {title: np.asarray(panel, dtype=np.float64) for title, panel in panels.items()}
+    width, height = max(2.6, 1.0 * len(columns) + 1.0), max(2.4, 0.75 * len(rows) + 1.4)
+    figure, grid = style.new_figure(
+        width * len(values) + 1.4, height, ncols=len(values), squeeze=False, sharey=True
+    )
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="0.9")
+    low, high = (extreme([v for v in values.values()]) for extreme in (np.nanmin, np.nanmax))
+    for axes, (title, panel) in zip(grid[0], values.items(), strict=True):
+        image = axes.imshow(panel, cmap=colours, vmin=low, vmax=high)
+        for row, column in np.ndindex(panel.shape):
+            value = panel[row, column]
+            text = "–" if np.isnan(value) else f"{value:.3f}".replace("-", "−")
+            dark = value < (low + high) / 2
+            own = "bold" if rows[row] == columns[column] else "normal"
+            axes.text(
+                column, row, text, ha="center", va="center", fontweight=own,
+                color="white" if dark else "black",
+            )  # fmt: skip
+        turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(len(columns)), columns, **turned)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel="tested on", title=title)
+    grid[0, 0].set_ylabel("trained on")
+    figure.colorbar(image, ax=grid[0], label=score, shrink=0.8)
+    style.save(figure, path)
+
+
 def _interval(grouped: metrics.CalibrationBins) -> np.ndarray:
     """(2, bins): how far each accuracy's 95 % interval reaches down and up; 0 in an empty bin."""
     reach = np.zeros((2, len(grouped.counts)))

@@ -234,6 +234,48 @@ def results_rows(subject: Subject) -> list[dict[str, str]]:
     ]
 
 
+def group_rows(subject: Subject) -> list[dict[str, str]]:
+    """The rows of the card's table of groups: group, utterances, UAR and each CCC, where known."""
+    rows = []
+    for column, values in subject.results.get("by_group", {}).items():
+        for value, metrics in values.items():
+            shown = metric_values(metrics, subject.trained)
+            scores = [
+                f"{name.replace('_', ' ')} {metric.value:.3f}"
+                for name, metric in shown.items()
+                if name == "UAR" or name.startswith("CCC_")
+            ]
+            count = str(metrics["utterances"])
+            rows.append(
+                {"group": f"{column}: {value}", "utterances": count, "scores": ", ".join(scores)}
+            )
+    return rows
+
+
+def gap_lines(subject: Subject) -> list[str]:
+    """Gaps between groups, and the lowest and highest speaker, in sentences."""
+    lines = []
+    for column, gaps in subject.results.get("group_gaps", {}).items():
+        for name, gap in gaps.items():
+            low_high = gap["interval"]
+            known = (
+                f"95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}"
+                if low_high
+                else gap["reason"]
+            )
+            score, higher, lower = name.replace("_", " "), gap["highest"], gap["lowest"]
+            lines.append(
+                f"{score} by {column}: {higher} is {gap['gap']:.3f} above {lower} ({known})."
+            )
+    for name, own in subject.results.get("by_speaker", {}).items():
+        if own["speakers"] > 1:
+            ends = f"{own['lowest']['score']:.3f} to {own['highest']['score']:.3f}"
+            lines.append(
+                f"{name.replace('_', ' ')} by speaker: {ends}, {own['speakers']} speakers."
+            )
+    return lines
+
+
 def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str) -> ModelCard:
     """The card, from the template.
 
@@ -253,6 +295,8 @@ def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str)
         outputs=" and ".join([", ".join(outputs[:-1])] * (len(outputs) > 1) + outputs[-1:]),
         protocol=protocol_name(subject.results),
         rows=results_rows(subject),
+        groups=group_rows(subject),
+        gaps=gap_lines(subject),
         figures=[(name, FIGURE_TITLES.get(Path(name).stem, Path(name).stem)) for name in figures],
         seconds=[fold["wall_time_s"] * fold.get("processes", 1) for fold in subject.folds],
     )

@@ -98,6 +98,9 @@ def clean_results(results: Mapping[str, Any], name_speakers: bool = False) -> di
             config[name] = _last_part(given)
     if name_speakers:
         return cleaned
+    for extremes in cleaned.get("by_speaker", {}).values():
+        for name in ("lowest", "highest"):
+            del extremes[name]["speaker"]
     for split in cleaned["splits"].values():
         split["speakers"] = len(split["speakers"])
     for name in ("validation_speakers", "test_speakers"):

@@ -19,8 +19,9 @@ from mtmm_training.data.files import read_json
 from mtmm_training.data.folds import Fold
 from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import DIMENSIONS, Utterance, digest
-from mtmm_training.scoring import metrics
+from mtmm_training.scoring import groups, metrics
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
+from mtmm_training.scoring.predictions import GROUP
 from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
@@ -122,6 +123,31 @@ class Experiment:
             for value in sorted(values.unique().tolist())
         }
 
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """By column, such as gender, each row's value; "" = none."""
+        return {
+            name.removeprefix(GROUP): self.rows[name].fillna("").to_numpy(str)
+            for name in self.rows
+            if name.startswith(GROUP)
+        }
+
+    def of_groups(self) -> dict[str, dict[str, Any]]:
+        """By column, "values": utterances, speakers and scores of each; "gaps", see `groups.gaps`."""
+        scores = {n: s for n, s in self.scores.items() if n == "UAR" or n.startswith("CCC_")}
+        speakers = self.rows["speaker"].to_numpy(str)
+        found = {}
+        for column, values in self.groups.items():
+            counted = {
+                value: {"utterances": int(own.sum()), "speakers": len(set(speakers[own]))}
+                for value in sorted(set(values.tolist()) - {""})
+                for own in [values == value]
+            }
+            scored = groups.by_value(scores, values)
+            shown = {value: counts | scored[value] for value, counts in counted.items()}
+            found[column] = {"values": shown, "gaps": groups.gaps(scores, values, speakers)}
+        return found
+
     def of_corpus(self, corpus: str) -> "Experiment":
         """The same on the test utterances of one corpus, if it was of several manifests.
 
@@ -168,8 +194,12 @@ def keep_experiment(
     keep_record(folder / "folds.json", record)
 
 
-def read_experiment(folder: str | Path) -> Experiment:
+def read_experiment(folder: str | Path, split: str = "test") -> Experiment:
     """Reads the finished folds of an experiment.
+
+    Args:
+        folder: of the experiment.
+        split: "test_without_reference" for the same answers without references.
 
     Raises:
         FileNotFoundError: no fold is finished, or a finished one has no predictions.csv.
@@ -189,7 +219,7 @@ def read_experiment(folder: str | Path) -> Experiment:
         planned = len(read_json(folder / "folds.json", "folds")["folds"])
     missing = sorted({*range(planned), *folders} - set(runs))
     rows = [
-        run.predictions().assign(fold=fold, temperature=run.results["temperature"])
+        run.predictions(split).assign(fold=fold, temperature=run.results["temperature"])
         for fold, run in runs.items()
     ]
     return Experiment(folder.resolve().name, runs, missing, pd.concat(rows, ignore_index=True))
@@ -211,7 +241,8 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
     Returns:
         "metrics": by metric "mean", "sd" and "n" over the folds that have labels, "by_fold", and
         "pooled" over all test rows at once; "confusion" (rows are labels, columns predictions) and
-        "recall", pooled; "speakers": the spread of UAR and WAR between speakers; "folds",
+        "recall", pooled; "speakers": the spread of UAR, WAR and CCC between speakers; "groups", see
+        `Experiment.of_groups`; "folds",
         "missing_folds", "utterances" and "wall_time_s" of all folds together.
     """
     everything = np.arange(len(experiment.rows))
@@ -228,7 +259,7 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         recalls = metrics.recall_per_emotion(*answers, emotions)
         recall = dict(zip(emotions, map(metrics.or_none, recalls), strict=True))
     speakers: dict[str, Any] = {"count": experiment.rows["speaker"].nunique()}
-    for name in ("UAR", "WAR"):
+    for name in ("UAR", "WAR", *(f"CCC_{name}" for name in experiment.dimensions)):
         by_speaker = experiment.by("speaker", experiment.scores.get(name, lambda rows: np.nan))
         present = [value for value in by_speaker.values() if value is not None]
         extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
@@ -244,5 +275,6 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "confusion": confusion,
         "recall": recall,
         "speakers": speakers,
+        "groups": experiment.of_groups(),
         "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }

@@ -156,18 +156,45 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         markdown_table(["metric", "mean ± sd over folds", "pooled over utterances"], rows),
         markdown_table(["fold", *map(title, shown)], folds),
     ]
+    spreads = [
+        f"{title(name)} {spread(own)} ({number(own['lowest'])} to {number(own['highest'])})"
+        for name, own in speakers.items()
+        if name != "count" and own["n"]
+    ]
+    if spreads:
+        parts.append(f"Between speakers (mean ± sd, lowest to highest): {'; '.join(spreads)}.\n")
+    for column, group in summary["groups"].items():
+        parts += group_parts(column, group)
     if summary["confusion"] is not None:
-        spreads = [
-            f"{name} {spread(speakers[name])} ({number(speakers[name]['lowest'])} to "
-            f"{number(speakers[name]['highest'])})"
-            for name in ("UAR", "WAR")
-        ]
-        line = f"Between speakers (mean ± sd, lowest to highest): {'; '.join(spreads)}.\n"
         emotions = summary["emotions"]
         cells = [
             [name, *map(str, counts), number(summary["recall"][name])]
             for name, counts in zip(emotions, summary["confusion"], strict=True)
         ]
         header = ["labelled \\ predicted", *emotions, "recall"]
-        parts += [line, markdown_table(header, cells)]
+        parts.append(markdown_table(header, cells))
     return "\n".join(parts)
+
+
+def group_parts(column: str, group: Mapping[str, Any]) -> list[str]:
+    """A table of the groups of a column, pooled over utterances, and their gaps.
+
+    Args:
+        column: such as gender.
+        group: "values" and "gaps", as of `Experiment.of_groups`.
+    """
+    values = group["values"]
+    scores = [n for n in next(iter(values.values())) if n not in ("utterances", "speakers")]
+    rows = [
+        [value, str(own["utterances"]), str(own["speakers"]), *(number(own[n]) for n in scores)]
+        for value, own in values.items()
+    ]
+    table = markdown_table([column, "utterances", "speakers", *map(title, scores)], rows)
+    apart = [f"{title(name)} {gap_words(gap)}" for name, gap in group["gaps"].items()]
+    return [table] + ([f"Gaps by {column}: {'; '.join(apart)}.\n"] if apart else [])
+
+
+def gap_words(gap: Mapping[str, Any]) -> str:
+    """A gap between groups with its interval, such as ".050 [.010, .090] (male above female)"."""
+    interval = gap["interval"] and f" [{', '.join(number(value) for value in gap['interval'])}]"
+    return f"{number(gap['gap'])}{interval or ''} ({gap['highest']} above {gap['lowest']})"
