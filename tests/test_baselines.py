@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.cache import INPUTS
 from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
@@ -24,12 +25,14 @@ from mtmm_training.data.utterances import Utterance, without_fields
 from mtmm_training.studies import baselines
 from mtmm_training.studies.baselines import Baseline, run_baseline, run_fold
 from mtmm_training.studies.experiments import read_experiment
+from mtmm_training.studies.pooled_references import PooledReferences
 from mtmm_training.training import regressions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
 from mtmm_training.training.prepare import read_data
 from mtmm_training.training.regressions import Features, Task, fit_regression
 from mtmm_training.training.run import Run
+from reference_mtmm import Reference
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
 RunFold = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]  # the `run` below
@@ -84,13 +87,14 @@ def run(tmp_path: Path, utterances: list[Utterance]) -> RunFold:
         features: dict[str, Features] | None = None,
         given: list[Utterance] = utterances,
         layers: tuple[str, ...] = ("best",),
+        pooling: str = "mean",
         **flags: Any,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         settings = {"protocol": "leave_one_speaker_out", "modalities": ["text"]} | flags
         config = TrainConfig(manifest=["m.csv"], out=str(tmp_path), **settings).resolve()
         fold = make_folds(given, config.protocol)[0]
         features = features or {"text": planted(given, 1)}
-        run_fold(config, Baseline(layers=layers), fold, given, features)
+        run_fold(config, Baseline(layers=layers, pooling=pooling), fold, given, features)
         with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return json.loads((tmp_path / "results.json").read_text()), rows
@@ -274,6 +278,56 @@ def test_labels_that_leave_no_choice_are_refused(
     given = [u if labelled(u) else without_fields(u, [output]) for u in given]
     with pytest.raises(ValueError, match=f"^{output} has too few labels"):
         run({"text": planted(utterances, 1)}, given=given, **flags)
+
+
+# ---- references ----------------------------------------------------------------------------------
+
+
+def voices(utterances: list[Utterance], strength: float) -> Features:
+    """Means that tell the emotion, moved by a speaker's voice, and deviations of 1; 50 states each."""
+    rng = np.random.default_rng(2)
+    moved = planted(utterances, 0, layers=1, noise=0.2).values
+    moved = moved + strength * np.repeat(rng.normal(size=(8, 1, 6)), 10, axis=0)
+    both = np.concatenate([moved, np.ones_like(moved)], axis=-1).astype(np.float32)
+    return Features(both, (0,), np.full(80, 50))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+def test_speakers_reference_takes_the_voice_away(
+    run: RunFold, utterances: list[Utterance], pooling: str
+) -> None:
+    given: dict[str, Any] = {"features": {"audio": voices(utterances, 0.3)}, "layers": ("0",)}
+    plain, _ = run(**given, pooling=pooling)
+    results, rows = run(**given, pooling=pooling, reference="speaker")
+    assert results["test_without_reference"]["UAR"] == plain["test"]["UAR"] < 0.9
+    assert results["test"]["UAR"] == 1.0
+    assert results["validation"]["UAR"] == plain["validation"]["UAR"]
+    assert results["reference"]["kind"] == "speaker"
+    assert results["reference"]["strengths"]["speaker"] <= 8
+    assert [row["split"] for row in rows].count("test_without_reference") == 10
+
+
+def test_references_are_those_of_the_states(utterances: list[Utterance]) -> None:
+    """What pooled states say of a recording is what the states say, and moves by the same formula."""
+    states = torch.randn(2, 3, 40, 5, dtype=torch.float64) * 2 + 1  # two recordings of 40 frames
+    values = np.stack([baselines.pool(s.float(), "mean_std") for s in states])
+    config = MTMMConfig(reference_encoder="")
+    pooled = Features(values, (0, 1, 2), np.full(2, 40))
+    rows = {u.utterance_id: row for row, u in enumerate(utterances[:2])}
+    references = PooledReferences.of_features(config, pooled, rows)
+    answers = torch.zeros(2, 6)
+    for row, one in enumerate(states):
+        mask = torch.ones(1, 40, dtype=torch.bool)
+        direct = Reference.of_states(one[None], mask, answers[:1], 0.8, "")
+        made = references.of(utterances[row], answers[0].numpy())
+        assert made is not None and made.seconds == pytest.approx(direct.seconds)
+        assert np.allclose(made.mean, direct.mean) and np.allclose(made.squares, direct.squares)
+    mean, deviation = torch.full((1, 3, 5), 0.5), torch.full((1, 3, 5), 4.0)
+    given = {"reference_mean": mean, "reference_deviation": deviation}
+    moved = references.standardised({utterances[1].utterance_id: given})
+    expected = baselines.pool(((states[1] - 0.5) / 4).float(), "mean_std")
+    assert np.allclose(moved.values[1], expected, atol=1e-5)  # the training data's are 0 and 1
+    assert np.array_equal(moved.values[0], values[0])
 
 
 # ---- whole runs ----------------------------------------------------------------------------------

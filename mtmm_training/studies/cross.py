@@ -43,8 +43,7 @@ def run_cross(
 
     Args:
         out: the experiment's folder.
-        config: the settings of each training; its protocol splits each corpus for itself, and of
-            the folds `config.fold` counts.
+        config: the settings of each training; the first fold of its protocol splits each corpus.
         corpora: manifests as NAME=PATH or PATH, see `named`.
         leave_one_out: also train on all corpora but one, and test on that.
         folds, share, jobs: as of `run_protocol`; the folds are the corpora in their order.
@@ -154,8 +153,11 @@ def read_corpus(out: Path, config: TrainConfig, name: str, path: Path) -> Corpus
     copy.parent.mkdir(parents=True, exist_ok=True)
     write_manifest([replace(u, corpus=name) for u in utterances], copy)
     # A column that only another corpus has is no mistake here.
-    data = prepare.read_data(replace(config, manifest=[str(copy)], group_by=None))
-    fold = data.folds[chosen_folds(data.folds, [config.fold])[0]]
+    try:
+        data = prepare.read_data(replace(config, manifest=[str(copy)], group_by=None))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    fold = data.folds[0]
     ids = tuple(f"{name}/{u.utterance_id}" for u in data.utterances)
     splits = {
         split: tuple(f"{name}/{u.utterance_id}" for u in members)
