@@ -9,6 +9,8 @@ from fake_experiments import all_folds, write_experiment
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.manifest import column_of, read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, digest
+from mtmm_training.publishing.card import Facts, Subject, gap_lines, group_rows
+from mtmm_training.publishing.stage import clean_results
 from mtmm_training.scoring.groups import by_value, extremes, gaps
 from mtmm_training.scoring.predictions import (
     Predictions,
@@ -106,3 +108,29 @@ def test_table_of_an_experiment_has_groups(tmp_path: Path) -> None:
     assert set(found["gaps"]) == {"UAR", "CCC_valence", "CCC_arousal"}
     markdown = write_tables(folder)
     assert "| male | 60 | 3 |" in markdown and "Gaps by gender: UAR" in markdown
+
+
+def test_card_tells_groups_and_names_no_speaker() -> None:
+    metrics = {"UAR": 0.7, "utterances": 40, "CCC": {"valence": 0.5, "arousal": None}}
+    gap = {"lowest": "male", "highest": "female", "gap": 0.05, "interval": [-0.01, 0.11]}
+    ends = {n: {"speaker": n, "score": s} for n, s in (("lowest", 0.6), ("highest", 0.9))}
+    results = {
+        "by_group": {"gender": {"female": metrics}},
+        "group_gaps": {"gender": {"UAR": gap}, "speaker": {"UAR": gap}},
+        "by_speaker": {"UAR": ends | {"speakers": 4}},
+        "config": {"protocol": "speaker"},
+        "splits": {},
+    }
+    cleaned = clean_results(results)
+    assert cleaned["by_speaker"]["UAR"]["lowest"] == {"score": 0.6}
+    assert set(cleaned["group_gaps"]) == {"gender"}
+    config = MTMMConfig(trained_outputs=["emotion", "valence"])
+    subject = Subject("me/model", cleaned, config, Facts(), [results])
+    (row,) = group_rows(subject)
+    assert row == {
+        "group": "gender: female", "utterances": "40", "scores": "UAR 0.700, CCC valence 0.500"
+    }  # fmt: skip
+    assert gap_lines(subject) == [
+        "UAR by gender: female is 0.050 above male (95 % interval -0.010 to 0.110).",
+        "UAR by speaker: 0.600 to 0.900, 4 speakers.",
+    ]

@@ -98,6 +98,8 @@ def clean_results(results: Mapping[str, Any], name_speakers: bool = False) -> di
             config[name] = _last_part(given)
     if name_speakers:
         return cleaned
+    for name in ("by_group", "group_gaps"):
+        cleaned.get(name, {}).pop("speaker", None)
     for extremes in cleaned.get("by_speaker", {}).values():
         for name in ("lowest", "highest"):
             del extremes[name]["speaker"]

@@ -247,7 +247,7 @@ class Fitted:
 
     Args:
         baseline: The features.
-        utterances: Of all splits.
+        utterances: Those of all splits.
         labels: By output, (utterances,); see `label_columns`.
         regressions: By output.
         chosen: By output, layers and strength.
@@ -276,7 +276,7 @@ class Fitted:
         Args:
             config, baseline: The settings.
             known: Names the outputs that are trained; the labels of others must be absent.
-            utterances: Of all splits.
+            utterances: Those of all splits.
             features: Theirs.
             rows: By split.
         """
@@ -343,7 +343,7 @@ def answer_with_references(
         references: Are fitted on the train split.
         splits: Utterances by split.
         plain: Predictions by split, without references.
-        features: Of all utterances.
+        features: Those of all utterances.
         told: Gets "reference", what is told of them in results.json.
 
     Returns:

@@ -166,7 +166,7 @@ class Regression:
         """Logits (rows, emotions), or the dimension (rows,).
 
         Args:
-            features: Of all utterances: those of the fit, or others of the same utterances.
+            features: Those of all utterances, as the fit saw them or standardised by references.
             rows: Which utterances.
         """
         inputs = side_by_side(features, self.layers)[rows]
