@@ -218,7 +218,8 @@ def run_fold(
     predictions = {name: fitted.predict(features, rows[name]) for name in ("validation", "test")}
     told: dict[str, Any] = {}
     if config.reference != "none":
-        references = PooledReferences.of_features(known, features["audio"], row_of)
+        home = {u.corpus for u in splits["train"]}
+        references = PooledReferences.of_features(known, features["audio"], row_of, home)
         predictions |= answer_with_references(
             config, fitted, references, splits, predictions, features, told
         )

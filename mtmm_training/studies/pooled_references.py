@@ -6,7 +6,7 @@ where the regression expects them: what MTMM standardises by their reference is 
 training data's scale.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ class Statistics:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PooledReferences(References):
     """References of pooled states; see [`References`].
 
@@ -54,13 +54,17 @@ class PooledReferences(References):
 
     @classmethod
     def of_features(
-        cls, config: MTMMConfig, pooled: Features, rows: Mapping[str, int]
+        cls,
+        config: MTMMConfig,
+        pooled: Features,
+        rows: Mapping[str, int],
+        home: Collection[str] = (),
     ) -> "PooledReferences":
-        """Those of these features, for a baseline's configuration."""
+        """Those of these features, for a baseline's configuration; `home` as of [`References`]."""
         _, layers, width = pooled.values.shape
         model: Any = Statistics(config, (layers, width // 2))
         states: Any = None
-        return cls(model, states, pooled, rows)
+        return cls(model, states, home, pooled=pooled, rows=rows)
 
     def of(self, utterance: Utterance, answers: np.ndarray) -> Reference | None:
         """One utterance's; None without audio."""
