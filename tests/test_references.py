@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,39 @@ def test_corpus_that_training_heard_has_no_domain_of_its_own(fitted: MTMMModel) 
     means = [float(given[u.utterance_id]["reference_mean"][0, 0, 10]) for u in (both[0], both[-1])]
     assert means[0] == pytest.approx(float(fitted.fusion.reference_mean[0, 10]))
     assert means[1] > 7
+
+
+@pytest.mark.parametrize(
+    ("loss_by_strength", "chosen"),
+    [
+        (
+            {2: 0.50, 4: 0.52, 8: 0.54, 32: 0.58, 1e6: 0.60},
+            4.0,
+        ),  # .52 keeps four fifths of the gain
+        ({2: 0.61, 4: 0.61, 8: 0.61, 32: 0.60, 1e6: 0.60}, 32.0),
+        ({2: 0.62, 4: 0.62, 8: 0.62, 32: 0.61, 1e6: 0.60}, 8.0),  # neither gain nor harm
+        ({2: 0.90, 4: 0.85, 8: 0.80, 32: 0.70, 1e6: 0.60}, 1e6),  # harm
+    ],
+)
+def test_reference_counts_as_much_as_most_of_its_gain_asks_for(
+    fitted: MTMMModel, loss_by_strength: dict[float, float], chosen: float
+) -> None:
+    utterances, states = planted({"d": 1.0})
+    count = len(utterances)
+    predictions = Predictions(
+        [u.utterance_id for u in utterances], np.zeros((count, 4)), np.zeros((count, 2)),
+        np.zeros(count, dtype=int), np.zeros((count, 2)),
+    )  # fmt: skip
+    unit = fitted.config.reference_strengths[0] / 2
+
+    def answer(given: Any) -> Any:
+        strength = round(fitted.config.reference_strengths[0] / unit)
+        return SimpleNamespace(metrics=lambda _: {"loss": loss_by_strength[strength]})
+
+    references = References(fitted, States(states), {"home"})  # type: ignore[arg-type]
+    told = references.fit_strengths(utterances, predictions, answer)
+    assert told["strengths"] == {"speaker": chosen, "domain": 2.0}
+    assert fitted.config.reference_strengths[0] == pytest.approx(chosen * unit)
 
 
 def test_hidden_states_stay_in_their_type() -> None:

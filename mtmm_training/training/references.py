@@ -27,7 +27,9 @@ RIDGE = 1e-3  # times the number of frames: an answer without labels has no stat
 # In utterances of the training split's mean length; the last is so long that nothing counts.
 STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
 GAIN_KEPT = 0.75  # of the best strength's: few validation speakers tell, and others are more skewed
+HARM = 1.05  # times the loss without: a loss with references that is more stops their use
 FIRST_STRENGTHS = (2.0, 2.0)  # of a speaker and of a domain
+CAUTIOUS = 8.0  # where the validation split shows neither gain nor harm
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,10 @@ class References:
                 losses[strength] = answer(given).metrics(config)["loss"]
             best, none = min(losses.values()), losses[STRENGTHS[-1]]
             enough = none - GAIN_KEPT * (none - best)
-            chosen[kind] = max(strength for strength in STRENGTHS if losses[strength] <= enough)
+            useful = [s for s in STRENGTHS[:-1] if losses[s] <= enough]
+            harmful = min(losses[s] for s in STRENGTHS[:-1]) > HARM * none
+            # Two validation speakers cannot show that references are useless, only that they harm.
+            chosen[kind] = STRENGTHS[-1] if harmful else max(useful, default=CAUTIOUS)
         config.reference_strengths = (chosen["speaker"] * unit, chosen["domain"] * unit)
         return {"strengths": chosen}
 
