@@ -32,7 +32,7 @@ from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.training import checkpoints, faults, job, prepare, report
+from mtmm_training.training import checkpoints, completion, faults, job, prepare, report
 from mtmm_training.training.checkpoints import Checkpoints
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.launch import Stopped, StopSignal, alone_in
@@ -55,7 +55,7 @@ PHASES = {
     "validating": (train_accelerate, "predict", 2),
     "writing a checkpoint": (checkpoints, "_digests", 1),
     "validating the last epoch": (train_accelerate, "predict", 3),
-    "testing": (train_accelerate, "predict", 5),
+    "testing": (completion, "predict", 2),
     "writing predictions": (report, "write_predictions", 1),
 }
 
