@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Four emotions of RAVDESS, 24 folds, one speaker left out in each: frozen encoders, the small recipe with
+# a linear path, answered with references of each test speaker's own unlabelled recordings; then the curve
+# over how many recordings of which emotions.
+#   runs/references_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS]
+set -euo pipefail
+. "$(dirname "$0")/help.sh"
+manifest=$(realpath "${1:?give the manifest}")
+audio=$(realpath "${2:?give the folder of the audio encoder}")
+text=$(realpath "${3:?give the folder of the text encoder}")
+out=$(realpath -m "${4:?give a folder for the results; that of the baselines}")
+jobs=${5:-2}
+cd "$(dirname "$0")/.."
+. runs/small_corpus.sh
+
+mtmm evaluate run --out "$out/referenced" --jobs "$jobs" --cache_dir "$out/cache" \
+    --manifest "$manifest" --protocol leave_one_speaker_out \
+    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
+    --augment speed noise --augment_variants 4 --epochs 40 --select_by last \
+    --linear_path --reference speaker
+mtmm study references --run "$out/referenced" --cache_dir "$out/cache"
