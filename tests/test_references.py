@@ -16,6 +16,7 @@ from torch import Tensor
 from modeling_mtmm import MTMMModel
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
+from mtmm_training.studies.reference_curve import reference_curve
 from mtmm_training.training.references import References, labelled_answers
 from reference_mtmm import Reference, standardise
 
@@ -237,6 +238,13 @@ def test_run_tells_what_its_test_answers_used(embedded: Path, tmp_path: Path) ->
     assert len(str(model.config.reference_encoder)) == 64
     assert set(results["linear_path"]) == {"pooled", "emotion", "valence", "arousal"}
     assert model.linear_path is not None
+    table = reference_curve(out, tmp_path / "curve", None)
+    assert len(table) == 1 + 5 * 6  # none; at random and of four emotions, five sizes and all
+    none = table[table["size"] == 0].iloc[0]
+    assert none["UAR"] == pytest.approx(results["test_without_reference"]["UAR"])
+    whole = table[(table["kind"] == "random") & table["size"].isna()].iloc[0]
+    assert whole["UAR"] == pytest.approx(results["test"]["UAR"])
+    assert (tmp_path / "curve" / "references.png").stat().st_size > 10_000
     refused = small_runs.words(
         embedded, tmp_path / "raw", "--reference", "speaker", "--cache_dir", "off"
     )
