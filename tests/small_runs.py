@@ -119,7 +119,13 @@ def _run(
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.exit(main(words))
+    status = main(words)
+    if "coverage" in sys.modules:
+        sys.exit(status)
+    # At once: an interpreter that was forked beside others' threads may wait for them at its end.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def start(flags: list[str], **environment: str) -> Process:
