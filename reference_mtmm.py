@@ -17,12 +17,12 @@ A leaf file: it is uploaded to the Hub with the others and imports none of them.
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -230,20 +230,19 @@ class References:
         return self._known[name]
 
 
-def as_answers(
-    config: Any, probabilities: Sequence[float], dimensions: Sequence[float]
-) -> np.ndarray:
-    """(answers,): one utterance's answers in the form of [`explained_by`].
+def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> np.ndarray:
+    """(..., answers): answers in the form of [`explained_by`].
 
     Args:
         config: The model's.
-        probabilities: Calibrated, for each emotion.
-        dimensions: On the scale of `config.dimension_range`.
+        probabilities: (..., emotions), calibrated.
+        dimensions: (..., dimensions), on the scale of `config.dimension_range`.
     """
     low, high = config.dimension_range
-    centred = (np.array(dimensions) - (low + high) / 2) / ((high - low) / 2)
+    centred = (np.asarray(dimensions) - (low + high) / 2) / ((high - low) / 2)
     heard = "emotion" in config.trained_outputs
-    return np.concatenate([np.array(probabilities) * heard, centred * (not heard)])
+    parts = [np.asarray(probabilities) * heard, centred * (not heard)]
+    return np.concatenate(parts, axis=-1)
 
 
 def refuse_others(config: Any, *references: Reference | None) -> None:

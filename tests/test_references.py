@@ -1,6 +1,7 @@
 """References: sums of statistics, what a speaker's moves, and what training fits and answers with."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,13 @@ def test_reference_of_another_encoder_is_refused(fitted: MTMMModel) -> None:
     fitted.config.reference_encoder = "another"
     with pytest.raises(ValueError, match="another encoder"):
         fitted.standardisation(speaker=own)
+
+
+def test_lowest_label_of_a_scale_is_a_label(make_model: MakeModel) -> None:
+    scale = {"dimension_range": (0.0, 1.0), "trained_outputs": ("valence", "arousal")}
+    config = make_model(**scale).config
+    u = replace(say(0, "a", None), valence=0.0)
+    assert labelled_answers([u], config).tolist() == [[0, 0, 0, 0, -1, 0]]  # no arousal: no answer
 
 
 def test_corpus_that_training_heard_has_no_domain_of_its_own(fitted: MTMMModel) -> None:

@@ -92,6 +92,14 @@ class Predictions:
         )
 
 
+def calibrate(config: MTMMConfig, validation: Predictions) -> float:
+    """Sets the configuration's temperature by the validation split: 1 where no emotion is trained."""
+    config.temperature = 1.0
+    if "emotion" in config.trained_outputs:
+        config.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
+    return config.temperature
+
+
 def calibrated_scores(
     predictions: Mapping[str, Predictions],
     utterances: Sequence[Utterance],
@@ -115,10 +123,7 @@ def calibrated_scores(
     corpora = np.array([u.corpus for u in utterances])
     speakers = np.array([u.speaker_id for u in utterances])
     groups = group_values(utterances, group_by)
-    config.temperature = 1.0
-    if "emotion" in config.trained_outputs:
-        config.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
-    temperature, scores = config.temperature, test.scores(config)
+    temperature, scores = calibrate(config, validation), test.scores(config)
 
     def by_value(values: np.ndarray) -> dict[str, dict[str, Any]]:
         names = sorted(set(values.tolist()) - {""})

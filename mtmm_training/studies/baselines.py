@@ -32,8 +32,13 @@ from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
-from mtmm_training.scoring.metrics import ABSENT_EMOTION, fit_temperature
-from mtmm_training.scoring.predictions import Predictions, calibrated_scores, write_predictions
+from mtmm_training.scoring.metrics import ABSENT_EMOTION
+from mtmm_training.scoring.predictions import (
+    Predictions,
+    calibrate,
+    calibrated_scores,
+    write_predictions,
+)
 from mtmm_training.studies.experiments import keep_experiment
 from mtmm_training.studies.pooled_references import PooledReferences
 from mtmm_training.studies.protocol import Plan, chosen_folds
@@ -361,7 +366,6 @@ def answer_with_references(
     told["reference"] = references.fit_strengths(
         splits["validation"], validation, lambda given: answer("validation", given)
     ) | references.describe(splits["test"])
-    if "emotion" in known.trained_outputs:
-        known.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
+    calibrate(known, validation)
     given = references.given(splits["test"], plain["test"], config.reference)
     return {"test": answer("test", given), "test_without_reference": plain["test"]}

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from modeling_mtmm import MTMMModel
-from mtmm_training.scoring.metrics import fit_temperature
-from mtmm_training.scoring.predictions import Predictions, predict
+from mtmm_training.scoring.predictions import Predictions, calibrate, predict
 from mtmm_training.training.job import Job
 from mtmm_training.training.linear import add_linear_path
 from mtmm_training.training.references import References
@@ -66,10 +65,7 @@ def complete(job: Job, model: MTMMModel) -> Answers:
     test = answer("test")
     if config.reference == "none":
         return Answers(validation, test, None, told)
-    labelled = "emotion" in model.config.trained_outputs
-    model.config.temperature = (
-        fit_temperature(validation.emotion_logits, validation.emotion_labels) if labelled else 1.0
-    )
+    calibrate(model.config, validation)
     given = references.given(data.splits["test"], test, config.reference)
     told["reference"] |= references.describe(data.splits["test"])
     return Answers(validation, answer("test", given), test, told)

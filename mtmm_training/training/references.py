@@ -20,7 +20,7 @@ from mtmm_training.batches.fingerprint import text_digest, weights_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
-from reference_mtmm import LEAST_DEVIATION, Reference
+from reference_mtmm import LEAST_DEVIATION, Reference, as_answers
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
 RIDGE = 1e-3  # times the number of frames: an answer without labels has no state of its own
@@ -202,32 +202,20 @@ class References:
 
 def labelled_answers(utterances: Sequence[Utterance], config: MTMMConfig) -> np.ndarray:
     """(utterances, emotions + dimensions): labels as answers, zeros where there is none."""
-    answers = np.zeros((len(utterances), len(config.emotion_names) + len(config.dimension_names)))
-    for row, utterance in zip(answers, utterances, strict=True):
-        if "emotion" in config.trained_outputs:
-            if utterance.emotion is not None:
-                row[config.emotion_names.index(utterance.emotion)] = 1.0
-            continue
-        values = [getattr(utterance, name) for name in config.dimension_names]
-        row[len(config.emotion_names) :] = [0.0 if v is None else v for v in values]
-    if "emotion" not in config.trained_outputs:
-        absent = answers == 0
-        answers = _centred(answers, config)
-        answers[absent] = 0.0
-    return answers
+    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotion_names)}
+    emotions = np.zeros((len(utterances), len(number)))
+    middle = sum(config.dimension_range) / 2
+    dimensions = np.full((len(utterances), len(config.dimension_names)), middle)
+    for row, utterance in enumerate(utterances):
+        if utterance.emotion in number:
+            emotions[row, number[utterance.emotion]] = 1.0
+        for column, name in enumerate(config.dimension_names):
+            if (value := getattr(utterance, name)) is not None:
+                dimensions[row, column] = value
+    return as_answers(config, emotions, dimensions)
 
 
 def predicted_answers(predictions: Predictions, config: MTMMConfig) -> np.ndarray:
     """(utterances, emotions + dimensions): predictions as answers; see `explained_by`."""
     probabilities = softmax(predictions.emotion_logits / config.temperature, axis=-1)
-    dimensions = _centred(predictions.dimensions, config)
-    if "emotion" in config.trained_outputs:
-        dimensions = np.zeros_like(dimensions)
-    else:
-        probabilities = np.zeros_like(probabilities)
-    return np.concatenate([probabilities, dimensions], axis=1)
-
-
-def _centred(dimensions: np.ndarray, config: MTMMConfig) -> np.ndarray:
-    low, high = config.dimension_range
-    return (dimensions - (low + high) / 2) / ((high - low) / 2)
+    return as_answers(config, probabilities, predictions.dimensions)
