@@ -15,7 +15,8 @@ import pandas as pd
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from mtmm_training.batches.cache import CachedStates, FeatureCache
+from modeling_mtmm import MTMMModel
+from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import make_loader, to_dataset
 from mtmm_training.data.files import replacing
 from mtmm_training.data.recordings import Recordings
@@ -28,6 +29,7 @@ from mtmm_training.studies.experiments import FOLD_PREFIX
 from mtmm_training.training.prepare import cache_folder
 from mtmm_training.training.references import References, predicted_answers
 from mtmm_training.training.run import Run
+from reference_mtmm import Reference
 
 SIZES = (1, 2, 4, 8, 16)
 RANDOM = "random"
@@ -103,7 +105,12 @@ def answers(
 
     plain = answer()
     yield Drawn(RANDOM, 0), plain
-    made = Speakers(References(model, states), states, test, predicted_answers(plain, config), seed)
+    references = References(model, states)
+    each = [
+        references.of(u, said)
+        for u, said in zip(test, predicted_answers(plain, config), strict=True)
+    ]
+    made = Speakers(model, test, each, seed)
     for kind in (RANDOM, *config.emotion_names):
         for size in (*SIZES, None):
             yield Drawn(kind, size), answer(made.given(kind, size))
@@ -113,10 +120,9 @@ def answers(
 class Speakers:
     """Test speakers and the recordings that their references are drawn from."""
 
-    references: References
-    states: CachedStates
+    model: MTMMModel
     test: Sequence[Utterance]
-    answers: np.ndarray
+    each: Sequence[Reference | None]  # of each utterance alone
     seed: int
 
     def given(self, kind: str, size: int | None) -> dict[str, Any]:
@@ -127,10 +133,8 @@ class Speakers:
             fit = [i for i in own if kind in (RANDOM, self.test[i].emotion)]
             draw = np.random.default_rng([self.seed, len(own), *name.encode()])
             chosen = draw.permutation(fit)[:size].astype(int).tolist()
-            made = self.references.summed(
-                [self.test[i] for i in chosen], self.answers[chosen], lambda u: u.speaker_id
-            )
-            arguments = self.references.model.standardisation(None, made.get(name))
+            heard = [one for i in chosen if (one := self.each[i]) is not None]
+            arguments = self.model.standardisation(None, sum(heard) if heard else None)
             given |= {self.test[i].utterance_id: arguments for i in own}
         return given
 

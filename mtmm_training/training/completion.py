@@ -13,7 +13,6 @@ from modeling_mtmm import MTMMModel
 from mtmm_training.scoring.predictions import Predictions, calibrate, predict
 from mtmm_training.training.job import Job
 from mtmm_training.training.linear import add_linear_path
-from mtmm_training.training.references import References
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,7 @@ def complete(job: Job, model: MTMMModel) -> Answers:
         model: The best epoch; gets the linear path and the statistics for references.
     """
     config, data = job.config, job.data
-    states: Any = job.loaders["validation"].collate_fn
-    references = References(model, states, {u.corpus for u in data.splits["train"]})
-    if config.reference != "none":
-        references.fit(data.splits["train"], config.reference)
+    references = None if job.references is None else job.references.give_to(model)
 
     def answer(split: str, given: Any = None) -> Predictions:
         ids = data.ids(split)
@@ -52,18 +48,19 @@ def complete(job: Job, model: MTMMModel) -> Answers:
 
     validation = answer("validation")
     told: dict[str, Any] = {}
-    if config.reference != "none":
+    if references is not None:
         utterances = data.splits["validation"]
         told["reference"] = references.fit_strengths(
             utterances, validation, lambda given: answer("validation", given)
         )
     if config.linear_path:
+        states: Any = job.loaders["validation"].collate_fn
         validation, told["linear_path"] = add_linear_path(
             config, model, data.splits, states, validation
         )
         model.to(job.accelerator.device)
     test = answer("test")
-    if config.reference == "none":
+    if references is None:
         return Answers(validation, test, None, told)
     calibrate(model.config, validation)
     given = references.given(data.splits["test"], test, config.reference)

@@ -56,6 +56,7 @@ class Job:
     parameters: dict[str, tuple[int, int]]
     loaders: dict[str, Loader]
     cached: bool  # whether batches are of the cache's states
+    references: References | None  # with --reference
     steps: list[int]  # of each epoch
     optimiser: Any
     schedule: Any
@@ -87,9 +88,11 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     loaders, cached = make_loaders(config, data, plain, processor, accelerator)
     if config.encode_only:
         return None
+    references = None
     if config.reference != "none":
         collate: Any = loaders["train"].collate_fn
-        References(plain, collate).fit(data.splits["train"], config.reference)
+        references = References(plain, collate, {u.corpus for u in data.splits["train"]})
+        references.fit(data.splits["train"], config.reference)
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
     padding = train.padding_share()
@@ -120,7 +123,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
             write_json(settings | flags, record)
     return Job(
         config, out, stop, began - progress.seconds, accelerator, data, processor, model,
-        plain.config, parameters, loaders, cached, steps, optimiser, schedule, weights, progress,
+        plain.config, parameters, loaders, cached, references, steps, optimiser, schedule, weights, progress,
         checkpoints,
     )  # fmt: skip
 

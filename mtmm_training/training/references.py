@@ -6,7 +6,7 @@ how much speech a reference must have to count, which validation speakers tell.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,62 +67,64 @@ class References:
         """The references of speakers, or of whatever `key` tells apart; None = nobody's."""
         sums: dict[str, Reference] = {}
         for utterance, answer in zip(utterances, answers, strict=True):
-            name, own = key(utterance), self.of(utterance, answer)
+            name = key(utterance)
+            own = None if name is None else self.of(utterance, answer)
             if name is not None and own is not None:
-                sums[name] = sums[name] + own if name in sums else own
+                _count(sums, name, own)
         return sums
 
     @torch.no_grad()
     def fit(self, train: Sequence[Utterance], kind: Any) -> None:
         """Fill the model's statistics of the training data."""
-        model, config = self.model, self.model.config
+        config, fusion = self.model.config, self.model.fusion
         config.reference = kind
         mixed, stride = config.mixed_layers("audio"), config.acoustic_stride
-        what = f"{weights_digest(model.audio_model)} {mixed} {stride}"
+        what = f"{weights_digest(self.model.audio_model)} {mixed} {stride}"
         config.reference_encoder = text_digest(what)
         answers = labelled_answers(train, config)
-        whole = sum(self.summed(train, answers, lambda u: "all").values())
-        if not isinstance(whole, Reference):
+        count, shape = answers.shape[1], fusion.reference_mean.shape
+        whole: Reference | None = None
+        speakers: dict[str, Reference] = {}  # of what has labels: the rest tells nothing of answers
+        products, states = np.zeros((count, count)), np.zeros((count, *shape))
+        for utterance, answer in zip(train, answers, strict=True):
+            own = self.of(utterance, answer)
+            if own is None:
+                continue
+            whole = own if whole is None else whole + own
+            if answer.any():
+                products += own.frames * np.outer(answer, answer)
+                states += own.frames * answer[:, None, None] * own.mean
+                _count(speakers, utterance.speaker_id, own)
+        if whole is None:
             raise ValueError("`--reference` needs recordings, and the training split has none.")
-        fusion = model.fusion
-        fusion.reference_mean.copy_(torch.from_numpy(whole.mean))
         deviation = np.maximum(whole.deviation, LEAST_DEVIATION)
+        fusion.reference_mean.copy_(torch.from_numpy(whole.mean))
         fusion.reference_deviation.copy_(torch.from_numpy(deviation))
         frames = whole.frames / whole.recordings
         config.reference_strengths = tuple(frames * strength for strength in FIRST_STRENGTHS)
-        known = answers.any(axis=1)  # what has no label says nothing of its answer's state
-        expected = self._expected(
-            [train[row] for row in np.flatnonzero(known).tolist()], answers[known], frames
-        )
-        fusion.expected_states.copy_(torch.from_numpy(expected))
 
-    def _expected(
-        self, utterances: Sequence[Utterance], answers: np.ndarray, frames: float
-    ) -> np.ndarray:
-        """(answers, layers, width): least squares of standardised states, without speakers' shifts."""
-        fusion = self.model.fusion
-        mean, deviation = fusion.reference_mean.numpy(), fusion.reference_deviation.numpy()
-        count, shape = answers.shape[1], mean.shape
-        products = RIDGE * frames * np.eye(count)
-        states: Any = np.zeros((count, *shape))
-        speakers: dict[str, Reference] = {}
-        for utterance, answer in zip(utterances, answers, strict=True):
-            own = self.of(utterance, answer)
-            if own is not None:
-                products += own.frames * np.outer(answer, answer)
-                states += own.frames * answer[:, None, None] * ((own.mean - mean) / deviation)
-                name = utterance.speaker_id
-                speakers[name] = speakers[name] + own if name in speakers else own
+        # Least squares of standardised states on answers, and speakers' shifts, in turn.
+        heard = sum((own.frames * own.answers for own in speakers.values()), np.zeros(count))
+        states = (states - heard[:, None, None] * whole.mean) / deviation
+        products += RIDGE * frames * np.eye(count)
         expected = np.zeros_like(states)
         for _ in range(ROUNDS):
             moved = states.copy()
             for own in speakers.values():
                 explained = np.einsum("a,alw->lw", own.answers, expected)
-                shift = (own.mean - mean) / deviation - explained
+                shift = (own.mean - whole.mean) / deviation - explained
                 shift *= own.frames / (own.frames + FIRST_STRENGTHS[0] * frames)
                 moved -= own.frames * own.answers[:, None, None] * shift
             expected = np.linalg.solve(products, moved.reshape(count, -1)).reshape(states.shape)
-        return expected
+        fusion.expected_states.copy_(torch.from_numpy(expected))
+
+    def give_to(self, model: MTMMModel) -> "References":
+        """The same of another model with this encoder, which gets the statistics that were fitted."""
+        for name in ("reference", "reference_encoder", "reference_strengths"):
+            setattr(model.config, name, getattr(self.model.config, name))
+        for name in ("reference_mean", "reference_deviation", "expected_states"):
+            getattr(model.fusion, name).copy_(getattr(self.model.fusion, name))
+        return replace(self, model=model)
 
     def fit_strengths(
         self,
@@ -148,10 +150,11 @@ class References:
         kinds = ("domain",) * foreign + ("speaker",) * (config.reference == "speaker")
         for kind in kinds:
             losses = {}
+            made = self.made(utterances, predictions, kind)
             for strength in STRENGTHS:
                 tried = chosen | {kind: strength}
                 config.reference_strengths = (tried["speaker"] * unit, tried["domain"] * unit)
-                given = self.given(utterances, predictions, kind)
+                given = self.standardisations(utterances, *made)
                 losses[strength] = answer(given).metrics(config)["loss"]
             best, none = min(losses.values()), losses[STRENGTHS[-1]]
             enough = none - GAIN_KEPT * (none - best)
@@ -183,21 +186,39 @@ class References:
             predictions: The model's for them, without references.
             kind: "domain": of each corpus that training did not hear; "speaker": of each speaker too.
         """
+        return self.standardisations(utterances, *self.made(utterances, predictions, kind))
+
+    def made(
+        self, utterances: Sequence[Utterance], predictions: Predictions, kind: str
+    ) -> tuple[dict[str, Reference], dict[str, Reference]]:
+        """The references of corpora and of speakers that [`given`] standardises by."""
         answers = predicted_answers(predictions, self.model.config)
         domains = self.summed(
             utterances, answers, lambda u: None if u.corpus in self.home else u.corpus
         )
-        speakers = self.summed(utterances, answers, lambda u: u.speaker_id)
-        made: dict[tuple[str, str | None], dict[str, torch.Tensor]] = {}
-        for u in utterances:
-            key = u.corpus, u.speaker_id if kind == "speaker" else None
-            if key not in made:
-                speaker = speakers.get(key[1]) if key[1] is not None else None
-                made[key] = self.model.standardisation(domains.get(u.corpus), speaker)
-        return {
-            u.utterance_id: made[u.corpus, u.speaker_id if kind == "speaker" else None]
-            for u in utterances
+        if kind == "domain":
+            return domains, {}
+        return domains, self.summed(utterances, answers, lambda u: u.speaker_id)
+
+    def standardisations(
+        self,
+        utterances: Sequence[Utterance],
+        domains: dict[str, Reference],
+        speakers: dict[str, Reference],
+    ) -> dict[str, dict[str, torch.Tensor]]:
+        """By utterance id, what `forward` takes, with the strengths of now."""
+        pairs = {(u.corpus, u.speaker_id) for u in utterances}
+        by_pair = {
+            (corpus, speaker): self.model.standardisation(
+                domains.get(corpus), speakers.get(speaker)
+            )
+            for corpus, speaker in pairs
         }
+        return {u.utterance_id: by_pair[u.corpus, u.speaker_id] for u in utterances}
+
+
+def _count(sums: dict[str, Reference], name: str, own: Reference) -> None:
+    sums[name] = sums[name] + own if name in sums else own
 
 
 def labelled_answers(utterances: Sequence[Utterance], config: MTMMConfig) -> np.ndarray:
