@@ -182,13 +182,15 @@ def test_test_speakers_are_never_looked_at(run: RunFold, utterances: list[Uttera
 def test_inner_splits_keep_speakers_apart(utterances: list[Utterance]) -> None:
     speakers = np.array([u.speaker_id for u in utterances])
     train, validation = np.arange(0, 50), np.arange(50, 65)
-    inner = regressions.inner_splits(train, validation, speakers, official=False)
+    inner = regressions.inner_splits(TrainConfig(), train, validation, speakers)
     assert len(inner) == 5
     assert sorted(np.concatenate([scored for _, scored in inner])) == list(range(65))
     for fitted, scored in inner:
         assert not set(speakers[fitted]) & set(speakers[scored])
         assert set(fitted) | set(scored) == set(range(65))
-    ((fitted, scored),) = regressions.inner_splits(train, validation, speakers, official=True)
+    ((fitted, scored),) = regressions.inner_splits(
+        TrainConfig(protocol="official"), train, validation, speakers
+    )
     assert fitted is train and scored is validation
 
 

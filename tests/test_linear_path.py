@@ -12,7 +12,7 @@ from modeling_mtmm import MTMMModel
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.linear import add_linear_path, fusion_share
+from mtmm_training.training.linear import add_linear_path, fusion_share, inner_folds
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
 CONFIG = TrainConfig(
@@ -127,6 +127,14 @@ def test_absent_modality_adds_nothing(weighted: MTMMModel) -> None:
     )
     torch.testing.assert_close(both + none, heard + said)
     assert not torch.allclose(both, heard)
+
+
+def test_path_that_nobody_can_choose_is_refused_before_training() -> None:
+    splits = make_splits()
+    alone = {name: [u for u in own if u.speaker_id == "s0"] for name, own in splits.items()}
+    with pytest.raises(ValueError, match="--linear_path"):
+        inner_folds(CONFIG, alone)
+    assert len(inner_folds(CONFIG, splits)) == 5
 
 
 def test_fusion_counts_only_where_it_is_clearly_better() -> None:

@@ -32,7 +32,6 @@ from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
-from mtmm_training.scoring.metrics import ABSENT_EMOTION
 from mtmm_training.scoring.predictions import (
     Predictions,
     calibrate,
@@ -289,7 +288,6 @@ class Fitted:
         speakers = np.array([u.speaker_id for u in utterances])
         labels = label_columns(config, utterances)
         seen = shown(config, baseline, features)
-        official = config.protocol == "official" and config.folds_file is None
         found, chosen = {}, {}
         for output in known.trained_outputs:
             task = Task(
@@ -299,9 +297,8 @@ class Fitted:
                 balanced=config.class_weights == "balanced",
                 svm=baseline.features == "egemaps",
             )
-            absent = task.labels == ABSENT_EMOTION if task.is_emotion else np.isnan(task.labels)
-            own = {name: split[~absent[split]] for name, split in rows.items()}
-            inner = inner_splits(own["train"], own["validation"], speakers, official=official)
+            own = {name: split[task.known[split]] for name, split in rows.items()}
+            inner = inner_splits(config, own["train"], own["validation"], speakers)
             found[output], chosen[output] = fit_regression(task, seen, list(baseline.layers), inner)
         return cls(baseline, utterances, labels, found, chosen, config)
 

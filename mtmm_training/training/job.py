@@ -28,6 +28,7 @@ from mtmm_training.data.files import write_json
 from mtmm_training.training import launch, report
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
+from mtmm_training.training.linear import inner_folds
 from mtmm_training.training.model import build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import build_optimiser
 from mtmm_training.training.prepare import (
@@ -88,6 +89,8 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     loaders, cached = make_loaders(config, data, plain, processor, accelerator)
     if config.encode_only:
         return None
+    if config.linear_path:
+        inner_folds(config, data.splits)  # refuses now what it would after the last epoch
     references = None
     if config.reference != "none":
         collate: Any = loaders["train"].collate_fn

@@ -21,17 +21,16 @@ from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import CachedStates
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.metrics import (
-    ABSENT_EMOTION,
-    concordance_correlation,
     fit_temperature,
-    unweighted_average_recall,
 )
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import (
     DIMENSION_GRID,
     EMOTION_GRID,
+    UNSEEN,
     Splits,
+    Task,
     inner_splits,
     label_columns,
 )
@@ -64,37 +63,6 @@ class Pooled:
         parts = [of[..., places, kind, :] for kind in range(kinds)]
         flat = [part.reshape(*of.shape[:-3], -1) for part in parts]
         return np.concatenate(flat, axis=-1)
-
-
-@dataclass(frozen=True)
-class Target:
-    """An output to predict: labels and how predictions of it are scored.
-
-    Args:
-        name: "emotion" or a dimension's name.
-        labels: (utterances,).
-        classes: How many emotions; 0 of a dimension.
-        balanced: Whether rare emotions count more.
-    """
-
-    name: str
-    labels: np.ndarray
-    classes: int
-    balanced: bool
-
-    @property
-    def known(self) -> np.ndarray:
-        """(utterances,) of booleans: which have a label."""
-        return self.labels != ABSENT_EMOTION if self.classes else ~np.isnan(self.labels)
-
-    def score(self, predicted: np.ndarray, rows: np.ndarray) -> float:
-        """UAR of logits, or CCC."""
-        if self.classes:
-            names = list(map(str, range(self.classes)))
-            return float(
-                unweighted_average_recall(self.labels[rows], predicted.argmax(1), names) or 0.0
-            )
-        return float(concordance_correlation(predicted, self.labels[rows]))
 
 
 # ---- pooled states ------------------------------------------------------------------------------
@@ -144,7 +112,7 @@ def pool_states(
 
 
 def choose_pooling(
-    pooled: dict[str, Pooled], targets: Sequence[Target], inner: Splits
+    pooled: dict[str, Pooled], tasks: Sequence[Task], inner: Splits
 ) -> dict[str, dict[str, Any]]:
     """By modality, the layers to pool and whether their deviation too, by ridge in inner folds.
 
@@ -156,7 +124,7 @@ def choose_pooling(
 
         def score(layers: tuple[int, ...], deviation: bool, own: Pooled = own) -> float:
             candidate = {"layers": list(layers), "deviation": deviation}
-            return ridge_score(own.columns(candidate, own.values), targets, inner)
+            return ridge_score(own.columns(candidate, own.values), tasks, inner)
 
         singles = {(layer,): score((layer,), False) for layer in own.layers}
         best = max(singles, key=lambda layers: singles[layers])
@@ -172,24 +140,24 @@ def choose_pooling(
     return chosen
 
 
-def ridge_score(inputs: np.ndarray, targets: Sequence[Target], inner: Splits) -> float:
+def ridge_score(inputs: np.ndarray, tasks: Sequence[Task], inner: Splits) -> float:
     """The best mean over the outputs, over strengths, of ridge regression's score in inner folds."""
     factors = np.array([1e-2, 1e-1, 1.0, 10.0, 100.0])
     totals = np.zeros(len(factors))
-    for target in targets:
-        known = target.known
+    for task in tasks:
+        known = task.known
         for fitted, scored in inner:
             fitted, scored = fitted[known[fitted]], scored[known[scored]]
-            labels = target.labels[fitted]
-            wanted = np.eye(target.classes)[labels] if target.classes else labels[:, None]
+            labels = task.labels[fitted]
+            wanted = np.eye(len(task.emotions))[labels] if task.is_emotion else labels[:, None]
             center = wanted.mean(0)
             values, vectors = np.linalg.eigh(inputs[fitted] @ inputs[fitted].T)
             turned = vectors.T @ (wanted - center)
             across = inputs[scored] @ inputs[fitted].T @ vectors
             for number, strength in enumerate(factors * max(values.mean(), 1e-12)):
                 predicted = across @ (turned / (values[:, None].clip(0) + strength))
-                predicted = predicted if target.classes else predicted[:, 0] + center[0]
-                totals[number] += target.score(predicted, scored)
+                predicted = predicted if task.is_emotion else predicted[:, 0] + center[0]
+                totals[number] += task.score(predicted, scored)
     return float(np.nan_to_num(totals, nan=-np.inf).max())
 
 
@@ -214,37 +182,37 @@ class Fitted:
     strength: float
 
 
-def fit_output(target: Target, inputs: np.ndarray, inner: Splits) -> Fitted:
+def fit_output(task: Task, inputs: np.ndarray, inner: Splits) -> Fitted:
     """Choose the strength in inner folds, and fit on the rows that these are fitted on."""
-    known = target.known
+    known = task.known
     every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
     every = every[known[every]]
     # Turned so that there are no more inputs than rows: the penalty is the same for both.
     _, _, turn = np.linalg.svd(inputs[every], full_matrices=False)
     turned = inputs @ turn.T
     best: tuple[float, float, dict[int, np.ndarray]] | None = None
-    for strength in EMOTION_GRID if target.classes else DIMENSION_GRID:
+    for strength in EMOTION_GRID if task.is_emotion else DIMENSION_GRID:
         scores: list[float] = []
         predicted: dict[int, np.ndarray] = {}
         for fitted, scored in inner:
             fitted, known_scored = fitted[known[fitted]], scored[known[scored]]
-            weight, bias = _fit(target, turned, fitted, strength)
+            weight, bias = _fit(task, turned, fitted, strength)
             out = turned[scored] @ weight.T + bias
             predicted |= dict(zip(scored, out, strict=True))
             where = np.isin(scored, known_scored)
-            ready = out[where] if target.classes else out[where, 0]
-            scores.append(target.score(ready, known_scored))
+            ready = out[where] if task.is_emotion else out[where, 0]
+            scores.append(task.score(ready, known_scored))
         mean = float(np.nanmean(scores))
         if best is None or mean > best[0]:
             best = mean, strength, predicted
     assert best is not None  # the grids are not empty
-    weight, bias = _fit(target, turned, every, best[1])
+    weight, bias = _fit(task, turned, every, best[1])
     everything = turned @ weight.T + bias
     for row, own in best[2].items():
         everything[row] = own
-    if not target.classes:
+    if not task.is_emotion:
         seen = np.array([row for row in best[2] if known[row]])
-        labels, shown = target.labels[seen], everything[seen, 0]
+        labels, shown = task.labels[seen], everything[seen, 0]
         # Ridge shrinks its predictions towards their mean, which CCC punishes: they get the mean
         # and deviation of the labels.
         slope = float(labels.std() / shown.std()) if np.ptp(shown) else 1.0
@@ -254,30 +222,41 @@ def fit_output(target: Target, inputs: np.ndarray, inner: Splits) -> Fitted:
     return Fitted(weight @ turn, bias, everything, best[1])
 
 
-UNSEEN = -30.0
-
-
 def _fit(
-    target: Target, inputs: np.ndarray, rows: np.ndarray, strength: float
+    task: Task, inputs: np.ndarray, rows: np.ndarray, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight (classes or 1, inputs) and bias; an emotion without labels is far below the others."""
-    labels = target.labels[rows]
-    if not target.classes:
+    labels = task.labels[rows]
+    if not task.is_emotion:
         ridge = Ridge(alpha=strength).fit(inputs[rows], labels)
         return ridge.coef_[None], np.array([ridge.intercept_])
-    weights = "balanced" if target.balanced else None
+    weights = "balanced" if task.balanced else None
     model = LogisticRegression(C=strength, class_weight=weights, max_iter=2000)
     model.fit(inputs[rows], labels)
     found, offsets = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives the second one's advantage
         found, offsets = np.concatenate([-found, found]) / 2, np.array([-1, 1]) * offsets / 2
-    weight = np.zeros((target.classes, inputs.shape[1]))
-    bias = np.full(target.classes, UNSEEN)
+    weight = np.zeros((len(task.emotions), inputs.shape[1]))
+    bias = np.full(len(task.emotions), -UNSEEN)
     weight[model.classes_], bias[model.classes_] = found, offsets
     return weight, bias
 
 
 # ---- regression and fusion ----------------------------------------------------------------------
+
+
+def inner_folds(config: TrainConfig, splits: dict[str, list[Utterance]]) -> Splits:
+    """Where the path's layers and strengths are chosen: rows of "train", then of "validation".
+
+    Raises:
+        ValueError: There is nobody to choose by.
+    """
+    both = splits["train"] + splits["validation"]
+    train, rest = np.split(np.arange(len(both)), [len(splits["train"])])
+    inner = inner_splits(config, train, rest, np.array([u.speaker_id for u in both]))
+    if not inner:
+        raise ValueError("`--linear_path` needs two speakers or more to choose its layers by.")
+    return inner
 
 
 def add_linear_path(
@@ -304,16 +283,15 @@ def add_linear_path(
         ValueError: There are too few speakers or labels to choose by.
     """
     utterances = splits["train"] + splits["validation"]
-    train, rest = np.split(np.arange(len(utterances)), [len(splits["train"])])
-    speakers = np.array([u.speaker_id for u in utterances])
-    official = config.protocol == "official" and config.folds_file is None
-    inner = inner_splits(train, rest, speakers, official=official)
-    if not inner:
-        raise ValueError("`--linear_path` needs two speakers or more to choose its layers by.")
+    rest = np.arange(len(splits["train"]), len(utterances))
+    inner = inner_folds(config, splits)
     fitted = np.unique(np.concatenate([rows for rows, _ in inner]))
     pooled = pool_states(model, states, utterances, fitted)
-    targets = make_targets(config, model.config.trained_outputs, utterances)
-    chosen = choose_pooling(pooled, targets, inner)
+    labels, balanced = label_columns(config, utterances), config.class_weights == "balanced"
+    tasks = [
+        Task(name, labels[name], config.emotions, balanced) for name in model.config.trained_outputs
+    ]
+    chosen = choose_pooling(pooled, tasks, inner)
     columns = {name: own.columns(chosen[name], own.values) for name, own in pooled.items()}
     inputs = np.concatenate(list(columns.values()), axis=1)
     path: Any = model.add_linear_path(chosen)
@@ -323,19 +301,19 @@ def add_linear_path(
     scales = {name: own.columns(chosen[name], own.scale) for name, own in pooled.items()}
     logits, dimensions = validation.emotion_logits.copy(), validation.dimensions.copy()
     told: dict[str, Any] = {"pooled": chosen}
-    for target in targets:
-        found = fit_output(target, inputs, inner)
-        if target.classes:
+    for task in tasks:
+        found = fit_output(task, inputs, inner)
+        if task.is_emotion:
             first = 0
-            mixed, share, factors = mix_logits(target, found.predicted[rest], logits, rest)
+            mixed, share, factors = mix_logits(task, found.predicted[rest], logits, rest)
             logits = mixed
             _scale(model.emotion_head, slice(None), factors[1])
             weight, bias = found.weight * factors[0], found.bias * factors[0]
         else:
-            number = config.dimensions.index(target.name)
+            number = config.dimensions.index(task.output)
             first = len(config.emotions) + number
             own_values = dimensions[:, number]
-            mixed, share = mix_values(target, found.predicted[rest], own_values, rest, config)
+            mixed, share = mix_values(task, found.predicted[rest], own_values, rest, config)
             dimensions[:, number] = mixed
             _scale(model.dimension_head, slice(number, number + 1), share)
             path.dimension_shares[number] = 1 - share
@@ -347,34 +325,22 @@ def add_linear_path(
             part = weight[:, start : start + len(scale)] / scale
             getattr(path, f"{name}_weight")[rows] = torch.from_numpy(part).float()
             start += len(scale)
-        told[target.name] = {"strength": found.strength, "fusion": share}
+        told[task.output] = {"strength": found.strength, "fusion": share}
     return replace(validation, emotion_logits=logits, dimensions=dimensions), told
 
 
-def make_targets(
-    config: TrainConfig, outputs: Sequence[str], utterances: Sequence[Utterance]
-) -> list[Target]:
-    """The outputs that are trained, with their labels."""
-    labels = label_columns(config, utterances)
-    balanced = config.class_weights == "balanced"
-    return [
-        Target(name, labels[name], len(config.emotions) * (name == "emotion"), balanced)
-        for name in outputs
-    ]
-
-
 def mix_logits(
-    target: Target, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray
+    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, float, tuple[float, float]]:
     """The validation split's logits, the fusion's share, and the factors of the two."""
-    labels = target.labels[rows]
-    known = target.known[rows]
+    labels = task.labels[rows]
+    known = task.known[rows]
     temperatures = [
         fit_temperature(logits[known], labels[known]) for logits in (regression, fusion)
     ]
     a, b = regression / temperatures[0], fusion / temperatures[1]
     share = fusion_share(
-        lambda w, picked: target.score(((1 - w) * a + w * b)[picked], rows[picked]),
+        lambda w, picked: task.score(((1 - w) * a + w * b)[picked], rows[picked]),
         np.flatnonzero(known),
     )
     factors = (1 - share) / temperatures[0], share / temperatures[1]
@@ -382,7 +348,7 @@ def mix_logits(
 
 
 def mix_values(
-    target: Target,
+    task: Task,
     regression: np.ndarray,
     fusion: np.ndarray,
     rows: np.ndarray,
@@ -396,8 +362,8 @@ def mix_values(
     def values(w: float) -> np.ndarray:
         return low + (high - low) / (1 + np.exp(-((1 - w) * a + w * b)))
 
-    known = np.flatnonzero(target.known[rows])
-    share = fusion_share(lambda w, picked: target.score(values(w)[picked], rows[picked]), known)
+    known = np.flatnonzero(task.known[rows])
+    share = fusion_share(lambda w, picked: task.score(values(w)[picked], rows[picked]), known)
     return values(share), share
 
 

@@ -96,6 +96,18 @@ class Task:
         """Whether the output is the emotion."""
         return self.output == "emotion"
 
+    @property
+    def known(self) -> np.ndarray:
+        """(utterances,) of booleans: which have a label."""
+        return self.labels != ABSENT_EMOTION if self.is_emotion else ~np.isnan(self.labels)
+
+    def score(self, predicted: np.ndarray, rows: np.ndarray) -> float:
+        """UAR of logits (rows, emotions), or CCC of values (rows,); NaN without labels."""
+        if self.is_emotion:
+            answers = predicted.argmax(axis=1)
+            return unweighted_average_recall(self.labels[rows], answers, self.emotions)
+        return concordance_correlation(predicted, self.labels[rows])
+
     def search(self, inner: Splits) -> GridSearchCV:
         """The linear model, its strengths of regularisation, and what they are chosen by."""
         weights = "balanced" if self.balanced else None
@@ -121,19 +133,20 @@ def _concordance(labels: ArrayLike, predictions: ArrayLike) -> float:
 
 
 def inner_splits(
-    train: np.ndarray, validation: np.ndarray, speakers: np.ndarray, *, official: bool
+    config: TrainConfig, train: np.ndarray, validation: np.ndarray, speakers: np.ndarray
 ) -> Splits:
     """Where layer and regularisation are chosen: pairs of rows to fit on and rows to score.
 
     Args:
+        config: The settings: in a corpus's official split the choice is made on its validation
+            split, and the fit is on train alone.
         train, validation: Rows of the labelled utterances of these splits.
         speakers: (utterances,).
-        official: Whether the choice is made on the validation split, the fit on train alone.
 
     Returns:
         The pairs; none where there is nobody to score but who was fitted on.
     """
-    if official:
+    if config.protocol == "official" and config.folds_file is None:
         return [(train, validation)] if len(validation) else []
     known = np.concatenate([train, validation])
     present = len(set(speakers[known]))
