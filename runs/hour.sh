@@ -16,6 +16,5 @@ cd "$(dirname "$0")/.."
 [ -f "$out/run/results.json" ] || mtmm train --out "$out/run" --resume True \
     --manifest "$manifest" --validation_speakers actor_19 actor_20 \
     --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" \
-    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
-    --augment speed noise --augment_variants 4 --epochs 40 "${@:6}"
+    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_SPEECH[@]}" "${@:6}"
 mtmm study hour --run "$out/run" --out "$out/hour" --seconds "$length"

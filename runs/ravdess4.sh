@@ -14,8 +14,7 @@ cd "$(dirname "$0")/.."
 
 mtmm evaluate run --out "$out/ours" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
-    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
-    --augment speed noise --augment_variants 4 --epochs 40 --select_by last
+    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_SPEECH[@]}" --select_by last
 others=()
 for name in last_layer best_layer layers_2_to_4 egemaps; do
     if [ -d "$out/$name" ]; then others+=("$out/$name"); fi

@@ -17,7 +17,7 @@ mtmm baselines "${corpus[@]}" "${encoders[@]}" --layers best --cache_dir "$out/c
     --out "$out/best_layer"
 mtmm evaluate table "$out/best_layer"
 mtmm evaluate run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
-    "${encoders[@]}" "${SMALL_CORPUS[@]}" --augment speed noise --augment_variants 4 --epochs 40
+    "${encoders[@]}" "${SMALL_SPEECH[@]}"
 for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same training split
     [ -f "$out/lora/fold-0$fold/results.json" ] || mtmm train --resume True \
         --model "$out/frozen/fold-0$fold/model" --fold "$fold" --out "$out/lora/fold-0$fold" "${corpus[@]}" \

@@ -15,7 +15,6 @@ cd "$(dirname "$0")/.."
 
 mtmm evaluate run --out "$out/referenced" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
-    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_CORPUS[@]}" \
-    --augment speed noise --augment_variants 4 --epochs 40 --select_by last \
+    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_SPEECH[@]}" --select_by last \
     --linear_path --reference speaker
 mtmm study references --run "$out/referenced" --cache_dir "$out/cache"

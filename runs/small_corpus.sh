@@ -4,3 +4,5 @@ SMALL_CORPUS=(--model_config '{"encoder_layers": "weighted", "acoustic_stride": 
     "num_attention_heads": 4, "intermediate_size": 256, "num_bridge_tokens": 8,
     "hidden_dropout": 0.3, "attention_dropout": 0.3, "head_dropout": 0.3}')
 SMALL_CORPUS+=(--weight_decay 1.0 --rmm_start 0.5 --epochs 30 --workers 0)
+# Recordings of speech: each also at other speeds and with noise.
+SMALL_SPEECH=("${SMALL_CORPUS[@]}" --augment speed noise --augment_variants 4 --epochs 40)
