@@ -77,6 +77,16 @@ def paired_bootstrap(
     return Interval(point, float(low), float(high))
 
 
+def interval_if_any(
+    metric: Callable[[np.ndarray], float], speakers: np.ndarray, resamples: int = 2000
+) -> Interval:
+    """As `paired_bootstrap`; NaN bounds around the value where there is no interval."""
+    try:
+        return paired_bootstrap(metric, speakers, resamples)
+    except NoIntervalError:
+        return Interval(float(metric(np.arange(len(speakers)))), np.nan, np.nan)
+
+
 def effective_speakers(speakers: Sequence[str] | np.ndarray) -> float:
     """How many speakers with equally many utterances would weigh as much as these (0 of none).
 

@@ -17,7 +17,7 @@ from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.recordings import Recordings, excerpts
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.groups import Score
-from mtmm_training.scoring.intervals import Interval, NoIntervalError, paired_bootstrap
+from mtmm_training.scoring.intervals import Interval, interval_if_any
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import Experiment, read_experiment
 from mtmm_training.studies.protocol import Plan, chosen_folds, run_plans
@@ -272,10 +272,7 @@ def interval(
 
     if not len(rows):
         return None
-    try:
-        return paired_bootstrap(value, speakers, RESAMPLES)
-    except NoIntervalError:
-        return Interval(value(np.arange(len(rows))), np.nan, np.nan)
+    return interval_if_any(value, speakers, RESAMPLES)
 
 
 def matrix(

@@ -22,7 +22,7 @@ from mtmm_training.data.files import replacing
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_runs import plot_reference_curve
-from mtmm_training.scoring.intervals import NoIntervalError, paired_bootstrap
+from mtmm_training.scoring.intervals import interval_if_any
 from mtmm_training.scoring.metrics import unweighted_average_recall
 from mtmm_training.scoring.predictions import Predictions, predict
 from mtmm_training.studies.experiments import FOLD_PREFIX
@@ -34,6 +34,7 @@ from reference_mtmm import Reference
 SIZES = (1, 2, 4, 8, 16)
 RANDOM = "random"
 BATCH_SIZE = 32
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,7 @@ def score_all(
 
         line: dict[str, Any] = {"kind": drawn.kind, "size": drawn.size}
         for name, metric in (("UAR", score), ("gain", gain)):
-            line[name] = metric(np.arange(len(labels)))
-            try:
-                interval = paired_bootstrap(metric, speakers, resamples=1000)
-                line |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
-            except NoIntervalError:  # of one speaker
-                line |= {f"{name}_low": np.nan, f"{name}_high": np.nan}
+            found = interval_if_any(metric, np.array(speakers), RESAMPLES)
+            line |= {name: found.point, f"{name}_low": found.low, f"{name}_high": found.high}
         table.append(line)
     return pd.DataFrame(table).astype({"size": "Int64"})
