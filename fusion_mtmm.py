@@ -30,11 +30,24 @@ class FusionOutput(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """States of one modality (batch, time, hidden), which are real (batch, time), and what was read."""
+    """One modality's states, or what bridge tokens have read of it.
+
+    Args:
+        states: (batch, time, hidden).
+        mask: (batch, time) of booleans, which of them are real.
+        present: (batch, 1) of booleans, whether any is: each is counted once, not by every layer.
+        attentions: Weights of each layer that has read, if asked for.
+    """
 
     states: Tensor
     mask: Tensor
+    present: Tensor
     attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def kernel_mask(self) -> Tensor:
+        """No kernel sees a fully masked row (SDPA would give zeros, eager the mean, some NaN)."""
+        return self.mask | ~self.present
 
 
 # ---- attention ---------------------------------------------------------------------------------
@@ -119,18 +132,20 @@ class MTMMAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, weights = attend(
             self,
-            self._heads(self.query_projection(queries)),
-            self._heads(self.key_projection(keys)),
-            self._heads(self.value_projection(values)),
+            self._heads(self.query_projection, queries),
+            self._heads(self.key_projection, keys),
+            self._heads(self.value_projection, values),
             self._mask(implementation, queries, keys, key_mask),
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,
         )
-        output = self.output_projection(output.reshape(*queries.shape[:2], -1))
-        return output, weights if output_attentions else None
+        # Rows of all utterances below each other: a linear layer would fold and unfold them itself.
+        output = self.output_projection(output.reshape(-1, self.num_heads * self.head_dim))
+        return output.view(queries.shape), weights if output_attentions else None
 
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+    def _heads(self, projection: nn.Linear, states: Tensor) -> Tensor:
+        projected = projection(states.flatten(0, 1))
+        return projected.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
     def _mask(self, implementation: str, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Any:
         if implementation in ("eager", "sdpa"):
@@ -150,7 +165,8 @@ class MTMMFeedForward(nn.Module):
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.output(self.activation(self.input(states)))
+        rows = self.output(self.activation(self.input(states.flatten(0, -2))))
+        return rows.view(states.shape)
 
 
 # ---- fusion ------------------------------------------------------------------------------------
@@ -211,19 +227,26 @@ class MTMMInteractionLayer(MTMMLayer):
         keys: Tensor,
         values: Tensor,
         key_mask: Tensor,
+        absent: Tensor | None,
         output_attentions: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Queries (batch, queries, hidden) after reading keys and values (batch, keys, hidden).
+        """Read.
 
-        An utterance without any key reads nothing: its queries pass through the feed-forward alone.
+        Args:
+            queries: (batch, queries, hidden).
+            keys, values: (batch, keys, hidden).
+            key_mask: (batch, keys) of booleans, True somewhere in each row.
+            absent: (batch, 1) of booleans: an utterance without any key reads nothing, its queries
+                pass through the feed-forward alone. None = every utterance has keys.
+            output_attentions: Return the weights too.
         """
-        present = key_mask.any(dim=-1)
-        attended, weights = self.attention(
-            self.attention_norm(queries), keys, values, unmask_absent(key_mask), output_attentions
-        )
-        queries = queries + self.dropout(zero_unless(present, attended))
-        queries = self._feed_forward(queries)
-        return queries, None if weights is None else zero_unless(present, weights)
+        normed = self.attention_norm(queries)
+        attended, weights = self.attention(normed, keys, values, key_mask, output_attentions)
+        if absent is not None:
+            attended = attended.masked_fill(absent[..., None], 0.0)
+            if weights is not None:
+                weights = weights.masked_fill(absent[..., None, None], 0.0)
+        return self._feed_forward(queries + self.dropout(attended)), weights
 
 
 class MTMMFusion(nn.Module):
@@ -283,20 +306,17 @@ class MTMMFusion(nn.Module):
         Returns:
             An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
         """
-        acoustic = Stream(self.acoustic_input(acoustic_states), acoustic_mask)
+        acoustic = _stream(self.acoustic_input(acoustic_states), acoustic_mask)
         acoustic = _refine(self.acoustic_refinement, self.acoustic_norm, acoustic)
-        linguistic = Stream(self.linguistic_input(linguistic_states), linguistic_mask)
+        linguistic = _stream(self.linguistic_input(linguistic_states), linguistic_mask)
         linguistic = _refine(self.linguistic_refinement, self.linguistic_norm, linguistic)
-        read = self._bridge if self.config.use_bridge_tokens else self._query_each_other
+        bridge = self.config.use_bridge_tokens
+        read = self._bridge if bridge else self._query_each_other
         read_streams = read(acoustic, linguistic, output_attentions)
-        streams = [s._replace(states=self.output_norm(s.states)) for s in read_streams]
-        bridge_states = None
-        if self.config.use_bridge_tokens:
-            sets = [zero_unless(s.mask.any(-1), s.states) for s in streams]
-            bridge_states = torch.cat(sets, dim=1)
+        streams = [_zero_padding(self.output_norm(s.states), s) for s in read_streams]
         return FusionOutput(
             fused_state=_mean_of_present(*streams),
-            bridge_states=bridge_states,
+            bridge_states=torch.cat([s.states for s in streams], dim=1) if bridge else None,
             acoustic_bridge_attentions=streams[0].attentions,
             linguistic_bridge_attentions=streams[1].attentions,
             hidden_states=(acoustic.states, linguistic.states),
@@ -310,8 +330,7 @@ class MTMMFusion(nn.Module):
         if self.config.bridge_wiring == "crossed":
             # An absent modality's place is taken by the present one, so every set has keys and values.
             acoustic, linguistic = _substitute_absent(acoustic, linguistic)
-            a_values = align_values(linguistic.states, linguistic.mask, acoustic.mask)
-            l_values = align_values(acoustic.states, acoustic.mask, linguistic.mask)
+            a_values, l_values = _swap_values(acoustic, linguistic)
         a_tokens = _bridge_set(self.acoustic_bridge_tokens, acoustic)
         l_tokens = _bridge_set(self.linguistic_bridge_tokens, linguistic)
         return (
@@ -361,91 +380,95 @@ def align_weights(value_lengths: Tensor, key_lengths: Tensor, values: int, keys:
     return torch.where(n_v <= n_k, interpolated, overlap * n_k / n_v)
 
 
-def align_values(values: Tensor, value_mask: Tensor, key_mask: Tensor) -> Tensor:
-    """Bring `values` (batch, values, hidden) onto the keys' time axis: (batch, keys, hidden).
+def _swap_values(acoustic: Stream, linguistic: Stream) -> tuple[Tensor, Tensor]:
+    """Linguistic states on the acoustic time axis, and acoustic ones on the linguistic axis.
 
-    Args:
-        values: Zeros at padding.
-        value_mask, key_mask: (batch, values) and (batch, keys) of booleans, True first in each row.
+    Both streams have one padded length, so that one calculation serves both directions.
     """
-    lengths = value_mask.sum(-1).clamp(min=1), key_mask.sum(-1).clamp(min=1)
-    weights = align_weights(*lengths, value_mask.shape[1], key_mask.shape[1])
-    return weights.to(values.dtype) @ values
+    a_length, l_length = (s.mask.sum(-1).clamp(min=1) for s in (acoustic, linguistic))
+    padded = acoustic.mask.shape[1]
+    lengths = torch.cat([l_length, a_length]), torch.cat([a_length, l_length])
+    weights = align_weights(*lengths, padded, padded).to(acoustic.states.dtype)
+    to_acoustic, to_linguistic = weights.chunk(2)
+    return to_acoustic @ linguistic.states, to_linguistic @ acoustic.states
 
 
 def _layers(layer: type[nn.Module], config: Any, count: int) -> nn.ModuleList:
     return nn.ModuleList(layer(config) for _ in range(count))
 
 
+def _stream(states: Tensor, mask: Tensor) -> Stream:
+    return Stream(states, mask, mask.any(-1, keepdim=True))
+
+
 def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, stream: Stream) -> Stream:
     """Refined states; zeros at padding and for absent modalities."""
-    states, kernel_mask = stream.states, unmask_absent(stream.mask)
+    states, kernel_mask = stream.states, stream.kernel_mask
     for layer in layers:
         states = layer(states, kernel_mask)
-    return Stream(torch.where(stream.mask[..., None], norm(states), 0.0), stream.mask)
+    return _zero_padding(norm(states), stream)
+
+
+def _zero_padding(states: Tensor, stream: Stream) -> Stream:
+    return stream._replace(states=states.masked_fill(~stream.mask[..., None], 0.0))
 
 
 def _bridge_set(tokens: Tensor, keys: Stream) -> Stream:
     """Bridge tokens for each utterance; where it has no keys, the set is left out of the mean."""
-    present = keys.mask.any(-1, keepdim=True).expand(-1, len(tokens))
     # Not len(): torch.export would take the batch for a constant.
-    return Stream(tokens.expand(keys.mask.shape[0], -1, -1), present)
+    expanded = tokens.expand(keys.mask.shape[0], -1, -1)
+    return Stream(expanded, keys.present.expand(-1, len(tokens)), keys.present)
 
 
 def _interact(
-    layers: nn.ModuleList, queries: Stream, keys: Stream, values: Tensor, output_attentions: bool
+    layers: nn.ModuleList,
+    queries: Stream,
+    keys: Stream,
+    values: Tensor,
+    output_attentions: bool,
 ) -> Stream:
     """The queries after reading `values`, with the attention weights of each layer if asked for."""
     states, attentions = queries.states, []
+    kernel_mask, absent = keys.kernel_mask, ~keys.present
     for layer in layers:
-        states, weights = layer(states, keys.states, values, keys.mask, output_attentions)
+        states, weights = layer(states, keys.states, values, kernel_mask, absent, output_attentions)
         attentions.append(weights)
-    return Stream(states, queries.mask, tuple(attentions) if output_attentions else None)
-
-
-def unmask_absent(mask: Tensor) -> Tensor:
-    """No kernel sees a fully masked row (SDPA would give zeros, eager the mean, some NaN)."""
-    return mask | ~mask.any(dim=-1, keepdim=True)
-
-
-def zero_unless(present: Tensor, states: Tensor) -> Tensor:
-    """`states` (batch, ...) with zeros where `present` (batch,) is False."""
-    return torch.where(present.view(-1, *[1] * (states.dim() - 1)), states, 0.0)
+    return queries._replace(
+        states=states, attentions=tuple(attentions) if output_attentions else None
+    )
 
 
 def _substitute_absent(acoustic: Stream, linguistic: Stream) -> tuple[Stream, Stream]:
     """Both streams padded to one length, an absent one replaced by the present one."""
     longest = max(acoustic.states.shape[1], linguistic.states.shape[1])
     acoustic, linguistic = _padded(acoustic, longest), _padded(linguistic, longest)
-    return _or_else(acoustic, linguistic), _or_else(linguistic, acoustic)
+    present = acoustic.present | linguistic.present
+    return _or_else(acoustic, linguistic, present), _or_else(linguistic, acoustic, present)
 
 
 def _padded(stream: Stream, length: int) -> Stream:
     missing = length - stream.states.shape[1]
     # As numbers: of padded booleans torch 2.13 makes C++ code that does not compile.
     mask = F.pad(stream.mask.long(), (0, missing)) != 0
-    return Stream(F.pad(stream.states, (0, 0, 0, missing)), mask)
+    return stream._replace(states=F.pad(stream.states, (0, 0, 0, missing)), mask=mask)
 
 
-def _or_else(stream: Stream, other: Stream) -> Stream:
-    present = stream.mask.any(-1, keepdim=True)
+def _or_else(stream: Stream, other: Stream, present: Tensor) -> Stream:
     # The mask by logic: onnxruntime has no `where` of booleans.
-    mask = stream.mask | (other.mask & ~present)
-    return Stream(torch.where(present[..., None], stream.states, other.states), mask)
+    mask = stream.mask | (other.mask & ~stream.present)
+    states = torch.where(stream.present[..., None], stream.states, other.states)
+    return Stream(states, mask, present)
 
 
 def _mean_of_present(*streams: Stream) -> Tensor:
     """Mean over each stream's real positions, then over the streams that are there: (batch, hidden).
 
-    NaN for an utterance without either: what nobody said must not get an emotion in silence.
+    NaN for an utterance without either: what nobody said must not get an emotion in silence. States
+    are zeros at padding.
     """
-    sums, counts = [], []
-    for states, mask, _ in streams:
-        total = torch.where(mask[..., None], states, 0.0).sum(1)
-        present = mask.any(-1, keepdim=True).to(states.dtype)
-        sums.append(total / mask.sum(-1, keepdim=True).clamp(min=1) * present)
-        counts.append(present)
-    return (sums[0] + sums[1]) / (counts[0] + counts[1])
+    means = [s.states.sum(1) / s.mask.sum(-1, keepdim=True).clamp(min=1) for s in streams]
+    counts = [s.present.to(s.states.dtype) for s in streams]
+    return (means[0] + means[1]) / (counts[0] + counts[1])
 
 
 def carry_to_values(
@@ -462,8 +485,9 @@ def carry_to_values(
     keys = a_read.shape[-1]
     a_set = (a_read[:, None] @ align_weights(l_keys, a_keys, keys, keys).to(a_read))[:, 0]
     l_set = (l_read[:, None] @ align_weights(a_keys, l_keys, keys, keys).to(l_read))[:, 0]
-    acoustic = zero_unless(a_there, l_set) + zero_unless(~l_there, a_set)
-    linguistic = zero_unless(l_there, a_set) + zero_unless(~a_there, l_set)
+    a_there, l_there = a_there[:, None], l_there[:, None]
+    acoustic = l_set.masked_fill(~a_there, 0.0) + a_set.masked_fill(l_there, 0.0)
+    linguistic = a_set.masked_fill(~l_there, 0.0) + l_set.masked_fill(a_there, 0.0)
     return acoustic, linguistic
 
 
