@@ -49,8 +49,7 @@ def multi_task_loss(
             sums = reduce_sum(sums)
         cross_entropy, weight = sums[0], sums[1]
         emotion_loss = cross_entropy / torch.where(weight > 0, weight, 1.0)
-        concordance, defined = _concordance(sums[2:].view(6, -1))
-        terms = torch.where(defined, 1 - concordance, concordance).unbind()
+        terms = _one_minus_concordance(sums[2:].view(-1, 3, 3)).unbind()
         # One by one: a tensor of the weights would be a copy to the device that its host waits for.
         dimension_loss = sum(
             w * t for w, t in zip(config.dimension_loss_weights, terms, strict=True)
@@ -89,11 +88,12 @@ def _emotion_sums(
 
 
 def _dimension_sums(config: Any, predictions: Tensor, labels: Tensor | None) -> Tensor:
-    """Count, sums, squares and products of the pairs that have a label: (6, dimensions), float64.
+    """Sums over the pairs that have a label: (dimensions, 3, 3), float64.
 
-    In float32 the variance of nearly constant predictions would be a difference of rounding errors.
-    Centred and scaled by the dimension range, to which CCC is indifferent, for the limit below which
-    there is no spread.
+    For each dimension the products of (1, prediction, label) with each other, so its count, sums,
+    squares and products come from one multiplication. In float32 the variance of nearly constant
+    predictions would be a difference of rounding errors. Centred and scaled by the dimension range, to
+    which CCC is indifferent, for the limit below which there is no spread.
     """
     on_mps = predictions.device.type == "mps"  # which has no float64
     predictions = predictions.to(torch.float32 if on_mps else torch.float64)
@@ -103,21 +103,30 @@ def _dimension_sums(config: Any, predictions: Tensor, labels: Tensor | None) -> 
         raise ValueError(
             f"`dimension_labels` are {tuple(labels.shape)}; they must be {tuple(predictions.shape)}."
         )
-    present = ~labels.isnan()
     low, high = config.dimension_range
-    middle, half_range = (low + high) / 2, (high - low) / 2
-    x = torch.where(present, (predictions - middle) / half_range, predictions * 0)
-    y = torch.where(present, (labels.to(predictions) - middle) / half_range, 0.0)
-    return torch.stack([present.to(x).sum(0), *(v.sum(0) for v in (x, y, x * x, y * y, x * y))])
+    pairs = torch.stack([predictions, labels.to(predictions)])
+    pairs = (pairs - (low + high) / 2) / ((high - low) / 2)
+    columns = torch.cat([torch.ones_like(pairs[:1]), pairs])
+    columns = columns.masked_fill(labels.isnan(), 0.0).permute(2, 0, 1)
+    return columns @ columns.transpose(1, 2)
 
 
-def _concordance(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """CCC of each dimension, and whether it is defined; where not, a connected zero."""
-    count, x, y, xx, yy, xy = sums
+def _one_minus_concordance(sums: Tensor) -> Tensor:
+    """1 − CCC of each dimension; where it is not defined, a zero that is connected to the graph.
+
+    Args:
+        sums: What [`_dimension_sums`] gives, over all processes.
+    """
+    count = sums[:, 0, 0]
     n = count.clamp(min=1)
-    mean_x, mean_y = x / n, y / n
-    covariance = xy / n - mean_x * mean_y
-    spread = (xx / n - mean_x**2) + (yy / n - mean_y**2) + (mean_x - mean_y) ** 2
+    moments = sums / n[:, None, None]
+    mean_x, mean_y = moments[:, 0, 1], moments[:, 0, 2]
+    covariance = moments[:, 1, 2] - mean_x * mean_y
+    difference = mean_x - mean_y
+    # The squares' mean difference is the variances and the squared difference of means, less twice
+    # the covariance; so CCC's denominator is that and twice the covariance.
+    spread = (moments[:, 1, 1] - mean_x**2) + (moments[:, 2, 2] - mean_y**2) + difference**2
     # In units of half the dimension range: below this, labels and predictions are one constant.
     defined = (count >= 2) & (spread > 1e-8)
-    return 2 * torch.where(defined, covariance, xy * 0) / torch.where(defined, spread, 1.0), defined
+    concordance = 2 * covariance / spread.masked_fill(~defined, 1.0)
+    return (1 - concordance) * defined
