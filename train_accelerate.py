@@ -15,7 +15,6 @@ The run's folder gets model/ (weights, configuration, processor and code: `from_
 also adapter/. launch/ has a configuration of accelerate for every kind of machine.
 """
 
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +32,6 @@ from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_prob
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
-from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.completion import complete
 from mtmm_training.training.config import TrainConfig, parse
 from mtmm_training.training.ending import run_command
@@ -79,6 +77,7 @@ def train(job: Job) -> None:
         predict(job.model, islice(loader, 2), ids, accelerator, max_batches=2)
     accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
     job.stop.training = True
+    unread: faults.Unread | None = None  # the step before: reading it now would make a GPU wait
     for epoch in range(progress.epoch, config.epochs):
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
             break
@@ -93,11 +92,16 @@ def train(job: Job) -> None:
             leave=False,
         )
         for group in bar:
-            step(job, group)
-            bar.set_postfix(loss=f"{progress.losses[-1]:.3f}")
+            made = step(job, group)
+            if unread is not None:
+                unread.read(progress, accelerator)
+                bar.set_postfix(loss=f"{progress.losses[-1]:.3f}")
+            unread = made
             stopped = job.stop.requested(accelerator)
             due = config.checkpoint_steps and progress.total_steps % config.checkpoint_steps == 0
             if stopped or due:
+                unread.read(progress, accelerator)
+                unread = None
                 progress.seconds = time.monotonic() - job.began
                 checkpoint = job.checkpoints.save(progress.total_steps)
             if stopped:
@@ -105,8 +109,11 @@ def train(job: Job) -> None:
                     f"{job.stop.name or 'another process'}: stopped after step {progress.total_steps}, "
                     f"{checkpoint} is written. Run the same command with --resume to go on."
                 )
+        if unread is not None:
+            unread.read(progress, accelerator)
+            unread = None
         validate(job)
-    if job.stop.requested(accelerator):
+    if job.stop.requested(accelerator, now=True):
         raise Stopped(
             f"{job.stop.name or 'another process'}: stopped after the last epoch. Run the same command "
             "with --resume to test."
@@ -114,14 +121,18 @@ def train(job: Job) -> None:
     job.stop.training = False
 
 
-def step(job: Job, group: list[dict[str, Any]]) -> None:
-    """One step of the optimiser: forward and backward of each batch of the group, then the update."""
+def step(job: Job, group: list[dict[str, Any]]) -> faults.Unread:
+    """One step of the optimiser: forward and backward of each batch of the group, then the update.
+
+    Returns:
+        Losses and norms that are still on the device. Nothing is written before they are read.
+    """
     config, progress, accelerator, model = job.config, job.progress, job.accelerator, job.model
-    place = f"in epoch {progress.epoch + 1}, step {progress.step + 1}"
     number = f"{progress.total_steps + 1:09d}-process-{accelerator.process_index}"
     kept = job.out / f"diverged-step-{number}.pt"
+    place = f"in epoch {progress.epoch + 1}, step {progress.step + 1}"
+    made = faults.Unread(place, kept, group)
     probability = rmm_probability(progress.epoch, config.epochs, config.rmm_start)
-    problem = None
     for index, batch in enumerate(group, start=1):
         # What is masked follows from seed, epoch and utterance: a resumed run masks the same.
         mask_modalities(batch, probability, seed=config.seed, epoch=progress.epoch)
@@ -131,32 +142,21 @@ def step(job: Job, group: list[dict[str, Any]]) -> None:
         alone = accelerator.no_sync(model) if index < len(group) else nullcontext()
         with alone:
             output = model(
-                **send_to_device(inputs, accelerator.device),
+                **send_to_device(inputs, accelerator.device, non_blocking=True),
                 class_weights=job.class_weights,
                 reduce_sum=sum_over_processes,
             )
             accelerator.backward(output.loss / len(group))
-        loss = float(output.loss.detach())
-        progress.losses.append(loss)
-        if not math.isfinite(loss):
-            problem, group = f"The loss is {loss} {place}", group[:index]
-            break
-    parts = faults.gradient_norms(without_adapters(accelerator.unwrap_model(model)))
-    norm = None if problem else clip_gradients(accelerator, model, config.clip_norm)
-    if norm is None:
-        problem = problem or f"The gradient is not finite in {faults.not_finite(parts)} {place}"
-        raise RuntimeError(faults.diverged(problem, group, output, kept))
-    warning = faults.explosion(norm, progress.norms, parts)
-    if warning and accelerator.is_main_process:
-        tqdm.write(f"{place.removeprefix('in ')}: {warning}")
-    if math.isfinite(norm):
-        progress.norms.append(norm)
+        made.add_losses(output)
+    made.parts = faults.gradient_norms(job.trained)
+    made.norm = clip_gradients(accelerator, model, made.parts, config.clip_norm)
     job.optimiser.step()
     job.optimiser.zero_grad()
     if not accelerator.optimizer_step_was_skipped:
         job.schedule.step()
     progress.step += 1
     progress.total_steps += 1
+    return made
 
 
 def validate(job: Job) -> None:

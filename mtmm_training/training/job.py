@@ -26,8 +26,10 @@ from mtmm_training.batches.collate import (
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.files import write_json
 from mtmm_training.training import launch, report
+from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
+from mtmm_training.training.faults import trained_parts
 from mtmm_training.training.linear import inner_folds
 from mtmm_training.training.model import build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import build_optimiser
@@ -53,6 +55,7 @@ class Job:
     data: FoldData
     processor: MTMMProcessor
     model: nn.Module  # as accelerate has prepared it
+    trained: dict[str, list[nn.Parameter]]  # what trains of each part
     model_config: MTMMConfig
     parameters: dict[str, tuple[int, int]]
     loaders: dict[str, Loader]
@@ -106,6 +109,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     optimiser, schedule = build_optimiser(config, model, sum(steps))
     model, optimiser = accelerator.prepare(model, optimiser)
+    trained = trained_parts(without_adapters(accelerator.unwrap_model(model)))
     weights = class_weights(config, data.counts["train"])
     set_seed(config.seed, device_specific=True)  # other dropout on every process
 
@@ -125,9 +129,9 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
         if resumed is None:  # a run that left no checkpoint is begun anew
             write_json(settings | flags, record)
     return Job(
-        config, out, stop, began - progress.seconds, accelerator, data, processor, model,
-        plain.config, parameters, loaders, cached, references, steps, optimiser, schedule, weights, progress,
-        checkpoints,
+        config, out, stop, began - progress.seconds, accelerator, data, processor, model, trained,
+        plain.config, parameters, loaders, cached, references, steps, optimiser, schedule, weights,
+        progress, checkpoints,
     )  # fmt: skip
 
 

@@ -153,6 +153,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.name: str | None = None
         self.training = False
+        self._sent: torch.Tensor | None = None
 
     def __enter__(self) -> Self:
         numbers = (signal.SIGTERM, signal.SIGINT)
@@ -163,10 +164,18 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def requested(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer."""
-        flag = torch.tensor(float(self.name is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum") > 0)
+    def requested(self, accelerator: Accelerator, now: bool = False) -> bool:
+        """Whether any process was asked to stop; all processes get the same answer.
+
+        Of several processes it is the answer of the call before, unless it is wanted `now`: to wait
+        for the others in every step would make all devices wait.
+        """
+        if accelerator.num_processes == 1:
+            return self.name is not None
+        flag = torch.full((), float(self.name is not None), device=accelerator.device)
+        before, self._sent = self._sent, accelerator.reduce(flag, "sum")
+        read = self._sent if now else before
+        return read is not None and bool(read > 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again = self.name is not None  # asked twice: whoever asks wants out now
