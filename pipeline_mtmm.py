@@ -4,104 +4,33 @@ Uploaded to the Hub beside the weights.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
-from transformers import pipeline
 from transformers.utils import logging
 
 # Relative first: as remote code these are neighbours in a package; in a checkout they are top-level
 # modules.
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
-        from .audio_mtmm import numbered, open_recording, open_stream
-        from .batching_mtmm import collate, evaluating, portions, similar
+        from .answers_mtmm import Prediction
+        from .batching_mtmm import collate, evaluating, similar
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
+        from .reading_mtmm import Window
         from .reference_mtmm import References
         from .referring_mtmm import ReferringPipeline
-        from .timeline_mtmm import (
-            Inputs,
-            Prediction,
-            Results,
-            Span,
-            Windows,
-            parse_input,
-            without_pandas,
-        )
+        from .timeline_mtmm import Inputs, Results, without_pandas
 except ImportError:
-    from audio_mtmm import numbered, open_recording, open_stream
-    from batching_mtmm import collate, evaluating, portions, similar
+    from answers_mtmm import Prediction
+    from batching_mtmm import collate, evaluating, similar
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
+    from reading_mtmm import Window
     from reference_mtmm import References
     from referring_mtmm import ReferringPipeline
-    from timeline_mtmm import (
-        Inputs,
-        Prediction,
-        Results,
-        Span,
-        Windows,
-        parse_input,
-        without_pandas,
-    )
+    from timeline_mtmm import Inputs, Results, without_pandas
 
-# Unless `window_s` is given: a little more than a mean utterance of the training corpora.
-WINDOW_S = 6.0
-LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
 OPTIONS = "sampling_rate window_s hop_s transcriber explain reference top_k progress".split()
-
-
-@dataclass
-class Window:
-    """What the model is given at once: tensors (1, ...), without those of a missing modality.
-
-    Args:
-        span: Where it lies in the input.
-        features: The tensors.
-        places: What an explanation looks at; None unless one is asked for.
-        seconds: Length of its audio.
-        speaker: Who speaks, where the input says so.
-        index: The input's number among several; None of the only one.
-        is_last: Whether it is the input's last.
-    """
-
-    span: Span
-    features: Features
-    places: Places | None = None
-    seconds: float = 0.0
-    speaker: str | None = None
-    index: int | None = None
-    is_last: bool = True
-
-
-class Read(IterableDataset[Any]):
-    """The windows of inputs, in order; what is wrong with one is the last item.
-
-    Raised here, a worker process would wrap the error in its traceback.
-    """
-
-    def __init__(self, inputs: Any, preprocess: Callable[[Any], Iterator[Window]]) -> None:
-        self.inputs, self.preprocess = inputs, preprocess
-
-    def __iter__(self) -> Iterator[Window | Exception]:
-        for number, given in enumerate(self.inputs):
-            index = number if isinstance(self.inputs, Inputs) else None
-            try:
-                with numbered(index):
-                    windows: Iterable[Any] = chain(self.preprocess(given), [None])
-                    for window, following in pairwise(windows):
-                        window.index, window.is_last = index, following is None
-                        yield window
-            except (ValueError, TypeError, OSError) as error:
-                yield error
-                return
 
 
 class MTMMPipeline(ReferringPipeline):
@@ -309,116 +238,6 @@ class MTMMPipeline(ReferringPipeline):
                             predictions = []
 
         return predict() if count is None else Results(predict, count)
-
-    # ---- one input to windows ----
-
-    def _portions(
-        self, inputs: Any, options: dict[str, Any], batch_size: int, num_workers: int
-    ) -> Iterator[list[Window]]:
-        """The windows of inputs, so many as are sorted by length at a time."""
-        windows: Any = Read(inputs, self._reader(options))
-        if num_workers and "transcriber" not in options:
-            # Its own generator leaves the caller's random numbers alone.
-            alone = torch.Generator()
-            windows = DataLoader(windows, batch_size=None, num_workers=1, generator=alone)
-        return portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1)
-
-    def _reader(self, options: dict[str, Any]) -> Callable[[Any], Iterator[Window]]:
-        """`preprocess` with these options; those of windows are checked before anything is read."""
-        self._windows(options.get("window_s"), options.get("hop_s"))
-        return partial(self.preprocess, **options)
-
-    def _windows(
-        self, window_s: float | None, hop_s: float | None, segments: Any = None
-    ) -> Windows:
-        """How a recording is cut, or its segments where they are too long."""
-        longest_s, shortest_s = self.processor.longest_audio_s(), self.processor.min_duration_s
-        if window_s is None:
-            window_s = longest_s if segments else min(WINDOW_S, longest_s)
-        hop_s = window_s if hop_s is None else hop_s
-        if not shortest_s <= hop_s <= window_s <= longest_s:
-            raise ValueError(
-                f"`window_s={window_s!r}` and `hop_s={hop_s!r}` are not allowed; windows last from "
-                f"{shortest_s:g} to {longest_s:g} s, and a hop is at most a window."
-            )
-        return Windows(self.processor.sampling_rate, window_s, hop_s, shortest_s)
-
-    def preprocess(  # type: ignore[override]
-        self,
-        inputs: Any,
-        sampling_rate: int | None = None,
-        window_s: float | None = None,
-        hop_s: float | None = None,
-        transcriber: Any = None,
-        explain: bool | str = False,
-        live: bool = False,
-    ) -> Iterator[Window]:
-        given = parse_input(inputs, sampling_rate)
-        windows = self._windows(window_s, hop_s, given.segments)
-        # Only what is too long is cut, unless it is asked for.
-        whole_s = self.processor.longest_audio_s()
-        if live or window_s is not None or hop_s is not None:
-            whole_s = 0.0
-        if given.text is not None or given.transcript is not None:
-            transcriber = None
-        if given.audio is None:
-            for part in given.texts():
-                yield self._window(*part, transcriber, explain)
-            return
-        is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
-        opened = (open_stream if is_stream else open_recording)(given.audio, given.sampling_rate)
-        with closing(opened) as recording:
-            for part in given.cut(recording, windows, whole_s):
-                window = self._window(*part, transcriber, explain)
-                window.speaker = given.speaker
-                yield window
-
-    def _window(
-        self,
-        waveform: np.ndarray | None,
-        text: str | None,
-        times: tuple[float, float] | None,
-        transcriber: Any,
-        explain: bool | str,
-    ) -> Window:
-        shown: dict[str, Any] = {}
-        if transcriber is not None and waveform is not None:
-            text = self._transcribe(transcriber, waveform)
-            shown = {"text": text, "transcribed": True}
-        elif times is not None and text:
-            shown = {"text": text}
-        tensors = self.processor.tensors([waveform], [text])
-        features = {name: torch.from_numpy(array) for name, array in tensors.items()}
-        missing = [modality for modality, (key, _) in FEATURES.items() if key not in features]
-        known = self.model.get_input_embeddings().num_embeddings
-        if "text" not in missing and features["input_ids"].max() >= known:
-            raise ValueError(
-                "The tokenizer has tokens that the model lacks; give its own processor."
-            )
-        start_s, end_s = times or (None, None)
-        seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
-        window = Window(Span(start_s, end_s, missing, shown), features, seconds=seconds)
-        if explain:
-            heard = None
-            if waveform is not None:
-                heard = times or (0.0, seconds)
-            of = "emotion" if explain is True else explain
-            window.places = Places.find(of, features, heard, text or "", self.processor.tokenizer)
-        return window
-
-    def _transcribe(self, transcriber: Any, waveform: np.ndarray) -> str:
-        if isinstance(transcriber, (str, os.PathLike)):
-            name = os.fspath(transcriber)
-            if name not in self._transcribers:
-                self._transcribers[name] = pipeline(
-                    "automatic-speech-recognition",
-                    model=name,
-                    device=self.device,
-                    trust_remote_code=False,  # else a model with its own code asks at a prompt
-                )
-            transcriber = self._transcribers[name]
-        said = transcriber({"raw": waveform, "sampling_rate": self.processor.sampling_rate})
-        return said["text"].strip()
 
     # ---- windows through the model ----
 

@@ -8,26 +8,25 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from transformers.pipelines.base import ChunkPipeline
-
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
         from .audio_mtmm import InputError, numbered
+        from .reading_mtmm import ReadingPipeline
         from .reference_mtmm import Reference, References, as_answers
         from .timeline_mtmm import Inputs, without_pandas
 except ImportError:
     from audio_mtmm import InputError, numbered
+    from reading_mtmm import ReadingPipeline
     from reference_mtmm import Reference, References, as_answers
     from timeline_mtmm import Inputs, without_pandas
 
 
-class ReferringPipeline(ChunkPipeline):
+class ReferringPipeline(ReadingPipeline):
     """The part of [`MTMMPipeline`] that makes and gives references."""
 
     model: Any
-    # Of MTMMPipeline: inputs to portions of windows, and windows through the model.
-    _portions: Any
+    # Of MTMMPipeline: windows through the model.
     _batches: Any
     _collate: Any
     _both: Any
@@ -102,7 +101,7 @@ class ReferringPipeline(ChunkPipeline):
             for i, window in enumerate(windows):
                 span, seconds = window.span, window.seconds
                 if span.start_s is not None:  # what windows overlap counts once
-                    seconds = span.end_s - max(span.start_s, 0.0 if begins else heard_s)
+                    seconds = (span.end_s or 0.0) - max(span.start_s, 0.0 if begins else heard_s)
                 if i in measured:
                     one = replace(
                         measured[i],

@@ -27,7 +27,7 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
-import pipeline_mtmm
+import reading_mtmm
 from audio_mtmm import InputError, open_recording, resample, to_mono
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
@@ -373,7 +373,7 @@ def test_recogniser_of_transformers_is_loaded_by_its_folder(
         loads.append(options["model"])
         return transformers.pipeline(*given, **options)
 
-    monkeypatch.setattr(pipeline_mtmm, "pipeline", make)
+    monkeypatch.setattr(reading_mtmm, "pipeline", make)
     waveform = noise(3.0)
     assert "timeline" in pipe({"audio": audio(waveform)}) and not loads
     result = pipe([audio(waveform), audio(noise(1.0))], transcriber=recogniser_folder)
