@@ -32,59 +32,121 @@ class Span:
 
 @dataclass
 class Prediction:
-    """The model's answer: a probability per emotion, a value per dimension."""
+    """The model's answer.
+
+    Args:
+        span: Of what.
+        probabilities: (emotions,).
+        dimensions: (dimensions,).
+        deviations: (dimensions,), the spread of listeners' ratings; None where none was learned.
+        distances: (modalities,), above 1 is unfamiliar; None where the model cannot tell.
+    """
 
     span: Span
     probabilities: list[float]
     dimensions: list[float]
+    deviations: list[float] | None = None
+    distances: list[float] | None = None
 
-    def entry(self, config: Any, top_k: int | None = None) -> dict[str, Any]:
+    def entry(
+        self, config: Any, top_k: int | None = None, min_confidence: float | None = None
+    ) -> dict[str, Any]:
         """One entry of the timeline; as `summary`."""
         return {
             "start": self.span.start_s,
             "end": self.span.end_s,
-            **_named(config, self.probabilities, self.dimensions, top_k),
+            **self._named(config, top_k, min_confidence),
             "missing": self.span.missing,
+            **self._unfamiliar(),
             **self.span.shown,
         }
 
     @staticmethod
-    def summary(predictions: "list[Prediction]", config: Any, top_k: int | None) -> dict[str, Any]:
+    def summary(
+        predictions: "list[Prediction]",
+        config: Any,
+        top_k: int | None,
+        min_confidence: float | None,
+    ) -> dict[str, Any]:
         """The pipeline's result for one input.
 
         Args:
             predictions: One of the whole input, or one of each window.
             config: The model's configuration.
             top_k: How many of the scores to show; None = all.
+            min_confidence: Below it no emotion is named; None = the configuration's.
         """
         spans = [prediction.span for prediction in predictions]
-        probabilities, dimensions = predictions[0].probabilities, predictions[0].dimensions
-        shown = spans[0].shown
+        whole, shown = predictions[0], spans[0].shown
         if spans[0].start_s is not None:
-            weights = time_weights([(span.start_s or 0.0, span.end_s or 0.0) for span in spans])
-            probabilities = (weights @ [p.probabilities for p in predictions]).tolist()
-            dimensions = (weights @ [p.dimensions for p in predictions]).tolist()
-            shown = {"timeline": [prediction.entry(config, top_k) for prediction in predictions]}
+            whole = _mean(predictions)
+            entries = [p.entry(config, top_k, min_confidence) for p in predictions]
+            shown = {"timeline": entries}
         return {
-            **_named(config, probabilities, dimensions, top_k),
+            **whole._named(config, top_k, min_confidence),
             "missing": [m for m in MODALITIES if all(m in span.missing for span in spans)],
             "untrained": [n for n in config.output_names if n not in config.trained_outputs],
+            **whole._unfamiliar(),
             **spans[0].used,
             **shown,
         }
 
+    def _named(
+        self, config: Any, top_k: int | None, min_confidence: float | None
+    ) -> dict[str, Any]:
+        """The outputs that were trained, by name."""
+        named: dict[str, Any] = {}
+        if "emotion" in config.trained_outputs:
+            scores = {config.id2label[i]: share for i, share in enumerate(self.probabilities)}
+            ranked = sorted(scores.items(), key=lambda item: -item[1])
+            emotion, highest = ranked[0]
+            least = config.min_confidence if min_confidence is None else min_confidence
+            unsure = highest < least
+            named = {"emotion": None if unsure else emotion, "scores": dict(ranked[:top_k])}
+            if least:
+                named["unsure"] = unsure
+            if config.calibrated_on == "votes":
+                named["agreement"] = highest
+        for number, name in enumerate(config.dimension_names):
+            if name in config.trained_outputs:
+                named[name] = self.dimensions[number]
+                if self.deviations is not None:
+                    named[f"{name}_sd"] = self.deviations[number]
+        return named
 
-def _named(
-    config: Any, probabilities: list[float], dimensions: list[float], top_k: int | None
-) -> dict[str, Any]:
-    """The outputs that were trained, by name."""
-    named: dict[str, Any] = {}
-    if "emotion" in config.trained_outputs:
-        scores = {config.id2label[i]: share for i, share in enumerate(probabilities)}
-        ranked = sorted(scores.items(), key=lambda item: -item[1])
-        named = {"emotion": ranked[0][0], "scores": dict(ranked[:top_k])}
-    values = zip(config.dimension_names, dimensions, strict=True)
-    return named | {name: value for name, value in values if name in config.trained_outputs}
+    def _unfamiliar(self) -> dict[str, Any]:
+        """The modalities that are far from what training had; NaN stands for one that is absent."""
+        if self.distances is None:
+            return {}
+        pairs = zip(MODALITIES, self.distances, strict=True)
+        return {"unfamiliar": [name for name, distance in pairs if distance > 1]}
+
+
+def _mean(predictions: list[Prediction]) -> Prediction:
+    """The mean over time; of distances the median, so that most of the time decides."""
+    spans = [prediction.span for prediction in predictions]
+    weights = time_weights([(span.start_s or 0.0, span.end_s or 0.0) for span in spans])
+
+    def mean(name: str) -> list[float] | None:
+        rows = [getattr(prediction, name) for prediction in predictions]
+        return None if rows[0] is None else (weights @ rows).tolist()
+
+    distances = None
+    if predictions[0].distances is not None:
+        columns = zip(*(p.distances or () for p in predictions), strict=True)
+        distances = [_median(np.array(column), weights) for column in columns]
+    probabilities, dimensions = mean("probabilities") or [], mean("dimensions") or []
+    return Prediction(spans[0], probabilities, dimensions, mean("deviations"), distances)
+
+
+def _median(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted median of what is no NaN; NaN without any."""
+    there = np.flatnonzero(~np.isnan(values))
+    order = there[np.argsort(values[there])]
+    if not len(order):
+        return float("nan")
+    passed = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(passed, passed[-1] / 2)]])
 
 
 def time_weights(spans: Sequence[tuple[float, float]]) -> np.ndarray:

@@ -47,7 +47,7 @@ INFINITE = float("inf")
 FORMAT_VERSION = 1
 # The pipeline's own keys beside the dimensions' names in an answer.
 RESERVED_NAMES = ["emotion", "scores", "missing", "untrained", "timeline", "start", "end"]
-RESERVED_NAMES += ["text", "transcribed", "explanation"]
+RESERVED_NAMES += ["text", "transcribed", "explanation", "unsure", "agreement", "unfamiliar"]
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",
@@ -117,6 +117,10 @@ class MTMMConfig(PreTrainedConfig):
         label_smoothing (`float`): Label smoothing of the cross-entropy, 0 to 1.
         temperature (`float`): Emotion logits are divided by it before the softmax that the
             pipeline shows; fitted on validation data (Guo et al. 2017, arXiv 1706.04599).
+        calibrated_on (`str`): What the temperature was fitted to: "labels", or "votes" of listeners,
+            whose expected shares the probabilities are then.
+        min_confidence (`float`): Below this highest probability the pipeline names no emotion; 0 =
+            it always does.
         reference (`str`): What unlabelled recordings training gave the model beside an utterance:
             "none", "domain" (statistics of its corpus) or "speaker" (of its speaker too).
         reference_strengths (`tuple[float]`): Frames of the acoustic encoder's states against which a
@@ -187,6 +191,8 @@ class MTMMConfig(PreTrainedConfig):
     dimension_loss_weights: list[float | int] | tuple[float | int, ...] | None = None
     label_smoothing: float | int = 0.0
     temperature: float | int = 1.0
+    calibrated_on: Literal["labels", "votes"] = "labels"
+    min_confidence: float | int = 0.0
     reference: Literal["none", "domain", "speaker"] = "none"
     reference_strengths: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
     reference_encoder: str | None = None
@@ -337,6 +343,7 @@ class MTMMConfig(PreTrainedConfig):
             *((name, getattr(self, name) >= 1, "at least 1") for name in positive),
             ("num_attention_heads", heads_fit, f"a divisor of {self.hidden_size}"),
             ("temperature", 0 < self.temperature < INFINITE, "a finite number above 0"),
+            ("min_confidence", 0 <= self.min_confidence <= 1, "from 0 to 1"),
             ("format_version", self.format_version <= FORMAT_VERSION, "older; update MTMM"),
             ("id2label", list(self.id2label or ()) == indices, "different names from index 0 on"),
             ("id2label", len(emotions) > 1, "two names or more"),

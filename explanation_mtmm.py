@@ -25,7 +25,8 @@ BIN_S = 0.5  # about as long are the time bins of an explanation, equal in a win
 LEAST = 1e-300  # of a probability whose logarithm is taken
 
 Features = dict[str, Tensor]  # (1, ...) each
-Answer = tuple[list[float], list[float]]  # a probability per emotion, a value per dimension
+# A probability per emotion, a value per dimension, then what `Prediction` of answers_mtmm.py has.
+Answer = tuple[Any, ...]
 
 
 class Word(NamedTuple):
@@ -117,7 +118,7 @@ class Places:
         def height(answer: Answer) -> float:
             if self.of == "emotion":
                 return math.log(max(answer[0][emotion], LEAST))
-            return answer[1][config.dimension_names.index(self.of)]
+            return float(answer[1][config.dimension_names.index(self.of)])
 
         falls = [None if other is None else height(answer) - height(other) for other in left]
         # Without an absent modality everything is left.

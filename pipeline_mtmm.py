@@ -30,7 +30,10 @@ except ImportError:
     from referring_mtmm import ReferringPipeline
     from timeline_mtmm import Inputs, Results, without_pandas
 
-OPTIONS = "sampling_rate window_s hop_s transcriber explain reference top_k progress".split()
+OPTIONS = "sampling_rate window_s hop_s transcriber explain reference".split()
+OPTIONS += "top_k min_confidence progress".split()
+# Outputs that a model may lack.
+OPTIONAL = ("dimension_deviations", "unfamiliarity")
 
 
 class MTMMPipeline(ReferringPipeline):
@@ -52,6 +55,13 @@ class MTMMPipeline(ReferringPipeline):
     outputs that training never saw labels for, which are left out}. Where a `transcriber` wrote the
     transcript, also {"text": its words, "transcribed": True}. Where a reference was used, "reference":
     {"speaker" or "domain": {"recordings": how many it was made of, "seconds": their length}}.
+
+    With `min_confidence`, "unsure" says whether the highest score is below it, and "emotion" is None
+    then. A model that was calibrated on the votes of listeners has scores that are expected shares
+    of listeners, and "agreement", the highest of them: the share that would hear this emotion. A
+    model that learned how ratings spread has "valence_sd" beside "valence", the standard deviation
+    of listeners' ratings. A model that knows what its training data was like has "unfamiliar":
+    names of the modalities that are far from it, such as audio that is no speech.
 
     A recording that is longer than the model takes at once (`processor.longest_audio_s()`), or that
     comes with `window_s`, `hop_s` or "segments", also gets "timeline": for each window or segment
@@ -113,7 +123,11 @@ class MTMMPipeline(ReferringPipeline):
                 self.model.standardisation(**given["reference"].given)  # refuses what it cannot use
         of_call = ("progress", "reference")
         around = {name: given.pop(name) for name in of_call if name in given}
-        after = {name: given.pop(name) for name in ("top_k",) if name in given}
+        least = given.get("min_confidence", 0)
+        if not 0 <= least <= 1:
+            raise ValueError(f"`min_confidence={least!r}` is not allowed; it must be from 0 to 1.")
+        of_answers = ("top_k", "min_confidence")
+        after = {name: given.pop(name) for name in of_answers if name in given}
         return given, around, after
 
     def _check_explain(self, explain: bool | str) -> None:
@@ -145,6 +159,8 @@ class MTMMPipeline(ReferringPipeline):
                 dimension of this name. Takes one more forward pass for each word and each half second
                 of audio, and three more, `batch_size` of them at a time.
             top_k (`int`): How many of the scores to return; all if not given.
+            min_confidence (`float`): Name no emotion whose score is below this, 0 to 1; the model's
+                own if not given, which is 0 unless `mtmm evaluate risk --save` chose one.
             batch_size (`int`): Utterances or windows at a time, at most; 1 if not given. With more, 8
                 batches are read ahead and sorted by length, and only audio of similar length shares
                 one; results come in the order of the inputs.
@@ -183,8 +199,8 @@ class MTMMPipeline(ReferringPipeline):
                 little-endian mono samples at `sampling_rate`; an iterator of arrays, (time,) or
                 (time, channels), at `sampling_rate`; or any single input that the pipeline takes.
             sampling_rate: Rate of raw samples and arrays, Hz.
-            options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, `reference`, as in
-                `__call__`; a stream is heard once, so no reference is made of it.
+            options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, `min_confidence`, `reference`, as
+                in `__call__`; a stream is heard once, so no reference is made of it.
 
         Yields:
             What `__call__` gives as an entry of "timeline"; it raises the same errors.
@@ -195,11 +211,11 @@ class MTMMPipeline(ReferringPipeline):
         if references is not None and references.made:
             raise ValueError("No reference can be made of a stream; give one that was made before.")
         read = self._reader({**self._preprocess_params, **given, "live": True})
-        top_k = (self._postprocess_params | after).get("top_k")
+        shown = self._postprocess_params | after
         for window in read(source):
             self._refer([window], references)
             (prediction,) = self._answers([window], 1)
-            yield prediction.entry(self.model.config, top_k) | window.span.used
+            yield prediction.entry(self.model.config, **shown) | window.span.used
 
     def get_iterator(
         self,
@@ -244,16 +260,16 @@ class MTMMPipeline(ReferringPipeline):
     def _answers(self, windows: list[Window], batch_size: int) -> Iterator[Prediction]:
         """The model's answers, in the order of the windows, explained where that is asked for."""
         answers = self._predict([window.features for window in windows], batch_size)
-        for window, (probabilities, dimensions) in zip(windows, answers, strict=True):
-            self._check_finite(window, sum(probabilities) + sum(dimensions))
-            prediction = Prediction(window.span, probabilities, dimensions)
+        for window, answer in zip(windows, answers, strict=True):
+            self._check_finite(window, sum(answer[0]) + sum(answer[1]))
+            prediction = Prediction(window.span, *answer)
             if window.places is not None:
-                explanation = self._explain(window, window.places, prediction, batch_size)
+                explanation = self._explain(window, window.places, answer, batch_size)
                 window.span.shown["explanation"] = explanation
             yield prediction
 
     def _predict(self, rows: list[Features], batch_size: int) -> list[Answer]:
-        """Probabilities of the emotions, and dimensions, in the order of the rows."""
+        """The numbers of each row, in their order."""
         answers: dict[int, Answer] = {}
         for batch in self._batches(rows, batch_size):
             outputs = self.forward(self._collate([rows[i] for i in batch]))
@@ -263,7 +279,10 @@ class MTMMPipeline(ReferringPipeline):
     def _both(self, outputs: dict[str, Tensor]) -> Iterator[Answer]:
         # float64: the quotient by a small temperature may be beyond float32.
         logits = outputs["emotion_logits"].double() / self.model.config.temperature
-        return zip(logits.softmax(-1).tolist(), outputs["dimensions"].tolist(), strict=True)
+        columns = [logits.softmax(-1).tolist(), outputs["dimensions"].tolist()]
+        for name in OPTIONAL:
+            columns.append(outputs[name].tolist() if name in outputs else [None] * len(logits))
+        return zip(*columns, strict=True)
 
     def _batches(self, rows: list[Features], batch_size: int) -> Iterator[list[int]]:
         """Numbers of rows of similar lengths."""
@@ -290,24 +309,26 @@ class MTMMPipeline(ReferringPipeline):
                 }
                 states = {"states": acoustic, "mask": mask}
             output = self.model(**model_inputs, return_dict=True)
-        return {"emotion_logits": output.emotion_logits, "dimensions": output.dimensions, **states}
+        names = ("emotion_logits", "dimensions", *OPTIONAL)
+        return {name: output[name] for name in names if name in output} | states
 
     def _explain(
-        self, window: Window, places: Places, prediction: Prediction, batch_size: int
+        self, window: Window, places: Places, answer: Answer, batch_size: int
     ) -> dict[str, Any]:
         """What the prediction came from; the class's docstring says what is in it."""
         read = self.forward(window.features, explain=True)
         rests = places.occlusions(window.features)
         others = iter(self._predict([rest for rest in rests if rest is not None], batch_size))
         left = [None if rest is None else next(others) for rest in rests]
-        return places.explained(
-            self.model.config, read, (prediction.probabilities, prediction.dimensions), left
-        )
+        return places.explained(self.model.config, read, answer, left)
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: list[Prediction], top_k: int | None = None
+        self,
+        model_outputs: list[Prediction],
+        top_k: int | None = None,
+        min_confidence: float | None = None,
     ) -> dict[str, Any]:
-        return Prediction.summary(model_outputs, self.model.config, top_k)
+        return Prediction.summary(model_outputs, self.model.config, top_k, min_confidence)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model and processor: the folder loads as a pipeline again."""

@@ -121,7 +121,9 @@ class ReferringPipeline(ReadingPipeline):
             outputs: Any = self.forward(self._collate([rows[row] for row in batch]), measure=True)
             for place, (row, answer) in enumerate(zip(batch, self._both(outputs), strict=True)):
                 window = windows[audible[row]]
-                answers = outputs["states"].new_tensor(as_answers(config, *answer))[None].double()
+                answers = (
+                    outputs["states"].new_tensor(as_answers(config, *answer[:2]))[None].double()
+                )
                 one = Reference.of_states(
                     outputs["states"][place, None],
                     outputs["mask"][place, None],

@@ -105,7 +105,8 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
         utterance["audio"] = path
     can_explain = config.use_bridge_tokens and "emotion" in config.trained_outputs
     result = pipe(utterance, explain=can_explain and not in_windows, batch_size=BATCH_SIZE)
-    return Answer(result, palette.colours(config.id2label.values()), tuple(config.dimension_range))
+    colours = palette.colours([*config.id2label.values(), "unsure"])
+    return Answer(result, colours, tuple(config.dimension_range))
 
 
 def listen(processor: Any, path: str) -> float:
@@ -188,7 +189,8 @@ def windows(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A timeline as a table: start and end in seconds, emotion, its probability, dimensions."""
     frame = pd.DataFrame(entries)
     if "emotion" in frame:
-        frame["probability"] = [entry["scores"][entry["emotion"]] for entry in entries]
+        frame["emotion"] = frame["emotion"].fillna("unsure")
+        frame["probability"] = [max(entry["scores"].values()) for entry in entries]
     names = ["start", "end", "emotion", "probability", *drawings.dimensions(entries[0])]
     return frame[[name for name in names if name in frame]]
 

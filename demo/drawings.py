@@ -15,6 +15,10 @@ CORNERS = {
     "calm": (0.75, 0.25),
 }
 MISSING = {"audio": "No recording was heard.", "text": "No words were read."}
+UNFAMILIAR = {
+    "audio": "The recording is unlike what the model was trained on.",
+    "text": "The words are unlike what the model was trained on.",
+}
 SIDE, EDGE = 240, 30  # of the plane, and around it, in the drawing's own units
 
 HINT = '<p class="hint">The answer comes here.</p>'
@@ -34,7 +38,11 @@ def summary(result: Mapping[str, Any], dimension_range: tuple[float, float]) -> 
     ]
     if said:
         said.append(f"<span>on a scale from {low:g} to {high:g}</span>")
-    notes = [MISSING[modality] for modality in result["missing"]]
+    notes = ["The model is not sure of an emotion."] if result.get("unsure") else []
+    if "agreement" in result:
+        notes.append(f"About {result['agreement']:.0%} of listeners would agree.")
+    notes += [MISSING[modality] for modality in result["missing"]]
+    notes += [UNFAMILIAR[modality] for modality in result.get("unfamiliar", ())]
     if result["untrained"]:
         notes.append(f"This model was never trained for: {', '.join(result['untrained'])}.")
     return f'<div class="numbers">{"".join(said)}</div><p>{escape(" ".join(notes))}</p>'
@@ -42,8 +50,9 @@ def summary(result: Mapping[str, Any], dimension_range: tuple[float, float]) -> 
 
 def dimensions(entry: Mapping[str, Any]) -> dict[str, float]:
     """Valence, arousal and others by name; those that were trained."""
-    times = ("start", "end")
-    return {k: v for k, v in entry.items() if isinstance(v, float) and k not in times}
+    others = ("start", "end", "agreement")
+    numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in others}
+    return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
 
 
 def plane(
@@ -61,8 +70,9 @@ def plane(
     def dot(entry: Mapping[str, Any], radius: int, kind: str) -> str:
         right, up = ((entry[name] - low) / (high - low) for name in ("valence", "arousal"))
         x, y = EDGE + SIDE * right, EDGE + SIDE * (1 - up)
-        colour = colours[entry["emotion"]] if "emotion" in entry else "currentColor"
-        tip = f"{entry.get('emotion', '')} valence {entry['valence']:.2f}, arousal {entry['arousal']:.2f}"
+        emotion = entry.get("emotion") or ""  # None is unsure
+        colour = colours.get(emotion, "currentColor")
+        tip = f"{emotion} valence {entry['valence']:.2f}, arousal {entry['arousal']:.2f}"
         return (
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}">'
             f"<title>{escape(tip.strip())}</title></circle>"

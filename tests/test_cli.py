@@ -318,6 +318,10 @@ def test_line_for_people(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> No
     values = f"valence {expected['valence']:.2f}, arousal {expected['arousal']:.2f} (1 to 5)"
     done = mtmm(wavs[0], "--transcript", "so you won")
     assert (done.status, done.out) == (0, f"{wavs[0]}: {scores}; {values}\n")
+    done = mtmm(wavs[0], "--transcript", "so you won", "--min_confidence", 0.99)
+    assert done.out == f"{wavs[0]}: unsure: {scores}; {values}\n"
+    (row,) = csv.DictReader(io.StringIO(mtmm(wavs[0], "--min_confidence", 1, "--csv").out))
+    assert row["emotion"] == "" and float(row["p_sad"]) > 0
 
 
 def test_words_alone_and_from_files(

@@ -30,8 +30,8 @@ examples:
 
 columns of --csv and of the parts: id, emotion, p_<emotion> (probabilities), the dimensions on the
 model's scale, missing (modalities that were not there), text (what was recognised, or said in the
-window), reference, error; with --timeline, start and end in seconds before them. The parts have the
-windows in the column timeline. --json has the pipeline's own keys, with the id before them.
+window), reference, error; of models that have them agreement, <dimension>_sd, unfamiliar; with
+--timeline, start and end in seconds before them. --json has the pipeline's keys, with the id before.
 
 exit status: 0 all inputs predicted, 1 some failed (named on standard error), or the model or output
 did, 2 wrong usage, 130 interrupted. Standard output has results only.
@@ -130,6 +130,8 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "modality, half second and word was read, and how far the output falls without it; takes a "
         "run of the model for each of them")  # fmt: skip
     add("--top_k", type=count, metavar="K", help="only the K highest probabilities")
+    add("--min_confidence", type=float, metavar="P",
+        help="name no emotion that is less probable")  # fmt: skip
     add("--on_error", choices=("skip", "stop"), default="skip",
         help="an input that cannot be read is named and counted (skip), or ends the run (stop)",
         )  # fmt: skip

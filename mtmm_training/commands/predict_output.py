@@ -39,6 +39,7 @@ def result_columns(
     if "emotion" in config.trained_outputs:
         columns["emotion"] = str
         columns |= {f"p_{name}": float for name in config.id2label.values()}
+        columns |= {"agreement": float} if config.calibrated_on == "votes" else {}
     columns |= {name: float for name in config.dimension_names if name in config.trained_outputs}
     columns |= {"missing": str, "text": str}
     columns |= {"reference": str} if reference else {}
@@ -49,8 +50,9 @@ def result_row(result: Mapping[str, Any], columns: Mapping[str, type]) -> dict[s
     """The cells of these columns; None where the result has nothing."""
     known = dict(result)
     known |= {f"p_{name}": share for name, share in result.get("scores", {}).items()}
-    if "missing" in result:
-        known["missing"] = " ".join(result["missing"])
+    for name in ("missing", "unfamiliar"):
+        if name in result:
+            known[name] = " ".join(result[name])
     for name in ("explanation", "reference"):
         if name in result:
             known[name] = json.dumps(result[name], ensure_ascii=False)
@@ -111,7 +113,8 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     """A result, or an entry of a timeline, in a line."""
     parts = []
     if "emotion" in result:
-        parts.append(", ".join(f"{name} {share:.0%}" for name, share in result["scores"].items()))
+        scores = ", ".join(f"{name} {share:.0%}" for name, share in result["scores"].items())
+        parts.append(f"unsure: {scores}" if result.get("unsure") else scores)
     low, high = config.dimension_range
     values = [f"{name} {result[name]:.2f}" for name in config.dimension_names if name in result]
     if values:
@@ -120,6 +123,10 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
         duration_s = windows[-1]["end"] - windows[0]["start"]
         parts.append(f"mean of {len(windows)} windows, {duration_s:.2f} s")
     parts += [f"no {'transcript' if name == 'text' else name}" for name in result["missing"]]
+    parts += [
+        f"{'transcript' if name == 'text' else name} unlike the training data"
+        for name in result.get("unfamiliar", ())
+    ]
     if result.get("text"):
         parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
     for kind, used in result.get("reference", {}).items():

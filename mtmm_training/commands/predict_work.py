@@ -20,7 +20,8 @@ from mtmm_training.data.files import file_digest
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
 # What a record of a run keeps: flags that change results.
-SETTINGS = ("window_s", "hop_s", "top_k", "transcriber", "explain", "trust_remote_code")
+SETTINGS = ("window_s", "hop_s", "top_k", "min_confidence", "transcriber", "explain")
+SETTINGS += ("trust_remote_code",)
 
 
 def to_stdout(given: argparse.Namespace) -> int:
@@ -169,7 +170,7 @@ def make_reference(given: argparse.Namespace) -> Any:
 
 def _options(given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
-    names = ("window_s", "hop_s", "top_k", "explain", "batch_size")
+    names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "batch_size")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     options |= _transcriber(given, pipe)

@@ -26,7 +26,7 @@ from mtmm_training.pictures.style import (
 )
 
 READ, MATTERED = COLOURS[0], COLOURS[1]  # of the two sides of an explanation
-NO_DIMENSIONS = {"start", "end"}  # the other numbers of an entry
+NO_DIMENSIONS = {"start", "end", "agreement"}  # the other numbers of an entry, and NAME_sd
 TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_TICKS = 12
 MOST_WORDS = 40  # of an explanation: as many as a page can hold
@@ -62,11 +62,12 @@ def draw_timeline(
     starts, ends = (np.array([entry[k] for entry in entries], float) for k in ("start", "end"))
     ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
     spans = np.stack([starts, ends], axis=1)
-    trained = [k for k, v in entries[0].items() if isinstance(v, float) and k not in NO_DIMENSIONS]
-    dimensions = {name: np.array([entry[name] for entry in entries]) for name in trained}
+    dimensions = {
+        name: np.array([entry[name] for entry in entries]) for name in dimensions_of(entries[0])
+    }
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
-        names = {name for entry in entries for name in (*entry["scores"], entry["emotion"])}
+        names = {name for entry in entries for name in (*entry["scores"], named(entry))}
         emotions = sorted(names | {name for _, _, name in truth or []})
         height = 0.32 * len(emotions) + 0.4
         panels.append((height, lambda a: _band(a, entries, emotions, spans, truth or [])))
@@ -87,6 +88,17 @@ def draw_timeline(
     return figure
 
 
+def named(entry: Mapping[str, Any]) -> str:
+    """The emotion of an answer with emotions, or "unsure"."""
+    return entry["emotion"] or "unsure"
+
+
+def dimensions_of(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Valence, arousal and others by name; those that were trained."""
+    numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in NO_DIMENSIONS}
+    return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
+
+
 def _band(
     axes: Axes,
     entries: Sequence[Mapping[str, Any]],
@@ -97,7 +109,7 @@ def _band(
     """A row per emotion."""
     styles = emotion_styles(emotions)
     for row, name in enumerate(emotions):
-        said = np.array([entry["emotion"] == name for entry in entries])
+        said = np.array([named(entry) == name for entry in entries])
         bars = [(start, end - start) for start, end in spans[said]]
         axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name]["color"], linewidth=0)
         for start, end, label in truth:
@@ -113,7 +125,7 @@ def _band(
 
 
 def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: np.ndarray) -> None:
-    shares = np.array([entry["scores"][entry["emotion"]] for entry in entries])
+    shares = np.array([max(entry["scores"].values()) for entry in entries])
     axes.plot(*_steps(spans, shares), color="black", linewidth=_line_width(spans))
     axes.set(ylim=(0, 1.03), ylabel="confidence", yticks=[0, 0.5, 1])
     axes.grid(alpha=0.3)
@@ -308,7 +320,7 @@ def draw_plane(
     figure, axes = new_figure(5.6, 5.6)
     prepare_plane(axes, dimension_range)
     points = np.array([[result["valence"], result["arousal"]] for result in results])
-    emotions = np.array([result.get("emotion", "") for result in results])  # "" is none
+    emotions = np.array([named(result) if "emotion" in result else "" for result in results])
     few = len(points) <= 30
     size: dict[str, Any] = {"markersize": 9 if few else 5, "alpha": 1 if few else 0.6}
     styles: dict[str, dict[str, Any]] = {"": {"color": "black", "marker": ".", "linestyle": ""}}

@@ -42,6 +42,7 @@ EMOTIONS = {
     "calm": Look("#44AA99", ">", "**"),
     "contemptuous": Look("#332288", "p", "OO"),
     "bored": Look("#999933", "h", "\\\\"),
+    "unsure": Look(GREY, ".", ""),  # where no emotion is named
 }
 # MELD has names of its own for the same emotions.
 NOUNS = {
