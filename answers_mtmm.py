@@ -35,7 +35,7 @@ class Prediction:
     """The model's answer.
 
     Args:
-        span: Of what.
+        span: Where in the input it is of.
         probabilities: (emotions,).
         dimensions: (dimensions,).
         deviations: (dimensions,), the spread of listeners' ratings; None where none was learned.
