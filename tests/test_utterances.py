@@ -43,6 +43,12 @@ def manifest(folder: Path, content: str, name: str = "m.csv") -> Path:
         ({"start_s": -1.0}, "start_s"),
         ({"text": "a\0b"}, "text"),
         ({"emotion": "\ud800"}, "emotion"),
+        ({"votes": {}}, "votes"),
+        ({"votes": {"sad": 0.0}}, "votes"),
+        ({"votes": {"sad": 2, "angry": -1}}, "votes"),
+        ({"votes": {"sad ": 2}}, "votes"),
+        ({"valence_ratings": ()}, "valence_ratings"),
+        ({"arousal_ratings": (3.0, 4.0), "raters": ("a",)}, "arousal_ratings"),
     ],
 )
 def test_utterance_refuses_bad_values(changes: dict[str, Any], named: str) -> None:
@@ -167,11 +173,47 @@ def test_manifest_round_trip_is_exact(tmp_path: Path, suffix: str) -> None:
         utterance(utterance_id="u2", text=None, audio=str(tmp_path / "m" / "inside.wav")),
         utterance(utterance_id="u3", audio=str(tmp_path / "outside.wav"), start_s=0.1, end_s=0.3),
         utterance(utterance_id="u4", corpus="other", session_id="1", dialogue_id="2", gender="f"),
-    ]
+        utterance(
+            utterance_id="u5", votes={"sad": 1.5, "other": 1.5}, raters=("a", "ü"),
+            valence=3.2, valence_ratings=(3.0, 10 / 3),
+        ),
+    ]  # fmt: skip
     path = tmp_path / "m" / f"m{suffix}"
     write_manifest(utterances, path)
     assert read_manifest(path) == utterances
     assert sorted(p.name for p in path.parent.iterdir()) == ["inside.wav", path.name]
+
+
+def test_labels_follow_from_votes_and_ratings(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "speaker": "x", "votes": {"sad": 2, "angry": 1}, "valence_ratings": [1, 4]},
+        {"text": "b", "speaker": "x", "votes": {"sad": 1, "angry": 1}, "arousal": 2},
+        {"text": "c", "speaker": "x", "votes": {"sad": 1, "other": 2}},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two, three = read_manifest(path)
+    assert (one.emotion, one.valence, one.valence_ratings) == ("sad", 2.5, (1.0, 4.0))
+    assert (two.emotion, three.emotion) == (None, None) and two.arousal == 2
+    path.write_text(path.read_text() + '{"text": "d", "speaker": "x", "emotion": ""}\n')
+    assert [u.emotion for u in read_manifest(path)] == [None] * 4  # nobody decided
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("votes", "angry", "votes"),
+        ("votes", "[1, 2]", "votes"),
+        ("valence_ratings", "3", "valence_ratings"),
+        ("arousal_ratings", "[3, 7]", "arousal_ratings.*=7.0 is outside"),
+    ],
+)
+def test_opinions_that_are_none_are_refused(
+    tmp_path: Path, column: str, value: str, problem: str
+) -> None:
+    path = manifest(tmp_path, f"text\tspeaker\t{column}\nHello.\tanna\t{value}\n")
+    with pytest.raises(ValueError, match=f"row 2: .*{problem}"):
+        read_manifest(path)
 
 
 def test_written_audio_paths_move_with_the_folder(tmp_path: Path) -> None:

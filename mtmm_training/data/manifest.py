@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -16,7 +17,16 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mtmm_training.data.files import replacing
-from mtmm_training.data.utterances import DIMENSIONS, VERBATIM, Utterance, by_id, few, listing
+from mtmm_training.data.utterances import (
+    DIMENSIONS,
+    RATINGS,
+    VERBATIM,
+    Utterance,
+    by_id,
+    few,
+    leading,
+    listing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +36,11 @@ COLUMNS = {
     "emotion": "emotion", "valence": "valence", "arousal": "arousal", "dominance": "dominance",
     "speaker": "speaker_id", "session": "session_id", "dialogue": "dialogue_id",
     "script": "script_id", "improvised": "improvised", "split": "split", "gender": "gender",
-    "start": "start_s", "end": "end_s",
+    "start": "start_s", "end": "end_s", "votes": "votes",
+    **{name: name for name in RATINGS.values()}, "raters": "raters",
 }  # fmt: skip
-_LABELS = ("emotion", *DIMENSIONS)
+_LISTS = (*RATINGS.values(), "raters")
+_LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 # "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
@@ -54,6 +66,8 @@ def read_manifest(
     absent: "NA" is a transcript. Rows that are empty throughout are skipped. Audio may lie anywhere,
     above the manifest's folder too: a manifest is its user's own. Ids, speakers and emotions are
     compared letter by letter; speakers that differ by case or Unicode form alone are warned of.
+    Votes are a JSON object, ratings and raters JSON lists. Without a column `emotion`, it is the
+    emotion with most votes; an absent mean of ratings is filled in.
 
     Args:
         path: .csv or .tsv (comma, tab or semicolon, told from the header; UTF-8), .jsonl, .parquet.
@@ -104,6 +118,11 @@ def read_manifest(
             if not labelled and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or path.stem
+            if "emotion" not in columns and values.get("votes") is not None:
+                values["emotion"] = leading(values["votes"])
+            for mean, ratings in RATINGS.items():
+                if values.get(ratings) and values[mean] is None:
+                    values[mean] = math.fsum(values[ratings]) / len(values[ratings])
             kept = {n: str(row.get(n) or "").strip() for n in groups if n not in COLUMNS}
             values["groups"] = tuple((name, value) for name, value in kept.items() if value)
             utterances[number] = Utterance(**values)
@@ -214,6 +233,9 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
     for utterance in by_id(utterances).values():
         row = {column: getattr(utterance, field) for column, field in COLUMNS.items()}
         row |= dict(utterance.groups)
+        for column in ("votes", *_LISTS):
+            if row[column] is not None and path.suffix != ".jsonl":
+                row[column] = json.dumps(row[column], ensure_ascii=False)
         columns += [column for column in row if column not in columns]
         if utterance.audio is not None:
             row["audio"] = _relative(os.path.abspath(utterance.audio), folder)
@@ -356,6 +378,8 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     problem = None
+    if column == "votes" or column in _LISTS:
+        return _parse_opinions(column, value, dimension_range)
     if column in _NUMBERS:
         try:
             number = float(str(value))  # exact for floats; True is no number
@@ -376,6 +400,28 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     elif isinstance(value, str):
         return value if column in VERBATIM else value.strip()
     raise ValueError(f"`{column}`={value!r} {problem or 'is not text'}.")
+
+
+def _parse_opinions(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
+    """Votes as a dict of numbers, ratings and raters as tuples; of a Parquet map, its pairs."""
+    kind, wanted = (dict, '{"angry": 2}') if column == "votes" else (list, "[3, 4]")
+    wanted = '["anna", "ben"]' if column == "raters" else wanted
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+        if kind is dict:
+            return {str(k): float(n) for k, n in dict(parsed).items() if n is not None}
+        if not isinstance(parsed, list):
+            raise TypeError(parsed)
+        if column == "raters":
+            return tuple(str(name) for name in parsed)
+        ratings = tuple(float(number) for number in parsed)
+    except (ValueError, TypeError):
+        raise ValueError(f"`{column}`={value!r:.80} is not JSON such as {wanted}.") from None
+    low, high = dimension_range
+    if outside := [rating for rating in ratings if not low <= rating <= high]:
+        problem = f"is outside {low} to {high}, the `dimension_range`"
+        raise ValueError(f"`{column}`={outside[0]!r} {problem}.")
+    return ratings
 
 
 def _warn_of_like_speakers(path: Path, utterances: Iterable[Utterance]) -> None:

@@ -7,12 +7,14 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 SPLITS = ("train", "validation", "test")
 DIMENSIONS = ("valence", "arousal", "dominance")
+RATINGS = {name: f"{name}_ratings" for name in DIMENSIONS}  # the fields of single ratings
+OTHER = "other"  # in `votes`: what listeners said that the model does not predict
 
 VERBATIM = ("audio", "text")  # fields whose white space is part of them
 _NAMES = ("utterance_id", "corpus", "speaker_id")
@@ -45,8 +47,13 @@ class Utterance:
         corpus: name of the source.
         audio: path of the audio file; None = no audio.
         text: transcript; None = none (never a blank string).
-        emotion: categorical label; None = not labelled.
+        emotion: categorical label; None = not labelled, or no majority of the listeners.
         valence, arousal, dominance: on the corpus's own scale; None = not labelled.
+        votes: emotion -> how many listeners heard it, or their weight; "other" is what they heard
+            of emotions that have no name here. None = only the label is known.
+        valence_ratings, arousal_ratings, dominance_ratings: what each rater said, on the scale of
+            the means; None = only the mean is known.
+        raters: who gave the ratings, in their order; None = not known.
         speaker_id: who speaks; folds keep speakers apart by it.
         session_id: recording day or sitting.
         dialogue_id: conversation.
@@ -63,7 +70,8 @@ class Utterance:
 
     Raises:
         ValueError: a string is blank or padded with spaces, audio and text are both absent, a
-            number is not finite, the part of the audio is empty, or the split is not one of the three.
+            number is not finite, the part of the audio is empty, the split is not one of the three,
+            or votes or ratings are empty, negative (votes), or fewer or more than the raters.
     """
 
     utterance_id: str
@@ -85,6 +93,12 @@ class Utterance:
     end_s: float | None = None
     augmentation: str | None = None
     groups: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # not in `digest`
+    # In `digest` only where they are given, so that of other data is as it was before.
+    votes: Mapping[str, float] | None = field(default=None, repr=False, hash=False)
+    valence_ratings: tuple[float, ...] | None = field(default=None, repr=False)
+    arousal_ratings: tuple[float, ...] | None = field(default=None, repr=False)
+    dominance_ratings: tuple[float, ...] | None = field(default=None, repr=False)
+    raters: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if found := next(self._problems(), None):
@@ -115,6 +129,23 @@ class Utterance:
             yield "start_s", "is negative"
         if self.end_s is not None and self.end_s <= start:
             yield "end_s", f"is not after the start, {start} s"
+        yield from self._opinion_problems()
+
+    def _opinion_problems(self) -> Iterator[tuple[str, str]]:
+        if self.votes is not None:
+            counts = list(self.votes.values())
+            if not all(0 <= count < math.inf for count in counts) or not sum(counts) > 0:
+                yield "votes", "are no counts of votes; give finite numbers from 0, some above it"
+            if any(name != name.strip() or not name for name in self.votes):
+                yield "votes", "have a name that is blank or has white space around it"
+        for name in RATINGS.values():
+            ratings = getattr(self, name)
+            if ratings is None:
+                continue
+            if not ratings or not all(math.isfinite(rating) for rating in ratings):
+                yield name, "are no ratings; give one finite number or more"
+            if self.raters is not None and len(ratings) != len(self.raters):
+                yield name, f"are {len(ratings)} ratings of {len(self.raters)} raters"
 
 
 _FIELDS = [each.name for each in fields(Utterance)]
@@ -124,6 +155,13 @@ def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
     """The utterance with these fields absent."""
     absent: dict[str, Any] = dict.fromkeys(names)
     return replace(utterance, **absent)
+
+
+def leading(votes: Mapping[str, float]) -> str | None:
+    """The emotion that more listeners heard than any other; None where two lead, or "other" does."""
+    most = max(votes.values())
+    leaders = [name for name, count in votes.items() if count == most]
+    return leaders[0] if len(leaders) == 1 and leaders[0] != OTHER else None
 
 
 def few(names: Sequence[str]) -> str:
@@ -147,6 +185,11 @@ def digest(utterances: Iterable[Utterance]) -> str:
     hashed = hashlib.sha256()
     for utterance in utterances:
         hashed.update(repr(replace(utterance, audio=utterance.audio and "recording")).encode())
+        if utterance.votes:
+            hashed.update(repr(sorted(utterance.votes.items())).encode())
+        for name in RATINGS.values():
+            if getattr(utterance, name) is not None:
+                hashed.update(f"{name}{getattr(utterance, name)}".encode())
     return hashed.hexdigest()[:16]
 
 
