@@ -2,15 +2,23 @@
 
 Arousal is only in the audio and valence only in the words, so the emotion, which is the quadrant
 of the two, needs both. Also writes the two small untrained encoders that learn it in the demo.
+
+Simulated listeners vote and rate: each of LISTENERS hears valence and arousal with a normal error of
+his own size, votes for the quadrant that he heard, and rates in whole points. So listeners disagree
+where a label is near the midpoint, and some utterances have no majority. Emotion and dimensions are
+what was meant, as in CREMA-D; `heard` makes them what was heard, as in IEMOCAP.
 """
 
 import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,10 +26,10 @@ import soundfile
 from mtmm_training.data.corpora import synthetic_speech as speech
 from mtmm_training.data.corpora.synthetic_speech import LONGEST_S, MIDPOINT, SAMPLING_RATE
 from mtmm_training.data.manifest import read_manifest, write_manifest
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import Utterance, leading
 
 # Raise this when a seed starts to give other bytes, so that finished folders are written anew.
-VERSION = 1
+VERSION = 2
 
 CORPUS = "synthetic"
 EXPECTED = None  # what this file writes needs no count
@@ -36,6 +44,8 @@ EMOTIONS = {
 }  # fmt: skip
 HIGH_VALENCE_SHARE, HIGH_AROUSAL_SHARE = 0.6, 0.5
 MARGIN, REACH = 0.3, 1.8  # how near to and how far from the midpoint a label may lie
+LISTENERS = {f"listener_{number:02d}": 0.5 + 0.05 * number for number in range(13)}  # sd of errors
+FEWEST, MOST = 3, 10  # listeners of an utterance
 
 # --- words ---------------------------------------------------------------------------------------
 
@@ -144,9 +154,39 @@ def _sentence(rng: np.random.Generator, valence: float) -> str:
 # --- the corpus ----------------------------------------------------------------------------------
 
 
-def read(folder: Path) -> list[Utterance]:
-    """Read the embedded corpus of 1,200 utterances, written to the folder first where it is not."""
-    return write_corpus(folder)
+def read(folder: Path, *, heard: bool = False) -> list[Utterance]:
+    """Read the embedded corpus of 1,200 utterances, written to the folder first where it is not.
+
+    Args:
+        folder: where it is.
+        heard: whether labels are what listeners heard: the emotion with most votes, none where two
+            lead, and the ratings' means; else what was meant.
+    """
+    utterances = write_corpus(folder)
+    return [_heard(utterance) for utterance in utterances] if heard else utterances
+
+
+def _heard(utterance: Utterance) -> Utterance:
+    votes, rated = utterance.votes, (utterance.valence_ratings, utterance.arousal_ratings)
+    assert votes and rated[0] and rated[1]  # all have
+    valence, arousal = (round(float(np.mean(ratings)), 4) for ratings in rated)
+    return replace(utterance, emotion=leading(votes), valence=valence, arousal=arousal)
+
+
+def _listen(rng: np.random.Generator, valence: float, arousal: float) -> dict[str, Any]:
+    """Votes, ratings and raters of some of the LISTENERS, as fields of Utterance."""
+    names = list(LISTENERS)
+    chosen = sorted(rng.choice(len(names), rng.integers(FEWEST, MOST + 1), replace=False))
+    errors = rng.normal(0, [[LISTENERS[names[i]]] * 2 for i in chosen])
+    heard = np.array([valence, arousal]) + errors
+    votes = Counter(EMOTIONS[v > MIDPOINT, a > MIDPOINT] for v, a in heard)
+    rated = heard.round().clip(*DIMENSION_RANGE).T.tolist()
+    return {
+        "votes": {name: float(votes[name]) for name in EMOTIONS.values() if votes[name]},
+        "valence_ratings": tuple(rated[0]),
+        "arousal_ratings": tuple(rated[1]),
+        "raters": tuple(names[i] for i in chosen),
+    }
 
 
 def write_corpus(folder: Path | str, *, seed: int = 0, utterances: int = 1200) -> list[Utterance]:
@@ -215,6 +255,7 @@ def _write_audio(folder: Path, seed: int, count: int) -> list[Utterance]:
             script_id=None if improvised else line,
             improvised=improvised,
             gender=gender,
+            **_listen(np.random.default_rng([seed, 5, index]), valence, arousal),
         )
         written.append(utterance)
     return written
