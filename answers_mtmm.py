@@ -20,7 +20,8 @@ class Span:
         start_s, end_s: Seconds from the recording's beginning; None of a whole input.
         missing: Modalities that are not there.
         shown: What the result has beside the numbers: "text", "transcribed", "explanation".
-        used: {"reference": ...} where one was used, for the result of the whole input.
+        used: For the result of the whole input: {"reference": ...} where one was used, and
+            "untimed_text" where a transcript without times went to every window.
     """
 
     start_s: float | None

@@ -47,7 +47,15 @@ INFINITE = float("inf")
 FORMAT_VERSION = 1
 # The pipeline's own keys beside the dimensions' names in an answer.
 RESERVED_NAMES = ["emotion", "scores", "missing", "untrained", "timeline", "start", "end"]
-RESERVED_NAMES += ["text", "transcribed", "explanation", "unsure", "agreement", "unfamiliar"]
+RESERVED_NAMES += [
+    "text",
+    "transcribed",
+    "untimed_text",
+    "explanation",
+    "unsure",
+    "agreement",
+    "unfamiliar",
+]
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",

@@ -68,8 +68,9 @@ class MTMMPipeline(ReferringPipeline):
     {"start", "end" (seconds), "emotion", "scores", the dimensions, "missing", and "text", where there
     is a transcript: the words whose middle lies in it}. The numbers beside the timeline are its mean
     over time: every instant counts once, shared by the windows that overlap there; the emotion is the
-    one with the highest mean probability, and a modality is missing that no window had. Files are
-    read block by block, so memory does not grow with their length; URLs, bytes and arrays are held.
+    one with the highest mean probability, and a modality is missing that no window had. A "text"
+    without times goes to every window, and the answer has "untimed_text": True. Files are read block
+    by block, so memory does not grow with their length; URLs, bytes and arrays are held.
 
     With `explain`, each utterance, or each entry of its timeline (the mean over them has none), also
     gets "explanation": {"modalities": {"audio": share, "text": share}, "time": [{"start", "end"

@@ -24,13 +24,13 @@ try:
         from .audio_mtmm import numbered, open_recording, open_stream
         from .batching_mtmm import portions
         from .explanation_mtmm import FEATURES, Features, Places
-        from .timeline_mtmm import Inputs, Windows, parse_input
+        from .timeline_mtmm import Inputs, Part, Windows, parse_input
 except ImportError:
     from answers_mtmm import Span
     from audio_mtmm import numbered, open_recording, open_stream
     from batching_mtmm import portions
     from explanation_mtmm import FEATURES, Features, Places
-    from timeline_mtmm import Inputs, Windows, parse_input
+    from timeline_mtmm import Inputs, Part, Windows, parse_input
 
 # Unless `window_s` is given: a little more than a mean utterance of the training corpora.
 WINDOW_S = 6.0
@@ -141,29 +141,23 @@ class ReadingPipeline(ChunkPipeline):
             transcriber = None
         if given.audio is None:
             for part in given.texts():
-                yield self._window(*part, transcriber, explain)
+                yield self._window(part, transcriber, explain)
             return
         is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
         opened = (open_stream if is_stream else open_recording)(given.audio, given.sampling_rate)
         with closing(opened) as recording:
             for part in given.cut(recording, windows, whole_s):
-                window = self._window(*part, transcriber, explain)
+                window = self._window(part, transcriber, explain)
                 window.speaker = given.speaker
                 yield window
 
-    def _window(
-        self,
-        waveform: np.ndarray | None,
-        text: str | None,
-        times: tuple[float, float] | None,
-        transcriber: Any,
-        explain: bool | str,
-    ) -> Window:
+    def _window(self, part: Part, transcriber: Any, explain: bool | str) -> Window:
+        waveform, text, times, untimed = part
         shown: dict[str, Any] = {}
         if transcriber is not None and waveform is not None:
             text = self._transcribe(transcriber, waveform)
             shown = {"text": text, "transcribed": True}
-        elif times is not None and text:
+        elif times is not None and text and not untimed:
             shown = {"text": text}
         tensors = self.processor.tensors([waveform], [text])
         features = {name: torch.from_numpy(array) for name, array in tensors.items()}
@@ -175,7 +169,8 @@ class ReadingPipeline(ChunkPipeline):
             )
         start_s, end_s = times or (None, None)
         seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
-        window = Window(Span(start_s, end_s, missing, shown), features, seconds=seconds)
+        used = {"untimed_text": True} if untimed else {}
+        window = Window(Span(start_s, end_s, missing, shown, used), features, seconds=seconds)
         if explain:
             heard = None
             if waveform is not None:

@@ -149,7 +149,7 @@ class ReferringPipeline(ReadingPipeline):
         for window in windows:
             if references is not None and "input_values" in window.features:
                 window.features |= references.standardisation(self.model, window.speaker)
-                window.span.used = references.told(window.speaker)
+                window.span.used |= references.told(window.speaker)
 
     def references(
         self,

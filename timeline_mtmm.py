@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
+logger = logging.get_logger(__name__)
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
 UTTERANCE_KEYS = {"audio", "text", "words", "segments"}
 BESIDE_KEYS = {"sampling_rate", "speaker"}  # of an utterance that has one of the others
@@ -100,12 +102,14 @@ class Transcript:
 class Part(NamedTuple):
     """Of an input: a waveform (time,), its text, and its start and end, seconds.
 
-    Each may be None: the times are those of the whole input then.
+    Each may be None: the times are those of the whole input then. `untimed`: the text is the whole
+    input's, of which this is a window.
     """
 
     waveform: np.ndarray | None
     text: str | None
     times: tuple[float, float] | None
+    untimed: bool = False
 
 
 class Windows(NamedTuple):
@@ -196,7 +200,7 @@ class Given:
             whole_s: What lasts no longer, and has no segments, stays whole.
 
         Raises:
-            ValueError: The transcript does not belong to the recording, or has no times.
+            ValueError: The transcript does not belong to the recording.
         """
         duration_s, transcript = recording.duration_s, self.transcript
         ends_s = math.inf if duration_s is None else duration_s
@@ -211,10 +215,12 @@ class Given:
             return
         if self.segments and duration_s is None:
             raise ValueError('A stream is cut into windows; "segments" need a whole recording.')
-        if self.text is not None and ends_s > windows.window_s:
-            raise ValueError(
-                f"The recording is cut into windows of {windows.window_s:g} s, but its transcript has no "
-                'times; give "words" or "segments" instead of "text", or a `transcriber`.'
+        untimed = self.text is not None and ends_s > windows.window_s
+        if untimed:
+            logger.warning_once(
+                f"A recording is cut into windows of {windows.window_s:g} s, but its transcript has no "
+                'times: every window is given all of its words. "words" or "segments" say when each was '
+                "said, or a `transcriber`."
             )
         segments: list[Any] = [segment[:2] for segment in self.segments or []]
         for segment in segments or [(0.0, None)]:
@@ -224,7 +230,7 @@ class Given:
                     # Words behind the recording's end are the last window's.
                     is_last = ends_s - end_s < windows.shortest_s
                     text = transcript.between(start_s, math.inf if is_last else end_s)
-                yield Part(waveform, text, (start_s, end_s))
+                yield Part(waveform, text, (start_s, end_s), untimed)
 
 
 def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
@@ -295,4 +301,4 @@ def _timed_text(name: str, item: Any) -> TimedText | None:
         return None
 
 
-__all__ = ["Inputs", "Windows", "parse_input"]
+__all__ = ["Inputs", "Part", "Windows", "parse_input"]

@@ -96,12 +96,6 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
             raise ValueError(str(error).replace(path, Path(path).name)) from error
         longest_s = pipe.processor.longest_audio_s()
         in_windows = duration_s > longest_s
-        if in_windows and utterance:
-            raise ValueError(
-                f"{Path(path).name} lasts {duration_s:.0f} s. What is longer than "
-                f"{longest_s:.0f} s is heard in windows, and which words belong to which is unknown. "
-                "Leave the text empty, or trim the recording."
-            )
         utterance["audio"] = path
     can_explain = config.use_bridge_tokens and "emotion" in config.trained_outputs
     result = pipe(utterance, explain=can_explain and not in_windows, batch_size=BATCH_SIZE)
@@ -161,7 +155,11 @@ def show(answer: Answer | None) -> None:
 def show_timeline(answer: Answer) -> None:
     """A bar for each window, as high as its emotion is probable; curves of dimensions; the numbers."""
     entries = answer.result["timeline"]
-    gr.Markdown(f"### Over time\n{len(entries)} windows, each heard by itself.")
+    words = " All words are read with each: when they were said is unknown."
+    gr.Markdown(
+        f"### Over time\n{len(entries)} windows, each heard by itself."
+        f"{words if 'untimed_text' in answer.result else ''}"
+    )
     frame = windows(entries)
     window_s = entries[0]["end"] - entries[0]["start"]
     ends: dict[str, Any] = {"x_lim": [0, entries[-1]["end"]], "x_title": "time (s)"}

@@ -293,9 +293,21 @@ def test_segments_of_text_need_no_audio(pipe: MTMMPipeline) -> None:
     assert result["valence"] == pytest.approx((2 * first + 6 * second) / 8)
 
 
-def test_text_without_times_belongs_to_short_recordings(pipe: MTMMPipeline) -> None:
-    with pytest.raises(ValueError, match="windows of 2 s.*times"):
-        pipe({"audio": audio(noise(3.0)), "text": "a"})
+def test_text_without_times_goes_to_every_window(
+    pipe: MTMMPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    waveform = noise(3.0)
+    for _ in range(2):
+        result = pipe({"audio": audio(waveform), "text": "a"}, window_s=1.75)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert result["untimed_text"] is True and result["missing"] == []
+    assert spans(result) == [(0, 1.75), (1.25, 3)]
+    last = pipe({"audio": audio(waveform[20000:]), "text": "a"})
+    assert_alike(result["timeline"][1], last)
+    assert "text" not in result["timeline"][1] and "untimed_text" not in last
+
+
+def test_words_need_a_recording(pipe: MTMMPipeline) -> None:
     with pytest.raises(ValueError, match='"words" have times'):
         pipe({"words": WORDS})
 

@@ -127,6 +127,8 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
         f"{'transcript' if name == 'text' else name} unlike the training data"
         for name in result.get("unfamiliar", ())
     ]
+    if result.get("untimed_text"):
+        parts.append("all words, which have no times, in every window")
     if result.get("text"):
         parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
     for kind, used in result.get("reference", {}).items():
