@@ -61,6 +61,20 @@ def test_by_id_refuses_doubled_ids() -> None:
         by_id([utterance(), utterance(text="Bye.")])
 
 
+def test_manifest_understands_columns_of_other_tables(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.wav").touch()
+    table = manifest(tmp_path, "Path,label,sentence,speaker,file\na.wav,sad,Hm.,anna,b\n")
+    with pytest.raises(ValueError, match="'Path' and 'file' may each be 'audio'"):
+        read_manifest(table)
+    (read,) = read_manifest(table, groups=["file"])
+    assert (read.audio, read.emotion, read.text) == (str(tmp_path / "a.wav"), "sad", "Hm.")
+    assert "'sentence' is read as 'text'" in caplog.text
+    with pytest.raises(ValueError, match="column 'clip' has audio files"):
+        read_manifest(manifest(tmp_path, "clip,sentence,speaker\na.MP3,Hm.,anna\n"))
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_manifest_delimiter_is_detected(tmp_path: Path, delimiter: str) -> None:
     lines = [["text", "speaker", "valence"], ["Well; so", "anna", "3.5"]]

@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -39,6 +39,13 @@ COLUMNS = {
     "start": "start_s", "end": "end_s", "votes": "votes",
     **{name: name for name in RATINGS.values()}, "raters": "raters",
 }  # fmt: skip
+# What other tables call them; a lower-case name that is here is read as the column it stands for.
+ALIASES = {
+    "audio": "path file file_name filename file_path filepath wav audio_path audio_file audio_filepath",
+    "text": "transcript transcription sentence utterance",
+    "emotion": "label emotion_label",
+}
+_AUDIO_FILE = re.compile(r"\.(wav|flac|ogg|opus|mp3|m4a|aiff?)\s*$", re.IGNORECASE)
 _LISTS = (*RATINGS.values(), "raters")
 _LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
@@ -94,9 +101,10 @@ def read_manifest(
     problems: dict[int, str] = {}
     columns, rows = _read_table(path, problems)
     unread = () if labelled else _LABELS
+    columns, rows = _renamed(path, columns, rows, groups)
     if columns or not problems:
         read = [name for name in columns if name not in unread]
-        _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], labelled)
+        _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], labelled, rows)
     base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
     uses = Counter(str(row.get("audio")) for row in rows.values())
     utterances: dict[int, Utterance] = {}
@@ -340,7 +348,31 @@ def _read_jsonl(text: str, problems: dict[int, str]) -> Table:
     return list(dict.fromkeys(column for row in rows.values() for column in row)), rows
 
 
-def _check_columns(path: Path, columns: list[str], labelled: bool) -> None:
+def _renamed(path: Path, columns: list[str], rows: dict[int, Row], kept: Sequence[str]) -> Table:
+    """The table with the columns of `ALIASES` under our names; says which.
+
+    Raises:
+        ValueError: two columns may be the same one.
+    """
+    ours: dict[str, str] = {}
+    for name, others in ALIASES.items():
+        free = [column for column in columns if column not in kept]
+        found = [column for column in free if column.strip().lower() in others.split()]
+        if name in columns or not found:
+            continue
+        if len(found) > 1:
+            raise ValueError(
+                f"{path}: columns {' and '.join(map(repr, found))} may each be {name!r}; call one so."
+            )
+        ours[found[0]] = name
+        logger.warning("%s: column %r is read as %r", path, found[0], name)
+    if not ours:
+        return columns, rows
+    rows = {n: {ours.get(name, name): v for name, v in row.items()} for n, row in rows.items()}
+    return [ours.get(column, column) for column in columns], rows
+
+
+def _check_columns(path: Path, columns: list[str], labelled: bool, rows: Mapping[int, Row]) -> None:
     """Refuses missing, doubled and misspelt columns; says which others are ignored."""
     doubled = [column for column in COLUMNS if columns.count(column) > 1]
     unknown = [column for column in columns if column not in COLUMNS]
@@ -351,12 +383,16 @@ def _check_columns(path: Path, columns: list[str], labelled: bool) -> None:
         near += difflib.get_close_matches(name, COLUMNS, n=1, cutoff=_NEAR_MISS)
         if near and near[0] not in columns:
             misspelt[column] = near[0]
+    first = next(iter(rows.values()), {})
+    heard = [column for column in unknown if _AUDIO_FILE.search(str(first.get(column, "")))]
     problem = None
     if doubled:
         problem = f"column {doubled[0]!r} occurs twice"
     elif misspelt:
         wrong, known = next(iter(misspelt.items()))
         problem = f"column {wrong!r} is not known; is {known!r} meant?"
+    elif heard and "audio" not in columns:  # a model of the words alone is not what is wanted
+        problem = f"column {heard[0]!r} has audio files; call it 'audio'"
     elif (labelled and "speaker" not in columns) or not {"audio", "text"} & set(columns):
         found = few(columns) or "none"
         problem = f"needs the columns 'speaker', and 'audio' or 'text'; it has {found}"
