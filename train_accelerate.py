@@ -32,8 +32,9 @@ from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_prob
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
+from mtmm_training.training.choice import settled
 from mtmm_training.training.completion import complete
-from mtmm_training.training.config import TrainConfig, parse
+from mtmm_training.training.config import TrainConfig, parse_options
 from mtmm_training.training.ending import run_command
 from mtmm_training.training.job import Job, prepare
 from mtmm_training.training.launch import Stopped, StopSignal
@@ -234,7 +235,7 @@ def finish(job: Job) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     def work() -> None:
-        train_fold(parse(words))
+        train_fold(settled(parse_options(words)))
 
     return run_command(work)
 

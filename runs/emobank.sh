@@ -8,12 +8,11 @@ audio=$(realpath "${2:?give the folder of the audio encoder, which hears nothing
 text=$(realpath "${3:?give the folder of the text encoder}")
 out=$(realpath -m "${4:?give a folder for the results}")
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 
 data=(--corpus emobank --corpus_dir "$corpus" --protocol official --modalities text)
 encoders=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 mtmm baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
 mtmm evaluate table "$out/baseline"
 mtmm evaluate run --out "$out/ours" "${data[@]}" "${encoders[@]}" \
-    "${SMALL_CORPUS[@]}" --batch_size 64 --epochs 10
+    --preset small --batch_size 64 --epochs 10
 mtmm evaluate compare "$out/baseline" "$out/ours" --out "$out/comparison"

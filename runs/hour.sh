@@ -11,10 +11,9 @@ text=$(realpath "${3:?give the folder of the text encoder}")
 out=$(realpath -m "${4:?give a folder for the results}")
 length=${5:-3600}
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 
 [ -f "$out/run/results.json" ] || mtmm train --out "$out/run" --resume True \
     --manifest "$manifest" --validation_speakers actor_19 actor_20 \
     --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" \
-    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_SPEECH[@]}" "${@:6}"
+    --audio_encoder "$audio" --text_encoder "$text" --preset small "${@:6}"
 mtmm study hour --run "$out/run" --out "$out/hour" --seconds "$length"

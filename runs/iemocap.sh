@@ -16,5 +16,5 @@ recipe+=(--audio_encoder facebook/hubert-large-ll60k --text_encoder microsoft/de
 mtmm ablation --out "$out/ablation" --protocol speaker "${recipe[@]}"
 
 # One session out (5 folds), the other protocol in use.
-mtmm evaluate run --out "$out/session" --protocol session \
+mtmm evaluate run --out "$out/session" --protocol session --preset paper \
     --cache_dir "$out/ablation/cache" "${recipe[@]}"

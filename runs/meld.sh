@@ -9,12 +9,11 @@ audio=$(realpath "${2:?give the folder of the audio encoder, which hears nothing
 text=$(realpath "${3:?give the folder of the text encoder}")
 out=$(realpath -m "${4:?give a folder for the results}")
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 
 data=(--corpus meld --corpus_dir "$corpus" --protocol official --modalities text)
 data+=(--emotions anger disgust fear joy neutral sadness surprise --class_weights balanced)
 encoders=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
-ours=("${data[@]}" "${encoders[@]}" "${SMALL_CORPUS[@]}" --select_by UAR)
+ours=("${data[@]}" "${encoders[@]}" --preset small --select_by UAR)
 ours+=(--batch_size 64 --epochs 10)
 mtmm baselines --out "$out/baseline" "${data[@]}" "${encoders[@]}" --layers best
 mtmm evaluate run --out "$out/emotions" "${ours[@]}"

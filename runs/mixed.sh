@@ -12,7 +12,6 @@ audio=$(realpath "${3:?give the folder of the audio encoder}")
 text=$(realpath "${4:?give the folder of the text encoder}")
 out=$(realpath -m "${5:?give a folder for the results}")
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 
 mkdir -p "$out"
 python - "$ravdess" "$emobank" "$out" <<'PY'
@@ -30,7 +29,7 @@ write_manifest(read_corpus("emobank", emobank, official_split=True), out / "emob
 PY
 
 common=(--protocol official --audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
-common+=("${SMALL_CORPUS[@]}")
+common+=(--preset small --augment)  # none, as recordings and sentences take turns
 mtmm evaluate run --out "$out/ravdess" --manifest "$out/ravdess.csv" \
     "${common[@]}" --epochs 40
 mtmm evaluate run --out "$out/emobank" --manifest "$out/emobank.csv" \

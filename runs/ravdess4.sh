@@ -10,11 +10,10 @@ text=$(realpath "${3:?give the folder of the text encoder}")
 out=$(realpath -m "${4:?give a folder for the results; that of the baselines}")
 jobs=${5:-2}
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 
 mtmm evaluate run --out "$out/ours" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
-    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_SPEECH[@]}" --select_by last
+    --audio_encoder "$audio" --text_encoder "$text" --preset small --select_by last
 others=()
 for name in last_layer best_layer layers_2_to_4 egemaps; do
     if [ -d "$out/$name" ]; then others+=("$out/$name"); fi

@@ -9,7 +9,6 @@ audio=$(realpath "${2:?give the folder of the audio encoder}")
 text=$(realpath "${3:?give the folder of the text encoder}")
 out=$(realpath -m "${4:?give a folder for the results}")
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 corpus=(--manifest "$manifest" --protocol grouped --k 4 --modalities audio)
 encoders=(--audio_encoder "$audio" --text_encoder "$text")
 
@@ -17,7 +16,7 @@ mtmm baselines "${corpus[@]}" "${encoders[@]}" --layers best --cache_dir "$out/c
     --out "$out/best_layer"
 mtmm evaluate table "$out/best_layer"
 mtmm evaluate run --out "$out/frozen" --cache_dir "$out/cache" "${corpus[@]}" \
-    "${encoders[@]}" "${SMALL_SPEECH[@]}"
+    "${encoders[@]}" --preset small
 for fold in 0 1 2 3; do # each from the frozen run's model: it has seen the same training split
     [ -f "$out/lora/fold-0$fold/results.json" ] || mtmm train --resume True \
         --model "$out/frozen/fold-0$fold/model" --fold "$fold" --out "$out/lora/fold-0$fold" "${corpus[@]}" \

@@ -11,10 +11,9 @@ text=$(realpath "${3:?give the folder of the text encoder}")
 out=$(realpath -m "${4:?give a folder for the results; that of the baselines}")
 jobs=${5:-2}
 cd "$(dirname "$0")/.."
-. runs/small_corpus.sh
 
 mtmm evaluate run --out "$out/referenced" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
-    --audio_encoder "$audio" --text_encoder "$text" "${SMALL_SPEECH[@]}" --select_by last \
+    --audio_encoder "$audio" --text_encoder "$text" --preset small --select_by last \
     --linear_path --reference speaker
 mtmm study references --run "$out/referenced" --cache_dir "$out/cache"

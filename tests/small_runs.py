@@ -45,7 +45,7 @@ def words(embedded: Path, out: Path, *flags: str, **model_config: object) -> lis
         *("--model_config", json.dumps(SIZES | model_config)),
         *("--protocol", "session", "--fold", "4", "--epochs", "2", "--batch_size", "6"),
         *("--learning_rate", "1e-3", "--encoder_learning_rate", "1e-3", "--tracker", "none"),
-        *("--workers", "0", *flags),
+        *("--workers", "0", "--preset", "paper", *flags),
     ]
 
 

@@ -15,8 +15,12 @@ import pytest
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.augment import CHANGES
 from mtmm_training.batches.masking import RMM_FLOOR
+from mtmm_training.data.manifest import write_manifest
+from mtmm_training.data.utterances import Utterance
+from mtmm_training.studies.protocol import training_command
 from mtmm_training.training import config as settings
-from mtmm_training.training.config import TrainConfig, documented, parse
+from mtmm_training.training.choice import protocol_of, settled
+from mtmm_training.training.config import TrainConfig, documented, parse, parse_options
 
 
 def test_every_field_has_a_flag_with_a_help_text() -> None:
@@ -153,3 +157,45 @@ def test_model_keeps_its_outputs(tmp_path: Path, flags: dict[str, Any]) -> None:
         "dimensions": ["arousal", "valence"],
     }
     assert TrainConfig(model=str(tmp_path), **own).resolve().dimensions == ["valence", "arousal"]
+
+
+def test_small_preset_fills_what_is_not_given() -> None:
+    flags = ["--preset", "small", "--epochs", "20", "--model_config", '{"hidden_size": 64}']
+    config = parse(flags)
+    assert (config.epochs, config.weight_decay, config.augment) == (20, 1.0, ["speed", "noise"])
+    fields = json.loads(config.model_config)
+    assert (fields["hidden_size"], fields["acoustic_stride"]) == (64, 25)
+    assert parse([*flags, "--augment"]).augment == []
+    of_text = parse(["--preset", "small", "--modalities", "text"])
+    assert (of_text.epochs, of_text.augment) == (30, [])
+    assert parse(["--preset", "small", "--model", "x"]).model_config == "{}"
+    # As a fold's own process is told, with flags that are the defaults of another preset.
+    assert parse(training_command(config)[2:]) == config
+    assert parse(["--preset", "paper"]) == TrainConfig()
+
+
+def row(speaker: int, **more: Any) -> Utterance:
+    return Utterance(
+        utterance_id=f"{speaker}{more}", corpus="c", text="a", speaker_id=str(speaker), **more
+    )
+
+
+def test_protocol_follows_from_the_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = ["train", "train", "validation", "test"]
+    official = [row(i, split=split) for i, split in enumerate(splits)]
+    assert protocol_of(official, None)[:2] == ("official", None)
+    shared = [*official, row(0, split="test")]
+    assert protocol_of(shared, None)[:2] == ("grouped", 4)
+    pairs = [row(i, session_id=str(i // 2)) for i in range(6)]
+    assert protocol_of(pairs, None)[:2] == ("speaker", None)
+    assert protocol_of(pairs, 3)[:2] == ("grouped", 3)
+    assert protocol_of([*pairs, row(7, session_id="0")], None)[:2] == ("session", None)
+    with pytest.raises(ValueError, match="has 2"):
+        protocol_of([row(0), row(1)], None)
+    write_manifest([row(i) for i in range(7)], tmp_path / "m.csv")
+    given = parse_options(["--manifest", str(tmp_path / "m.csv"), "--epochs", "3"])
+    config = settled(given)
+    assert (config.protocol, config.k, config.preset, config.epochs) == ("grouped", 5, "small", 3)
+    assert capsys.readouterr().out.startswith("--protocol grouped --k 5: no session")

@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
          "--reference is of encoders' states; it goes with --features encoders"),
     )  # fmt: skip
     from mtmm_training.studies.baselines import Baseline, run_baseline
+    from mtmm_training.training.choice import settled
 
+    config = settled(options, preset=False)
     baseline = Baseline(options.features, tuple(layers), options.pooling)
     run_baseline(config, baseline, options.folds)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtmm_training.commands.flags import Advanced, count, folder, share
 from mtmm_training.commands.parser import Parser
-from mtmm_training.training.config import TrainConfig, from_options
+from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.config import add_flags as add_train_flags
 
 OF_ONE_CORPUS = (  # `cross` gives them to each training
@@ -53,13 +53,20 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Collection[str] = ()
     add_train_flags(parser, only=names, advanced=Advanced)
 
 
-def run_flags(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings of each fold, and which folds run here, from `add_run_flags`."""
+def run_flags(
+    options: argparse.Namespace, *, preset: bool = False
+) -> tuple[TrainConfig, dict[str, Any]]:
+    """The settings of each fold, and which folds run here, from `add_run_flags`.
+
+    The protocol, and with `preset` the preset too, follow from the data where they are not given.
+    """
     if options.jobs > 1 and not hasattr(options, "workers"):
         options.workers = 0  # a core for decoding would be one that another fold uses
     given = {name: value for name, value in vars(options).items() if name not in OF_ONE_FOLD}
     which = {name: given[name] for name in ("folds", "share", "jobs")}
-    return from_options(argparse.Namespace(**given)), which
+    from mtmm_training.training.choice import settled  # reads recordings
+
+    return settled(argparse.Namespace(**given), preset=preset), which
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -70,7 +77,7 @@ def _run(options: argparse.Namespace) -> None:
     """
     from mtmm_training.studies.protocol import run_protocol
 
-    config, which = run_flags(options)
+    config, which = run_flags(options, preset=True)
     run_protocol(options.out, config, **which)
 
 

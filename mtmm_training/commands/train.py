@@ -1,6 +1,7 @@
 """Train on one fold, and test once.
 
 examples:
+  mtmm train --manifest my/manifest.csv --out out/mine
   mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
   mtmm train --resume out/mine
 
@@ -22,10 +23,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Train, or with --encode_only fill the cache."""
     try:
-        settings = config.from_options(options)
-        settings.check()
+        config.from_options(options).check()
     except ValueError as error:
         raise WrongUse(str(error).rstrip(".")) from error
+    from mtmm_training.training.choice import settled
     from train_accelerate import train_fold
 
-    train_fold(settings)
+    train_fold(settled(options))

@@ -21,9 +21,10 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
 from mtmm_training.studies.tables import listed, write_tables
 from mtmm_training.training import prepare
-from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.config import FROM_DATA, TrainConfig
 from mtmm_training.training.launch import usable_cores
 from mtmm_training.training.model import planned
+from mtmm_training.training.presets import filled
 from mtmm_training.training.report import metric_parts
 from mtmm_training.training.run import Run, is_finished
 
@@ -72,10 +73,15 @@ class Plan:
 
 
 def training_command(config: TrainConfig) -> list[str]:
-    """How to train with these settings in a process of its own; those at their default are left out."""
-    default, words = asdict(TrainConfig()), [sys.executable, str(train_accelerate.__file__)]
+    """How to train with these settings in a process of its own; those at their default are left out.
+
+    The preset and the protocol are never chosen again.
+    """
+    words = [sys.executable, str(train_accelerate.__file__)]
+    said = {name: getattr(config, name) for name in ("preset", "modalities", "model")}
+    default = asdict(TrainConfig(**filled(said)))
     for name, value in asdict(config).items():
-        if value != default[name]:
+        if value != default[name] or name in FROM_DATA:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
 

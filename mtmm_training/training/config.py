@@ -19,11 +19,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 from mtmm_training.data.corpora import CORPORA
 from mtmm_training.data.files import read_json
 from mtmm_training.data.utterances import DIMENSIONS
+from mtmm_training.training.presets import PRESETS, filled
 
 SETTINGS_FILE = "settings.json"  # in a run's folder: what its results depend on, and its flags
 LOWEST_MASKING = 0.1  # a lower probability of random modality masking counts as none
 
 CHOICES: dict[str, Collection[str]] = {
+    "preset": PRESETS,
     "corpus": CORPORA,
     "dimensions": DIMENSIONS,
     "modalities": ("audio", "text"),
@@ -42,6 +44,7 @@ ADVANCED = set(
     "frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
     "gradient_checkpointing compile".split()
 )
+FROM_DATA = {"preset", "protocol"}  # chosen by choice.py where a command does not say them
 # Flags of earlier versions.
 RETIRED = {"rmm_text_share", "rmm_per_batch", "lora_alpha", "lora_dropout"}
 
@@ -51,6 +54,8 @@ class TrainConfig:
     """All that a run needs beside the weights; kept in its folder, and the flags of its command.
 
     Run:
+        preset: What the flags are that are not given. small: for a few hours of speech with frozen
+            encoders. paper: the paper's. If not given, chosen by the hours of speech, and said.
         out: Folder of this run's results.
         seed: Seed of weights, batches, dropout, modality masking, variants, and the groups of
             protocol grouped.
@@ -87,7 +92,8 @@ class TrainConfig:
             utterance once, 0 = every corpus as often.
 
     Folds:
-        protocol: How folds are made: speaker, session, leave_one_speaker_out, grouped or official.
+        protocol: How folds are made: speaker, session, leave_one_speaker_out, grouped or official. If
+            not given, chosen by the columns split, session and speaker, and said.
         k: Number of folds of protocol grouped.
         fold: Number of the fold to train, from 0.
         folds_file: Folds that were saved earlier, instead of a protocol.
@@ -108,7 +114,8 @@ class TrainConfig:
         rmm_start: Random modality masking: probability in the first epoch, from 0.1 to 1; 0 = off.
         mask_frames: Share of an utterance's acoustic states that is hidden, in spans, 0 to 1; needs
             the cache.
-        augment: Changes that make variants of each recording, each of random strength.
+        augment: Changes that make variants of each recording, each of random strength; none without
+            a name.
         augment_variants: Number of variants of each recording; it and they take turns by epoch.
 
     Model:
@@ -152,6 +159,7 @@ class TrainConfig:
         workers: Processes that decode audio ahead of the step.
     """
 
+    preset: str = "paper"
     out: str = "out/run"
     seed: int = 0
     resume: bool = False
@@ -366,12 +374,17 @@ def _json_object(text: str) -> dict[str, Any] | None:
 
 
 def parse(words: Sequence[str] | None = None) -> TrainConfig:
-    """The settings of a command line; this process's own if None."""
+    """The settings of a command line, this process's own if None; nothing is read."""
+    return from_options(parse_options(words))
+
+
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a command line, this process's own if None; those that are not given are absent."""
     parser = argparse.ArgumentParser(
         description="Train MTMM on one fold, and test once.", allow_abbrev=False
     )
     add_flags(parser)
-    return from_options(parser.parse_args(words))
+    return parser.parse_args(words)
 
 
 def add_flags(
@@ -402,7 +415,9 @@ def add_flags(
             if name in CHOICES:
                 options |= {"choices": list(CHOICES[name]), "metavar": "NAME"}
                 text += f" One of {', '.join(CHOICES[name])}."
-            if defaults[name] not in (None, False, [], "{}"):
+            if name == "augment":
+                options["nargs"] = "*"
+            if defaults[name] not in (None, False, [], "{}") and name not in FROM_DATA:
                 shown = defaults[name]
                 text += f" ({' '.join(shown) if isinstance(shown, list) else shown})"
             text = advanced(text) if name in ADVANCED else text
@@ -465,4 +480,4 @@ def from_options(options: argparse.Namespace) -> TrainConfig:
         given.setdefault("accumulation", steps)
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         given.setdefault("mixed_precision", os.environ["ACCELERATE_MIXED_PRECISION"])
-    return TrainConfig(**given)
+    return TrainConfig(**filled(given))

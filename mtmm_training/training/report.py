@@ -83,7 +83,9 @@ def print_summary(
         steps: In all epochs.
         padding: Share of padding in the first epoch's frames, 0 to 1.
     """
-    print(f"fold {data.name}")
+    counts = {name: len(split["speakers"]) for name, split in data.counts.items()}
+    trained, everyone = counts["train"], sum(counts.values())
+    print(f"fold {data.name}: {trained} of {everyone} speakers train ({trained / everyone:.0%})")
     for name, split in data.counts.items():
         emotions, dimensions = (
             ", ".join(f"{label} {count}" for label, count in split[kind].items())

@@ -1,0 +1,130 @@
+"""What is chosen from the data where no flag says it, and said: the preset, and how folds are made."""
+
+import argparse
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+
+from mtmm_training.data.corpora import read_corpus
+from mtmm_training.data.manifest import read_manifests
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import SPLITS, Utterance
+from mtmm_training.training.config import TrainConfig, from_options
+
+SMALL_HOURS = (
+    10.0  # of speech, below which the preset is small: RAVDESS .9 overfits the paper's sizes
+)
+SENTENCE_S = 4.0  # what a transcript without a recording counts
+GROUPS = 5
+
+
+def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
+    """The settings that parsed flags describe, with what the data says in the place of missing ones.
+
+    Args:
+        options: As of `from_options`; gets what is chosen.
+        preset: Whether to choose --preset too, not --protocol alone.
+
+    Raises:
+        ValueError: A flag or the data is not as it should be.
+        OSError: The data cannot be read.
+    """
+    config = from_options(options)
+    fixed = ("protocol", "folds_file", "test_speakers", "validation_speakers")
+    folds_open = not any(hasattr(options, name) for name in fixed)
+    preset_open = preset and not hasattr(options, "preset")
+    goes_on = isinstance(getattr(options, "resume", None), str)
+    named = config.manifest is not None or config.corpus is not None
+    if goes_on or not named or not (folds_open or preset_open):
+        return config
+    config.check()
+    utterances = _read(config.resolve())
+    said = []
+    if folds_open:
+        options.protocol, k, why = protocol_of(utterances, config.k)
+        if k is not None:
+            options.k = k
+        said.append(f"--protocol {options.protocol}{f' --k {k}' if k else ''}: {why}")
+    if preset_open:
+        options.preset, why = preset_of(config, utterances)
+        said.append(f"--preset {options.preset}: {why}")
+    if os.environ.get("RANK", "0") == "0":
+        print(*said, sep="\n", flush=True)
+    return from_options(options)
+
+
+def _read(config: TrainConfig) -> list[Utterance]:
+    """The utterances that the flags name; what there is to say of them is said when they are used."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        if config.manifest is None:
+            return read_corpus(
+                str(config.corpus), str(config.corpus_dir), **json.loads(config.corpus_options)
+            )
+        return read_manifests(
+            config.manifest,
+            audio_dir=config.audio_dir,
+            dimension_range=config.dimension_range,
+            audio_exists=False,
+            groups=config.group_by or (),
+        )
+    finally:
+        logging.disable(before)
+
+
+def protocol_of(utterances: Sequence[Utterance], k: int | None) -> tuple[str, int | None, str]:
+    """The protocol that the columns allow, its number of groups, and why.
+
+    Args:
+        utterances: All of them.
+        k: --k, where it is given.
+
+    Raises:
+        ValueError: There are fewer speakers than splits.
+    """
+    splits, sessions = defaultdict(set), defaultdict(set)
+    for u in utterances:
+        splits[u.speaker_id].add(u.split)
+        sessions[u.session_id].add(u.speaker_id)
+    apart = all(len(own) == 1 for own in splits.values())
+    if k is None and set().union(*splits.values()) == set(SPLITS) and apart:
+        return "official", None, "every utterance has its split"
+    homes = sum(map(len, sessions.values())) == len(splits)  # each speaker is in one session
+    if k is None and None not in sessions and homes:
+        if len(sessions) > 1 and all(len(own) == 2 for own in sessions.values()):
+            return "speaker", None, "every session has two speakers; one tests, the other validates"
+        if len(sessions) >= len(SPLITS):
+            return "session", None, "one session tests, the next validates"
+    count = min(k or GROUPS, len(splits))
+    if count < len(SPLITS):
+        raise ValueError(
+            f"Training, validation and test need speakers of their own; the data has {len(splits)}. "
+            "Give each its name in the column 'speaker'."
+        )
+    lack = "no session" if set(sessions) == {None} else "sessions that share speakers, or are few"
+    return "grouped", count, f"{lack}: {count} folds of grouped speakers; one tests, one validates"
+
+
+def preset_of(config: TrainConfig, utterances: Sequence[Utterance]) -> tuple[str, str]:
+    """ "small" or "paper", and why."""
+    layers = config.unfreeze_audio_layers + config.unfreeze_text_layers + config.lora_rank
+    if config.model is not None or layers:
+        return "paper", "more than the fusion trains, or a model is given"
+    heard = "audio" in config.modalities
+    files = {u.audio for u in utterances if heard and u.audio and os.path.isfile(u.audio)}
+    folder = None if config.cache_dir == "off" else config.cache_dir
+    known = Recordings(folder).of(files)
+    seconds = 0.0
+    for u in utterances:
+        if u.audio not in files:
+            seconds += SENTENCE_S
+            continue
+        end = u.end_s if u.end_s is not None else known[u.audio].duration_s or 0.0
+        seconds += max(end - (u.start_s or 0.0), 0.0)
+    hours = seconds / 3600
+    compared = "under" if hours < SMALL_HOURS else "not under"
+    why = f"{hours:.1f} hours of speech are {compared} {SMALL_HOURS:g}"
+    return ("small" if hours < SMALL_HOURS else "paper"), why
