@@ -19,7 +19,7 @@ from mtmm_training.training.ending import GOOD, WrongUse, run_command
 GROUPS = {
     "use a model": ("predict", "reference", "export"),
     "look at data, train": ("inspect", "encode", "train", "merge"),
-    "evaluate": ("evaluate", "baselines", "ablation", "study"),
+    "evaluate": ("score", "evaluate", "baselines", "ablation", "study"),
     "share": ("publish",),
     "try": ("demo",),
 }

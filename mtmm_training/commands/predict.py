@@ -39,6 +39,7 @@ did, 2 wrong usage, 130 interrupted. Standard output has results only.
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def add_input_flags(parser: argparse.ArgumentParser) -> Any:
     add = group.add_argument
     add("--model", required=True, metavar="PLACE",
         help="folder of a model or run, or an id on the Hub")  # fmt: skip
+    add_machine_flags(add)
+    return group
+
+
+def add_machine_flags(add: Callable[..., Any]) -> None:
+    """Which files of the model, whose code, and what it runs on."""
     add("--revision", metavar="COMMIT", help="of the Hub's repository")
     add("--trust_remote_code", action="store_true",
         help="run the Python files that the model brings, with your rights, instead of this package's "
@@ -78,7 +85,6 @@ def add_input_flags(parser: argparse.ArgumentParser) -> Any:
     add("--device", help="cpu, cuda, cuda:1, mps; the first accelerator if there is one")
     add("--batch_size", type=count, default=8, metavar="N",
         help="utterances or windows at a time, at most")  # fmt: skip
-    return group
 
 
 def add_transcript_flags(parser: argparse.ArgumentParser) -> None:

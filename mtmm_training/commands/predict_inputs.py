@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
+from mtmm_training.data.utterances import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -35,6 +36,14 @@ class Input:
     start_s: float | None = None
     end_s: float | None = None
     speaker: str | None = None
+
+    @classmethod
+    def of(cls, row: Utterance, speakers: bool) -> "Input":
+        """A manifest's row; with its speaker, if that is known and asked for."""
+        said = {} if row.text is None else {"text": row.text}
+        known = speakers and row.speaker_id != UNKNOWN_SPEAKER
+        speaker = row.speaker_id if known else None
+        return cls(row.utterance_id, row.audio, said, row.start_s, row.end_s, speaker)
 
     def waveform(self) -> tuple[Any, int]:
         """The audio, (time,), and its sampling rate in Hz."""
@@ -83,19 +92,8 @@ def read_inputs(
     for place in places:
         path = Path(place)
         if is_manifest(place):
-            for row in read_manifest(path, labelled=False):
-                said = {} if row.text is None else {"text": row.text}
-                known = speakers and row.speaker_id != UNKNOWN_SPEAKER
-                inputs.append(
-                    Input(
-                        row.utterance_id,
-                        row.audio,
-                        said,
-                        row.start_s,
-                        row.end_s,
-                        row.speaker_id if known else None,
-                    )
-                )
+            rows = read_manifest(path, labelled=False)
+            inputs += [Input.of(row, speakers) for row in rows]
             continue
         top = path if path.is_dir() else path.parent
         for audio in _audio_files(path) if path.is_dir() else [place]:

@@ -174,11 +174,18 @@ def _options(given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]) -> d
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     options |= _transcriber(given, pipe)
-    if given.reference not in (None, ["none"]):
-        # Of all inputs at once: those that cannot be read are told of when they are predicted.
-        rows = [one.given() for one in inputs]
-        options["reference"] = pipe.references(rows, given.reference, skip=True, **options)
-    return options
+    return options | references_of(given, pipe, inputs, **options)
+
+
+def references_of(
+    given: argparse.Namespace, pipe: Any, inputs: Sequence[Input], **options: Any
+) -> dict[str, Any]:
+    """What --reference stands for with these inputs, as an option of the pipeline's call."""
+    if given.reference in (None, ["none"]):
+        return {}
+    # Of all inputs at once: those that cannot be read are told of when they are predicted.
+    rows = [one.given() for one in inputs]
+    return {"reference": pipe.references(rows, given.reference, skip=True, **options)}
 
 
 def _transcriber(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:

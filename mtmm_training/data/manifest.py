@@ -66,6 +66,7 @@ def read_manifest(
     labelled: bool = True,
     audio_exists: bool = True,
     groups: Sequence[str] = (),
+    speakers: bool = True,
 ) -> list[Utterance]:
     """Reads a table with one utterance per row and the columns of `COLUMNS`.
 
@@ -85,6 +86,7 @@ def read_manifest(
         audio_exists: refuse labelled rows whose audio file is missing; if not, that is seen when each
             is read.
         groups: further columns to keep, see `column_of`.
+        speakers: refuse labelled rows without a speaker; if not, theirs is `UNKNOWN_SPEAKER`.
 
     Returns:
         Utterances in the order of the rows, with absolute audio paths. Without an `id`, the id is
@@ -101,10 +103,11 @@ def read_manifest(
     problems: dict[int, str] = {}
     columns, rows = _read_table(path, problems)
     unread = () if labelled else _LABELS
+    speakers = speakers and labelled
     columns, rows = _renamed(path, columns, rows, groups)
     if columns or not problems:
         read = [name for name in columns if name not in unread]
-        _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], labelled, rows)
+        _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], speakers, rows)
     base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
     uses = Counter(str(row.get("audio")) for row in rows.values())
     utterances: dict[int, Utterance] = {}
@@ -123,7 +126,7 @@ def read_manifest(
                 values["utterance_id"] = (name if alone else f"{name}#{number}").strip()
             if audio is not None:
                 values["audio"] = os.path.abspath(base / audio)
-            if not labelled and values["speaker_id"] is None:
+            if not speakers and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or path.stem
             if "emotion" not in columns and values.get("votes") is not None:
@@ -372,7 +375,7 @@ def _renamed(path: Path, columns: list[str], rows: dict[int, Row], kept: Sequenc
     return [ours.get(column, column) for column in columns], rows
 
 
-def _check_columns(path: Path, columns: list[str], labelled: bool, rows: Mapping[int, Row]) -> None:
+def _check_columns(path: Path, columns: list[str], speakers: bool, rows: Mapping[int, Row]) -> None:
     """Refuses missing, doubled and misspelt columns; says which others are ignored."""
     doubled = [column for column in COLUMNS if columns.count(column) > 1]
     unknown = [column for column in columns if column not in COLUMNS]
@@ -393,9 +396,10 @@ def _check_columns(path: Path, columns: list[str], labelled: bool, rows: Mapping
         problem = f"column {wrong!r} is not known; is {known!r} meant?"
     elif heard and "audio" not in columns:  # a model of the words alone is not what is wanted
         problem = f"column {heard[0]!r} has audio files; call it 'audio'"
-    elif (labelled and "speaker" not in columns) or not {"audio", "text"} & set(columns):
+    elif (speakers and "speaker" not in columns) or not {"audio", "text"} & set(columns):
         found = few(columns) or "none"
-        problem = f"needs the columns 'speaker', and 'audio' or 'text'; it has {found}"
+        needed = "the columns 'speaker', and" if speakers else "a column"
+        problem = f"needs {needed} 'audio' or 'text'; it has {found}"
     if problem:
         raise ValueError(f"{path}: {problem}. Known columns: {', '.join(COLUMNS)}.")
     if unknown:

@@ -120,19 +120,38 @@ def calibrated_scores(
         is empty where the test split has one corpus.
     """
     validation, test = predictions["validation"], predictions["test"]
-    corpora = np.array([u.corpus for u in utterances])
-    speakers = np.array([u.speaker_id for u in utterances])
-    groups = group_values(utterances, group_by)
-    temperature, scores = calibrate(config, validation), test.scores(config)
-
-    def by_value(values: np.ndarray) -> dict[str, dict[str, Any]]:
-        names = sorted(set(values.tolist()) - {""})
-        return {name: test.at(values == name).metrics(config, temperature) for name in names}
-
+    temperature = calibrate(config, validation)
     return {
         "temperature": temperature,
         **{split: rows.metrics(config, temperature) for split, rows in predictions.items()},
         "test_ECE_before_temperature": test.metrics(config)["ECE"],
+        **scores_by_group(test, utterances, config, group_by),
+    }
+
+
+def scores_by_group(
+    test: Predictions,
+    utterances: Sequence[Utterance],
+    config: MTMMConfig,
+    group_by: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """ "by_corpus", "by_group", "group_gaps" and "by_speaker", as results.json has them.
+
+    Args:
+        test: The predictions.
+        utterances: Theirs, in their order.
+        config: The model's, with its temperature.
+        group_by: As of `group_values`.
+    """
+    corpora = np.array([u.corpus for u in utterances])
+    speakers = np.array([u.speaker_id for u in utterances])
+    groups, scores = group_values(utterances, group_by), test.scores(config)
+
+    def by_value(values: np.ndarray) -> dict[str, dict[str, Any]]:
+        names = sorted(set(values.tolist()) - {""})
+        return {n: test.at(values == n).metrics(config, config.temperature) for n in names}
+
+    return {
         "by_corpus": by_value(corpora) if len(set(corpora)) > 1 else {},
         "by_group": {column: by_value(values) for column, values in groups.items()},
         "group_gaps": {n: gaps(scores, values, speakers) for n, values in groups.items()},

@@ -48,10 +48,25 @@ def write_run(
 def draw(folder: Path, config: MTMMConfig, results: dict[str, Any], test: Predictions) -> None:
     """Curves of training; what the test split confuses, and its valence and arousal, where labelled."""
     of_runs.plot_curves(results["epochs"], folder / "curves.png", results["select_by"])
+    title = f"Test split, {len(test.utterance_ids)} utterances"
+    draw_test(folder, config, results["test"], test, title)
+
+
+def draw_test(
+    folder: Path, config: MTMMConfig, metrics: dict[str, Any], test: Predictions, title: str
+) -> None:
+    """What a split confuses, and its valence and arousal, where labelled.
+
+    Args:
+        folder: Gets the pictures.
+        config: The model's.
+        metrics: As of `split_metrics`.
+        test: The predictions.
+        title: Printed above the confusion matrix.
+    """
     names = list(config.emotion_names)
-    confusion = results["test"]["confusion"]
+    confusion = metrics["confusion"]
     if confusion is not None:
-        title = f"Test split, {len(test.utterance_ids)} utterances"
         of_runs.plot_confusion(confusion, names, folder / "confusion.png", title)
     columns = [i for i, n in enumerate(config.dimension_names) if n in ("valence", "arousal")]
     complete = ~np.isnan(test.dimension_labels[:, columns]).any(axis=1)

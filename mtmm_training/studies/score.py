@@ -1,0 +1,225 @@
+"""A finished model on a labelled table: scores with intervals, confusion, calibration, groups."""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from configuration_mtmm import MTMMConfig
+from mtmm_training.commands.predict_inputs import Input
+from mtmm_training.commands.predict_work import load_pipeline, predict_each, references_of
+from mtmm_training.data.files import write_json
+from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
+from mtmm_training.data.utterances import DIMENSIONS, Utterance, few
+from mtmm_training.pictures import of_runs
+from mtmm_training.scoring import metrics
+from mtmm_training.scoring.groups import Score
+from mtmm_training.scoring.intervals import effective_speakers, interval_if_any
+from mtmm_training.scoring.predictions import Predictions, scores_by_group, write_predictions
+from mtmm_training.studies.tables import (
+    gap_words,
+    markdown_table,
+    number,
+    title,
+    write_text,
+)
+from mtmm_training.training.ending import tell
+from mtmm_training.training.prepare import speakers_behind
+from mtmm_training.training.report import draw_test
+
+EMOTION_METRICS = {
+    "UAR": None,
+    "WAR": metrics.weighted_accuracy,
+    "macro_F1": metrics.macro_f1,
+    "weighted_F1": metrics.weighted_f1,
+}
+
+
+def score_model(given: argparse.Namespace) -> str:
+    """Predicts the table's rows, writes into --out, and returns the tables as Markdown.
+
+    Raises:
+        ValueError: The table or the model cannot be used, or nothing in it can be scored.
+    """
+    pipe = load_pipeline(given)
+    config = pipe.model.config
+    rows = read_rows(given, config)
+    if heard := speakers_behind(given.model) & {u.speaker_id for u in rows}:
+        tell(
+            f"The model was trained or selected on {few(sorted(heard))}: these scores are too high"
+        )
+    inputs = [Input.of(u, speakers=True) for u in rows]
+    options = {"batch_size": given.batch_size} | references_of(given, pipe, inputs)
+    answers, failed = [], {}
+    for one, answer in predict_each(pipe, inputs, options):
+        answers.append(answer)
+        if "error" in answer:
+            failed[one.name] = answer["error"]
+            tell(f"{one.name}: {answer['error']}")
+    rows = [u for u in rows if u.utterance_id not in failed]
+    if not rows:
+        raise ValueError(f"No row of {given.manifest} can be predicted.")
+    answers = [answer for answer in answers if "error" not in answer]
+    predictions = to_predictions(rows, answers, config)
+    found = scores_of(predictions, rows, config, given.group_by)
+    found |= {"model": given.model, "manifest": given.manifest, "failed": failed}
+    text = as_markdown(found, config)
+    if given.out is not None:
+        write_scores(given.out, text, found, predictions, rows, config, given.group_by)
+    return text
+
+
+def read_rows(given: argparse.Namespace, config: MTMMConfig) -> list[Utterance]:
+    """The table's rows with labels that the model has, dimensions on the model's scale."""
+    low, high = config.dimension_range
+    scale = given.dimension_range or (low, high)
+    rows = read_manifest(
+        given.manifest,
+        audio_dir=given.audio_dir,
+        dimension_range=scale,
+        audio_exists=False,
+        groups=given.group_by or (),
+        speakers=False,
+    )
+    if all(u.speaker_id == UNKNOWN_SPEAKER for u in rows):
+        tell(
+            "no column speaker: intervals are over utterances, and are too narrow where people repeat"
+        )
+        rows = [replace(u, speaker_id=u.utterance_id) for u in rows]
+    factor = (high - low) / (scale[1] - scale[0])
+    known = [name for name in DIMENSIONS if name in config.trained_outputs]
+    names = config.emotion_names if "emotion" in config.trained_outputs else ()
+    other = Counter(u.emotion for u in rows if u.emotion not in (None, *names))
+    if other:
+        listed = ", ".join(f"{name} ({count})" for name, count in other.most_common())
+        tell(f"not scored, the model knows {', '.join(names) or 'no emotions'} alone: {listed}")
+    kept = []
+    for u in rows:
+        values = {n: getattr(u, n) for n in DIMENSIONS}
+        moved: dict[str, Any] = {
+            n: low + (v - scale[0]) * factor if v is not None and n in known else None
+            for n, v in values.items()
+        }
+        kept.append(replace(u, emotion=u.emotion if u.emotion in names else None, **moved))
+    if not any(u.emotion or any(getattr(u, n) is not None for n in known) for u in kept):
+        raise ValueError(
+            f"{given.manifest} has no label of {', '.join(config.trained_outputs)} that the model knows."
+        )
+    return kept
+
+
+def to_predictions(
+    rows: Sequence[Utterance], answers: Sequence[Mapping[str, Any]], config: MTMMConfig
+) -> Predictions:
+    """The pipeline's answers; logits are times the temperature, so that it divides them again."""
+    names = list(config.emotion_names)
+    shares = np.array([[a.get("scores", {}).get(n, 1.0) for n in names] for a in answers])
+    with np.errstate(divide="ignore"):
+        logits = np.maximum(np.log(shares), -700.0) * config.temperature
+    dimensions = np.array([[a.get(n, 0.0) for n in config.dimension_names] for a in answers])
+    labels = [names.index(u.emotion) if u.emotion else metrics.ABSENT_EMOTION for u in rows]
+    rated = [[getattr(u, n, None) for n in config.dimension_names] for u in rows]
+    ids = [u.utterance_id for u in rows]
+    return Predictions(ids, logits, dimensions, np.array(labels), np.array(rated, np.float64))
+
+
+def scores_of(
+    predictions: Predictions,
+    rows: Sequence[Utterance],
+    config: MTMMConfig,
+    group_by: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Metrics, their intervals over speakers, and those of groups, as scores.json has them."""
+    labels, logits = predictions.emotion_labels, predictions.emotion_logits
+    predicted, shares = logits.argmax(axis=1), softmax(logits / config.temperature, axis=1)
+    functions: dict[str, Score] = dict(predictions.scores(config))
+    if (labels != metrics.ABSENT_EMOTION).any():
+        for name, function in EMOTION_METRICS.items():
+            if function is not None:
+                functions[name] = lambda at, f=function: f(labels[at], predicted[at])
+        functions["ECE"] = lambda at: metrics.expected_calibration_error(shares[at], labels[at])
+    speakers = np.array([u.speaker_id for u in rows])
+    intervals = {}
+    for name, score in functions.items():
+        column = name.partition("CCC_")[2]
+        known = labels != metrics.ABSENT_EMOTION
+        if column:
+            rated = predictions.dimension_labels[:, config.dimension_names.index(column)]
+            known = ~np.isnan(rated)
+        at = np.flatnonzero(known)
+        if len(at):
+            drawn = interval_if_any(lambda own, s=score, at=at: s(at[own]), speakers[at])
+            intervals[name] = [metrics.or_none(v) for v in (drawn.point, drawn.low, drawn.high)]
+    return {
+        "utterances": len(rows),
+        "speakers": len(set(speakers)),
+        "effective_speakers": effective_speakers(speakers),
+        "metrics": predictions.metrics(config, config.temperature),
+        "intervals": intervals,
+        **scores_by_group(predictions, rows, config, group_by),
+    }
+
+
+def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
+    """What the command prints."""
+    rows = [
+        [title(name), number(point), f"{number(low)} to {number(high)}"]
+        for name, (point, low, high) in found["intervals"].items()
+    ]
+    parts = [
+        f"{found['utterances']} utterances of {found['speakers']} speakers; "
+        f"{len(found['failed'])} could not be read.\n",
+        markdown_table(["score", "value", "95 % interval over speakers"], rows),
+    ]
+    confusion = found["metrics"]["confusion"]
+    if confusion is not None:
+        cells = [
+            [name, *map(str, counts), number(found["metrics"]["recall"][name])]
+            for name, counts in zip(config.emotion_names, confusion, strict=True)
+        ]
+        parts.append(
+            markdown_table(["labelled \\ predicted", *config.emotion_names, "recall"], cells)
+        )
+    for column, values in found["by_group"].items():
+        shown = [name for name in found["intervals"] if name == "UAR" or name.startswith("CCC")]
+        cells = [
+            [value, str(own["utterances"]), *(number(_of(own, name)) for name in shown)]
+            for value, own in values.items()
+        ]
+        parts.append(markdown_table([column, "utterances", *map(title, shown)], cells))
+        gaps = [f"{title(n)} {gap_words(gap)}" for n, gap in found["group_gaps"][column].items()]
+        parts += [f"Gaps by {column}: {'; '.join(gaps)}.\n"] if gaps else []
+    return "\n".join(parts)
+
+
+def _of(own: Mapping[str, Any], name: str) -> float | None:
+    kind, _, column = name.partition("_")
+    return own[kind][column] if column else own[kind]
+
+
+def write_scores(
+    out: Path,
+    text: str,
+    found: Mapping[str, Any],
+    predictions: Predictions,
+    rows: Sequence[Utterance],
+    config: MTMMConfig,
+    group_by: Sequence[str] | None,
+) -> None:
+    """Tables, numbers, every prediction and pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_predictions(out / "predictions.csv", {"test": predictions}, rows, config, group_by)
+    heading = f"{len(rows)} utterances of {Path(str(found['manifest'])).name}"
+    draw_test(out / "figures", config, found["metrics"], predictions, heading)
+    labelled = predictions.emotion_labels != metrics.ABSENT_EMOTION
+    if labelled.any():
+        shares = softmax(predictions.emotion_logits / config.temperature, axis=1)
+        path = out / "figures" / "reliability.png"
+        of_runs.plot_reliability({"this table": shares}, predictions.emotion_labels, path)
+    write_text(text, out / "table.md")
+    write_json(dict(found), out / "scores.json")
