@@ -6,6 +6,7 @@ Run alone: python -m pytest tests/test_score.py -q
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_runs import results_of, train, words
@@ -45,7 +46,8 @@ def test_other_tables_are_scored_on_what_the_model_knows(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read = run.test_utterances()
-    rows = [replace(u, valence=(u.valence or 1) / 4 - 0.25, arousal=None) for u in read]
+    ratings: dict[str, Any] = {"valence_ratings": None, "arousal_ratings": None, "raters": None}
+    rows = [replace(u, valence=(u.valence or 1) / 4 - 0.25, arousal=None, **ratings) for u in read]
     rows[0] = replace(rows[0], emotion="bored")
     write_manifest(rows, tmp_path / "own.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]

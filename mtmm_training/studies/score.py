@@ -2,8 +2,9 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.commands.predict_work import load_pipeline, predict_each, references_of
 from mtmm_training.data.files import write_json
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
-from mtmm_training.data.utterances import DIMENSIONS, Utterance, few
+from mtmm_training.data.utterances import DIMENSIONS, RATINGS, Utterance, few
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import metrics
 from mtmm_training.scoring.groups import Score
@@ -32,8 +33,7 @@ from mtmm_training.training.ending import tell
 from mtmm_training.training.prepare import speakers_behind
 from mtmm_training.training.report import draw_test
 
-EMOTION_METRICS = {
-    "UAR": None,
+EMOTION_METRICS: dict[str, Callable[..., float]] = {
     "WAR": metrics.weighted_accuracy,
     "macro_F1": metrics.macro_f1,
     "weighted_F1": metrics.weighted_f1,
@@ -101,7 +101,8 @@ def read_rows(given: argparse.Namespace, config: MTMMConfig) -> list[Utterance]:
     kept = []
     for u in rows:
         values = {n: getattr(u, n) for n in DIMENSIONS}
-        moved: dict[str, Any] = {
+        moved: dict[str, Any] = dict.fromkeys((*RATINGS.values(), "raters", "votes"))
+        moved |= {
             n: low + (v - scale[0]) * factor if v is not None and n in known else None
             for n, v in values.items()
         }
@@ -140,8 +141,7 @@ def scores_of(
     functions: dict[str, Score] = dict(predictions.scores(config))
     if (labels != metrics.ABSENT_EMOTION).any():
         for name, function in EMOTION_METRICS.items():
-            if function is not None:
-                functions[name] = lambda at, f=function: f(labels[at], predicted[at])
+            functions[name] = partial(_at, function, labels, predicted)
         functions["ECE"] = lambda at: metrics.expected_calibration_error(shares[at], labels[at])
     speakers = np.array([u.speaker_id for u in rows])
     intervals = {}
@@ -153,7 +153,7 @@ def scores_of(
             known = ~np.isnan(rated)
         at = np.flatnonzero(known)
         if len(at):
-            drawn = interval_if_any(lambda own, s=score, at=at: s(at[own]), speakers[at])
+            drawn = interval_if_any(partial(_among, score, at), speakers[at])
             intervals[name] = [metrics.or_none(v) for v in (drawn.point, drawn.low, drawn.high)]
     return {
         "utterances": len(rows),
@@ -163,6 +163,17 @@ def scores_of(
         "intervals": intervals,
         **scores_by_group(predictions, rows, config, group_by),
     }
+
+
+def _at(
+    function: Callable[..., float], labels: np.ndarray, answers: np.ndarray, rows: np.ndarray
+) -> float:
+    return function(labels[rows], answers[rows])
+
+
+def _among(score: Score, labelled: np.ndarray, drawn: np.ndarray) -> float:
+    """A score of rows that are drawn among those with a label."""
+    return score(labelled[drawn])
 
 
 def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
