@@ -389,7 +389,7 @@ def _swap_values(acoustic: Stream, linguistic: Stream) -> tuple[Tensor, Tensor]:
     padded = acoustic.mask.shape[1]
     lengths = torch.cat([l_length, a_length]), torch.cat([a_length, l_length])
     weights = align_weights(*lengths, padded, padded).to(acoustic.states.dtype)
-    to_acoustic, to_linguistic = weights.chunk(2)
+    to_acoustic, to_linguistic = weights.unflatten(0, (2, -1)).unbind()
     return to_acoustic @ linguistic.states, to_linguistic @ acoustic.states
 
 
