@@ -4,6 +4,7 @@ A leaf file: it is uploaded to the Hub with the others and imports none of them.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ def multi_task_loss(
 
     Source: paper, training; CCC: Lin 1989, population moments.
     """
-    with torch.autocast(emotion_logits.device.type, enabled=False):
+    device = emotion_logits.device.type
+    there = torch.amp.is_autocast_available(device)  # not on "meta"
+    with torch.autocast(device, enabled=False) if there else nullcontext():
         logits, predictions = at_least_float32(emotion_logits), at_least_float32(dimensions)
         emotion_sums = _emotion_sums(config, logits, emotion_labels, class_weights)
         dimension_sums = _dimension_sums(config, predictions, dimension_labels)
