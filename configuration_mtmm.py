@@ -137,6 +137,8 @@ class MTMMConfig(PreTrainedConfig):
         linear_path (`dict`): What a regression beside the fusion pools, by modality:
             {"audio": {"layers": [2, 3, 4], "deviation": True}, "text": ...}; fitted by training.
             None = there is none, as in the paper.
+        rated_dimensions (`tuple[str]`): Dimensions of which the model also predicts how far raters
+            differ (`dimension_deviations`), learned from single ratings; () = none, as in the paper.
         freeze_audio_encoder (`bool`): Build the acoustic encoder without gradients.
         freeze_text_encoder (`bool`): Build the linguistic encoder without gradients.
         trained_outputs (`tuple[str]`): Which of "emotion" and the dimensions were ever trained
@@ -205,6 +207,7 @@ class MTMMConfig(PreTrainedConfig):
     reference_strengths: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
     reference_encoder: str | None = None
     linear_path: dict[str, Any] | None = None
+    rated_dimensions: list[str] | tuple[str, ...] = ()
     freeze_audio_encoder: bool = True
     freeze_text_encoder: bool = True
     trained_outputs: list[str] | tuple[str, ...] = ()
@@ -360,6 +363,11 @@ class MTMMConfig(PreTrainedConfig):
                 "dimension_names",
                 dimensions and different,
                 f"different, and none of {RESERVED_NAMES}",
+            ),
+            (
+                "rated_dimensions",
+                set(self.rated_dimensions) <= set(dimensions),
+                f"some of {dimensions}",
             ),
             ("dimension_range", rising, "two finite numbers, the lower one first"),
             (

@@ -320,6 +320,22 @@ def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tenso
     return torch.ones(sizes, dtype=torch.bool, device=values.device)
 
 
+def refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
+    """`found` is what transformers tells of loading; `told`: the caller will read of it."""
+    kinds = (
+        ("missing", () if told else found["missing_keys"]),
+        ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
+        ("left over", () if told else found["unexpected_keys"]),
+    )
+    problems = [f"{len(keys)} {words}, such as {min(keys)!r}" for words, keys in kinds if keys]
+    if problems:
+        raise ValueError(
+            f"{name} does not have the weights that its configuration describes: {'; '.join(problems)}. "
+            "Give the folder as it was saved; to draw new weights in their place, and train them, give "
+            "ignore_mismatched_sizes=True."
+        )
+
+
 def refuse_rows(
     input_values: Tensor | None,
     masks: tuple[Tensor | None, ...],

@@ -8,7 +8,7 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 "tokens" the linguistic one's, "keys" the longer of the two, "width" an encoder's hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,12 @@ try:
             MTMMEncoders,
             build_encoder,
             load_encoder,
+            refuse_other_weights,
             refuse_rows,
         )
-        from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
+        from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, mean_attention
         from .linear_mtmm import MTMMLinearPath
-        from .loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
+        from .loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
         from .reference_mtmm import Reference, refuse_others, standardisation, standardise
@@ -43,14 +44,19 @@ except ImportError:
         MTMMEncoders,
         build_encoder,
         load_encoder,
+        refuse_other_weights,
         refuse_rows,
     )
-    from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
+    from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, mean_attention
     from linear_mtmm import MTMMLinearPath
-    from loss_mtmm import ABSENT_EMOTION, at_least_float32, multi_task_loss
+    from loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
     from reference_mtmm import Reference, refuse_others, standardisation, standardise
+
+
+# Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
+LEAST_DEVIATION, MOST_DEVIATION = 0.005, 0.495
 
 
 @dataclass
@@ -66,6 +72,9 @@ class MTMMOutput(ModelOutput):
             `config.id2label`; not divided by `config.temperature`.
         dimensions (`Tensor`, (batch, dimensions)): In the order of `config.dimension_names`, on the
             labels' scale: inside `config.dimension_range`.
+        dimension_deviations (`Tensor`, (batch, dimensions)): Standard deviation of what raters say, on
+            the labels' scale; None where `config.rated_dimensions` names no dimension, and untrained
+            for those that it does not name.
         fused_state (`Tensor`, (batch, hidden)): The vector that feeds both heads.
         bridge_states (`Tensor`, (batch, 2 · bridges, hidden)): The bridge tokens after the
             interaction, acoustic set first; zeros for a set whose modality is absent in direct
@@ -83,6 +92,7 @@ class MTMMOutput(ModelOutput):
     dimension_loss: Tensor | None = None
     emotion_logits: Tensor | None = None
     dimensions: Tensor | None = None
+    dimension_deviations: Tensor | None = None
     fused_state: Tensor | None = None
     bridge_states: Tensor | None = None
     acoustic_bridge_attentions: tuple[Tensor, ...] | None = None
@@ -132,6 +142,9 @@ class MTMMModel(MTMMEncoders):
         self.fusion = MTMMFusion(config, self._audio_input.width, self._text_input.width)
         self.emotion_head = MTMMHead(config, len(config.emotion_names))
         self.dimension_head = MTMMHead(config, len(config.dimension_names))
+        self.deviation_head: MTMMHead | None = None
+        if config.rated_dimensions:
+            self.add_deviation_head(config.rated_dimensions)
         self.linear_path: MTMMLinearPath | None = None
         if config.linear_path is not None:
             self.add_linear_path(config.linear_path)
@@ -144,6 +157,11 @@ class MTMMModel(MTMMEncoders):
         widths = self._audio_input.width, self._text_input.width
         self.linear_path = MTMMLinearPath(self.config, widths)
         return self.linear_path
+
+    def add_deviation_head(self, rated: Sequence[str]) -> None:
+        """A new head for the raters' spread; `rated` becomes `config.rated_dimensions`."""
+        self.config.rated_dimensions = tuple(rated)
+        self.deviation_head = MTMMHead(self.config, len(self.config.dimension_names))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -164,7 +182,10 @@ class MTMMModel(MTMMEncoders):
 
     def _forget_outputs(self, drawn: set[str]) -> None:
         """Weights of these names are random now, so what is predicted through them is untrained."""
-        of_heads = {"emotion_head": ("emotion",), "dimension_head": self.config.dimension_names}
+        of_heads: dict[str, Sequence[str]] = {"emotion_head": ("emotion",), "deviation_head": ()}
+        of_heads["dimension_head"] = self.config.dimension_names
+        if any(key.startswith("deviation_head.") for key in drawn):
+            self.deviation_head, self.config.rated_dimensions = None, ()
         lost: set[str] = set()
         for key in drawn:
             if not key.startswith((*UNUSED_WEIGHTS, "fusion.expected_states")):
@@ -201,7 +222,7 @@ class MTMMModel(MTMMEncoders):
             ) from error
         model, found = loaded
         if not drawn:
-            _refuse_other_weights(name, found, told)
+            refuse_other_weights(name, found, told)
         mismatched = {key for key, *_ in found["mismatched_keys"]}
         model._forget_outputs(found["missing_keys"] | mismatched)
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
@@ -270,6 +291,9 @@ class MTMMModel(MTMMEncoders):
         reference_deviation: Tensor | None = None,
         emotion_labels: Tensor | None = None,
         dimension_labels: Tensor | None = None,
+        emotion_votes: Tensor | None = None,
+        dimension_weights: Tensor | None = None,
+        dimension_ratings: Tensor | None = None,
         class_weights: Tensor | None = None,
         reduce_sum: Callable[[Tensor], Tensor] | None = None,
         output_attentions: bool | None = None,
@@ -296,6 +320,8 @@ class MTMMModel(MTMMEncoders):
             emotion_labels: (batch,), −100 = absent.
             dimension_labels: (batch, dimensions), on the scale of `config.dimension_range`,
                 NaN = absent.
+            emotion_votes, dimension_weights, dimension_ratings: What each listener said, see
+                [`multi_task_loss`]; the first takes the place of `emotion_labels`.
             class_weights: (emotions,), weights of the emotions in the cross-entropy.
             reduce_sum: Adds a vector over all processes, differentiably; see [`multi_task_loss`].
             output_attentions: Return the bridge tokens' attention weights.
@@ -339,8 +365,13 @@ class MTMMModel(MTMMEncoders):
             added = self.linear_path(acoustic, acoustic_mask, linguistic, linguistic_mask)
             logits, scores = logits + added[0].to(logits.dtype), scores + added[1]
         dimensions = low + (high - low) * scores.sigmoid()
+        deviations = None
+        if self.deviation_head is not None:
+            spread = at_least_float32(self.deviation_head(fused.fused_state)).sigmoid()
+            deviations = (high - low) * (LEAST_DEVIATION + MOST_DEVIATION * spread)
         loss = emotion_loss = dimension_loss = None
-        if emotion_labels is not None or dimension_labels is not None:
+        labels = emotion_labels, emotion_votes, dimension_labels
+        if any(label is not None for label in labels):
             emotion_loss, dimension_loss = multi_task_loss(
                 self.config,
                 logits,
@@ -349,10 +380,18 @@ class MTMMModel(MTMMEncoders):
                 dimension_labels,
                 class_weights,
                 reduce_sum,
+                emotion_votes=emotion_votes,
+                dimension_weights=dimension_weights,
+                deviations=deviations,
+                dimension_ratings=dimension_ratings,
             )
             loss = emotion_loss + dimension_loss
             if self.training and not torch.compiler.is_compiling():
-                self._see_labels(emotion_labels, dimension_labels)
+                self._labels_seen = labels_seen(
+                    len(self.config.output_names), self._labels_seen, *labels
+                )
+                if given.device.type == "cpu":  # on a GPU later, since that is a wait
+                    self._record_trained_outputs()
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
@@ -361,6 +400,7 @@ class MTMMModel(MTMMEncoders):
             dimension_loss=dimension_loss,
             emotion_logits=logits,
             dimensions=dimensions,
+            dimension_deviations=deviations,
             **fused._asdict(),
         )
 
@@ -425,30 +465,14 @@ class MTMMModel(MTMMEncoders):
         if not self.config.use_bridge_tokens:
             raise ValueError("Contributions are read from bridge tokens, which this model has not.")
         a_mask, l_mask = acoustic_attention_mask != 0, linguistic_attention_mask != 0
-        a_read = _mean_attention(output.acoustic_bridge_attentions)
-        l_read = _mean_attention(output.linguistic_bridge_attentions)
+        a_read = mean_attention(output.acoustic_bridge_attentions)
+        l_read = mean_attention(output.linguistic_bridge_attentions)
         acoustic, linguistic = a_read, l_read
         if self.config.bridge_wiring == "crossed":
             acoustic, linguistic = carry_to_values(a_read, a_mask, l_read, l_mask)
         acoustic, linguistic = acoustic[:, : a_mask.shape[1]], linguistic[:, : l_mask.shape[1]]
         total = (acoustic.sum(-1) + linguistic.sum(-1))[:, None]
         return acoustic / total, linguistic / total
-
-    def _see_labels(self, emotion_labels: Tensor | None, dimension_labels: Tensor | None) -> None:
-        """Remember which outputs had labels; on a GPU they are read later, since that is a wait."""
-        given = emotion_labels if dimension_labels is None else dimension_labels
-        if given is None:
-            return
-        seen = torch.zeros(len(self.config.output_names), dtype=torch.bool, device=given.device)
-        if self._labels_seen is not None:
-            seen = seen | self._labels_seen.to(given.device)
-        if emotion_labels is not None:
-            seen[0] |= (emotion_labels != ABSENT_EMOTION).any()
-        if dimension_labels is not None:
-            seen[1:] |= ~dimension_labels.isnan().all(0)
-        self._labels_seen = seen
-        if given.device.type == "cpu":
-            self._record_trained_outputs()
 
     def _record_trained_outputs(self) -> None:
         """Note in the config which outputs have now seen labels."""
@@ -459,28 +483,6 @@ class MTMMModel(MTMMEncoders):
         known, weights = self.config.trained_outputs, self.config.loss_weights
         new = [name for name in seen if seen[name] and weights[name] > 0 and name not in known]
         self.config.trained_outputs = (*known, *new)
-
-
-def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
-    """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
-    assert layers is not None, "without `output_attentions`"
-    return at_least_float32(torch.stack(layers)).mean(dim=(0, 2, 3))
-
-
-def _refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
-    """`found` is what transformers tells of loading; `told`: the caller will read of it."""
-    kinds = (
-        ("missing", () if told else found["missing_keys"]),
-        ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
-        ("left over", () if told else found["unexpected_keys"]),
-    )
-    problems = [f"{len(keys)} {words}, such as {min(keys)!r}" for words, keys in kinds if keys]
-    if problems:
-        raise ValueError(
-            f"{name} does not have the weights that its configuration describes: {'; '.join(problems)}. "
-            "Give the folder as it was saved; to draw new weights in their place, and train them, give "
-            "ignore_mismatched_sizes=True."
-        )
 
 
 MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the Hub files with it

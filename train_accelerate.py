@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from mtmm_training.batches.collate import groups_of
 from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
+from mtmm_training.batches.opinions import drop_votes
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
@@ -138,6 +139,7 @@ def step(job: Job, group: list[dict[str, Any]]) -> faults.Unread:
         # What is masked follows from seed, epoch and utterance: a resumed run masks the same.
         mask_modalities(batch, probability, seed=config.seed, epoch=progress.epoch)
         mask_frames(batch, config.mask_frames, seed=config.seed, epoch=progress.epoch)
+        drop_votes(batch, config.vote_dropout, seed=config.seed, epoch=progress.epoch)
         inputs = {name: value for name, value in batch.items() if name != "utterance_ids"}
         # Gradients travel between processes once per step, with the last of its passes.
         alone = accelerator.no_sync(model) if index < len(group) else nullcontext()
@@ -200,7 +202,9 @@ def finish(job: Job) -> None:
     """Test the best epoch, and write all that the run leaves."""
     config, data, progress, accelerator = job.config, job.data, job.progress, job.accelerator
     adapter = job.out / "adapter" if accelerator.is_main_process else None
-    model = best_model(config, data.outputs, job.checkpoints, adapter).to(accelerator.device)
+    rated = job.model_config.rated_dimensions
+    model = best_model(config, data.outputs, rated, job.checkpoints, adapter)
+    model = model.to(accelerator.device)
     answers = complete(job, model)
     accelerator.end_training()
     if not accelerator.is_main_process:

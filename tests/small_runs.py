@@ -27,10 +27,10 @@ SIZES = {
 }
 TRAINED = {"freeze_audio_encoder": False, "freeze_text_encoder": False}
 NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
-# All that is drawn at random: dropout, modality masking, variants of recordings.
+# All that is drawn at random: dropout, modality masking, variants of recordings, votes.
 RANDOM = (
     *("--checkpoint_steps", "2", "--augment", "speed", "noise", "lowpass"),
-    *("--augment_variants", "2"),
+    *("--augment_variants", "2", "--vote_dropout", "0.3"),
 )
 
 

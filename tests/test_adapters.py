@@ -228,7 +228,9 @@ def test_folder_of_adapters_is_small_and_names_no_place(
 ) -> None:
     folder, _ = folders
     names = load_file(folder / "adapter" / "adapter_model.safetensors").keys()
-    assert {name.split(".")[2] for name in names if "lora_" not in name} == set(adapters.IN_FULL)
+    assert {name.split(".")[2] for name in names if "lora_" not in name} == set(
+        adapters.IN_FULL[:3]
+    )
     for file in (folder / "adapter").glob("*.json"):
         assert str(folder) not in file.read_text(encoding="utf-8"), file
     assert not (folder / "adapter" / "README.md").exists()

@@ -10,6 +10,7 @@ import torch
 
 from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.batches.masking import mask_modalities, rmm_probability
+from mtmm_training.batches.opinions import Opinions, drop_votes
 from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.data.utterances import Utterance, UtteranceError
 
@@ -213,3 +214,47 @@ def test_collator_names_the_utterance_that_is_refused() -> None:
     assert (caught.value.utterance_id, caught.value.problem) == ("u1", "Refused.")
     assert pickle.loads(pickle.dumps(caught.value)).utterance_id == "u1"  # as from a worker
     assert collate.problems(rows) == {"u1": "Refused."}
+
+
+# ---- votes and ratings -------------------------------------------------------------------------
+
+
+def test_votes_and_ratings_become_tensors() -> None:
+    utterances = [
+        text_utterance(0, votes={"sad": 2.0, "other": 1.0}, valence_ratings=(1.0, 3.0)),
+        text_utterance(1, emotion="angry", votes={"angry": 1.5, "sad": 0.5}),
+        text_utterance(2, emotion="sad", valence_ratings=(4.0, 4.0, 5.0, 5.0), valence=4.5),
+        text_utterance(3, emotion="unheard"),
+    ]
+    opinions = Opinions.of(utterances, ["valence", "arousal"])
+    assert opinions is not None and opinions.rated == ("valence",)
+    # Within (2 + 1) / 4 degrees; means 2 and 4.5 vary by 25/16, of which errors are 9/32.
+    doubt = opinions.doubt["valence"]
+    assert doubt == pytest.approx(0.75 / (25 / 16 - 0.75 * (1 / 2 + 1 / 4) / 2))
+    collate = RawInputs(FAKE, ["angry", "sad"], ["valence", "arousal"], opinions)
+    batch = collate(list(to_dataset(utterances)))
+    assert batch["emotion_votes"].tolist() == [[0, 2], [1.5, 0.5], [0, 1], [0, 0]]
+    assert batch["emotion_labels"].tolist() == [-100, 0, 1, -100]
+    assert batch["dimension_ratings"][2].nan_to_num(-1).tolist() == [[4, 4, 5, 5], [-1] * 4]
+    weights = torch.tensor([2 / (2 + doubt), 1, 4 / (4 + doubt), 1])
+    torch.testing.assert_close(batch["dimension_weights"][:, 0], weights)
+    assert Opinions.of([text_utterance(0, emotion="sad")], ["valence"]) is None
+
+
+def test_vote_dropout_follows_from_seed_epoch_and_utterance() -> None:
+    def drawn(epoch: int, share: float = 0.5, reverse: bool = False) -> list[list[float]]:
+        order = slice(None, None, -1 if reverse else 1)
+        votes = torch.tensor([[3.0, 2.5], [1, 0], [0, 0]] * 50)
+        ids = [f"u{number}" for number in range(150)]
+        batch = {"emotion_votes": votes.flip(0) if reverse else votes, "utterance_ids": ids[order]}
+        drop_votes(batch, share, seed=1, epoch=epoch)
+        return batch["emotion_votes"].tolist()[order]
+
+    first = drawn(0)
+    assert first == drawn(0, reverse=True) != drawn(1)
+    assert all(row == [1, 0] for row in first[1::3])  # the only one is kept
+    assert all(row == [0, 0] for row in first[2::3])
+    kept = torch.tensor(first[0::3])
+    assert (kept.sum(1) > 0).all() and (kept % 0.5 == 0).all()
+    assert kept.mean(0).tolist() == pytest.approx([1.5, 1.25], abs=0.25)
+    assert drawn(0, 0.0)[0] == [3.0, 2.5]

@@ -140,7 +140,7 @@ def test_emotion_loss_matches_torch(smoothing: float, weighted: bool) -> None:
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-@pytest.mark.parametrize("present", ["all", "some", "one_process_without"])
+@pytest.mark.parametrize("present", ["all", "some", "one_process_without", "opinions"])
 def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
     """Two processes, each with its part of the batch, get the loss and gradient of the whole."""
     logits, predictions, emotions, labels = batch(11)
@@ -151,13 +151,26 @@ def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
         emotions[7:], labels[7:] = -100, torch.nan
     weights = torch.tensor([0.3, 1.0, 2.0, 5.0], dtype=torch.float64)
     config = MTMMConfig.tiny(label_smoothing=0.1)
-    whole = both(multi_task_loss(config, logits, predictions, emotions, labels, weights))
+    said = {}
+    if present == "opinions":
+        draw = torch.Generator().manual_seed(1)
+        ratings = 1 + 4 * torch.rand(11, 2, 5, dtype=torch.float64, generator=draw)
+        said = {
+            "emotion_votes": torch.randint(0, 4, (11, 4), generator=draw),
+            "dimension_weights": torch.rand(11, 2, generator=draw),
+            "dimension_ratings": ratings,
+        }
+
+    def loss_of(part: slice, reduce_sum: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        given = (logits[part], predictions[part], emotions[part], labels[part])
+        own = {name: value[part] for name, value in said.items()}
+        own |= {"deviations": predictions[part] / 4} if said else {}
+        return both(multi_task_loss(config, *given, weights, reduce_sum, **own))
+
+    whole = loss_of(slice(None))
     whole_gradients = torch.autograd.grad(whole, (logits, predictions))
 
-    parts = [
-        (logits[part], predictions[part], emotions[part], labels[part])
-        for part in (slice(0, 7), slice(7, None))
-    ]
+    parts = slice(0, 7), slice(7, None)
     statistics = []
 
     def collect(sums: Tensor) -> Tensor:
@@ -165,11 +178,68 @@ def test_summed_statistics_give_loss_of_whole_batch(present: str) -> None:
         return sums
 
     for part in parts:
-        multi_task_loss(config, *part, weights, collect)
+        loss_of(part, collect)
     total = statistics[0] + statistics[1]
     assert total.dim() == 1
-    loss = both(multi_task_loss(config, *parts[0], weights, lambda sums: total))
+    loss = loss_of(parts[0], lambda sums: total)
     assert loss.item() == pytest.approx(whole.item(), abs=1e-12)
     gradients = torch.autograd.grad(loss, (logits, predictions))
     for ours, expected in zip(gradients, whole_gradients, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+
+
+# Votes and single ratings.
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_hard_labels_are_one_vote(smoothing: float) -> None:
+    logits, predictions, emotions, _ = batch()
+    emotions[3] = -100
+    votes = F.one_hot(emotions.clamp(min=0), 4) * (emotions != -100)[:, None]
+    config, weights = MTMMConfig.tiny(label_smoothing=smoothing), torch.tensor([1.0, 2.0, 0.5, 1.5])
+    hard = multi_task_loss(config, logits, predictions, emotions, None, weights)[0]
+    soft = multi_task_loss(config, logits, predictions, None, None, weights, emotion_votes=votes)[0]
+    assert soft.item() == pytest.approx(hard.item(), abs=1e-12)
+    nobody = multi_task_loss(config, logits, predictions, emotion_votes=torch.zeros(12, 4))[0]
+    assert nobody.item() == 0 and torch.autograd.grad(nobody, logits)[0].abs().max() == 0
+
+
+def test_votes_weigh_by_how_many_there_are() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    votes = torch.tensor([[3.0, 1.0], [0.0, 1.0]])  # four votes weigh 4/5, one 1/2
+    config = MTMMConfig.tiny(id2label={0: "angry", 1: "sad"})
+    loss = multi_task_loss(config, logits, torch.zeros(2, 2), emotion_votes=votes)[0]
+    p = logits.log_softmax(-1)
+    first, second = -(0.75 * p[0, 0] + 0.25 * p[0, 1]), -p[1, 1]
+    expected = 0.34 * (0.8 * first + 0.5 * second) / 1.3
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    with pytest.raises(ValueError, match="emotion_votes.*must be"):
+        multi_task_loss(config, logits, torch.zeros(2, 2), emotion_votes=votes[:, :1])
+
+
+def test_doubtful_means_count_less_in_ccc() -> None:
+    """A whole number as weight is so many copies."""
+    logits, predictions, _, labels = batch(6)
+    weights = torch.tensor([2.0, 1, 1, 3, 1, 0])[:, None].expand(6, 2)
+    copies = [0, 0, 1, 2, 3, 3, 3, 4]
+    once = multi_task_loss(CONFIG, logits, predictions, None, labels, dimension_weights=weights)[1]
+    many = multi_task_loss(CONFIG, logits[copies], predictions[copies], None, labels[copies])[1]
+    assert once.item() == pytest.approx(many.item(), abs=1e-12)
+
+
+def test_spread_of_raters_is_learned_where_it_is_known() -> None:
+    """The best deviation of one utterance is that of its ratings, with n − 1."""
+    logits, predictions, _, labels = batch(2)
+    nan = torch.nan
+    ratings = torch.tensor([[[1.0, 2, 3, 4], [3, 3, nan, nan]], [[5, nan, nan, nan]] * 2])
+    deviations = torch.full((2, 2), 1.0, dtype=torch.float64, requires_grad=True)
+
+    def loss(of: Tensor) -> Tensor:
+        return multi_task_loss(
+            CONFIG, logits, predictions, None, labels, deviations=of, dimension_ratings=ratings
+        )[1]
+
+    (slopes,) = torch.autograd.grad(loss(deviations), deviations)
+    assert slopes[0, 1] > 0 and (slopes[1] == 0).all()  # two who agree; one rating says nothing
+    best = torch.full((2, 2), 5 / 3, dtype=torch.float64).sqrt().requires_grad_()
+    assert torch.autograd.grad(loss(best), best)[0][0, 0].item() == pytest.approx(0, abs=1e-9)

@@ -15,7 +15,14 @@ from torch.utils.data import DataLoader
 
 from modeling_mtmm import ABSENT_EMOTION
 from mtmm_training.batches.augment import augment
-from mtmm_training.data.utterances import DIMENSIONS, Utterance, UtteranceError, listing
+from mtmm_training.batches.opinions import Opinions
+from mtmm_training.data.utterances import (
+    DIMENSIONS,
+    RATINGS,
+    Utterance,
+    UtteranceError,
+    listing,
+)
 from processing_mtmm import MTMMProcessor
 
 READING_S = 600.0  # a worker that takes longer over a batch waits for a disk that does not answer
@@ -30,6 +37,8 @@ def to_dataset(utterances: Sequence[Utterance]) -> Dataset:
     """Utterances as a `datasets.Dataset`; audio stays undecoded until a worker collates it."""
     columns = ["utterance_id", "audio", "text", "emotion", *DIMENSIONS]
     columns += ["start_s", "end_s", "augmentation"]
+    said = ("votes", *RATINGS.values())
+    columns += [name for name in said if any(getattr(u, name) for u in utterances)]
     rows = [{name: getattr(utterance, name) for name in columns} for utterance in utterances]
     dataset = Dataset.from_list(rows)
     if any(utterance.audio is not None for utterance in utterances):
@@ -44,14 +53,20 @@ class RawInputs:
         processor: The model's.
         emotions: Emotion names, in the order of `config.id2label`.
         dimension_names: In the order of `config.dimension_names`.
+        opinions: How votes and ratings count; None = labels alone are given.
     """
 
     def __init__(
-        self, processor: MTMMProcessor, emotions: Sequence[str], dimension_names: Sequence[str]
+        self,
+        processor: MTMMProcessor,
+        emotions: Sequence[str],
+        dimension_names: Sequence[str],
+        opinions: Opinions | None = None,
     ) -> None:
         self.processor = processor
         self.emotions = {name: index for index, name in enumerate(emotions)}
         self.dimension_names = tuple(dimension_names)
+        self.opinions = opinions
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Model inputs, `emotion_labels`, `dimension_labels`, and `utterance_ids` (list of str).
@@ -79,17 +94,20 @@ class RawInputs:
         return found
 
     def labels(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Labels of rows as tensors: −100 and NaN where absent."""
+        """Labels of rows as tensors: −100 and NaN where absent; votes and ratings if they count."""
         emotions = [self.emotions.get(row["emotion"], ABSENT_EMOTION) for row in rows]
         dimensions = [
             [math.nan if row[name] is None else row[name] for name in self.dimension_names]
             for row in rows
         ]
-        return {
+        labels = {
             "emotion_labels": torch.tensor(emotions),
             "dimension_labels": torch.tensor(dimensions, dtype=torch.float32),
             "utterance_ids": [row["utterance_id"] for row in rows],
         }
+        if self.opinions is None:
+            return labels
+        return labels | self.opinions.tensors(rows, self.emotions, self.dimension_names)
 
     def _audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
         if row["audio"] is None:

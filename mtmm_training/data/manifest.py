@@ -47,6 +47,7 @@ ALIASES = {
 }
 _AUDIO_FILE = re.compile(r"\.(wav|flac|ogg|opus|mp3|m4a|aiff?)\s*$", re.IGNORECASE)
 _LISTS = (*RATINGS.values(), "raters")
+_DECIDED_BY = {"emotion": "votes", **RATINGS}  # what a missing column follows from
 _LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -75,7 +76,7 @@ def read_manifest(
     above the manifest's folder too: a manifest is its user's own. Ids, speakers and emotions are
     compared letter by letter; speakers that differ by case or Unicode form alone are warned of.
     Votes are a JSON object, ratings and raters JSON lists. Without a column `emotion`, it is the
-    emotion with most votes; an absent mean of ratings is filled in.
+    emotion with most votes; without one of a dimension, it is the mean of its ratings.
 
     Args:
         path: .csv or .tsv (comma, tab or semicolon, told from the header; UTF-8), .jsonl, .parquet.
@@ -132,7 +133,7 @@ def read_manifest(
             if "emotion" not in columns and values.get("votes") is not None:
                 values["emotion"] = leading(values["votes"])
             for mean, ratings in RATINGS.items():
-                if values.get(ratings) and values[mean] is None:
+                if mean not in columns and values.get(ratings):
                     values[mean] = math.fsum(values[ratings]) / len(values[ratings])
             kept = {n: str(row.get(n) or "").strip() for n in groups if n not in COLUMNS}
             values["groups"] = tuple((name, value) for name, value in kept.items() if value)
@@ -267,7 +268,12 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
                 writer.writerows(rows)  # None is written as the empty field, a float exactly
                 return
             for row in rows:
-                present = {column: value for column, value in row.items() if value is not None}
+                # A label that votes or ratings would else decide is written as null.
+                present = {
+                    column: value
+                    for column, value in row.items()
+                    if value is not None or row.get(_DECIDED_BY.get(column, "")) is not None
+                }
                 file.write(json.dumps(present, ensure_ascii=False) + "\n")
 
 

@@ -25,7 +25,8 @@ from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.batches.fingerprint import weights_digest
 from mtmm_training.data.files import read_json, write_json, writing
 
-IN_FULL = ("fusion", "emotion_head", "dimension_head")  # what LoRA trains beside its adapters
+# What LoRA trains beside its adapters, where a model has it.
+IN_FULL = ("fusion", "emotion_head", "dimension_head", "deviation_head")
 ENCODERS = {"audio": "audio_model", "text": "text_model"}
 BASE_FILE, WEIGHTS_FILE = "base.json", "adapter_model.safetensors"
 
@@ -96,7 +97,7 @@ def add_lora(
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank; any number will do
         lora_dropout=dropout,
         target_modules=names,
-        modules_to_save=list(IN_FULL),
+        modules_to_save=[name for name in IN_FULL if getattr(model, name) is not None],
     )
     return get_peft_model(model, config)
 

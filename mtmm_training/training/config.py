@@ -33,6 +33,7 @@ CHOICES: dict[str, Collection[str]] = {
     "cache_dtype": ("float16", "bfloat16", "float32"),
     "augment": ("speed", "noise", "lowpass", "gain"),
     "class_weights": ("none", "balanced"),
+    "labels": ("votes", "majority"),
     "reference": ("none", "domain", "speaker"),
     "mixed_precision": ("no", "bf16", "fp16"),
 }
@@ -41,7 +42,7 @@ ADVANCED = set(
     "group_by patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
     "script_disjoint improvised_only validation_speakers test_speakers cache_dtype verify_cache "
     "encode_only mask_frames augment_variants linear_path unfreeze_audio_layers unfreeze_text_layers "
-    "frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
+    "vote_dropout frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
     "gradient_checkpointing compile".split()
 )
 FROM_DATA = {"preset", "protocol"}  # chosen by choice.py where a command does not say them
@@ -86,6 +87,8 @@ class TrainConfig:
         on_error: What happens when a recording cannot be used. stop: the run ends. skip: all
             recordings are read before training, and the bad ones are left out of every split and
             named in results.json.
+        labels: What emotions and dimensions are learned from. votes: what each listener said, where
+            the data has it; a label without votes is one vote. majority: labels and means alone.
         group_by: Columns of the manifest by whose values the test split is scored, too; gender, where
             the data has it, if not given.
         corpus_exponent: Share of a corpus of n utterances in each epoch, as n to this power: 1 = every
@@ -114,6 +117,7 @@ class TrainConfig:
         rmm_start: Random modality masking: probability in the first epoch, from 0.1 to 1; 0 = off.
         mask_frames: Share of an utterance's acoustic states that is hidden, in spans, 0 to 1; needs
             the cache.
+        vote_dropout: Probability that a vote is left out in an epoch, 0 to 1; one is always kept.
         augment: Changes that make variants of each recording, each of random strength; none without
             a name.
         augment_variants: Number of variants of each recording; it and they take turns by epoch.
@@ -179,6 +183,7 @@ class TrainConfig:
     dimension_range: list[float] = field(default_factory=list)
     modalities: list[str] = field(default_factory=lambda: ["audio", "text"])
     on_error: str = "stop"
+    labels: str = "votes"
     group_by: list[str] | None = None
     corpus_exponent: float = 1.0
 
@@ -198,6 +203,7 @@ class TrainConfig:
 
     rmm_start: float = 0.8
     mask_frames: float = 0.0
+    vote_dropout: float = 0.0
     augment: list[str] = field(default_factory=list)
     augment_variants: int = 3
 
@@ -291,7 +297,7 @@ def _ranges(config: TrainConfig) -> Iterator[Rule]:
         ("learning_rate encoder_learning_rate layer_learning_rate clip_norm",
          above_0, math.nextafter(math.inf, 0), "a finite number above 0"),
         ("weight_decay", 0, math.nextafter(math.inf, 0), "a finite number from 0"),
-        ("warmup_share rmm_start corpus_exponent mask_frames", 0, 1, "from 0 to 1"),
+        ("warmup_share rmm_start corpus_exponent mask_frames vote_dropout", 0, 1, "from 0 to 1"),
     ):  # fmt: skip
         for name in names.split():
             value = getattr(config, name)

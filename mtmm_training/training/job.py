@@ -1,5 +1,6 @@
 """What training works on, put together before the first step: data, model, batches, optimiser."""
 
+import copy
 import dataclasses
 import math
 import time
@@ -23,6 +24,7 @@ from mtmm_training.batches.collate import (
     to_dataset,
     unusable,
 )
+from mtmm_training.batches.opinions import Opinions
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.files import write_json
 from mtmm_training.training import launch, report
@@ -83,13 +85,16 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     data = prepare_fold(config)
     if not config.encode_only:
         launch.check_launch(config, accelerator, data.counts)
-    plain, processor = build_model(config)
+    opinions = None
+    if config.labels == "votes":
+        opinions = Opinions.of(data.splits["train"], config.dimensions)
+    plain, processor = build_model(config, opinions.rated if opinions else ())
     plain.config.trained_outputs = data.outputs
     model = choose_trained(config, plain)
     parameters = parameter_counts(model)
     if config.gradient_checkpointing:
         plain.activation_checkpointing_enable()
-    loaders, cached = make_loaders(config, data, plain, processor, accelerator)
+    loaders, cached = make_loaders(config, data, plain, processor, accelerator, opinions)
     if config.encode_only:
         return None
     if config.linear_path:
@@ -141,11 +146,12 @@ def make_loaders(
     model: MTMMModel,
     processor: MTMMProcessor,
     accelerator: Accelerator,
+    opinions: Opinions | None = None,
 ) -> tuple[dict[str, Loader], bool]:
     """A loader for each split, and whether batches are of the cache's states.
 
-    Training goes round variants, if there are any. States that were never encoded before are encoded
-    now; with `encode_only` that is all.
+    Training goes round variants, if there are any, and is told the opinions. States that were never
+    encoded before are encoded now; with `encode_only` that is all.
     """
     cache = cache_folder(config)
     if config.cache_dir is None and not config.encode_only and trainable_encoders(model):
@@ -198,5 +204,16 @@ def make_loaders(
         )
         # Reading cached states is a copy: a core kept for a worker would lie idle.
         workers = config.workers if cache is None else 0
-        loaders[name] = make_loader(to_dataset(shown[name]), batches, collate, workers=workers)
+        own = _with_opinions(collate, opinions) if name == "train" else collate
+        loaders[name] = make_loader(to_dataset(shown[name]), batches, own, workers=workers)
     return loaders, cache is not None
+
+
+def _with_opinions(collate: Any, opinions: Opinions | None) -> Any:
+    """The collator, of raw inputs or cached states, with votes and ratings beside the labels."""
+    own = copy.copy(collate)
+    labels = own if isinstance(own, RawInputs) else copy.copy(own.raw)
+    labels.opinions = opinions
+    if labels is not own:
+        own.raw = labels
+    return own

@@ -25,10 +25,11 @@ def planned(config: TrainConfig) -> MTMMConfig:
     return MTMMConfig(**fields)
 
 
-def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
+def build_model(config: TrainConfig, rated: Sequence[str] = ()) -> tuple[MTMMModel, MTMMProcessor]:
     """Model and processor from pretrained encoders, or from a model that was trained before.
 
-    Seeded: a second call gives the same model.
+    Seeded: a second call gives the same model. It gets a head for the raters' spread if dimensions
+    are rated and it has none.
     """
     processor = load_processor(config)
     set_seed(config.seed)
@@ -39,6 +40,8 @@ def build_model(config: TrainConfig) -> tuple[MTMMModel, MTMMProcessor]:
         encoders = config.audio_encoder, config.text_encoder
         model = MTMMModel.from_encoders_pretrained(*encoders, **fields)
     model.config.temperature = 1.0
+    if rated and model.deviation_head is None:
+        model.add_deviation_head(rated)
     return model, processor
 
 
@@ -73,14 +76,18 @@ def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
 
 
 def best_model(
-    config: TrainConfig, outputs: Sequence[str], checkpoints: Checkpoints, adapter: Path | None
+    config: TrainConfig,
+    outputs: Sequence[str],
+    rated: Sequence[str],
+    checkpoints: Checkpoints,
+    adapter: Path | None,
 ) -> MTMMModel:
     """The best epoch's weights in a plain model, made anew.
 
     The one that was trained may be sharded, compiled, of lower precision, or have adapters; those
     are merged here, and written into the folder `adapter` unless it is None.
     """
-    model, _ = build_model(config)
+    model, _ = build_model(config, rated)
     model.config.trained_outputs = tuple(outputs)
     if not config.lora_rank:
         checkpoints.load_best(choose_trained(config, model))

@@ -26,7 +26,15 @@ from mtmm_training.data.folds import (
 from mtmm_training.data.manifest import column_of, read_manifests
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
-from mtmm_training.data.utterances import SPLITS, Utterance, digest, few, without_fields
+from mtmm_training.data.utterances import (
+    OTHER,
+    RATINGS,
+    SPLITS,
+    Utterance,
+    digest,
+    few,
+    without_fields,
+)
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import load_processor, planned
 
@@ -174,9 +182,35 @@ def read_all(config: TrainConfig) -> list[Utterance]:
         raise ValueError(
             f"The data has emotions that are not among --emotions {' '.join(config.emotions)}: {counts}."
         )
+    kept = votes_among(kept, config.emotions)
     if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
         kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
     return [without_fields(u, hidden) for u in kept]
+
+
+def votes_among(utterances: list[Utterance], emotions: Sequence[str]) -> list[Utterance]:
+    """The utterances with votes for these emotions, all others together as "other"; prints which.
+
+    Raises:
+        ValueError: There are votes, and none is for one of the emotions.
+    """
+    others: Counter[str] = Counter()
+    found = list[Utterance]()
+    any_known = False
+    for u in utterances:
+        if u.votes is not None:
+            known = {name: float(u.votes[name]) for name in emotions if u.votes.get(name)}
+            rest = {name: n for name, n in u.votes.items() if n and name not in known}
+            others.update(rest)
+            any_known |= bool(known)
+            u = replace(u, votes=known | ({OTHER: math.fsum(rest.values())} if rest else {}))
+        found.append(u)
+    if others:
+        shown = ", ".join(f"{name} ({count:g})" for name, count in others.most_common())
+        if not any_known:
+            raise ValueError(f"No vote is for one of --emotions {' '.join(emotions)}: {shown}.")
+        print(f"votes that are for none of --emotions, and do not train: {shown}")
+    return found
 
 
 def cache_folder(config: TrainConfig) -> Path | None:
@@ -190,16 +224,26 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
     """Counts and speakers of a split, as results.json keeps them; corpora where there are several."""
     corpora = Counter(u.corpus for u in utterances)
     emotions = Counter(u.emotion for u in utterances if u.emotion is not None)
-    return {
-        "utterances": len(utterances),
-        "with_audio": sum(u.audio is not None for u in utterances),
-        "with_text": sum(u.text is not None for u in utterances),
-        "emotions": dict(emotions.most_common()),
-        "dimensions": {
-            n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
-        },
-        "speakers": sorted({u.speaker_id for u in utterances}),
-    } | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
+    votes: Counter[str] = Counter()
+    for u in utterances:
+        votes.update(u.votes or ({} if u.emotion is None else {u.emotion: 1.0}))
+    return (
+        {
+            "utterances": len(utterances),
+            "with_audio": sum(u.audio is not None for u in utterances),
+            "with_text": sum(u.text is not None for u in utterances),
+            "emotions": dict(emotions.most_common()),
+            "dimensions": {
+                n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
+            },
+            "speakers": sorted({u.speaker_id for u in utterances}),
+        }
+        | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
+        | (
+            # A label without votes is one vote.
+            {"votes": dict(votes.most_common())} if any(u.votes for u in utterances) else {}
+        )
+    )
 
 
 def check_fold(
@@ -215,7 +259,7 @@ def check_fold(
     Returns:
         The outputs that train, the splits with their labels alone, and what `describe_split` says.
     """
-    outputs = trained_outputs(known, splits["train"])
+    outputs = trained_outputs(known, splits["train"], config.labels == "votes")
     check_scale(config, outputs)
     splits = {name: hide_labels(splits[name], config, outputs) for name in SPLITS}
     counts = {name: describe_split(splits[name], config) for name in SPLITS}
@@ -267,13 +311,17 @@ def speakers_behind(model: str | None) -> set[str]:
     return speakers
 
 
-def trained_outputs(model_config: MTMMConfig, utterances: Sequence[Utterance]) -> tuple[str, ...]:
+def trained_outputs(
+    model_config: MTMMConfig, utterances: Sequence[Utterance], by_votes: bool = False
+) -> tuple[str, ...]:
     """The outputs that this training split has labels for and that count in the loss."""
     weights = model_config.loss_weights
+    voted = by_votes and any(set(u.votes or ()) - {OTHER} for u in utterances)
     outputs = tuple(
         name
         for name, weight in weights.items()
-        if weight > 0 and any(getattr(u, name) is not None for u in utterances)
+        if weight > 0
+        and (voted and name == "emotion" or any(getattr(u, name) is not None for u in utterances))
     )
     if not outputs:
         raise ValueError(
@@ -288,12 +336,16 @@ def hide_labels(
 ) -> list[Utterance]:
     """Utterances without the labels of outputs that are not trained: no score is about chance."""
     hidden = {"emotion", *config.dimensions} - set(outputs)
+    hidden |= {{"emotion": "votes", **RATINGS}[name] for name in hidden}
     return [without_fields(u, hidden) for u in utterances]
 
 
 def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
     """Weights (emotions,) that give every emotion of the training split the same total, or None."""
-    found = counts["emotions"]
+    found = (
+        counts["votes"] if config.labels == "votes" and "votes" in counts else counts["emotions"]
+    )
+    found = {name: count for name, count in found.items() if name != OTHER}
     if config.class_weights == "none" or not found:
         return None
     total, present = sum(found.values()), len(found)
