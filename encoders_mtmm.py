@@ -320,6 +320,13 @@ def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tenso
     return torch.ones(sizes, dtype=torch.bool, device=values.device)
 
 
+def mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
+    """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
+    assert layers is not None, "without `output_attentions`"
+    weights = torch.stack(layers)
+    return weights.to(torch.promote_types(weights.dtype, torch.float32)).mean(dim=(0, 2, 3))
+
+
 def refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
     """`found` is what transformers tells of loading; `told`: the caller will read of it."""
     kinds = (

@@ -471,13 +471,6 @@ def _mean_of_present(*streams: Stream) -> Tensor:
     return (means[0] + means[1]) / (counts[0] + counts[1])
 
 
-def mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
-    """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
-    assert layers is not None, "without `output_attentions`"
-    weights = torch.stack(layers)
-    return weights.to(torch.promote_types(weights.dtype, torch.float32)).mean(dim=(0, 2, 3))
-
-
 def carry_to_values(
     a_read: Tensor, a_mask: Tensor, l_read: Tensor, l_mask: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -28,10 +28,11 @@ try:
             MTMMEncoders,
             build_encoder,
             load_encoder,
+            mean_attention,
             refuse_other_weights,
             refuse_rows,
         )
-        from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, mean_attention
+        from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
         from .linear_mtmm import MTMMLinearPath
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
         from .pipeline_mtmm import MTMMPipeline
@@ -44,10 +45,11 @@ except ImportError:
         MTMMEncoders,
         build_encoder,
         load_encoder,
+        mean_attention,
         refuse_other_weights,
         refuse_rows,
     )
-    from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values, mean_attention
+    from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
     from linear_mtmm import MTMMLinearPath
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
     from pipeline_mtmm import MTMMPipeline
@@ -182,8 +184,8 @@ class MTMMModel(MTMMEncoders):
 
     def _forget_outputs(self, drawn: set[str]) -> None:
         """Weights of these names are random now, so what is predicted through them is untrained."""
-        of_heads: dict[str, Sequence[str]] = {"emotion_head": ("emotion",), "deviation_head": ()}
-        of_heads["dimension_head"] = self.config.dimension_names
+        dimensions = self.config.dimension_names
+        of_heads = {"emotion_head": ["emotion"], "dimension_head": dimensions, "deviation_head": ()}
         if any(key.startswith("deviation_head.") for key in drawn):
             self.deviation_head, self.config.rated_dimensions = None, ()
         lost: set[str] = set()

@@ -246,7 +246,10 @@ def test_vote_dropout_follows_from_seed_epoch_and_utterance() -> None:
         order = slice(None, None, -1 if reverse else 1)
         votes = torch.tensor([[3.0, 2.5], [1, 0], [0, 0]] * 50)
         ids = [f"u{number}" for number in range(150)]
-        batch = {"emotion_votes": votes.flip(0) if reverse else votes, "utterance_ids": ids[order]}
+        batch: dict[str, Any] = {
+            "emotion_votes": votes.flip(0) if reverse else votes,
+            "utterance_ids": ids[order],
+        }
         drop_votes(batch, share, seed=1, epoch=epoch)
         return batch["emotion_votes"].tolist()[order]
 

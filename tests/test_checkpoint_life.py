@@ -392,7 +392,8 @@ def test_training_goes_on_from_hub(scene: Scene, tmp_path: Path) -> None:
     assert COMPLETE <= {p.name for p in saved.iterdir()}
     old, new = (load_file(p / "model.safetensors") for p in (scene.run / "model", saved))
     moved = {name for name in old if not torch.equal(old[name], new[name])}
-    assert moved and all(n.startswith(("fusion.", "emotion_", "dimension_")) for n in moved)
+    trained = ("fusion.", "emotion_", "dimension_", "deviation_")
+    assert moved and all(name.startswith(trained) for name in moved)
     config = json.loads((saved / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP and REPO not in json.dumps(config)
 

@@ -167,9 +167,9 @@ def read(folder: Path, *, heard: bool = False) -> list[Utterance]:
 
 
 def _heard(utterance: Utterance) -> Utterance:
-    votes, rated = utterance.votes, (utterance.valence_ratings, utterance.arousal_ratings)
-    assert votes and rated[0] and rated[1]  # all have
-    valence, arousal = (round(float(np.mean(ratings)), 4) for ratings in rated)
+    votes, rated = utterance.votes, [utterance.valence_ratings, utterance.arousal_ratings]
+    assert votes is not None  # all have been heard
+    valence, arousal = (round(float(np.mean(ratings or ())), 4) for ratings in rated)
     return replace(utterance, emotion=leading(votes), valence=valence, arousal=arousal)
 
 
