@@ -9,13 +9,12 @@ Shapes: "frames" are the acoustic encoder's output positions (50 a second for Hu
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 # The only imports among the Hub files. Relative first: as remote code these are neighbours in a
 # package; in a checkout they are top-level modules. Processor and pipeline are named here so that
@@ -35,6 +34,7 @@ try:
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
         from .linear_mtmm import MTMMLinearPath
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
+        from .outputs_mtmm import MTMMOutput
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
         from .reference_mtmm import Reference, refuse_others, standardisation, standardise
@@ -52,6 +52,7 @@ except ImportError:
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
     from linear_mtmm import MTMMLinearPath
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
+    from outputs_mtmm import MTMMOutput
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
     from reference_mtmm import Reference, refuse_others, standardisation, standardise
@@ -59,47 +60,6 @@ except ImportError:
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
 LEAST_DEVIATION, MOST_DEVIATION = 0.005, 0.495
-
-
-@dataclass
-class MTMMOutput(ModelOutput):
-    """What [`MTMMModel`] returns; every field is None where it was not asked for or has no input.
-
-    Args:
-        loss (`Tensor`, ()): `emotion_loss + dimension_loss`; None without labels.
-        emotion_loss (`Tensor`, ()): Weighted cross-entropy; 0 where the batch has no emotion label.
-        dimension_loss (`Tensor`, ()): Sum over the dimensions of weight · (1 − CCC); a dimension with
-            fewer than two labels, or without any spread, adds 0.
-        emotion_logits (`Tensor`, (batch, emotions)): Unnormalised scores, in the order of
-            `config.id2label`; not divided by `config.temperature`.
-        dimensions (`Tensor`, (batch, dimensions)): In the order of `config.dimension_names`, on the
-            labels' scale: inside `config.dimension_range`.
-        dimension_deviations (`Tensor`, (batch, dimensions)): Standard deviation of what raters say, on
-            the labels' scale; None where `config.rated_dimensions` names no dimension, and untrained
-            for those that it does not name.
-        fused_state (`Tensor`, (batch, hidden)): The vector that feeds both heads.
-        bridge_states (`Tensor`, (batch, 2 · bridges, hidden)): The bridge tokens after the
-            interaction, acoustic set first; zeros for a set whose modality is absent in direct
-            wiring; None without bridge tokens.
-        acoustic_bridge_attentions (`tuple[Tensor]`, each (batch, heads, queries, keys)): One per
-            interaction layer. In crossed wiring a weight on a key stands for the value that
-            `align_values` brought there. Zeros where the keys' modality is absent.
-        linguistic_bridge_attentions (`tuple[Tensor]`): The same for the linguistic set.
-        hidden_states (`tuple[Tensor, Tensor]`): Refined acoustic (batch, frames, hidden) and
-            linguistic (batch, tokens, hidden) states; zeros at padding and for absent modalities.
-    """
-
-    loss: Tensor | None = None
-    emotion_loss: Tensor | None = None
-    dimension_loss: Tensor | None = None
-    emotion_logits: Tensor | None = None
-    dimensions: Tensor | None = None
-    dimension_deviations: Tensor | None = None
-    fused_state: Tensor | None = None
-    bridge_states: Tensor | None = None
-    acoustic_bridge_attentions: tuple[Tensor, ...] | None = None
-    linguistic_bridge_attentions: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class MTMMModel(MTMMEncoders):
