@@ -130,26 +130,29 @@ class MTMMAttention(nn.Module):
         if "flash" in implementation and queries.shape[1] != keys.shape[1]:
             implementation = "sdpa"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        # Rows of all utterances below each other: a linear layer would fold and unfold them itself.
+        query_rows = queries.flatten(0, 1)
+        key_rows = query_rows if keys is queries else keys.flatten(0, 1)
+        value_rows = key_rows if values is keys else values.flatten(0, 1)
+        batch = queries.shape[0]
         output, weights = attend(
             self,
-            self._heads(self.query_projection, queries),
-            self._heads(self.key_projection, keys),
-            self._heads(self.value_projection, values),
+            self._heads(self.query_projection(query_rows), batch),
+            self._heads(self.key_projection(key_rows), batch),
+            self._heads(self.value_projection(value_rows), batch),
             self._mask(implementation, queries, keys, key_mask),
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,
         )
-        # Rows of all utterances below each other: a linear layer would fold and unfold them itself.
         output = self.output_projection(output.reshape(-1, self.num_heads * self.head_dim))
         return output.view(queries.shape), weights if output_attentions else None
 
-    def _heads(self, projection: nn.Linear, states: Tensor) -> Tensor:
-        projected = projection(states.flatten(0, 1))
-        return projected.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+    def _heads(self, rows: Tensor, batch: int) -> Tensor:
+        return rows.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
     def _mask(self, implementation: str, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Any:
         if implementation in ("eager", "sdpa"):
-            return key_mask[:, None, None, :]
+            return key_mask.unflatten(0, (-1, 1, 1))
         return create_bidirectional_mask(
             self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
         )

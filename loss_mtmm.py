@@ -76,7 +76,7 @@ def multi_task_loss(
         if reduce_sum is not None:
             sums = reduce_sum(sums)
         cross_entropy, weight = sums[0], sums[1]
-        emotion_loss = cross_entropy / torch.where(weight > 0, weight, 1.0)
+        emotion_loss = cross_entropy / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         terms = _one_minus_concordance(sums[2 : 2 + count].view(dimension_sums.shape)).unbind()
         # One by one: a tensor of the weights would be a copy to the device that its host waits for.
         dimension_loss = sum(
@@ -226,16 +226,14 @@ def _one_minus_concordance(sums: Tensor) -> Tensor:
     Args:
         sums: What [`_dimension_sums`] gives, over all processes.
     """
-    count, sums = sums[:, 0, 0], sums[:, -3:]
-    n = torch.where(sums[:, 0, 0] > 0, sums[:, 0, 0], 1.0)
-    moments = sums / n[:, None, None]
-    mean_x, mean_y = moments[:, 0, 1], moments[:, 0, 2]
-    covariance = moments[:, 1, 2] - mean_x * mean_y
-    difference = mean_x - mean_y
-    # The squares' mean difference is the variances and the squared difference of means, less twice
-    # the covariance; so CCC's denominator is that and twice the covariance.
-    spread = (moments[:, 1, 1] - mean_x**2) + (moments[:, 2, 2] - mean_y**2) + difference**2
+    count = sums[:, 0, 0]
+    weight, x, y, _, xx, xy, _, _, yy = sums[:, -3:].flatten(1).unbind(1)
+    n = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    # Lin's 1 - CCC in other words: the mean squared difference, by what it were if the two had
+    # nothing to do with each other.
+    squares = (xx + yy) / n
+    spread = squares - 2 * (x / n) * (y / n)
     # In units of half the dimension range: below this, labels and predictions are one constant.
     defined = (count >= 2) & (spread > 1e-8)
-    concordance = 2 * covariance / spread.masked_fill(~defined, 1.0)
-    return (1 - concordance) * defined
+    difference = (squares - 2 * (xy / n)) * defined
+    return difference / spread.masked_fill(~defined, 1.0)
