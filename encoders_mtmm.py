@@ -144,11 +144,14 @@ class FastDebertaAttention(DisentangledSelfAttention):
         # Half of the least number: the sum with a score must not become infinite in 16 bits.
         least = torch.finfo(query.dtype).min / 2
         bias = (of_query + of_key.transpose(2, 3)).transpose(0, 1)
+        query, key, value = (
+            states.view(batch, tokens, heads, -1).transpose(1, 2)
+            for states in (query, key, self.value_proj(flat))
+        )
         context = F.scaled_dot_product_attention(
-            *(
-                states.view(batch, tokens, heads, -1).transpose(1, 2)
-                for states in (query, key, self.value_proj(flat))
-            ),
+            query,
+            key,
+            value,
             attn_mask=bias.masked_fill(~attention_mask.bool(), least),
             dropout_p=self.dropout.p if self.training else 0.0,
             scale=1.0,
@@ -167,7 +170,8 @@ def use_fast_attention(encoder: PreTrainedModel) -> None:
     for module in encoder.modules():
         if type(module) is not DebertaV2Encoder:
             continue
-        attentions = [layer.attention.self for layer in module.layer]
+        layers: Any = module.layer
+        attentions = [layer.attention.self for layer in layers]
         if all(a.relative_attention and a.share_att_key for a in attentions) and all(
             sorted(a.pos_att_type) == ["c2p", "p2c"] for a in attentions
         ):

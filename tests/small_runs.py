@@ -1,10 +1,8 @@
 """Small runs of training on the embedded corpus, in this process or in one of their own."""
 
 import json
-import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_accelerate
+from mtmm_training.studies.processes import Process
 from mtmm_training.training.config import parse
 
 SIZES = {
@@ -56,8 +55,12 @@ def train(flags: list[str]) -> Path:
 
 
 def main_without_pictures(flags: list[str]) -> int:
+    """In the place of `train_accelerate.main`."""
     with without_pictures():
-        return train_accelerate.main(flags)
+        return _main(flags)
+
+
+_main = train_accelerate.main  # tests put the other one in its place
 
 
 def without_pictures() -> AbstractContextManager[object]:
@@ -65,100 +68,41 @@ def without_pictures() -> AbstractContextManager[object]:
     return patch("mtmm_training.training.report.draw", lambda *_: None)
 
 
-class Process:
-    """`main(words)` in a process of its own, with its output kept: appended to `log` where given."""
+class Run(Process):
+    """`main(flags)` in a process of its own, with its output kept."""
 
     def __init__(
-        self,
-        main: Callable[[list[str]], int],
-        words: list[str],
-        environment: dict[str, str],
-        log: Path | None = None,
+        self, main: Callable[[list[str]], int], flags: list[str], **environment: str
     ) -> None:
-        if log is None:
-            number, name = tempfile.mkstemp(suffix=".log")
-            os.close(number)
-            log = Path(name)
-        self.log = log
-        self.process = _server.Process(target=_run, args=(main, words, environment, str(log)))
-        self.process.start()
-        assert self.process.pid is not None
-        self.pid = self.process.pid
+        number, name = tempfile.mkstemp(suffix=".log")
+        os.close(number)
+        self.output_file = Path(name)
+        super().__init__(main, flags, self.output_file, environment)
 
     def runs(self) -> bool:
-        return self.process.is_alive()
+        return self.poll() is None
 
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
     def output(self) -> str:
         """All that it has printed, once it has ended."""
-        self.process.join()
-        return self.log.read_text()
+        self.wait()
+        return self.output_file.read_text()
 
     def finish(self, status: int = 0) -> str:
         """The same, after it has ended with this status."""
         output = self.output()
-        assert self.process.exitcode == status, output
+        assert self.poll() == status, output
         return output
 
 
-# Processes are forked from one that has imported everything, which takes longer than a run.
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["train_accelerate"])
-
-
-def _run(
-    main: Callable[[list[str]], int],
-    words: list[str],
-    environment: dict[str, str],
-    log: str,
-) -> None:
-    os.environ |= environment
-    multiprocessing.set_start_method("fork", force=True)  # of workers, as in a run of a user
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    status = main(words)
-    if "coverage" in sys.modules:
-        sys.exit(status)
-    # At once: an interpreter that was forked beside others' threads may wait for them at its end.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def start(flags: list[str], **environment: str) -> Process:
+def start(flags: list[str], **environment: str) -> Run:
     """A run, as `python train_accelerate.py FLAGS`, without pictures."""
-    return Process(main_without_pictures, flags, environment)
+    return Run(main_without_pictures, flags, **environment)
 
 
-class Fold(Process):
-    """In the place of the Popen of a protocol's fold."""
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    @property
-    def returncode(self) -> int | None:
-        return self.process.exitcode
-
-    def wait(self) -> None:
-        self.process.join()
-
-    def terminate(self) -> None:
-        if self.runs():
-            self.send(signal.SIGTERM)
-
-
-def start_fold(command: list[str], log: Path, jobs: int) -> Fold:
-    """In the place of `protocol.start`, without pictures and the seconds of an interpreter's imports."""
-    assert Path(command[1]) == Path(train_accelerate.__file__)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    return Fold(main_without_pictures, command[2:], {}, log)
-
-
-def wait_for(checkpoint: Path, process: Process, seconds: float = 240) -> None:
+def wait_for(checkpoint: Path, process: Run, seconds: float = 240) -> None:
     """Until it is there, or a later one: few are kept, so it may be gone before it is seen."""
     deadline = time.monotonic() + seconds
     while not any(found.name >= checkpoint.name for found in checkpoint.parent.glob("step-*")):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from fake_experiments import all_folds, without, write_experiment
-from small_runs import start_fold
+from small_runs import main_without_pictures
 
+import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.manifest import read_manifest, write_manifest
-from mtmm_training.studies import ablation, protocol
+from mtmm_training.studies import ablation
 from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.ablation import is_reference, make_plans, run_ablation, with_variant
 from mtmm_training.studies.protocol import Plan
@@ -138,7 +139,7 @@ def test_embedded_settings_train_on_what_they_write(
     """The study once in earnest: one fold, the reference and one task alone."""
     monkeypatch.setattr(ablation, "EMBEDDED_UTTERANCES", 60)
     monkeypatch.setattr(comparison, "RESAMPLES", 100)
-    monkeypatch.setattr(protocol, "start", start_fold)
+    monkeypatch.setattr(train_accelerate, "main", main_without_pictures)
     config = TrainConfig(**ablation.embedded_settings(tmp_path) | {"epochs": 1, "workers": 0})
     run_ablation(tmp_path, config, ["categories_only"], folds=[0], jobs=2)
     _, _, full, categories = table_lines(capsys.readouterr().out)

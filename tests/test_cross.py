@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 from fake_experiments import EMOTIONS, Rows, fake_rows, write_experiment
 from sklearn.metrics import balanced_accuracy_score
-from small_runs import SIZES, start_fold
+from small_runs import SIZES, main_without_pictures
 
+import train_accelerate
 from mtmm_training.commands.cli import main
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import SPLITS
-from mtmm_training.studies import cross, protocol
+from mtmm_training.studies import cross
 from mtmm_training.studies.cross import make_plan, named, write_cross
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.run import Run
@@ -130,7 +131,7 @@ def test_whole_matrix_with_references(
     embedded: Path, corpora: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(protocol, "start", start_fold)
+    monkeypatch.setattr(train_accelerate, "main", main_without_pictures)
     monkeypatch.setattr(cross, "RESAMPLES", 100)
     out = tmp_path / "out"
     words = ["evaluate", "cross", "--corpora", *corpora[:2], "--out", str(out), "--k", "4"]

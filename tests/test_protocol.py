@@ -9,45 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import fake_training
 import pytest
-from small_runs import Process, start_fold, wait_for
+from small_runs import Run, main_without_pictures, wait_for
 
 import train_accelerate
 from mtmm_training.commands.cli import main
-from mtmm_training.studies import protocol
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.run import NEEDED
-
-# In the place of train_accelerate.py: notes its flags, and only pretends to train.
-FAKE_TRAINING = f"""
-import json, os, signal, sys, time
-from pathlib import Path
-flags = {{}}
-for word in sys.argv[1:]:
-    name = word if word[:2] == "--" else name
-    flags[name] = word
-out, fold = Path(flags["--out"]), int(flags.get("--fold", 0))
-with open(out.parent / "calls.jsonl", "a") as file:
-    threads = os.environ.get("OMP_NUM_THREADS")
-    print(json.dumps({{"fold": fold, "flags": flags, "threads": threads}}), file=file)
-if "--encode_only" in flags:
-    sys.exit()
-def checkpoint(*_):
-    (out / "checkpoints" / "step-000000001").mkdir(parents=True)
-    sys.exit("stopped")
-signal.signal(signal.SIGTERM, checkpoint)
-(out / "ready").touch()
-if fold == 1 and (out.parent / "fail").exists():
-    while not (out.parent / "fold-00" / "ready").exists():
-        time.sleep(0.01)
-    print("some warning", file=sys.stderr)
-    sys.exit("error: no such encoder\\nneither here nor there")
-if fold == 0 and (out.parent / "hang").exists():
-    time.sleep(60)
-results = dict.fromkeys({NEEDED!r}) | {{"test": {{"UAR": 0.5, "WAR": 0.5, "CCC": {{}}}}}}
-(out / "results.json").write_text(json.dumps(results))
-"""
 
 
 @pytest.fixture
@@ -57,10 +26,8 @@ def corpus(embedded: Path) -> Path:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An experiment's folder; folds of `run_plans` are trained by FAKE_TRAINING."""
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE_TRAINING)
-    monkeypatch.setattr(train_accelerate, "__file__", str(script))
+    """An experiment's folder; folds of `run_plans` are trained by fake_training.py."""
+    monkeypatch.setattr(train_accelerate, "main", fake_training.main)
     monkeypatch.delenv("OMP_NUM_THREADS")
     (tmp_path / "out").mkdir()
     return tmp_path / "out"
@@ -109,7 +76,7 @@ def test_failed_fold_gives_its_own_message(fake: Path, corpus: Path) -> None:
 def test_jobs_share_the_cores(fake: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     run_plans([plan(fake, corpus)], jobs=3)
-    assert {call["threads"] for call in calls(fake)} == {"2"}
+    assert {call["threads"] for call in calls(fake)} == {2}
 
 
 def test_cache_is_filled_before_folds_run_at_once(fake: Path, corpus: Path) -> None:
@@ -203,14 +170,14 @@ def test_stopped_run_goes_on_and_ends_in_tables(
     command += ["--text_encoder", str(corpus / "encoders" / "text"), "--tracker", "none"]
     command += ["--model_config", json.dumps(MODEL_CONFIG), "--epochs", "2", "--batch_size", "6"]
     command += ["--checkpoint_steps", "2", "--learning_rate", "1e-3", "--workers", "0"]
-    process = Process(main, command, {})  # which starts an interpreter for its fold
+    process = Run(main, command)
     wait_for(out / "fold-00" / "checkpoints" / "step-000000002", process)
     process.send(signal.SIGTERM)
     process.output()
-    assert process.process.exitcode != 0 and not (out / "summary.json").exists()
+    assert process.poll() != 0 and not (out / "summary.json").exists()
     unfinished = not (out / "fold-00" / "results.json").exists()
 
-    monkeypatch.setattr(protocol, "start", start_fold)
+    monkeypatch.setattr(train_accelerate, "main", main_without_pictures)
     assert main([*command, "--jobs", "2"]) == 0
     output = capsys.readouterr().out
     if unfinished:

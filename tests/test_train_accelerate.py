@@ -21,7 +21,7 @@ from small_runs import (
     NO_DROPOUT,
     RANDOM,
     TRAINED,
-    Process,
+    Run,
     assert_same_run,
     largest_difference,
     results_of,
@@ -57,7 +57,7 @@ RAW = (*RANDOM, "--workers", "1")  # variants are made in workers
 def finished(embedded: Path) -> Path:
     """A run as a user starts it."""
     out = embedded / "finished"
-    Process(train_accelerate.main, words(embedded, out, *RAW, **TRAINED), {}).finish()
+    Run(train_accelerate.main, words(embedded, out, *RAW, **TRAINED)).finish()
     return out
 
 

@@ -17,7 +17,7 @@ from mtmm_training.batches.augment import CHANGES
 from mtmm_training.batches.masking import RMM_FLOOR
 from mtmm_training.data.manifest import write_manifest
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.studies.protocol import training_command
+from mtmm_training.studies.protocol import training_flags
 from mtmm_training.training import config as settings
 from mtmm_training.training.choice import protocol_of, settled
 from mtmm_training.training.config import TrainConfig, documented, parse, parse_options
@@ -170,7 +170,7 @@ def test_small_preset_fills_what_is_not_given() -> None:
     assert (of_text.epochs, of_text.augment) == (30, [])
     assert parse(["--preset", "small", "--model", "x"]).model_config == "{}"
     # As a fold's own process is told, with flags that are the defaults of another preset.
-    assert parse(training_command(config)[2:]) == config
+    assert parse(training_flags(config)) == config
     assert parse(["--preset", "paper"]) == TrainConfig()
 
 

@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import train_accelerate
 from mtmm_training.data.corpora.synthetic import RECIPE_FILE, write_corpus, write_encoders
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.studies.protocol import training_command
+from mtmm_training.studies.processes import Process
+from mtmm_training.studies.protocol import training_flags
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.run import Run
 
@@ -99,7 +101,7 @@ def run_demo(folder: Path) -> None:
         if out.exists():  # of an earlier demo; a run is never overwritten
             shutil.rmtree(out)
         config = replace(recipe, modalities=modalities, out=str(out))
-        if status := subprocess.run(training_command(config)).returncode:
+        if status := Process(train_accelerate.main, training_flags(config)).wait():
             raise RuntimeError(f"The training of {name} failed with exit status {status}.")
         results[name] = Run.open(out).results
     print_table(results)

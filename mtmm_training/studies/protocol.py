@@ -1,13 +1,10 @@
-"""Whole protocols: every fold is trained by train_accelerate.py in a process of its own.
+"""Whole protocols: every fold is trained as train_accelerate.py does it, in a process of its own.
 
 What is finished is never run again: the same call goes on where it was stopped. Machines that share
 the folder each take a share of the folds.
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +16,10 @@ from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.studies.experiments import fold_folder, keep_experiment
+from mtmm_training.studies.processes import Process, share_of_cores
 from mtmm_training.studies.tables import listed, write_tables
 from mtmm_training.training import prepare
 from mtmm_training.training.config import FROM_DATA, TrainConfig
-from mtmm_training.training.launch import usable_cores
 from mtmm_training.training.model import planned
 from mtmm_training.training.presets import filled
 from mtmm_training.training.report import metric_parts
@@ -64,20 +61,20 @@ class Plan:
         """A fold as it is named in what is printed."""
         return f"{self.out.name}, fold {fold} of {len(self.folds)} ({self.folds[fold].name})"
 
-    def command(self, fold: int) -> list[str]:
-        """How to train one fold, from its newest checkpoint if it has one."""
+    def flags(self, fold: int) -> list[str]:
+        """Flags that train one fold, from its newest checkpoint if it has one."""
         folder = self.folder(fold)
         begun = any((folder / "checkpoints").glob("step-*"))
         config = replace(self.config, fold=fold, out=str(folder), resume=begun)
-        return training_command(config)
+        return training_flags(config)
 
 
-def training_command(config: TrainConfig) -> list[str]:
-    """How to train with these settings in a process of its own; those at their default are left out.
+def training_flags(config: TrainConfig) -> list[str]:
+    """The settings as flags of train_accelerate.py; those at their default are left out.
 
     The preset and the protocol are never chosen again.
     """
-    words = [sys.executable, str(train_accelerate.__file__)]
+    words: list[str] = []
     said = {name: getattr(config, name) for name in ("preset", "modalities", "model")}
     default = asdict(TrainConfig(**filled(said)))
     for name, value in asdict(config).items():
@@ -164,32 +161,34 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
         if plan.unfinished() and uses_cache(plan.config):
             log = plan.out / "encode.log"
             print(f"{plan.out}: encoding for all folds, log in {log}", flush=True)
-            command = [*plan.command(plan.unfinished()[0]), "--encode_only", "True"]
-            process = start(command, log, jobs=1)
+            flags = [*plan.flags(plan.unfinished()[0]), "--encode_only", "True"]
+            process = Process(train_accelerate.main, flags, log)
             try:
-                process.wait()
+                status = process.wait()
             finally:
                 stop([process])
-            if process.returncode:
+            if status:
                 raise RuntimeError(
                     f"Encoding failed: {last_words(log)}\nThe whole log is in {log}."
                 )
     waiting = [(plan, fold) for plan in plans for fold in plan.unfinished()]
-    running: dict[subprocess.Popen[bytes], tuple[Plan, int]] = {}
+    running: dict[Process, tuple[Plan, int]] = {}
+    cores = share_of_cores(jobs)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 plan, fold = waiting.pop(0)
                 log = plan.folder(fold) / "log.txt"
                 print(f"{plan.name(fold)}: begins, log in {log}", flush=True)
-                running[start(plan.command(fold), log, jobs)] = plan, fold
+                process = Process(train_accelerate.main, plan.flags(fold), log, cores)
+                running[process] = plan, fold
             for process in [p for p in running if p.poll() is not None]:
                 plan, fold = running.pop(process)
                 folder, name = plan.folder(fold), plan.name(fold)
-                if process.returncode or not is_finished(folder):
+                if process.poll() or not is_finished(folder):
                     log = folder / "log.txt"
                     raise RuntimeError(
-                        f"{name} failed with exit status {process.returncode}: {last_words(log)}\n"
+                        f"{name} failed with exit status {process.poll()}: {last_words(log)}\n"
                         f"The whole log is in {log}. Finished folds stay; the same command goes on "
                         "from here."
                     )
@@ -215,30 +214,7 @@ def uses_cache(config: TrainConfig) -> bool:
     return not (trained or layers or config.lora_rank)
 
 
-def start(command: list[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
-    """A process that appends what it prints to its log and has its share of the cores.
-
-    Args:
-        command: Python, train_accelerate.py, and its flags.
-        log: gets what the process prints.
-        jobs: so many such processes run at once.
-    """
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(usable_cores() // jobs, 1)))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            # Ctrl-C reaches this process alone, which then asks each fold to stop, once.
-            start_new_session=True,
-        )
-
-
-def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+def stop(processes: Iterable[Process]) -> None:
     """Ask all to stop, then wait for all."""
     for process in processes:
         process.terminate()  # train_accelerate.py writes a checkpoint first
