@@ -51,7 +51,7 @@ _CONTENTS = {
     "emodb": "acted German sentences: audio, text, emotions; 10 speakers",
     "esd": "acted English sentences: audio, text, emotions; 10 speakers, own splits",
     "synthetic": "the embedded corpus, made on the spot: audio, text, emotions, dimensions 1-5",
-    "emobank": "written English sentences: text, dimensions 1-5; own splits",
+    "emobank": "written English sentences: text, dimensions 1-5, single ratings; own splits",
 }
 CORPORA = {name: Reader(f"{__name__}.{name}", told) for name, told in _CONTENTS.items()}
 

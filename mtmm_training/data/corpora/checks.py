@@ -223,7 +223,7 @@ def finish(
                 if found != wants
             ]
         what = f"{actual.total():,} utterances found where the corpus has {wanted.total():,}"
-        _tell(listing(f"{corpus}: {what}", lines, limit=40), ValueError, partial)
+        tell(listing(f"{corpus}: {what}", lines, limit=40), ValueError, partial)
     silent = [u.utterance_id for u in kept if u.text is None]
     if silent:
         logger.warning("%s: %d utterances have no transcript: %s", corpus, len(silent), few(silent))
@@ -239,12 +239,12 @@ def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -
     missing = [u.audio for u in utterances if u.audio is not None and u.audio not in there]
     if missing:
         message = listing(f"{corpus}: {len(missing):,} audio files are missing", missing)
-        _tell(message, FileNotFoundError, partial)
+        tell(message, FileNotFoundError, partial)
     gone = set(missing)
     return [u for u in utterances if u.audio not in gone]
 
 
-def _tell(message: str, error: type[Exception], partial: bool) -> None:
+def tell(message: str, error: type[Exception], partial: bool) -> None:
     """Logs what is missing where a part of the corpus is enough, else raises it."""
     if not partial:
         raise error(
