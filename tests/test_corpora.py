@@ -24,7 +24,7 @@ from mtmm_training.data.corpora.checks import read_rows
 from mtmm_training.data.corpora.labels import LABELS, emotion_map
 from mtmm_training.data.folds import make_folds
 from mtmm_training.data.manifest import read_manifest
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import Utterance, leading
 
 
 def write(path: Path, content: str | bytes = b"RIFF") -> Path:
@@ -124,9 +124,18 @@ EVALUATION = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\r
 C-E2:\tNeutral;\t()\r
 C-F1:\tAnger; Frustration;\t(what: [1 - 2])\r
 A-E3:\tval 3; act 2; dom  2;\t()\r
+A-E4:\tval 2; act 3; dom  3;\t()\r
+A-E5:\tval ; act 3; dom  3;\t()\r
+A-F1:\tval 4; act 1; dom  ;\t()\r
 \r
 [10.0100 - 11.3925]  Ses01F_impro01_M000   exc   [4.0000, 3.5000, 3.0000] \r
+C-E2:\tExcited; Happiness;\t()\r
+C-E3:\tExcited;\t()\r
+C-E4:\tNeutral state; Surprise; Other;\t(curious (a little))\r
 [14.0 - 15.0]\tSes01F_impro01_M001\txxx\t[2.0000, 3.0000, 5.5000]\r
+C-E2:\tAnger;\t()\r
+C-E3:\tSadness;\t()\r
+C-E4:\tOther (tense);\t()\r
 [14.0 - 15.0]\tSes01F_impro01_M001\txxx\t[2.0000, 3.0000, 5.5000]\r
 """
 SCRIPTED = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
@@ -178,7 +187,15 @@ def test_iemocap_reads_the_release(iemocap_folder: Path) -> None:
         dialogue_id="Ses01F_impro01",
         improvised=True,
         gender="female",
+        votes={"neutral": 1},
+        valence_ratings=(3, 2),
+        arousal_ratings=(2, 3),
+        dominance_ratings=(2, 3),
+        raters=("E3", "E4"),
+        groups=(("self_report", "ang fru"), ("self_valence", "4"), ("self_arousal", "1")),
     )
+    third = pytest.approx(1 / 3)
+    assert second.votes == {"happy": 2, "neutral": third, "other": pytest.approx(2 / 3)}
     assert (second.emotion, second.speaker_id, second.gender) == ("happy", "Ses01M", "male")
     assert (second.valence, second.arousal, second.dominance) == (4.0, 3.5, 3.0)
     assert second.text == "Do you have your forms?"
@@ -201,6 +218,17 @@ def test_iemocap_label_sets_keep_what_they_say(
     }  # fmt: skip
     own = read_corpus("iemocap", iemocap_folder, labels={"fru": "upset", "xxx": None})
     assert emotions(own) == {"upset": 1, None: 1}
+
+
+def test_iemocap_turns_without_majority_stay_for_their_votes(
+    iemocap_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = read_corpus("iemocap", iemocap_folder, undecided=True)
+    assert [u.utterance_id for u in turns][:3] == [*TURNS[:3]]
+    assert (turns[2].emotion, turns[2].votes) == (None, {"angry": 1, "sad": 1, "other": 1})
+    assert "left out 1 of 5 utterances, whose labels are not in this set: fru 1" in caplog.text
+    every = read_corpus("iemocap", iemocap_folder, labels="all")
+    assert every[1].votes and every[1].votes["excited"] == 1.5 and every[1].votes["happy"] == 0.5
 
 
 def test_iemocap_missing_audio_is_listed(
@@ -246,8 +274,10 @@ def test_totals_differ_where_only_cells_do() -> None:
     ("line", "message"),
     [
         ("[1.0 - 2.0]\tSes01F_impro01_F000\tsad\t[2.5, 2.5, 2.5]", "before it was .'neu'"),
-        ("[1.0 - 2.0]\tSes01F_impro01_F009\tsad\t[2.5, 2.5]", "line 11: .*F009"),
+        ("[1.0 - 2.0]\tSes01F_impro01_F009\tsad\t[2.5, 2.5]", "line 20: .*F009"),
         ("[1.0 - 2.0]\tSes01F_impro01_F009\tmad\t[1, 1, 1]", "Ses01F_impro01_F009: 'mad'"),
+        ("[1 - 2]\tSes01F_impro01_F009\tneu\t[1, 1, 1]\nC-E1:\tJoy;\t()", "F009: .*'Joy'"),
+        ("[1 - 2]\tSes01F_impro01_F009\tneu\t[1, 1, 1]\nA-E1:\tval 3;", "F009: .*'A-E1"),
     ],
 )
 def test_iemocap_refuses_bad_ratings(iemocap_folder: Path, line: str, message: str) -> None:
@@ -326,6 +356,61 @@ def test_msp_podcast_reads_the_early_names_of_partitions(msp_folder: Path) -> No
     early.write_text(early.read_text().replace("Development", "Validation"))
     splits = [u.split for u in read_corpus("msp_podcast", msp_folder)]
     assert splits == ["test", "train", "validation"]
+
+
+PLAIN = "FileName,{},EmoClass_Major,EmoClass_Second,EmoAct,EmoVal,EmoDom\r\n"
+PLAIN_ROWS = (
+    'MSP-PODCAST_0001_0008.wav,WORKER1,Neutral,"Neutral,Concerned",2,4,3\r\n'
+    'MSP-PODCAST_0001_0008.wav,WORKER1,Neutral,"Neutral,Concerned",2,4,3\r\n'
+    'MSP-PODCAST_0001_0008.wav,WORKER2,Happy,"Happy,Amused,Sad",2.4,4,nan\r\n'
+    "MSP-PODCAST_0003_0001.wav,WORKER3,Other-mixed,,4,4,4\r\n"
+    "MSP-PODCAST_0003_0001.wav,WORKER4,Angry,,4,4,4\r\n"
+)
+STRINGS = "FileName,EmoDetail\r\n" + "".join(
+    f'{row}"\r\n'
+    for row in (
+        'MSP-PODCAST_0001_0008.wav,"WORKER1; Neutral; Neutral,Concerned; A:2.0; V:4.0; D:3.0;',
+        'MSP-PODCAST_0001_0008.wav,"WORKER2; Happy; Happy,Amused,Sad; A:2.4; V:4.0; D:;',
+        'MSP-PODCAST_0003_0001.wav,"WORKER3; Other-mixed; ; A:4.0; V:4.0; D:4.0;',
+        'MSP-PODCAST_0003_0001.wav,"WORKER4; Angry;; A:4.0; V:4.0; D:4.0',
+    )
+)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [PLAIN.format("Workers") + PLAIN_ROWS, STRINGS, PLAIN.format("WorkerID") + PLAIN_ROWS],
+    ids=["1.6", "1.7", "2.0"],
+)
+def test_msp_podcast_votes_in_three_layouts(
+    msp_folder: Path, table: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(msp_folder / "Labels" / "labels_detailed.csv", table)
+    first, _, undecided, last = read_corpus("msp_podcast", msp_folder, undecided=True)
+    assert first.votes == {"neutral": 1, "happy": 1} and first.raters == ("WORKER1",)
+    assert (first.valence_ratings, first.arousal_ratings) == ((4,), (2,))
+    assert (undecided.emotion, undecided.votes) == (None, {"other": 1, "angry": 1})
+    assert last.votes is None and "2 of 4 turns have no votes" in caplog.text
+    assert "1 of 2 arousals are not the mean of the ratings" in caplog.text
+    (first, *_) = read_corpus("msp_podcast", msp_folder, secondary=0.5)
+    assert first.votes == {"neutral": 1, "happy": 1, "sad": 0.5, "other": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (PLAIN.format("Workers,Gender") + "a,b,c,d,e,1,1,1\n", "none of the known.*\n  Gender"),
+        (PLAIN.format("Worker") + "a,b,c,d,1,1,1\n", "Worker"),
+        ("FileName,EmoDetail\na,WORKER1; Happy\n", "row 2: 'WORKER1; Happy' is not like"),
+        (PLAIN.format("WorkerID") + "a,b,Happy,,9,1,1\n", "row 2: a rating of 9 is outside"),
+        (PLAIN.format("WorkerID") + "a,b,Joyous,,1,1,1\n", "'Joyous'"),
+        (PLAIN_ROWS.join([PLAIN.format("WorkerID"), ""]).replace("3\r", "5\r", 1), "WORKER1 .* twice"),
+    ],
+)  # fmt: skip
+def test_msp_podcast_refuses_odd_annotations(msp_folder: Path, table: str, message: str) -> None:
+    write(msp_folder / "Labels" / "labels_detailed.csv", table)
+    with pytest.raises(ValueError, match=message):
+        read_corpus("msp_podcast", msp_folder)
 
 
 def official_with_own_audio(utterances: list[Utterance]) -> list[Utterance]:
@@ -451,6 +536,30 @@ def test_meld_refuses_bad_rows(meld_folder: Path) -> None:
 # EmoBank.
 
 
+def test_emobank_ratings_agree_with_the_means(tmp_path: Path) -> None:
+    rows = "a,train,3.33,3.0,3.0,x\nb,test,2.0,3,2,No.\n"
+    write(tmp_path / "emobank.csv", "id,split,V,A,D,text\n" + rows)
+    readers = write(
+        tmp_path / "individual_reader_ratings.csv", "id,V,A,D\na,4,4,3\na,1,1,1\na,4,3,3\n"
+    )
+    write(tmp_path / "individual_writer_ratings.csv", "id,V,A,D\na,2,2,3\nb,2,3,2\nc,5,5,5\n")
+    with pytest.raises(ValueError, match="individual_reader_ratings.csv has 3 ratings of 53,055"):
+        read_corpus("emobank", tmp_path)
+    first, second = read_corpus("emobank", tmp_path, partial=True)
+    assert first.valence_ratings == (4, 4, 2) and first.raters == ("reader", "reader", "writer")
+    assert second.dominance_ratings == (2,)
+    readers.write_text("id,V,A,D\na,4,4,3\n")
+    with pytest.raises(ValueError, match="row 2: its valence is 3.33, which is not the mean"):
+        read_corpus("emobank", tmp_path, partial=True)
+
+
+def test_emobank_has_its_known_totals(real_data: Path) -> None:
+    sentences = read_corpus("emobank", real_data / "emobank")
+    counts = Counter(len(u.raters or ()) for u in sentences)
+    assert len(sentences) == 10062 and counts[10] == 6026 and counts[0] == 0
+    assert sum(count * number for count, number in counts.items()) == 93612
+
+
 def test_emobank_documents_are_its_speakers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -473,6 +582,44 @@ def test_emobank_documents_are_its_speakers(
 
 
 # Corpora of acted sentences.
+
+
+CREMA_VOTES = """"","A","D","F","H","N","S","fileName","numResponses"
+"100001",5,1,0,0,3,0,"1001_IEO_ANG_HI",9
+"100002",0,2,0,0,2,1,"1040_ITH_SAD_XX",5
+"200001",0,0,0,9,0,0,"1001_IEO_ANG_HI",9
+"""
+
+
+def test_crema_d_votes_are_of_voices_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("1001_IEO_ANG_HI", "1040_ITH_SAD_X"):
+        write(tmp_path / "AudioWAV" / f"{name}.wav")
+    expected = {"crema_d_1001": {"ANG": 1}, "crema_d_1040": {"SAD": 1}}
+    monkeypatch.setattr(crema_d, "EXPECTED", expected)
+    assert [u.votes for u in read_corpus("crema_d", tmp_path)] == [None, None]
+    table = write(tmp_path / crema_d.VOTES_FILE, CREMA_VOTES)
+    with pytest.raises(ValueError, match="14 votes for 2 recordings, of 68,568 for 7,442"):
+        read_corpus("crema_d", tmp_path)
+    angry, sad = read_corpus("crema_d", tmp_path, partial=True)
+    assert angry.votes == {"angry": 5, "other": 1, "neutral": 3}
+    assert (sad.emotion, sad.votes) == ("sad", {"other": 2, "neutral": 2, "sad": 1})
+    (heard,) = read_corpus("crema_d", tmp_path, partial=True, heard=True)
+    assert heard.emotion == "angry" and "no majority 1" in caplog.text
+    both = read_corpus("crema_d", tmp_path, partial=True, heard=True, undecided=True)
+    assert [u.emotion for u in both] == ["angry", None]
+    table.write_text(CREMA_VOTES.replace('SAD_XX",5', 'SAD_XX",6'))
+    with pytest.raises(ValueError, match="1040_ITH_SAD_XX"):
+        read_corpus("crema_d", tmp_path, partial=True)
+
+
+def test_crema_d_votes_have_their_known_totals(real_data: Path) -> None:
+    votes = crema_d._votes(real_data / "crema_d" / "tabulatedVotes.csv", partial=False)
+    actors = Counter(f"crema_d_{name[:4]}" for name in votes)
+    assert actors == {name: sum(row.values()) for name, row in crema_d.EXPECTED.items()}
+    assert sum(leading(own) is None for own in votes.values()) == 644  # two emotions lead
+    assert "1040_ITH_SAD_XX" in votes  # whose recording's name ends in X
 
 
 def test_crema_d_reads_names_and_genders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,17 @@ from typing import Any
 
 import pandas as pd
 
-from mtmm_training.data.corpora.labels import Labels, emotion_map
+from mtmm_training.data.corpora.labels import Labels, emotion_map, named_votes
 from mtmm_training.data.manifest import read_delimited
-from mtmm_training.data.utterances import Utterance, by_id, few, listing
+from mtmm_training.data.utterances import (
+    OTHER,
+    RATINGS,
+    Utterance,
+    by_id,
+    few,
+    leading,
+    listing,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +32,7 @@ logger = logging.getLogger(__name__)
 Totals = Mapping[str, Mapping[Any, int]]
 
 AUDIO = (".wav", ".flac")
+ROUNDING = 0.011  # of a mean of ratings that was rounded to two digits, perhaps twice
 GENDERS = {"F": "female", "M": "male"}
 
 
@@ -166,16 +175,20 @@ def finish(
     expected: Totals | None,
     partial: bool,
     by: str = "speaker_id",
+    undecided: bool = False,
 ) -> list[Utterance]:
     """Leaves out what the label set does not have, checks files and totals, names the emotions.
 
     Args:
         corpus: its name in `LABELS`.
-        found: all of the corpus, with its own labels as emotions.
+        found: all of the corpus, with its own labels as emotions and in votes; an utterance without
+            a majority may have no emotion where it has votes.
         labels: as in `emotion_map`; None = the corpus has no emotions.
         expected: totals by own label; None = not checked.
         partial: whether to log and leave out what is missing, instead of raising.
         by: the field whose values are the keys of `expected`.
+        undecided: whether to keep, without an emotion, utterances whose label the set does not have
+            but which have votes for emotions of the set; the totals do not count them.
 
     Raises:
         ValueError: an own label is unknown, an id is doubled, or the totals are others.
@@ -186,17 +199,27 @@ def finish(
     if labels is not None:
         emotions, known = emotion_map(corpus, labels), emotion_map(corpus, "all")
     found = list(by_id(found).values())
-    unknown = [f"{u.utterance_id}: {u.emotion!r}" for u in found if u.emotion not in known]
+    unknown = [
+        f"{u.utterance_id}: {u.emotion!r}"
+        for u in found
+        if u.emotion not in known and not (u.emotion is None and u.votes)
+    ]
     refuse(f"{corpus}: labels other than {', '.join(map(str, known))}", unknown)
-    kept = [u for u in found if u.emotion in emotions]
-    if left_out := Counter(u.emotion for u in found if u.emotion not in emotions):
+    found = [replace(u, votes=named_votes(u.votes, emotions)) for u in found]
+    heard = {u.utterance_id for u in found if undecided and set(u.votes or ()) - {OTHER}}
+    kept = [u for u in found if u.emotion in emotions or u.utterance_id in heard]
+    if left_out := Counter(
+        str(u.emotion or "no majority")
+        for u in found
+        if u.emotion not in emotions and u.utterance_id not in heard
+    ):
         shown = ", ".join(f"{label} {count:,}" for label, count in sorted(left_out.items()))
         logger.warning(
             "%s: left out %d of %d utterances, whose labels are not in this set: %s",
             corpus, left_out.total(), len(found), shown,
         )  # fmt: skip
     kept = _with_audio_files(corpus, kept, partial)
-    actual = Counter((getattr(u, by), u.emotion) for u in kept)
+    actual = Counter((getattr(u, by), u.emotion) for u in kept if u.emotion in emotions)
     wanted = Counter[tuple[Any, Any]]()
     for group, counts in (expected or {}).items():
         wanted.update({(group, label): n for label, n in counts.items() if label in emotions})
@@ -227,7 +250,25 @@ def finish(
     silent = [u.utterance_id for u in kept if u.text is None]
     if silent:
         logger.warning("%s: %d utterances have no transcript: %s", corpus, len(silent), few(silent))
-    return [replace(u, emotion=emotions[u.emotion]) for u in kept]
+    return [replace(u, emotion=emotions.get(u.emotion)) for u in kept]
+
+
+def tell_differing_opinions(corpus: str, utterances: Sequence[Utterance]) -> None:
+    """Logs how many labels are not what most raters said, or not the mean of the ratings."""
+    voted = [u for u in utterances if u.votes and u.emotion is not None]
+    differing = sum(leading(u.votes or {}) not in (None, u.emotion) for u in voted)
+    if differing:
+        logger.warning(
+            "%s: %d of %d labels are not the emotion with most votes", corpus, differing, len(voted)
+        )
+    for name, ratings in RATINGS.items():
+        pairs = [(getattr(u, name), getattr(u, ratings)) for u in utterances]
+        rated = [(mean, own) for mean, own in pairs if own and mean is not None]
+        off = sum(abs(sum(own) / len(own) - mean) > ROUNDING for mean, own in rated)
+        if off:
+            logger.warning(
+                "%s: %d of %d %ss are not the mean of the ratings", corpus, off, len(rated), name
+            )
 
 
 def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -> list[Utterance]:

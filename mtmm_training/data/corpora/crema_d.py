@@ -1,18 +1,24 @@
 """CREMA-D, as in its repository: twelve English sentences in six acted emotions by 91 actors.
 
-Layout: AudioWAV/1001_DFA_ANG_XX.wav (actor, sentence, emotion, level), VideoDemographics.csv. The
-label is the emotion that was acted, not what listeners heard.
+Layout: AudioWAV/1001_DFA_ANG_XX.wav (actor, sentence, emotion, level), VideoDemographics.csv and
+processedResults/tabulatedVotes.csv. The label is the emotion that was acted; `heard` makes it what
+most listeners heard, and none where two emotions lead (644 recordings).
+
+The votes are those of the presentation without a picture, whose rows have an index that begins with
+1. One recording's name ends in X (1040_ITH_SAD_X.wav), in the votes in XX.
 
 Source: github.com/CheyneyComputerScience/CREMA-D, README.md for codes and sentences; the totals
-were counted in its folder AudioWAV.
+were counted in its folder AudioWAV and in its votes: 7,442 recordings, 68,568 votes.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import acted, finish, named_files, read_rows
-from mtmm_training.data.corpora.labels import Labels
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.corpora.checks import acted, finish, logger, named_files, read_rows, tell
+from mtmm_training.data.corpora.labels import VOTES, Labels
+from mtmm_training.data.utterances import Utterance, leading
 
 LAYOUT = "AudioWAV/1001_DFA_ANG_XX.wav and others"
 DIMENSION_RANGE = None
@@ -39,6 +45,9 @@ EXPECTED = {f"crema_d_{actor}": _COUNTS for actor in range(1001, 1092)}
 EXPECTED |= {f"crema_d_{actor}": _COUNTS | {"NEU": 11} for actor in (1002, 1076)}
 EXPECTED |= {f"crema_d_{actor}": _SHORT for actor in (1008, 1009, 1019)}
 
+VOTES_FILE = "processedResults/tabulatedVotes.csv"
+VOTED, TOTAL_VOTES = 7442, 68568
+
 # One file ends in X.
 _NAME = re.compile(
     r"(?P<speaker>\d{4})_(?P<script>"
@@ -47,21 +56,72 @@ _NAME = re.compile(
 )
 
 
-def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+def read(
+    folder: Path,
+    *,
+    labels: Labels = "four",
+    partial: bool = False,
+    heard: bool = False,
+    undecided: bool = False,
+) -> list[Utterance]:
     """Reads all recordings whose emotion is in the set: 7,442 with "all", 4,900 with "four".
 
     Args:
-        folder: has AudioWAV, and VideoDemographics.csv if genders are wanted.
+        folder: has AudioWAV, VideoDemographics.csv if genders are wanted, and the votes if these are.
         labels: a set of `LABELS`, or own labels (ANG, DIS, ...) to emotions.
         partial: whether to go on, and log it, where `EXPECTED` is not met.
+        heard: whether the label is what most listeners heard, not what was acted.
+        undecided: as of `checks.finish`.
 
     Raises:
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
-        FileNotFoundError: there is no audio.
+        FileNotFoundError: there is no audio, or with `heard` no file of votes.
     """
     names = named_files(folder / "AudioWAV", "*", _NAME, LAYOUT)
     people = folder / "VideoDemographics.csv"
     rows = read_rows(people, ("ActorID", "Sex")) if people.is_file() else {}
     genders = {row["ActorID"]: row["Sex"].lower() for row in rows.values()}
     found = acted("crema_d", names, SENTENCES, genders)
-    return finish("crema_d", found, labels=labels, expected=EXPECTED, partial=partial)
+    if heard or (folder / VOTES_FILE).is_file():
+        votes = _votes(folder / VOTES_FILE, partial)
+        found = [replace(u, votes=votes.get(_voted_name(u))) for u in found]
+    else:
+        logger.warning("crema_d: no votes in %s; labels are what was acted", folder / VOTES_FILE)
+    if not heard:
+        return finish(
+            "crema_d", found, labels=labels, expected=EXPECTED, partial=partial, undecided=undecided
+        )
+    finish("crema_d", found, labels="all", expected=EXPECTED, partial=partial)  # of what was acted
+    found = [replace(u, emotion=leading(u.votes)) for u in found if u.votes]
+    return finish(
+        "crema_d", found, labels=labels, expected=None, partial=partial, undecided=undecided
+    )
+
+
+def _voted_name(utterance: Utterance) -> str:
+    name = utterance.utterance_id.removeprefix("crema_d_")
+    return f"{name}X" if name.endswith("_X") else name
+
+
+def _votes(path: Path, partial: bool) -> dict[str, Mapping[str, float]]:
+    """Recording -> own label -> how many listeners heard it.
+
+    Raises:
+        ValueError: the table is not as published.
+        FileNotFoundError: there is none.
+    """
+    found: dict[str, Mapping[str, float]] = {}
+    for number, row in read_rows(path, ("", "fileName", "numResponses", *VOTES["crema_d"])).items():
+        if not row[""].startswith("1"):
+            continue
+        counts = {own: float(row[letter]) for letter, own in VOTES["crema_d"].items()}
+        if sum(counts.values()) != float(row["numResponses"]) or row["fileName"] in found:
+            raise ValueError(
+                f"{path}, {number}: votes of {row['fileName']} are doubled or missing."
+            )
+        found[row["fileName"]] = {own: count for own, count in counts.items() if count}
+    total = sum(sum(votes.values()) for votes in found.values())
+    if (len(found), total) != (VOTED, TOTAL_VOTES):
+        what = f"{total:,.0f} votes for {len(found):,} recordings, of {TOTAL_VOTES:,} for {VOTED:,}"
+        tell(f"crema_d: {path.name} has {what}", ValueError, partial)
+    return found

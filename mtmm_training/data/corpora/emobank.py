@@ -31,7 +31,6 @@ EXPECTED = {"train": {None: 8062}, "validation": {None: 1000}, "test": {None: 10
 
 RATINGS = {"reader": 53055, "writer": 53118}  # perspective -> rows of its file
 _NO_SENTENCE = (1.0, 1.0, 1.0)
-_ROUNDING = 0.011  # of the means, which were rounded twice
 _COLUMNS = ("id", "split", "V", "A", "D", "text")
 _OFFSETS = re.compile(r"_\d+_\d+$")  # from which letter to which the sentence goes
 
@@ -97,7 +96,7 @@ def _utterance(row: dict[str, str], rated: dict[str, Any] | None) -> Utterance:
         raise ValueError(f"a rating is outside {low:g} to {high:g}")
     for name, mean in zip(DIMENSIONS, (valence, arousal, dominance), strict=True):
         single = rated[f"{name}_ratings"] if rated else (mean,)
-        if abs(math.fsum(single) / len(single) - mean) > _ROUNDING:
+        if abs(math.fsum(single) / len(single) - mean) > checks.ROUNDING:
             raise ValueError(f"its {name} is {mean:g}, which is not the mean of {single}")
     return Utterance(
         **(rated or {}),

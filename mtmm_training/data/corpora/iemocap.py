@@ -5,8 +5,11 @@ dialog/transcriptions/<dialogue>.txt and sentences/wav/<dialogue>/<utterance>.wa
 
 The speaker is the session and the letter before the turn's number: Ses01F_impro01_M000 is spoken
 by Ses01M. (The letter after the session says who wore the markers.) The label is the majority's,
-from the line that heads each turn's ratings. Scripted turns have the scene as script_id, without a
-part's letter (script01_1b repeats script01_1); improvised ones have none, the words were their own.
+from the line that heads each turn's ratings; the lines below it are the single raters': C-E2 and the
+like name emotions, A-E3 and the like rate dimensions. Who names several has a part of a vote for
+each. C-F1, A-M1 and the like are what the actors say of themselves: no votes, but the groups
+"self_report", "self_valence", "self_arousal" and "self_dominance". Scripted turns have the scene as
+script_id, without a part's letter (script01_1b repeats script01_1); improvised ones have none.
 Every session plays all seven scenes, so script-disjoint folds train on improvised turns alone.
 
 Source of the totals: 5,531 by class as in the usual protocol (paper.md, Antoniou et al. 2023); the
@@ -16,12 +19,13 @@ IEMOCAP/emotions.json, 10,039 turns with the release's labels, and agree with th
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora import checks
-from mtmm_training.data.corpora.labels import Labels
+from mtmm_training.data.corpora.labels import Labels, own_label
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 
 logger = logging.getLogger(__name__)
@@ -51,11 +55,20 @@ _HEAD = re.compile(r"\[[\d. ]+-[\d. ]+\]\s+(\S+)\s+(\w+)\s+\[([\d.]+), *([\d.]+)
 # Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
 _WORDS = re.compile(r"\s*(Ses\w+)\s*(?:\[[^\]]*\]\s*:?|:)(.*)")
 
+# C-E2:<tab>Neutral; Sadness;<tab>(tired)
+_CHOICE = re.compile(r"C-(E|F|M)(\d+):\s*([^()]*?)\s*(?:\(.*)?")
+# A-E3:<tab>val 3; act 2; dom  2;<tab>()
+_SCORES = re.compile(
+    r"A-(E|F|M)(\d+):\s*val\s*(\d*)\s*;\s*act\s*(\d*)\s*;\s*dom\s*(\d*)\s*;?\s*(?:\(.*)?"
+)
+
 # Own label, then valence, arousal and dominance.
 Rating = tuple[str, tuple[float, ...]]
 
 
-def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
+def read(
+    folder: Path, *, labels: Labels = "four", partial: bool = False, undecided: bool = False
+) -> list[Utterance]:
     """Reads the turns whose majority label is in the set; "four" gives the usual 5,531.
 
     With "all", happy and excited stay apart, and turns without a majority have no emotion.
@@ -64,6 +77,8 @@ def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> lis
         folder: has Session1 to Session5.
         labels: a set of `LABELS`, or own labels (ang, hap, ...) to emotions.
         partial: whether to go on, and log it, where turns or audio files are missing.
+        undecided: whether to keep turns without a majority, or whose majority is not in the set, for
+            their votes; see `checks.finish`.
 
     Raises:
         ValueError: a line cannot be read, a turn has two ratings that differ, or `EXPECTED` is
@@ -72,11 +87,15 @@ def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> lis
     """
     sessions = checks.visible(path for path in folder.glob("Session*") if path.is_dir())
     found = [utterance for session in sessions for utterance in _session(session)]
-    return checks.finish("iemocap", found, labels=labels, expected=EXPECTED, partial=partial)
+    checks.tell_differing_opinions("iemocap", found)
+    return checks.finish(
+        "iemocap", found, labels=labels, expected=EXPECTED, partial=partial, undecided=undecided
+    )
 
 
 def _session(folder: Path) -> Iterator[Utterance]:
-    ratings = _ratings(folder)
+    opinions: dict[str, dict[str, Any]] = {}
+    ratings = _ratings(folder, opinions)
     words = _transcripts(folder)
     for name, (label, dimensions) in ratings.items():
         turn = _TURN.fullmatch(name)
@@ -92,6 +111,7 @@ def _session(folder: Path) -> Iterator[Utterance]:
             text=words.get(name),
             emotion=label,
             **rated,
+            **opinions[name],
             speaker_id=turn["session"] + turn["gender"],
             session_id=turn["session"],
             dialogue_id=dialogue,
@@ -101,26 +121,38 @@ def _session(folder: Path) -> Iterator[Utterance]:
         )
 
 
-def _ratings(folder: Path) -> dict[str, Rating]:
-    """Reads the heads of the evaluation files; single raters' lines have other beginnings."""
+def _ratings(folder: Path, opinions: dict[str, dict[str, Any]]) -> dict[str, Rating]:
+    """Reads the evaluation files: the heads, and into `opinions` the single raters' lines below."""
     ratings: dict[str, Rating] = {}
+    lines: dict[str, list[str]] = {}
     problems = []
     # Deeper folders hold each rater's own files.
     for path in _text_files(folder / "dialog" / "EmoEvaluation"):
+        below: list[str] = []
         for number, line in enumerate(checks.read_text(path).splitlines(), start=1):
+            if re.match(r"\s*[CA]-", line):
+                below.append(line.strip())
             if not line.lstrip().startswith("["):
                 continue
+            below = []  # the list that the lines to come are put into
             head = _HEAD.fullmatch(line.strip())
             if head is None or _TURN.fullmatch(head[1]) is None:
                 problems.append(f"{path}, line {number}: {line.strip()!r}")
                 continue
             name, label, *dimensions = head.groups()
             rating = (label, tuple(map(float, dimensions)))
-            # Some turns are rated twice, and equally.
+            # Some turns are rated twice, and equally: the first ratings are kept.
+            if name not in lines:
+                lines[name] = below
             if ratings.setdefault(name, rating) != rating:
                 problems.append(
                     f"{path}, line {number}: {name} is {rating}, before it was {ratings[name]}"
                 )
+    for name, below in lines.items():
+        try:
+            opinions[name] = _opinions(below)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
     checks.refuse("iemocap: ratings that cannot be read or contradict others", problems)
     low, high = DIMENSION_RANGE
     outside = [name for name, (_, d) in ratings.items() if not low <= min(d) <= max(d) <= high]
@@ -129,6 +161,45 @@ def _ratings(folder: Path) -> dict[str, Rating]:
             "iemocap: %d ratings in %s leave the scale, 1 to 5, and are kept", len(outside), folder
         )
     return ratings
+
+
+def _opinions(lines: list[str]) -> dict[str, Any]:
+    """Votes, ratings, raters and self-reports of a turn, as fields of Utterance.
+
+    Raises:
+        ValueError: a line cannot be read, or names an emotion that is not known.
+    """
+    votes: Counter[str] = Counter()
+    rated: dict[str, tuple[float | None, ...]] = {}
+    groups: dict[str, str] = {}
+    for line in lines:
+        choice, scores = _CHOICE.fullmatch(line), _SCORES.fullmatch(line)
+        if choice:
+            answers = [answer.strip() for answer in choice[3].split(";") if answer.strip()]
+            own = [own_label("iemocap", answer.removesuffix(" state")) for answer in answers]
+            if choice[1] != "E" and own:
+                groups["self_report"] = " ".join(own)
+            elif choice[1] == "E":
+                for label in own:
+                    votes[label] += 1 / len(own)  # type: ignore[assignment]  # parts of votes
+        elif scores:
+            values = tuple(float(text) if text else None for text in scores.groups()[2:])
+            if scores[1] == "E":
+                rated[f"E{scores[2]}"] = values
+            else:
+                named = zip(DIMENSIONS, values, strict=True)
+                groups |= {f"self_{name}": f"{value:g}" for name, value in named if value}
+        else:
+            raise ValueError(f"{line!r} is no rater's line")
+    fields: dict[str, Any] = {"groups": tuple(groups.items())} | (
+        {"votes": dict(votes)} if votes else {}
+    )
+    whole = {rater: values for rater, values in rated.items() if None not in values}
+    if whole:  # a rater who left one of the three open is left out
+        fields["raters"] = tuple(whole)
+        for name, column in zip(DIMENSIONS, zip(*whole.values(), strict=True), strict=True):
+            fields[f"{name}_ratings"] = column
+    return fields
 
 
 def _transcripts(folder: Path) -> dict[str, str]:

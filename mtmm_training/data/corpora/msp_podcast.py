@@ -2,7 +2,7 @@
 
 Layout: Labels/labels_consensus.csv (or labels_concensus.csv, as early releases spell it), Audios/
 MSP-PODCAST_0001_0008.wav and Transcripts/MSP-PODCAST_0001_0008.txt. The CSV file and the folders
-may also lie side by side.
+may also lie side by side, and so may labels_detailed.csv, which has the votes: see msp_details.py.
 
 Totals differ between releases and no file names its release, so none are checked; instead every
 row must have its audio file. Recordings without a row (Test3, whose labels are withheld) are
@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.corpora import checks
+from mtmm_training.data.corpora import checks, msp_details
 from mtmm_training.data.corpora.labels import Labels
 from mtmm_training.data.utterances import Utterance
 
@@ -41,6 +41,8 @@ def read(
     test: str = "Test1",
     partial: bool = False,
     official_split: bool = False,
+    undecided: bool = False,
+    secondary: float = 0.0,
 ) -> list[Utterance]:
     """Reads the turns whose emotion is in the set; with "all", those without agreement have none.
 
@@ -51,6 +53,9 @@ def read(
             share speakers with each other.
         partial: whether to leave out, and log, rows whose audio file is missing.
         official_split: whether to keep turns of unidentified speakers; see `read_corpus`.
+        undecided: whether to keep turns without agreement, or whose emotion is not in the set, for
+            their votes; see `checks.finish`.
+        secondary: weight of an annotator's further emotions in the votes, 0 to 1.
 
     Raises:
         ValueError: a row cannot be read, or a file has two rows that differ.
@@ -77,7 +82,16 @@ def read(
         else:
             kept[name] = row
     splits = SPLITS | {test: "test"}
-    found = checks.utterances_of(kept, lambda row: _utterance(folder, row, splits), "msp_podcast")
+    details = table.with_name(msp_details.NAME)
+    opinions = msp_details.read_details(details, secondary) if details.is_file() else {}
+
+    def make(row: dict[str, str]) -> Utterance:
+        return _utterance(folder, row, splits, opinions.get(row["FileName"], {}))
+
+    found = checks.utterances_of(kept, make, "msp_podcast")
+    if silent := sum(u.votes is None for u in found):
+        logger.warning("msp_podcast: %d of %d turns have no votes", silent, len(found))
+    checks.tell_differing_opinions("msp_podcast", found)
     if left_out:
         shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
         logger.warning("msp_podcast: left out %s", shown)
@@ -85,10 +99,19 @@ def read(
     unlabelled = audio - {row["FileName"] for row in rows.values()}
     if unlabelled:
         logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
-    return checks.finish("msp_podcast", found, labels=labels, expected=EXPECTED, partial=partial)
+    return checks.finish(
+        "msp_podcast",
+        found,
+        labels=labels,
+        expected=EXPECTED,
+        partial=partial,
+        undecided=undecided,
+    )
 
 
-def _utterance(folder: Path, row: dict[str, str], splits: dict[str, str]) -> Utterance:
+def _utterance(
+    folder: Path, row: dict[str, str], splits: dict[str, str], opinions: dict[str, Any]
+) -> Utterance:
     stem = row["FileName"].removesuffix(".wav")
     own = stem.removeprefix("MSP-PODCAST_")
     if row["Split_Set"] not in splits:
@@ -111,6 +134,7 @@ def _utterance(folder: Path, row: dict[str, str], splits: dict[str, str]) -> Utt
         text=(checks.read_text(transcript).strip() or None) if transcript.is_file() else None,
         emotion=row["EmoClass"],
         **rated,
+        **opinions,
         speaker_id=f"msp_podcast_{speaker}",
         split=splits[row["Split_Set"]],
         gender=row["Gender"].lower() if row["Gender"].lower() in checks.GENDERS.values() else None,
