@@ -108,7 +108,7 @@ def _fields(given: list[Annotation], secondary: float) -> dict[str, Any]:
         main = own_label("msp_podcast", said.major) if said.major else None
         others = {own_label("msp_podcast", answer) for answer in said.second} - {main}
         weights = dict.fromkeys(sorted(others), secondary) if secondary else {}
-        votes.update(weights | ({main: 1.0} if main else {}))  # type: ignore[arg-type]  # weights
+        votes.update(weights | ({main: 1.0} if main else {}))
     fields: dict[str, Any] = {"votes": dict(votes)} if votes else {}
     rated = [said for said in given if not any(map(math.isnan, said.ratings.values()))]
     if rated:
