@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 
 import modeling_mtmm
 from modeling_mtmm import MTMMPipeline, MTMMProcessor
+from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.publishing.card import Facts
 from mtmm_training.publishing.hub import first_line
 from mtmm_training.publishing.stage import token_of
@@ -241,7 +242,7 @@ class Recorded:
         for row, output in zip(self.rows, outputs, strict=True):
             named = output["named"]
             values = {f"p_{name}": p for name, p in named.get("scores", {}).items()}
-            values |= {name: v for name, v in named.items() if isinstance(v, float)}
+            values |= {name: named[name] for name in DIMENSIONS if name in named}
             for column, value in values.items():
                 worst = max(worst, abs(row[column] - value))
             if not worst <= self.tolerance:
