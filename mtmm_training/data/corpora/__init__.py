@@ -43,10 +43,10 @@ class Reader:
 
 
 _CONTENTS = {
-    "iemocap": "acted dialogues: audio, text, emotions, dimensions 1-5; 10 speakers",
-    "msp_podcast": "podcasts: audio, text, emotions, dimensions 1-7; its own splits",
+    "iemocap": "acted dialogues: audio, text, emotions, dimensions 1-5, votes; 10 speakers",
+    "msp_podcast": "podcasts: audio, text, emotions, dimensions 1-7, votes; its own splits",
     "meld": "television dialogues: text, emotions, sentiment, audio if extracted; own splits",
-    "crema_d": "acted sentences: audio, text, emotions; 91 speakers",
+    "crema_d": "acted sentences: audio, text, emotions, votes; 91 speakers",
     "ravdess": "acted sentences: audio, text, emotions; 24 speakers",
     "emodb": "acted German sentences: audio, text, emotions; 10 speakers",
     "esd": "acted English sentences: audio, text, emotions; 10 speakers, own splits",
