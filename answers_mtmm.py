@@ -111,7 +111,7 @@ class Prediction:
         for number, name in enumerate(config.dimension_names):
             if name in config.trained_outputs:
                 named[name] = self.dimensions[number]
-                if self.deviations is not None:
+                if self.deviations is not None and name in config.rated_dimensions:
                     named[f"{name}_sd"] = self.deviations[number]
         return named
 

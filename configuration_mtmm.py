@@ -139,6 +139,8 @@ class MTMMConfig(PreTrainedConfig):
             None = there is none, as in the paper.
         rated_dimensions (`tuple[str]`): Dimensions of which the model also predicts how far raters
             differ (`dimension_deviations`), learned from single ratings; () = none, as in the paper.
+        familiarity (`bool`): The model has statistics of its training data, by which it says how far
+            an input is from it; filled by training.
         freeze_audio_encoder (`bool`): Build the acoustic encoder without gradients.
         freeze_text_encoder (`bool`): Build the linguistic encoder without gradients.
         trained_outputs (`tuple[str]`): Which of "emotion" and the dimensions were ever trained
@@ -170,6 +172,7 @@ class MTMMConfig(PreTrainedConfig):
         "acoustic_bridge_attentions",
         "linguistic_bridge_attentions",
         "hidden_states",
+        "unfamiliarity",
     ]
 
     audio_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -208,6 +211,7 @@ class MTMMConfig(PreTrainedConfig):
     reference_encoder: str | None = None
     linear_path: dict[str, Any] | None = None
     rated_dimensions: list[str] | tuple[str, ...] = ()
+    familiarity: bool = False
     freeze_audio_encoder: bool = True
     freeze_text_encoder: bool = True
     trained_outputs: list[str] | tuple[str, ...] = ()

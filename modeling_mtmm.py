@@ -31,6 +31,7 @@ try:
             refuse_other_weights,
             refuse_rows,
         )
+        from .familiarity_mtmm import MTMMFamiliarity
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
         from .linear_mtmm import MTMMLinearPath
         from .loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
@@ -49,6 +50,7 @@ except ImportError:
         refuse_other_weights,
         refuse_rows,
     )
+    from familiarity_mtmm import MTMMFamiliarity
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
     from linear_mtmm import MTMMLinearPath
     from loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
@@ -93,6 +95,7 @@ class MTMMModel(MTMMEncoders):
         "reference_deviation",
         "expected_states",
         "linear_path",
+        "familiarity",
     ]
 
     def __init__(self, config: MTMMConfig) -> None:
@@ -110,6 +113,9 @@ class MTMMModel(MTMMEncoders):
         self.linear_path: MTMMLinearPath | None = None
         if config.linear_path is not None:
             self.add_linear_path(config.linear_path)
+        self.familiarity: MTMMFamiliarity | None = None
+        if config.familiarity:
+            self.add_familiarity()
         self._labels_seen: Tensor | None = None
         self.post_init()
 
@@ -125,6 +131,14 @@ class MTMMModel(MTMMEncoders):
         self.config.rated_dimensions = tuple(rated)
         self.deviation_head = MTMMHead(self.config, len(self.config.dimension_names))
 
+    def add_familiarity(self) -> MTMMFamiliarity:
+        """New statistics of the training data, of zeros, by which nothing is unfamiliar."""
+        self.config.familiarity = True
+        pairs = ("audio", self._audio_input.width), ("text", self._text_input.width)
+        sizes = [width * max(len(self.config.mixed_layers(m)), 1) for m, width in pairs]
+        self.familiarity = MTMMFamiliarity((sizes[0], sizes[1]))
+        return self.familiarity
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -136,7 +150,7 @@ class MTMMModel(MTMMEncoders):
             if module.config.use_bridge_tokens:
                 init.normal_(module.acoustic_bridge_tokens, std=std)
                 init.normal_(module.linguistic_bridge_tokens, std=std)
-        if isinstance(module, MTMMLinearPath):
+        if isinstance(module, (MTMMLinearPath, MTMMFamiliarity)):
             for buffer in module.buffers():
                 init.zeros_(buffer)
         if isinstance(module, MTMMInput) and module.weighted:
@@ -150,7 +164,7 @@ class MTMMModel(MTMMEncoders):
             self.deviation_head, self.config.rated_dimensions = None, ()
         lost: set[str] = set()
         for key in drawn:
-            if not key.startswith((*UNUSED_WEIGHTS, "fusion.expected_states")):
+            if not key.startswith((*UNUSED_WEIGHTS, "fusion.expected_states", "familiarity.")):
                 lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
         kept = (name for name in self.config.trained_outputs if name not in lost)
         self.config.trained_outputs = tuple(kept)
@@ -354,6 +368,9 @@ class MTMMModel(MTMMEncoders):
                 )
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait
                     self._record_trained_outputs()
+        unfamiliarity = None
+        if self.familiarity is not None and not self.training:
+            unfamiliarity = self.familiarity(acoustic, acoustic_mask, linguistic, linguistic_mask)
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
@@ -363,6 +380,7 @@ class MTMMModel(MTMMEncoders):
             emotion_logits=logits,
             dimensions=dimensions,
             dimension_deviations=deviations,
+            unfamiliarity=unfamiliarity,
             **fused._asdict(),
         )
 

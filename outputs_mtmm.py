@@ -35,6 +35,8 @@ class MTMMOutput(ModelOutput):
         linguistic_bridge_attentions (`tuple[Tensor]`): The same for the linguistic set.
         hidden_states (`tuple[Tensor, Tensor]`): Refined acoustic (batch, frames, hidden) and
             linguistic (batch, tokens, hidden) states; zeros at padding and for absent modalities.
+        unfamiliarity (`Tensor`, (batch, 2)): Distance of audio and text from the training data; above
+            1 is unfamiliar, NaN absent. None in training, and of models without such statistics.
     """
 
     loss: Tensor | None = None
@@ -48,6 +50,7 @@ class MTMMOutput(ModelOutput):
     acoustic_bridge_attentions: tuple[Tensor, ...] | None = None
     linguistic_bridge_attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    unfamiliarity: Tensor | None = None
 
 
 __all__ = ["MTMMOutput"]

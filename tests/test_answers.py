@@ -54,7 +54,7 @@ def test_agreement_is_of_models_that_know_votes() -> None:
 
 def test_spread_stands_beside_its_dimension() -> None:
     spread = prediction(1.0, 0.0, 0.0, 0.0, deviations=[0.4, 0.9])
-    told = Prediction.summary([spread], config(), None, None)
+    told = Prediction.summary([spread], config(rated_dimensions=("valence",)), None, None)
     assert (told["valence"], told["valence_sd"]) == (2.0, 0.4)
     assert "arousal_sd" not in told  # never trained
 

@@ -40,8 +40,11 @@ def result_columns(
         columns["emotion"] = str
         columns |= {f"p_{name}": float for name in config.id2label.values()}
         columns |= {"agreement": float} if config.calibrated_on == "votes" else {}
-    columns |= {name: float for name in config.dimension_names if name in config.trained_outputs}
-    columns |= {"missing": str, "text": str}
+    for name in config.dimension_names:
+        if name in config.trained_outputs:
+            columns[name] = float
+            columns |= {f"{name}_sd": float} if name in config.rated_dimensions else {}
+    columns |= {"missing": str, "text": str} | ({"unfamiliar": str} if config.familiarity else {})
     columns |= {"reference": str} if reference else {}
     return columns | ({"explanation": str} if explain else {})
 

@@ -1,7 +1,7 @@
 """What a trained fusion gets beside it, and its answers for validation and test.
 
-The linear path and the references of --linear_path and --reference; without them the answers are
-those of the best epoch.
+The linear path and the references of --linear_path and --reference, without which the answers are
+those of the best epoch, and the statistics by which it knows unfamiliar inputs.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,11 @@ import torch
 
 from modeling_mtmm import MTMMModel
 from mtmm_training.scoring.predictions import Predictions, calibrate, predict
+from mtmm_training.training.familiarity import (
+    learn_familiarity,
+    pooled_inputs,
+    unfamiliar_shares,
+)
 from mtmm_training.training.job import Job
 from mtmm_training.training.linear import add_linear_path
 
@@ -59,7 +64,10 @@ def complete(job: Job, model: MTMMModel) -> Answers:
             config, model, data.splits, states, validation
         )
         model.to(job.accelerator.device)
-    test = answer("test")
+    told["unfamiliar"] = learn_familiarity(job, model)
+    with pooled_inputs(job, model) as rows:
+        test = answer("test")
+    told["unfamiliar"]["test"] = unfamiliar_shares(model, rows)
     if references is None:
         return Answers(validation, test, None, told)
     calibrate(model.config, validation)

@@ -1,0 +1,104 @@
+"""What a trained model's data was like: the statistics by which it knows unfamiliar inputs.
+
+The statistics are of the training split. From which distance on an input is unfamiliar, the validation
+split says, of which a stated share is beyond it; the test split says how often that is wrong for
+speakers that nothing was chosen by.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object, send_to_device
+
+from familiarity_mtmm import MODALITIES, pooled
+from modeling_mtmm import MTMMModel
+from mtmm_training.batches.collate import make_loader
+from mtmm_training.training.job import Job
+
+FALSE_FLAGS = 0.05  # share of the validation split that is called unfamiliar
+MOST = 2048  # utterances of the training split; they are drawn at random
+FEWEST = 40  # validation utterances: of fewer the highest distance is the limit
+LABELS = ("emotion_labels", "dimension_labels", "emotion_votes", "dimension_weights")
+LABELS += ("dimension_ratings", "utterance_ids")
+
+Rows = dict[str, torch.Tensor]
+
+
+def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
+    """Fill the model's statistics of its training data.
+
+    Returns:
+        For results.json: "stated", the share that may be called unfamiliar, and "validation", by
+        modality the share that is; nothing of a modality that training or validation lacks.
+    """
+    familiarity = model.add_familiarity() if model.familiarity is None else model.familiarity
+    familiarity.to(job.accelerator.device)
+    train, validation = (_rows_of(job, model, split) for split in ("train", "validation"))
+    for modality in MODALITIES:
+        if len(train[modality]) < 2 or not len(validation[modality]):
+            continue
+        familiarity.fit(modality, train[modality])
+        pair = familiarity.distances(modality, validation[modality]).double().cpu().numpy()
+        rate = FALSE_FLAGS / 2 if pair.shape[1] >= FEWEST else 0.0  # half for each of the two
+        limits = np.quantile(pair, 1 - rate, axis=1, method="higher")
+        familiarity.limit(modality, *map(float, limits))
+    return {"stated": FALSE_FLAGS, "validation": unfamiliar_shares(model, validation)}
+
+
+@contextmanager
+def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
+    """By modality (utterances, layers · width), the pooled states of what this process predicts within it.
+
+    They are there, and gathered from all processes, when it ends.
+    """
+    rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
+    found: Rows = {}
+
+    def keep(module: Any, streams: Any) -> None:
+        for modality, states, mask in zip(MODALITIES, streams[::2], streams[1::2], strict=True):
+            there = mask.any(-1)
+            rows[modality].extend(pooled(states, mask)[there].float().cpu().numpy())
+
+    assert model.familiarity is not None  # the caller has added it
+    hook = model.familiarity.register_forward_pre_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
+    for modality, own in rows.items():
+        gathered = np.array(gather_object(own), np.float32)
+        found[modality] = torch.from_numpy(gathered).to(job.accelerator.device)
+
+
+def unfamiliar_shares(model: MTMMModel, rows: Rows) -> dict[str, float]:
+    """By modality, the share of rows that the model calls unfamiliar."""
+    shares = {}
+    for modality, means in rows.items():
+        assert model.familiarity is not None
+        if len(means) and model.familiarity.get_buffer(f"{modality}_weights").any():
+            beyond = model.familiarity.distances(modality, means).amax(0) > 1
+            shares[modality] = float(beyond.double().mean())
+    return shares
+
+
+@torch.no_grad()
+def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
+    """The pooled states of a split; of the training split at most `MOST`, without augmentation."""
+    loader = job.loaders[split]
+    if split == "train":
+        count = len(job.data.splits["train"])
+        drawn = np.random.default_rng(job.config.seed).permutation(count)[:MOST]
+        own = drawn[job.accelerator.process_index :: job.accelerator.num_processes].tolist()
+        size = job.config.batch_size
+        batches = [own[i : i + size] for i in range(0, len(own), size)]
+        collate: Any = getattr(loader.collate_fn, "collate", loader.collate_fn)
+        loader = make_loader(loader.dataset, batches, collate, workers=job.config.workers)
+    model.eval()
+    with pooled_inputs(job, model) as rows:
+        for batch in loader:
+            inputs = {name: value for name, value in batch.items() if name not in LABELS}
+            model(**send_to_device(inputs, job.accelerator.device))
+    return rows
