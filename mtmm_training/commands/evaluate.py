@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import Advanced, count, folder, share
+from mtmm_training.commands.flags import Advanced, count, folder, refuse, share
 from mtmm_training.commands.parser import Parser
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.config import add_flags as add_train_flags
@@ -19,7 +19,7 @@ OF_ONE_FOLD = ("out", "fold", "resume", "encode_only")  # a protocol gives them 
 
 
 def add_flags(parser: Parser) -> None:
-    """Four verbs, each with its flags."""
+    """Five verbs, each with its flags."""
     add_run_flags(parser.add_verb("run", _run))
     cross = parser.add_verb("cross", _cross)
     add = cross.add_argument_group("corpora").add_argument
@@ -37,6 +37,17 @@ def add_flags(parser: Parser) -> None:
     add("--out", type=folder, metavar="NAME",
         help="also write NAME.md, NAME.json and a figure for each of the others")  # fmt: skip
     add("--corpus", help="on the test utterances of this corpus alone, of several manifests")
+    add = parser.add_verb("risk", _risk).add_argument
+    add("folders", type=Path, nargs="+", metavar="FOLDER", help="finished runs or experiments")
+    add("--error", type=float, default=0.1, metavar="R", help="wanted share of wrong answers")
+    add(
+        "--out",
+        type=folder,
+        help="gets risk.csv and risk.png; risk/ in the first FOLDER if not given",
+    )
+    add("--save", action="store_true",
+        help="write each run's least confidence into its model, whose pipeline then names no emotion "
+        "below it")  # fmt: skip
 
 
 def add_run_flags(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
@@ -109,3 +120,22 @@ def _compare(options: argparse.Namespace) -> None:
     from mtmm_training.studies.compare import write_comparison
 
     print(write_comparison(options.reference, options.others, options.out, options.corpus))
+
+
+def _risk(options: argparse.Namespace) -> None:
+    """How often answers are wrong that are sure, and the least confidence for an error rate.
+
+    The least confidence is chosen on the validation split of each run, and tried on its test split.
+
+    examples:
+      mtmm evaluate risk out/ours --error 0.1
+      mtmm evaluate risk out/votes out/majority --out out/risk
+    """
+    refuse(
+        (not 0 <= options.error < 1, f"--error is {options.error:g}; it must be from 0 to below 1")
+    )
+    from mtmm_training.studies.risk import risk_study
+
+    out = options.out or options.folders[0] / "risk"
+    print(risk_study(options.folders, out, options.error, save=options.save), end="")
+    print(f"the curves are in {out}")

@@ -252,6 +252,38 @@ def plot_reliability(
     style.save(figure, path)
 
 
+def plot_risk(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    marks: Mapping[str, tuple[float, float]],
+    path: str | Path,
+    error: float,
+) -> None:
+    """Draws the share of wrong answers over the share of utterances that are answered.
+
+    Args:
+        curves: coverage and risk, (points,) each, by name.
+        marks: of some curves, coverage and risk at the least confidence that was chosen.
+        path: the PNG file to write.
+        error: the risk that was wanted, drawn as a line.
+    """
+    figure, axes = style.new_figure(6.4, 4.8)
+    axes.axhline(error, color=GREY, linestyle=":", label=f"wanted: {error:g}")
+    highest = error
+    for number, (name, (coverage, risk)) in enumerate(curves.items()):
+        look = style.series_style(number) | {"marker": ""}
+        axes.step(coverage, risk, where="post", label=name, **look)
+        if name in marks:
+            axes.plot(*marks[name], marker="D", markersize=8, color=look["color"])
+        settled = np.asarray(coverage) >= 0.1  # of a few answers one mistake is a high share
+        highest = max(highest, np.asarray(risk)[settled].max(initial=0.0))
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.15 * highest))
+    axes.set(xlabel="coverage: share of utterances answered", ylabel="risk: share of answers wrong")
+    axes.set_title("diamond: the least confidence chosen on validation", fontsize="medium")
+    axes.grid(alpha=0.3)
+    style.below(figure, axes, columns=2)
+    style.save(figure, path)
+
+
 def plot_forest(
     rows: Sequence[tuple[str, float, float, float]], path: str | Path, title: str, zero_label: str
 ) -> None:
