@@ -68,6 +68,10 @@ def test_run_leaves_everything_in_its_folder(finished: Path) -> None:
     assert results["model_config"]["trained_outputs"] == ["emotion", "valence", "arousal"]
     speakers = Counter(s for split in SPLITS for s in results["splits"][split]["speakers"])
     assert set(speakers.values()) == {1}, "no speaker is in two splits"
+    known = results["unfamiliar"]
+    assert known["stated"] == 0.05 and known["validation"] == {"audio": 0.0, "text": 0.0}
+    assert results["model_config"]["calibrated_on"] == "votes" and results["test"]["votes"] == 10
+    assert 0 < results["test"]["JSD_votes"] < 1 and results["listener_ceiling"]["UAR"] > 0.5
     for name in ("curves", "confusion", "valence_arousal"):
         assert (finished / "figures" / f"{name}.png").stat().st_size > 5000
     with open(finished / "predictions.csv", newline="") as file:
@@ -86,6 +90,7 @@ def test_predictions_come_again_from_the_saved_model(finished: Path, embedded: P
             output = pipe({"audio": utterance.audio, "text": utterance.text})
             assert output["emotion"] == row["emotion"]
             assert output["valence"] == pytest.approx(float(row["valence"]), abs=1e-5)
+            assert output["agreement"] == max(output["scores"].values())
             assert output["scores"]["sad"] == pytest.approx(float(row["p_sad"]), abs=1e-5)
 
 

@@ -19,8 +19,16 @@ TEMPLATE = Path(__file__).parents[2] / "model_card" / "template.md"
 EMOTION_METRICS = {
     "UAR": ("recall", {"average": "macro"}, "UAR (unweighted average recall)"),
     "WAR": ("accuracy", None, "WAR (accuracy)"),
+    "top2": ("accuracy", {"k": 2}, "accuracy of the two most probable"),
     "macro_F1": ("f1", {"average": "macro"}, "macro F1"),
     "ECE": ("expected_calibration_error", None, "ECE (calibration error, lower is better)"),
+    "JSD_votes": ("jensen_shannon_divergence", None, "JSD to the votes (bits, lower is better)"),
+    "CE_votes": ("cross_entropy", None, "cross-entropy to the votes (nats, lower is better)"),
+    "ECE_votes": (
+        "expected_calibration_error",
+        {"to": "votes"},
+        "ECE to the votes (lower is better)",
+    ),
 }
 DIMENSION_METRICS = {
     "CCC": ("concordance_correlation_coefficient", "CCC"),
@@ -276,6 +284,23 @@ def gap_lines(subject: Subject) -> list[str]:
     return lines
 
 
+def listener_lines(subject: Subject) -> list[str]:
+    """What one listener reaches against the others, and how often inputs are called unfamiliar."""
+    ceiling, lines = subject.results.get("listener_ceiling", {}), []
+    scores = {n.replace("_votes", " to the votes"): ceiling.get(n) for n in ("UAR", "JSD_votes")}
+    scores |= {f"CCC of {name}": value for name, value in ceiling.get("CCC", {}).items()}
+    shown = [f"{name} {value:.3f}" for name, value in scores.items() if value is not None]
+    if shown:
+        lines.append(f"One listener against the others, on the test split: {', '.join(shown)}.")
+    unfamiliar = subject.results.get("unfamiliar", {})
+    for modality, share in unfamiliar.get("test", {}).items():
+        lines.append(
+            f"`unfamiliar` names the {modality} of {share:.1%} of the test utterances, by a limit "
+            f"beyond which {unfamiliar['stated']:.0%} of the validation utterances are."
+        )
+    return lines
+
+
 def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str) -> ModelCard:
     """The card, from the template.
 
@@ -297,6 +322,7 @@ def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str)
         rows=results_rows(subject),
         groups=group_rows(subject),
         gaps=gap_lines(subject),
+        known=listener_lines(subject),
         figures=[(name, FIGURE_TITLES.get(Path(name).stem, Path(name).stem)) for name in figures],
         seconds=[fold["wall_time_s"] * fold.get("processes", 1) for fold in subject.folds],
     )

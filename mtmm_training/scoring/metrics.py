@@ -83,6 +83,14 @@ def weighted_accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
     return float(sklearn_metrics.accuracy_score(labels, predictions)) if labels.size else np.nan
 
 
+def top2_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """The share of labelled utterances whose emotion is among the two most probable: 0..1, or NaN."""
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    there = labels != ABSENT_EMOTION
+    two = np.argsort(-probabilities[there], axis=1, kind="stable")[:, :2]
+    return float((two == labels[there, None]).any(1).mean()) if there.any() else np.nan
+
+
 def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Averages F1 over the emotions that occur in the labels: 0..1, or NaN without labels."""
     return _f1(labels, predictions, "macro")
@@ -178,15 +186,16 @@ def calibration_bins(
 
     Args:
         probabilities: (utterances, emotions) in 0..1, rows summing to 1.
-        labels: (utterances,) emotion indices, -100 = absent.
+        labels: (utterances,) emotion indices, -100 = absent; or (utterances, emotions) shares of
+            listeners, NaN = absent: the accuracy is the share that heard the predicted emotion.
         bins: how many; bin b holds b/bins < probability <= (b+1)/bins.
 
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
-    labels, probabilities = _with_emotion(labels, probabilities)
+    shares, probabilities = _with_shares(labels, probabilities)
     top = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    right = shares[np.arange(len(top)), probabilities.argmax(axis=1)]
     index = np.searchsorted(np.arange(1, bins) / bins, top)
     counts = np.bincount(index, minlength=bins)
     divisor = np.where(counts > 0, counts, np.nan)
@@ -204,7 +213,7 @@ def expected_calibration_error(
 
     Args:
         probabilities: (utterances, emotions) in 0..1, rows summing to 1.
-        labels: (utterances,) emotion indices, -100 = absent.
+        labels: as of `calibration_bins`.
         bins: number of equal-width bins of the highest probability.
 
     Returns:
@@ -230,18 +239,17 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Args:
         logits: (utterances, emotions).
-        labels: (utterances,) emotion indices, -100 = absent.
+        labels: as of `calibration_bins`; shares of listeners give the cross-entropy to them.
 
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
     """
-    labels, logits = _with_emotion(labels, np.asarray(logits, dtype=np.float64))
-    if not labels.size:
+    shares, logits = _with_shares(labels, np.asarray(logits, dtype=np.float64))
+    if not shares.size:
         return 1.0
-    rows = np.arange(len(labels))
 
     def negative_log_likelihood(log_temperature: float) -> float:
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
+        return -(shares * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(1).mean()
 
     bounds = tuple(np.log(TEMPERATURE_BOUNDS))
     found = minimize_scalar(negative_log_likelihood, bounds=bounds, method="bounded")
@@ -271,7 +279,7 @@ def split_metrics(
         temperature: divides the logits; changes only the calibration error.
 
     Returns:
-        "utterances", "emotion_labels" (how many), "UAR", "WAR", "macro_F1", "weighted_F1", "ECE",
+        "utterances", "emotion_labels" (how many), "UAR", "WAR", "top2", "macro_F1", "weighted_F1", "ECE",
         "recall" (by emotion) and "confusion" (rows are labels, columns predictions, both in the order
         of `emotions`); "CCC", "MAE", "RMSE" and "labels" (how many), each a dict by dimension.
 
@@ -290,6 +298,7 @@ def split_metrics(
         "emotion_labels": present,
         "UAR": or_none(unweighted_average_recall(*answers, emotions)),
         "WAR": or_none(weighted_accuracy(*answers)),
+        "top2": or_none(top2_accuracy(logits, emotion_labels)),
         "macro_F1": or_none(macro_f1(*answers)),
         "weighted_F1": or_none(weighted_f1(*answers)),
         "ECE": or_none(expected_calibration_error(probabilities, emotion_labels)),
@@ -334,6 +343,16 @@ def _with_emotion(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np
     labels, outputs = np.asarray(labels), np.asarray(outputs)
     present = labels != ABSENT_EMOTION
     return labels[present].astype(int), outputs[present]
+
+
+def _with_shares(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """The same with shares of listeners in the place of labels; a label is all of them."""
+    labels, outputs = np.asarray(labels), np.asarray(outputs)
+    if labels.ndim == 1:
+        labels, outputs = _with_emotion(labels, outputs)
+        return np.eye(outputs.shape[1])[labels], outputs
+    present = ~np.isnan(labels[:, 0])
+    return labels[present], outputs[present]
 
 
 def _with_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

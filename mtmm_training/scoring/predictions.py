@@ -1,7 +1,8 @@
 """A model on a split: predictions, their metrics, and the files that hold them."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mtmm_training.scoring.metrics import (
     split_metrics,
     unweighted_average_recall,
 )
+from mtmm_training.scoring.votes import listener_ceiling, shares_of, vote_metrics, vote_table
 
 GROUP = "group_"  # begins the name of a group's column in predictions.csv
 
@@ -39,6 +41,8 @@ class Predictions:
         dimensions: (utterances, dimensions), on the labels' scale, float64.
         emotion_labels: (utterances,), −100 = absent.
         dimension_labels: (utterances, dimensions), NaN = absent.
+        votes: (utterances, emotions), how many listeners heard each, see `scoring.votes`; None =
+            nothing is known of them.
     """
 
     utterance_ids: list[str]
@@ -46,11 +50,17 @@ class Predictions:
     dimensions: np.ndarray
     emotion_labels: np.ndarray
     dimension_labels: np.ndarray
+    votes: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Predictions":
         """Those of some rows, by position or as a boolean mask."""
-        ids, *arrays = (np.asarray(column)[rows] for column in vars(self).values())
-        return Predictions(ids.tolist(), *arrays)
+        columns = {n: np.asarray(own)[rows] for n, own in vars(self).items() if own is not None}
+        return Predictions(columns.pop("utterance_ids").tolist(), **columns)
+
+    def with_votes(self, utterances: Sequence[Utterance], emotions: Sequence[str]) -> "Predictions":
+        """The same beside the votes of its utterances, which come in its order."""
+        votes = vote_table((u.votes for u in utterances), emotions)
+        return self if np.isnan(votes).all() else replace(self, votes=votes)
 
     def metrics(self, config: MTMMConfig, temperature: float = 1.0) -> dict[str, Any]:
         """Loss and metrics over the whole split; None for what has no labels."""
@@ -70,7 +80,21 @@ class Predictions:
             config.dimension_names,
             temperature,
         )
+        if self.votes is not None:
+            probabilities = softmax(self.emotion_logits / temperature, axis=1)
+            metrics |= vote_metrics(probabilities, self.votes)
         return {"loss": float(emotion_loss + dimension_loss)} | metrics
+
+    def targets(self) -> np.ndarray:
+        """What probabilities are calibrated to: shares of votes, a label in their absence.
+
+        Labels (utterances,) where there are no votes, else (utterances, emotions), NaN = absent.
+        """
+        if self.votes is None:
+            return self.emotion_labels
+        labelled = np.eye(self.votes.shape[1])[np.maximum(self.emotion_labels, 0)]
+        labelled[self.emotion_labels == ABSENT_EMOTION] = np.nan
+        return np.where(np.isnan(self.votes), labelled, shares_of(self.votes))
 
     def scores(self, config: MTMMConfig) -> dict[str, Score]:
         """UAR and each CCC of trained outputs, as functions of row positions."""
@@ -93,10 +117,14 @@ class Predictions:
 
 
 def calibrate(config: MTMMConfig, validation: Predictions) -> float:
-    """Sets the configuration's temperature by the validation split: 1 where no emotion is trained."""
-    config.temperature = 1.0
+    """Sets the configuration's temperature by the validation split: 1 where no emotion is trained.
+
+    It is fitted to the votes where there are any, and the configuration says so.
+    """
+    config.temperature, config.calibrated_on = 1.0, "labels"
     if "emotion" in config.trained_outputs:
-        config.temperature = fit_temperature(validation.emotion_logits, validation.emotion_labels)
+        config.temperature = fit_temperature(validation.emotion_logits, validation.targets())
+        config.calibrated_on = "labels" if validation.votes is None else "votes"
     return config.temperature
 
 
@@ -116,8 +144,8 @@ def calibrated_scores(
 
     Returns:
         "temperature", a split's metrics by its name, "test_ECE_before_temperature", "by_corpus",
-        "by_group", "group_gaps" and "by_speaker", as results.json has them (see `Run`); "by_corpus"
-        is empty where the test split has one corpus.
+        "by_group", "group_gaps", "by_speaker" and "listener_ceiling", as results.json has them (see
+        `Run`); "by_corpus" is empty where the test split has one corpus.
     """
     validation, test = predictions["validation"], predictions["test"]
     temperature = calibrate(config, validation)
@@ -156,6 +184,7 @@ def scores_by_group(
         "by_group": {column: by_value(values) for column, values in groups.items()},
         "group_gaps": {n: gaps(scores, values, speakers) for n, values in groups.items()},
         "by_speaker": extremes(scores, speakers),
+        "listener_ceiling": listener_ceiling(utterances, config.emotion_names),
     }
 
 
@@ -235,6 +264,8 @@ def write_predictions(
     about = pd.DataFrame({"speaker": [u.speaker_id for u in utterances]})
     for name, values in group_values(utterances, group_by).items():
         about[f"{GROUP}{name}"] = values
+    if any(u.votes for u in utterances):
+        about["votes"] = [u.votes and json.dumps(u.votes, ensure_ascii=False) for u in utterances]
     about.index = pd.Index([u.utterance_id for u in utterances])
     tables = [_table(split, rows, about, config) for split, rows in predictions.items()]
     with replacing(path) as temporary:
@@ -264,7 +295,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """Reads what `write_predictions` wrote.
 
     Returns:
-        One row per utterance, with the columns "id", "split", "speaker" and "group_NAME" of groups;
+        One row per utterance, with the columns "id", "split", "speaker", "group_NAME" of groups and
+        "votes", where there are any, as a manifest has them;
         "emotion_label", "emotion"
         and "p_NAME" of each emotion (after the temperature); "NAME_label" and "NAME" of each
         dimension, on the labels' scale. Outputs that were not trained have no columns; an absent
@@ -274,7 +306,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         FileNotFoundError, ValueError: The file is absent or damaged, or has an utterance twice.
     """
     # Only an empty field is absent; an utterance, speaker or emotion may be called "NA" or "1".
-    names = ("id", "split", "speaker", "emotion_label", "emotion")
+    names = ("id", "split", "speaker", "votes", "emotion_label", "emotion")
     try:
         header = pd.read_csv(path, nrows=0)
         texts = {name: str for name in header if name in names or name.startswith(GROUP)}

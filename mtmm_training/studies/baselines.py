@@ -313,9 +313,12 @@ class Fitted:
                 logits = predicted
             else:
                 dimensions[:, config.dimensions.index(output)] = predicted
-        ids = [self.utterances[row].utterance_id for row in rows]
+        own = [self.utterances[row] for row in rows]
+        ids = [u.utterance_id for u in own]
         values = np.stack([self.labels[name][rows] for name in config.dimensions], axis=1)
-        return Predictions(ids, logits, dimensions, self.labels["emotion"][rows], values)
+        labels = self.labels["emotion"][rows]
+        made = Predictions(ids, logits, dimensions, labels, values)
+        return made.with_votes(own, config.emotions)
 
 
 def shown(

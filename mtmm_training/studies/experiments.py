@@ -5,6 +5,7 @@ An experiment is a folder with one run per fold (fold-00, fold-01, ...); `mtmm e
 scores come from the runs' predictions.csv, in which an output that was never trained has no column.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,11 +23,13 @@ from mtmm_training.data.utterances import DIMENSIONS, Utterance, digest
 from mtmm_training.scoring import groups, metrics
 from mtmm_training.scoring.metrics import ABSENT_EMOTION
 from mtmm_training.scoring.predictions import GROUP
+from mtmm_training.scoring.votes import VOTE_SCORES, vote_table
 from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
-EMOTION_SCORES = ("UAR", "WAR", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
-COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", *(f"CCC_{name}" for name in DIMENSIONS))
+EMOTION_SCORES = ("UAR", "WAR", "top2", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
+COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", "JSD_votes", "CE_votes")
+COMPARED += tuple(f"CCC_{name}" for name in DIMENSIONS)
 
 Score = Callable[[np.ndarray], float]
 
@@ -68,6 +71,14 @@ class Experiment:
         """(rows,) indices into `emotions`."""
         return self._indices("emotion")
 
+    @cached_property
+    def votes(self) -> np.ndarray | None:
+        """(rows, emotions), how many listeners heard each, NaN = none; None without any."""
+        if "votes" not in self.rows or not self.emotions:
+            return None
+        said = (json.loads(own) if isinstance(own, str) else None for own in self.rows["votes"])
+        return vote_table(said, self.emotions)
+
     def _indices(self, column: str) -> np.ndarray:
         codes = pd.Categorical(self.rows[column], categories=self.emotions).codes.astype(np.int64)
         return np.where(codes < 0, ABSENT_EMOTION, codes)
@@ -96,22 +107,31 @@ class Experiment:
             scores = {
                 "UAR": lambda rows: uar(labels[rows], predicted[rows], self.emotions),
                 "WAR": lambda rows: metrics.weighted_accuracy(labels[rows], predicted[rows]),
+                "top2": lambda rows: metrics.top2_accuracy(after[rows], labels[rows]),
                 "macro_F1": lambda rows: metrics.macro_f1(labels[rows], predicted[rows]),
                 "weighted_F1": lambda rows: metrics.weighted_f1(labels[rows], predicted[rows]),
                 "ECE_before_temperature": lambda rows: ece(before[rows], labels[rows]),
                 "ECE": lambda rows: ece(after[rows], labels[rows]),
             }
+            if self.votes is not None:
+                scores |= {n: self._vote_score(score) for n, score in VOTE_SCORES.items()}
         for name in self.dimensions:
             for short, function in metrics.DIMENSION_SCORES.items():
                 scores[f"{short}_{name}"] = self._dimension_score(name, function)
         return scores
+
+    def _vote_score(self, function: Callable[..., float]) -> Score:
+        votes: Any = self.votes
+        return lambda rows: function(self.probabilities[rows], votes[rows])
 
     def _dimension_score(self, name: str, function: Callable[..., float]) -> Score:
         predictions, labels = (self.rows[c].to_numpy(np.float64) for c in (name, f"{name}_label"))
         return lambda rows: function(predictions[rows], labels[rows])
 
     def labelled(self, metric: str) -> np.ndarray:
-        """Positions of the rows that have the label which a metric is about."""
+        """Positions of the rows that have the label, or votes, which a metric is about."""
+        if metric in VOTE_SCORES and self.votes is not None:
+            return np.flatnonzero(~np.isnan(self.votes[:, 0]))
         output = "emotion" if metric in EMOTION_SCORES else metric.partition("_")[2]
         return np.flatnonzero(self.rows[f"{output}_label"].notna())
 
@@ -242,7 +262,8 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "metrics": by metric "mean", "sd" and "n" over the folds that have labels, "by_fold", and
         "pooled" over all test rows at once; "confusion" (rows are labels, columns predictions) and
         "recall", pooled; "speakers": the spread of UAR, WAR and CCC between speakers; "groups", see
-        `Experiment.of_groups`; "folds",
+        `Experiment.of_groups`; "listener_ceiling" (see `scoring.votes`) and "unfamiliar" (the share of
+        test utterances that are called so, by modality), means over folds; "folds",
         "missing_folds", "utterances" and "wall_time_s" of all folds together.
     """
     everything = np.arange(len(experiment.rows))
@@ -276,5 +297,24 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "recall": recall,
         "speakers": speakers,
         "groups": experiment.of_groups(),
+        "listener_ceiling": _mean_by_name(
+            [run.get("listener_ceiling", {}) for run in runs.values()]
+        ),
+        "unfamiliar": _mean_by_name(
+            [r.get("unfamiliar", {}).get("test", {}) for r in runs.values()]
+        ),
         "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }
+
+
+def _mean_by_name(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean over folds of each number, also of those in dicts; None and absent ones are left out."""
+    names = dict.fromkeys(name for fold in folds for name in fold)
+    found: dict[str, Any] = {}
+    for name in names:
+        values = [fold[name] for fold in folds if fold.get(name) is not None]
+        if any(isinstance(value, Mapping) for value in values):
+            found[name] = _mean_by_name(values)
+        else:
+            found[name] = float(np.mean(values)) if values else None
+    return found

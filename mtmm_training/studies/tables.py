@@ -11,7 +11,7 @@ from mtmm_training.data.files import replacing, write_json
 from mtmm_training.pictures import of_runs
 from mtmm_training.studies.experiments import COMPARED, Experiment, read_experiment, summarise
 
-LOWER_IS_BETTER = ("ECE", "MAE", "RMSE")
+LOWER_IS_BETTER = ("ECE", "MAE", "RMSE", "JSD", "CE_")
 
 
 def write_tables(folder: str | Path) -> str:
@@ -143,6 +143,16 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
         lower = " (lower is better)" if name.startswith(LOWER_IS_BETTER) else ""
         some = f" (n = {values['n']})" if values["n"] < len(summary["folds"]) else ""
         rows.append([title(name) + lower, spread(values) + some, number(values["pooled"])])
+    ceiling = summary["listener_ceiling"]
+    for name in ("UAR", "WAR", "JSD_votes"):
+        if ceiling.get(name) is not None:
+            rows.append(
+                [f"{title(name)} of one listener against the others", number(ceiling[name]), ""]
+            )
+    for name, value in ceiling.get("CCC", {}).items():
+        rows.append([f"CCC {name} of one rater against the others", number(value), ""])
+    for name, value in summary["unfamiliar"].items():
+        rows.append([f"share of unfamiliar {name}", number(value), ""])
     shown = [name for name in COMPARED if name in with_labels]
     folds = [
         [f"{fold} ({name})", *(number(with_labels[m]["by_fold"][fold]) for m in shown)]

@@ -49,7 +49,8 @@ def complete(job: Job, model: MTMMModel) -> Answers:
 
     def answer(split: str, given: Any = None) -> Predictions:
         ids = data.ids(split)
-        return predict(model, job.loaders[split], ids, job.accelerator, given=given)
+        found = predict(model, job.loaders[split], ids, job.accelerator, given=given)
+        return found.with_votes(data.splits[split], model.config.emotion_names)
 
     validation = answer("validation")
     told: dict[str, Any] = {}

@@ -42,9 +42,10 @@ class Run:
               and "loss"; "test_ECE_before_temperature"; "by_corpus": test metrics by corpus;
               "test_without_reference", where references were used.
             - "by_group": test metrics by column (such as gender) and value; "group_gaps" and
-              "by_speaker", see `scoring.groups`.
+              "by_speaker", see `scoring.groups`; "listener_ceiling", see `scoring.votes`.
             - "versions", by package; "wall_time_s", seconds.
-            - of training: "parameters" ([trained, frozen] by part), "epochs" (one record each),
+            - of training: "unfamiliar" ("stated", "validation", "test": shares that are called so),
+              "parameters" ([trained, frozen] by part), "epochs" (one record each),
               "best_epoch", "select_by", "device", "processes", "cached_states" (their precision, or
               None where the encoders ran in every epoch).
             - of a baseline: "baseline" (its own flags), "chosen" (layers and strength by output).

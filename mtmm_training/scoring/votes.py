@@ -1,0 +1,124 @@
+"""Scores against what listeners said, and what a listener reaches against the others.
+
+Votes are (utterances, emotions), how many listeners heard each; rows of NaN have none. Votes for emotions
+that the model does not predict ("other") are left out, as in training. Probabilities are expected shares
+of the rest.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.spatial.distance import jensenshannon
+
+from mtmm_training.data.utterances import RATINGS, Utterance
+from mtmm_training.scoring.metrics import (
+    concordance_correlation,
+    expected_calibration_error,
+    or_none,
+)
+
+
+def vote_table(votes: Iterable[Mapping[str, float] | None], emotions: Sequence[str]) -> np.ndarray:
+    """Votes by name as (utterances, emotions); NaN without any for one of the emotions."""
+    rows = [[(own or {}).get(name, 0.0) for name in emotions] for own in votes]
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(emotions))
+    return np.where(table.sum(1, keepdims=True) > 0, table, np.nan)
+
+
+def shares_of(votes: np.ndarray) -> np.ndarray:
+    """Votes as shares that sum to 1."""
+    return votes / votes.sum(1, keepdims=True)
+
+
+def jensen_shannon(probabilities: ArrayLike, votes: np.ndarray) -> float:
+    """The mean divergence of probabilities and shares of votes, in bits: 0 (the same) to 1, or NaN.
+
+    Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
+    """
+    probabilities, there = np.asarray(probabilities), ~np.isnan(votes[:, 0])
+    if not there.any():
+        return np.nan
+    distances = jensenshannon(probabilities[there], shares_of(votes[there]), base=2, axis=1)
+    return float(np.mean(np.nan_to_num(distances) ** 2))  # NaN: a root of a rounding error below 0
+
+
+def soft_cross_entropy(probabilities: ArrayLike, votes: np.ndarray) -> float:
+    """The mean of −Σ share · log probability, in nats; NaN without votes."""
+    probabilities, there = np.asarray(probabilities), ~np.isnan(votes[:, 0])
+    if not there.any():
+        return np.nan
+    logs = np.log(np.maximum(probabilities[there], np.finfo(np.float64).tiny))
+    return float(-(shares_of(votes[there]) * logs).sum(1).mean())
+
+
+VOTE_SCORES = {
+    "JSD_votes": jensen_shannon,
+    "CE_votes": soft_cross_entropy,
+    "ECE_votes": lambda probabilities, votes: expected_calibration_error(
+        probabilities, shares_of(votes)
+    ),
+}
+
+
+def vote_metrics(probabilities: ArrayLike, votes: np.ndarray) -> dict[str, Any]:
+    """Each of these scores, and "votes", how many utterances have some; {} without any."""
+    count = int((~np.isnan(votes[:, 0])).sum())
+    if not count:
+        return {}
+    scores = {name: or_none(score(probabilities, votes)) for name, score in VOTE_SCORES.items()}
+    return {"votes": count} | scores
+
+
+# ---- one listener against the others ------------------------------------------------------------
+
+
+def listener_ceiling(utterances: Sequence[Utterance], emotions: Sequence[str]) -> dict[str, Any]:
+    """What one listener reaches against the others, where each is left out in turn.
+
+    A vote is right where the others' leading emotion is the same; where they lead with two, nothing is
+    counted. An utterance's votes count as one utterance together. A rating is paired with the mean of
+    the others'.
+
+    Returns:
+        "UAR", "WAR", "recall" (by emotion) and "JSD_votes" of utterances with two votes or more;
+        "CCC", by dimension. Nothing of what has no votes or ratings.
+    """
+    found: dict[str, Any] = {}
+    votes = vote_table((u.votes for u in utterances), emotions)
+    votes = votes[votes.sum(1) >= 2]
+    if len(votes):
+        found |= _of_votes(votes, emotions)
+    concordance = {}
+    for name, ratings in RATINGS.items():
+        several = [own for u in utterances if len(own := getattr(u, ratings) or ()) > 1]
+        pairs = [(own[i], (sum(own) - own[i]) / (len(own) - 1)) for own in several
+                 for i in range(len(own))]  # fmt: skip
+        if pairs:
+            concordance[name] = or_none(concordance_correlation(*np.transpose(pairs)))
+    return found | ({"CCC": concordance} if concordance else {})
+
+
+def _of_votes(votes: np.ndarray, emotions: Sequence[str]) -> dict[str, Any]:
+    counts, divergences = np.zeros((len(emotions), len(emotions))), []
+    for row in votes:
+        for heard in np.flatnonzero(row):
+            others = row.copy()
+            others[heard] = max(others[heard] - 1, 0.0)
+            share = row[heard] / row.sum()
+            one = np.eye(len(emotions))[[heard]]
+            divergences.append((jensen_shannon(one, others[None]), share))
+            leading = np.flatnonzero(others == others.max())
+            if len(leading) == 1:
+                counts[leading[0], heard] += share
+    labelled, right = counts.sum(1), counts.diagonal()
+    recall = np.where(labelled > 0, right / np.maximum(labelled, 1e-300), np.nan)
+    known = recall[~np.isnan(recall)]
+    values, weights = np.transpose(divergences)
+    return {
+        "UAR": or_none(known.mean() if len(known) else np.nan),
+        "WAR": or_none(right.sum() / labelled.sum() if labelled.any() else np.nan),
+        "recall": dict(zip(emotions, map(or_none, recall), strict=True)),
+        "JSD_votes": float(np.average(values, weights=weights)),
+    }
