@@ -152,7 +152,7 @@ def make_reference(given: argparse.Namespace) -> Any:
     """The reference of all inputs, which is also written."""
     given.reference = None
     inputs, pipe = _inputs(given), load_pipeline(given)
-    options = _transcriber(given, pipe) | {"batch_size": given.batch_size}
+    options = transcriber_of(given, pipe) | {"batch_size": given.batch_size}
     if given.window_s is not None:
         options["window_s"] = given.window_s
     try:
@@ -173,7 +173,7 @@ def _options(given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]) -> d
     names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "batch_size")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
-    options |= _transcriber(given, pipe)
+    options |= transcriber_of(given, pipe)
     return options | references_of(given, pipe, inputs, **options)
 
 
@@ -188,7 +188,8 @@ def references_of(
     return {"reference": pipe.references(rows, given.reference, skip=True, **options)}
 
 
-def _transcriber(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+def transcriber_of(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+    """The option of the pipeline for --transcriber, where it is given."""
     if given.transcriber is not None:
         from transformers import pipeline
 

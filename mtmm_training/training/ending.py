@@ -18,6 +18,7 @@ OURS = ("mtmm_training", "train_accelerate")
 EXTRAS = {  # of packages that do not come with the extra train
     "gradio": "demo", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx",
     "opensmile": "egemaps", "silero_vad": "vad",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "multipart": "serve",
 }  # fmt: skip
 
 # What libraries say that nobody needs; they read this when they are imported, and the processes of

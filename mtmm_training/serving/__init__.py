@@ -1,0 +1,1 @@
+"""A model behind HTTP: requests into batches, streams, limits, numbers for monitoring."""
