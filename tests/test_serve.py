@@ -2,14 +2,28 @@
 
 import io
 import json
-from collections.abc import Iterator
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import pytest
+import schemathesis
 import soundfile
 from conftest import RATE, noise
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from small_runs import Process
+from starlette.websockets import WebSocketDisconnect
 
+from mtmm_training.commands.cli import main
 from mtmm_training.serving.app import make_app
 from mtmm_training.serving.limits import Limits
 from pipeline_mtmm import MTMMPipeline
@@ -35,12 +49,6 @@ def predict(client: TestClient, **request: Any) -> Any:
     return response.json()
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    assert json.loads(json.dumps(found)) == pytest.approx(
-        json.loads(json.dumps(expected)), abs=1e-5
-    )
-
-
 def test_answers_as_the_pipeline(client: TestClient, pipe: MTMMPipeline) -> None:
     recording = wav()
     form = {"files": {"audio": ("a.wav", recording)}, "data": {"text": "so it is"}}
@@ -48,3 +56,283 @@ def test_answers_as_the_pipeline(client: TestClient, pipe: MTMMPipeline) -> None
     assert predict(client, **form) == pipe(both)
     assert predict(client, content=recording) == pipe({"audio": recording})
     assert predict(client, params={"text": "so"}) == pipe({"text": "so"})
+
+
+def test_words_windows_and_explanations_come_along(client: TestClient, pipe: MTMMPipeline) -> None:
+    recording = wav(1.2)
+    words = [{"text": "so", "start": 0.1, "end": 0.2}, {"text": "no", "start": 0.8, "end": 1.0}]
+    form = {"files": {"audio": recording}, "data": {"words": json.dumps(words), "window_s": "0.5"}}
+    given = {"audio": recording, "words": words}
+    found = predict(client, **form, params={"top_k": 2})
+    assert found == pipe(given, window_s=0.5, top_k=2, batch_size=8)
+    explained = predict(client, content=recording, params={"explain": "arousal"})
+    assert explained == pipe(recording, explain="arousal", batch_size=8)
+
+
+def test_raw_samples(client: TestClient, pipe: MTMMPipeline) -> None:
+    samples = (noise(0.5) * 32767).astype("<i2")
+    found = predict(client, content=samples.tobytes(), params={"sampling_rate": 8000})
+    assert found == pipe(samples, sampling_rate=8000)
+
+
+HEADLESS = b"RIFF" + bytes(100)
+NO_JSON = {"files": {"audio": wav()}, "data": {"words": "[" * 5000}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({}, 422),
+        ({"content": HEADLESS}, 422),
+        ({"content": b"\0", "params": {"sampling_rate": 16000}}, 422),
+        ({"content": wav(0.01)}, 422),
+        ({"content": wav(), "params": {"window_s": 0.001}}, 422),
+        ({"content": wav(), "params": {"window_s": "nan"}}, 422),
+        ({"content": wav(), "params": {"explain": "loudness"}}, 422),
+        ({"content": wav(), "params": {"transcriber": "someone/asr"}}, 422),
+        ({"content": wav(), "params": {"reference": "/etc/passwd"}}, 422),
+        ({"files": {"audio": wav()}, "data": {"reference": "a.safetensors"}}, 422),
+        ({"data": {"text": "a"}, "files": {"more": b""}}, 422),
+        (NO_JSON, 422),
+        ({"params": {"text": "a" * 100}}, 422),
+        ({"json": {"text": "so"}}, 415),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
+        ({"content": bytes(200_001)}, 413),
+        ({"content": (bytes(1000) for _ in range(201))}, 413),
+        ({"files": {"audio": bytes(200_001)}}, 413),
+        ({"content": bytes(2 * 8000 * 6), "params": {"sampling_rate": 8000}}, 413),
+    ],
+)
+def test_what_cannot_be_used_has_its_status(
+    client: TestClient, request_: dict[str, Any], status: int
+) -> None:
+    response = client.post("/predict", **request_)
+    assert response.status_code == status, response.text
+    assert response.json()["detail"]
+    assert predict(client, content=wav())["missing"] == ["text"]  # and it goes on
+
+
+def test_places_are_never_opened(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name where audio belongs is the bytes of no recording."""
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav())
+    opened: list[str] = []
+    monkeypatch.setattr("audio_mtmm._open_path", opened.append)
+    monkeypatch.setattr("audio_mtmm._fetch", opened.append)
+    for place in (str(path), path.as_uri(), "http://127.0.0.1:9/a.wav"):
+        for request in ({"content": place}, {"data": {"audio": place}, "files": {"audio": b""}}):
+            assert client.post("/predict", **request).status_code == 422  # type: ignore[arg-type]
+        for name in ("audio", "reference", "transcriber"):
+            request = {"content": wav(), "params": {name: place}}
+            assert client.post("/predict", **request).status_code == 422
+        assert predict(client, params={"text": "so", "speaker": place})["missing"] == ["audio"]
+    assert opened == []
+
+
+# ---- several at once -----------------------------------------------------------------------------
+
+
+def numbers(answer: dict[str, Any]) -> list[float]:
+    return [answer["scores"][name] for name in sorted(answer["scores"])] + [answer["valence"]]
+
+
+def test_requests_that_wait_share_batches(pipe: MTMMPipeline) -> None:
+    """Each has the answer that it has alone; a bad one among them fails alone."""
+    recordings = [wav(0.3 + 0.02 * seed, seed) for seed in range(12)]
+    limits = replace(LIMITS, batch_size=4, wait_s=0.5)
+    with TestClient(make_app(pipe, limits, "tiny")) as client, ThreadPoolExecutor(13) as pool:
+        bad = pool.submit(client.post, "/predict", content=wav(0.01))
+        found = list(pool.map(lambda audio: predict(client, content=audio), recordings))
+        assert bad.result().status_code == 422
+        metrics = client.get("/metrics").text
+    for answer, audio in zip(found, recordings, strict=True):
+        assert numbers(answer) == pytest.approx(numbers(pipe(audio)), abs=1e-5)
+    assert float(re.findall(r"^mtmm_batch_requests_sum (.*)", metrics, re.M)[0]) == 13
+    assert float(re.findall(r"^mtmm_batch_requests_count (.*)", metrics, re.M)[0]) <= 5
+    assert 'mtmm_requests_total{status="422"} 1.0' in metrics
+    assert "mtmm_requests_taken 0.0" in metrics
+
+
+class Slow:
+    """Holds the model until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        forward = MTMMPipeline._forward
+
+        def slow(pipe: MTMMPipeline, *args: Any, **options: Any) -> Any:
+            self.begun.set()
+            self.go_on.wait(20)
+            return forward(pipe, *args, **options)
+
+        monkeypatch.setattr(MTMMPipeline, "_forward", slow)
+
+
+def test_full_queue_and_time_limit(pipe: MTMMPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow, limits = Slow(monkeypatch), replace(LIMITS, queue=1, timeout_s=1.0)
+    with TestClient(make_app(pipe, limits, "tiny")) as client, ThreadPoolExecutor(1) as pool:
+        late = pool.submit(client.post, "/predict", content=wav())
+        assert slow.begun.wait(10)
+        full = client.post("/predict", content=wav())
+        assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+        assert client.get("/health").json()["status"] == "ok"
+        assert late.result().status_code == 504
+        slow.go_on.set()
+        assert predict(client, content=wav())["missing"] == ["text"]
+
+
+def test_faults_of_ours_are_500_and_the_next_is_answered(
+    pipe: MTMMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TestClient(make_app(pipe, LIMITS, "t"), raise_server_exceptions=False) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(MTMMPipeline, "_forward", lambda *_, **__: 1 / 0)
+            assert client.post("/predict", content=wav()).status_code == 500
+        assert predict(client, content=wav())["missing"] == ["text"]
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def test_stream_gives_windows_while_it_comes(client: TestClient, pipe: MTMMPipeline) -> None:
+    samples = (noise(1.3) * 32767).astype("<i2")
+    found = []
+    with client.websocket_connect("/stream?sampling_rate=16000&window_s=0.5") as socket:
+        for start in range(0, len(samples), 1600):
+            socket.send_bytes(samples[start : start + 1600].tobytes())
+            if start == 9600:
+                found.append(socket.receive_json())  # long before the end
+        socket.send_bytes(b"")
+        found += [socket.receive_json(), socket.receive_json()]
+        with pytest.raises(WebSocketDisconnect) as ended:
+            socket.receive_json()
+    assert ended.value.code == 1000
+    assert found == pipe(samples, sampling_rate=16000, window_s=0.5)["timeline"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message", "code"),
+    [
+        ("", b"\0\0", 1007),
+        ("?sampling_rate=16000", b"\0", 1007),
+        ("?sampling_rate=16000", "text", 1007),
+        ("?sampling_rate=16000&window_s=0.001", b"\0\0", 1007),
+        ("?sampling_rate=16000", None, 1008),
+    ],
+)
+def test_streams_that_cannot_go_on_are_closed(
+    pipe: MTMMPipeline, query: str, message: Any, code: int
+) -> None:
+    limits = replace(LIMITS, timeout_s=0.3)
+    with TestClient(make_app(pipe, limits, "t")) as client:
+        with client.websocket_connect(f"/stream{query}") as socket:
+            if message is not None:
+                getattr(socket, "send_text" if isinstance(message, str) else "send_bytes")(message)
+            with pytest.raises(WebSocketDisconnect) as ended:
+                socket.receive_json()
+            assert ended.value.code == code and ended.value.reason
+        assert "mtmm_streams 0.0" in client.get("/metrics").text
+
+
+def test_streams_are_counted(pipe: MTMMPipeline) -> None:
+    with TestClient(make_app(pipe, replace(LIMITS, streams=1), "t")) as client:
+        with client.websocket_connect("/stream?sampling_rate=16000"):
+            with client.websocket_connect("/stream?sampling_rate=16000") as second:
+                with pytest.raises(WebSocketDisconnect) as ended:
+                    second.receive_json()
+        assert ended.value.code == 1013
+
+
+# ---- a process of its own ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(pipe: MTMMPipeline, tmp_path: Path) -> Path:
+    pipe.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def start(folder: Path, *flags: str) -> tuple[Process, int]:
+    """`mtmm serve`, when it listens; and its port."""
+    process = Process(main, ["serve", str(folder), "--port", "0", *flags], {})
+    for _ in range(600):
+        if found := re.search(r"listening on http://127.0.0.1:(\d+)", process.log.read_text()):
+            return process, int(found[1])
+        assert process.runs(), process.output()
+        time.sleep(0.05)
+    raise AssertionError(process.log.read_text())
+
+
+def half_sent(port: int, body: bytes) -> HTTPConnection:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.putrequest("POST", "/predict")
+    connection.putheader("content-length", str(len(body)))
+    connection.endheaders(body[: len(body) // 2])
+    return connection
+
+
+def taken(port: int) -> float:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/metrics")
+    return float(
+        re.findall(rb"^mtmm_requests_taken (.*)", connection.getresponse().read(), re.M)[0]
+    )
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError
+
+
+def test_stops_cleanly_and_loses_no_request(saved: Path, pipe: MTMMPipeline) -> None:
+    """What was begun before the signal is answered; clients that broke off leave nothing behind."""
+    process, port = start(saved)
+    body = wav()
+    gone = [half_sent(port, body) for _ in range(3)]
+    wait_until(lambda: taken(port) == 3)
+    for connection in gone:
+        connection.close()
+    wait_until(lambda: taken(port) == 0)
+    begun = [half_sent(port, body) for _ in range(5)]
+    wait_until(lambda: taken(port) == 5)
+    process.send(signal.SIGTERM)
+    with pytest.raises(ConnectionRefusedError):
+        wait_until(lambda: taken(port) < 0)
+    for connection in begun:
+        connection.send(body[len(body) // 2 :])
+        response = connection.getresponse()
+        assert response.status == 200
+        assert numbers(json.load(response)) == pytest.approx(numbers(pipe(body)), abs=1e-5)
+    printed = process.finish()
+    assert "ERROR" not in printed and "Traceback" not in printed
+
+
+def test_port_in_use_is_said(saved: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        words = ["serve", str(saved), "--port", str(taken.getsockname()[1])]
+        assert f"port {words[-1]}, cannot be used" in Process(main, words, {}).finish(1)
+
+
+def test_fuzzed_requests_never_end_in_500(client: TestClient) -> None:
+    """Requests that its own OpenAPI allows, and such as it does not."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    statuses: set[int] = set()
+
+    @settings(
+        max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    @given(case=schema["/predict"]["POST"].as_strategy())
+    def send(case: Any) -> None:
+        response = case.call(session=None)
+        statuses.add(response.status_code)
+        assert response.status_code < 500, response.text
+
+    send()
+    assert 422 in statuses

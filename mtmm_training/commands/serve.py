@@ -53,6 +53,7 @@ def run(given: argparse.Namespace) -> None:
 
     find_model(given)
     from mtmm_training.commands.predict_work import load_pipeline, transcriber_of
+    from mtmm_training.serving.limits import Limits
     from reference_mtmm import References
 
     pipe = load_pipeline(given)
@@ -61,6 +62,6 @@ def run(given: argparse.Namespace) -> None:
         always["reference"] = References.of(given.reference)
     names = ("max_bytes", "max_seconds", "timeout_s", "queue", "streams", "batch_size")
     numbers = {name: getattr(given, name) for name in names}
-    limits = server.Limits(**numbers, wait_s=given.wait_ms / 1000)
+    limits = Limits(**numbers, wait_s=given.wait_ms / 1000)
     name = "/".join(Path(given.model).parts[-2:])  # no private path of this machine
     server.serve(pipe, limits, name, given.host, given.port, always)

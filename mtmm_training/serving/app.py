@@ -100,8 +100,9 @@ class Service:
         """The answer, unless it takes too long, or nobody waits for it any more."""
         answer = asyncio.wrap_future(job.answer)
         left = asyncio.ensure_future(_left(request))
+        either: set[asyncio.Future[Any]] = {answer, left}
         done, _ = await asyncio.wait(
-            {answer, left}, timeout=max(within_s, 0), return_when=asyncio.FIRST_COMPLETED
+            either, timeout=max(within_s, 0), return_when=asyncio.FIRST_COMPLETED
         )
         left.cancel()
         if answer not in done:

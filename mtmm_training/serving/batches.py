@@ -25,7 +25,7 @@ class Job:
 
     Args:
         given: Input of the pipeline.
-        options: Of its call.
+        options: Keyword arguments of its call.
         alone: Whether nothing else may be predicted in the same call.
         answer: Gets the pipeline's dict, or what went wrong: `Refused` where it is the request's fault.
     """
@@ -62,7 +62,7 @@ class Lane:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="mtmm-lane")
+        self._thread = threading.Thread(target=self._work, name="mtmm-lane", daemon=True)
         self._thread.start()
 
     def put(self, job: Job) -> None:

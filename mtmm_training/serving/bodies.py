@@ -1,6 +1,5 @@
 """A request's body: a form, an audio file or raw samples, within limits; no path and no URL."""
 
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from fastapi import HTTPException, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
+from starlette.types import Message
 
 from audio_mtmm import open_recording
 from mtmm_training.serving.limits import Asked, Limits
@@ -15,8 +15,6 @@ from mtmm_training.serving.limits import Asked, Limits
 TOO_LARGE, NOT_AUDIO, UNUSABLE = 413, 415, 422
 AUDIO = "audio"  # the form's part with the recording
 NO_AUDIO_TYPES = ("application/json", "text/", "image/", "video/")
-
-Message = dict[str, Any]
 
 _ASKED = Asked.model_json_schema()["properties"]
 _BINARY = {"type": "string", "format": "binary"}
@@ -39,12 +37,11 @@ def counted(request: Request, most: int) -> Request:
     too_large = HTTPException(TOO_LARGE, f"The body has more than {most} bytes.")
     if int(request.headers.get("content-length", 0)) > most:
         raise too_large
-    receive: Callable[[], Awaitable[Message]] = request.receive
     size = 0
 
     async def counting() -> Message:
         nonlocal size
-        message = await receive()
+        message = await request.receive()
         size += len(message.get("body", b""))
         if size > most:
             raise too_large

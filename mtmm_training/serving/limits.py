@@ -12,8 +12,8 @@ class Limits:
     """Of a service.
 
     Args:
-        max_bytes: Of a request's body.
-        max_seconds: Of a recording.
+        max_bytes: Longest body of a request.
+        max_seconds: Longest recording.
         timeout_s: From a request's first byte to its answer; of a stream, from one message to the next.
         queue: Requests that are read, wait or are computed at a time.
         streams: Streams at a time.

@@ -16,14 +16,14 @@ MESSAGE_BYTES = 2**20  # of a stream: more than a minute at 8 kHz
 
 
 class Server(uvicorn.Server):
-    """Says where it listens."""
+    """Says where it listens, when it does."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
         await super().startup(sockets)
-        for listener in self.servers:
-            for one in listener.sockets:
-                host, port = one.getsockname()[:2]
-                tell(f"listening on http://{host}:{port}, see /docs")
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            tell(f"listening on http://{host}:{port}, see /docs")
 
 
 def serve(
@@ -47,7 +47,12 @@ def serve(
     )  # fmt: skip
     server = Server(config)
     try:
-        server.run()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=config.backlog)
+    except OSError as error:
+        raise OSError(f"{host}, port {port}, cannot be used ({error.strerror}).") from error
+    try:
+        server.run([listener])
     except (SystemExit, KeyboardInterrupt):  # of the signal, which uvicorn sends again at its end
         if not server.started:
             raise

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import queue
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from pipeline_mtmm import MTMMPipeline
 
 logger = logging.getLogger("mtmm.serve")
 GOOD, UNUSABLE, TOO_SLOW, FAULT, BUSY = 1000, 1007, 1008, 1011, 1013  # WebSocket's close codes
-WAITING = 32  # messages that are read ahead of the model; then the client is not read
 
 
 class Streams:
@@ -27,7 +25,7 @@ class Streams:
     """
 
     def __init__(
-        self, pipe: MTMMPipeline, limits: Limits, numbers: Numbers, always: Mapping[str, Any]
+        self, pipe: MTMMPipeline, limits: Limits, numbers: Numbers, always: dict[str, Any]
     ) -> None:
         self.pipe, self.limits, self.numbers = twin(pipe), limits, numbers
         self.always = always
@@ -54,36 +52,38 @@ class Streams:
         """Sends every window; how the stream ended."""
         if cut.sampling_rate is None:
             return UNUSABLE, "give sampling_rate, Hz"
-        chunks: queue.Queue[np.ndarray | None] = queue.Queue(WAITING)
-        heard = asyncio.ensure_future(self._hear(socket, chunks))
-        samples: Iterator[np.ndarray] = iter(chunks.get, None)
+        samples = self._samples(socket, asyncio.get_running_loop())
         try:
             windows = self.pipe.stream(samples, cut.sampling_rate, **self.always | cut.options())
             while (window := await asyncio.to_thread(next, windows, None)) is not None:
                 await socket.send_json(window)
-            return await heard
+            return GOOD, ""
+        except TimeoutError:
+            return TOO_SLOW, f"nothing came for {self.limits.timeout_s:g} s"
         except (ValueError, TypeError) as error:
             return UNUSABLE, str(error)
-        except WebSocketDisconnect:
+        except (WebSocketDisconnect, RuntimeError):
             raise
         except Exception:
             logger.exception("a stream failed")
             return FAULT, "the service failed"
-        finally:
-            heard.cancel()
 
-    async def _hear(self, socket: WebSocket, chunks: Any) -> tuple[int, str]:
-        """Puts what comes where the model reads it; None behind the last."""
-        try:
-            while True:
-                async with asyncio.timeout(self.limits.timeout_s):
-                    message = await socket.receive_bytes()
-                if not message:
-                    return GOOD, ""
-                await asyncio.to_thread(chunks.put, np.frombuffer(message, "<i2"))
-        except TimeoutError:
-            return TOO_SLOW, f"nothing came for {self.limits.timeout_s:g} s"
-        except (KeyError, ValueError):  # text, or half a sample
-            return UNUSABLE, "send binary messages of 16-bit samples, an empty one at the end"
-        finally:
-            await asyncio.to_thread(chunks.put, None)
+    def _samples(self, socket: WebSocket, loop: asyncio.AbstractEventLoop) -> Iterator[np.ndarray]:
+        """What the model's thread hears: it asks for a message when it has used the last."""
+        while True:
+            asked = asyncio.run_coroutine_threadsafe(self._message(socket), loop)
+            if not (message := asked.result()):
+                return
+            yield np.frombuffer(message, "<i2")
+
+    async def _message(self, socket: WebSocket) -> bytes:
+        async with asyncio.timeout(self.limits.timeout_s):
+            try:
+                message = await socket.receive_bytes()
+            except KeyError as error:
+                raise ValueError(
+                    "send binary messages of samples, an empty one at the end"
+                ) from error
+        if len(message) % 2:
+            raise ValueError("a message has half a sample; samples are of 16 bits")
+        return message
