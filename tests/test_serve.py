@@ -51,7 +51,7 @@ def predict(client: TestClient, **request: Any) -> Any:
 
 def test_answers_as_the_pipeline(client: TestClient, pipe: MTMMPipeline) -> None:
     recording = wav()
-    form = {"files": {"audio": ("a.wav", recording)}, "data": {"text": "so it is"}}
+    form = {"files": {"audio": ("a.wav", recording)}, "data": {"text": "so it is", "hop_s": ""}}
     both = {"audio": recording, "text": "so it is"}
     assert predict(client, **form) == pipe(both)
     assert predict(client, content=recording) == pipe({"audio": recording})
@@ -122,11 +122,12 @@ def test_places_are_never_opened(
     monkeypatch.setattr("audio_mtmm._open_path", opened.append)
     monkeypatch.setattr("audio_mtmm._fetch", opened.append)
     for place in (str(path), path.as_uri(), "http://127.0.0.1:9/a.wav"):
+        request: dict[str, Any]
         for request in ({"content": place}, {"data": {"audio": place}, "files": {"audio": b""}}):
-            assert client.post("/predict", **request).status_code == 422  # type: ignore[arg-type]
-        for name in ("audio", "reference", "transcriber"):
-            request = {"content": wav(), "params": {name: place}}
             assert client.post("/predict", **request).status_code == 422
+        for name in ("audio", "reference", "transcriber"):
+            refused = client.post("/predict", content=wav(), params={name: place})
+            assert refused.status_code == 422
         assert predict(client, params={"text": "so", "speaker": place})["missing"] == ["audio"]
     assert opened == []
 

@@ -10,26 +10,24 @@ from starlette.datastructures import UploadFile
 from starlette.types import Message
 
 from audio_mtmm import open_recording
-from mtmm_training.serving.limits import Asked, Limits
+from mtmm_training.serving.limits import TIMED, Asked, Limits
 
 TOO_LARGE, NOT_AUDIO, UNUSABLE = 413, 415, 422
 AUDIO = "audio"  # the form's part with the recording
 NO_AUDIO_TYPES = ("application/json", "text/", "image/", "video/")
 
-_ASKED = Asked.model_json_schema()["properties"]
 _BINARY = {"type": "string", "format": "binary"}
+_JSON = {name: {"type": "string", "contentMediaType": "application/json"} for name in TIMED}
+_FIELDS = Asked.model_json_schema()["properties"] | _JSON
 BODY = {  # for OpenAPI: FastAPI knows one kind of body alone
     "description": "A form, or the recording itself; the fields may stand in the query instead.",
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "properties": {AUDIO: _BINARY} | {
-                name: {"type": "string", "description": field.get("description", "")}
-                for name, field in _ASKED.items()
-            }},
+            "schema": {"type": "object", "properties": {AUDIO: _BINARY} | _FIELDS}
         },
         "application/octet-stream": {"schema": _BINARY},
     },
-}  # fmt: skip
+}
 
 
 def counted(request: Request, most: int) -> Request:
@@ -70,7 +68,7 @@ async def read(request: Request, asked: Asked, limits: Limits) -> tuple[bytes, A
         for name, value in form.multi_items():
             if name == AUDIO:
                 audio = await value.read() if isinstance(value, UploadFile) else value.encode()
-            else:
+            elif value != "":  # as browsers send what was not filled in
                 fields[name] = value
     try:
         return audio, Asked.model_validate(fields)

@@ -73,5 +73,6 @@ class Asked(Cut):
         return {name: asked[name] for name in SAID if name in asked}
 
 
-SAID = ("text", "words", "segments", "speaker")
+TIMED = ("words", "segments")  # JSON
+SAID = ("text", *TIMED, "speaker")
 OPTIONS = ("window_s", "hop_s", "top_k", "explain", "reference")

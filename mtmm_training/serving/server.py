@@ -1,5 +1,6 @@
 """The application on a port, until a signal ends it."""
 
+import logging
 import socket
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -45,6 +46,7 @@ def serve(
         ws="websockets-sansio", ws_max_size=MESSAGE_BYTES,
         timeout_graceful_shutdown=round(2 * limits.timeout_s) + 1,
     )  # fmt: skip
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every bad form
     server = Server(config)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
