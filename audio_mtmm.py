@@ -1,7 +1,8 @@
 """Recordings: decoding, resampling, mixing down, and streams.
 
-Uploaded to the Hub beside the weights. soundfile (decoding) and soxr (resampling) are optional here:
-without them whatever does not need them still works, and the rest says what to install.
+Uploaded to the Hub beside the weights, and part of the runtime, which has no torch. soundfile
+(decoding) and soxr (resampling) are optional here: without them whatever does not need them still
+works, and the rest says what to install.
 """
 
 import io
@@ -14,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from huggingface_hub import get_session
 
 try:
     import soundfile
@@ -267,6 +266,8 @@ def _open_path(path: str) -> BinaryIO:
 
 
 def _fetch(url: str) -> bytes:
+    from huggingface_hub import get_session  # here: nothing else needs it
+
     try:
         response = get_session().get(url, follow_redirects=True, timeout=URL_TIMEOUT_S)
         response.raise_for_status()
@@ -414,7 +415,7 @@ def to_mono(waveform: Any) -> np.ndarray:
 
 
 def _as_array(waveform: Any) -> np.ndarray:
-    if isinstance(waveform, torch.Tensor):
+    if hasattr(waveform, "detach"):  # torch's, which is not imported for it
         waveform = waveform.detach().cpu().resolve_neg()
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
     array = np.asarray(waveform)

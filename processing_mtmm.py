@@ -3,7 +3,6 @@
 Uploaded to the Hub beside the weights. Files are decoded in audio_mtmm.py.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ try:
             to_mono,
         )
         from .encoders_mtmm import receptive_field
+        from .timeline_mtmm import clean_transcript
 except ImportError:
     from audio_mtmm import (
         check_rate,
@@ -43,6 +43,7 @@ except ImportError:
         to_mono,
     )
     from encoders_mtmm import receptive_field
+    from timeline_mtmm import clean_transcript
 
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 Audio = np.ndarray | Sequence[float] | Mapping[str, Any]  # or a tensor of torch
@@ -188,7 +189,7 @@ class MTMMProcessor(ProcessorMixin):
             waveforms, texts: One of each for every utterance, None where it is absent; or empty.
             audio_options, text_options: Options for the feature extractor and the tokenizer.
         """
-        transcripts = _each(texts, _transcript)
+        transcripts = _each(texts, clean_transcript)
         if waveforms and transcripts and len(waveforms) != len(transcripts):
             counts = f"{len(waveforms)} waveforms and {len(transcripts)} transcripts"
             raise ValueError(f"There are {counts}; give None for what is absent.")
@@ -280,21 +281,6 @@ def _max_tokens(tokenizer: Any, text_config: PreTrainedConfig) -> int:
     if getattr(text_config, "model_type", "") in SHIFTED_POSITIONS:
         positions -= text_config.pad_token_id + 1
     return min(tokenizer.model_max_length, positions)  # an unset model_max_length is 1e30
-
-
-def _transcript(text: str | None) -> str | None:
-    """NFKC-normalised transcript, None if absent or blank.
-
-    DeBERTa-v3's tokenizer in transformers 5 does NFC only, where the original does NFKC.
-    """
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise TypeError(f"The transcript is {type(text).__name__}; it must be a string, or None.")
-    text.encode()  # raises on half a surrogate pair, which tokenizers do not name
-    text = unicodedata.normalize("NFKC", text).strip()
-    # Zero-width and control characters, which str.strip leaves, are blank too.
-    return text if any(map(str.isprintable, text.replace(" ", ""))) else None
 
 
 def _as_list(given: Any) -> list[Any]:

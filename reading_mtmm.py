@@ -32,8 +32,6 @@ except ImportError:
     from explanation_mtmm import FEATURES, Features, Places
     from timeline_mtmm import Inputs, Part, Windows, parse_input
 
-# Unless `window_s` is given: a little more than a mean utterance of the training corpora.
-WINDOW_S = 6.0
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
 
 
@@ -110,16 +108,7 @@ class ReadingPipeline(ChunkPipeline):
         self, window_s: float | None, hop_s: float | None, segments: Any = None
     ) -> Windows:
         """How a recording is cut, or its segments where they are too long."""
-        longest_s, shortest_s = self.processor.longest_audio_s(), self.processor.min_duration_s
-        if window_s is None:
-            window_s = longest_s if segments else min(WINDOW_S, longest_s)
-        hop_s = window_s if hop_s is None else hop_s
-        if not shortest_s <= hop_s <= window_s <= longest_s:
-            raise ValueError(
-                f"`window_s={window_s!r}` and `hop_s={hop_s!r}` are not allowed; windows last from "
-                f"{shortest_s:g} to {longest_s:g} s, and a hop is at most a window."
-            )
-        return Windows(self.processor.sampling_rate, window_s, hop_s, shortest_s)
+        return Windows.of(self.processor, window_s, hop_s, segments)
 
     def preprocess(  # type: ignore[override]
         self,

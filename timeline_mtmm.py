@@ -1,20 +1,25 @@
 """Inputs of the pipeline, their transcripts with times, and how recordings are cut into windows.
 
-Uploaded to the Hub beside the weights.
+Uploaded to the Hub beside the weights, and part of the runtime, which has no torch.
 """
 
+import logging
 import math
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
-from transformers.utils import logging
 
-logger = logging.get_logger(__name__)
+try:  # transformers asks whether inputs are a dataset; the runtime has neither
+    from torch.utils.data import Dataset
+except ImportError:
+    Dataset = object  # type: ignore[assignment,misc]
+
+logger = logging.getLogger(__name__)
 AUDIO_KEYS = {"array", "raw", "bytes", "path"}  # a dict with one of these is audio
 UTTERANCE_KEYS = {"audio", "text", "words", "segments"}
 BESIDE_KEYS = {"sampling_rate", "speaker"}  # of an utterance that has one of the others
@@ -27,7 +32,14 @@ TIMED_FORMS = {
     "words": 'a list of {"text": ..., "start": s, "end": s} or {"text": ..., "timestamp": (s, s)}',
     "segments": 'a list of at least one {"start": s, "end": s}, the end after the start',
 }
+# Unless `window_s` is given: a little more than a mean utterance of the training corpora.
+WINDOW_S = 6.0
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def without_pandas(given: Any) -> Any:
@@ -37,7 +49,7 @@ def without_pandas(given: Any) -> Any:
     return given.tolist() if given.ndim == 1 else given.to_dict("records")
 
 
-class Inputs(Dataset[Any]):
+class Inputs(Dataset):  # type: ignore[type-arg]
     """Several inputs: the items of a list, dataset, generator or anything else to iterate over."""
 
     def __init__(self, items: Any) -> None:
@@ -46,9 +58,10 @@ class Inputs(Dataset[Any]):
     @classmethod
     def of(cls, given: Any) -> "Inputs | None":
         """The inputs of anything to iterate over; None of a single input."""
-        one = (str, bytes, bytearray, memoryview, Mapping, np.ndarray, torch.Tensor)
+        one = (str, bytes, bytearray, memoryview, Mapping, np.ndarray)
         iterable = hasattr(given, "__iter__") or isinstance(given, Dataset)
-        is_one = isinstance(given, one) or hasattr(given, "read") or not iterable
+        is_tensor = hasattr(given, "detach")  # torch's
+        is_one = isinstance(given, one) or is_tensor or hasattr(given, "read") or not iterable
         return None if is_one else cls(given)
 
     def repeatable(self) -> "Inputs":
@@ -125,6 +138,31 @@ class Windows(NamedTuple):
     window_s: float
     hop_s: float
     shortest_s: float
+
+    @classmethod
+    def of(
+        cls, processor: Any, window_s: float | None, hop_s: float | None, segments: Any = None
+    ) -> "Windows":
+        """How a recording is cut, or its segments where they are too long.
+
+        Args:
+            processor: Says how long the audio may be: `MTMMProcessor`, or the runtime's.
+            window_s, hop_s: As the pipeline's options.
+            segments: The input's, where it has any.
+
+        Raises:
+            ValueError: Windows that the model does not take, or that leave gaps.
+        """
+        longest_s, shortest_s = processor.longest_audio_s(), processor.min_duration_s
+        if window_s is None:
+            window_s = longest_s if segments else min(WINDOW_S, longest_s)
+        hop_s = window_s if hop_s is None else hop_s
+        if not shortest_s <= hop_s <= window_s <= longest_s:
+            raise ValueError(
+                f"`window_s={window_s!r}` and `hop_s={hop_s!r}` are not allowed; windows last from "
+                f"{shortest_s:g} to {longest_s:g} s, and a hop is at most a window."
+            )
+        return cls(processor.sampling_rate, window_s, hop_s, shortest_s)
 
     def cut(
         self, recording: Any, start_s: float = 0.0, end_s: float | None = None
@@ -217,7 +255,7 @@ class Given:
             raise ValueError('A stream is cut into windows; "segments" need a whole recording.')
         untimed = self.text is not None and ends_s > windows.window_s
         if untimed:
-            logger.warning_once(
+            _warn_once(
                 f"A recording is cut into windows of {windows.window_s:g} s, but its transcript has no "
                 'times: every window is given all of its words. "words" or "segments" say when each was '
                 "said, or a `transcriber`."
@@ -231,6 +269,21 @@ class Given:
                     is_last = ends_s - end_s < windows.shortest_s
                     text = transcript.between(start_s, math.inf if is_last else end_s)
                 yield Part(waveform, text, (start_s, end_s), untimed)
+
+
+def clean_transcript(text: str | None) -> str | None:
+    """NFKC-normalised transcript, None if absent or blank.
+
+    DeBERTa-v3's tokenizer in transformers 5 does NFC only, where the original does NFKC.
+    """
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise TypeError(f"The transcript is {type(text).__name__}; it must be a string, or None.")
+    text.encode()  # raises on half a surrogate pair, which tokenizers do not name
+    text = unicodedata.normalize("NFKC", text).strip()
+    # Zero-width and control characters, which str.strip leaves, are blank too.
+    return text if any(map(str.isprintable, text.replace(" ", ""))) else None
 
 
 def parse_input(given: Any, sampling_rate: int | None = None) -> Given:

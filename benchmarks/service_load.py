@@ -125,7 +125,17 @@ class Server:
 def serving(predict: MTMMPipeline, folder: str, arguments: argparse.Namespace) -> Iterator[Server]:
     """`mtmm serve` of the pipeline's model."""
     predict.save_pretrained(folder)
-    command = [sys.executable, "-m", "mtmm_training", "serve", folder, "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "mtmm_training",
+        "serve",
+        folder,
+        "--port",
+        "0",
+        "--timeout_s",
+        "300",
+    ]
     command += ["--batch_size", str(arguments.batch_size), "--max_bytes", str(LIMIT)]
     environment = os.environ | {"PYTHONPATH": str(common.ROOT)}
     if arguments.threads:
@@ -189,7 +199,7 @@ class Load:
         self.mebibytes = self.server.mebibytes()
 
     def _ask(self, number: int, ends: float) -> None:
-        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=120)
+        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=300)
         for place in itertools.count(number * 7):
             if time.monotonic() >= ends:
                 return
@@ -216,7 +226,7 @@ class Load:
         for number in itertools.count():
             if time.monotonic() >= ends:
                 return
-            connection = HTTPConnection("127.0.0.1", self.server.port, timeout=120)
+            connection = HTTPConnection("127.0.0.1", self.server.port, timeout=300)
             try:
                 if number % 3 == 0:
                     connection.putrequest("POST", "/predict")

@@ -33,7 +33,8 @@ from modeling_mtmm import MTMMModel, MTMMProcessor  # noqa: E402
 from mtmm_training.commands.cli import main  # noqa: E402
 from mtmm_training.data.utterances import Utterance  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
-from mtmm_training.publishing.export import export, export_model, quantise  # noqa: E402
+from mtmm_training.publishing import folder as folder_module  # noqa: E402
+from mtmm_training.publishing.export import export, quantise  # noqa: E402
 from mtmm_training.publishing.exported import ExportedModel  # noqa: E402
 from mtmm_training.publishing.parity import input_shapes, measure  # noqa: E402
 from mtmm_training.training.run import Run  # noqa: E402
@@ -102,7 +103,7 @@ def exported(
         processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    path = folder / "out" / "mtmm.onnx"
+    path = folder / "out" / "model.onnx"
     programs: list[torch.export.ExportedProgram] = []
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -115,7 +116,7 @@ def exported(
             return programs[0]
 
         patch.setattr(export_module, "trace", kept)
-        assert main(["export", str(folder / "model"), str(path)]) == 0
+        assert main(["export", str(folder / "model"), str(path.parent)]) == 0
     return Exported(model, processor, path, printed.getvalue(), programs[0])
 
 
@@ -278,10 +279,13 @@ def test_references_are_inputs(
 
 
 def test_command_prints_size_and_difference(exported: Exported) -> None:
-    assert f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB" in exported.printed
+    assert (
+        f"{exported.path.parent}: {exported.path.stat().st_size / 1e6:.1f} MB" in exported.printed
+    )
     difference = float(exported.printed.split("by ")[1].split()[0])
     assert 0 < difference < 1e-4
-    assert [file.name for file in exported.path.parent.iterdir()] == ["mtmm.onnx"]
+    files = ["arrays.safetensors", "manifest.json", "model.onnx", "tokenizer.json"]
+    assert sorted(file.name for file in exported.path.parent.iterdir()) == files
 
 
 def test_file_names_no_folder_of_this_machine(exported: Exported) -> None:
@@ -341,7 +345,7 @@ def test_int8_of_a_model_with_weights_beside_it(
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
     monkeypatch.setattr(export_module, "PROTOBUF_LIMIT", 10_000)  # as if it were 2 GB
     path = tmp_path / "mtmm.onnx"
-    assert export(exported.model, exported.processor, path, int8=True) < 1e-4
+    assert export(exported.model, exported.processor, path, "int8") < 1e-4
     assert {file.name for file in tmp_path.iterdir()} == {"mtmm.onnx", "mtmm.onnx.data"}
     locations = {
         entry.value
@@ -367,44 +371,20 @@ def test_int8_that_gives_nan_is_refused(
         onnx.save(graph, target)
 
     write_exported(exported, monkeypatch)
-    monkeypatch.setattr(export_module, "quantise", broken)
-    with pytest.raises(ValueError, match="NaN in 8 bits"):
-        export(exported.model, exported.processor, tmp_path / "mtmm.onnx", int8=True)
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(export_module.SMALLER, "int8", broken)
+    with pytest.raises(ValueError, match="NaN in int8"):
+        export(exported.model, exported.processor, tmp_path / "mtmm.onnx", "int8")
 
 
-def test_export_that_differs_is_refused_and_leaves_nothing(
+def test_export_that_differs_is_refused(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = copy.deepcopy(exported.model)
     with torch.no_grad():
         other.emotion_head.projection.bias.add_(1e-3)
     write_exported(exported, monkeypatch)
-    path = tmp_path / "mtmm.onnx"
-    path.write_bytes(b"an older export")
     with pytest.raises(ValueError, match=r"0\.001"):
-        export(other, exported.processor, path)
-    assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
-    assert path.read_bytes() == b"an older export"
-
-
-def test_weights_beside_the_file_move_with_it(exported: Exported, tmp_path: Path) -> None:
-    path = tmp_path / "mtmm.onnx"
-    with export_module._appearing(path) as staged:
-        onnx.save(
-            onnx.load(exported.path),
-            staged,
-            save_as_external_data=True,
-            location=f"{staged.name}.data",
-            size_threshold=1024,  # shapes stay inside, where onnxruntime needs them
-        )
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["mtmm.onnx", "mtmm.onnx.data"]
-    assert export_module.size_of(path) > path.stat().st_size
-    inputs = make_batch(exported, [3000], [5])
-    assert_equal(ExportedModel(path).run(**inputs), of_model(exported.model, inputs))
-    with export_module._appearing(path) as staged:
-        staged.write_bytes(exported.path.read_bytes())
-    assert [file.name for file in tmp_path.iterdir()] == ["mtmm.onnx"]
+        export(other, exported.processor, tmp_path / "mtmm.onnx")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -417,55 +397,42 @@ def test_program_on_a_full_disk_is_an_error(exported: Exported, tmp_path: Path) 
 
 
 def test_failed_export_leaves_the_older_one(tmp_path: Path) -> None:
-    path = tmp_path / "m.onnx"
-    older = {"m.onnx": b"older", "m.onnx.data": b"older weights"}
-    for name, content in older.items():
-        (tmp_path / name).write_bytes(content)
+    out = tmp_path / "out"
+    for name in ("older", "newer"):
+        with folder_module._appearing(out) as staged:
+            staged.mkdir()
+            (staged / "manifest.json").write_text(name)
+    assert (out / "manifest.json").read_text() == "newer"
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match=str(path)):
-        with export_module._appearing(path) as staged:
-            staged.write_bytes(b"half")
-            raise full
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == older
+    with pytest.raises(OSError, match=str(out)), folder_module._appearing(out) as staged:
+        staged.mkdir()
+        raise full
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "manifest.json"]
+    assert (out / "manifest.json").read_text() == "newer"
 
 
-def test_older_export_never_meets_new_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the process ends between the renaming of the one and of the other."""
-    path = tmp_path / "m.onnx"
-    for name in ("m.onnx", "m.onnx.data"):
-        (tmp_path / name).write_bytes(b"older")
-    rename = os.replace
-    done: list[None] = []
-
-    def ends_after_one(source: Path, target: Path) -> None:
-        if done:
-            raise KeyboardInterrupt
-        done.append(rename(source, target))
-
-    monkeypatch.setattr(os, "replace", ends_after_one)
-    with pytest.raises(KeyboardInterrupt), export_module._appearing(path) as staged:
-        staged.write_bytes(b"new")
-        staged.with_name("m.onnx.data").write_bytes(b"new")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx.data": b"new"}
+def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(FileExistsError, match=str(tmp_path)), folder_module._appearing(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_leavings_of_a_killed_export_are_swept(tmp_path: Path) -> None:
-    left = tmp_path / ".m.onnx.abc.tmp"
+    left = tmp_path / ".m.pt2.abc.tmp"
     left.mkdir()
-    (left / "m.onnx").write_bytes(b"half")
+    (left / "m.pt2").write_bytes(b"half")
     os.utime(left, (0, 0))
-    with export_module._appearing(tmp_path / "m.onnx") as staged:
+    with folder_module._appearing(tmp_path / "m.pt2") as staged:
         staged.write_bytes(b"whole")
-    assert os.listdir(tmp_path) == ["m.onnx"]
+    assert os.listdir(tmp_path) == ["m.pt2"]
 
 
-@pytest.mark.parametrize(("name", "named"), [("mtmm.pb", "mtmm.pb"), ("mtmm.pt2", "8 bits")])
+@pytest.mark.parametrize(("name", "named"), [("mtmm.pb", "mtmm.pb"), ("mtmm.pt2", "int8")])
 def test_unknown_format_is_refused(tmp_path: Path, name: str, named: str) -> None:
     nothing: Any = None  # neither model nor processor is looked at
     with pytest.raises(ValueError, match=named):
-        export(nothing, nothing, tmp_path / name, int8=name.endswith(".pt2"))
+        export(nothing, nothing, tmp_path / name, "int8" if named == "int8" else "float32")
     assert not list(tmp_path.iterdir())
 
 
@@ -527,10 +494,11 @@ def test_command_prints_what_8_bits_cost(
     write_exported(exported, monkeypatch)
     run = SimpleNamespace(test_utterances=lambda: utterances)
     monkeypatch.setattr(Run, "open", {"out/run": run}.get)
-    folder, path = exported.path.parents[1] / "model", tmp_path / "int8.onnx"
-    assert main(["export", str(folder), str(path), "--int8", "--run", "out/run"]) == 0
+    folder, path = exported.path.parents[1] / "model", tmp_path / "int8" / "model.onnx"
+    words = ["export", str(folder), str(path.parent), "--precision", "int8", "--run", "out/run"]
+    assert main(words) == 0
     printed = capsys.readouterr().out
-    assert f"int8.onnx: {path.stat().st_size / 1e6:.1f} MB" in printed
+    assert f"int8: {path.stat().st_size / 1e6:.1f} MB" in printed
     assert f"{len(utterances)} test utterances" in printed
     rows = {line[:34].strip(): line[34:].split(" ->") for line in printed.splitlines()[-3:]}
     measured = measure(exported.model, exported.processor, ExportedModel(path), utterances)
@@ -543,7 +511,7 @@ def test_command_prints_what_8_bits_cost(
 
 def test_run_without_results_fails_before_exporting(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        export_model("no model", tmp_path / "mtmm.onnx", run=tmp_path)
+        folder_module.export_model("no model", tmp_path / "out", run=tmp_path)
 
 
 def test_exporting_needs_no_training_extra() -> None:
@@ -552,8 +520,8 @@ import sys
 for name in ("accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "matplotlib"):
     sys.modules[name] = None
 from mtmm_training.commands.cli import main
-import mtmm_training.publishing.export
-sys.exit(main(["export", "model", "out.onnx", "--run", "run"]))
+import mtmm_training.publishing.folder
+sys.exit(main(["export", "model", "out", "--run", "run"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "[train]" in done.stderr, done.stderr

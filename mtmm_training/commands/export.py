@@ -1,22 +1,33 @@
-"""Write a model as one file that runs without this code: ONNX, or torch.export's.
+"""Write a model as a folder that answers without torch, or as one program of torch.export.
 
 examples:
-mtmm export out/run/model out/mtmm.onnx
-mtmm export out/run/model out/mtmm.int8.onnx --int8 --run out/run
-mtmm export out/run/model out/mtmm.pt2
+  mtmm export out/run/model exported
+  mtmm export out/run/model exported --precision int8 --run out/run
+  mtmm export out/run/model out/mtmm.pt2
+
+The folder has the graph (model.onnx), the tokenizer, and a manifest of all else that an answer takes.
+The package in runtime/ reads it with onnxruntime: `pip install ./runtime`.
 """
 
 import argparse
 
+from mtmm_training.commands.flags import refuse
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder or Hub id of an MTMM model")
-    parser.add_argument("out", help="file to write, .onnx or .pt2")
-    parser.add_argument("--int8", action="store_true", help="8 bits for linear layers; .onnx only")
+    parser.add_argument("out", help="folder to write, or a file that ends in .pt2")
+    parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32",
+        help="float16 halves the size; int8 quarters the linear layers', and runs faster")  # fmt: skip
     parser.add_argument("--run", help="run folder on whose test split to measure the cost")
 
 
 def run(options: argparse.Namespace) -> None:
-    from mtmm_training.publishing.export import export_model
+    refuse(
+        (options.out.endswith(".onnx"), f"{options.out} is a file's name; give a folder, such as exported"),
+        (options.out.endswith(".pt2") and options.precision != "float32",
+         "--precision is for a folder; a .pt2 has float32"),
+    )  # fmt: skip
+    from mtmm_training.publishing.folder import export_model
 
-    print(export_model(options.model, options.out, int8=options.int8, run=options.run))
+    print(export_model(options.model, options.out, options.precision, run=options.run))

@@ -8,13 +8,10 @@ it gets its name.
 import io
 import json
 import math
-import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -22,9 +19,10 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.data.files import sweep, writing
 from mtmm_training.publishing.exported import METADATA, OUTPUTS, ExportedModel, suffix_of
-from mtmm_training.publishing.parity import input_shapes, largest_difference, measure, random_batch
+from mtmm_training.publishing.parity import input_shapes, largest_difference, random_batch
+
+Precision = Literal["float32", "float16", "int8"]
 
 TOLERANCE = 1e-4  # largest difference from the model, in logits, probabilities and dimensions
 PROTOBUF_LIMIT = 2**31  # bytes; a larger ONNX file keeps its weights in another beside it
@@ -83,83 +81,50 @@ class ExportableModel(nn.Module):
         return torch.where(given.isnan(), self.model.fusion.get_buffer(name), given)
 
 
-def export_model(
-    model: str | Path, out: str | Path, *, int8: bool = False, run: str | Path | None = None
-) -> str:
-    """Export a saved model, and say how large the file is and what it costs.
-
-    Args:
-        model: folder or Hub id of an MTMM model.
-        out: file to write, .onnx or .pt2.
-        int8: as of `export`.
-        run: folder of a run, on whose test split both predict; needs the training extra.
-
-    Returns:
-        Lines to print.
-
-    Raises:
-        ValueError, OSError: as `export`; the run is not finished, or its data is away.
-    """
-    test = None
-    if run is not None:  # first: it is quick to fail
-        from mtmm_training.training.run import Run
-
-        test = Run.open(run).test_utterances()
-    out = Path(out)
-    loaded = MTMMModel.from_pretrained(model, dtype=torch.float32).eval()
-    processor = MTMMProcessor.from_pretrained(model)
-    difference = export(loaded, processor, out, int8=int8)
-    lines = [
-        f"{out}: {size_of(out) / 1e6:.1f} MB; the graph differs from the model by {difference:.1e} at "
-        f"most{', before 8 bits' * int8}"
-    ]
-    if test is not None:
-        lines.append(f"{len(test)} test utterances, one at a time: model -> export")
-        for name, pair in measure(loaded, processor, ExportedModel(out), test).items():
-            lines.append("{:<34}{:>8.4f} ->{:>8.4f}".format(name, *pair))
-    elif int8:
-        lines.append("what the 8 bits cost in accuracy is not known; --run measures it")
-    return "\n".join(lines)
-
-
 def export(
-    model: MTMMModel, processor: MTMMProcessor, path: str | Path, *, int8: bool = False
+    model: MTMMModel,
+    processor: MTMMProcessor,
+    path: str | Path,
+    precision: Precision = "float32",
 ) -> float:
-    """Write a model as `path`, and `path`.data beside it where the weights are too many for one file.
+    """Write a model's graph as `path`, and `path`.data beside it where the weights are too many for one file.
 
     Args:
         model: on the CPU, float32, in eval mode.
         processor: of the model; says how long a transcript may be.
-        path: .onnx or .pt2. Appears only after the file was compared with the model.
-        int8: ONNX only: linear layers and embeddings in 8 bits, activations quantised as they come.
+        path: .onnx or .pt2, in a folder of the caller's, who throws it away where this fails.
+        precision: ONNX only. "float16": weights and most of the computing; inputs and outputs stay
+            float32. "int8": linear layers and embeddings, activations quantised as they come.
 
     Returns:
         The largest difference between the outputs of the model and of the float32 export, over
         batches of several sizes and lengths, with and without one modality.
 
     Raises:
-        ValueError: The suffix is unknown or has no int8; or the difference is above `TOLERANCE`; or
-            the file in 8 bits does not answer with numbers.
-        OSError: The disk is full, or cannot be written to; an older export at `path` is untouched.
+        ValueError: The suffix is unknown or has no such precision; or the difference is above
+            `TOLERANCE`; or the smaller file does not answer with numbers.
+        OSError: The disk is full, or cannot be written to.
     """
     path = Path(path)
     suffix = suffix_of(path)
-    if int8 and suffix != ".onnx":
-        raise ValueError(f"8 bits are for .onnx only; {path} ends in {suffix}.")
-    with _appearing(path) as staged:
-        float32 = staged.with_name(f"float32{suffix}") if int8 else staged
-        _write(trace(model, processor), describe(model, processor), float32)
-        difference = largest_difference(model, processor, ExportedModel(float32))
-        problem = "" if difference <= TOLERANCE else f"differs from the model by {difference:.2g}"
-        if int8 and not problem:
-            quantise(float32, staged)
-            answers = largest_difference(model, processor, ExportedModel(staged))
-            problem = "" if math.isfinite(answers) else "answers with NaN in 8 bits"
-        if problem:
-            raise ValueError(
-                f"The export {problem} (at most {TOLERANCE:g} is allowed), so {path} was not written. "
-                "Please report this with both encoders' names."
-            )
+    smaller = SMALLER.get(precision)
+    if smaller and suffix != ".onnx":
+        raise ValueError(f"{precision} is for .onnx only; {path} ends in {suffix}.")
+    float32 = path.with_name(f"float32{suffix}") if smaller else path
+    _write(trace(model, processor), describe(model, processor), float32)
+    difference = largest_difference(model, processor, ExportedModel(float32))
+    problem = "" if difference <= TOLERANCE else f"differs from the model by {difference:.2g}"
+    if smaller and not problem:
+        smaller(float32, path)
+        for file in (float32, _data_of(float32)):
+            file.unlink(missing_ok=True)
+        answers = largest_difference(model, processor, ExportedModel(path))
+        problem = "" if math.isfinite(answers) else f"answers with NaN in {precision}"
+    if problem:
+        raise ValueError(
+            f"The export {problem} (at most {TOLERANCE:g} is allowed). Please report this with both "
+            "encoders' names."
+        )
     return difference
 
 
@@ -257,6 +222,21 @@ def quantise(source: Path, target: Path) -> None:
     )
 
 
+def halve(source: Path, target: Path) -> None:
+    """Write an ONNX file with 16-bit weights; inputs and outputs stay as they are."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of every number that float16 rounds to 0
+        graph = convert_float_to_float16(onnx.load(source), keep_io_types=True)
+    is_large = graph.ByteSize() > PROTOBUF_LIMIT
+    name = _data_of(target).name
+    onnx.save(graph, target, save_as_external_data=is_large, location=name)
+
+
+SMALLER: dict[str, Callable[[Path, Path], None]] = {"float16": halve, "int8": quantise}
+
+
 def _after_acoustic_activations(graph: onnx.GraphProto) -> list[str]:
     """Names of the acoustic encoder's matrix products with a GELU's output."""
     activated = {name for node in graph.node if node.op_type == "Gelu" for name in node.output}
@@ -280,23 +260,3 @@ def size_of(path: Path) -> int:
 
 def _data_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """Gives `path`'s name in a folder beside it; moves the file and its data here if all goes well.
-
-    Not by a temporary name: an ONNX file holds the name of the file with its weights.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, f".{path.name}.*.tmp")
-        with tempfile.TemporaryDirectory(".tmp", f".{path.name}.", path.parent) as folder:
-            staged = Path(folder, path.name)
-            yield staged
-            if _data_of(path).exists():  # an older export's, which must not meet another's weights
-                path.unlink(missing_ok=True)
-                _data_of(path).unlink()
-            if _data_of(staged).exists():
-                os.replace(_data_of(staged), _data_of(path))  # first: the file is of no use without
-            os.replace(staged, path)

@@ -10,8 +10,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline_mtmm import LOOK_AHEAD, MTMMPipeline
+from pipeline_mtmm import MTMMPipeline
+from reading_mtmm import LOOK_AHEAD
 
+CALL_S = 1.0  # about what a call may take where more than a batch is waiting
 logger = logging.getLogger("mtmm.serve")
 
 
@@ -39,8 +41,9 @@ class Job:
 class Lane:
     """Jobs in their order, predicted by one thread.
 
-    The thread takes what is waiting, up to `LOOK_AHEAD` batches with the same options. Where it finds
-    a single job, it waits a moment for company.
+    The thread takes what is waiting with the same options: at least a batch, and as much as takes about
+    a second by the calls before, so that nobody waits long for others' answers. Where it finds less than
+    a batch, it waits a moment for company.
 
     Args:
         pipe: The pipeline; the lane uses its model, and a copy of its processor, since a tokenizer
@@ -62,6 +65,7 @@ class Lane:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._most = batch_size  # jobs that the next call may have
         self._thread = threading.Thread(target=self._work, name="mtmm-lane", daemon=True)
         self._thread.start()
 
@@ -85,7 +89,11 @@ class Lane:
             kept = [job for job in jobs if job.answer.set_running_or_notify_cancel()]
             if kept:
                 self.batched(len(kept))
+                began = time.monotonic()
                 self._predict(kept)
+                each_s = (time.monotonic() - began) / len(kept)
+                most = int(CALL_S / max(each_s, 1e-6))
+                self._most = min(max(most, self.batch_size), LOOK_AHEAD * self.batch_size)
 
     def _take(self) -> list[Job]:
         """The next jobs for one call; none when the lane is closed and empty."""
@@ -96,7 +104,7 @@ class Lane:
                 if not self._changed.wait(max(until - time.monotonic(), 0)):
                     break
             jobs: list[Job] = []
-            while self._waiting and len(jobs) < self.batch_size * LOOK_AHEAD:
+            while self._waiting and len(jobs) < self._most:
                 following = self._waiting[0]
                 together = not jobs or not (jobs[0].alone or following.alone)
                 if not together or (jobs and jobs[0].options != following.options):

@@ -48,6 +48,9 @@ class Cut(BaseModel):
     window_s: Positive | None = Field(None, description="cut into windows of so many seconds")
     hop_s: Positive | None = Field(None, description="from one window to the next, seconds")
     top_k: int | None = Field(None, ge=1, le=10**6, description="only the highest scores")
+    min_confidence: float | None = Field(
+        None, ge=0, le=1, description="name no emotion whose score is below"
+    )
 
     def options(self) -> dict[str, Any]:
         """Of the pipeline's call: those that were given."""
@@ -75,4 +78,4 @@ class Asked(Cut):
 
 TIMED = ("words", "segments")  # JSON
 SAID = ("text", *TIMED, "speaker")
-OPTIONS = ("window_s", "hop_s", "top_k", "explain", "reference")
+OPTIONS = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "reference")

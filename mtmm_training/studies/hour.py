@@ -25,7 +25,7 @@ from mtmm_training.pictures.style import save
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
 from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
-from reading_mtmm import WINDOW_S
+from timeline_mtmm import WINDOW_S
 
 RATE = 16000
 BLOCK_S = (20.0, 60.0)  # a block ends with the utterance that reaches a length drawn from these

@@ -1,0 +1,160 @@
+"""An export as a folder: the graph, and all else that an answer takes, for a reader without torch."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.data.files import sweep, writing
+from mtmm_training.publishing.export import Precision, describe, export, size_of
+from mtmm_training.publishing.exported import OUTPUTS, ExportedModel
+from mtmm_training.publishing.parity import measure
+
+FORMAT = 1  # of the folder; a reader that is older refuses it
+GRAPH, MANIFEST, TOKENIZER, ARRAYS = (
+    "model.onnx", "manifest.json", "tokenizer.json", "arrays.safetensors"
+)  # fmt: skip
+STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
+ENCODERS = ("audio_config", "text_config")
+
+
+def export_model(
+    model: str | Path,
+    out: str | Path,
+    precision: Precision = "float32",
+    run: str | Path | None = None,
+) -> str:
+    """Export a saved model, and say how large it is and what it costs.
+
+    Args:
+        model: folder or Hub id of an MTMM model.
+        out: folder to write, or a file that ends in .pt2.
+        precision: as of `export`.
+        run: folder of a run, on whose test split both predict; needs the training extra.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        ValueError, OSError: as `export`; the run is not finished, or its data is away; or `out` is a
+            folder of something else.
+    """
+    test = None
+    if run is not None:  # first: it is quick to fail
+        from mtmm_training.training.run import Run
+
+        test = Run.open(run).test_utterances()
+    out = Path(out)
+    loaded = MTMMModel.from_pretrained(model, dtype=torch.float32).eval()
+    processor = MTMMProcessor.from_pretrained(model)
+    with _appearing(out) as staged:
+        if out.suffix == ".pt2":
+            graph, difference = out, export(loaded, processor, staged)
+        else:
+            graph, difference = out / GRAPH, write_folder(loaded, processor, staged, precision)
+    before = f", before {precision}" if precision != "float32" else ""
+    lines = [
+        f"{out}: {size_of(graph) / 1e6:.1f} MB; the graph differs from the model by {difference:.1e} at "
+        f"most{before}"
+    ]
+    if test is not None:
+        lines.append(f"{len(test)} test utterances, one at a time: model -> export")
+        for name, pair in measure(loaded, processor, ExportedModel(graph), test).items():
+            lines.append("{:<34}{:>8.4f} ->{:>8.4f}".format(name, *pair))
+    elif before:
+        lines.append(f"what {precision} costs in accuracy is not known; --run measures it")
+    return "\n".join(lines)
+
+
+def write_folder(
+    model: MTMMModel, processor: MTMMProcessor, folder: Path, precision: Precision = "float32"
+) -> float:
+    """Write an export into a new folder; as `export`."""
+    folder.mkdir()
+    difference = export(model, processor, folder / GRAPH, precision)
+    (folder / ARRAYS).write_bytes(save(_arrays(model, processor)))
+    processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    manifest = make_manifest(model, processor, precision)
+    text = json.dumps(manifest, indent=1, allow_nan=False)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return difference
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Gives `out`'s name in a folder beside it; puts what is there in the place of an older export.
+
+    Raises:
+        FileExistsError: `out` is a folder of something else.
+        OSError: The disk refuses it; an older export is untouched.
+    """
+    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty and no export; choose another folder.")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent, f".{out.name}.*.tmp")
+        with tempfile.TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as temporary:
+            staged = Path(temporary, out.name)
+            yield staged
+            if out.is_dir():  # a folder cannot be renamed onto another
+                os.replace(out, Path(temporary, "older"))
+            os.replace(staged, out)
+
+
+def make_manifest(
+    model: MTMMModel, processor: MTMMProcessor, precision: Precision
+) -> dict[str, Any]:
+    """All that is no number of the graph: JSON, for readers in any language."""
+    config, known = model.config, describe(model, processor)
+    fields = [name for name in MTMMConfig.__annotations__ if name not in ENCODERS]
+    return {
+        "format": FORMAT,
+        "precision": precision,
+        "config": {name: getattr(config, name) for name in fields}
+        | {"output_names": config.output_names},
+        "graph": {"file": GRAPH, "inputs": known["input_shapes"], "outputs": OUTPUTS},
+        "arrays": ARRAYS,
+        "audio": {
+            "sampling_rate": processor.sampling_rate,
+            "shortest_s": processor.min_duration_s,
+            "longest_s": processor.longest_audio_s(),
+            **_features(processor.feature_extractor),
+        },
+        "text": {
+            "file": TOKENIZER,
+            "max_tokens": processor.max_tokens,
+            "pad_token_id": processor.tokenizer.pad_token_id,
+        },
+    }
+
+
+def _features(extractor: Any) -> dict[str, Any]:
+    """How the encoder's input is made of a waveform; of a kind that no reader knows its name alone."""
+    if type(extractor) is Wav2Vec2FeatureExtractor:
+        return {"kind": "waveform", "normalise": extractor.do_normalize}
+    if type(extractor) is WhisperFeatureExtractor and not extractor.dither:
+        names = {"window": "n_fft", "hop": "hop_length", "samples": "n_samples"}
+        return {"kind": "log-mel", **{n: getattr(extractor, field) for n, field in names.items()}}
+    return {"kind": type(extractor).__name__}
+
+
+def _arrays(model: MTMMModel, processor: MTMMProcessor) -> dict[str, np.ndarray]:
+    """The filters of a log-mel encoder, (bins, mels), and what references are reckoned against."""
+    arrays = {}
+    filters = getattr(processor.feature_extractor, "mel_filters", None)
+    if filters is not None:
+        arrays["mel_filters"] = np.ascontiguousarray(filters, np.float32)
+    if model.config.reference != "none":
+        buffers = ((name, model.fusion.get_buffer(name)) for name in STATISTICS)
+        arrays |= {name: buffer.float().cpu().numpy() for name, buffer in buffers}
+    return arrays

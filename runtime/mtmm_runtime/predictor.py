@@ -1,0 +1,169 @@
+"""An exported model, called as the pipeline is."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from mtmm_runtime.arrays import read_arrays
+from mtmm_runtime.features import Features
+from mtmm_runtime.references import Place, References
+
+try:
+    if not TYPE_CHECKING:
+        from .answers_mtmm import MODALITIES, Prediction, Span
+        from .audio_mtmm import numbered, open_recording
+        from .timeline_mtmm import Inputs, Part, Windows, parse_input
+except ImportError:  # a checkout, where the shared files lie at the root
+    from answers_mtmm import MODALITIES, Prediction, Span
+    from audio_mtmm import numbered, open_recording
+    from timeline_mtmm import Inputs, Part, Windows, parse_input
+
+MANIFEST = "manifest.json"
+KNOWN_FORMAT = 1
+FEW = {"time": 4000, "frames": 100, "tokens": 2}  # the shape of a modality that is absent
+VALUES = {"audio": "input_values", "text": "input_ids"}
+OPTIONAL = ("dimension_deviations", "unfamiliarity")
+
+
+def load(folder: str | Path, threads: int | None = None) -> "Predictor":
+    """The model that `mtmm export MODEL FOLDER` wrote.
+
+    Args:
+        folder: The export.
+        threads: CPU threads; onnxruntime's choice if not given.
+
+    Raises:
+        FileNotFoundError: There is no export.
+        ValueError: It is damaged, newer than this code, or of an encoder that this code does not know.
+    """
+    return Predictor(Path(folder), threads)
+
+
+class Predictor:
+    """Predicts as `MTMMPipeline` does, on the CPU, one window at a time.
+
+    It has the pipeline's inputs, and the options of `__call__`. What needs torch is not here: URLs,
+    transcribers, explanations, streams, and references made of the inputs.
+
+    Args:
+        folder: The export.
+        threads: CPU threads; None = onnxruntime's choice.
+    """
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if self.manifest["format"] > KNOWN_FORMAT:
+            raise ValueError(f"{folder} was exported by a newer version; update mtmm-runtime.")
+        if self.manifest["audio"]["kind"] not in ("waveform", "log-mel"):
+            kind = self.manifest["audio"]["kind"]
+            raise ValueError(f"{folder} takes features of {kind}, which this code cannot make.")
+        config = dict(self.manifest["config"])
+        config["id2label"] = {int(i): name for i, name in config["id2label"].items()}
+        self.config = SimpleNamespace(**config)
+        self.arrays, _ = read_arrays(folder / self.manifest["arrays"])
+        self.features = Features(self.manifest, self.arrays, folder)
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        graph = folder / self.manifest["graph"]["file"]
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        self._outputs = [output.name for output in self.session.get_outputs()]
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        sampling_rate: int | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        top_k: int | None = None,
+        min_confidence: float | None = None,
+        reference: Place | Sequence[Place] | None = None,
+    ) -> Any:
+        """Predict; the pipeline's documentation says what the answers are.
+
+        Args:
+            inputs: A path, bytes, an open file, an array, a dict of these with "text", "words" or
+                "segments", or several of them.
+            sampling_rate: Rate of arrays that come without their own, Hz.
+            window_s, hop_s: Cut recordings into windows of so many seconds, so far apart.
+            top_k: How many of the scores to return; all if not given.
+            min_confidence: Name no emotion whose score is below this; the model's own if not given.
+            reference: Files of `mtmm reference`: a domain's, a speaker's, or both.
+
+        Returns:
+            A dict; for several inputs a list of dicts.
+
+        Raises:
+            ValueError, TypeError, OSError: Input that cannot be read; of several inputs a ValueError
+                whose `index` is the input's number.
+        """
+        known = None if reference is None else References(reference, self.config, self.arrays)
+        Windows.of(self.features, window_s, hop_s)  # refused before anything is read
+        several = Inputs.of(inputs)
+        answers = []
+        for number, given in enumerate([inputs] if several is None else several):
+            with numbered(None if several is None else number):
+                predictions = [
+                    self._predict(part, known)
+                    for part in self._parts(given, sampling_rate, window_s, hop_s)
+                ]
+                answers.append(Prediction.summary(predictions, self.config, top_k, min_confidence))
+        return answers[0] if several is None else answers
+
+    def _parts(
+        self, inputs: Any, sampling_rate: int | None, window_s: float | None, hop_s: float | None
+    ) -> Iterator[Part]:
+        """What one input is predicted in."""
+        given = parse_input(inputs, sampling_rate)
+        if given.audio is None:
+            yield from given.texts()
+            return
+        windows = Windows.of(self.features, window_s, hop_s, given.segments)
+        is_cut = window_s is not None or hop_s is not None
+        whole_s = 0.0 if is_cut else self.features.longest_audio_s()
+        with closing(open_recording(given.audio, given.sampling_rate)) as recording:
+            yield from given.cut(recording, windows, whole_s)
+
+    def _predict(self, part: Part, reference: References | None) -> Prediction:
+        waveform, text, times, untimed = part
+        tensors = self.features(waveform, text)
+        missing = [name for name in MODALITIES if VALUES[name] not in tensors]
+        shown = {"text": text} if times is not None and text and not untimed else {}
+        span = Span(*(times or (None, None)), missing, shown)
+        span.used = {"untimed_text": True} if untimed else {}
+        if reference is not None and "audio" not in missing:
+            tensors |= reference.inputs
+            span.used |= {"reference": reference.told}
+        found = self.run(tensors)
+        # float64, as the pipeline: the quotient by a small temperature may be beyond float32.
+        logits = found["emotion_logits"][0].astype(np.float64) / self.config.temperature
+        shares = np.exp(logits - logits.max())
+        probabilities, dimensions = (
+            (shares / shares.sum()).tolist(),
+            found["dimensions"][0].tolist(),
+        )
+        if not math.isfinite(sum(probabilities) + sum(dimensions)):
+            raise ValueError("The model's outputs are not finite; export it again, in float32.")
+        more = [found[name][0].tolist() if name in found else None for name in OPTIONAL]
+        return Prediction(span, probabilities, dimensions, *more)
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The graph's outputs by name; what is left out of its inputs is absent, or the model's own."""
+        given = dict(tensors)
+        batch = len(next(iter(given.values())))
+        for name, shape in self.manifest["graph"]["inputs"].items():
+            if name not in given:
+                sizes = [batch, *(FEW.get(size, size) for size in shape[1:])]
+                is_own = name.startswith("reference_")
+                kind = np.float32 if is_own or name == "input_values" else np.int64
+                given[name] = np.full(sizes, np.nan if is_own else 0, kind)
+        return dict(zip(self._outputs, self.session.run(None, given), strict=True))
