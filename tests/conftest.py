@@ -48,9 +48,9 @@ WHISPER: dict[str, Any] = {
 
 # Files that take the longest, the longest first: begun last, one would keep one worker alone busy.
 SLOW = (
-    *("readme", "export", "checkpoint_life", "demo", "compile", "publish", "train_accelerate"),
+    *("readme", "export", "runtime", "checkpoint_life", "demo", "compile", "publish", "train_accelerate"),
     *("cli", "benchmarks", "long_recordings", "modeling_mtmm", "ablation", "training_faults"),
-    *("protocol", "hub_roundtrip", "fsdp", "adapters", "predict_files", "experiments"),
+    *("protocol", "hub_roundtrip", "fsdp", "adapters", "predict_files", "experiments", "serve"),
 )
 
 

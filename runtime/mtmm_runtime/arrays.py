@@ -1,6 +1,7 @@
 """Files of safetensors, which are JSON and numbers."""
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 KINDS = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}
 
 
-def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(path: str | PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays of a file by name, and its metadata.
 
     Raises:

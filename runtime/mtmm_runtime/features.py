@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 try:
-    from .timeline_mtmm import clean_transcript
+    if not TYPE_CHECKING:
+        from .timeline_mtmm import clean_transcript
 except ImportError:  # a checkout, where the shared files lie at the root
     from timeline_mtmm import clean_transcript
 

@@ -58,6 +58,7 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.folder = folder
         self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         if self.manifest["format"] > KNOWN_FORMAT:
             raise ValueError(f"{folder} was exported by a newer version; update mtmm-runtime.")
@@ -138,8 +139,8 @@ class Predictor:
         tensors = self.features(waveform, text)
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
         shown = {"text": text} if times is not None and text and not untimed else {}
-        span = Span(*(times or (None, None)), missing, shown)
-        span.used = {"untimed_text": True} if untimed else {}
+        start_s, end_s = times or (None, None)
+        span = Span(start_s, end_s, missing, shown, {"untimed_text": True} if untimed else {})
         if reference is not None and "audio" not in missing:
             tensors |= reference.inputs
             span.used |= {"reference": reference.told}
