@@ -48,7 +48,16 @@ WHISPER: dict[str, Any] = {
 
 # Files that take the longest, the longest first: begun last, one would keep one worker alone busy.
 SLOW = (
-    *("readme", "export", "runtime", "checkpoint_life", "demo", "compile", "publish", "train_accelerate"),
+    *(
+        "readme",
+        "export",
+        "runtime",
+        "checkpoint_life",
+        "demo",
+        "compile",
+        "publish",
+        "train_accelerate",
+    ),
     *("cli", "benchmarks", "long_recordings", "modeling_mtmm", "ablation", "training_faults"),
     *("protocol", "hub_roundtrip", "fsdp", "adapters", "predict_files", "experiments", "serve"),
 )

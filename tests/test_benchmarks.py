@@ -23,6 +23,7 @@ QUICK = {
     "load_time": ("--rounds", "1"),
     "memory_throughput": ("--threads", "1", "--modes", "frozen, cached"),
     "real_time_factor": ("--rounds", "1"),
+    "runtime_start": ("--rounds", "1"),
     "service_load": ("--seconds", "1", "--clients", "2"),
 }
 

@@ -1,0 +1,116 @@
+"""The runtime without torch in its three precisions: size, answers, speed, and start to first answer.
+
+    python benchmarks/runtime_start.py [--python venv/bin/python] [--encoders real] [--rounds 10]
+
+Each export is read by a process of its own, of the interpreter of --python (this one if not given), which
+needs `pip install ./runtime` and nothing else. Start to first answer is from the start of that process
+to its end, with the interpreter and all imports: one utterance of 3.6 s with a transcript, as a file, on
+one thread. Its CPU seconds stand beside it: on a machine that others use too, they are what it takes.
+Answers are compared with the pipeline's, over utterances of IEMOCAP-like lengths.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import batched_pipeline
+import common
+import numpy as np
+import soundfile
+
+from mtmm_training.publishing.export import size_of
+from mtmm_training.publishing.folder import GRAPH, write_folder
+
+TOLERANCE, START_S, RATE = 1e-4, 1.5, 16000
+FIRST = """
+import sys, mtmm_runtime
+mtmm_runtime.load(sys.argv[1], threads=1)({"audio": sys.argv[2], "text": "so it is"})
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+ALL = """
+import json, statistics, sys, time, mtmm_runtime
+predict = mtmm_runtime.load(sys.argv[1], threads=int(sys.argv[3]))
+inputs = [{"audio": f"{sys.argv[2]}/{i}.wav", "text": text} for i, text in enumerate(json.load(sys.stdin))]
+answers, seconds = predict(inputs), []
+for _ in range(int(sys.argv[4])):
+    began = time.perf_counter()
+    predict(inputs[0])
+    seconds.append(time.perf_counter() - began)
+print(json.dumps({"answers": answers, "ms": 1000 * statistics.median(seconds)}))
+"""
+
+
+def main() -> None:
+    parser = common.make_parser(__doc__, rounds=10)
+    parser.add_argument("--python", default=sys.executable, help="an interpreter with the runtime")
+    batched_pipeline.add_encoders(parser)
+    arguments = parser.parse_args()
+    device = common.begin(arguments)
+    predict = batched_pipeline.make_pipeline(arguments, device)
+    longest_s = 1.0 if arguments.quick else predict.processor.longest_audio_s()
+    inputs = batched_pipeline.make_inputs(4 if arguments.quick else 8, longest_s)
+    samples = round(min(common.MEDIAN_S, longest_s) * RATE)
+    inputs[0]["audio"] = np.resize(inputs[0]["audio"], samples)  # the one that is timed
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, given in enumerate(inputs):
+            soundfile.write(folder / f"{number}.wav", given["audio"], RATE, subtype="FLOAT")
+        torch_ms = pipeline_ms(predict, inputs[0], arguments.rounds)
+        print(f"the pipeline with torch: {torch_ms:.1f} ms for one utterance")
+        print(f"{'':<10}{'MB':>8}{'largest difference':>20}{'ms':>9}{'start s':>9}{'CPU s':>7}")
+        for precision in ("float32", "float16", "int8"):
+            write_folder(predict.model, predict.processor, folder / precision, precision)
+            row = measure(folder, precision, predict, inputs, arguments)
+            print(
+                "{:<10}{:>8.1f}{:>20.2g}{:>9.1f}{:>9.2f}{:>7.2f}".format(precision, *row),
+                flush=True,
+            )
+            if precision == "float32":
+                common.print_result("largest difference from the pipeline", row[1], TOLERANCE)
+            if precision != "float16":
+                common.print_result(f"{precision}: start to first answer, s", row[3], START_S)
+
+
+def pipeline_ms(predict: Any, given: dict[str, Any], rounds: int) -> float:
+    predict(given)
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        predict(given)
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
+
+
+def measure(
+    folder: Path, precision: str, predict: Any, inputs: list[dict[str, Any]], arguments: Any
+) -> tuple[float, ...]:
+    """MB, the largest difference, ms for the first utterance; start to first answer, its CPU seconds."""
+    export, texts = folder / precision, json.dumps([given["text"] for given in inputs])
+    ours = [sys.executable] if arguments.python == sys.executable else []
+    command = [arguments.python, "-c"]
+    path = {"PYTHONPATH": f"{common.ROOT}:{common.ROOT / 'runtime'}"} if ours else None
+    words = [*command, ALL, str(export), str(folder), str(arguments.threads or 2)]
+    words.append(str(arguments.rounds))
+    done = subprocess.run(words, input=texts, env=path, stdout=-1, text=True, check=True)
+    found = json.loads(done.stdout)
+    apart = batched_pipeline.numbers(found["answers"]) - batched_pipeline.numbers(predict(inputs))
+    starts = []
+    for _ in range(3):
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        first = [*command, FIRST, str(export), str(folder / "0.wav")]
+        subprocess.run(first, env=path, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        starts.append((time.perf_counter() - began, used))
+    start = min(starts)
+    return size_of(export / GRAPH) / 1e6, float(np.abs(apart).max()), found["ms"], *start
+
+
+if __name__ == "__main__":
+    main()
