@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import send_to_device
 from tqdm.auto import tqdm
 
@@ -228,6 +229,7 @@ def finish(job: Job) -> None:
         **answers.told,
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
         "cached_states": config.cache_dtype if job.cached else None,
         "versions": report.versions(),
         "wall_time_s": time.monotonic() - job.began,

@@ -46,9 +46,7 @@ class FakeRun:
         return pd.DataFrame(columns | {"p_sad": shares, "p_angry": [1 - p for p in shares]})
 
 
-def test_study_saves_what_validation_chose(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_study_saves_what_validation_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(tmp_path / "run")
     monkeypatch.setattr(risk.Run, "open", lambda folder: run)
     told = risk_study([run.folder], tmp_path / "out", 0.1, save=True)

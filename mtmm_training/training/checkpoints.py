@@ -39,6 +39,7 @@ class Progress:
         best_epoch: Number of the best epoch, from 1; 0 = none yet.
         best_score: Its validation score; None = none yet.
         seconds: Time spent by this run and those that it continues.
+        threads: Of torch, where they were chosen; 0 = not.
     """
 
     epoch: int = 0
@@ -50,6 +51,7 @@ class Progress:
     best_epoch: int = 0
     best_score: float | None = None
     seconds: float = 0.0
+    threads: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

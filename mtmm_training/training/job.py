@@ -42,6 +42,7 @@ from mtmm_training.training.prepare import (
     prepare_fold,
 )
 from mtmm_training.training.references import References
+from mtmm_training.training.threads import set_threads
 from processing_mtmm import MTMMProcessor
 
 
@@ -108,8 +109,6 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
     padding = train.padding_share()
 
-    if cached:  # no worker reads ahead
-        launch.leave_cores_to(0, accelerator)
     if config.compile:  # only now: training from the cache never enters the encoders
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     optimiser, schedule = build_optimiser(config, model, sum(steps))
@@ -133,6 +132,9 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
             print(f"resumed from {resumed}" if resumed else "nothing to resume", flush=True)
         if resumed is None:  # a run that left no checkpoint is begun anew
             write_json(settings | flags, record)
+    if cached:  # no worker reads ahead, and the encoders rest
+        launch.leave_cores_to(0, accelerator)
+        set_threads(progress, model, loaders["train"], accelerator, weights)
     return Job(
         config, out, stop, began - progress.seconds, accelerator, data, processor, model, trained,
         plain.config, parameters, loaders, cached, references, steps, optimiser, schedule, weights,
