@@ -1,0 +1,91 @@
+"""Training on votes and ratings: what the run's flags, data and model say of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import results_of, train, words
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training.data.manifest import read_manifest, write_manifest
+from mtmm_training.data.utterances import Utterance, leading
+from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.prepare import (
+    class_weights,
+    describe_split,
+    trained_outputs,
+    votes_among,
+)
+
+
+@pytest.fixture(scope="module")
+def heard(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus's manifest with no labels but votes and ratings; every third utterance is undecided."""
+    undecided = {"angry": 1.0, "happy": 1.0, "bored": 1.0}
+    utterances = [
+        replace(u, votes=undecided if number % 3 == 0 else u.votes)
+        for number, u in enumerate(read_manifest(embedded / "corpus" / "manifest.csv"))
+    ]
+    path = tmp_path_factory.mktemp("heard") / "m.csv"
+    write_manifest([replace(u, emotion=leading(u.votes or {})) for u in utterances], path)
+    return path
+
+
+def test_undecided_utterances_train_and_do_not_count(
+    embedded: Path, heard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {
+        labels: train(
+            words(embedded, heard.parent / labels, "--manifest", str(heard), "--labels", labels)
+        )
+        for labels in ("votes", "majority")
+    }
+    assert (
+        "votes that are for none of --emotions, and do not train: bored (17)"
+        in capsys.readouterr().out
+    )
+    results = {labels: results_of(folder) for labels, folder in folders.items()}
+    losses = {labels: run["epochs"][0]["train"]["loss"] for labels, run in results.items()}
+    assert losses["votes"] != losses["majority"]
+    for run in results.values():
+        split = run["splits"]["train"]
+        assert sum(split["emotions"].values()) < split["utterances"] < sum(split["votes"].values())
+        assert run["test"]["emotion_labels"] < run["test"]["utterances"] == 10
+    model = MTMMModel.from_pretrained(folders["votes"] / "model").eval()
+    assert model.config.rated_dimensions == ("valence", "arousal")
+    with torch.no_grad():
+        deviations = model(input_ids=torch.arange(5, 15)[None]).dimension_deviations
+    assert deviations is not None and deviations.shape == (1, 2)
+    assert ((deviations > 0.02) & (deviations < 2)).all()
+    plain = MTMMModel.from_pretrained(folders["majority"] / "model")
+    assert plain.deviation_head is None and plain.config.rated_dimensions == ()
+
+
+def spoken(number: int, **said: object) -> Utterance:
+    given = {"utterance_id": f"u{number}", "corpus": "c", "speaker_id": "s", "text": "x"}
+    return Utterance(**given | said)  # type: ignore[arg-type]
+
+
+def test_votes_that_the_model_does_not_predict_are_other() -> None:
+    names = ["angry", "sad"]
+    one = spoken(1, votes={"angry": 2, "bored": 1, "other": 0.5, "sad": 0})
+    assert votes_among([one], names)[0].votes == {"angry": 2, "other": 1.5}
+    with pytest.raises(ValueError, match="No vote is for one of --emotions angry sad: ang"):
+        votes_among([spoken(1, votes={"ang": 2})], names)
+
+
+def test_votes_alone_are_labels_where_they_count() -> None:
+    known = TrainConfig().resolve()
+    split = [spoken(1, votes={"angry": 3, "sad": 1}), spoken(2, emotion="sad")]
+    counts = describe_split(split, known)
+    assert (counts["emotions"], counts["votes"]) == ({"sad": 1}, {"angry": 3, "sad": 2})
+    balanced = replace(known, class_weights="balanced")
+    weights = class_weights(balanced, counts)
+    assert weights is not None and weights[0] == pytest.approx(5 / (2 * 3))
+    majority = class_weights(replace(balanced, labels="majority"), counts)
+    assert majority is not None and majority[0] == 0
+    assert trained_outputs(MTMMConfig(), split[:1], by_votes=True) == ("emotion",)
+    with pytest.raises(ValueError, match="no label"):
+        trained_outputs(MTMMConfig(), split[:1])
