@@ -145,6 +145,8 @@ class MTMMConfig(PreTrainedConfig):
         freeze_text_encoder (`bool`): Build the linguistic encoder without gradients.
         trained_outputs (`tuple[str]`): Which of "emotion" and the dimensions were ever trained
             with labels. The pipeline prints no number for the others.
+        training_data (`dict`): What it was trained on, {"corpora": {name: utterances}, "speakers":
+            how many, "artificial": names of corpora whose speech a program made}; None = not known.
         format_version (`int`): Version of the saved files. A newer one than this code knows is refused.
 
     Raises:
@@ -215,6 +217,7 @@ class MTMMConfig(PreTrainedConfig):
     freeze_audio_encoder: bool = True
     freeze_text_encoder: bool = True
     trained_outputs: list[str] | tuple[str, ...] = ()
+    training_data: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -314,6 +317,18 @@ class MTMMConfig(PreTrainedConfig):
     def emotion_names(self) -> tuple[str, ...]:
         """Names of the emotions, by index."""
         return tuple((self.id2label or {}).values())
+
+    @property
+    def trained_on(self) -> str:
+        """Its training data in words, such as "720 utterances of ravdess by 20 speakers"."""
+        if self.training_data is None:
+            return "data that is not recorded"
+        artificial = self.training_data["artificial"]
+        named = [
+            f"{count} utterances of {'artificial speech, ' if name in artificial else ''}{name}"
+            for name, count in self.training_data["corpora"].items()
+        ]
+        return f"{', '.join(named)} by {self.training_data['speakers']} speakers"
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ except ImportError:
     from referring_mtmm import ReferringPipeline
     from timeline_mtmm import Inputs, Results, without_pandas
 
-OPTIONS = "sampling_rate window_s hop_s transcriber explain reference".split()
+OPTIONS = "sampling_rate window_s hop_s transcriber explain explain_s reference".split()
 OPTIONS += "top_k min_confidence progress".split()
 # Outputs that a model may lack.
 OPTIONAL = ("dimension_deviations", "unfamiliarity")
@@ -159,6 +159,8 @@ class MTMMPipeline(ReferringPipeline):
             explain (`bool` or `str`): Say what the answer came from: of the emotion (True), or of the
                 dimension of this name. Takes one more forward pass for each word and each half second
                 of audio, and three more, `batch_size` of them at a time.
+            explain_s (`tuple`): Of a recording that is cut, explain only the windows that overlap the
+                time from one second to another; all if not given.
             top_k (`int`): How many of the scores to return; all if not given.
             min_confidence (`float`): Name no emotion whose score is below this, 0 to 1; the model's
                 own if not given, which is 0 unless `mtmm evaluate risk --save` chose one.
@@ -200,8 +202,9 @@ class MTMMPipeline(ReferringPipeline):
                 little-endian mono samples at `sampling_rate`; an iterator of arrays, (time,) or
                 (time, channels), at `sampling_rate`; or any single input that the pipeline takes.
             sampling_rate: Rate of raw samples and arrays, Hz.
-            options: `window_s`, `hop_s`, `transcriber`, `explain`, `top_k`, `min_confidence`, `reference`, as
-                in `__call__`; a stream is heard once, so no reference is made of it.
+            options: `window_s`, `hop_s`, `transcriber`, `explain`, `explain_s`, `top_k`,
+                `min_confidence`, `reference`, as in `__call__`; a stream is heard once, so no
+                reference is made of it.
 
         Yields:
             What `__call__` gives as an entry of "timeline"; it raises the same errors.

@@ -3,6 +3,7 @@
 Uploaded to the Hub beside the weights.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
 
 # Relative first, as in pipeline_mtmm.py.
 try:
@@ -32,6 +34,7 @@ except ImportError:
     from explanation_mtmm import FEATURES, Features, Places
     from timeline_mtmm import Inputs, Part, Windows, parse_input
 
+logger = logging.get_logger(__name__)
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
 
 
@@ -118,6 +121,7 @@ class ReadingPipeline(ChunkPipeline):
         hop_s: float | None = None,
         transcriber: Any = None,
         explain: bool | str = False,
+        explain_s: tuple[float, float] = (0.0, math.inf),
         live: bool = False,
     ) -> Iterator[Window]:
         given = parse_input(inputs, sampling_rate)
@@ -136,7 +140,14 @@ class ReadingPipeline(ChunkPipeline):
         opened = (open_stream if is_stream else open_recording)(given.audio, given.sampling_rate)
         with closing(opened) as recording:
             for part in given.cut(recording, windows, whole_s):
-                window = self._window(part, transcriber, explain)
+                start_s, end_s = part.times or explain_s
+                asked = start_s < explain_s[1] and end_s > explain_s[0]
+                if explain and part.times and explain_s[1] == math.inf:
+                    logger.warning_once(
+                        "`explain` takes a run of the model for every half second and word of every "
+                        "window of a recording; `explain_s=(start, end)` names the seconds to explain."
+                    )
+                window = self._window(part, transcriber, explain if asked else False)
                 window.speaker = given.speaker
                 yield window
 

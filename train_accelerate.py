@@ -210,6 +210,9 @@ def finish(job: Job) -> None:
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
+    model.config.training_data = report.training_data(
+        data.splits["train"], model.config.training_data if config.model else None
+    )
     predictions = {"validation": answers.validation, "test": answers.test}
     if answers.without_reference is not None:
         predictions["test_without_reference"] = answers.without_reference

@@ -277,11 +277,20 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
                 message = gr.HTML(drawings.HINT)
                 answer = gr.State()
                 gr.render(inputs=answer)(show)
-        gr.Markdown(NOTICE, elem_id="notice")
+        gr.Markdown(f"{NOTICE} {origins(pipes)}", elem_id="notice")
         button.click(
             partial(respond, pipes), [model, audio, text], [message, answer], api_name="predict"
         ).then(fn=None, js=HERE.joinpath("scroll.js").read_text())
     return page
+
+
+def origins(pipes: Mapping[str, Any]) -> str:
+    """Which models these are, and what each was trained on, as far as that is recorded."""
+    said = [
+        f"{name} was trained on {getattr(pipe.model.config, 'trained_on', 'data that is not recorded')}."
+        for name, pipe in pipes.items()
+    ]
+    return " ".join(said)
 
 
 def make_examples(folder: str) -> list[list[str | None]]:

@@ -32,7 +32,10 @@ from mtmm_training.commands import cli, flags, predict
 from mtmm_training.commands.cli import main
 from mtmm_training.commands.parser import Parser
 from mtmm_training.commands.predict_inputs import Input
+from mtmm_training.commands.predict_output import rounded
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.training.ending import WrongUse, hush, run_command
+from mtmm_training.training.report import training_data
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 
@@ -276,7 +279,9 @@ def test_json_has_the_pipelines_numbers(mtmm: Mtmm, pipe: MTMMPipeline, wavs: li
     done = mtmm(*wavs, "--json", "--batch_size", 1)
     assert (done.status, done.err) == (0, "")
     records = [json.loads(line) for line in done.out.splitlines()]
-    assert records == [{"id": str(wav)} | pipe(wav) for wav in wavs]
+    times = [{"start": 0.0, "end": 0.5}, {"start": 0.0, "end": 1.2}]
+    for record, wav, own in zip(records, wavs, times, strict=True):
+        assert record == rounded({"id": str(wav), **own} | pipe(wav))
 
 
 def test_csv_has_a_row_for_each_file(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> None:
@@ -305,11 +310,33 @@ def test_timeline_has_a_row_for_each_window(
     arousal = [e["arousal"] for e in expected]
     assert [float(r["arousal"]) for r in rows] == pytest.approx(arousal, abs=1e-4)
     lines = mtmm(wavs[1], *given, "--json", "--batch_size", 1).out.splitlines()
-    assert [json.loads(line) for line in lines] == [{"id": str(wavs[1])} | e for e in expected]
+    assert [json.loads(line) for line in lines] == [
+        rounded({"id": str(wavs[1])} | entry) for entry in expected
+    ]
+    (short,) = csv.DictReader(io.StringIO(mtmm(wavs[0], "--timeline", "--csv").out))
+    assert (short["start"], short["end"]) == ("0.0", "0.5")
     first, *windows = mtmm(wavs[1], *given).out.splitlines()
     assert first.startswith(f"{wavs[1]}: ") and "mean of 4 windows, 1.20 s" in first
     shown = [[f"{start:.2f}", f"{end:.2f}", "s"] for start, end in times]
     assert [line.split()[:3] for line in windows] == shown
+
+
+def test_model_says_what_it_was_trained_on(
+    make_model: Callable[..., MTMMModel],
+    tiny_processor: MTMMProcessor,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    said = {"corpora": {"synthetic": 960}, "speakers": 8, "artificial": ["synthetic"]}
+    model = make_model(trained_outputs=("valence",), training_data=said)
+    MTMMPipeline(model=model, processor=tiny_processor).save_pretrained(tmp_path)
+    assert main(["predict", "--transcript", "no", "--model", str(tmp_path)]) == 0
+    trained = "trained on 960 utterances of artificial speech, synthetic by 8 speakers"
+    assert f"{tmp_path}: {trained}" in capsys.readouterr().err
+    utterances = [Utterance(utterance_id="a", corpus="calls", text="a", speaker_id="anna")]
+    assert training_data(utterances, said) == {
+        "corpora": {"synthetic": 960, "calls": 1}, "speakers": 8, "artificial": ["synthetic"],
+    }  # fmt: skip
 
 
 def test_line_for_people(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path]) -> None:
@@ -328,7 +355,7 @@ def test_words_alone_and_from_files(
     mtmm: Mtmm, pipe: MTMMPipeline, wavs: list[Path], tmp_path: Path
 ) -> None:
     record = json.loads(mtmm("--transcript", "so you won", "--json").out)
-    assert record == {"id": "transcript"} | pipe({"text": "so you won"})
+    assert record == rounded({"id": "transcript"} | pipe({"text": "so you won"}))
     words = [{"text": "no", "start": 0.1, "end": 0.3}, {"text": "go", "start": 0.8, "end": 0.9}]
     (tmp_path / "speech1.json").write_text(json.dumps({"segments": words}))
     record = json.loads(mtmm(wavs[1], "--transcript_file", tmp_path / "speech1.json", "--json").out)
@@ -375,7 +402,7 @@ def test_explanation_is_said_and_kept(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list
     expected = pipe(given, explain="valence")["explanation"]
     words = (wavs[0], "--transcript", "so you won", "--explain", "valence")
     record = json.loads(mtmm(*words, "--json").out)
-    assert record["explanation"]["modalities"] == pytest.approx(expected["modalities"])
+    assert record["explanation"]["modalities"] == rounded(expected["modalities"])
     _, read, fall = mtmm(*words).out.splitlines()
     assert read.startswith("      read: audio 50%, text 50%, ")
     assert fall.startswith("      fall of valence without it: audio ")
@@ -383,7 +410,7 @@ def test_explanation_is_said_and_kept(mtmm: Mtmm, pipe: MTMMPipeline, wavs: list
     most = max(word["share"] for word in expected["words"])
     assert f"{most:.0%}" in read
     row = next(csv.DictReader(io.StringIO(mtmm(*words, "--csv").out)))
-    assert json.loads(row["explanation"]) == record["explanation"]
+    assert rounded(json.loads(row["explanation"])) == record["explanation"]
     done = mtmm(*words[:-1], "dominance")
     assert done.status == 1 and "dominance" in done.err
 
@@ -627,7 +654,9 @@ def test_hub_model_by_commit_and_its_own_code_only_where_trusted(
     first, second = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
     expected = {"id": "transcript"} | pipe({"text": "so you won"})
     assert first == second and first.keys() == expected.keys()
-    assert first["valence"] == pytest.approx(expected["valence"])  # other threads, other rounding
+    assert first["valence"] == pytest.approx(
+        expected["valence"], abs=1e-4
+    )  # other threads, other rounding
     record = json.loads((tmp_path / "out" / "_run.json").read_text())
     assert record["model"] == f"commit {old}"
     assert old in err and new in err

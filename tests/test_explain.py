@@ -302,6 +302,8 @@ def test_windows_are_explained_and_their_mean_is_not(
     options = {"window_s": 1.5, "hop_s": 1.0, "explain": True}
     result = pipe(given, batch_size=2, **options)
     assert "explanation" not in result and len(result["timeline"]) == 3
+    some = pipe(given, explain_s=(2.6, 3.0), **options)["timeline"]
+    assert ["explanation" in entry for entry in some] == [False, False, True]
     for entry in result["timeline"]:
         explanation = entry["explanation"]
         assert explanation["time"][0]["start"] == entry["start"]

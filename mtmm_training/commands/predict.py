@@ -135,6 +135,8 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="also what OUTPUT came from, emotion or a dimension such as valence: how much of each "
         "modality, half second and word was read, and how far the output falls without it; takes a "
         "run of the model for each of them")  # fmt: skip
+    add("--explain_s", type=float, nargs=2, metavar=("START", "END"),
+        help=Advanced("explain only windows that overlap these seconds"))  # fmt: skip
     add("--top_k", type=count, metavar="K", help="only the K highest probabilities")
     add("--min_confidence", type=float, metavar="P",
         help="name no emotion that is less probable")  # fmt: skip
@@ -169,6 +171,7 @@ def check(given: argparse.Namespace) -> None:
         (made and (streamed or given.share[1] > 1),
          "--reference speaker and domain read all inputs first, in one process; for - and for several "
          "processes make a file by `mtmm reference`"),
+        (given.explain_s and given.explain is None, "--explain_s needs --explain"),
         (not parts and given.share[1] > 1, "several processes (WORLD_SIZE) need --out"),
     )  # fmt: skip
 

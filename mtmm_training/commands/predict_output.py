@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,37 @@ def moved(result: Any, by_s: float) -> Any:
         return result
     later = {name: round(result[name] + by_s, 6) for name in ("start", "end") if name in result}
     return {name: moved(item, by_s) for name, item in result.items()} | later
+
+
+def timed(one: Input, result: dict[str, Any]) -> dict[str, Any]:
+    """The result with "start" and "end" in seconds before all else, also of a recording that was not cut.
+
+    Of a URL that was not cut the end is not known without fetching it again, and is left out.
+    """
+    if "error" in result:
+        return result
+    if windows := result.get("timeline"):
+        times = {"start": windows[0]["start"], "end": windows[-1]["end"]}
+    elif one.audio is not None and Path(one.audio).is_file():
+        end_s = one.end_s
+        if end_s is None:
+            from audio_mtmm import open_recording
+
+            with closing(open_recording(one.audio)) as recording:
+                end_s = round(recording.duration_s, 6)
+        times = {"start": one.start_s or 0.0, "end": end_s}
+    else:
+        return result
+    return times | result
+
+
+def rounded(value: Any) -> Any:
+    """The same with four decimals of every number: more is noise of the machine."""
+    if isinstance(value, Mapping):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def result_columns(
@@ -99,7 +131,7 @@ class Printer:
         """
         for record in entries(result) if self.timeline else [result]:
             if self.form == "json":
-                print(json.dumps({"id": one.name, **record}, ensure_ascii=False))
+                print(json.dumps(rounded({"id": one.name, **record}), ensure_ascii=False))
             elif self.form == "csv":
                 cells = result_row(record, self.columns)
                 self.table.writerow({**record, **cells, "id": one.name})

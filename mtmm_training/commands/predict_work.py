@@ -14,14 +14,14 @@ from typing import Any
 from mtmm_training.commands import installed_version
 from mtmm_training.commands.predict import REFERENCES
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
-from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns
+from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns, timed
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
 from mtmm_training.data.files import file_digest
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
 # What a record of a run keeps: flags that change results.
-SETTINGS = ("window_s", "hop_s", "top_k", "min_confidence", "transcriber", "explain")
-SETTINGS += ("trust_remote_code",)
+SETTINGS: tuple[str, ...] = ("window_s", "hop_s", "top_k", "min_confidence", "transcriber")
+SETTINGS += ("explain", "explain_s", "trust_remote_code")
 
 
 def to_stdout(given: argparse.Namespace) -> int:
@@ -36,6 +36,8 @@ def to_stdout(given: argparse.Namespace) -> int:
     config = pipe.model.config
     for name in sorted(set(config.output_names) - set(config.trained_outputs)):
         tell(f"{given.model} was never trained on {name}; it is left out")
+    if getattr(config, "training_data", None):
+        tell(f"{given.model}: trained on {config.trained_on}")
     timeline, explain = given.timeline or streamed, given.explain is not None
     pictures = None if given.plot is None else Pictures(given.plot, config)
     options, stop = _options(given, pipe, inputs), given.on_error == "stop"
@@ -50,7 +52,8 @@ def to_stdout(given: argparse.Namespace) -> int:
     failed = 0
     with _bar(len(inputs), hidden=streamed or sys.stdout.isatty()) as bar:
         for one, result in results:
-            printer.show(one, result)
+            with_times = timeline or given.form == "json"
+            printer.show(one, timed(one, result) if with_times else result)
             if "error" in result:
                 tell(f"{one.name}: {result['error']}")
                 failed += 1
@@ -170,7 +173,7 @@ def make_reference(given: argparse.Namespace) -> Any:
 
 def _options(given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
-    names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "batch_size")
+    names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s", "batch_size")
     options: dict[str, Any] = {name: getattr(given, name) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     options |= transcriber_of(given, pipe)

@@ -4,8 +4,8 @@ examples:
   mtmm score out/mine other/manifest.csv
   mtmm score someone/mtmm calls.csv --dimension_range 0 1 --group_by gender language --out out/calls
 
-The table is a manifest as of `mtmm train`. Without the column speaker its utterances count as of one
-speaker each. Emotions that the model does not know are left out of its scores, and counted.
+The table is a manifest, as for training. Without the column speaker each utterance counts as a
+speaker of its own. Emotions that the model does not know are left out of its scores, and counted.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--audio_dir", help="where its relative audio paths begin; its folder if not given")
     add("--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="the scale of its valence, arousal and dominance; the model's if not given")  # fmt: skip
-    add("--group_by", nargs="+", metavar="COLUMN", help="columns to tell scores apart by (gender)")
+    add("--group_by", nargs="+", metavar="COLUMN", help="tell scores apart by these (gender)")
     add = parser.add_argument_group("model").add_argument
     add("--reference", nargs="+", metavar="WHAT", help="as of mtmm predict")
     add_machine_flags(add)

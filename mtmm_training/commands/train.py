@@ -2,7 +2,6 @@
 
 examples:
   mtmm train --manifest my/manifest.csv --out out/mine
-  mtmm train --manifest my/manifest.csv --protocol grouped --k 5 --fold 0 --out out/mine
   mtmm train --resume out/mine
 
 on several processes or machines: accelerate launch train_accelerate.py, with the same flags.

@@ -55,8 +55,7 @@ class TrainConfig:
     """All that a run needs beside the weights; kept in its folder, and the flags of its command.
 
     Run:
-        preset: What the flags are that are not given. small: for a few hours of speech with frozen
-            encoders. paper: the paper's. If not given, chosen by the hours of speech, and said.
+        preset: Of flags not given; if not given, by the hours.
         out: Folder of this run's results.
         seed: Seed of weights, batches, dropout, modality masking, variants, and the groups of
             protocol grouped.
@@ -95,8 +94,8 @@ class TrainConfig:
             utterance once, 0 = every corpus as often.
 
     Folds:
-        protocol: How folds are made: speaker, session, leave_one_speaker_out, grouped or official. If
-            not given, chosen by the columns split, session and speaker, and said.
+        protocol: How folds are made: speaker, session, leave_one_speaker_out, grouped or official;
+            if not given, by the columns, and said.
         k: Number of folds of protocol grouped.
         fold: Number of the fold to train, from 0.
         folds_file: Folds that were saved earlier, instead of a protocol.
@@ -118,8 +117,7 @@ class TrainConfig:
         mask_frames: Share of an utterance's acoustic states that is hidden, in spans, 0 to 1; needs
             the cache.
         vote_dropout: Probability that a vote is left out in an epoch, 0 to 1; one is always kept.
-        augment: Changes that make variants of each recording, each of random strength; none without
-            a name.
+        augment: Changes that make variants of each recording, each of random strength.
         augment_variants: Number of variants of each recording; it and they take turns by epoch.
 
     Model:

@@ -1,6 +1,8 @@
 """What a run prints and what it leaves."""
 
 import platform
+from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from accelerate import Accelerator
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.data.corpora.synthetic import CORPUS as SYNTHETIC
 from mtmm_training.data.files import write_json, writing
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.training.config import TrainConfig
@@ -21,6 +25,24 @@ def versions() -> dict[str, str]:
     """Of what decides a run's numbers: packages and Python."""
     packages = ("torch", "transformers", "accelerate")
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
+def training_data(utterances: Sequence[Utterance], before: dict[str, Any] | None) -> dict[str, Any]:
+    """What a model was trained on, as `MTMMConfig.training_data` has it.
+
+    Args:
+        utterances: The training split's.
+        before: The same of the model that the run went on from; None = there was none.
+    """
+    corpora = Counter(u.corpus for u in utterances)
+    before = before or {"corpora": {}, "speakers": 0, "artificial": []}
+    speakers = len({u.speaker_id for u in utterances})
+    artificial = {*before["artificial"], *({SYNTHETIC} & set(corpora))}
+    return {
+        "corpora": before["corpora"] | dict(corpora.most_common()),
+        "speakers": max(speakers, before["speakers"]),  # who was in both is not known
+        "artificial": sorted(artificial),
+    }
 
 
 def write_run(
