@@ -80,6 +80,11 @@ def test_resuming_a_folder_takes_its_flags(tmp_path: Path) -> None:
     (tmp_path / settings.SETTINGS_FILE).write_text(json.dumps(record))
     resumed = parse(["--resume", str(tmp_path), "--workers", "3"])
     assert resumed == dataclasses.replace(begun, out=str(tmp_path), resume=True, workers=3)
+    # Relative places begin in the run's folder, so that the same run is resumed from anywhere.
+    (tmp_path / "m.csv").touch()
+    record["flags"]["manifest"] = ["m.csv"]
+    (tmp_path / settings.SETTINGS_FILE).write_text(json.dumps(record))
+    assert parse(["--resume", str(tmp_path)]).manifest == [str(tmp_path / "m.csv")]
     assert parse(["--out", "x", "--resume"]) == parse(["--out", "x", "--resume", "True"])
     with pytest.raises(FileNotFoundError):
         parse(["--resume", str(tmp_path / "nothing")])

@@ -5,6 +5,7 @@ goes on in that folder compares first.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 from mtmm_training.data.files import read_json, write_json
 
 # Settings that change no result: where things lie, how often something is saved, what runs at once.
-# `fold` and `on_error` do change what is trained on, but a record has the splits themselves.
-HARMLESS = frozenset(
-    "out cache_dir resume tracker checkpoint_steps keep_checkpoints workers on_error encode_only "
-    "verify_cache fold folds jobs".split()
+# `fold`, `on_error` and the data's places do change what is trained on, but a record has the splits
+# themselves.
+DATA = frozenset("manifest audio_dir corpus_dir preset".split())
+HARMLESS = DATA | frozenset(
+    "out cache_dir resume tracker checkpoint_steps keep_checkpoints "
+    "workers on_error encode_only verify_cache fold folds jobs".split()
 )
+PLACES = frozenset("model audio_encoder text_encoder folds_file".split())
 _SHOWN = 60  # letters of a value in a message
 
 
@@ -29,7 +33,11 @@ def settings_of(config: Any, *harmless: str) -> dict[str, Any]:
         harmless: names of fields that change no result here, beside those of `HARMLESS`.
     """
     without = HARMLESS.union(harmless)
-    return _plain({name: value for name, value in asdict(config).items() if name not in without})
+    kept = {name: value for name, value in asdict(config).items() if name not in without}
+    for name in PLACES & kept.keys():  # the same folder, from wherever it is named
+        if isinstance(kept[name], str) and os.path.exists(kept[name]):
+            kept[name] = os.path.realpath(kept[name])
+    return _plain(kept)
 
 
 def keep_record(
@@ -76,6 +84,8 @@ def changed(old: Any, new: Any, name: str = "settings") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         outer = "" if name == "settings" else f"{name}."
         for key in dict.fromkeys([*new, *old]):
+            if key in DATA:  # records of earlier versions have some
+                continue
             if difference := changed(old.get(key), new.get(key), f"{outer}{key}"):
                 return difference
         return None

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from mtmm_training.data.corpora import CORPORA
 from mtmm_training.data.files import read_json
 from mtmm_training.data.utterances import DIMENSIONS
+from mtmm_training.training import places
 from mtmm_training.training.presets import PRESETS, filled
 
 SETTINGS_FILE = "settings.json"  # in a run's folder: what its results depend on, and its flags
@@ -476,7 +477,8 @@ def from_options(options: argparse.Namespace) -> TrainConfig:
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     folder = given.get("resume")
     if isinstance(folder, str):
-        recorded = TrainConfig.from_record(read_json(Path(folder, SETTINGS_FILE), "flags")["flags"])
+        flags = read_json(Path(folder, SETTINGS_FILE), "flags")["flags"]
+        recorded = TrainConfig.from_record(places.found(flags, folder))
         return dataclasses.replace(recorded, **given | {"out": folder, "resume": True})
     # Flags of accelerate's launcher are defaults.
     if "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in os.environ:

@@ -27,7 +27,7 @@ from mtmm_training.batches.collate import (
 from mtmm_training.batches.opinions import Opinions
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.files import write_json
-from mtmm_training.training import launch, report
+from mtmm_training.training import launch, places, report
 from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
@@ -125,7 +125,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
         report.print_summary(config, data, parameters, accelerator, sum(steps), padding)
     settings = data.settings | report.versions()
     settings |= {"processes": accelerator.num_processes, "cached states": cached}
-    record, flags = out / SETTINGS_FILE, {"flags": dataclasses.asdict(config)}
+    record, flags = out / SETTINGS_FILE, {"flags": places.written(dataclasses.asdict(config), out)}
     resumed = checkpoints.resume(record, settings, flags) if config.resume else None
     if accelerator.is_main_process:
         if config.resume:

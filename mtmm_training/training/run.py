@@ -1,8 +1,6 @@
 """A finished run, read back from its folder: what training, or a baseline, leaves of one fold."""
 
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,13 @@ from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.data.files import read_json
 from mtmm_training.data.utterances import Utterance, by_id
 from mtmm_training.scoring.predictions import read_predictions
+from mtmm_training.training import places
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import read_all
 
 RESULTS = "results.json"  # written last: where it is, all is
 PREDICTIONS = "predictions.csv"
 NEEDED = ("fold", "config", "splits", "temperature", "validation", "test", "wall_time_s")
-
-DATA_PLACES = ("manifest", "audio_dir", "corpus_dir")  # flags that say where utterances are
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,12 @@ class Run:
             ValueError: This version has other flags.
         """
         try:
-            flags = TrainConfig.from_record(self.results["config"])
+            flags = TrainConfig.from_record(places.found(self.results["config"], self.folder))
         except TypeError as error:  # it names the flag
             raise ValueError(
                 f"{self.folder / RESULTS} is of another version ({error}); use that one, or train again."
             ) from error
-
-        def found(place: str) -> str:
-            here = self.folder.resolve() / place
-            return str(here) if here.exists() else place  # earlier versions kept it as it was given
-
-        return replace(flags, **_at_places(flags, found))
+        return flags
 
     def predictions(self, split: str = "test") -> pd.DataFrame:
         """What the run predicted for a split: one row per utterance.
@@ -149,25 +141,5 @@ def is_finished(folder: Path) -> bool:
 
 
 def flags_record(config: TrainConfig) -> dict[str, Any]:
-    """The flags for results.json, in which relative places of data begin in the run's folder.
-
-    A run that is moved together with its data therefore finds it, from wherever it is read.
-    """
-    out = os.path.realpath(config.out)
-
-    def from_run(place: str) -> str:
-        if os.path.isabs(place):
-            return place
-        # A link to a manifest stays one: its audio paths begin where the link is.
-        folder, name = os.path.split(place)
-        return os.path.join(os.path.relpath(os.path.realpath(folder or "."), out), name)
-
-    return asdict(config) | _at_places(config, from_run)
-
-
-def _at_places(config: TrainConfig, change: Callable[[str], str]) -> dict[str, Any]:
-    given = {name: value for name in DATA_PLACES if (value := getattr(config, name)) is not None}
-    return {
-        name: [change(place) for place in value] if isinstance(value, list) else change(value)
-        for name, value in given.items()
-    }
+    """The flags for results.json and settings.json, see `places.written`."""
+    return places.written(asdict(config), config.out)
