@@ -41,6 +41,8 @@ class Prediction:
         dimensions: (dimensions,).
         deviations: (dimensions,), the spread of listeners' ratings; None where none was learned.
         distances: (modalities,), above 1 is unfamiliar; None where the model cannot tell.
+        embedding: "fused", "audio" and "text", (hidden,) each, NaN of an absent modality; None where
+            none was asked for.
     """
 
     span: Span
@@ -48,6 +50,7 @@ class Prediction:
     dimensions: list[float]
     deviations: list[float] | None = None
     distances: list[float] | None = None
+    embedding: dict[str, list[float]] | None = None
 
     def entry(
         self, config: Any, top_k: int | None = None, min_confidence: float | None = None
@@ -59,6 +62,7 @@ class Prediction:
             **self._named(config, top_k, min_confidence),
             "missing": self.span.missing,
             **self._unfamiliar(),
+            **self._embedding(),
             **self.span.shown,
         }
 
@@ -88,6 +92,7 @@ class Prediction:
             "missing": [m for m in MODALITIES if all(m in span.missing for span in spans)],
             "untrained": [n for n in config.output_names if n not in config.trained_outputs],
             **whole._unfamiliar(),
+            **whole._embedding(),
             **spans[0].used,
             **shown,
         }
@@ -122,6 +127,13 @@ class Prediction:
         pairs = zip(MODALITIES, self.distances, strict=True)
         return {"unfamiliar": [name for name, distance in pairs if distance > 1]}
 
+    def _embedding(self) -> dict[str, Any]:
+        """The embeddings, None in the place of an absent modality's."""
+        if self.embedding is None:
+            return {}
+        pairs = self.embedding.items()
+        return {"embedding": {name: None if row[0] != row[0] else row for name, row in pairs}}
+
 
 def _mean(predictions: list[Prediction]) -> Prediction:
     """The mean over time; of distances the median, so that most of the time decides."""
@@ -137,7 +149,19 @@ def _mean(predictions: list[Prediction]) -> Prediction:
         columns = zip(*(p.distances or () for p in predictions), strict=True)
         distances = [_median(np.array(column), weights) for column in columns]
     probabilities, dimensions = mean("probabilities") or [], mean("dimensions") or []
-    return Prediction(spans[0], probabilities, dimensions, mean("deviations"), distances)
+    embedding = None
+    if predictions[0].embedding is not None:
+        rows = [prediction.embedding or {} for prediction in predictions]
+        embedding = {name: _mean_of_known([r[name] for r in rows], weights) for name in rows[0]}
+    return Prediction(spans[0], probabilities, dimensions, mean("deviations"), distances, embedding)
+
+
+def _mean_of_known(rows: Sequence[Sequence[float]], weights: np.ndarray) -> list[float]:
+    """The mean of rows without NaN; NaN without any."""
+    values = np.array(rows)
+    own = np.where(np.isnan(values[:, 0]), 0.0, weights)
+    with np.errstate(invalid="ignore"):
+        return (own @ np.nan_to_num(values) / own.sum()).tolist()
 
 
 def _median(values: np.ndarray, weights: np.ndarray) -> float:

@@ -51,6 +51,7 @@ RESERVED_NAMES += [
     "text",
     "transcribed",
     "untimed_text",
+    "embedding",
     "explanation",
     "unsure",
     "agreement",

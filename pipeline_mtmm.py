@@ -16,6 +16,7 @@ try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .answers_mtmm import Prediction
         from .batching_mtmm import collate, evaluating, similar
+        from .embedding_mtmm import embedding_outputs, embedding_rows
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
         from .reading_mtmm import Window
         from .reference_mtmm import References
@@ -24,6 +25,7 @@ try:
 except ImportError:
     from answers_mtmm import Prediction
     from batching_mtmm import collate, evaluating, similar
+    from embedding_mtmm import embedding_outputs, embedding_rows
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
     from reading_mtmm import Window
     from reference_mtmm import References
@@ -31,7 +33,7 @@ except ImportError:
     from timeline_mtmm import Inputs, Results, without_pandas
 
 OPTIONS = "sampling_rate window_s hop_s transcriber explain explain_s reference".split()
-OPTIONS += "top_k min_confidence progress".split()
+OPTIONS += "top_k min_confidence embedding progress".split()
 # Outputs that a model may lack.
 OPTIONAL = ("dimension_deviations", "unfamiliarity")
 
@@ -122,7 +124,7 @@ class MTMMPipeline(ReferringPipeline):
             given["reference"] = References.of(given["reference"])
             if given["reference"] is not None:
                 self.model.standardisation(**given["reference"].given)  # refuses what it cannot use
-        of_call = ("progress", "reference")
+        of_call = ("progress", "reference", "embedding")
         around = {name: given.pop(name) for name in of_call if name in given}
         least = given.get("min_confidence", 0)
         if not 0 <= least <= 1:
@@ -161,6 +163,9 @@ class MTMMPipeline(ReferringPipeline):
                 of audio, and three more, `batch_size` of them at a time.
             explain_s (`tuple`): Of a recording that is cut, explain only the windows that overlap the
                 time from one second to another; all if not given.
+            embedding (`bool`): Give each utterance, and each entry of a timeline, "embedding": {"fused":
+                the vector that the heads read, "audio" and "text": means over time of the refined
+                states; lists of `hidden_size` numbers}. An absent modality has None.
             top_k (`int`): How many of the scores to return; all if not given.
             min_confidence (`float`): Name no emotion whose score is below this, 0 to 1; the model's
                 own if not given, which is 0 unless `mtmm evaluate risk --save` chose one.
@@ -218,7 +223,7 @@ class MTMMPipeline(ReferringPipeline):
         shown = self._postprocess_params | after
         for window in read(source):
             self._refer([window], references)
-            (prediction,) = self._answers([window], 1)
+            (prediction,) = self._answers([window], 1, bool(around.get("embedding")))
             yield prediction.entry(self.model.config, **shown) | window.span.used
 
     def get_iterator(
@@ -243,13 +248,14 @@ class MTMMPipeline(ReferringPipeline):
 
         def predict() -> Iterator[dict[str, Any]]:
             is_one = items is inputs  # whose windows the bar counts
+            embedding = bool(forward_params.get("embedding"))
             is_quiet = not forward_params.get("progress", False)
             with logging.tqdm(total=None if is_one else count, disable=is_quiet) as bar:
                 predictions: list[Prediction] = []
                 prepared = self._prepared(references, *work)
                 for read in self._portions(*work):
                     self._refer(read, prepared)
-                    answers = self._answers(read, batch_size)
+                    answers = self._answers(read, batch_size, embedding)
                     for window, prediction in zip(read, answers, strict=True):
                         predictions.append(prediction)
                         bar.update(is_one or window.is_last)
@@ -261,9 +267,11 @@ class MTMMPipeline(ReferringPipeline):
 
     # ---- windows through the model ----
 
-    def _answers(self, windows: list[Window], batch_size: int) -> Iterator[Prediction]:
+    def _answers(
+        self, windows: list[Window], batch_size: int, embedding: bool = False
+    ) -> Iterator[Prediction]:
         """The model's answers, in the order of the windows, explained where that is asked for."""
-        answers = self._predict([window.features for window in windows], batch_size)
+        answers = self._predict([window.features for window in windows], batch_size, embedding)
         for window, answer in zip(windows, answers, strict=True):
             self._check_finite(window, sum(answer[0]) + sum(answer[1]))
             prediction = Prediction(window.span, *answer)
@@ -272,11 +280,13 @@ class MTMMPipeline(ReferringPipeline):
                 window.span.shown["explanation"] = explanation
             yield prediction
 
-    def _predict(self, rows: list[Features], batch_size: int) -> list[Answer]:
+    def _predict(
+        self, rows: list[Features], batch_size: int, embedding: bool = False
+    ) -> list[Answer]:
         """The numbers of each row, in their order."""
         answers: dict[int, Answer] = {}
         for batch in self._batches(rows, batch_size):
-            outputs = self.forward(self._collate([rows[i] for i in batch]))
+            outputs = self.forward(self._collate([rows[i] for i in batch]), embedding=embedding)
             answers |= zip(batch, self._both(outputs), strict=True)
         return [answers[i] for i in range(len(rows))]
 
@@ -286,6 +296,7 @@ class MTMMPipeline(ReferringPipeline):
         columns = [logits.softmax(-1).tolist(), outputs["dimensions"].tolist()]
         for name in OPTIONAL:
             columns.append(outputs[name].tolist() if name in outputs else [None] * len(logits))
+        columns.append(list(embedding_rows(outputs, len(logits))))
         return zip(*columns, strict=True)
 
     def _batches(self, rows: list[Features], batch_size: int) -> Iterator[list[int]]:
@@ -298,13 +309,18 @@ class MTMMPipeline(ReferringPipeline):
         return collate(rows, self.processor.tokenizer.pad_token_id)
 
     def _forward(  # type: ignore[override]
-        self, model_inputs: Features, explain: bool = False, measure: bool = False
+        self,
+        model_inputs: Features,
+        explain: bool = False,
+        measure: bool = False,
+        embedding: bool = False,
     ) -> dict[str, Tensor]:
         states: Features = {}
         with evaluating(self.model):
             if explain:
                 return contributions(self.model, model_inputs)
-            if measure:  # the same states for the reference and for the answers
+            heard = FEATURES["audio"][0] in model_inputs
+            if measure or (embedding and heard):  # the same states for the answers
                 given = dict(model_inputs)
                 acoustic, mask = self.model.encode_audio(*(given.pop(n) for n in FEATURES["audio"]))
                 model_inputs = given | {
@@ -312,7 +328,10 @@ class MTMMPipeline(ReferringPipeline):
                     "acoustic_attention_mask": mask,
                 }
                 states = {"states": acoustic, "mask": mask}
-            output = self.model(**model_inputs, return_dict=True)
+            output = self.model(**model_inputs, return_dict=True, output_hidden_states=embedding)
+        if embedding:
+            masks = states.get("mask"), model_inputs.get(FEATURES["text"][1])
+            states = embedding_outputs(output, masks)
         names = ("emotion_logits", "dimensions", *OPTIONAL)
         return {name: output[name] for name in names if name in output} | states
 

@@ -17,7 +17,7 @@ from mtmm_training.commands.parser import Parser, Run, nearest, split_help
 from mtmm_training.training.ending import GOOD, WrongUse, run_command
 
 GROUPS = {
-    "use a model": ("predict", "serve", "reference", "export"),
+    "use a model": ("predict", "embed", "serve", "reference", "export"),
     "look at data, train": ("inspect", "encode", "train", "merge"),
     "evaluate": ("score", "evaluate", "baselines", "ablation", "study"),
     "share": ("publish",),

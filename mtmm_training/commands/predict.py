@@ -51,13 +51,18 @@ REFERENCES = ("speaker", "domain", "none")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The inputs, the model, their transcripts, how they are cut, and what comes out."""
-    add_input_flags(parser).add_argument(
+    add_reference_flag(add_input_flags(parser))
+    add_transcript_flags(parser)
+    _add_output_flags(parser)
+
+
+def add_reference_flag(group: Any) -> None:
+    """What recordings are compared with."""
+    group.add_argument(
         "--reference", nargs="+", metavar="WHAT",
         help="with a model trained with --reference: files of `mtmm reference`; speaker: of each "
         "speaker (a manifest's column) all recordings here; domain: all recordings here; none",
     )  # fmt: skip
-    add_transcript_flags(parser)
-    _add_output_flags(parser)
 
 
 def add_input_flags(parser: argparse.ArgumentParser) -> Any:
@@ -102,15 +107,22 @@ def add_transcript_flags(parser: argparse.ArgumentParser) -> None:
         help="a speech recogniser of transformers, for what has no transcript")  # fmt: skip
 
 
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+def add_window_flags(parser: argparse.ArgumentParser, timeline: str) -> Any:
+    """How long recordings are cut, and a flag --timeline that does what is said; returns the group's add."""
     add = parser.add_argument_group("long recordings").add_argument
     add("--window_s", type=float, metavar="S",
         help="cut recordings into windows of S seconds; without it only those that the model cannot "
         "take at once (40 s, or Whisper's window), into 6 s")  # fmt: skip
     add("--hop_s", type=float, metavar="S",
         help="from one window's beginning to the next (as --window_s)")  # fmt: skip
-    add("--timeline", action="store_true",
-        help="print a line, object or row for each window or segment, not for each input")  # fmt: skip
+    add("--timeline", action="store_true", help=timeline)
+    return add
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    add = add_window_flags(
+        parser, "print a line, object or row for each window or segment, not for each input"
+    )
     add("--sampling_rate", type=count, metavar="HZ",
         help="of raw 16-bit mono samples from -, which are no wav")  # fmt: skip
     output = parser.add_argument_group("output")
@@ -145,29 +157,39 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         )  # fmt: skip
 
 
-def check(given: argparse.Namespace) -> None:
-    """Refuses flags that do not go together."""
+def check_inputs(given: argparse.Namespace) -> None:
+    """Refuses inputs, transcripts and references that do not go together."""
     several, none = len(given.inputs) > 1, not given.inputs
     tables = any(map(is_manifest, given.inputs))
     folders = any(Path(place).is_dir() for place in given.inputs)
-    streamed, file = "-" in given.inputs, given.transcript_file
+    file = given.transcript_file
     said = given.transcript is not None or file is not None
     in_folder = file is not None and file.is_dir()
-    parts = given.out is not None
     words = given.reference or []
     others = [w for w in words if w not in REFERENCES and not w.endswith(".safetensors")]
-    made = {"speaker", "domain"} & set(words)
     refuse(
         (none and (not said or in_folder), "no INPUT; give files, a folder, a manifest, - or --transcript"),
         (said and not in_folder and (several or tables or folders),
          "one transcript is for one audio file; for more see --transcript_file, or a manifest's column text"),
         (in_folder and tables, "a manifest has its transcripts in its column text"),
+        (others, f"--reference {' '.join(others)}: give speaker, domain, none, or .safetensors files, "
+         "and each INPUT before it"),
+    )  # fmt: skip
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuses flags that do not go together."""
+    check_inputs(given)
+    streamed, several = "-" in given.inputs, len(given.inputs) > 1
+    said = given.transcript is not None or given.transcript_file is not None
+    parts = given.out is not None
+    words = given.reference or []
+    made = {"speaker", "domain"} & set(words)
+    refuse(
         (streamed and (several or said or parts or given.plot is not None),
          "- goes without other inputs, transcripts, --out and --plot"),
         (given.sampling_rate is not None and not streamed, "--sampling_rate is for raw samples from -"),
         (parts and (given.plot is not None or given.timeline), "--out goes without --plot and --timeline"),
-        (others, f"--reference {' '.join(others)}: give speaker, domain, none, or .safetensors files, "
-         "and each INPUT before it"),
         (made and (streamed or given.share[1] > 1),
          "--reference speaker and domain read all inputs first, in one process; for - and for several "
          "processes make a file by `mtmm reference`"),

@@ -31,7 +31,7 @@ def to_stdout(given: argparse.Namespace) -> int:
     streamed = given.inputs == ["-"]
     if streamed and sys.stdin is None:
         raise ValueError("Standard input is closed; there is nothing to read for `-`.")
-    inputs = [Input("-")] if streamed else _inputs(given)
+    inputs = [Input("-")] if streamed else read_given(given)
     pipe = load_pipeline(given)
     config = pipe.model.config
     for name in sorted(set(config.output_names) - set(config.trained_outputs)):
@@ -40,7 +40,7 @@ def to_stdout(given: argparse.Namespace) -> int:
         tell(f"{given.model}: trained on {config.trained_on}")
     timeline, explain = given.timeline or streamed, given.explain is not None
     pictures = None if given.plot is None else Pictures(given.plot, config)
-    options, stop = _options(given, pipe, inputs), given.on_error == "stop"
+    options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
     beside = {"explain": explain, "reference": "reference" in options}
     printer = Printer(config, given.form, timeline=timeline, **beside)
     # A batch at a time, not many sorted by length: who watches wants the first answer soon.
@@ -76,12 +76,12 @@ def to_parts(given: argparse.Namespace) -> int:
         settings["reference"] = [
             file_digest(files[word]) if word in files else word for word in given.reference
         ]
-    inputs = _inputs(given)
+    inputs = read_given(given)
     parts = Parts(given.out, inputs, given.part_size, settings)
 
     def load() -> tuple[dict[str, type], Predict]:
         pipe = load_pipeline(given)
-        options, stop = _options(given, pipe, inputs), given.on_error == "stop"
+        options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
         beside = {"explain": given.explain is not None, "reference": "reference" in options}
         columns = result_columns(pipe.model.config, **beside)
         return columns, partial(predict_each, pipe, options=options, stop=stop)
@@ -134,7 +134,7 @@ def predict_each(
             done += 1
 
 
-def _inputs(given: argparse.Namespace) -> list[Input]:
+def read_given(given: argparse.Namespace) -> list[Input]:
     """What the command line names, with its transcripts."""
     file, speakers = given.transcript_file, "speaker" in (given.reference or ())
     if file is not None and file.is_dir():
@@ -154,7 +154,7 @@ def _inputs(given: argparse.Namespace) -> list[Input]:
 def make_reference(given: argparse.Namespace) -> Any:
     """The reference of all inputs, which is also written."""
     given.reference = None
-    inputs, pipe = _inputs(given), load_pipeline(given)
+    inputs, pipe = read_given(given), load_pipeline(given)
     options = transcriber_of(given, pipe) | {"batch_size": given.batch_size}
     if given.window_s is not None:
         options["window_s"] = given.window_s
@@ -171,10 +171,12 @@ def make_reference(given: argparse.Namespace) -> Any:
     return made
 
 
-def _options(given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]) -> dict[str, Any]:
+def pipeline_options(
+    given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]
+) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
     names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s", "batch_size")
-    options: dict[str, Any] = {name: getattr(given, name) for name in names}
+    options: dict[str, Any] = {name: getattr(given, name, None) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     options |= transcriber_of(given, pipe)
     return options | references_of(given, pipe, inputs, **options)
