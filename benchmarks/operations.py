@@ -1,0 +1,119 @@
+"""Count the operations that torch dispatches: each is a launch or a view that a GPU's host must make.
+
+    python benchmarks/operations.py                  # the working tree
+    python benchmarks/operations.py 499aabd HEAD     # two commits, a column each
+
+The fusion, heads and loss have the paper's layers, on states of four utterances; DeBERTa has 24 layers.
+Widths are small: the counts do not depend on them. Launches are counted without views.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+VIEWS = """view _unsafe_view t transpose expand slice select unsqueeze squeeze permute alias detach unbind
+split split_with_sizes chunk""".split()
+
+
+def count(work: Any) -> tuple[int, int]:
+    """Operations that `work` dispatches, and those of them that are not views."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            names.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Counter():
+        work()
+    return len(names), sum(name not in VIEWS for name in names)
+
+
+def measure() -> dict[str, tuple[int, int]]:
+    """The counts of the modules that this interpreter imports."""
+    import torch
+
+    from configuration_mtmm import DEBERTA_V3_LARGE, MTMMConfig
+    from modeling_mtmm import MTMMModel
+
+    narrow = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+    tiny = MTMMConfig.tiny()
+    # The paper's numbers of layers, bridge tokens and heads are the defaults.
+    config = MTMMConfig(
+        audio_config=tiny.encoder_config("audio").to_dict(),
+        text_config={**DEBERTA_V3_LARGE, **narrow, "vocab_size": 100},
+        hidden_size=64,
+        intermediate_size=64,
+        num_attention_heads=16,
+    )
+    torch.manual_seed(0)
+    model = MTMMModel(config).eval()
+    width = tiny.encoder_config("audio").hidden_size
+    states = {
+        "acoustic_states": torch.randn(4, 180, width),
+        "acoustic_attention_mask": torch.ones(4, 180, dtype=torch.bool),
+        "linguistic_states": torch.randn(4, 15, 64),
+        "linguistic_attention_mask": torch.ones(4, 15, dtype=torch.bool),
+    }
+    labels = {
+        "emotion_labels": torch.zeros(4, dtype=torch.long),
+        "dimension_labels": torch.rand(4, len(config.dimension_names)) + 2,
+    }
+    ids, mask = torch.ones(4, 15, dtype=torch.long), torch.ones(4, 15, dtype=torch.long)
+    found = {}
+    with torch.no_grad():
+        found["fusion and heads"] = count(lambda: model(**states))
+        found["the same and the loss"] = count(lambda: model(**states, **labels))
+        found["DeBERTa, 24 layers"] = count(lambda: model.encode_text(ids, mask))
+    model.train()
+    found["training pass and backward"] = count(lambda: model(**states, **labels).loss.backward())
+    return found
+
+
+def measured_at(commit: str | None) -> dict[str, tuple[int, int]]:
+    """The counts of a commit, or of the working tree, by an interpreter of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = ROOT
+        if commit is not None:
+            place = Path(folder)
+            archive = subprocess.run(
+                ["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True
+            )
+            subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+        environment = os.environ | {"PYTHONPATH": str(place)}
+        command = [sys.executable, __file__, "--here"]
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, env=environment, cwd=place
+        )
+    found: dict[str, tuple[int, int]] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("commits", nargs="*", help="the working tree if none is given")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.here:
+        print(json.dumps(measure()))
+        return
+    commits = arguments.commits or [None]
+    columns = {commit or "working tree": measured_at(commit) for commit in commits}
+    print(f"{'dispatched operations (launches)':<34}" + "".join(f"{name:>20}" for name in columns))
+    for row in next(iter(columns.values())):
+        cells = "".join(f"{f'{c[row][0]:,} ({c[row][1]:,})':>20}" for c in columns.values())
+        print(f"{row:<34}{cells}")
+
+
+if __name__ == "__main__":
+    main()
