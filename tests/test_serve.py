@@ -1,10 +1,16 @@
 """The service: the pipeline's answers over HTTP, limits, batches, streams, a clean end."""
 
+import base64
 import io
 import json
+import os
 import re
+import shlex
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +23,15 @@ from typing import Any
 import pytest
 import schemathesis
 import soundfile
-from conftest import RATE, noise
+from conftest import CHECKOUT, RATE, noise
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from small_runs import Process
 from starlette.websockets import WebSocketDisconnect
 
 from mtmm_training.commands.cli import main
+from mtmm_training.publishing.stage import stage_endpoint
+from mtmm_training.serving import handler
 from mtmm_training.serving.app import make_app
 from mtmm_training.serving.limits import Limits
 from pipeline_mtmm import MTMMPipeline
@@ -337,3 +345,62 @@ def test_fuzzed_requests_never_end_in_500(client: TestClient) -> None:
 
     send()
     assert 422 in statuses
+
+
+# ---- other hosts ---------------------------------------------------------------------------------
+
+
+def test_handler_of_endpoints_answers_as_the_pipeline(saved: Path, pipe: MTMMPipeline) -> None:
+    stage_endpoint(saved)
+    assert (saved / "handler.py").read_bytes() == Path(handler.__file__).read_bytes()
+    answer = handler.EndpointHandler(str(saved))
+    recording = wav(1.2)
+    encoded = base64.b64encode(recording).decode()
+    parameters = {"window_s": 0.5, "top_k": 1}
+    asked = {"inputs": {"audio": encoded}, "parameters": parameters}
+    windows, expected = answer(asked), pipe(recording, **parameters)
+    assert len(windows["timeline"]) == 3 and windows.keys() == expected.keys()
+    assert numbers(windows) == pytest.approx(numbers(expected), abs=1e-5)
+    for inputs, same in ((recording, recording), ("so it is", {"text": "so it is"})):
+        found, expected = answer({"inputs": inputs}), pipe(same)
+        assert numbers(found) == pytest.approx(numbers(expected), abs=1e-5)
+    (saved / "a.wav").write_bytes(recording)
+    for inputs in ({"audio": str(saved / "a.wav")}, {"audio": "http://127.0.0.1:9/a.wav"}, None):
+        assert list(answer({"inputs": inputs})) == ["error"]
+    for parameters in ({"transcriber": "someone/asr"}, {"reference": "/etc/passwd"}):
+        assert "no parameters" in answer({"inputs": "so", "parameters": parameters})["error"]
+
+
+@pytest.mark.skipif(
+    "MTMM_IMAGE" not in os.environ, reason="MTMM_IMAGE=1 runs it: it takes a minute"
+)
+def test_dockerfile_starts_the_service(saved: Path, tmp_path: Path) -> None:
+    """Its files, its pip and its command, in a virtual environment; the big packages are lent to it."""
+    lines = (CHECKOUT / "launch" / "Dockerfile").read_text("utf-8").splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and line[0].isupper()]
+    image, bin_ = tmp_path / "image", tmp_path / "venv" / "bin"
+    image.mkdir()
+    for places in (shlex.split(said)[:-1] for step, said in steps if step == "COPY"):
+        for source in (source for place in places for source in CHECKOUT.glob(place)):
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, image / source.name)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
+    lent = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "lent.pth").write_text("\n".join(lent))
+    *_, install = (said for step, said in steps if step == "RUN" and said.startswith("pip"))
+    words = [*shlex.split(install)[1:], "--no-deps", "--quiet"]
+    done = subprocess.run([bin_ / "pip", *words], cwd=image, capture_output=True, text=True)
+    if "No matching distribution found for hatchling" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+    (entry,) = (json.loads(said) for step, said in steps if step == "ENTRYPOINT")
+    entry[entry.index("0.0.0.0")] = "127.0.0.1"
+    command = [bin_ / entry[0], *entry[1:], str(saved), "--port", "0"]
+    service = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert service.stderr is not None
+    said = next(line for line in service.stderr if "listening" in line)
+    (port,) = re.findall(r"http://127.0.0.1:(\d+)", said)
+    assert taken(int(port)) == 0
+    service.terminate()
+    assert service.wait(20) == 0

@@ -22,6 +22,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--dry_run", action="store_true",
         help="stage, check, and list what would go where; upload nothing")  # fmt: skip
     add("--out", help="keep the staged folder here, to look at")
+    add("--endpoint", action="store_true",
+        help="also handler.py, which the Hub's Inference Endpoints call")  # fmt: skip
     add("--adapter", action="store_true",
         help="publish a LoRA run's adapter alone, not the whole model it was merged into",
         )  # fmt: skip
@@ -72,5 +74,5 @@ def run(options: argparse.Namespace) -> None:
     def made(kind: Any) -> Any:
         return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
-    how = {name: getattr(options, name) for name in ("adapter", "dry_run", "out")}
+    how = {name: getattr(options, name) for name in ("adapter", "endpoint", "dry_run", "out")}
     publish(options.run, made(Target), made(Facts), **how)

@@ -13,6 +13,7 @@ ALLOWED = [
     "README.md", "results.json", "figures/*.png", "*_mtmm.py", "*.safetensors",
     "model.safetensors.index.json", "config.json", "adapter_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "handler.py", "requirements.txt",
     "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
 ]  # fmt: skip
 

@@ -19,6 +19,7 @@ def publish(
     facts: Facts | None = None,
     *,
     adapter: bool = False,
+    endpoint: bool = False,
     dry_run: bool = False,
     out: str | Path | None = None,
     api: HfApi | None = None,
@@ -31,6 +32,7 @@ def publish(
         facts: what the card says and no run can know.
         adapter: publish a LoRA run's adapter alone; `facts.base_model` then names the one model on
             the Hub that it was trained on. Else the whole model, LoRA's adapters merged into it.
+        endpoint: also what the Hub's Inference Endpoints call, handler.py.
         dry_run: stage, check, and list what would go where; upload nothing.
         out: folder that keeps the staged files, to look at.
         api: of the Hub to use; the environment's if not given.
@@ -76,6 +78,8 @@ def publish(
         isolation.compare(expected, outputs[: len(inputs)], "The staged folder")
         recorded.compare(outputs[len(inputs) :])
 
+        if endpoint:
+            stage.stage_endpoint(folder)
         pictures = stage.stage_results(finished, folder, name_speakers=facts.name_speakers)
         results = stage.clean_results(finished.results)
         subject = Subject(target.repo_id, results, model.config, facts, folds, adapter)

@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, get_token
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.publishing.hub import ALLOWED, hub_errors
+from mtmm_training.serving import handler
 from mtmm_training.training.run import RESULTS, Run
 
 # A path from the root, a home or a drive; not the path of a URL, nor a fraction such as 1/2.
@@ -19,6 +20,7 @@ PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+ -]+){2,}[/\\]?")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 # Flags of a run that hold paths, also such as have no slash in front, and those that may hold one.
 PATH_FIELDS = ("out", "manifest", "audio_dir", "corpus_dir", "cache_dir", "folds_file")
+ENDPOINT_NEEDS = "transformers>=5.23,<6\nsoundfile>=0.13\nsoxr>=1\n"  # torch is there
 SOURCE_FIELDS = ("audio_encoder", "text_encoder", "model")
 
 
@@ -62,6 +64,12 @@ def stage_adapter(api: HfApi, run: Run, base_id: str, folder: Path) -> tuple[Any
     shutil.copy(run.folder / "adapter" / "adapter_model.safetensors", folder)
     _leave_out(folder)
     return model, processor
+
+
+def stage_endpoint(folder: Path) -> None:
+    """What Inference Endpoints take: a handler, and the packages that it needs there."""
+    shutil.copy(handler.__file__, folder / "handler.py")
+    (folder / "requirements.txt").write_text(ENDPOINT_NEEDS, encoding="utf-8")
 
 
 def _leave_out(folder: Path) -> None:
