@@ -22,6 +22,7 @@ class Span:
         shown: What the result has beside the numbers: "text", "transcribed", "explanation".
         used: For the result of the whole input: {"reference": ...} where one was used, and
             "untimed_text" where a transcript without times went to every window.
+        speaker: Who speaks in it, where it is a part of an input in which several do.
     """
 
     start_s: float | None
@@ -29,6 +30,12 @@ class Span:
     missing: list[str]
     shown: dict[str, Any]
     used: dict[str, Any] = field(default_factory=dict)
+    speaker: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Its length; 0 of a whole input."""
+        return (self.end_s or 0.0) - (self.start_s or 0.0)
 
 
 @dataclass
@@ -59,6 +66,7 @@ class Prediction:
         return {
             "start": self.span.start_s,
             "end": self.span.end_s,
+            **({"speaker": self.span.speaker} if self.span.speaker is not None else {}),
             **self._named(config, top_k, min_confidence),
             "missing": self.span.missing,
             **self._unfamiliar(),
@@ -87,6 +95,16 @@ class Prediction:
             whole = _mean(predictions)
             entries = [p.entry(config, top_k, min_confidence) for p in predictions]
             shown = {"timeline": entries}
+            by: dict[str, list[Prediction]] = {}
+            for one in predictions:
+                if one.span.speaker is not None:
+                    by.setdefault(one.span.speaker, []).append(one)
+            if by:  # totals of each, over the time in which they speak
+                shown["speakers"] = {
+                    speaker: {"seconds": round(sum(p.span.seconds for p in own), 3)}
+                    | _mean(own)._named(config, top_k, min_confidence)
+                    for speaker, own in by.items()
+                }
         return {
             **whole._named(config, top_k, min_confidence),
             "missing": [m for m in MODALITIES if all(m in span.missing for span in spans)],

@@ -11,7 +11,7 @@ import re
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -93,12 +93,14 @@ class Recording:
         duration_s: Seconds; None of a stream, whose end nobody knows.
         blocks: From which sample, to which (None = to the end): arrays (time,), mono, float32.
         close: To be called when it has been read.
+        channels: Each by itself, where they were opened so.
     """
 
     sampling_rate: int
     duration_s: float | None
     blocks: Callable[[int, int | None], Iterator[np.ndarray]]
     close: Callable[[], None] = lambda: None
+    channels: "list[Recording]" = field(default_factory=list)
 
     def resampled(
         self, sampling_rate: int, start: int = 0, stop: int | None = None

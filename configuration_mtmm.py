@@ -51,6 +51,8 @@ RESERVED_NAMES += [
     "text",
     "transcribed",
     "untimed_text",
+    "speaker",
+    "speakers",
     "embedding",
     "explanation",
     "unsure",

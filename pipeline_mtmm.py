@@ -33,7 +33,7 @@ except ImportError:
     from timeline_mtmm import Inputs, Results, without_pandas
 
 OPTIONS = "sampling_rate window_s hop_s transcriber explain explain_s reference".split()
-OPTIONS += "top_k min_confidence embedding progress".split()
+OPTIONS += "top_k min_confidence embedding by channel progress".split()
 # Outputs that a model may lack.
 OPTIONAL = ("dimension_deviations", "unfamiliarity")
 
@@ -161,6 +161,11 @@ class MTMMPipeline(ReferringPipeline):
             explain (`bool` or `str`): Say what the answer came from: of the emotion (True), or of the
                 dimension of this name. Takes one more forward pass for each word and each half second
                 of audio, and three more, `batch_size` of them at a time.
+            by (`str`): What a timeline has an entry for: "segment", each of the input's; "turn", what a
+                speaker says without a pause of more than 1 s; "window". Segments and words may have a
+                "speaker", and the entries then have one.
+            channel (`str`): "each": every channel of the recording is a speaker's, whose turns are the
+                entries. Not given: channels are mixed.
             explain_s (`tuple`): Of a recording that is cut, explain only the windows that overlap the
                 time from one second to another; all if not given.
             embedding (`bool`): Give each utterance, and each entry of a timeline, "embedding": {"fused":

@@ -26,12 +26,14 @@ try:
         from .audio_mtmm import numbered, open_recording, open_stream
         from .batching_mtmm import portions
         from .explanation_mtmm import FEATURES, Features, Places
+        from .speakers_mtmm import in_units, open_channels
         from .timeline_mtmm import Inputs, Part, Windows, parse_input
 except ImportError:
     from answers_mtmm import Span
     from audio_mtmm import numbered, open_recording, open_stream
     from batching_mtmm import portions
     from explanation_mtmm import FEATURES, Features, Places
+    from speakers_mtmm import in_units, open_channels
     from timeline_mtmm import Inputs, Part, Windows, parse_input
 
 logger = logging.get_logger(__name__)
@@ -123,12 +125,21 @@ class ReadingPipeline(ChunkPipeline):
         explain: bool | str = False,
         explain_s: tuple[float, float] = (0.0, math.inf),
         live: bool = False,
+        by: str | None = None,
+        channel: str | None = None,
     ) -> Iterator[Window]:
-        given = parse_input(inputs, sampling_rate)
+        given, opened = parse_input(inputs, sampling_rate), None
+        if channel not in (None, "each"):
+            raise ValueError(
+                f'`channel={channel!r}` is not allowed; it must be "each", or left out.'
+            )
+        if channel is not None:
+            opened, given = open_channels(given)
+        given = in_units(given, by)
         windows = self._windows(window_s, hop_s, given.segments)
         # Only what is too long is cut, unless it is asked for.
         whole_s = self.processor.longest_audio_s()
-        if live or window_s is not None or hop_s is not None:
+        if live or window_s is not None or hop_s is not None or by == "window":
             whole_s = 0.0
         if given.text is not None or given.transcript is not None:
             transcriber = None
@@ -137,7 +148,10 @@ class ReadingPipeline(ChunkPipeline):
                 yield self._window(part, transcriber, explain)
             return
         is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
-        opened = (open_stream if is_stream else open_recording)(given.audio, given.sampling_rate)
+        if opened is None:
+            opened = (open_stream if is_stream else open_recording)(
+                given.audio, given.sampling_rate
+            )
         with closing(opened) as recording:
             for part in given.cut(recording, windows, whole_s):
                 start_s, end_s = part.times or explain_s
@@ -148,11 +162,11 @@ class ReadingPipeline(ChunkPipeline):
                         "window of a recording; `explain_s=(start, end)` names the seconds to explain."
                     )
                 window = self._window(part, transcriber, explain if asked else False)
-                window.speaker = given.speaker
+                window.speaker = part.speaker or given.speaker
                 yield window
 
     def _window(self, part: Part, transcriber: Any, explain: bool | str) -> Window:
-        waveform, text, times, untimed = part
+        waveform, text, times, untimed, speaker = part
         shown: dict[str, Any] = {}
         if transcriber is not None and waveform is not None:
             text = self._transcribe(transcriber, waveform)
@@ -170,7 +184,8 @@ class ReadingPipeline(ChunkPipeline):
         start_s, end_s = times or (None, None)
         seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
         used = {"untimed_text": True} if untimed else {}
-        window = Window(Span(start_s, end_s, missing, shown, used), features, seconds=seconds)
+        span = Span(start_s, end_s, missing, shown, used, speaker if times else None)
+        window = Window(span, features, seconds=seconds)
         if explain:
             heard = None
             if waveform is not None:

@@ -8,7 +8,7 @@ import math
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -89,11 +89,13 @@ class Results:
 
 
 class TimedText(NamedTuple):
-    """What is said from one time to another, seconds."""
+    """What is said from one time to another, seconds; by whom, and on which channel, from 0."""
 
     start_s: float
     end_s: float
     text: str | None
+    speaker: str | None = None
+    channel: int | None = None
 
 
 class Transcript:
@@ -104,12 +106,19 @@ class Transcript:
         order = sorted(range(len(words)), key=middles.__getitem__)
         self.middles = [middles[i] for i in order]
         self.texts = [(words[i].text or "").strip() for i in order]
+        self.speakers = [words[i].speaker for i in order]
         self.last_s = self.middles[-1] if words else 0.0
 
-    def between(self, start_s: float, end_s: float) -> str:
-        """The words whose middles lie from `start_s` up to `end_s`, with spaces between them."""
+    def between(self, start_s: float, end_s: float, speaker: str | None = None) -> str:
+        """The words whose middles lie from `start_s` up to `end_s`, with spaces between them.
+
+        Of a speaker: without those that are somebody else's.
+        """
         first, last = bisect_left(self.middles, start_s), bisect_left(self.middles, end_s)
-        return " ".join(text for text in self.texts[first:last] if text)
+        pairs = zip(self.texts[first:last], self.speakers[first:last], strict=True)
+        return " ".join(
+            text for text, by in pairs if text and (not speaker or by in (None, speaker))
+        )
 
 
 class Part(NamedTuple):
@@ -123,6 +132,7 @@ class Part(NamedTuple):
     text: str | None
     times: tuple[float, float] | None
     untimed: bool = False
+    speaker: str | None = None
 
 
 class Windows(NamedTuple):
@@ -221,13 +231,14 @@ class Given:
     transcript: Transcript | None = None  # with times
     segments: list[TimedText] | None = None
     speaker: str | None = None
+    turns: list[TimedText] = field(default_factory=list)  # who speaks when, beside the segments
 
     def texts(self) -> Iterator[Part]:
         """The parts of an input without audio."""
         if self.segments is None:
             yield Part(None, self.text, None)
-        for start_s, end_s, text in self.segments or []:
-            yield Part(None, text, (start_s, end_s))
+        for one in self.segments or []:
+            yield Part(None, one.text, one[:2], speaker=one.speaker)
 
     def cut(self, recording: Any, windows: Windows, whole_s: float) -> Iterator[Part]:
         """The parts of an input with audio, while it is read.
@@ -260,15 +271,28 @@ class Given:
                 'times: every window is given all of its words. "words" or "segments" say when each was '
                 "said, or a `transcriber`."
             )
-        segments: list[Any] = [segment[:2] for segment in self.segments or []]
-        for segment in segments or [(0.0, None)]:
-            for start_s, end_s, waveform in windows.cut(recording, *segment):
+        for segment in self.segments or [TimedText(0.0, math.inf, None)]:
+            end = None if segment.end_s == math.inf else segment.end_s
+            source = recording if segment.channel is None else recording.channels[segment.channel]
+            for start_s, end_s, waveform in windows.cut(source, segment.start_s, end):
+                speaker = segment.speaker or self._speaking(start_s, end_s)
                 text = self.text
                 if transcript is not None:
                     # Words behind the recording's end are the last window's.
                     is_last = ends_s - end_s < windows.shortest_s
-                    text = transcript.between(start_s, math.inf if is_last else end_s)
-                yield Part(waveform, text, (start_s, end_s), untimed)
+                    text = transcript.between(
+                        start_s, math.inf if is_last else end_s, segment.speaker
+                    )
+                yield Part(waveform, text, (start_s, end_s), untimed, speaker)
+
+    def _speaking(self, start_s: float, end_s: float) -> str | None:
+        """Who speaks for most of this time; None = nobody who is known."""
+        seconds: dict[str, float] = {}
+        for turn in self.turns:
+            shared_s = min(end_s, turn.end_s) - max(start_s, turn.start_s)
+            if turn.speaker is not None and shared_s > 0:
+                seconds[turn.speaker] = seconds.get(turn.speaker, 0.0) + shared_s
+        return max(seconds, key=seconds.__getitem__) if seconds else None
 
 
 def clean_transcript(text: str | None) -> str | None:
@@ -316,7 +340,9 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
     transcript, speaker = None if words is None else Transcript(words), fields.get("speaker")
     # pandas gives NaN for an empty cell.
     named = speaker is not None and speaker == speaker and str(speaker).strip()
-    return Given(audio, rate, text, transcript, segments, str(speaker) if named else None)
+    # Who said each word, unless the segments say it.
+    turns = [word for word in words or [] if word.speaker is not None] if segments is None else []
+    return Given(audio, rate, text, transcript, segments, str(speaker) if named else None, turns)
 
 
 def parse_timed(name: str, fields: Mapping[str, Any]) -> list[TimedText] | None:
@@ -349,9 +375,11 @@ def _timed_text(name: str, item: Any) -> TimedText | None:
             allowed = start_s < end_s and isinstance(item.get("text"), (str, type(None)))
         if not (allowed and 0 <= start_s and end_s < math.inf):
             return None
-        return TimedText(float(start_s), float(end_s), item.get("text"))
+        by, channel = item.get("speaker"), item.get("channel")
+        by = None if by is None else str(by)
+        return TimedText(float(start_s), float(end_s), item.get("text"), by, channel)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
-__all__ = ["Inputs", "Part", "Windows", "parse_input"]
+__all__ = ["Given", "Inputs", "Part", "TimedText", "Transcript", "Windows", "parse_input"]

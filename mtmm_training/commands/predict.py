@@ -115,6 +115,11 @@ def add_window_flags(parser: argparse.ArgumentParser, timeline: str) -> Any:
         "take at once (40 s, or Whisper's window), into 6 s")  # fmt: skip
     add("--hop_s", type=float, metavar="S",
         help="from one window's beginning to the next (as --window_s)")  # fmt: skip
+    add("--by", choices=("segment", "turn", "window"), metavar="UNIT",
+        help="what the timeline is of: segment, as the transcript has them; turn, what a speaker "
+        "says without a pause; window")  # fmt: skip
+    add("--channel", choices=("each",), metavar="each",
+        help="each: a call with a speaker on every channel")  # fmt: skip
     add("--timeline", action="store_true", help=timeline)
     return add
 

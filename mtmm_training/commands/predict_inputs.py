@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mtmm_training.data import turns
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.utterances import Utterance
 
@@ -44,6 +45,12 @@ class Input:
         known = speakers and row.speaker_id != UNKNOWN_SPEAKER
         speaker = row.speaker_id if known else None
         return cls(row.utterance_id, row.audio, said, row.start_s, row.end_s, speaker)
+
+    @property
+    def has_speakers(self) -> bool:
+        """Whether its transcript says who speaks."""
+        items = [*self.transcript.get("segments", ()), *self.transcript.get("words", ())]
+        return any(isinstance(item, dict) and "speaker" in item for item in items)
 
     def waveform(self) -> tuple[Any, int]:
         """The audio, (time,), and its sampling rate in Hz."""
@@ -100,7 +107,7 @@ def read_inputs(
             said, found = {}, None
             if transcripts is not None:
                 beside = transcripts / Path(audio).relative_to(top)
-                paths = [beside.with_suffix(suffix) for suffix in (".json", ".txt")]
+                paths = [beside.with_suffix(suffix) for suffix in (".json", ".rttm", ".txt")]
                 found = next((path for path in paths if path.is_file()), None)
             if found is not None:
                 if taken.setdefault(found, audio) != audio:
@@ -139,12 +146,16 @@ def _audio_files(folder: Path) -> list[str]:
 
 
 def read_transcript(path: Path) -> dict[str, Any]:
-    """A transcript file as the pipeline takes it: .txt as it is, .json with times; {} if it is blank.
+    """A transcript file as the pipeline takes it; {} if it is blank.
+
+    .txt as it is; .json with times, and with speakers where it has them; .rttm: speakers alone.
 
     Raises:
         ValueError: Not UTF-8, not JSON, or JSON without a transcript.
         FileNotFoundError: No such file.
     """
+    if path.suffix.lower() == ".rttm":
+        return {"segments": turns.read_rttm(path)}
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}
@@ -152,6 +163,8 @@ def read_transcript(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no transcript in UTF-8, or no JSON: {error}.") from error
     if isinstance(content, list):
         return {"words": _as_written("words", content)}
+    if segments := turns.of_json(content):
+        return {"segments": segments}
     if isinstance(content, dict):
         found = {name: content[key] for key, name in TIMED.items() if content.get(key)}
         timed = {name: _as_written(name, items) for name, items in found.items()}

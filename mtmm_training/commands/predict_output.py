@@ -64,10 +64,10 @@ def rounded(value: Any) -> Any:
 
 
 def result_columns(
-    config: Any, *, explain: bool = False, reference: bool = False
+    config: Any, *, explain: bool = False, reference: bool = False, speakers: bool = False
 ) -> dict[str, type]:
     """The columns of a table of results, and of their timelines: name -> str or float."""
-    columns: dict[str, type] = {}
+    columns: dict[str, type] = {"speaker": str} if speakers else {}
     if "emotion" in config.trained_outputs:
         columns["emotion"] = str
         columns |= {f"p_{name}": float for name in config.id2label.values()}
@@ -104,7 +104,8 @@ class Printer:
         config: The model's configuration.
         form: "lines" for people, "json" or "csv".
         timeline: Whether each window or segment has a line or row of its own.
-        explain, reference: Whether the results have explanations, and were made with references.
+        explain, reference, speakers: Whether the results have explanations, were made with references,
+            and say who speaks.
     """
 
     def __init__(
@@ -115,9 +116,12 @@ class Printer:
         timeline: bool = False,
         explain: bool = False,
         reference: bool = False,
+        speakers: bool = False,
     ) -> None:
         self.config, self.form, self.timeline = config, form, timeline
-        self.columns = result_columns(config, explain=explain, reference=reference)
+        self.columns = result_columns(
+            config, explain=explain, reference=reference, speakers=speakers
+        )
         header = ["id", *(["start", "end"] if timeline else []), *self.columns, "error"]
         self.table = csv.DictWriter(sys.stdout, header, extrasaction="ignore", lineterminator="\n")
         if form == "csv":
@@ -138,9 +142,12 @@ class Printer:
         if self.form == "lines" and "error" not in result:  # that is on standard error already
             if "missing" in result:  # a stream has no mean over all its windows
                 print(f"{one.name}: {describe(result, self.config)}")
+            for speaker, own in result.get("speakers", {}).items():
+                print(f"  {speaker}, {own['seconds']:.1f} s: {describe(own, self.config)}")
             for entry in result.get("timeline", ()) if self.timeline else ():
                 times = f"{entry['start']:9.2f} {entry['end']:9.2f} s"
-                print(f"{times}  {describe(entry, self.config)}")
+                by = f"{entry['speaker']}: " if "speaker" in entry else ""
+                print(f"{times}  {by}{describe(entry, self.config)}")
         sys.stdout.flush()
 
 
@@ -157,7 +164,9 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     if windows := result.get("timeline"):
         duration_s = windows[-1]["end"] - windows[0]["start"]
         parts.append(f"mean of {len(windows)} windows, {duration_s:.2f} s")
-    parts += [f"no {'transcript' if name == 'text' else name}" for name in result["missing"]]
+    parts += [
+        f"no {'transcript' if name == 'text' else name}" for name in result.get("missing", ())
+    ]
     parts += [
         f"{'transcript' if name == 'text' else name} unlike the training data"
         for name in result.get("unfamiliar", ())

@@ -21,7 +21,7 @@ from mtmm_training.training.ending import FAILED, GOOD, tell
 
 # What a record of a run keeps: flags that change results.
 SETTINGS: tuple[str, ...] = ("window_s", "hop_s", "top_k", "min_confidence", "transcriber")
-SETTINGS += ("explain", "explain_s", "trust_remote_code")
+SETTINGS += ("explain", "explain_s", "by", "channel", "trust_remote_code")
 
 
 def to_stdout(given: argparse.Namespace) -> int:
@@ -42,6 +42,7 @@ def to_stdout(given: argparse.Namespace) -> int:
     pictures = None if given.plot is None else Pictures(given.plot, config)
     options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
     beside = {"explain": explain, "reference": "reference" in options}
+    beside["speakers"] = given.channel is not None or any(one.has_speakers for one in inputs)
     printer = Printer(config, given.form, timeline=timeline, **beside)
     # A batch at a time, not many sorted by length: who watches wants the first answer soon.
     results = predict_each(pipe, inputs, options, at_once=given.batch_size, stop=stop)
@@ -83,6 +84,7 @@ def to_parts(given: argparse.Namespace) -> int:
         pipe = load_pipeline(given)
         options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
         beside = {"explain": given.explain is not None, "reference": "reference" in options}
+        beside["speakers"] = given.channel is not None or any(one.has_speakers for one in inputs)
         columns = result_columns(pipe.model.config, **beside)
         return columns, partial(predict_each, pipe, options=options, stop=stop)
 
@@ -175,7 +177,8 @@ def pipeline_options(
     given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]
 ) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
-    names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s", "batch_size")
+    names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s")
+    names += ("by", "channel", "batch_size")
     options: dict[str, Any] = {name: getattr(given, name, None) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     options |= transcriber_of(given, pipe)

@@ -40,8 +40,9 @@ CHOICES: dict[str, Collection[str]] = {
 }
 # Flags that are seldom needed.
 ADVANCED = set(
-    "group_by select_by patience checkpoint_steps keep_checkpoints tracker corpus_options corpus_exponent folds_file "
-    "script_disjoint improvised_only validation_speakers test_speakers cache_dtype verify_cache "
+    "group_by select_by patience checkpoint_steps keep_checkpoints tracker corpus_options "
+    "corpus_exponent folds_file script_disjoint improvised_only validation_speakers test_speakers "
+    "cache_dtype verify_cache "
     "encode_only mask_frames augment_variants linear_path unfreeze_audio_layers unfreeze_text_layers "
     "vote_dropout frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
     "gradient_checkpointing compile".split()

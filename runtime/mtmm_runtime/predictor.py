@@ -135,7 +135,7 @@ class Predictor:
             yield from given.cut(recording, windows, whole_s)
 
     def _predict(self, part: Part, reference: References | None) -> Prediction:
-        waveform, text, times, untimed = part
+        waveform, text, times, untimed, _ = part
         tensors = self.features(waveform, text)
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
         shown = {"text": text} if times is not None and text and not untimed else {}
