@@ -30,14 +30,7 @@ class FusionOutput(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """One modality's states, or what bridge tokens have read of it.
-
-    Args:
-        states: (batch, time, hidden).
-        mask: (batch, time) of booleans, which of them are real.
-        present: (batch, 1) of booleans, whether any is: each is counted once, not by every layer.
-        attentions: Weights of each layer that has read, if asked for.
-    """
+    """States (batch, time, hidden), which are real (batch, time), whether any is (batch, 1), weights."""
 
     states: Tensor
     mask: Tensor
@@ -309,9 +302,10 @@ class MTMMFusion(nn.Module):
         Returns:
             An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
         """
-        acoustic = _stream(self.acoustic_input(acoustic_states), acoustic_mask)
+        there = acoustic_mask.any(-1, keepdim=True), linguistic_mask.any(-1, keepdim=True)
+        acoustic = Stream(self.acoustic_input(acoustic_states), acoustic_mask, there[0])
         acoustic = _refine(self.acoustic_refinement, self.acoustic_norm, acoustic)
-        linguistic = _stream(self.linguistic_input(linguistic_states), linguistic_mask)
+        linguistic = Stream(self.linguistic_input(linguistic_states), linguistic_mask, there[1])
         linguistic = _refine(self.linguistic_refinement, self.linguistic_norm, linguistic)
         bridge = self.config.use_bridge_tokens
         read = self._bridge if bridge else self._query_each_other
@@ -400,10 +394,6 @@ def _layers(layer: type[nn.Module], config: Any, count: int) -> nn.ModuleList:
     return nn.ModuleList(layer(config) for _ in range(count))
 
 
-def _stream(states: Tensor, mask: Tensor) -> Stream:
-    return Stream(states, mask, mask.any(-1, keepdim=True))
-
-
 def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, stream: Stream) -> Stream:
     """Refined states; zeros at padding and for absent modalities."""
     states, kernel_mask = stream.states, stream.kernel_mask
@@ -424,11 +414,7 @@ def _bridge_set(tokens: Tensor, keys: Stream) -> Stream:
 
 
 def _interact(
-    layers: nn.ModuleList,
-    queries: Stream,
-    keys: Stream,
-    values: Tensor,
-    output_attentions: bool,
+    layers: nn.ModuleList, queries: Stream, keys: Stream, values: Tensor, output_attentions: bool
 ) -> Stream:
     """The queries after reading `values`, with the attention weights of each layer if asked for."""
     states, attentions = queries.states, []

@@ -28,7 +28,7 @@ def told(result: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def call(folder: Path) -> Path:
-    """Two channels: one speaks from 0 to 2 s and from 5 to 6 s, the other from 2.5 to 4.5 s; with crosstalk."""
+    """One channel speaks from 0 to 2 s and from 5 to 6 s, the other from 2.5 to 4.5 s; with crosstalk."""
     waveform = np.zeros((6 * RATE, 2), np.float32)
     for channel, start, end in ((0, 0, 2), (1, 2.5, 4.5), (0, 5, 6)):
         first, last = round(start * RATE), round(end * RATE)

@@ -284,8 +284,12 @@ class FeatureCache:
         began = time.monotonic()
         encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
         for indices, batch in zip(batches, loader, strict=True):
-            padded, mask = encode(*(batch[name].to(self.model.device) for name in INPUTS[modality]))
-            lengths = mask.sum(-1).tolist()
+            inputs = (
+                batch[name].to(self.model.device, non_blocking=True) for name in INPUTS[modality]
+            )
+            padded, mask = encode(*inputs)
+            # One copy, and one wait for a device, in place of some for each utterance.
+            padded, lengths = padded.to(DTYPES[self.dtype]).cpu(), mask.sum(-1).tolist()
             states = {
                 keys[index]: row[..., :length, :]
                 for index, row, length in zip(indices, padded, lengths, strict=True)
@@ -310,9 +314,7 @@ class FeatureCache:
         """
         # A copy: a view would keep, and write, the padding of the whole batch.
         rounded = {
-            key: state.to(
-                DTYPES[self.dtype], copy=True, memory_format=torch.contiguous_format
-            ).cpu()
+            key: state.to(DTYPES[self.dtype]).clone(memory_format=torch.contiguous_format)
             for key, state in states.items()
         }
         for key, state in rounded.items():
