@@ -15,6 +15,7 @@ DIRECTIONS = 16
 MODALITIES = ("audio", "text")
 STATISTICS = ("center", "scale", "directions", "weights")
 LEAST = 1e-3
+PER_DIRECTION = 10  # utterances at least
 
 
 class MTMMFamiliarity(nn.Module):
@@ -73,8 +74,16 @@ class MTMMFamiliarity(nn.Module):
         # What hardly changes, as of two sentences said a thousand times, is not blown up.
         scale = 1 / (means.std(0) + LEAST * means.std())
         apart = (means - center) * scale
-        _, sizes, turned = torch.linalg.svd(apart, full_matrices=False)
-        count = int((sizes[:DIRECTIONS] > LEAST * sizes[0]).sum())
+        # Through products of utterances, of which there are few; the largest first.
+        wide = apart.double()
+        squares, turns = torch.linalg.eigh(wide @ wide.T)
+        sizes = squares.clamp(min=1e-12).sqrt().flip(0)[:DIRECTIONS]
+        turned = (turns.flip(1)[:, :DIRECTIONS].T @ wide / sizes[:, None]).to(means)
+        sizes = sizes.to(means)
+        # Their signs mean nothing: the largest number is made positive.
+        turned = turned * turned.gather(1, turned.abs().argmax(1, keepdim=True)).sign()
+        most = min(DIRECTIONS, max(len(means) // PER_DIRECTION, 1))
+        count = int((sizes[:most] > LEAST * sizes[0]).sum())
         directions = torch.zeros(DIRECTIONS, means.shape[1]).to(means)
         weights = torch.zeros(DIRECTIONS + 1).to(means)
         directions[:count] = turned[:count]

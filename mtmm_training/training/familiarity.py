@@ -21,8 +21,8 @@ from mtmm_training.training.job import Job
 FALSE_FLAGS = 0.05  # share of the validation split that is called unfamiliar
 MOST = 2048  # utterances of the training split; they are drawn at random
 FEWEST = 40  # validation utterances: of fewer the highest distance is the limit
-LABELS = ("emotion_labels", "dimension_labels", "emotion_votes", "dimension_weights")
-LABELS += ("dimension_ratings", "utterance_ids")
+NO_INPUTS = set("emotion_labels dimension_labels emotion_votes".split())
+NO_INPUTS |= set("dimension_weights dimension_ratings utterance_ids".split())
 
 Rows = dict[str, torch.Tensor]
 
@@ -99,6 +99,6 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
     model.eval()
     with pooled_inputs(job, model) as rows:
         for batch in loader:
-            inputs = {name: value for name, value in batch.items() if name not in LABELS}
+            inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
             model(**send_to_device(inputs, job.accelerator.device))
     return rows
