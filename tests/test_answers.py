@@ -21,7 +21,7 @@ def prediction(
     times: tuple[float, float] | tuple[None, None] = (None, None),
     **more: list[float],
 ) -> Prediction:
-    return Prediction(Span(*times, [], {}), list(probabilities), [2.0, 3.0], **more)
+    return Prediction(Span(times[0], times[1], [], {}), list(probabilities), [2.0, 3.0], **more)
 
 
 def test_unsure_answer_names_no_emotion_and_keeps_its_scores() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtmm_training.studies import risk
 from mtmm_training.studies.risk import Answered, risk_study
+from mtmm_training.training.run import Run
 
 
 def answered(confidence: list[float], right: list[int]) -> Answered:
@@ -48,7 +48,7 @@ class FakeRun:
 
 def test_study_saves_what_validation_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(tmp_path / "run")
-    monkeypatch.setattr(risk.Run, "open", lambda folder: run)
+    monkeypatch.setattr(Run, "open", lambda folder: run)
     told = risk_study([run.folder], tmp_path / "out", 0.1, save=True)
     assert "| run | 0.700 | 0.667 | 0.000 | 0.667 | 0.000" in told
     config = json.loads((run.folder / "model" / "config.json").read_text())

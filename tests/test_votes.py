@@ -1,6 +1,7 @@
 """Scores against votes, the ceiling of one listener, calibration to votes."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_votes_of_other_emotions_are_left_out() -> None:
 
 def test_divergence_and_cross_entropy() -> None:
     votes = np.array([[1.0, 0, 0, 0], [2, 2, 0, 0], NONE])
-    shares = [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0]]
+    shares = np.array([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [1, 0, 0, 0]])
     # Of (1, 0) and (1/2, 1/2), whose mean is (3/4, 1/4), in bits.
     apart = (-math.log2(0.75) + 0.5 * math.log2(0.5 / 0.75) + 0.5 * math.log2(0.5 / 0.25)) / 2
     assert jensen_shannon(shares, votes) == pytest.approx(apart / 2)
@@ -61,7 +62,7 @@ def test_temperature_is_fitted_to_votes_and_said() -> None:
     logits = np.log([[0.96, 0.04 / 3, 0.04 / 3, 0.04 / 3]] * 6) * 2
     votes = np.array([[96.0, 4 / 3, 4 / 3, 4 / 3]] * 6)
     assert fit_temperature(logits, votes / votes.sum(1, keepdims=True)) == pytest.approx(2, 1e-3)
-    config = MTMMConfig.tiny(trained_outputs=("emotion",))
+    config: Any = MTMMConfig.tiny(trained_outputs=("emotion",))
     nothing = np.full((6, 2), math.nan)
     ids = [str(i) for i in range(6)]
     rows = Predictions(ids, logits, np.zeros((6, 2)), np.full(6, -100), nothing, votes)

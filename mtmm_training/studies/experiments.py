@@ -28,8 +28,10 @@ from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
 EMOTION_SCORES = ("UAR", "WAR", "top2", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
-COMPARED = ("UAR", "WAR", "macro_F1", "weighted_F1", "JSD_votes", "CE_votes")
-COMPARED += tuple(f"CCC_{name}" for name in DIMENSIONS)
+COMPARED = (
+    *("UAR", "WAR", "macro_F1", "weighted_F1", "JSD_votes", "CE_votes"),
+    *(f"CCC_{name}" for name in DIMENSIONS),
+)
 
 Score = Callable[[np.ndarray], float]
 
