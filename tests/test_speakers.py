@@ -3,7 +3,11 @@
 Run alone: python -m pytest tests/test_speakers.py -q
 """
 
+import csv
+import io
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,9 @@ import pytest
 import soundfile
 from conftest import RATE, audio, noise
 
+from mtmm_training.commands.cli import main
+from mtmm_training.commands.predict_inputs import read_transcript
+from mtmm_training.data.turns import of_diariser, of_json
 from pipeline_mtmm import MTMMPipeline
 from speakers_mtmm import joined
 from timeline_mtmm import TimedText
@@ -28,7 +35,7 @@ def told(result: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def call(folder: Path) -> Path:
-    """One channel speaks from 0 to 2 s and from 5 to 6 s, the other from 2.5 to 4.5 s; with crosstalk."""
+    """One channel speaks from 0 to 2 s and from 5 to 6 s, the other from 2.5 to 4.5 s, with crosstalk."""
     waveform = np.zeros((6 * RATE, 2), np.float32)
     for channel, start, end in ((0, 0, 2), (1, 2.5, 4.5), (0, 5, 6)):
         first, last = round(start * RATE), round(end * RATE)
@@ -97,3 +104,54 @@ def test_a_pause_ends_a_turn() -> None:
         TimedText(4.1, 5.0, "b", "x"),
     ]
     assert joined(said) == [TimedText(0.0, 3.0, "a", "x"), TimedText(4.1, 5.0, "b", "x")]
+
+
+def test_files_of_other_programs_say_who_speaks(tmp_path: Path) -> None:
+    (tmp_path / "a.rttm").write_text(
+        ";; made by hand\nSPEAKER a 1 0.50 1.25 <NA> <NA> ann <NA> <NA>\nLEXEME a 1 0 1 x\n"
+    )
+    (turn,) = read_transcript(tmp_path / "a.rttm")["segments"]
+    assert turn == {"start": 0.5, "end": 1.75, "speaker": "ann"}
+    (tmp_path / "bad.rttm").write_text("SPEAKER a 1 half\n")
+    with pytest.raises(ValueError, match="line 1"):
+        read_transcript(tmp_path / "bad.rttm")
+    word = {"word": "so", "start": 0.1, "end": 0.3, "speaker": 0}
+    utterance = {"transcript": "So.", "start": 0.1, "end": 0.3, "speaker": 1, "channel": 0}
+    segment = {"start": 0.1, "end": 0.3, "text": "So.", "speaker": "1", "channel": 0}
+    assert of_json({"results": {"utterances": [utterance]}}) == [segment]
+    channels = [{"alternatives": [{"words": [word]}]}]
+    assert of_json({"results": {"channels": channels}}) == [
+        {"start": 0.1, "end": 0.3, "text": "so", "speaker": "0", "channel": 0}
+    ]
+    found = [{"start": 0.0, "end": 1.0, "speaker": "SPEAKER_00"}]
+    assert of_json({"diarization": found}) == of_json({"output": {"diarization": found}}) == found
+    tracks = [(SimpleNamespace(start=0.0, end=1.0), "A", "SPEAKER_00")]
+    annotation = SimpleNamespace(itertracks=lambda yield_label: iter(tracks))
+    for given in (found, annotation, SimpleNamespace(speaker_diarization=annotation)):
+        assert of_diariser(given) == found
+    whisperx = {"segments": [{"start": 0, "end": 1, "text": "so", "speaker": "A", "words": []}]}
+    (tmp_path / "w.json").write_text(json.dumps(whisperx))
+    assert read_transcript(tmp_path / "w.json")["segments"][0]["speaker"] == "A"
+
+
+def test_command_prints_and_draws_speakers(
+    pipe: MTMMPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    words = [
+        "predict",
+        str(call(tmp_path)),
+        "--model",
+        str(tmp_path / "model"),
+        "--channel",
+        "each",
+    ]
+    capsys.readouterr()
+    assert main([*words, "--timeline", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["speaker"] for row in rows] == ["channel 1", "channel 2", "channel 1"]
+    assert main([*words, "--timeline", "--plot", str(tmp_path / "pictures")]) == 0
+    first, one, two, *entries = capsys.readouterr().out.splitlines()
+    assert one.startswith("  channel 1, 3.0 s: ") and two.startswith("  channel 2, 2.0 s: ")
+    assert len(entries) == 3 and "s  channel 1: " in entries[0]
+    assert len(list((tmp_path / "pictures").glob("*timeline.png"))) == 1

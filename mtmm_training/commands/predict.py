@@ -5,10 +5,10 @@ examples:
     mtmm predict speech.wav --model out/demo/fused/model --transcript "We won!"
     mtmm predict --model someone/mtmm --revision 1a2b3c --transcript "We won!"
 
-  A long one in windows of 6 s, its words from a recogniser; as a table; as a picture:
+  A long one in windows of 6 s, its words from a recogniser; as a table; a call, with pictures:
     mtmm predict talk.mp3 --model M --window_s 6 --timeline --transcriber openai/whisper-base
     mtmm predict talk.mp3 --model M --transcript_file talk.json --timeline --csv > talk.csv
-    mtmm predict talk.mp3 --model M --window_s 6 --plot pictures
+    mtmm predict call.wav --model M --channel each --plot pictures
 
   Several, for people and for scripts; words/ has a.json or a.txt for a.wav:
     mtmm predict a.wav b.wav --model M --transcript_file words
@@ -25,13 +25,12 @@ examples:
     mtmm predict corpus/manifest.csv --model M --out out/predicted
     accelerate launch -m mtmm_training predict M.csv --model M --out out/predicted
     srun sh -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS mtmm predict M.csv --model M --out P'
-  The processes share the folder alone; whichever is last checks that every input is there once, in
-  order. pandas.read_parquet("out/predicted") reads all of them.
+  The processes share the folder alone; the last one checks that every input is there once, in order.
 
 columns of --csv and of the parts: id, emotion, p_<emotion> (probabilities), the dimensions on the
 model's scale, missing (modalities that were not there), text (what was recognised, or said in the
 window), reference, error; of models that have them agreement, <dimension>_sd, unfamiliar; with
---timeline, start and end in seconds before them. --json has the pipeline's keys, the id before.
+--timeline, start and end (s) and speaker before them. --json has the pipeline's keys, the id before.
 
 exit status: 0 all inputs predicted, 1 some failed (named on standard error), or the model or output
 did, 2 wrong usage, 130 interrupted. Standard output has results only.
@@ -111,15 +110,14 @@ def add_window_flags(parser: argparse.ArgumentParser, timeline: str) -> Any:
     """How long recordings are cut, and a flag --timeline that does what is said; returns the group's add."""
     add = parser.add_argument_group("long recordings").add_argument
     add("--window_s", type=float, metavar="S",
-        help="cut recordings into windows of S seconds; without it only those that the model cannot "
-        "take at once (40 s, or Whisper's window), into 6 s")  # fmt: skip
+        help="windows of S seconds; without it only of what is too long for the model (40 s, or "
+        "Whisper's window): 6 s")  # fmt: skip
     add("--hop_s", type=float, metavar="S",
         help="from one window's beginning to the next (as --window_s)")  # fmt: skip
     add("--by", choices=("segment", "turn", "window"), metavar="UNIT",
-        help="what the timeline is of: segment, as the transcript has them; turn, what a speaker "
-        "says without a pause; window")  # fmt: skip
+        help="a timeline of segments, turns (of one speaker) or windows")  # fmt: skip
     add("--channel", choices=("each",), metavar="each",
-        help="each: a call with a speaker on every channel")  # fmt: skip
+        help="a call with a speaker on each channel")  # fmt: skip
     add("--timeline", action="store_true", help=timeline)
     return add
 
@@ -129,7 +127,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         parser, "print a line, object or row for each window or segment, not for each input"
     )
     add("--sampling_rate", type=count, metavar="HZ",
-        help="of raw 16-bit mono samples from -, which are no wav")  # fmt: skip
+        help=Advanced("of raw 16-bit mono samples from -, which are no wav"))  # fmt: skip
     output = parser.add_argument_group("output")
     form = output.add_mutually_exclusive_group().add_argument
     form("--json", action="store_const", const="json", dest="form", default="lines",

@@ -8,6 +8,7 @@ Each function takes results as the pipeline gives them and returns a figure.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,19 @@ def draw_timeline(
         height = 0.32 * len(emotions) + 0.4
         panels.append((height, lambda a: _band(a, entries, emotions, spans, truth or [])))
         panels.append((1.2, lambda a: _confidence(a, entries, spans)))
-    if dimensions:
+    speakers = sorted({entry["speaker"] for entry in entries if "speaker" in entry})
+    if speakers and "emotion" in entries[0]:
+        height = 0.42 * len(speakers) + 0.5
+        panels.append((height, lambda a: _speakers(a, entries, speakers, spans)))
+    for name in speakers if dimensions else ():
+        rows = np.array([entry.get("speaker") == name for entry in entries])
+        panels.append((1.9, partial(_curves_of, name, rows, dimensions, spans, dimension_range)))
+    if dimensions and not speakers:
         panels.append((1.9, lambda a: _curves(a, dimensions, spans, dimension_range)))
 
     heights = [height for height, _ in panels]
-    rows = {"nrows": len(panels), "sharex": True, "squeeze": False, "height_ratios": heights}
-    figure, grid = new_figure(10, sum(heights) + 0.9, **rows)
+    shape = {"nrows": len(panels), "sharex": True, "squeeze": False, "height_ratios": heights}
+    figure, grid = new_figure(10, sum(heights) + 0.9, **shape)
     axes = grid[:, 0]
     for panel, (_, draw) in zip(axes, panels, strict=True):
         draw(panel)
@@ -122,6 +130,43 @@ def _band(
     axes.grid(axis="x", alpha=0.3)
     if truth:
         axes.set_title("bars: predicted; black lines: labelled", fontsize="small", loc="right")
+
+
+def _speakers(
+    axes: Axes,
+    entries: Sequence[Mapping[str, Any]],
+    speakers: Sequence[str],
+    spans: np.ndarray,
+) -> None:
+    """A row per speaker, in the colours of their emotions; the first letter tells them apart too."""
+    styles = emotion_styles({named(entry) for entry in entries})
+    for entry, (start, end) in zip(entries, spans, strict=True):
+        if "speaker" not in entry:
+            continue
+        row, name = speakers.index(entry["speaker"]), named(entry)
+        axes.broken_barh([(start, end - start)], (row - 0.3, 0.6), color=styles[name]["color"])
+        if end - start > 0.01 * spans[-1, 1]:
+            axes.text((start + end) / 2, row, name[:1], ha="center", va="center", color="white",
+                      fontsize="small", fontweight="bold")  # fmt: skip
+    axes.set_yticks(range(len(speakers)), [_plain(name) for name in speakers])
+    axes.set_ylim(len(speakers) - 0.4, -0.6)
+    axes.set_ylabel("speaker")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _curves_of(
+    speaker: str,
+    rows: np.ndarray,
+    dimensions: Mapping[str, np.ndarray],
+    spans: np.ndarray,
+    dimension_range: Sequence[float],
+    axes: Axes,
+) -> None:
+    """The curves of one speaker, in a panel with the name."""
+    _curves(
+        axes, {name: own[rows] for name, own in dimensions.items()}, spans[rows], dimension_range
+    )
+    axes.set_title(_plain(speaker), fontsize="small", loc="right")
 
 
 def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: np.ndarray) -> None:
