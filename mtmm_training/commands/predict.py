@@ -30,7 +30,7 @@ examples:
 columns of --csv and of the parts: id, emotion, p_<emotion> (probabilities), the dimensions on the
 model's scale, missing (modalities that were not there), text (what was recognised, or said in the
 window), reference, error; of models that have them agreement, <dimension>_sd, unfamiliar; with
---timeline, start and end (s) and speaker before them. --json has the pipeline's keys, the id before.
+--timeline, start, end, speaker before them. --json has the pipeline's keys, the id before.
 
 exit status: 0 all inputs predicted, 1 some failed (named on standard error), or the model or output
 did, 2 wrong usage, 130 interrupted. Standard output has results only.
