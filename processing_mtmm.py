@@ -3,6 +3,7 @@
 Uploaded to the Hub beside the weights. Files are decoded in audio_mtmm.py.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,10 @@ class MTMMProcessorKwargs(ProcessingKwargs, total=False):
     """Options by modality: `text_kwargs` go to the tokenizer, `audio_kwargs` to the feature extractor."""
 
 
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return "of type `mtmm`" not in record.getMessage()
+
+
 class MTMMProcessor(ProcessorMixin):
     """One or several utterances, audio and/or transcript, to one batch of tensors.
 
@@ -91,7 +96,13 @@ class MTMMProcessor(ProcessorMixin):
         This class is at hand already, so the folder's own code is not asked for.
         """
         kwargs.setdefault("trust_remote_code", False)
-        return super().from_pretrained(*args, **kwargs)
+        # The tokenizer's loader takes our configuration for an unknown one, and warns that it is ours.
+        told = logging.getLogger("transformers.configuration_utils")
+        told.addFilter(_is_of_others)
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        finally:
+            told.removeFilter(_is_of_others)
 
     @classmethod
     def from_encoders_pretrained(cls, audio: str, text: str, **options: Any) -> "MTMMProcessor":

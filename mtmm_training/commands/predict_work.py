@@ -232,6 +232,7 @@ def load_pipeline(given: argparse.Namespace) -> Any:
     """
     import torch
     from transformers import pipeline
+    from transformers.utils import logging
 
     from modeling_mtmm import MTMMModel
     from pipeline_mtmm import MTMMPipeline
@@ -246,6 +247,7 @@ def load_pipeline(given: argparse.Namespace) -> Any:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
         raise ValueError(f"`--device {device}` cannot be used here: {error}") from error
     where: dict[str, Any] = {"revision": given.revision} if given.revision else {}
+    logging.disable_progress_bar()  # of weights, which are there in a second
     with _named("--model", given.model):
         if given.trust_remote_code:
             return pipeline(model=given.model, trust_remote_code=True, device=device, **where)
