@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from small_runs import results_of, train, words
 
@@ -75,3 +76,17 @@ def test_scores_of_trained_speakers_are_said_to_be_too_high(
     write_manifest([replace(u, emotion="bored") for u in rows], tmp_path / "m.csv")
     assert main(["score", str(run.folder), str(tmp_path / "m.csv")]) == 0
     assert "was trained or selected on" in capsys.readouterr().err
+
+
+def test_call_of_two_speakers_is_followed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["study", "call", "--run", str(run.folder), "--out", str(tmp_path / "call")]) == 0
+    table = pandas.read_csv(tmp_path / "call" / "call.csv")
+    assert table["channels"].tolist() == ["apart", "mixed"] and (table["speaker right"] == 1).all()
+    truth = json.loads((tmp_path / "call" / "truth.json").read_text())["turns"]
+    answer = json.loads((tmp_path / "call" / "mixed_none.json").read_text())
+    assert {e["speaker"] for e in answer["timeline"]} == {one["speaker"] for one in truth}
+    assert set(answer["speakers"]) == {one["speaker"] for one in truth}
+    assert (tmp_path / "call" / "apart_none.png").is_file()
+    assert "speaker right" in capsys.readouterr().out

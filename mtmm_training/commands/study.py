@@ -11,7 +11,7 @@ SHORTEST_S = 120.0  # of a recording: it holds two blocks
 
 
 def add_flags(parser: Parser) -> None:
-    """Four studies, each with its flags."""
+    """Five studies, each with its flags."""
     hour = parser.add_verb("hour", _hour)
     hour.add_argument("--seconds", type=float, default=3600.0, help="length of the recording")
     errors = parser.add_verb("transcript-errors", _errors)
@@ -24,9 +24,10 @@ def add_flags(parser: Parser) -> None:
     )
     curve = parser.add_verb("references", _references)
     curve.add_argument("--cache_dir", type=folder, help="folder of the kept states; the run's own")
-    for verb in (hour, errors, check, curve):
+    call = parser.add_verb("call", _call)
+    for verb in (hour, errors, check, curve, call):
         verb.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    named = (hour, "hour"), (errors, "transcript_errors"), (curve, "references")
+    named = (hour, "hour"), (errors, "transcript_errors"), (curve, "references"), (call, "call")
     for verb, name in named:
         verb.add_argument("--out", type=folder, help=f"folder; {name}/ in --run if not given")
         verb.add_argument("--seed", type=whole, default=0, help="seed of all that is drawn")
@@ -70,6 +71,20 @@ def _check(options: argparse.Namespace) -> None:
     from mtmm_training.studies.explanation_check import check_explanations
 
     check_explanations(options.run, options.utterances)
+
+
+def _call(options: argparse.Namespace) -> None:
+    """A call of two test speakers, by channel and by turn, without and with their own references.
+
+    examples:
+      mtmm study call --run out/run
+    """
+    from mtmm_training.studies.call import study_call
+
+    out = options.out or options.run / "call"
+    table = study_call(options.run, out, options.seed)
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    print(f"the call, its timelines and their pictures are in {out}")
 
 
 def _references(options: argparse.Namespace) -> None:
