@@ -100,11 +100,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
         return None
     if config.linear_path:
         inner_folds(config, data.splits)  # refuses now what it would after the last epoch
-    references = None
-    if config.reference != "none":
-        collate: Any = loaders["train"].collate_fn
-        references = References(plain, collate, {u.corpus for u in data.splits["train"]})
-        references.fit(data.splits["train"], config.reference)
+    references = References.fitted(config, plain, loaders["train"], data.splits["train"])
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
     padding = train.padding_share()

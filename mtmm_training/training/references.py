@@ -16,10 +16,12 @@ from scipy.special import softmax
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import CachedStates
+from mtmm_training.batches.collate import Loader
 from mtmm_training.batches.fingerprint import text_digest, weights_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
+from mtmm_training.training.config import TrainConfig
 from reference_mtmm import LEAST_DEVIATION, Reference, as_answers
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
@@ -45,6 +47,18 @@ class References:
     model: MTMMModel
     states: CachedStates
     home: Collection[str] = ()
+
+    @classmethod
+    def fitted(
+        cls, config: TrainConfig, model: MTMMModel, loader: Loader, train: Sequence[Utterance]
+    ) -> "References | None":
+        """Those that `--reference` asks for, with the model's statistics filled; else None."""
+        if config.reference == "none":
+            return None
+        states: Any = loader.collate_fn
+        made = cls(model, states, {u.corpus for u in train})
+        made.fit(train, config.reference)
+        return made
 
     @torch.no_grad()
     def of(self, utterance: Utterance, answers: np.ndarray) -> Reference | None:
