@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import results_of, train, words
@@ -11,6 +12,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, leading
+from mtmm_training.scoring.spread import spread_scores
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import (
     class_weights,
@@ -59,6 +61,9 @@ def test_undecided_utterances_train_and_do_not_count(
         deviations = model(input_ids=torch.arange(5, 15)[None]).dimension_deviations
     assert deviations is not None and deviations.shape == (1, 2)
     assert ((deviations > 0.02) & (deviations < 2)).all()
+    spread = results["votes"]["raters_spread"]["valence"]
+    assert spread["utterances"] == 10 and 0.4 < spread["observed"] < 1.5
+    assert "valence_sd" in (folders["votes"] / "predictions.csv").read_text()
     plain = MTMMModel.from_pretrained(folders["majority"] / "model")
     assert plain.deviation_head is None and plain.config.rated_dimensions == ()
 
@@ -89,3 +94,19 @@ def test_votes_alone_are_labels_where_they_count() -> None:
     assert trained_outputs(MTMMConfig(), split[:1], by_votes=True) == ("emotion",)
     with pytest.raises(ValueError, match="no label"):
         trained_outputs(MTMMConfig(), split[:1])
+
+
+def test_spread_is_compared_with_the_raters() -> None:
+    utterances = [
+        replace(spoken(n, valence_ratings=own), speaker_id=f"s{n}")
+        for n, own in enumerate([(3, 3), (1, 5), (2, 4), (3,), (3, 4), (1, 4), (2, 2), (5, 5)] * 4)
+    ]
+    predicted = np.array([0.2, 2.5, 1.4, 9, 0.6, 2.0, 0.1, 0.3] * 4)
+    found = spread_scores({"valence": predicted, "arousal": predicted}, utterances)
+    (own,) = found.values()
+    observed = np.array([0, 4, 2, 1, 3, 0, 0] * 4) / 2**0.5
+    assert own["correlation"] == pytest.approx(
+        np.corrcoef(predicted[predicted < 9], observed)[0, 1]
+    )
+    assert own["low"] <= own["correlation"] <= own["high"] and own["utterances"] == 28
+    assert own["observed"] == pytest.approx(observed.mean())

@@ -292,6 +292,12 @@ def listener_lines(subject: Subject) -> list[str]:
     shown = [f"{name} {value:.3f}" for name, value in scores.items() if value is not None]
     if shown:
         lines.append(f"One listener against the others, on the test split: {', '.join(shown)}.")
+    for name, found in subject.results.get("raters_spread", {}).items():
+        if found["correlation"] is not None:
+            lines.append(
+                f"`{name}_sd` and the standard deviation of an utterance's raters have the correlation "
+                f"{found['correlation']:.3f} on the test split."
+            )
     unfamiliar = subject.results.get("unfamiliar", {})
     for modality, share in unfamiliar.get("test", {}).items():
         lines.append(

@@ -242,7 +242,8 @@ class Recorded:
         for row, output in zip(self.rows, outputs, strict=True):
             named = output["named"]
             values = {f"p_{name}": p for name, p in named.get("scores", {}).items()}
-            values |= {name: named[name] for name in DIMENSIONS if name in named}
+            columns = [f"{name}{end}" for name in DIMENSIONS for end in ("", "_sd")]
+            values |= {name: named[name] for name in columns if name in named}
             for column, value in values.items():
                 worst = max(worst, abs(row[column] - value))
             if not worst <= self.tolerance:

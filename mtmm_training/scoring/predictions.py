@@ -26,6 +26,7 @@ from mtmm_training.scoring.metrics import (
     split_metrics,
     unweighted_average_recall,
 )
+from mtmm_training.scoring.spread import spread_scores
 from mtmm_training.scoring.votes import listener_ceiling, shares_of, vote_metrics, vote_table
 
 GROUP = "group_"  # begins the name of a group's column in predictions.csv
@@ -43,6 +44,7 @@ class Predictions:
         dimension_labels: (utterances, dimensions), NaN = absent.
         votes: (utterances, emotions), how many listeners heard each, see `scoring.votes`; None =
             nothing is known of them.
+        deviations: (utterances, dimensions), the predicted spread of raters; None = not learned.
     """
 
     utterance_ids: list[str]
@@ -51,6 +53,7 @@ class Predictions:
     emotion_labels: np.ndarray
     dimension_labels: np.ndarray
     votes: np.ndarray | None = None
+    deviations: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Predictions":
         """Those of some rows, by position or as a boolean mask."""
@@ -95,6 +98,13 @@ class Predictions:
         labelled = np.eye(self.votes.shape[1])[np.maximum(self.emotion_labels, 0)]
         labelled[self.emotion_labels == ABSENT_EMOTION] = np.nan
         return np.where(np.isnan(self.votes), labelled, shares_of(self.votes))
+
+    def spread(self, config: MTMMConfig) -> dict[str, np.ndarray]:
+        """By dimension, the predicted spread of raters, of those for which it was learned."""
+        if self.deviations is None:
+            return {}
+        columns = dict(zip(config.dimension_names, self.deviations.T, strict=True))
+        return {name: own for name, own in columns.items() if name in config.rated_dimensions}
 
     def scores(self, config: MTMMConfig) -> dict[str, Score]:
         """UAR and each CCC of trained outputs, as functions of row positions."""
@@ -185,6 +195,7 @@ def scores_by_group(
         "group_gaps": {n: gaps(scores, values, speakers) for n, values in groups.items()},
         "by_speaker": extremes(scores, speakers),
         "listener_ceiling": listener_ceiling(utterances, config.emotion_names),
+        "raters_spread": spread_scores(test.spread(config), utterances),
     }
 
 
@@ -226,6 +237,8 @@ def predict(
             batch["emotion_labels"],
             batch["dimension_labels"].double(),
         )
+        if getattr(output, "dimension_deviations", None) is not None:
+            columns += (output.dimension_deviations.double(),)
         rows += zip(ids, *(column.cpu().numpy() for column in columns), strict=True)
     rows = gather_object(rows)
     infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
@@ -242,7 +255,9 @@ def predict(
         )
     ordered = [by_id[i] for i in utterance_ids if i in by_id]
     ids, *arrays = zip(*ordered, strict=True)
-    return Predictions(list(ids), *(np.stack(column) for column in arrays))
+    emotions, dimensions, *rest = (np.stack(column) for column in arrays)
+    deviations = rest[2] if len(rest) > 2 else None
+    return Predictions(list(ids), emotions, dimensions, *rest[:2], deviations=deviations)
 
 
 def write_predictions(
@@ -288,6 +303,8 @@ def _table(split: str, rows: Predictions, about: pd.DataFrame, config: MTMMConfi
             labels = rows.dimension_labels[:, i]
             columns[f"{name}_label"] = ["" if np.isnan(x) else f"{x:g}" for x in labels]
             columns[name] = [f"{x:.6f}" for x in rows.dimensions[:, i]]
+    for name, own in rows.spread(config).items():
+        columns[f"{name}_sd"] = [f"{x:.6f}" for x in own]
     return pd.DataFrame(columns)
 
 
@@ -298,7 +315,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         One row per utterance, with the columns "id", "split", "speaker", "group_NAME" of groups and
         "votes", where there are any, as a manifest has them;
         "emotion_label", "emotion"
-        and "p_NAME" of each emotion (after the temperature); "NAME_label" and "NAME" of each
+        and "p_NAME" of each emotion (after the temperature); "NAME_label", "NAME" and maybe "NAME_sd" of each
         dimension, on the labels' scale. Outputs that were not trained have no columns; an absent
         label is NaN.
 
@@ -311,7 +328,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         header = pd.read_csv(path, nrows=0)
         texts = {name: str for name in header if name in names or name.startswith(GROUP)}
         rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-        known = [*DIMENSIONS, *(f"{name}_label" for name in DIMENSIONS)]
+        known = [f"{name}{end}" for name in DIMENSIONS for end in ("", "_label", "_sd")]
         numbers = [name for name in rows if name.startswith("p_") or name in known]
         rows[numbers] = rows[numbers].apply(pd.to_numeric)
         doubled = rows["id"][rows[["split", "id"]].duplicated()]

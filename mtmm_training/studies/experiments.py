@@ -264,9 +264,10 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "metrics": by metric "mean", "sd" and "n" over the folds that have labels, "by_fold", and
         "pooled" over all test rows at once; "confusion" (rows are labels, columns predictions) and
         "recall", pooled; "speakers": the spread of UAR, WAR and CCC between speakers; "groups", see
-        `Experiment.of_groups`; "listener_ceiling" (see `scoring.votes`) and "unfamiliar" (the share of
-        test utterances that are called so, by modality), means over folds; "folds",
-        "missing_folds", "utterances" and "wall_time_s" of all folds together.
+        `Experiment.of_groups`; "listener_ceiling" (see `scoring.votes`), "raters_spread" (see
+        `scoring.spread`) and "unfamiliar" (the share of test utterances that are called so, by
+        modality), means over folds; "folds", "missing_folds", "utterances" and "wall_time_s" of all
+        folds together.
     """
     everything = np.arange(len(experiment.rows))
     scored = {}
@@ -302,6 +303,7 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "listener_ceiling": _mean_by_name(
             [run.get("listener_ceiling", {}) for run in runs.values()]
         ),
+        "raters_spread": _mean_by_name([run.get("raters_spread", {}) for run in runs.values()]),
         "unfamiliar": _mean_by_name(
             [r.get("unfamiliar", {}).get("test", {}) for r in runs.values()]
         ),

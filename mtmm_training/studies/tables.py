@@ -151,6 +151,9 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
             )
     for name, value in ceiling.get("CCC", {}).items():
         rows.append([f"CCC {name} of one rater against the others", number(value), ""])
+    for name, found in summary["raters_spread"].items():
+        what = f"correlation of the spread of {name} with its raters'"
+        rows.append([what, number(found["correlation"]), ""])
     for name, value in summary["unfamiliar"].items():
         rows.append([f"share of unfamiliar {name}", number(value), ""])
     shown = [name for name in COMPARED if name in with_labels]

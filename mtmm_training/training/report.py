@@ -172,6 +172,14 @@ def print_test(results: dict[str, Any], out: Path) -> None:
     for name, metrics in results["by_corpus"].items():
         parts = metric_parts(metrics)
         print(f"  {name} ({metrics['utterances']} utterances): " + "  ".join(parts))
+    for name, spread in results["raters_spread"].items():
+        if spread["correlation"] is not None:
+            between = (
+                "" if spread["low"] is None else f" ({spread['low']:.3f} to {spread['high']:.3f})"
+            )
+            print(
+                f"  spread of {name} against its raters': correlation {spread['correlation']:.3f}{between}"
+            )
     untrained = set(results["config"]["dimensions"]) | {"emotion"}
     untrained -= set(results["model_config"]["trained_outputs"])
     if untrained:
