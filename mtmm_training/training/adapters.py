@@ -29,6 +29,7 @@ from mtmm_training.data.files import read_json, write_json, writing
 IN_FULL = ("fusion", "emotion_head", "dimension_head", "deviation_head")
 ENCODERS = {"audio": "audio_model", "text": "text_model"}
 BASE_FILE, WEIGHTS_FILE = "base.json", "adapter_model.safetensors"
+FAMILIARITY_FILE = "familiarity.safetensors"  # what the whole model learned of its training data
 
 ADAPTED = "att"  # adapters are on the linear maps under attention, attn, self_attn, ...
 # WavLM's attention reads the weights of its maps without calling them, so that adapters there would
@@ -209,7 +210,9 @@ def merge(
     saved = read_json(folder / BASE_FILE, "encoders")
     names = {name: given[name] or saved.get(name) for name in given}
     config = MTMMConfig.from_pretrained(folder)
+    config.familiarity = False  # its statistics come last
     if names["model"] is not None:
+        config.familiarity = MTMMConfig.from_pretrained(names["model"]).familiarity
         model = MTMMModel.from_pretrained(names["model"], config=config)
     elif names["audio_encoder"] is not None and names["text_encoder"] is not None:
         own = set(MTMMConfig.__annotations__) - {"audio_config", "text_config"}
@@ -237,6 +240,9 @@ def merge(
         )
     set_peft_model_state_dict(adapted, weights)
     merged = adapted.merge_and_unload(safe_merge=True).eval()
+    if (folder / FAMILIARITY_FILE).exists():
+        familiarity = merged.familiarity or merged.add_familiarity()
+        familiarity.load_state_dict(load_file(folder / FAMILIARITY_FILE))
     if out is not None:
         merged.save_pretrained(out)
         MTMMProcessor.from_pretrained(folder).save_pretrained(out)

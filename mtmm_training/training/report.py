@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
@@ -17,6 +18,7 @@ from mtmm_training.data.files import write_json, writing
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
+from mtmm_training.training.adapters import FAMILIARITY_FILE
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import FoldData
 
@@ -60,6 +62,9 @@ def write_run(
         if results["config"]["lora_rank"]:
             model.config.save_pretrained(out / "adapter")  # again: the temperature is known now
             processor.save_pretrained(out / "adapter")
+            if model.familiarity is not None:
+                statistics = model.familiarity.cpu().state_dict()
+                save_file(statistics, out / "adapter" / FAMILIARITY_FILE)
     utterances = [*data.splits["validation"], *data.splits["test"]]
     group_by = results["config"]["group_by"]
     write_predictions(out / "predictions.csv", predictions, utterances, model.config, group_by)
