@@ -211,7 +211,11 @@ def plot_fold_spread(values: Mapping[str, Sequence[float]], path: str | Path, me
 
 
 def plot_reliability(
-    probabilities: Mapping[str, ArrayLike], labels: ArrayLike, path: str | Path, bins: int = 15
+    probabilities: Mapping[str, ArrayLike],
+    labels: ArrayLike,
+    path: str | Path,
+    bins: int = 15,
+    accuracy: str = "accuracy",
 ) -> None:
     """Draws accuracy against confidence, and beneath how many utterances each bin holds.
 
@@ -220,9 +224,10 @@ def plot_reliability(
     Args:
         probabilities: (utterances, emotions) by name, such as "before" and "after" temperature
             scaling.
-        labels: (utterances,) emotion indices, -100 = absent.
+        labels: as of `calibration_bins`.
         path: the PNG file to write.
         bins: number of equal-width bins of the highest probability.
+        accuracy: what the accuracy is; with votes the share of listeners.
 
     Raises:
         ValueError: as `calibration_bins`.
@@ -244,7 +249,7 @@ def plot_reliability(
         )  # fmt: skip
         line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.8}
         lower.stairs(grouped.counts, edges, **line)
-    upper.set(ylabel="accuracy, with 95 % interval", xlim=(0, 1), ylim=(-0.02, 1.02))
+    upper.set(ylabel=f"{accuracy}, with 95 % interval", xlim=(0, 1), ylim=(-0.02, 1.02))
     upper.grid(alpha=0.3)
     lower.set(xlabel="confidence (probability of the predicted emotion)", ylabel="utterances")
     lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from mtmm_training.data.files import replacing, write_json
 from mtmm_training.pictures import of_runs
+from mtmm_training.scoring.votes import shares_of
 from mtmm_training.studies.experiments import COMPARED, Experiment, read_experiment, summarise
 
 LOWER_IS_BETTER = ("ECE", "MAE", "RMSE", "JSD", "CE_")
@@ -72,6 +73,9 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
         }
         path = folder / "reliability.png"
         of_runs.plot_reliability(compared, experiment.emotion_labels, path)
+        if experiment.votes is not None:
+            path, shares = folder / "reliability_votes.png", shares_of(experiment.votes)
+            of_runs.plot_reliability(compared, shares, path, accuracy="share of listeners")
     plane = ["valence", "arousal"]
     if set(plane) <= set(experiment.dimensions):
         labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
