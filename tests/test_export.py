@@ -219,6 +219,7 @@ def test_onnx_file_says_what_its_numbers_mean(exported: Exported) -> None:
         "emotions": ["angry", "happy", "sad", "neutral"], "temperature": TEMPERATURE,
         "dimension_names": ["valence", "arousal"], "dimension_range": [1.0, 5.0],
         "trained_outputs": ["emotion", "arousal"], "sampling_rate": 16000, "max_tokens": 64,
+        "outputs": NAMES,
     }  # fmt: skip
 
 
@@ -284,8 +285,9 @@ def test_command_prints_size_and_difference(exported: Exported) -> None:
     )
     difference = float(exported.printed.split("by ")[1].split()[0])
     assert 0 < difference < 1e-4
-    files = ["arrays.safetensors", "manifest.json", "model.onnx", "tokenizer.json"]
-    assert sorted(file.name for file in exported.path.parent.iterdir()) == files
+    files = ["arrays.safetensors", "export.json", "manifest.json", "model.onnx", "model.onnx.data"]
+    found = sorted(file.name for file in exported.path.parent.iterdir())
+    assert found == [*files, "tokenizer.json"]
 
 
 def test_file_names_no_folder_of_this_machine(exported: Exported) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import mtmm_runtime
+import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import CHECKOUT, RATE, TRAINED, WHISPER, noise
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install -e '.[onnx]'")
+
+from transformers.exporters import ExportedModel as TransformersExport
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.publishing import export as export_module
@@ -33,8 +36,9 @@ Exports = dict[str, mtmm_runtime.Predictor]
 
 @pytest.fixture(scope="module")
 def pipe(make_model: Callable[..., MTMMModel], whisper_processor: MTMMProcessor) -> MTMMPipeline:
-    """A log-mel model that takes references, calibrated, unsure below .3."""
+    """A log-mel model with all that an answer may have."""
     fields = {"temperature": 1.7, "min_confidence": 0.3, "trained_outputs": TRAINED}
+    fields |= {"rated_dimensions": ("valence",), "familiarity": True, "calibrated_on": "votes"}
     model = make_model(audio_config=WHISPER, text_config=BERT, **TAKES, **fields)
     with torch.no_grad():
         model.fusion.reference_mean.normal_(generator=torch.Generator().manual_seed(0))
@@ -156,6 +160,31 @@ def test_newer_and_unknown_exports_are_refused(exports: Exports, tmp_path: Path)
             mtmm_runtime.load(tmp_path)
 
 
+def test_transformers_reads_the_folder_too(exports: Exports, pipe: MTMMPipeline) -> None:
+    predict = exports["float32"]
+    tensors = predict.features(noise(0.7), "so it is")
+    expected = predict.run(tensors)
+    graph = TransformersExport.from_pretrained(predict.folder, device="cpu")
+    names = ("reference_mean", "reference_deviation")
+    own = dict.fromkeys(names, np.full((1, 1, 32), np.nan, np.float32))
+    found = graph(**{name: torch.from_numpy(array) for name, array in (tensors | own).items()})
+    assert list(found) == predict.manifest["graph"]["outputs"]
+    for name, values in found.items():
+        np.testing.assert_allclose(values.numpy(), expected[name], atol=1e-5)
+
+
+def test_example_of_the_docs(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (CHECKOUT / "docs" / "runtime.md").read_text("utf-8")
+    (tmp_path / "exported").symlink_to(exports["float32"].folder)
+    (tmp_path / "speech.wav").write_bytes(recording(0.9))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(page.split("```py\n")[1].split("```")[0].replace("1.0", "0.5"), names)
+    assert len(names["windows"]) == 2 and list(names["several"][1]["scores"]) != []
+
+
 # ---- the distribution ----------------------------------------------------------------------------
 
 REFUSED = ["torch", "transformers", "safetensors", "huggingface_hub", "pandas", "scipy"]
@@ -170,6 +199,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import json
 import mtmm_runtime
+import numpy as np
 print(json.dumps(mtmm_runtime.load(sys.argv[1])([sys.argv[2], {"text": "so"}])))
 """
 

@@ -26,7 +26,7 @@ import soundfile
 from conftest import CHECKOUT, RATE, noise
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
-from small_runs import Process
+from small_runs import Run
 from starlette.websockets import WebSocketDisconnect
 
 from mtmm_training.commands.cli import main
@@ -263,15 +263,17 @@ def saved(pipe: MTMMPipeline, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def start(folder: Path, *flags: str) -> tuple[Process, int]:
+def start(folder: Path, *flags: str) -> tuple[Run, int]:
     """`mtmm serve`, when it listens; and its port."""
-    process = Process(main, ["serve", str(folder), "--port", "0", *flags], {})
+    process = Run(main, ["serve", str(folder), "--port", "0", *flags])
     for _ in range(600):
-        if found := re.search(r"listening on http://127.0.0.1:(\d+)", process.log.read_text()):
+        if found := re.search(
+            r"listening on http://127.0.0.1:(\d+)", process.output_file.read_text()
+        ):
             return process, int(found[1])
         assert process.runs(), process.output()
         time.sleep(0.05)
-    raise AssertionError(process.log.read_text())
+    raise AssertionError(process.output_file.read_text())
 
 
 def half_sent(port: int, body: bytes) -> HTTPConnection:
@@ -321,12 +323,32 @@ def test_stops_cleanly_and_loses_no_request(saved: Path, pipe: MTMMPipeline) -> 
     assert "ERROR" not in printed and "Traceback" not in printed
 
 
+def test_examples_of_the_docs(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every curl command, and the stream."""
+    process, port = start(saved)
+    page = (CHECKOUT / "docs" / "service.md").read_text("utf-8").replace(":8000", f":{port}")
+    (tmp_path / "speech.wav").write_bytes(wav(1.5))
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall("^curl .*", page, re.M) if shutil.which("curl") else []
+    answers = [
+        subprocess.run([*shlex.split(command), "-sf"], capture_output=True, check=True).stdout
+        for command in commands
+    ]
+    assert all(b"scores" in answer for answer in answers[:4])
+    assert not commands or len(json.loads(answers[1])["timeline"]) == 2
+    names: dict[str, Any] = {}
+    exec(page.split("```py\n")[1].split("```")[0], names)
+    assert [window["end"] for window in names["windows"]] == [1.0, 1.5]
+    process.send(signal.SIGTERM)
+    process.finish()
+
+
 def test_port_in_use_is_said(saved: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         words = ["serve", str(saved), "--port", str(taken.getsockname()[1])]
-        assert f"port {words[-1]}, cannot be used" in Process(main, words, {}).finish(1)
+        assert f"port {words[-1]}, cannot be used" in Run(main, words).finish(1)
 
 
 def test_fuzzed_requests_never_end_in_500(client: TestClient) -> None:

@@ -19,8 +19,13 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.publishing.exported import METADATA, OUTPUTS, ExportedModel, suffix_of
-from mtmm_training.publishing.parity import input_shapes, largest_difference, random_batch
+from mtmm_training.publishing.exported import METADATA, OPTIONAL, ExportedModel, suffix_of
+from mtmm_training.publishing.parity import (
+    input_shapes,
+    largest_difference,
+    output_names,
+    random_batch,
+)
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -29,7 +34,7 @@ PROTOBUF_LIMIT = 2**31  # bytes; a larger ONNX file keeps its weights in another
 
 
 class ExportableModel(nn.Module):
-    """Four tensors to three, and NaN where [`MTMMModel`] raises an error: a graph cannot.
+    """Four tensors to three or more, and NaN where [`MTMMModel`] raises an error: a graph cannot.
 
     A model that takes references has their mean and deviation as two more inputs, in which NaN means
     its own.
@@ -53,8 +58,8 @@ class ExportableModel(nn.Module):
         attention_mask: Tensor,
         reference_mean: Tensor | None = None,
         reference_deviation: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Emotion logits, probabilities (calibrated by `config.temperature`) and dimensions."""
+    ) -> tuple[Tensor, ...]:
+        """Emotion logits, probabilities (calibrated by `config.temperature`), dimensions, `OPTIONAL`."""
         acoustic, acoustic_mask = self.model.encode_audio(input_values, audio_attention_mask)
         linguistic, linguistic_mask = self.model.encode_text(input_ids, attention_mask)
         output = self.model(
@@ -70,9 +75,9 @@ class ExportableModel(nn.Module):
         valid = ((heard | read) & ~too_short)[:, None]
         logits = output.emotion_logits
         probabilities = (logits / self.model.config.temperature).softmax(-1)
-        outputs = (logits, probabilities, output.dimensions)
-        shown = [torch.where(valid, values, torch.nan) for values in outputs]
-        return shown[0], shown[1], shown[2]
+        outputs = [logits, probabilities, output.dimensions]
+        outputs += [output[name] for name in OPTIONAL if name in output]
+        return tuple(torch.where(valid, values, torch.nan) for values in outputs)
 
     def _or_own(self, name: str, given: Tensor | None) -> Tensor | None:
         """The model's own statistics in the place of NaN."""
@@ -163,6 +168,7 @@ def describe(model: MTMMModel, processor: MTMMProcessor) -> dict[str, Any]:
         "sampling_rate": processor.sampling_rate,
         "max_tokens": processor.max_tokens,
         "input_shapes": input_shapes(model),
+        "outputs": output_names(model),
     }
 
 
@@ -185,7 +191,7 @@ def _write(program: torch.export.ExportedProgram, metadata: dict[str, Any], path
         warnings.filterwarnings("ignore", "# The axis name")  # two inputs share an axis, as meant
         converted = torch.onnx.export(
             program,
-            output_names=OUTPUTS,
+            output_names=metadata["outputs"],
             dynamic_shapes=_free_axes(metadata["input_shapes"]),
             dynamo=True,
             verbose=False,

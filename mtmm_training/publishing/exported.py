@@ -14,6 +14,7 @@ METADATA = "mtmm"  # the key of the description, JSON, in an ONNX file's metadat
 INPUTS = ("input_values", "audio_attention_mask", "input_ids", "attention_mask")
 REFERENCE_INPUTS = ("reference_mean", "reference_deviation")  # of models that take references
 OUTPUTS = ("emotion_logits", "emotion_probabilities", "dimensions")
+OPTIONAL = ("dimension_deviations", "unfamiliarity")  # of models that have them
 MODALITIES = (INPUTS[:2], INPUTS[2:])  # values and mask of each
 
 
@@ -66,8 +67,9 @@ class ExportedModel(nn.Module):
                 outputs = self.program(**given)
         else:
             arrays = {name: tensor.numpy() for name, tensor in given.items()}
-            outputs = [torch.from_numpy(array) for array in self.session.run(OUTPUTS, arrays)]
-        return dict(zip(OUTPUTS, outputs, strict=True))
+            names = self.metadata["outputs"]
+            outputs = [torch.from_numpy(array) for array in self.session.run(names, arrays)]
+        return dict(zip(self.metadata["outputs"], outputs, strict=True))
 
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
         """As [`MTMMModel.forward`], of which it takes raw inputs and references; labels are not looked at."""

@@ -17,13 +17,14 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.files import sweep, writing
 from mtmm_training.publishing.export import Precision, describe, export, size_of
-from mtmm_training.publishing.exported import OUTPUTS, ExportedModel
+from mtmm_training.publishing.exported import ExportedModel
 from mtmm_training.publishing.parity import measure
 
 FORMAT = 1  # of the folder; a reader that is older refuses it
 GRAPH, MANIFEST, TOKENIZER, ARRAYS = (
     "model.onnx", "manifest.json", "tokenizer.json", "arrays.safetensors"
 )  # fmt: skip
+TRANSFORMERS = "export.json"
 STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
 ENCODERS = ("audio_config", "text_config")
 
@@ -82,11 +83,15 @@ def write_folder(
     """Write an export into a new folder; as `export`."""
     folder.mkdir()
     difference = export(model, processor, folder / GRAPH, precision)
+    (
+        folder / f"{GRAPH}.data"
+    ).touch()  # transformers asks for it, also where the graph has its weights
     (folder / ARRAYS).write_bytes(save(_arrays(model, processor)))
     processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     manifest = make_manifest(model, processor, precision)
-    text = json.dumps(manifest, indent=1, allow_nan=False)
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    for name, content in ((MANIFEST, manifest), (TRANSFORMERS, _for_transformers(manifest))):
+        text = json.dumps(content, indent=1, allow_nan=False)
+        (folder / name).write_text(text, encoding="utf-8")
     return difference
 
 
@@ -122,7 +127,7 @@ def make_manifest(
         "precision": precision,
         "config": {name: getattr(config, name) for name in fields}
         | {"output_names": config.output_names},
-        "graph": {"file": GRAPH, "inputs": known["input_shapes"], "outputs": OUTPUTS},
+        "graph": {"file": GRAPH, "inputs": known["input_shapes"], "outputs": known["outputs"]},
         "arrays": ARRAYS,
         "audio": {
             "sampling_rate": processor.sampling_rate,
@@ -136,6 +141,21 @@ def make_manifest(
             "pad_token_id": processor.tokenizer.pad_token_id,
         },
     }
+
+
+def _for_transformers(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `transformers.exporters.ExportedModel.from_pretrained` reads; it gives the outputs by name."""
+    graph = manifest["graph"]
+    _, outputs = torch.utils._pytree.tree_flatten(dict.fromkeys(graph["outputs"], 0))
+    metadata = {
+        "architecture": "MTMMModel",
+        "export_dtype": "float32",
+        "export_device": "cpu",
+        "kwargs": {name: {"rank": len(shape)} for name, shape in graph["inputs"].items()},
+        "out_spec": torch.utils._pytree.treespec_dumps(outputs),
+    }
+    component = {"file": graph["file"], "metadata": metadata}
+    return {"schema_version": 1, "export_format": "onnx", "components": {"model": component}}
 
 
 def _features(extractor: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.publishing.exported import (
     INPUTS,
     MODALITIES,
+    OPTIONAL,
+    OUTPUTS,
     REFERENCE_INPUTS,
     ExportedModel,
 )
@@ -36,6 +38,15 @@ def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
     return shapes
 
 
+def output_names(model: MTMMModel) -> list[str]:
+    """The outputs of the model's graph, in their order."""
+    has = {
+        "dimension_deviations": model.deviation_head is not None,
+        "unfamiliarity": model.familiarity is not None,
+    }
+    return [*OUTPUTS, *(name for name in OPTIONAL if has[name])]
+
+
 def largest_difference(
     model: MTMMModel, processor: MTMMProcessor, exported: ExportedModel
 ) -> float:
@@ -45,9 +56,12 @@ def largest_difference(
         with torch.no_grad():
             expected = model(**batch)
         probabilities = (expected.emotion_logits / model.config.temperature).softmax(-1)
-        outputs = (expected.emotion_logits, probabilities, expected.dimensions)
-        for found, values in zip(exported.run(**batch).values(), outputs, strict=True):
-            differences.append((found - values).abs().max())
+        outputs = dict(expected) | {"emotion_probabilities": probabilities}
+        for name, found in exported.run(**batch).items():
+            apart = (found - outputs[name]).abs()
+            # Of a modality that is absent there is no distance, which NaN stands for.
+            apart = apart.nan_to_num() if name == "unfamiliarity" else apart
+            differences.append(apart.max())
     return float(torch.stack(differences).max())
 
 
