@@ -91,7 +91,7 @@ def test_table_has_a_row_for_each_input_or_window(
         == 1
     )
     assert pandas.read_parquet(out)["start"].tolist() == [0.0, 0.5, 0.0]
-    assert "3 rows of 2 inputs; 1 failed" in capsys.readouterr().err
+    assert "3 rows of 2 inputs; 1 failed" in capsys.readouterr().out
 
 
 def test_mteb_evaluates_the_embeddings_on_recordings(

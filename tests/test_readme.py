@@ -45,7 +45,8 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 OTHERS = {"hf", "for", ".", "curl", "docker"}  # those of curl are run by test_serve.py
 HISTORY = {"docs/CHANGELOG.md", "docs/LOG.md"}  # they name commands of then, and parts of commands
 Ask = Callable[..., str]
-CHEAP = ("mtmm predict speech.wav", "mtmm predict talk.mp3", "mtmm inspect --manifest")
+CHEAP = ("mtmm predict speech.wav", "mtmm predict talk.mp3", "mtmm predict call.wav", "mtmm embed")
+CHEAP += ("mtmm inspect --manifest",)
 
 # Forks a process for every command or page, and prints its status and output. The imports would
 # otherwise take longer than the examples.
@@ -320,6 +321,12 @@ def scene(tmp_path: Path, trained_demo: TrainedDemo) -> Path:
     shutil.copy(recordings[0], tmp_path / "speech.wav")
     talk = np.concatenate([soundfile.read(path)[0] for path in recordings[:16]])
     soundfile.write(tmp_path / "talk.mp3", talk, 16000)
+    turn = "SPEAKER talk 1 {} 2.0 <NA> <NA> {} <NA> <NA>\n"
+    (tmp_path / "talk.rttm").write_text(turn.format(0.5, "ann") + turn.format(3.5, "bob"))
+    silent = np.zeros_like(talk[:64000])
+    ann = np.concatenate([talk[:64000], silent])
+    bob = np.concatenate([silent, talk[64000:128000]])
+    soundfile.write(tmp_path / "call.wav", np.stack([ann, bob], axis=1), 16000)
     return tmp_path
 
 

@@ -44,7 +44,9 @@ def write_embeddings(given: argparse.Namespace) -> int:
                 file.write_table(pyarrow.Table.from_pylist(rows, schema))
                 total, rows = total + len(rows), []
         file.write_table(pyarrow.Table.from_pylist(rows, schema))
-    tell(f"{given.out}: {total + len(rows)} rows of {len(inputs) - failed} inputs; {failed} failed")
+    print(
+        f"{given.out}: {total + len(rows)} rows of {len(inputs) - failed} inputs; {failed} failed"
+    )
     return FAILED if failed else GOOD
 
 

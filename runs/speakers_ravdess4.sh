@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Four emotions of RAVDESS, actors 1-16 to train, 17-20 to validate: a call of two actors that training
+# did not hear, followed by channel and by turn, without and with their own references; and embeddings
+# of actors 21-24 under a logistic regression, one actor left out in each fold.
+#   runs/speakers_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
+set -euo pipefail
+. "$(dirname "$0")/help.sh"
+manifest=$(realpath "${1:?give the manifest}")
+audio=$(realpath "${2:?give the folder of the audio encoder}")
+text=$(realpath "${3:?give the folder of the text encoder}")
+out=$(realpath -m "${4:?give a folder for the results}")
+cd "$(dirname "$0")/.."
+
+[ -f "$out/run/results.json" ] || mtmm train --out "$out/run" --resume True \
+    --manifest "$manifest" --validation_speakers actor_17 actor_18 actor_19 actor_20 \
+    --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" --preset small --augment \
+    --modalities audio --reference speaker --linear_path --audio_encoder "$audio" --text_encoder "$text"
+mtmm study call --run "$out/run" --out "$out/call"
+mtmm embed "$manifest" --model "$out/run" --out "$out/embeddings.parquet"
+mtmm embed "$manifest" --model "$out/run" --reference speaker --out "$out/embeddings_referenced.parquet"
+python - "$manifest" "$out"/embeddings*.parquet <<'PY'
+import sys
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+labels = pd.read_csv(sys.argv[1]).set_index("audio")
+labels = labels[labels["speaker"] >= "actor_21"]  # whom training did not hear
+for path in sys.argv[2:]:
+    table = pd.read_parquet(path).set_index("id").loc[labels.index]
+    for which in ("fused", "audio"):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
+        vectors, folds = np.stack(table[which]), LeaveOneGroupOut()
+        said = cross_val_predict(model, vectors, labels["emotion"], groups=labels["speaker"], cv=folds)
+        print(path, which, f"UAR {balanced_accuracy_score(labels['emotion'], said):.3f}")
+PY
