@@ -86,13 +86,14 @@ def test_forward_and_loss_are_one_graph(
 
 def deberta() -> tuple[DebertaV2Model, DebertaV2Model]:
     """transformers' own, and the same weights with the faster attention; both without dropout."""
-    config = DebertaV2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
-        vocab_size=100, relative_attention=True, position_buckets=8, max_relative_positions=-1,
-        max_position_embeddings=64, norm_rel_ebd="layer_norm", share_att_key=True,
-        pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+    fields: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
+        "vocab_size": 100, "relative_attention": True, "position_buckets": 8,
+        "max_relative_positions": -1, "max_position_embeddings": 64, "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+        "type_vocab_size": 0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    config = DebertaV2Config(**fields)
     torch.manual_seed(0)
     plain = DebertaV2Model(config)
     for parameter in plain.parameters():
