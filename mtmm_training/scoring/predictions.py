@@ -231,14 +231,14 @@ def predict(
             own = [given[i] for i in ids]
             batch |= {name: torch.cat([row[name] for row in own]) for name in own[0]}
         output = model(**send_to_device(batch, accelerator.device))
-        columns = (
+        columns = [
             output.emotion_logits.double(),
             output.dimensions.double(),
             batch["emotion_labels"],
             batch["dimension_labels"].double(),
-        )
+        ]
         if getattr(output, "dimension_deviations", None) is not None:
-            columns += (output.dimension_deviations.double(),)
+            columns.append(output.dimension_deviations.double())
         rows += zip(ids, *(column.cpu().numpy() for column in columns), strict=True)
     rows = gather_object(rows)
     infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
@@ -255,9 +255,9 @@ def predict(
         )
     ordered = [by_id[i] for i in utterance_ids if i in by_id]
     ids, *arrays = zip(*ordered, strict=True)
-    emotions, dimensions, *rest = (np.stack(column) for column in arrays)
-    deviations = rest[2] if len(rest) > 2 else None
-    return Predictions(list(ids), emotions, dimensions, *rest[:2], deviations=deviations)
+    stacked = [np.stack(column) for column in arrays]
+    deviations = stacked[4] if len(stacked) > 4 else None
+    return Predictions(list(ids), *stacked[:4], None, deviations)
 
 
 def write_predictions(

@@ -1,6 +1,7 @@
 """The predicted spread of raters against what the raters of each utterance did."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,9 @@ def spread_scores(
         observed = np.array([np.std(ratings[i], ddof=1) for i in rows])
         speakers = np.array([utterances[i].speaker_id for i in rows])
         low = high = None
+        pairs = np.stack([own, observed])
         try:
-            interval = paired_bootstrap(
-                lambda drawn, x=own, y=observed: _pearson(x[drawn], y[drawn]), speakers, RESAMPLES
-            )
+            interval = paired_bootstrap(partial(_of_rows, pairs), speakers, RESAMPLES)
             low, high = interval.low, interval.high
         except NoIntervalError:
             pass
@@ -54,6 +54,10 @@ def spread_scores(
             "utterances": len(rows),
         }
     return found
+
+
+def _of_rows(pairs: np.ndarray, rows: np.ndarray) -> float:
+    return _pearson(*pairs[:, rows])
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:
