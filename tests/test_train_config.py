@@ -175,7 +175,8 @@ def test_small_preset_fills_what_is_not_given() -> None:
     assert (of_text.epochs, of_text.augment) == (30, [])
     assert parse(["--preset", "small", "--model", "x"]).model_config == "{}"
     # As a fold's own process is told, with flags that are the defaults of another preset.
-    assert parse(training_flags(config)) == config
+    for given in (config, of_text, TrainConfig(modalities=["audio"]), TrainConfig(model="x")):
+        assert parse(training_flags(given)) == given
     assert parse(["--preset", "paper"]) == TrainConfig()
 
 

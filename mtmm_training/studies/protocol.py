@@ -76,7 +76,8 @@ def training_flags(config: TrainConfig) -> list[str]:
     """
     words: list[str] = []
     said = {name: getattr(config, name) for name in ("preset", "modalities", "model")}
-    default = asdict(TrainConfig(**filled(said)))
+    default, plain = asdict(TrainConfig(**filled(said))), asdict(TrainConfig())
+    default |= {name: plain[name] for name in said}  # the others' defaults depend on them
     for name, value in asdict(config).items():
         if value != default[name] or name in FROM_DATA:
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
