@@ -302,7 +302,7 @@ def listener_lines(subject: Subject) -> list[str]:
     for modality, share in unfamiliar.get("test", {}).items():
         lines.append(
             f"`unfamiliar` names the {modality} of {share:.1%} of the test utterances, by a limit "
-            f"beyond which {unfamiliar['stated']:.0%} of the validation utterances are."
+            f"beyond which {unfamiliar['stated']:.0%} of new speakers' utterances should be."
         )
     return lines
 

@@ -1,8 +1,9 @@
 """What a trained model's data was like: the statistics by which it knows unfamiliar inputs.
 
-The statistics are of the training split. From which distance on an input is unfamiliar, the validation
-split says, of which a stated share is beyond it; the test split says how often that is wrong for
-speakers that nothing was chosen by.
+The statistics are of the training split. From which distance on an input is unfamiliar, new speakers
+say: those of the validation split, and groups of training speakers by the statistics of the others, since
+one or two validation speakers tell little. A stated share is beyond the limit; the test split says how
+often that is so for speakers that nothing was chosen by.
 """
 
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import make_loader
 from mtmm_training.training.job import Job
 
-FALSE_FLAGS = 0.05  # share of the validation split that is called unfamiliar
+FALSE_FLAGS = 0.05  # share of new speakers' utterances that is called unfamiliar
 MOST = 2048  # utterances of the training split; they are drawn at random
-FEWEST = 40  # validation utterances: of fewer the highest distance is the limit
+FEWEST = 40  # utterances of new speakers: of fewer the highest distance is the limit
+GROUPS = 4  # of training speakers, each measured by the statistics of the others
 NO_INPUTS = set("emotion_labels dimension_labels emotion_votes".split())
 NO_INPUTS |= set("dimension_weights dimension_ratings utterance_ids".split())
 
@@ -37,30 +39,42 @@ def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
     familiarity = model.add_familiarity() if model.familiarity is None else model.familiarity
     familiarity.to(job.accelerator.device)
     train, validation = (_rows_of(job, model, split) for split in ("train", "validation"))
+    speakers = [job.data.splits["train"][i].speaker_id for i in _drawn(job)]
+    groups = np.unique(speakers, return_inverse=True)[1] % GROUPS
     for modality in MODALITIES:
-        if len(train[modality]) < 2 or not len(validation[modality]):
+        there = ~train[modality].isnan().any(1).cpu()
+        if there.sum() < 2:
             continue
-        familiarity.fit(modality, train[modality])
-        pair = familiarity.distances(modality, validation[modality]).double().cpu().numpy()
-        rate = FALSE_FLAGS / 2 if pair.shape[1] >= FEWEST else 0.0  # half for each of the two
-        limits = np.quantile(pair, 1 - rate, axis=1, method="higher")
+        known, pairs = train[modality][there], []
+        for group in range(GROUPS):  # speakers as new as those to come
+            own = torch.from_numpy(groups == group)[there]
+            if own.any() and (~own).sum() >= 2:
+                familiarity.fit(modality, known[~own])
+                pairs.append(familiarity.distances(modality, known[own]))
+        familiarity.fit(modality, known)
+        pairs.append(familiarity.distances(modality, validation[modality]))
+        distances = torch.cat(pairs, 1).double().cpu().numpy()
+        distances = distances[:, ~np.isnan(distances[0])]
+        rate = FALSE_FLAGS / 2 if distances.shape[1] >= FEWEST else 0.0  # half for each of the two
+        limits = np.quantile(distances, 1 - rate, axis=1, method="higher")
         familiarity.limit(modality, *map(float, limits))
     return {"stated": FALSE_FLAGS, "validation": unfamiliar_shares(model, validation)}
 
 
 @contextmanager
 def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
-    """By modality (utterances, layers · width), the pooled states of what this process predicts within it.
+    """By modality (utterances, layers · width), the pooled states of what is predicted within it.
 
-    They are there, and gathered from all processes, when it ends.
+    NaN where an utterance lacks the modality. They are there when it ends, those of one process behind
+    those of another.
     """
     rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
     found: Rows = {}
 
     def keep(module: Any, streams: Any) -> None:
         for modality, states, mask in zip(MODALITIES, streams[::2], streams[1::2], strict=True):
-            there = mask.any(-1)
-            rows[modality].extend(pooled(states, mask)[there].float().cpu().numpy())
+            means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
+            rows[modality].extend(means.float().cpu().numpy())
 
     assert model.familiarity is not None  # the caller has added it
     hook = model.familiarity.register_forward_pre_hook(keep)
@@ -78,6 +92,7 @@ def unfamiliar_shares(model: MTMMModel, rows: Rows) -> dict[str, float]:
     shares = {}
     for modality, means in rows.items():
         assert model.familiarity is not None
+        means = means[~means.isnan().any(1)]
         if len(means) and model.familiarity.get_buffer(f"{modality}_weights").any():
             beyond = model.familiarity.distances(modality, means).amax(0) > 1
             shares[modality] = float(beyond.double().mean())
@@ -89,9 +104,7 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
     """The pooled states of a split; of the training split at most `MOST`, without augmentation."""
     loader = job.loaders[split]
     if split == "train":
-        count = len(job.data.splits["train"])
-        drawn = np.random.default_rng(job.config.seed).permutation(count)[:MOST]
-        own = drawn[job.accelerator.process_index :: job.accelerator.num_processes].tolist()
+        own = _drawn(job, job.accelerator.process_index)
         size = job.config.batch_size
         batches = [own[i : i + size] for i in range(0, len(own), size)]
         collate: Any = getattr(loader.collate_fn, "collate", loader.collate_fn)
@@ -102,3 +115,11 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
             inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
             model(**send_to_device(inputs, job.accelerator.device))
     return rows
+
+
+def _drawn(job: Job, process: int | None = None) -> list[int]:
+    """Places in the training split of at most `MOST` utterances: a process's share, or all in turn."""
+    drawn = np.random.default_rng(job.config.seed).permutation(len(job.data.splits["train"]))[:MOST]
+    count = job.accelerator.num_processes
+    shares = [drawn[i::count].tolist() for i in range(count)]
+    return sum(shares, []) if process is None else shares[process]
