@@ -1,6 +1,7 @@
 """Answers: when no emotion is named, what listeners would agree on, what is unfamiliar."""
 
 import math
+from typing import Any
 
 import pytest
 from conftest import noise
@@ -19,7 +20,7 @@ def config(**fields: object) -> MTMMConfig:
 def prediction(
     *probabilities: float,
     times: tuple[float, float] | tuple[None, None] = (None, None),
-    **more: list[float],
+    **more: Any,
 ) -> Prediction:
     return Prediction(Span(times[0], times[1], [], {}), list(probabilities), [2.0, 3.0], **more)
 

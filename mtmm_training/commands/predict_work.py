@@ -177,8 +177,8 @@ def pipeline_options(
     given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]
 ) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
-    names = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s")
-    names += ("by", "channel", "batch_size")
+    names = ["window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s"]
+    names += ["by", "channel", "batch_size"]
     options: dict[str, Any] = {name: getattr(given, name, None) for name in names}
     options = {name: value for name, value in options.items() if value is not None}
     options |= transcriber_of(given, pipe)
