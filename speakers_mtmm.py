@@ -1,6 +1,6 @@
 """Who speaks when: turns from a transcript's speakers, and from the channels of a call.
 
-Uploaded to the Hub beside the weights.
+Uploaded to the Hub beside the weights, and part of the runtime, which has no torch.
 """
 
 from collections.abc import Sequence

@@ -273,7 +273,14 @@ class Given:
             )
         for segment in self.segments or [TimedText(0.0, math.inf, None)]:
             end = None if segment.end_s == math.inf else segment.end_s
-            source = recording if segment.channel is None else recording.channels[segment.channel]
+            source = recording
+            if segment.channel is not None:
+                if segment.channel not in range(len(recording.channels)):
+                    raise ValueError(
+                        f'A segment is on channel {segment.channel!r:.50}; give `channel="each"`, and a '
+                        "recording that has it."
+                    )
+                source = recording.channels[segment.channel]
             for start_s, end_s, waveform in windows.cut(source, segment.start_s, end):
                 speaker = segment.speaker or self._speaking(start_s, end_s)
                 text = self.text

@@ -18,7 +18,7 @@ from conftest import CHECKOUT, RATE, TRAINED, WHISPER, noise
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install -e '.[onnx]'")
 
-from transformers.exporters import ExportedModel as TransformersExport
+from transformers.exporters.base import ExportedModel as TransformersExport
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 from mtmm_training.publishing import export as export_module
@@ -31,6 +31,7 @@ BERT = ENCODER | {
 TAKES = {"reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0)}
 WORDS = [{"text": "so", "start": 0.1, "end": 0.3}, {"text": "there", "start": 1.2, "end": 1.4}]
 SEGMENTS = [{"start": 0.1, "end": 0.9, "text": "yes"}, {"start": 1.0, "end": 2.2}]
+SPOKEN = [{**segment, "speaker": who} for segment, who in zip(SEGMENTS, "ab", strict=True)]
 Exports = dict[str, mtmm_runtime.Predictor]
 
 
@@ -95,6 +96,8 @@ INPUTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "long": (recording(2.6), {"hop_s": 0.4}),
     "words": ({"audio": recording(1.5), "words": WORDS}, {"window_s": 0.5}),
     "segments": ({"audio": recording(2.3), "segments": SEGMENTS}, {}),
+    "turns": ({"audio": recording(2.3), "segments": SPOKEN}, {"by": "turn"}),
+    "channels": (noise(2.4).reshape(-1, 2), {"sampling_rate": 16000, "channel": "each"}),
     "untimed": ({"audio": recording(2.1), "text": "all along"}, {}),
     "several": ([{"text": "one"}, {"audio": recording(0.5), "speaker": "anna"}], {}),
 }
@@ -164,7 +167,7 @@ def test_transformers_reads_the_folder_too(exports: Exports, pipe: MTMMPipeline)
     predict = exports["float32"]
     tensors = predict.features(noise(0.7), "so it is")
     expected = predict.run(tensors)
-    graph = TransformersExport.from_pretrained(predict.folder, device="cpu")
+    graph: Any = TransformersExport.from_pretrained(predict.folder, device="cpu")
     names = ("reference_mean", "reference_deviation")
     own = dict.fromkeys(names, np.full((1, 1, 32), np.nan, np.float32))
     found = graph(**{name: torch.from_numpy(array) for name, array in (tensors | own).items()})

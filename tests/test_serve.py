@@ -85,6 +85,7 @@ def test_raw_samples(client: TestClient, pipe: MTMMPipeline) -> None:
 
 HEADLESS = b"RIFF" + bytes(100)
 NO_JSON = {"files": {"audio": wav()}, "data": {"words": "[" * 5000}}
+ON_CHANNEL = json.dumps([{"start": 0.0, "end": 0.4, "text": "so", "channel": 7}])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ NO_JSON = {"files": {"audio": wav()}, "data": {"words": "[" * 5000}}
         ({"files": {"audio": wav()}, "data": {"reference": "a.safetensors"}}, 422),
         ({"data": {"text": "a"}, "files": {"more": b""}}, 422),
         (NO_JSON, 422),
+        ({"files": {"audio": wav()}, "data": {"segments": ON_CHANNEL}}, 422),
         ({"params": {"text": "a" * 100}}, 422),
         ({"json": {"text": "so"}}, 415),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
@@ -383,14 +385,17 @@ def test_handler_of_endpoints_answers_as_the_pipeline(saved: Path, pipe: MTMMPip
     windows, expected = answer(asked), pipe(recording, **parameters)
     assert len(windows["timeline"]) == 3 and windows.keys() == expected.keys()
     assert numbers(windows) == pytest.approx(numbers(expected), abs=1e-5)
-    for inputs, same in ((recording, recording), ("so it is", {"text": "so it is"})):
-        found, expected = answer({"inputs": inputs}), pipe(same)
+    same: dict[Any, Any] = {recording: recording, "so it is": {"text": "so it is"}}
+    for inputs, alone in same.items():
+        found, expected = answer({"inputs": inputs}), pipe(alone)
         assert numbers(found) == pytest.approx(numbers(expected), abs=1e-5)
     (saved / "a.wav").write_bytes(recording)
-    for inputs in ({"audio": str(saved / "a.wav")}, {"audio": "http://127.0.0.1:9/a.wav"}, None):
-        assert list(answer({"inputs": inputs})) == ["error"]
-    for parameters in ({"transcriber": "someone/asr"}, {"reference": "/etc/passwd"}):
-        assert "no parameters" in answer({"inputs": "so", "parameters": parameters})["error"]
+    for place in (str(saved / "a.wav"), "http://127.0.0.1:9/a.wav"):
+        assert list(answer({"inputs": {"audio": place}})) == ["error"]
+        for name in ("transcriber", "reference"):
+            refused = answer({"inputs": "so", "parameters": {name: place}})
+            assert "no parameters" in refused["error"]
+    assert list(answer({})) == ["error"]
 
 
 @pytest.mark.skipif(

@@ -91,7 +91,9 @@ class Service:
         job = Job({**given, **asked.said()}, self.always | options, alone=made)
         is_long = lasts_s > self.pipe.processor.longest_audio_s() or asked.segments is not None
         is_long = (
-            is_long or made or any(name in options for name in ("window_s", "hop_s", "explain"))
+            is_long
+            or made
+            or any(name in options for name in ("window_s", "hop_s", "explain", "by", "channel"))
         )
         (self.long if is_long else self.short).put(job)
         return job

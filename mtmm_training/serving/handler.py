@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import pipeline
 
-PARAMETERS = {"window_s", "hop_s", "top_k", "min_confidence", "explain"}
+PARAMETERS = {"window_s", "hop_s", "top_k", "min_confidence", "explain", "by", "channel"}
 
 
 class EndpointHandler:
@@ -23,7 +23,8 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = "") -> None:
-        self.predict = pipeline(model=path, trust_remote_code=True)
+        options: dict[str, Any] = {"model": path, "trust_remote_code": True}
+        self.predict = pipeline(**options)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's answer; what cannot be used is {"error": why}."""

@@ -66,6 +66,11 @@ class Asked(Cut):
     segments: Timed = Field(None, description='JSON: [{"start": 0, "end": 2.5, "text": ...}, ...]')
     speaker: str | None = Field(None, description="who speaks")
     explain: str | None = Field(None, description="emotion, or the name of a dimension")
+    by: Literal["segment", "turn", "window"] | None = Field(
+        None, description="what is predicted by itself"
+    )
+    channel: Literal["each"] | None = Field(None, description="each channel has its own speaker")
+    embedding: bool | None = Field(None, description="the fused state too, and each modality's")
     reference: Literal["domain", "speaker", "none"] | None = Field(
         None, description="made of this recording itself"
     )
@@ -79,3 +84,4 @@ class Asked(Cut):
 TIMED = ("words", "segments")  # JSON
 SAID = ("text", *TIMED, "speaker")
 OPTIONS = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "reference")
+OPTIONS += ("by", "channel", "embedding")

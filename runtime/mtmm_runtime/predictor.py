@@ -19,10 +19,12 @@ try:
     if not TYPE_CHECKING:
         from .answers_mtmm import MODALITIES, Prediction, Span
         from .audio_mtmm import numbered, open_recording
+        from .speakers_mtmm import in_units, open_channels
         from .timeline_mtmm import Inputs, Part, Windows, parse_input
 except ImportError:  # a checkout, where the shared files lie at the root
     from answers_mtmm import MODALITIES, Prediction, Span
     from audio_mtmm import numbered, open_recording
+    from speakers_mtmm import in_units, open_channels
     from timeline_mtmm import Inputs, Part, Windows, parse_input
 
 MANIFEST = "manifest.json"
@@ -87,6 +89,8 @@ class Predictor:
         hop_s: float | None = None,
         top_k: int | None = None,
         min_confidence: float | None = None,
+        by: str | None = None,
+        channel: str | None = None,
         reference: Place | Sequence[Place] | None = None,
     ) -> Any:
         """Predict; the pipeline's documentation says what the answers are.
@@ -98,6 +102,8 @@ class Predictor:
             window_s, hop_s: Cut recordings into windows of so many seconds, so far apart.
             top_k: How many of the scores to return; all if not given.
             min_confidence: Name no emotion whose score is below this; the model's own if not given.
+            by: "segment", "turn" or "window": what the timeline has an entry for.
+            channel: "each": a speaker on each channel.
             reference: Files of `mtmm reference`: a domain's, a speaker's, or both.
 
         Returns:
@@ -113,34 +119,44 @@ class Predictor:
         answers = []
         for number, given in enumerate([inputs] if several is None else several):
             with numbered(None if several is None else number):
-                predictions = [
-                    self._predict(part, known)
-                    for part in self._parts(given, sampling_rate, window_s, hop_s)
-                ]
+                parts = self._parts(given, sampling_rate, window_s, hop_s, by, channel)
+                predictions = [self._predict(part, known) for part in parts]
                 answers.append(Prediction.summary(predictions, self.config, top_k, min_confidence))
         return answers[0] if several is None else answers
 
     def _parts(
-        self, inputs: Any, sampling_rate: int | None, window_s: float | None, hop_s: float | None
+        self,
+        inputs: Any,
+        sampling_rate: int | None,
+        window_s: float | None,
+        hop_s: float | None,
+        by: str | None,
+        channel: str | None,
     ) -> Iterator[Part]:
-        """What one input is predicted in."""
-        given = parse_input(inputs, sampling_rate)
+        """What one input is predicted in; as `ReadingPipeline.preprocess`."""
+        given, opened = parse_input(inputs, sampling_rate), None
+        if channel not in (None, "each"):
+            raise ValueError(f'`channel={channel!r}` is not allowed; it must be "each".')
+        if channel is not None:
+            opened, given = open_channels(given)
+        given = in_units(given, by)
         if given.audio is None:
             yield from given.texts()
             return
         windows = Windows.of(self.features, window_s, hop_s, given.segments)
-        is_cut = window_s is not None or hop_s is not None
+        is_cut = window_s is not None or hop_s is not None or by == "window"
         whole_s = 0.0 if is_cut else self.features.longest_audio_s()
-        with closing(open_recording(given.audio, given.sampling_rate)) as recording:
+        with closing(opened or open_recording(given.audio, given.sampling_rate)) as recording:
             yield from given.cut(recording, windows, whole_s)
 
     def _predict(self, part: Part, reference: References | None) -> Prediction:
-        waveform, text, times, untimed, _ = part
+        waveform, text, times, untimed, speaker = part
         tensors = self.features(waveform, text)
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
         shown = {"text": text} if times is not None and text and not untimed else {}
         start_s, end_s = times or (None, None)
-        span = Span(start_s, end_s, missing, shown, {"untimed_text": True} if untimed else {})
+        used = {"untimed_text": True} if untimed else {}
+        span = Span(start_s, end_s, missing, shown, used, speaker if times else None)
         if reference is not None and "audio" not in missing:
             tensors |= reference.inputs
             span.used |= {"reference": reference.told}
