@@ -315,14 +315,7 @@ class MTMMModel(MTMMEncoders):
             output_hidden_states = bool(self.config.output_hidden_states)
         audio = (input_values, audio_attention_mask, acoustic_states, acoustic_attention_mask)
         text = (input_ids, attention_mask, linguistic_states, linguistic_attention_mask)
-        inputs = [tensor for tensor in (*audio[::2], *text[::2]) if tensor is not None]
-        if not inputs or any(tensor.shape[0] != inputs[0].shape[0] for tensor in inputs):
-            raise ValueError(
-                "MTMMModel needs audio (`input_values` or `acoustic_states`), text (`input_ids` or "
-                "`linguistic_states`) or both, of the same utterances; it got "
-                f"{[tensor.shape[0] for tensor in inputs]} utterances."
-            )
-        given = inputs[0]
+        given = _first_given(*audio[::2], *text[::2])
         acoustic, acoustic_mask = self._states_of("audio", given, *audio)
         linguistic, linguistic_mask = self._states_of("text", given, *text)
         if self.config.reference != "none" or reference_mean is not None:
@@ -333,18 +326,9 @@ class MTMMModel(MTMMEncoders):
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
-        fused = self.fusion(acoustic, acoustic_mask, linguistic, linguistic_mask, output_attentions)
-        logits = self.emotion_head(fused.fused_state)
-        low, high = self.config.dimension_range
-        scores = at_least_float32(self.dimension_head(fused.fused_state))
-        if self.linear_path is not None:
-            added = self.linear_path(acoustic, acoustic_mask, linguistic, linguistic_mask)
-            logits, scores = logits + added[0].to(logits.dtype), scores + added[1]
-        dimensions = low + (high - low) * scores.sigmoid()
-        deviations = None
-        if self.deviation_head is not None:
-            spread = at_least_float32(self.deviation_head(fused.fused_state)).sigmoid()
-            deviations = (high - low) * (LEAST_DEVIATION + MOST_DEVIATION * spread)
+        streams = acoustic, acoustic_mask, linguistic, linguistic_mask
+        fused = self.fusion(*streams, output_attentions)
+        logits, dimensions, deviations = self._answer(fused.fused_state, streams)
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
         if any(label is not None for label in labels):
@@ -370,7 +354,7 @@ class MTMMModel(MTMMEncoders):
                     self._record_trained_outputs()
         unfamiliarity = None
         if self.familiarity is not None and not self.training:
-            unfamiliarity = self.familiarity(acoustic, acoustic_mask, linguistic, linguistic_mask)
+            unfamiliarity = self.familiarity(*streams)
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
@@ -383,6 +367,22 @@ class MTMMModel(MTMMEncoders):
             unfamiliarity=unfamiliarity,
             **fused._asdict(),
         )
+
+    def _answer(
+        self, fused_state: Tensor, streams: tuple[Tensor, Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (batch, emotions), and dimensions and raters' spread (batch, dimensions)."""
+        logits = self.emotion_head(fused_state)
+        low, high = self.config.dimension_range
+        scores = at_least_float32(self.dimension_head(fused_state))
+        if self.linear_path is not None:
+            added = self.linear_path(*streams)
+            logits, scores = logits + added[0].to(logits.dtype), scores + added[1]
+        dimensions = low + (high - low) * scores.sigmoid()
+        if self.deviation_head is None:
+            return logits, dimensions, None
+        spread = at_least_float32(self.deviation_head(fused_state)).sigmoid()
+        return logits, dimensions, (high - low) * (LEAST_DEVIATION + MOST_DEVIATION * spread)
 
     def standardisation(
         self, domain: Reference | None = None, speaker: Reference | None = None
@@ -463,6 +463,18 @@ class MTMMModel(MTMMEncoders):
         known, weights = self.config.trained_outputs, self.config.loss_weights
         new = [name for name in seen if seen[name] and weights[name] > 0 and name not in known]
         self.config.trained_outputs = (*known, *new)
+
+
+def _first_given(*inputs: Tensor | None) -> Tensor:
+    """The first input that is there; all are of the same utterances."""
+    given = [tensor for tensor in inputs if tensor is not None]
+    if not given or any(tensor.shape[0] != given[0].shape[0] for tensor in given):
+        raise ValueError(
+            "MTMMModel needs audio (`input_values` or `acoustic_states`), text (`input_ids` or "
+            "`linguistic_states`) or both, of the same utterances; it got "
+            f"{[tensor.shape[0] for tensor in given]} utterances."
+        )
+    return given[0]
 
 
 MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the Hub files with it

@@ -5,6 +5,7 @@ Uploaded to the Hub beside the weights, and part of the runtime, which has no to
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,8 +122,7 @@ def open_channels(given: Given) -> tuple[Recording, Given]:
             '`channel="each"` needs a recording with a speaker on each channel; it has one.'
         )
     opened.channels = [
-        Recording(opened.sampling_rate, opened.duration_s, lambda a, b, c=c: blocks(c, a, b))
-        for c in range(count)
+        Recording(opened.sampling_rate, opened.duration_s, partial(blocks, c)) for c in range(count)
     ]
     segments = given.segments
     if segments is None:

@@ -76,7 +76,7 @@ def test_flags_of_the_launcher_are_defaults(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_resuming_a_folder_takes_its_flags(tmp_path: Path) -> None:
     begun = TrainConfig(manifest=["m.csv"], epochs=7, out="elsewhere")
-    record = {"epochs": 7, "flags": dataclasses.asdict(begun)}
+    record: dict[str, Any] = {"epochs": 7, "flags": dataclasses.asdict(begun)}
     (tmp_path / settings.SETTINGS_FILE).write_text(json.dumps(record))
     resumed = parse(["--resume", str(tmp_path), "--workers", "3"])
     assert resumed == dataclasses.replace(begun, out=str(tmp_path), resume=True, workers=3)

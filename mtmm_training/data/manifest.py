@@ -130,11 +130,7 @@ def read_manifest(
             if not speakers and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or path.stem
-            if "emotion" not in columns and values.get("votes") is not None:
-                values["emotion"] = leading(values["votes"])
-            for mean, ratings in RATINGS.items():
-                if mean not in columns and values.get(ratings):
-                    values[mean] = math.fsum(values[ratings]) / len(values[ratings])
+            _take_from_votes(values, columns)
             kept = {n: str(row.get(n) or "").strip() for n in groups if n not in COLUMNS}
             values["groups"] = tuple((name, value) for name, value in kept.items() if value)
             utterances[number] = Utterance(**values)
@@ -162,6 +158,15 @@ def read_manifest(
     if labelled:
         _warn_of_like_speakers(path, utterances.values())
     return list(utterances.values())
+
+
+def _take_from_votes(values: dict[str, Any], columns: Sequence[str]) -> None:
+    """Emotion and dimensions of a row whose table has votes and ratings alone."""
+    if "emotion" not in columns and values.get("votes") is not None:
+        values["emotion"] = leading(values["votes"])
+    for mean, ratings in RATINGS.items():
+        if mean not in columns and values.get(ratings):
+            values[mean] = math.fsum(values[ratings]) / len(values[ratings])
 
 
 def _of_rows(path: Path, what: str, problems: dict[int, str]) -> str:
