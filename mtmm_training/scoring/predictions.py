@@ -257,7 +257,10 @@ def predict(
     ids, *arrays = zip(*ordered, strict=True)
     stacked = [np.stack(column) for column in arrays]
     deviations = stacked[4] if len(stacked) > 4 else None
-    return Predictions(list(ids), *stacked[:4], None, deviations)
+    logits, dimensions, emotion_labels, dimension_labels = stacked[:4]
+    return Predictions(
+        list(ids), logits, dimensions, emotion_labels, dimension_labels, deviations=deviations
+    )
 
 
 def write_predictions(
