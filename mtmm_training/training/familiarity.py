@@ -53,10 +53,9 @@ def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
                 pairs.append(familiarity.distances(modality, known[own]))
         familiarity.fit(modality, known)
         pairs.append(familiarity.distances(modality, validation[modality]))
-        distances = torch.cat(pairs, 1).double().cpu().numpy()
-        distances = distances[:, ~np.isnan(distances[0])]
-        rate = FALSE_FLAGS / 2 if distances.shape[1] >= FEWEST else 0.0  # half for each of the two
-        limits = np.quantile(distances, 1 - rate, axis=1, method="higher")
+        new = _limits(torch.cat(pairs, 1))
+        # Directions of few utterances suit these better than new ones, which lie nearer along them.
+        limits = np.maximum(new, _limits(familiarity.distances(modality, known)))
         familiarity.limit(modality, *map(float, limits))
     return {"stated": FALSE_FLAGS, "validation": unfamiliar_shares(model, validation)}
 
@@ -123,3 +122,11 @@ def _drawn(job: Job, process: int | None = None) -> list[int]:
     count = job.accelerator.num_processes
     shares = [drawn[i::count].tolist() for i in range(count)]
     return sum(shares, []) if process is None else shares[process]
+
+
+def _limits(distances: torch.Tensor) -> np.ndarray:
+    """(2,): what a stated share of the utterances exceeds, half of it in each of the two distances."""
+    known = distances[:, ~distances[0].isnan()].double().cpu().numpy()
+    rate = FALSE_FLAGS / 2 if known.shape[1] >= FEWEST else 0.0
+    limits: np.ndarray = np.quantile(known, 1 - rate, axis=1, method="higher")
+    return limits
