@@ -30,7 +30,10 @@ BERT = ENCODER | {
 }  # fmt: skip
 TAKES = {"reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0)}
 WORDS = [{"text": "so", "start": 0.1, "end": 0.3}, {"text": "there", "start": 1.2, "end": 1.4}]
-SEGMENTS = [{"start": 0.1, "end": 0.9, "text": "yes"}, {"start": 1.0, "end": 2.2}]
+SEGMENTS: list[dict[str, Any]] = [
+    {"start": 0.1, "end": 0.9, "text": "yes"},
+    {"start": 1.0, "end": 2.2},
+]
 SPOKEN = [{**segment, "speaker": who} for segment, who in zip(SEGMENTS, "ab", strict=True)]
 Exports = dict[str, mtmm_runtime.Predictor]
 

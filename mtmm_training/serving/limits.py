@@ -83,5 +83,14 @@ class Asked(Cut):
 
 TIMED = ("words", "segments")  # JSON
 SAID = ("text", *TIMED, "speaker")
-OPTIONS = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "reference")
-OPTIONS += ("by", "channel", "embedding")
+OPTIONS = (
+    "window_s",
+    "hop_s",
+    "top_k",
+    "min_confidence",
+    "explain",
+    "reference",
+    "by",
+    "channel",
+    "embedding",
+)
