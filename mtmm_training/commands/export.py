@@ -1,11 +1,11 @@
-"""Write a model as a folder that answers without torch, or as one program of torch.export.
+"""Write a model as a folder that answers without torch, or as one torch program.
 
 examples:
   mtmm export out/run/model exported
   mtmm export out/run/model exported --precision int8 --run out/run
   mtmm export out/run/model out/mtmm.pt2
 
-The folder has the graph (model.onnx), the tokenizer, and a manifest of all else that an answer takes.
+The folder has the graph (model.onnx), the tokenizer, and a manifest of all else that it takes.
 The package in runtime/ reads it with onnxruntime: `pip install ./runtime`.
 """
 

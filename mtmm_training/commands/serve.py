@@ -5,9 +5,9 @@ examples:
   curl -F audio=@speech.wav -F text="We won!" http://127.0.0.1:8000/predict
   mtmm serve someone/mtmm --revision 1a2b3c --host 0.0.0.0 --port 80
 
-Requests that wait share batches. POST /predict takes a form or an audio file, /stream raw samples over
-WebSocket; /health and /metrics are for machines, /docs shows all. A path or URL in a request is never
-opened. There is no password and no TLS: put a proxy in front of it where strangers can reach it.
+Requests that wait share batches. POST /predict takes a form or an audio file, /stream raw samples
+over WebSocket; /health and /metrics are for machines, /docs shows all. A path or URL in a request
+is never opened. There is no password and no TLS: put a proxy in front where strangers can reach it.
 
 SIGTERM or Ctrl-C: no new connection is taken, what was asked is answered, and the exit status is 0.
 """

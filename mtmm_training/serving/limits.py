@@ -83,14 +83,4 @@ class Asked(Cut):
 
 TIMED = ("words", "segments")  # JSON
 SAID = ("text", *TIMED, "speaker")
-OPTIONS = (
-    "window_s",
-    "hop_s",
-    "top_k",
-    "min_confidence",
-    "explain",
-    "reference",
-    "by",
-    "channel",
-    "embedding",
-)
+OPTIONS = tuple(name for name in Asked.model_fields if name not in (*SAID, "sampling_rate"))
