@@ -17,8 +17,11 @@ def embedding_outputs(output: Any, masks: Sequence[Tensor | None]) -> dict[str, 
     """The embeddings of a batch, (batch, hidden) each; NaN where a modality is absent.
 
     Args:
-        output: Of the model, with its hidden states: (batch, frames, hidden), (batch, tokens, hidden).
-        masks: Of frames and of tokens, (batch, frames) and (batch, tokens); None = all are absent.
+        output: The model's, with its hidden states: (batch, frames, hidden), (batch, tokens, hidden).
+        masks: Frames' and tokens', (batch, frames) and (batch, tokens); None = all are absent.
+
+    Returns:
+        By name, for `embedding_rows`.
     """
     found = {f"{_PREFIX}fused": output.fused_state}
     for name, states, mask in zip(EMBEDDINGS[1:], output.hidden_states, masks, strict=True):
@@ -32,7 +35,12 @@ def embedding_outputs(output: Any, masks: Sequence[Tensor | None]) -> dict[str, 
 
 
 def embedding_rows(outputs: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Any] | None]:
-    """One utterance's at a time, as lists of numbers; None where none was asked for."""
+    """One utterance's at a time, as lists of numbers; None where none was asked for.
+
+    Args:
+        outputs: A forward pass's, with or without embeddings.
+        count: How many utterances there are.
+    """
     if f"{_PREFIX}fused" not in outputs:
         yield from [None] * count
         return

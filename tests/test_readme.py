@@ -45,8 +45,10 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 OTHERS = {"hf", "for", ".", "curl", "docker"}  # those of curl are run by test_serve.py
 HISTORY = {"docs/CHANGELOG.md", "docs/LOG.md"}  # they name commands of then, and parts of commands
 Ask = Callable[..., str]
-CHEAP: tuple[str, ...] = ("mtmm predict speech.wav", "mtmm predict talk.mp3")
-CHEAP += ("mtmm predict call.wav", "mtmm embed", "mtmm inspect --manifest")
+CHEAP = (
+    *("mtmm predict speech.wav", "mtmm predict talk.mp3", "mtmm predict call.wav"),
+    *("mtmm embed", "mtmm inspect --manifest"),
+)
 
 # Forks a process for every command or page, and prints its status and output. The imports would
 # otherwise take longer than the examples.

@@ -47,8 +47,7 @@ def timed(one: Input, result: dict[str, Any]) -> dict[str, Any]:
             from audio_mtmm import open_recording
 
             with closing(open_recording(one.audio)) as recording:
-                duration_s: Any = recording.duration_s
-                end_s = round(duration_s, 6)
+                end_s = round(float(recording.duration_s or 0), 6)
         times = {"start": one.start_s or 0.0, "end": end_s}
     else:
         return result
