@@ -1,4 +1,4 @@
-"""Write embeddings of recordings and transcripts into a table, for a classifier of your own.
+"""Write embeddings of recordings and transcripts into a table, for your own classifier.
 
 examples:
   mtmm embed recordings --model M --out embeddings.parquet

@@ -25,7 +25,7 @@ examples:
     mtmm predict corpus/manifest.csv --model M --out out/predicted
     accelerate launch -m mtmm_training predict M.csv --model M --out out/predicted
     srun sh -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS mtmm predict M.csv --model M --out P'
-  The processes share the folder alone; the last one checks that every input is there once, in order.
+  The processes share the folder alone; the last one checks that every input is there, in order.
 
 columns of --csv and of the parts: id, emotion, p_<emotion> (probabilities), the dimensions on the
 model's scale, missing (modalities that were not there), text (what was recognised, or said in the
