@@ -84,6 +84,7 @@ class FastDebertaEncoder(DebertaV2Encoder):
     def get_rel_pos(
         self, hidden_states: Any, query_states: Any = None, relative_pos: Any = None
     ) -> Any:
+        """Distances between the tokens of states (batch, tokens, hidden), as [`Distances`]."""
         buckets = super().get_rel_pos(hidden_states, query_states, relative_pos)
         batch, tokens = hidden_states.shape[:2]
         span = self.rel_embeddings.num_embeddings // 2

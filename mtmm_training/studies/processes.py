@@ -24,7 +24,7 @@ class Process:
 
     Args:
         main: Returns the exit status; a function of a module, found there by its name.
-        flags: Of the command line.
+        flags: What `main` is given, as on a command line.
         log: The file that its output is appended to; None = where this process prints.
         environment: Variables besides, or instead of, those of this process.
     """

@@ -39,7 +39,7 @@ class Progress:
         best_epoch: Number of the best epoch, from 1; 0 = none yet.
         best_score: Its validation score; None = none yet.
         seconds: Time spent by this run and those that it continues.
-        threads: Of torch, where they were chosen; 0 = not.
+        threads: How many torch takes, where they were chosen; 0 = not.
     """
 
     epoch: int = 0

@@ -88,8 +88,8 @@ class Unread:
         place: The step, in words.
         kept: The file for its batches, if the training diverges in it.
         batches: What the model was given on this process, with `utterance_ids`.
-        losses: Of each batch: the loss, the emotions' and the dimensions'.
-        norm: Of the gradient, before it was clipped; None where DeepSpeed keeps it to itself.
+        losses: For each batch three: the loss, the emotions' and the dimensions'.
+        norm: Norm of the gradient before it was clipped; None where DeepSpeed keeps it to itself.
         parts: The norms of the parts, see [`gradient_norms`].
     """
 
@@ -101,6 +101,7 @@ class Unread:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     def add_losses(self, output: MTMMOutput) -> None:
+        """Keep the losses of a batch, on the device."""
         three = (output.loss, output.emotion_loss, output.dimension_loss)
         self.losses.append(torch.stack(cast("list[Tensor]", three)).detach())
 
