@@ -10,11 +10,16 @@ from types import FrameType
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, ProjectConfiguration
 
 from mtmm_training.data.files import writing
 from mtmm_training.training.config import TrainConfig
+
+# Kept to the end of the process. Freed with the model, which is where torch frees it, a group of gloo
+# waits for its thread, and now and then that thread waits for Python's lock at that moment.
+_groups: list[Any] = []
 
 
 def usable_cores() -> int:
@@ -46,6 +51,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerator.state.deepspeed_plugin.deepspeed_config.update(
             gradient_clipping=config.clip_norm, train_micro_batch_size_per_gpu=config.batch_size
         )
+    if dist.is_initialized():
+        _groups.append(dist.group.WORLD)
     # The loop itself divides the loss; accelerate, told by its launcher, would do so again.
     accelerator.gradient_accumulation_steps = 1
     if config.tracker != "none" and not accelerator.log_with:
