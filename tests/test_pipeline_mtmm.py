@@ -148,7 +148,8 @@ def test_lengths_are_sorted_into_batches(
     forward = model.forward
 
     def watched(*, return_dict: bool, **inputs: torch.Tensor) -> object:
-        shapes.append({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        tensors = {n: value for n, value in inputs.items() if isinstance(value, torch.Tensor)}
+        shapes.append({name: tuple(tensor.shape) for name, tensor in tensors.items()})
         return forward(return_dict=return_dict, **inputs)
 
     monkeypatch.setattr(model, "forward", watched)

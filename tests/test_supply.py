@@ -27,6 +27,7 @@ DEPENDENCIES = [
 # `make test` does not install these; their own pages state these licences.
 NOT_INSTALLED = {
     "silero-vad": "MIT License",
+    "mteb": "Apache-2.0",
     "opensmile": "audEERING's own: free for research, not for commercial products",
 }
 SECRETS = {
