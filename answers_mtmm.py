@@ -32,6 +32,15 @@ class Span:
     used: dict[str, Any] = field(default_factory=dict)
     speaker: str | None = None
 
+    @classmethod
+    def of(cls, part: Any, missing: list[str]) -> "Span":
+        """That of a part of an input, a `Part`; it shows what was said in a window with times."""
+        _, text, times, untimed, speaker = part
+        shown = {"text": text} if times is not None and text and not untimed else {}
+        used = {"untimed_text": True} if untimed else {}
+        start_s, end_s = times or (None, None)
+        return cls(start_s, end_s, missing, shown, used, speaker if times else None)
+
     @property
     def seconds(self) -> float:
         """Its length; 0 of a whole input."""

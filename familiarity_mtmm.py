@@ -3,13 +3,22 @@
 A sound that is no speech, another language or a poor line give an encoder states that training never
 had, and the model answers all the same. Its states' mean over time is therefore compared with those of
 the training split: along the principal directions of these, and apart from them, in units of their
-spread. A leaf file: it is uploaded to the Hub with the others and imports none of them.
+spread. Uploaded to the Hub with the others.
 
 Source: Lee et al. 2018, arXiv 1807.03888 (the distance); Tipping & Bishop 1999 (the rest's variance).
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+# Relative first, as in modeling_mtmm.py.
+try:
+    if not TYPE_CHECKING:
+        from .linear_mtmm import pool
+except ImportError:
+    from linear_mtmm import pool
 
 DIRECTIONS = 16
 MODALITIES = ("audio", "text")
@@ -102,13 +111,5 @@ class MTMMFamiliarity(nn.Module):
 
 
 def pooled(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over time of each layer: (batch, layers · width), float32 at least.
-
-    Args:
-        states: (batch, time, width), or (batch, layers, time, width).
-        mask: (batch, time) of booleans.
-    """
-    layered = states if states.dim() == 4 else states[:, None]
-    layered = layered.to(torch.promote_types(states.dtype, torch.float32))
-    count = mask.sum(-1).clamp(min=1)[:, None, None]
-    return (torch.where(mask[:, None, :, None], layered, 0.0).sum(-2) / count).flatten(1)
+    """The mean over time of each layer: (batch, layers · width); as `pool`."""
+    return pool(states, mask, slice(None), False)

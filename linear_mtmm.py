@@ -80,13 +80,13 @@ def as_logits(values: Tensor, scale: tuple[float, float]) -> Tensor:
     return ((values - low) / (high - low)).clamp(MARGIN, 1 - MARGIN).logit()
 
 
-def pool(states: Tensor, mask: Tensor, places: list[int], deviation: bool) -> Tensor:
+def pool(states: Tensor, mask: Tensor, places: list[int] | slice, deviation: bool) -> Tensor:
     """The mean over real positions, and the population's standard deviation behind it.
 
     Args:
         states: (batch, time, width), or (batch, layers, time, width).
         mask: (batch, time) of booleans.
-        places: Places of the layers among those that the states have.
+        places: Places of the layers among those that the states have; `slice(None)` = all.
         deviation: Whether the deviation is wanted too.
 
     Returns:

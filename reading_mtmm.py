@@ -26,15 +26,15 @@ try:
         from .audio_mtmm import numbered, open_recording, open_stream
         from .batching_mtmm import portions
         from .explanation_mtmm import FEATURES, Features, Places
-        from .speakers_mtmm import in_units, open_channels
-        from .timeline_mtmm import Inputs, Part, Windows, parse_input
+        from .speakers_mtmm import read_input
+        from .timeline_mtmm import Inputs, Part, Windows
 except ImportError:
     from answers_mtmm import Span
     from audio_mtmm import numbered, open_recording, open_stream
     from batching_mtmm import portions
     from explanation_mtmm import FEATURES, Features, Places
-    from speakers_mtmm import in_units, open_channels
-    from timeline_mtmm import Inputs, Part, Windows, parse_input
+    from speakers_mtmm import read_input
+    from timeline_mtmm import Inputs, Part, Windows
 
 logger = logging.get_logger(__name__)
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
@@ -128,14 +128,7 @@ class ReadingPipeline(ChunkPipeline):
         by: str | None = None,
         channel: str | None = None,
     ) -> Iterator[Window]:
-        given, opened = parse_input(inputs, sampling_rate), None
-        if channel not in (None, "each"):
-            raise ValueError(
-                f'`channel={channel!r}` is not allowed; it must be "each", or left out.'
-            )
-        if channel is not None:
-            opened, given = open_channels(given)
-        given = in_units(given, by)
+        given, opened = read_input(inputs, sampling_rate, by, channel)
         windows = self._windows(window_s, hop_s, given.segments)
         # Only what is too long is cut, unless it is asked for.
         whole_s = self.processor.longest_audio_s()
@@ -166,13 +159,10 @@ class ReadingPipeline(ChunkPipeline):
                 yield window
 
     def _window(self, part: Part, transcriber: Any, explain: bool | str) -> Window:
-        waveform, text, times, untimed, speaker = part
-        shown: dict[str, Any] = {}
+        waveform, text = part.waveform, part.text
+        transcribed = False
         if transcriber is not None and waveform is not None:
-            text = self._transcribe(transcriber, waveform)
-            shown = {"text": text, "transcribed": True}
-        elif times is not None and text and not untimed:
-            shown = {"text": text}
+            text, transcribed = self._transcribe(transcriber, waveform), True
         tensors = self.processor.tensors([waveform], [text])
         features = {name: torch.from_numpy(array) for name, array in tensors.items()}
         missing = [modality for modality, (key, _) in FEATURES.items() if key not in features]
@@ -181,15 +171,15 @@ class ReadingPipeline(ChunkPipeline):
             raise ValueError(
                 "The tokenizer has tokens that the model lacks; give its own processor."
             )
-        start_s, end_s = times or (None, None)
         seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
-        used = {"untimed_text": True} if untimed else {}
-        span = Span(start_s, end_s, missing, shown, used, speaker if times else None)
+        span = Span.of(part, missing)
+        if transcribed:
+            span.shown = {"text": text, "transcribed": True}
         window = Window(span, features, seconds=seconds)
         if explain:
             heard = None
             if waveform is not None:
-                heard = times or (0.0, seconds)
+                heard = part.times or (0.0, seconds)
             of = "emotion" if explain is True else explain
             window.places = Places.find(of, features, heard, text or "", self.processor.tokenizer)
         return window

@@ -21,10 +21,10 @@ try:
             open_recording,
             samples_of,
         )
-        from .timeline_mtmm import Given, TimedText, Transcript
+        from .timeline_mtmm import Given, TimedText, Transcript, parse_input
 except ImportError:
     from audio_mtmm import AudioFile, Recording, check_rate, is_source, open_recording, samples_of
-    from timeline_mtmm import Given, TimedText, Transcript
+    from timeline_mtmm import Given, TimedText, Transcript, parse_input
 
 UNITS = ("segment", "turn", "window")  # of `by`
 PAUSE_S = 1.0  # a longer silence ends a speaker's turn
@@ -77,6 +77,27 @@ def _time(item: TimedText) -> tuple[float, float]:
     return item.start_s, item.end_s
 
 
+def read_input(
+    inputs: Any, sampling_rate: int | None, by: str | None, channel: str | None
+) -> tuple[Given, Recording | None]:
+    """One input of the pipeline in its units, and its recording where that was opened for its channels.
+
+    Args:
+        inputs, sampling_rate: As of `parse_input`.
+        by: As of `in_units`.
+        channel: "each" = a speaker on each channel; None = one recording.
+
+    Raises:
+        ValueError: As these, as `open_channels`, or another `channel`.
+    """
+    given, opened = parse_input(inputs, sampling_rate), None
+    if channel not in (None, "each"):
+        raise ValueError(f'`channel={channel!r}` is not allowed; it must be "each", or left out.')
+    if channel is not None:
+        opened, given = open_channels(given)
+    return in_units(given, by), opened
+
+
 # ---- a call, one speaker to a channel ------------------------------------------------------------
 
 
@@ -97,10 +118,8 @@ def open_channels(given: Given) -> tuple[Recording, Given]:
         count = file._file.channels
 
         def blocks(channel: int, first: int, stop: int | None) -> Any:
-            size, last = (
-                10 * file.sampling_rate,
-                file.frames if stop is None else min(stop, file.frames),
-            )
+            size = 10 * file.sampling_rate
+            last = file.frames if stop is None else min(stop, file.frames)
             for start in range(first, last, size):
                 yield np.ascontiguousarray(file.read(start, min(start + size, last))[:, channel])
 
@@ -169,4 +188,4 @@ def _levels(channel: Recording) -> np.ndarray:
     return 10 * np.log10(np.concatenate(found) + 1e-12)
 
 
-__all__ = ["UNITS", "in_units", "open_channels"]
+__all__ = ["UNITS", "in_units", "open_channels", "read_input"]

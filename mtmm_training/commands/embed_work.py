@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from embedding_mtmm import EMBEDDINGS
 from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.commands.predict_output import entries, timed
 from mtmm_training.commands.predict_work import (
@@ -16,7 +17,6 @@ from mtmm_training.data.files import replacing
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
 ROWS = 256  # to a group of the file
-COLUMNS = ("fused", "audio", "text")
 
 
 def write_embeddings(given: argparse.Namespace) -> int:
@@ -27,7 +27,7 @@ def write_embeddings(given: argparse.Namespace) -> int:
     options = pipeline_options(given, pipe, inputs) | {"embedding": True}
     number, vector = pyarrow.float64(), pyarrow.list_(pyarrow.float32())
     fields = [("id", pyarrow.string()), ("start", number), ("end", number)]
-    schema = pyarrow.schema([*fields, *((name, vector) for name in COLUMNS)])
+    schema = pyarrow.schema([*fields, *((name, vector) for name in EMBEDDINGS)])
     failed, rows, total = 0, list[dict[str, Any]](), 0
     given.out.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -55,5 +55,5 @@ def rows_of(one: Input, answer: Mapping[str, Any], timeline: bool) -> Iterator[d
     for entry in entries(answer) if timeline else [answer]:
         times = entry if "start" in entry else timed(one, dict(answer))
         yield {"id": one.name, "start": times.get("start"), "end": times.get("end")} | {
-            name: entry["embedding"][name] for name in COLUMNS
+            name: entry["embedding"][name] for name in EMBEDDINGS
         }

@@ -23,6 +23,7 @@ from mtmm_training.scoring.groups import Score
 from mtmm_training.scoring.intervals import effective_speakers, interval_if_any
 from mtmm_training.scoring.predictions import Predictions, scores_by_group, write_predictions
 from mtmm_training.studies.tables import (
+    confusion_table,
     gap_words,
     markdown_table,
     number,
@@ -187,15 +188,9 @@ def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
         f"{len(found['failed'])} could not be read.\n",
         markdown_table(["score", "value", "95 % interval over speakers"], rows),
     ]
-    confusion = found["metrics"]["confusion"]
+    confusion, recall = found["metrics"]["confusion"], found["metrics"]["recall"]
     if confusion is not None:
-        cells = [
-            [name, *map(str, counts), number(found["metrics"]["recall"][name])]
-            for name, counts in zip(config.emotion_names, confusion, strict=True)
-        ]
-        parts.append(
-            markdown_table(["labelled \\ predicted", *config.emotion_names, "recall"], cells)
-        )
+        parts.append(confusion_table(config.emotion_names, confusion, recall))
     for column, values in found["by_group"].items():
         shown = [name for name in found["intervals"] if name == "UAR" or name.startswith("CCC")]
         cells = [

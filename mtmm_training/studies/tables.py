@@ -183,14 +183,19 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     for column, group in summary["groups"].items():
         parts += group_parts(column, group)
     if summary["confusion"] is not None:
-        emotions = summary["emotions"]
-        cells = [
-            [name, *map(str, counts), number(summary["recall"][name])]
-            for name, counts in zip(emotions, summary["confusion"], strict=True)
-        ]
-        header = ["labelled \\ predicted", *emotions, "recall"]
-        parts.append(markdown_table(header, cells))
+        parts.append(confusion_table(summary["emotions"], summary["confusion"], summary["recall"]))
     return "\n".join(parts)
+
+
+def confusion_table(
+    emotions: Sequence[str], confusion: Sequence[Sequence[int]], recall: Mapping[str, float | None]
+) -> str:
+    """How often each emotion was taken for which, in Markdown, and its recall."""
+    cells = [
+        [name, *map(str, counts), number(recall[name])]
+        for name, counts in zip(emotions, confusion, strict=True)
+    ]
+    return markdown_table(["labelled \\ predicted", *emotions, "recall"], cells)
 
 
 def group_parts(column: str, group: Mapping[str, Any]) -> list[str]:

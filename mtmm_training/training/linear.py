@@ -20,9 +20,7 @@ from linear_mtmm import as_logits, pool
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import CachedStates
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.scoring.metrics import (
-    fit_temperature,
-)
+from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import (
@@ -93,7 +91,7 @@ def pool_states(
                 fusion = model.fusion
                 one = standardise(one, fusion.reference_mean, fusion.reference_deviation)
             mask = torch.ones(1, one.shape[-2], dtype=torch.bool)
-            both = pool(one, mask, list(range(len(layers))), True)
+            both = pool(one, mask, slice(None), True)
             rows.append(both.reshape(2, len(layers), -1).transpose(0, 1).numpy())
         there = np.array([row is not None for row in rows])
         if not there[fitted].any():

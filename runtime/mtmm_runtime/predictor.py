@@ -19,13 +19,13 @@ try:
     if not TYPE_CHECKING:
         from .answers_mtmm import MODALITIES, Prediction, Span
         from .audio_mtmm import numbered, open_recording
-        from .speakers_mtmm import in_units, open_channels
-        from .timeline_mtmm import Inputs, Part, Windows, parse_input
+        from .speakers_mtmm import read_input
+        from .timeline_mtmm import Inputs, Part, Windows
 except ImportError:  # a checkout, where the shared files lie at the root
     from answers_mtmm import MODALITIES, Prediction, Span
     from audio_mtmm import numbered, open_recording
-    from speakers_mtmm import in_units, open_channels
-    from timeline_mtmm import Inputs, Part, Windows, parse_input
+    from speakers_mtmm import read_input
+    from timeline_mtmm import Inputs, Part, Windows
 
 MANIFEST = "manifest.json"
 KNOWN_FORMAT = 1
@@ -134,12 +134,7 @@ class Predictor:
         channel: str | None,
     ) -> Iterator[Part]:
         """What one input is predicted in; as `ReadingPipeline.preprocess`."""
-        given, opened = parse_input(inputs, sampling_rate), None
-        if channel not in (None, "each"):
-            raise ValueError(f'`channel={channel!r}` is not allowed; it must be "each".')
-        if channel is not None:
-            opened, given = open_channels(given)
-        given = in_units(given, by)
+        given, opened = read_input(inputs, sampling_rate, by, channel)
         if given.audio is None:
             yield from given.texts()
             return
@@ -150,13 +145,9 @@ class Predictor:
             yield from given.cut(recording, windows, whole_s)
 
     def _predict(self, part: Part, reference: References | None) -> Prediction:
-        waveform, text, times, untimed, speaker = part
-        tensors = self.features(waveform, text)
+        tensors = self.features(part.waveform, part.text)
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
-        shown = {"text": text} if times is not None and text and not untimed else {}
-        start_s, end_s = times or (None, None)
-        used = {"untimed_text": True} if untimed else {}
-        span = Span(start_s, end_s, missing, shown, used, speaker if times else None)
+        span = Span.of(part, missing)
         if reference is not None and "audio" not in missing:
             tensors |= reference.inputs
             span.used |= {"reference": reference.told}
