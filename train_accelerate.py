@@ -80,7 +80,6 @@ def train(job: Job) -> None:
         predict(job.model, islice(loader, 2), ids, accelerator, max_batches=2)
     accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
     job.stop.training = True
-    unread: faults.Unread | None = None  # the step before: reading it now would make a GPU wait
     for epoch in range(progress.epoch, config.epochs):
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
             break
@@ -96,15 +95,14 @@ def train(job: Job) -> None:
         )
         for group in bar:
             made = step(job, group)
-            if unread is not None:
-                unread.read(progress, accelerator)
+            read(job)
+            if progress.losses:
                 bar.set_postfix(loss=f"{progress.losses[-1]:.3f}")
-            unread = made
+            job.unread = made
             stopped = job.stop.requested(accelerator)
             due = config.checkpoint_steps and progress.total_steps % config.checkpoint_steps == 0
             if stopped or due:
-                unread.read(progress, accelerator)
-                unread = None
+                read(job)
                 progress.seconds = time.monotonic() - job.began
                 checkpoint = job.checkpoints.save(progress.total_steps)
             if stopped:
@@ -112,9 +110,7 @@ def train(job: Job) -> None:
                     f"{job.stop.name or 'another process'}: stopped after step {progress.total_steps}, "
                     f"{checkpoint} is written. Run the same command with --resume to go on."
                 )
-        if unread is not None:
-            unread.read(progress, accelerator)
-            unread = None
+        read(job)
         validate(job)
     if job.stop.requested(accelerator, now=True):
         raise Stopped(
@@ -153,7 +149,7 @@ def step(job: Job, group: list[dict[str, Any]]) -> faults.Unread:
             accelerator.backward(output.loss / len(group))
         made.add_losses(output)
     made.parts = faults.gradient_norms(job.trained)
-    made.norm = clip_gradients(accelerator, model, made.parts, config.clip_norm)
+    made.norm = clip_gradients(accelerator, model, job.trained, made.parts, config.clip_norm)
     job.optimiser.step()
     job.optimiser.zero_grad()
     if not accelerator.optimizer_step_was_skipped:
@@ -161,6 +157,13 @@ def step(job: Job, group: list[dict[str, Any]]) -> faults.Unread:
     progress.step += 1
     progress.total_steps += 1
     return made
+
+
+def read(job: Job) -> None:
+    """Note what the last step found, if it was not yet: done behind the next, or before a file is written."""
+    if job.unread is not None:
+        job.unread.read(job.progress, job.accelerator)
+        job.unread = None
 
 
 def validate(job: Job) -> None:

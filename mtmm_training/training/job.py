@@ -31,7 +31,7 @@ from mtmm_training.training import launch, places, report
 from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
-from mtmm_training.training.faults import trained_parts
+from mtmm_training.training.faults import Unread, trained_parts
 from mtmm_training.training.linear import inner_folds
 from mtmm_training.training.model import build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import build_optimiser
@@ -70,6 +70,7 @@ class Job:
     class_weights: Tensor | None
     progress: Progress
     checkpoints: Checkpoints
+    unread: Unread | None = None  # the step before: reading it at once would make a GPU wait
 
 
 def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | None:

@@ -62,25 +62,24 @@ def sum_over_processes(sums: Tensor) -> Tensor:
 
 
 def clip_gradients(
-    accelerator: Accelerator, model: nn.Module, parts: dict[str, Tensor], clip_norm: float
+    accelerator: Accelerator,
+    model: nn.Module,
+    trained: dict[str, list[nn.Parameter]],
+    norms: dict[str, Tensor],
+    clip_norm: float,
 ) -> Tensor | None:
     """The gradient's norm before it was clipped, on the device; None where DeepSpeed does not tell.
 
     Args:
         accelerator: Unscales the gradients under fp16.
         model: As `accelerator` has prepared it.
-        parts: Norms of the gradients of its parts, under fp16 times the loss's scale.
+        trained: By part of it, what trains.
+        norms: By part, the norm of its gradient; under fp16 times the loss's scale.
         clip_norm: What the norm is brought down to.
     """
     whole = accelerator.distributed_type in WHOLE_GRADIENTS
     if not whole or accelerator.scaler is not None:
         return accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-    norm = get_total_norm(list(parts.values()))
-    trained = [p for group in accelerator._optimizers for p in parameters_of(group)]
-    clip_grads_with_norm_(trained, clip_norm, norm)
+    norm = get_total_norm(list(norms.values()))
+    clip_grads_with_norm_([p for part in trained.values() for p in part], clip_norm, norm)
     return norm
-
-
-def parameters_of(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All that it updates."""
-    return [p for group in optimiser.param_groups for p in group["params"]]
