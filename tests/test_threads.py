@@ -1,7 +1,7 @@
 """How many threads a training on cached states takes, and that a run that goes on keeps them."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,12 @@ def test_run_that_goes_on_keeps_its_threads(
 def test_trial_changes_nothing(
     embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "free_cores", lambda: 1)
+    def choose(work: Callable[[], object]) -> int:
+        torch.set_num_threads(1)
+        work(), work()
+        return 1
+
+    monkeypatch.setattr(threads, "choose_threads", choose)
     tried = train(words(embedded, tmp_path / "tried"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert_same_run(tried, train(words(embedded, tmp_path / "set")))

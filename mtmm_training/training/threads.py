@@ -65,6 +65,9 @@ def choose_threads(work: Callable[[], object]) -> int:
         return torch.get_num_threads()
     free = free_cores()
     candidates = [number for number in (1, 2, 4, 8, 16, 32, 64) if number < free] + [free]
+    if free == 1:  # nothing to try
+        torch.set_num_threads(1)
+        return 1
     fastest: dict[int, float] = {}
     for number in candidates:
         torch.set_num_threads(number)
