@@ -5,11 +5,7 @@
 #   runs/baselines_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
-manifest=$(realpath "${1:?give the manifest}")
-audio=$(realpath "${2:?give the folder of the audio encoder}")
-text=$(realpath "${3:?give the folder of the text encoder}")
-out=$(realpath -m "${4:?give a folder for the results}")
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/speech.sh"
 
 baseline() {
     mtmm baselines --manifest "$manifest" --protocol leave_one_speaker_out \

@@ -5,12 +5,8 @@
 #   runs/hour.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [SECONDS [FLAGS OF TRAINING]]
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
-manifest=$(realpath "${1:?give the manifest}")
-audio=$(realpath "${2:?give the folder of the audio encoder}")
-text=$(realpath "${3:?give the folder of the text encoder}")
-out=$(realpath -m "${4:?give a folder for the results}")
+. "$(dirname "$0")/speech.sh"
 length=${5:-3600}
-cd "$(dirname "$0")/.."
 
 [ -f "$out/run/results.json" ] || mtmm train --out "$out/run" --resume True \
     --manifest "$manifest" --validation_speakers actor_19 actor_20 \

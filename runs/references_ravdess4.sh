@@ -5,12 +5,8 @@
 #   runs/references_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS]
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
-manifest=$(realpath "${1:?give the manifest}")
-audio=$(realpath "${2:?give the folder of the audio encoder}")
-text=$(realpath "${3:?give the folder of the text encoder}")
-out=$(realpath -m "${4:?give a folder for the results; that of the baselines}")
+. "$(dirname "$0")/speech.sh"
 jobs=${5:-2}
-cd "$(dirname "$0")/.."
 
 mtmm evaluate run --out "$out/referenced" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \

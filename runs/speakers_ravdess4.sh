@@ -5,11 +5,7 @@
 #   runs/speakers_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
-manifest=$(realpath "${1:?give the manifest}")
-audio=$(realpath "${2:?give the folder of the audio encoder}")
-text=$(realpath "${3:?give the folder of the text encoder}")
-out=$(realpath -m "${4:?give a folder for the results}")
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/speech.sh"
 
 [ -f "$out/run/results.json" ] || mtmm train --out "$out/run" --resume True \
     --manifest "$manifest" --validation_speakers actor_17 actor_18 actor_19 actor_20 \

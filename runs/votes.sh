@@ -4,11 +4,7 @@
 #   runs/votes.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
-manifest=$(realpath "${1:?give the manifest of RAVDESS}")
-audio=$(realpath "${2:?give the folder of the audio encoder}")
-text=$(realpath "${3:?give the folder of the text encoder}")
-out=$(realpath -m "${4:?give a folder for the results}")
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/speech.sh"
 
 python runs/simulate_listeners.py "$manifest" "$out/manifest.csv"
 for labels in majority votes; do
