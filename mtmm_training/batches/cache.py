@@ -314,8 +314,7 @@ class FeatureCache:
         """
         # A copy: a view would keep, and write, the padding of the whole batch.
         rounded = {
-            key: state.to(DTYPES[self.dtype]).clone(memory_format=torch.contiguous_format)
-            for key, state in states.items()
+            key: state.clone(memory_format=torch.contiguous_format) for key, state in states.items()
         }
         for key, state in rounded.items():
             if state.shape[-2] == 0 or not state.isfinite().all():

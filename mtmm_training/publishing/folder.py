@@ -83,9 +83,8 @@ def write_folder(
     """Write an export into a new folder; as `export`."""
     folder.mkdir()
     difference = export(model, processor, folder / GRAPH, precision)
-    (
-        folder / f"{GRAPH}.data"
-    ).touch()  # transformers asks for it, also where the graph has its weights
+    # transformers asks for it, also where the graph has its weights.
+    (folder / f"{GRAPH}.data").touch()
     (folder / ARRAYS).write_bytes(save(_arrays(model, processor)))
     processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     manifest = make_manifest(model, processor, precision)

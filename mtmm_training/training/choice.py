@@ -13,9 +13,8 @@ from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.training.config import TrainConfig, from_options
 
-SMALL_HOURS = (
-    10.0  # of speech, below which the preset is small: RAVDESS .9 overfits the paper's sizes
-)
+# Of speech; below it the preset is small: RAVDESS, .9 hours, overfits the paper's sizes.
+SMALL_HOURS = 10.0
 SENTENCE_S = 4.0  # what a transcript without a recording counts
 GROUPS = 5
 
