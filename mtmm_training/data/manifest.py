@@ -404,7 +404,7 @@ def _check_columns(path: Path, columns: list[str], speakers: bool, rows: Mapping
         problem = f"column {doubled[0]!r} occurs twice"
     elif misspelt:
         wrong, known = next(iter(misspelt.items()))
-        problem = f"column {wrong!r} is not known, perhaps {known!r} is meant"
+        problem = f"column {wrong!r} is not known; is {known!r} meant?"
     elif heard and "audio" not in columns:  # a model of the words alone is not what is wanted
         problem = f"column {heard[0]!r} has audio files; call it 'audio'"
     elif (speakers and "speaker" not in columns) or not {"audio", "text"} & set(columns):
@@ -412,7 +412,8 @@ def _check_columns(path: Path, columns: list[str], speakers: bool, rows: Mapping
         needed = "the columns 'speaker', and" if speakers else "a column"
         problem = f"needs {needed} 'audio' or 'text'; it has {found}"
     if problem:
-        raise ValueError(f"{path}: {problem}. Known columns: {', '.join(COLUMNS)}.")
+        ended = problem if problem.endswith("?") else f"{problem}."
+        raise ValueError(f"{path}: {ended} Known columns: {', '.join(COLUMNS)}.")
     if unknown:
         logger.warning("%s: ignored columns: %s", path, ", ".join(map(repr, unknown)))
 
