@@ -4,6 +4,8 @@ Ids: utterance, speaker, dialogue and script ids are `<corpus>_<the corpus's own
 "ravdess_actor_01", so that corpora can be mixed. IEMOCAP alone keeps its own ("Ses01F", which no
 other corpus can have): they are what every paper on it prints.
 
+What is known of them ahead is in facts.toml: labels, totals, texts.
+
 Emotions: `labels` chooses a set of labels.py, "four" (angry, happy, neutral, sad) or "all". What
 is not in the set is left out, and counted in a warning.
 
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from mtmm_training.data.corpora.labels import FACTS
 from mtmm_training.data.utterances import Utterance
 
 
@@ -42,18 +45,7 @@ class Reader:
         return importlib.import_module(self.module)
 
 
-_CONTENTS = {
-    "iemocap": "acted dialogues: audio, text, emotions, dimensions 1-5, votes; 10 speakers",
-    "msp_podcast": "podcasts: audio, text, emotions, dimensions 1-7, votes; its own splits",
-    "meld": "television dialogues: text, emotions, sentiment, audio if extracted; own splits",
-    "crema_d": "acted sentences: audio, text, emotions, votes; 91 speakers",
-    "ravdess": "acted sentences: audio, text, emotions; 24 speakers",
-    "emodb": "acted German sentences: audio, text, emotions; 10 speakers",
-    "esd": "acted English sentences: audio, text, emotions; 10 speakers, own splits",
-    "synthetic": "the embedded corpus, made on the spot: audio, text, emotions, dimensions 1-5",
-    "emobank": "written English sentences: text, dimensions 1-5, single ratings; own splits",
-}
-CORPORA = {name: Reader(f"{__name__}.{name}", told) for name, told in _CONTENTS.items()}
+CORPORA = {name: Reader(f"{__name__}.{name}", facts["contents"]) for name, facts in FACTS.items()}
 
 # What of read_corpus's own arguments no option of a reader may be called, and what sets it.
 CORPUS_FLAGS = {"name": "--corpus", "folder": "--corpus_dir"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtmm_training.data.corpora.labels import Labels, emotion_map, named_votes
+from mtmm_training.data.corpora.labels import FACTS, Labels, emotion_map, named_votes
 from mtmm_training.data.manifest import read_delimited
 from mtmm_training.data.utterances import (
     OTHER,
@@ -72,7 +72,6 @@ def named_files(
 def acted(
     corpus: str,
     files: Mapping[Path, re.Match[str]],
-    texts: Mapping[str, str],
     genders: Mapping[str, str],
     speaker: str = "",
     script: str = "",
@@ -82,7 +81,6 @@ def acted(
     Args:
         corpus: with which all ids begin.
         files: as of `named_files`; the names have the groups speaker, script and emotion.
-        texts: script -> words.
         genders: speaker -> gender, of those whose gender is known.
         speaker, script: what stands between corpus and speaker, or script, in their ids.
     """
@@ -91,7 +89,7 @@ def acted(
             utterance_id=f"{corpus}_{path.stem}",
             corpus=corpus,
             audio=str(path),
-            text=texts[name["script"]],
+            text=FACTS[corpus]["texts"][name["script"]],
             emotion=name["emotion"],
             speaker_id=f"{corpus}_{speaker}{name['speaker']}",
             script_id=f"{corpus}_{script}{name['script']}",

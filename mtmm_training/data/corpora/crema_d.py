@@ -17,26 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtmm_training.data.corpora.checks import acted, finish, logger, named_files, read_rows, tell
-from mtmm_training.data.corpora.labels import VOTES, Labels
+from mtmm_training.data.corpora.labels import FACTS, Labels
 from mtmm_training.data.utterances import Utterance, leading
 
 LAYOUT = "AudioWAV/1001_DFA_ANG_XX.wav and others"
 DIMENSION_RANGE = None
-
-SENTENCES = {
-    "IEO": "It's eleven o'clock.",
-    "TIE": "That is exactly what happened.",
-    "IOM": "I'm on my way to the meeting.",
-    "IWW": "I wonder what this is about.",
-    "TAI": "The airplane is almost full.",
-    "MTI": "Maybe tomorrow it will be cold.",
-    "IWL": "I would like a new alarm clock.",
-    "ITH": "I think I have a doctor's appointment.",
-    "DFA": "Don't forget a jacket.",
-    "ITS": "I think I've seen this before.",
-    "TSI": "The surface is slick.",
-    "WSI": "We'll stop in a couple of minutes.",
-}
 
 # Nearly all actors have as many; five lack some.
 _COUNTS = {"ANG": 14, "DIS": 14, "FEA": 14, "HAP": 14, "SAD": 14, "NEU": 12}
@@ -51,7 +36,7 @@ VOTED, TOTAL_VOTES = 7442, 68568
 # One file ends in X.
 _NAME = re.compile(
     r"(?P<speaker>\d{4})_(?P<script>"
-    + "|".join(SENTENCES)
+    + "|".join(FACTS["crema_d"]["texts"])
     + r")_(?P<emotion>[A-Z]{3})_(LO|MD|HI|XX?)"
 )
 
@@ -81,7 +66,7 @@ def read(
     people = folder / "VideoDemographics.csv"
     rows = read_rows(people, ("ActorID", "Sex")) if people.is_file() else {}
     genders = {row["ActorID"]: row["Sex"].lower() for row in rows.values()}
-    found = acted("crema_d", names, SENTENCES, genders)
+    found = acted("crema_d", names, genders)
     if heard or (folder / VOTES_FILE).is_file():
         votes = _votes(folder / VOTES_FILE, partial)
         found = [replace(u, votes=votes.get(_voted_name(u))) for u in found]
@@ -111,10 +96,11 @@ def _votes(path: Path, partial: bool) -> dict[str, Mapping[str, float]]:
         FileNotFoundError: there is none.
     """
     found: dict[str, Mapping[str, float]] = {}
-    for number, row in read_rows(path, ("", "fileName", "numResponses", *VOTES["crema_d"])).items():
+    answers = FACTS["crema_d"]["votes"]
+    for number, row in read_rows(path, ("", "fileName", "numResponses", *answers)).items():
         if not row[""].startswith("1"):
             continue
-        counts = {own: float(row[letter]) for letter, own in VOTES["crema_d"].items()}
+        counts = {own: float(row[letter]) for letter, own in answers.items()}
         if sum(counts.values()) != float(row["numResponses"]) or row["fileName"] in found:
             raise ValueError(
                 f"{path}, {number}: votes of {row['fileName']} are doubled or missing."

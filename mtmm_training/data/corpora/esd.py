@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from mtmm_training.data.corpora.checks import apart_by_split, finish, named_files, read_text
-from mtmm_training.data.corpora.labels import LABELS, Labels
+from mtmm_training.data.corpora.labels import FACTS, LABELS, Labels
 from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,6 @@ LAYOUT = "0011/Angry/train/0011_000401.wav and others"
 DIMENSION_RANGE = None
 
 SPEAKERS = [f"00{number}" for number in range(11, 21)]
-MEN = ("0011", "0012", "0013", "0014", "0020")
 SENTENCES = 350
 EXPECTED = {
     f"esd_{speaker}": dict.fromkeys(LABELS["esd"]["all"], SENTENCES) for speaker in SPEAKERS
@@ -83,5 +82,5 @@ def _utterance(root: Path, path: Path, text: str | None) -> Utterance:
         script_id=f"esd_{sentence:03}",
         improvised=False,
         split=SPLITS.get(deeper[0]) if deeper else None,
-        gender="male" if speaker in MEN else "female",
+        gender="male" if speaker in FACTS["esd"]["men"] else "female",
     )

@@ -25,29 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora import checks
-from mtmm_training.data.corpora.labels import Labels, own_label
+from mtmm_training.data.corpora.labels import Labels, own_label, totals
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 
 logger = logging.getLogger(__name__)
 
 DIMENSION_RANGE = (1.0, 5.0)
 
-_LABELS = ("ang", "hap", "exc", "sad", "neu", "fru", "sur", "fea", "dis", "oth", "xxx")
-EXPECTED = {
-    speaker: dict(zip(_LABELS, counts, strict=True))
-    for speaker, counts in {
-        "Ses01F": (147, 69, 63, 78, 171, 107, 15, 5, 0, 0, 218),
-        "Ses01M": (82, 66, 80, 116, 213, 173, 10, 7, 1, 1, 197),
-        "Ses02F": (67, 70, 96, 113, 135, 165, 8, 5, 0, 1, 199),
-        "Ses02M": (70, 47, 114, 84, 227, 160, 9, 4, 0, 0, 237),
-        "Ses03F": (92, 80, 48, 172, 130, 199, 15, 2, 0, 0, 310),
-        "Ses03M": (148, 55, 103, 133, 190, 183, 13, 0, 1, 0, 262),
-        "Ses04F": (205, 31, 154, 62, 76, 188, 11, 2, 0, 0, 258),
-        "Ses04M": (122, 34, 84, 81, 182, 293, 8, 5, 0, 1, 306),
-        "Ses05F": (78, 77, 82, 132, 221, 161, 7, 8, 0, 0, 267),
-        "Ses05M": (92, 66, 217, 113, 163, 220, 11, 2, 0, 0, 253),
-    }.items()
-}
+EXPECTED = totals("iemocap")
 
 _TURN = re.compile(r"(?P<session>Ses\d\d)[FM]_(?P<scene>\w+)_(?P<gender>[FM])\d+")
 # [6.2901 - 8.2357]<tab>Ses01F_impro01_F000<tab>neu<tab>[2.5000, 2.5000, 2.5000]

@@ -1,4 +1,4 @@
-"""What each corpus calls its emotions, and what they are called here.
+"""What is known of each corpus ahead, in facts.toml: its emotions, and what they are called here.
 
 In a set, an own label that has an emotion is that emotion; one that has None has no emotion label
 but stays for the other tasks; one that is not there is left out. Set "all" has every own label.
@@ -8,70 +8,29 @@ no emotion in the set are kept as "other". So an utterance whose majority is lef
 votes for emotions of the set; readers keep it where `undecided` says so.
 """
 
+import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from mtmm_training.data.utterances import OTHER
 
-
-def _emotions(pairs: str) -> dict[str, str | None]:
-    """Own label -> emotion, from "ang=angry xxx="; nothing behind the sign is no emotion."""
-    split = (pair.split("=") for pair in pairs.split())
-    return {own: emotion or None for own, emotion in split}
-
-
-def _answers(pairs: str) -> dict[str, str]:
-    return {answer: own for answer, own in _emotions(pairs).items() if own is not None}
+FACTS: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("facts.toml").read_text(encoding="utf-8")
+)
+FOUR = ("angry", "happy", "neutral", "sad")
 
 
-def _sets(every: str, four: str = "") -> dict[str, dict[str, str | None]]:
-    """Both sets: "four" has those of `every` that are one of the four emotions, and `four`."""
-    all_ = _emotions(every)
-    kept = {own: name for own, name in all_.items() if name in ("angry", "happy", "neutral", "sad")}
-    return {"four": kept | _emotions(four), "all": all_}
+def _sets(facts: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+    """Both sets of a corpus: own label -> emotion, by the set's name."""
+    every = {own: emotion or None for own, emotion in facts["emotions"].items()}
+    four = {own: emotion for own, emotion in every.items() if emotion in FOUR}
+    return {"four": four | facts.get("four", {}), "all": every}
 
 
 # corpus -> name of the set -> own label -> emotion
-LABELS = {
-    # xxx: no majority among the raters
-    "iemocap": _sets(
-        "ang=angry hap=happy exc=excited neu=neutral sad=sad fru=frustrated sur=surprised "
-        "fea=fearful dis=disgusted oth= xxx=",
-        four="exc=happy",
-    ),
-    # O: other, X: no agreement
-    "msp_podcast": _sets(
-        "A=angry H=happy N=neutral S=sad U=surprised F=fearful D=disgusted C=contemptuous O= X="
-    ),
-    # MELD's own names, as in its published results.
-    "meld": _sets(
-        "anger=anger disgust=disgust fear=fear joy=joy neutral=neutral sadness=sadness "
-        "surprise=surprise",
-        four="anger=angry joy=happy sadness=sad",
-    ),
-    "crema_d": _sets("ANG=angry HAP=happy NEU=neutral SAD=sad DIS=disgusted FEA=fearful"),
-    "ravdess": _sets(
-        "01=neutral 02=calm 03=happy 04=sad 05=angry 06=fearful 07=disgusted 08=surprised",
-        four="02=neutral",
-    ),
-    # initials of the German words
-    "emodb": _sets("W=angry F=happy N=neutral T=sad L=bored E=disgusted A=fearful"),
-    "esd": _sets("Angry=angry Happy=happy Neutral=neutral Sad=sad Surprise=surprised"),
-}
-
-# corpus -> what a rater's answer says -> own label
-VOTES = {
-    "iemocap": _answers(
-        "Anger=ang Happiness=hap Excited=exc Neutral=neu Sadness=sad Frustration=fru Surprise=sur "
-        "Fear=fea Disgust=dis Other=oth"
-    ),
-    # From Amused on these are secondary emotions alone.
-    "msp_podcast": _answers(
-        "Angry=A Happy=H Neutral=N Sad=S Surprise=U Surprised=U Fear=F Disgust=D Contempt=C Other=O "
-        "Amused=O Excited=O Annoyed=O Frustrated=O Depressed=O Disappointed=O Concerned=O Confused=O"
-    ),
-    "crema_d": _answers("A=ANG D=DIS F=FEA H=HAP N=NEU S=SAD"),
-}
+LABELS = {corpus: _sets(facts) for corpus, facts in FACTS.items() if "emotions" in facts}
 
 Labels = str | Mapping[str, str | None]
 
@@ -97,9 +56,9 @@ def own_label(corpus: str, answer: str) -> str:
     """The own label that a rater's answer stands for; "Other (tense)" and the like are "Other".
 
     Raises:
-        ValueError: the answer is none of `VOTES`.
+        ValueError: the answer is none of the corpus's `votes`.
     """
-    answers = VOTES[corpus]
+    answers: dict[str, str] = FACTS[corpus]["votes"]
     if answer.startswith("Other"):
         answer = "Other"
     if answer not in answers:
@@ -117,3 +76,12 @@ def named_votes(
     for own, count in votes.items():
         named[emotions.get(own) or OTHER] += count  # type: ignore[assignment]  # weights too
     return dict(named)
+
+
+def totals(corpus: str, prefix: str = "") -> dict[str, dict[str, int]]:
+    """How many utterances the corpus has: speaker or split -> own label -> utterances."""
+    facts = FACTS[corpus]
+    return {
+        f"{prefix}{group}": dict(zip(facts["emotions"], counts, strict=True))
+        for group, counts in facts["totals"].items()
+    }

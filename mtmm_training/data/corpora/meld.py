@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from mtmm_training.data.corpora import checks
-from mtmm_training.data.corpora.labels import Labels
+from mtmm_training.data.corpora.labels import Labels, totals
 from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,7 @@ DIMENSION_RANGE = (1.0, 5.0)  # of `sentiment_as_valence`
 SILENT = {"train_dia125_utt3", "dev_dia110_utt7"}
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 VALENCES = {"negative": 1.0, "neutral": 3.0, "positive": 5.0}
-_EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")
-EXPECTED = {
-    split: dict(zip(_EMOTIONS, counts, strict=True))
-    for split, counts in {
-        "train": (1109, 271, 268, 1743, 4710, 683, 1205),
-        "validation": (153, 22, 40, 163, 470, 111, 150),
-        "test": (345, 68, 50, 402, 1256, 208, 281),
-    }.items()
-}
+EXPECTED = totals("meld")
 
 _COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
 # Some copies have the typographic marks of code page 1252 as control characters.

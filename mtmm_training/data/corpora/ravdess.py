@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 LAYOUT = "Actor_01/03-01-06-01-02-01-12.wav and others"
 DIMENSION_RANGE = None
 
-STATEMENTS = {"01": "Kids are talking by the door", "02": "Dogs are sitting by the door"}
 _GENDERS = {f"{actor:02}": "male" if actor % 2 else "female" for actor in range(1, 25)}
 _COUNTS = dict.fromkeys(LABELS["ravdess"]["all"], 8) | {"01": 4}
 EXPECTED = {f"ravdess_actor_{actor}": _COUNTS for actor in _GENDERS}
@@ -49,5 +48,5 @@ def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> lis
     speech = {path: name for path, name in names.items() if name["channel"] == "01"}
     if len(speech) < len(names):
         logger.warning("ravdess: left out %d songs", len(names) - len(speech))
-    found = acted("ravdess", speech, STATEMENTS, _GENDERS, speaker="actor_", script="statement_")
+    found = acted("ravdess", speech, _GENDERS, speaker="actor_", script="statement_")
     return finish("ravdess", found, labels=labels, expected=EXPECTED, partial=partial)

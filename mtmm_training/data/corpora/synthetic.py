@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,72 +50,12 @@ FEWEST, MOST = 3, 10  # listeners of an utterance
 
 # --- words ---------------------------------------------------------------------------------------
 
+_WORDS = tomllib.loads(Path(__file__).with_name("synthetic_words.toml").read_text(encoding="utf-8"))
+TEMPLATES: list[str] = _WORDS["templates"]
 # Word class -> strongly negative, mildly negative, mildly positive, strongly positive words.
-POLAR_WORDS = {
-    word_class: [level.split() for level in levels.split("|")]
-    for word_class, levels in {
-        "adjective": (
-            "terrible awful horrible dreadful miserable hopeless rotten disgraceful"
-            "|bad poor dull weak unpleasant useless unfair wrong"
-            "|good nice pleasant fine decent helpful useful fair"
-            "|wonderful perfect lovely beautiful splendid superb delightful marvelous"
-        ),
-        "noun": (
-            "disaster catastrophe nightmare curse tragedy|problem mistake nuisance bother letdown"
-            "|success pleasure comfort bonus favor|blessing treasure triumph miracle jewel"
-        ),
-        "verb": (
-            "hated despised loathed detested|disliked regretted doubted mistrusted"
-            "|liked enjoyed welcomed trusted|loved adored treasured cherished"
-        ),
-        "opener": (
-            "tragically horribly disastrously|unfortunately regrettably unluckily"
-            "|fortunately luckily thankfully|wonderfully beautifully marvelously"
-        ),
-    }.items()
-}
-DEGREES = {
-    True: "very really truly absolutely".split(),
-    False: "fairly quite rather mostly".split(),
-}
-PLAIN_WORDS = {
-    "person": (
-        "brother sister mother father neighbor teacher doctor boss cousin friend uncle aunt "
-        "roommate landlord"
-    ).split(),
-    "thing": (
-        "meeting trip movie letter dinner report exam apartment interview lesson concert journey "
-        "car phone book holiday class meal paper coffee jacket visit"
-    ).split(),
-    "place": (
-        "office kitchen school garden station city village hotel library airport market church "
-        "museum river"
-    ).split(),
-    "day": "yesterday today lately recently again".split(),
-}
-# Every template takes either polarity and has two opinions in it.
-TEMPLATES = (
-    "I {verb} the {thing} and it was {degree} {adjective}",
-    "{opener} the {thing} was {degree} {adjective}",
-    "my {person} said the {adjective} {thing} was a {noun}",
-    "{opener} my {person} {verb} the {thing}",
-    "we {verb} the {adjective} {thing} at the {place}",
-    "the {place} was {degree} {adjective} and a {noun}",
-    "it was a {noun} and I {verb} it",
-    "I think this {adjective} {thing} is a {noun}",
-    "{day} my {person} {verb} the {adjective} {thing}",
-    "you know we {verb} that {degree} {adjective} {place}",
-    "{opener} the new {thing} is a {noun}",
-    "that {thing} was a {noun} and {degree} {adjective}",
-    "they {verb} the {place} because it was {degree} {adjective}",
-    "{opener} they said the {place} looked {degree} {adjective}",
-    "what a {noun} that {degree} {adjective} {thing} was",
-    "he told me {day} the {adjective} {thing} was a {noun}",
-    "she {verb} the {place} with the {adjective} {thing}",
-    "my {person} {verb} the {thing} and called it a {noun}",
-    "{opener} I {verb} the old {thing} {day}",
-    "for my {person} the {adjective} {place} was a {noun}",
-)
+POLAR_WORDS = {kind: [level.split() for level in own] for kind, own in _WORDS["polar"].items()}
+DEGREES = {True: _WORDS["degree"]["strong"].split(), False: _WORDS["degree"]["mild"].split()}
+PLAIN_WORDS: dict[str, list[str]] = {kind: own.split() for kind, own in _WORDS["plain"].items()}
 OPINION_NOISE = 0.45  # of each opinion word around the speaker's valence, in points of its scale
 NEGATION_SHARE = 0.15  # of the degree words: "not bad" for "rather good"
 
