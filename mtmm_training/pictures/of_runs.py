@@ -35,17 +35,12 @@ def plot_confusion(
 
     side = max(4.2, 0.85 * n + 1.6)  # inches
     figure, axes = style.new_figure(side + 0.9, side)
-    colours = matplotlib.colormaps["cividis"].with_extremes(bad="0.9")  # rows without labels
-    image = axes.imshow(share, cmap=colours, vmin=0, vmax=1)
-    for row, column in np.ndindex(n, n):
-        value = share[row, column]
-        text = "–" if np.isnan(value) else f"{value:.0%}\n({counts[row, column]})"
-        dark = value < 0.5
-        axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
-    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(n), emotions, **turned if n > 4 else {})
+    texts = [
+        [f"{value:.0%}\n({count})" for value, count in zip(*row, strict=True)]
+        for row in zip(share, counts, strict=True)
+    ]
     rows = [f"{name}\n(n = {k})" for name, k in zip(emotions, labelled[:, 0], strict=True)]
-    axes.set_yticks(range(n), rows)
+    image = _heatmap(axes, share, texts, (0, 1), rows, emotions)
     axes.set(xlabel="predicted emotion", ylabel="labelled emotion")
     figure.suptitle(title)
     figure.colorbar(image, ax=axes, label="share of the labelled emotion", shrink=0.8)
@@ -322,47 +317,47 @@ def plot_forest(
     style.save(figure, path)
 
 
-def plot_matrices(
-    panels: Mapping[str, ArrayLike],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    path: str | Path,
-    score: str,
-) -> None:
+def plot_matrices(panels: Mapping[str, pd.DataFrame], path: str | Path, score: str) -> None:
     """Draws scores of models (rows) on corpora (columns), a panel for each kind of answers.
 
     Args:
-        panels: (rows, columns) by title, NaN = no score.
-        rows: what was trained on.
-        columns: what was tested on.
+        panels: by title; what was trained on (rows) and tested on (columns), NaN = no score.
         path: the PNG file to write.
         score: the score's name.
     """
-    values = {title: np.asarray(panel, dtype=np.float64) for title, panel in panels.items()}
-    width, height = max(2.6, 1.0 * len(columns) + 1.0), max(2.4, 0.75 * len(rows) + 1.4)
+    first = next(iter(panels.values()))
+    width, height = max(2.6, 1.0 * len(first.columns) + 1.0), max(2.4, 0.75 * len(first) + 1.4)
     figure, grid = style.new_figure(
-        width * len(values) + 1.4, height, ncols=len(values), squeeze=False, sharey=True
+        width * len(panels) + 1.4, height, ncols=len(panels), squeeze=False, sharey=True
     )
-    colours = matplotlib.colormaps["cividis"].with_extremes(bad="0.9")
-    low, high = (extreme([v for v in values.values()]) for extreme in (np.nanmin, np.nanmax))
-    for axes, (title, panel) in zip(grid[0], values.items(), strict=True):
-        image = axes.imshow(panel, cmap=colours, vmin=low, vmax=high)
-        for row, column in np.ndindex(panel.shape):
-            value = panel[row, column]
-            text = "–" if np.isnan(value) else f"{value:.3f}".replace("-", "−")
-            dark = value < (low + high) / 2
-            own = "bold" if rows[row] == columns[column] else "normal"
-            axes.text(
-                column, row, text, ha="center", va="center", fontweight=own,
-                color="white" if dark else "black",
-            )  # fmt: skip
-        turned: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(columns)), columns, **turned)
-        axes.set_yticks(range(len(rows)), rows)
+    values = np.stack([panel.to_numpy() for panel in panels.values()])
+    limits = np.nanmin(values), np.nanmax(values)
+    for axes, (title, panel) in zip(grid[0], panels.items(), strict=True):
+        texts = panel.map("{:.3f}".format).to_numpy()
+        image = _heatmap(axes, panel.to_numpy(), texts, limits, panel.index, panel.columns)
         axes.set(xlabel="tested on", title=title)
     grid[0, 0].set_ylabel("trained on")
     figure.colorbar(image, ax=grid[0], label=score, shrink=0.8)
     style.save(figure, path)
+
+
+def _heatmap(
+    axes: Axes, values: np.ndarray, texts: Any, limits: tuple[float, float], rows: Any, columns: Any
+) -> Any:
+    """Colours with a text in each cell, a dash where there is no value; what a colour bar takes."""
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad="0.9")  # of what has no value
+    image = axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1])
+    for row, column in np.ndindex(values.shape):
+        value = values[row, column]
+        text = "–" if np.isnan(value) else texts[row][column].replace("-", "−")
+        shade = "white" if value < sum(limits) / 2 else "black"
+        # On the diagonal of what was trained and tested on.
+        weight = "bold" if rows[row] == columns[column] else "normal"
+        axes.text(column, row, text, ha="center", va="center", color=shade, fontweight=weight)
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(len(columns)), columns, **turned if len(columns) > 4 else {})
+    axes.set_yticks(range(len(rows)), rows)
+    return image
 
 
 def _interval(grouped: metrics.CalibrationBins) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Who is understood worse: gaps between groups of speakers, and the lowest and highest speaker."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,8 @@ import numpy as np
 from mtmm_training.data.manifest import column_of
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.intervals import NoIntervalError, paired_bootstrap
-from mtmm_training.scoring.metrics import or_none
+from mtmm_training.scoring.metrics import Score, or_none
 
-Score = Callable[[np.ndarray], float]  # of row positions, repeats allowed
 RESAMPLES = 2000
 
 

@@ -5,8 +5,9 @@ NaN for an absent label. Absent labels are left out everywhere. A score that has
 labels, or a zero denominator) is NaN where a function returns one number, None in the dicts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from sklearn import metrics as sklearn_metrics
 
 ABSENT_EMOTION = -100
 TEMPERATURE_BOUNDS = (0.05, 20.0)
+
+Score = Callable[[np.ndarray], float]  # of row positions, repeats allowed
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, emotions: Sequence[str]) -> np.ndarray:
@@ -289,28 +292,73 @@ def split_metrics(
     emotion_labels = np.asarray(emotion_labels)
     logits = np.asarray(emotion_logits, dtype=np.float64)
     _check_finite("emotion logits", logits)
-    present = int((emotion_labels != ABSENT_EMOTION).sum())
     answers = emotion_labels, logits.argmax(axis=1)
+    present = int((emotion_labels != ABSENT_EMOTION).sum())
     probabilities = softmax(logits / temperature, axis=1)
     recalls = recall_per_emotion(*answers, emotions)
-    metrics = {
+    rated = np.asarray(dimension_labels)
+    counts = (~np.isnan(rated)).sum(0).tolist()
+    scores = emotion_scores(*answers, probabilities, emotions)
+    metrics: dict[str, Any] = {
         "utterances": len(emotion_labels),
         "emotion_labels": present,
-        "UAR": or_none(unweighted_average_recall(*answers, emotions)),
-        "WAR": or_none(weighted_accuracy(*answers)),
-        "top2": or_none(top2_accuracy(logits, emotion_labels)),
-        "macro_F1": or_none(macro_f1(*answers)),
-        "weighted_F1": or_none(weighted_f1(*answers)),
-        "ECE": or_none(expected_calibration_error(probabilities, emotion_labels)),
+        **_of_all(scores, emotion_labels),
         "recall": {name: or_none(value) for name, value in zip(emotions, recalls, strict=True)},
         "confusion": confusion(*answers, emotions).tolist() if present else None,
+        **{kind: {} for kind in DIMENSION_SCORES},
+        "labels": dict(zip(dimension_names, counts, strict=True)),
     }
-    columns = zip(np.asarray(dimensions).T, np.asarray(dimension_labels).T, strict=True)
-    pairs = dict(zip(dimension_names, columns, strict=True))
-    for score, function in DIMENSION_SCORES.items():
-        metrics[score] = {name: or_none(function(*pair)) for name, pair in pairs.items()}
-    counts = {name: int((~np.isnan(labels)).sum()) for name, (_, labels) in pairs.items()}
-    return metrics | {"labels": counts}
+    by_dimension = dimension_scores(np.asarray(dimensions), rated, dimension_names)
+    for score, value in _of_all(by_dimension, rated).items():
+        kind, _, name = score.partition("_")
+        metrics[kind][name] = value
+    return metrics
+
+
+def by_rows(function: Callable[..., float], *columns: np.ndarray) -> Score:
+    """A function of whole columns as one of some of their rows."""
+    return lambda rows: function(*(column[rows] for column in columns))
+
+
+def difference(one: Score, other: Score) -> Score:
+    """One score minus another, of the same rows."""
+    return lambda rows: one(rows) - other(rows)
+
+
+def emotion_scores(
+    labels: np.ndarray, answers: np.ndarray, probabilities: np.ndarray, emotions: Sequence[str]
+) -> dict[str, Score]:
+    """UAR, WAR, top2, the two F1 and ECE of answers (rows,), whose probabilities are (rows, emotions)."""
+    recall = partial(unweighted_average_recall, emotions=emotions)
+    return {
+        "UAR": by_rows(recall, labels, answers),
+        "WAR": by_rows(weighted_accuracy, labels, answers),
+        "top2": by_rows(top2_accuracy, probabilities, labels),
+        "macro_F1": by_rows(macro_f1, labels, answers),
+        "weighted_F1": by_rows(weighted_f1, labels, answers),
+        "ECE": by_rows(expected_calibration_error, probabilities, labels),
+    }
+
+
+def dimension_scores(
+    predictions: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> dict[str, Score]:
+    """CCC_NAME, MAE_NAME and RMSE_NAME of each column."""
+    return {
+        f"{kind}_{name}": by_rows(function, *columns)
+        for name, *columns in zip(names, predictions.T, labels.T, strict=True)
+        for kind, function in DIMENSION_SCORES.items()
+    }
+
+
+def headline(scores: Mapping[str, Score]) -> dict[str, Score]:
+    """UAR and each CCC of these."""
+    return {n: score for n, score in scores.items() if n == "UAR" or n.startswith("CCC_")}
+
+
+def _of_all(scores: Mapping[str, Score], rows: np.ndarray) -> dict[str, float | None]:
+    everything = np.arange(len(rows))
+    return {name: or_none(score(everything)) for name, score in scores.items()}
 
 
 def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float | None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
 from mtmm_training.data.files import replacing
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
-from mtmm_training.scoring.groups import Score, extremes, gaps, group_values
+from mtmm_training.scoring.groups import extremes, gaps, group_values
 from mtmm_training.scoring.metrics import (
     ABSENT_EMOTION,
-    concordance_correlation,
+    Score,
+    dimension_scores,
+    emotion_scores,
     fit_temperature,
+    headline,
     split_metrics,
-    unweighted_average_recall,
 )
 from mtmm_training.scoring.spread import spread_scores
 from mtmm_training.scoring.votes import listener_ceiling, shares_of, vote_metrics, vote_table
@@ -107,23 +108,15 @@ class Predictions:
         return {name: own for name, own in columns.items() if name in config.rated_dimensions}
 
     def scores(self, config: MTMMConfig) -> dict[str, Score]:
-        """UAR and each CCC of trained outputs, as functions of row positions."""
-        labels, answers = self.emotion_labels, self.emotion_logits.argmax(axis=1)
-        names = list(config.emotion_names)
+        """Each score of trained outputs, as a function of row positions."""
+        labels, logits = self.emotion_labels, self.emotion_logits
         found: dict[str, Score] = {}
         if "emotion" in config.trained_outputs:
-            found["UAR"] = lambda rows: unweighted_average_recall(
-                labels[rows], answers[rows], names
-            )
-        for i, name in enumerate(config.dimension_names):
-            if name in config.trained_outputs:
-                found[f"CCC_{name}"] = partial(self._concordance, i)
-        return found
-
-    def _concordance(self, column: int, rows: np.ndarray) -> float:
-        return concordance_correlation(
-            self.dimensions[rows, column], self.dimension_labels[rows, column]
-        )
+            shares = softmax(logits / config.temperature, axis=1)
+            found = emotion_scores(labels, logits.argmax(1), shares, list(config.emotion_names))
+        of = dimension_scores(self.dimensions, self.dimension_labels, config.dimension_names)
+        trained = {n: s for n, s in of.items() if n.partition("_")[2] in config.trained_outputs}
+        return found | trained
 
 
 def calibrate(config: MTMMConfig, validation: Predictions) -> float:
@@ -183,7 +176,7 @@ def scores_by_group(
     """
     corpora = np.array([u.corpus for u in utterances])
     speakers = np.array([u.speaker_id for u in utterances])
-    groups, scores = group_values(utterances, group_by), test.scores(config)
+    groups, scores = group_values(utterances, group_by), headline(test.scores(config))
 
     def by_value(values: np.ndarray) -> dict[str, dict[str, Any]]:
         names = sorted(set(values.tolist()) - {""})

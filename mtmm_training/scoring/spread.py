@@ -1,14 +1,13 @@
 """The predicted spread of raters against what the raters of each utterance did."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mtmm_training.data.utterances import RATINGS, Utterance
-from mtmm_training.scoring.intervals import NoIntervalError, paired_bootstrap
-from mtmm_training.scoring.metrics import or_none
+from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.metrics import by_rows, or_none
 
 RESAMPLES = 1000
 
@@ -38,26 +37,16 @@ def spread_scores(
         own = deviations[rows]
         observed = np.array([np.std(ratings[i], ddof=1) for i in rows])
         speakers = np.array([utterances[i].speaker_id for i in rows])
-        low = high = None
-        pairs = np.stack([own, observed])
-        try:
-            interval = paired_bootstrap(partial(_of_rows, pairs), speakers, RESAMPLES)
-            low, high = interval.low, interval.high
-        except NoIntervalError:
-            pass
+        interval = interval_if_any(by_rows(_pearson, own, observed), speakers, RESAMPLES)
         found[name] = {
-            "correlation": or_none(_pearson(own, observed)),
-            "low": low,
-            "high": high,
+            "correlation": or_none(interval.point),
+            "low": or_none(interval.low),
+            "high": or_none(interval.high),
             "predicted": float(own.mean()),
             "observed": float(observed.mean()),
             "utterances": len(rows),
         }
     return found
-
-
-def _of_rows(pairs: np.ndarray, rows: np.ndarray) -> float:
-    return _pearson(*pairs[:, rows])
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 from mtmm_training.data.files import write_json
 from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.pictures import of_runs
-from mtmm_training.scoring import intervals
+from mtmm_training.scoring import intervals, metrics
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import (
     COMPARED,
@@ -76,18 +76,14 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
 
 
 def _difference(reference: Experiment, other: Experiment, name: str) -> Difference:
-    def difference(rows: np.ndarray) -> float:
-        return other.scores[name](rows) - reference.scores[name](rows)
-
-    by_fold = mean_and_sd(list(reference.by("fold", difference).values()))
+    apart = metrics.difference(other.scores[name], reference.scores[name])
+    by_fold = mean_and_sd(list(reference.by("fold", apart).values()))
     # Who has no label says nothing, and would only make the draws differ in size.
     rows = reference.labelled(name)
     speakers = reference.rows["speaker"].to_numpy()[rows]
     effective = intervals.effective_speakers(speakers)
     try:
-        interval = intervals.paired_bootstrap(
-            lambda drawn: difference(rows[drawn]), speakers, RESAMPLES
-        )
+        interval = intervals.paired_bootstrap(metrics.by_rows(apart, rows), speakers, RESAMPLES)
     except intervals.NoIntervalError as error:
         return Difference(by_fold, None, effective, str(error))
     return Difference(by_fold, interval, effective)

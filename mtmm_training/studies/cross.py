@@ -7,17 +7,18 @@ each corpus, trained on all others.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.recordings import Recordings, excerpts
 from mtmm_training.pictures import of_runs
-from mtmm_training.scoring.groups import Score
-from mtmm_training.scoring.intervals import Interval, interval_if_any
+from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.metrics import by_rows, difference
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import Experiment, read_experiment
 from mtmm_training.studies.protocol import Plan, chosen_folds, run_plans
@@ -201,18 +202,22 @@ def write_cross(out: Path) -> str:
     if kind != "none":
         plain = read_experiment(out, "test_without_reference")
         answers = {"no reference": plain, f"reference: {kind}": experiment}
-    rows = [row for name, each in answers.items() for row in cells(each, corpora, name)]
+    table = pd.concat([cells(each, corpora, name) for name, each in answers.items()])
     if kind != "none":
-        rows += cells(experiment, corpora, "difference", minus=answers["no reference"])
-    tables.write_csv(rows, out / "cross.csv")
+        gains = cells(experiment, corpora, "difference", minus=answers["no reference"])
+        table = pd.concat([table, gains])
+    tables.write_csv(table, out / "cross.csv")
+    # The folds of leaving one out are together a line.
+    lines = table["trained_on"].mask(
+        table["trained_on"] == ALL_BUT + table["tested_on"], "all others"
+    )
+    table = table.assign(line=lines)
     parts = [f"# {experiment.name}\n"]
-    scores = [n for n in COMPARED if any(row.get(n) is not None for row in rows)]
-    for score in scores:
-        parts += matrix_markdown(rows, corpora, score)
-        panels = {name: matrix(rows, corpora, name, score)[1] for name in answers}
-        trained = matrix(rows, corpora, "no reference", score)[0]
+    for score in [name for name in COMPARED if name in table and table[name].notna().any()]:
+        parts += matrix_markdown(table, corpora, score)
+        panels = {name: matrix(table, corpora, name, score) for name in answers}
         path = out / "figures" / f"cross_{score}.png"
-        of_runs.plot_matrices(panels, trained, corpora, path, tables.title(score))
+        of_runs.plot_matrices(panels, path, tables.title(score))
     parts.append(
         "Rows: what it was trained on; columns: what it was tested on, on the diagonal speakers of its "
         f"own that it has not heard. Brackets: 95 % intervals of {RESAMPLES} draws of speakers. UAR is "
@@ -229,7 +234,7 @@ COMPARED = ("UAR", "CCC_valence", "CCC_arousal", "CCC_dominance")
 
 def cells(
     experiment: Experiment, corpora: Sequence[str], name: str, minus: Experiment | None = None
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """A row of cross.csv for each pair of corpora, with scores and their intervals.
 
     Args:
@@ -238,79 +243,49 @@ def cells(
         name: how the answers are called.
         minus: other answers for the same utterances, whose scores are subtracted.
     """
-    speakers, ids = (experiment.rows[column].to_numpy(str) for column in ("speaker", "id"))
-    folds = experiment.rows["fold"].to_numpy()
+    rows = experiment.rows
     found = []
-    for fold, run in experiment.runs.items():
-        for corpus in corpora:
-            rows = np.flatnonzero((folds == fold) & np.char.startswith(ids, f"{corpus}/"))
-            if not len(rows):
-                continue
-            cell: dict[str, Any] = {"trained_on": run.results["fold"], "tested_on": corpus}
-            cell |= {"answers": name, "utterances": len(rows)}
-            cell["speakers"] = len(set(speakers[rows]))
-            for score in set(COMPARED) & set(experiment.scores):
-                own = rows[np.isin(rows, experiment.labelled(score))]
-                other = None if minus is None else minus.scores[score]
-                point = interval(experiment.scores[score], other, own, speakers[own])
-                shown = (
-                    (None, None, None) if point is None else (point.point, point.low, point.high)
-                )
-                names = (score, f"{score}_low", f"{score}_high")
-                cell |= {n: v if v == v else None for n, v in zip(names, shown, strict=True)}
-            found.append(cell)
-    return found
+    for (fold, run), corpus in product(experiment.runs.items(), corpora):
+        tested = rows[(rows["fold"] == fold) & rows["id"].str.startswith(f"{corpus}/")]
+        if tested.empty:
+            continue
+        cell: dict[str, Any] = {"trained_on": run.results["fold"], "tested_on": corpus}
+        cell |= {"answers": name, "utterances": len(tested)}
+        cell["speakers"] = tested["speaker"].nunique()
+        for score in [name for name in COMPARED if name in experiment.scores]:
+            own = tested.index.intersection(experiment.labelled(score))
+            value = experiment.scores[score]
+            if minus is not None:
+                value = difference(value, minus.scores[score])
+            speakers = tested["speaker"][own].to_numpy(str)
+            if len(own):
+                drawn = interval_if_any(by_rows(value, own.to_numpy()), speakers, RESAMPLES)
+                cell |= {score: drawn.point, f"{score}_low": drawn.low, f"{score}_high": drawn.high}
+        found.append(cell)
+    return pd.DataFrame(found)
 
 
-def interval(
-    score: Score, other: Score | None, rows: np.ndarray, speakers: np.ndarray
-) -> Interval | None:
-    """A score of some rows, or its difference to another, with NaN bounds where there are none."""
-
-    def value(drawn: np.ndarray) -> float:
-        return score(rows[drawn]) - (0.0 if other is None else other(rows[drawn]))
-
-    if not len(rows):
-        return None
-    return interval_if_any(value, speakers, RESAMPLES)
+def matrix(table: pd.DataFrame, corpora: Sequence[str], answers: str, column: str) -> pd.DataFrame:
+    """A column of what was trained on (rows) and tested on (columns)."""
+    own = table[table["answers"] == answers]
+    lines = own["line"].unique()
+    return own.pivot(index="line", columns="tested_on", values=column).reindex(
+        lines, columns=corpora
+    )
 
 
-def matrix(
-    rows: Sequence[Mapping[str, Any]], corpora: Sequence[str], answers: str, score: str
-) -> tuple[list[str], np.ndarray]:
-    """What was trained on, the folds of leaving one out together, and (trained, tested) scores."""
-    own = [row for row in rows if row["answers"] == answers]
-    names = [line_of(row) for row in own]
-    lines = list(dict.fromkeys(names))
-    values = np.full((len(lines), len(corpora)), np.nan)
-    for name, row in zip(names, own, strict=True):
-        if row.get(score) is not None:
-            values[lines.index(name), corpora.index(row["tested_on"])] = row[score]
-    return lines, values
-
-
-def line_of(row: Mapping[str, Any]) -> str:
-    """The line of the matrix that a cell is in."""
-    trained: str = row["trained_on"]
-    return "all others" if trained == ALL_BUT + row["tested_on"] else trained
-
-
-def matrix_markdown(
-    rows: Sequence[Mapping[str, Any]], corpora: Sequence[str], score: str
-) -> list[str]:
+def matrix_markdown(table: pd.DataFrame, corpora: Sequence[str], score: str) -> list[str]:
     """The matrices of a score, with intervals."""
     parts = []
-    for answers in dict.fromkeys(row["answers"] for row in rows):
+    columns = [score, f"{score}_low", f"{score}_high"]
+    for answers in table["answers"].unique():
         sign = "+" if answers == "difference" else ""
-        own = [row for row in rows if row["answers"] == answers]
-        written: dict[str, dict[str, str]] = {}
-        for row in own:
-            bounds = [row.get(f"{score}_{end}") for end in ("low", "high")]
-            text = tables.number(row.get(score), sign)
-            if None not in bounds:
-                text += f" [{', '.join(tables.number(bound, sign) for bound in bounds)}]"
-            written.setdefault(line_of(row), {})[row["tested_on"]] = text
-        lines = [[name, *(cells.get(c, "–") for c in corpora)] for name, cells in written.items()]
+        value, low, high = (
+            matrix(table, corpora, answers, column).map(tables.number, sign=sign)
+            for column in columns
+        )
+        written = value + (" [" + low + ", " + high + "]").where(low != "–", "")
+        lines = [[line, *row] for line, *row in written.itertuples()]
         header = ["trained on \\ tested on", *corpora]
         parts += [f"## {tables.title(score)}, {answers}\n", tables.markdown_table(header, lines)]
     return parts

@@ -6,7 +6,7 @@ scores come from the runs' predictions.csv, in which an output that was never tr
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from mtmm_training.data.folds import Fold
 from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import DIMENSIONS, Utterance, digest
 from mtmm_training.scoring import groups, metrics
-from mtmm_training.scoring.metrics import ABSENT_EMOTION
+from mtmm_training.scoring.metrics import ABSENT_EMOTION, Score
 from mtmm_training.scoring.predictions import GROUP
 from mtmm_training.scoring.votes import VOTE_SCORES, vote_table
 from mtmm_training.training.run import Run, is_finished
@@ -32,8 +32,6 @@ COMPARED = (
     *("UAR", "WAR", "macro_F1", "weighted_F1", "JSD_votes", "CE_votes"),
     *(f"CCC_{name}" for name in DIMENSIONS),
 )
-
-Score = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -102,33 +100,17 @@ class Experiment:
         """Every metric as a function of row positions, repeats allowed; NaN without labels."""
         scores: dict[str, Score] = {}
         if self.emotions:
-            labels, predicted = self.emotion_labels, self.predicted_emotions
-            before, after = self.probabilities_before, self.probabilities
-            ece = metrics.expected_calibration_error
-            uar = metrics.unweighted_average_recall
-            scores = {
-                "UAR": lambda rows: uar(labels[rows], predicted[rows], self.emotions),
-                "WAR": lambda rows: metrics.weighted_accuracy(labels[rows], predicted[rows]),
-                "top2": lambda rows: metrics.top2_accuracy(after[rows], labels[rows]),
-                "macro_F1": lambda rows: metrics.macro_f1(labels[rows], predicted[rows]),
-                "weighted_F1": lambda rows: metrics.weighted_f1(labels[rows], predicted[rows]),
-                "ECE_before_temperature": lambda rows: ece(before[rows], labels[rows]),
-                "ECE": lambda rows: ece(after[rows], labels[rows]),
-            }
+            labels, after = self.emotion_labels, self.probabilities
+            scores = metrics.emotion_scores(labels, self.predicted_emotions, after, self.emotions)
+            error = metrics.expected_calibration_error
+            before = metrics.by_rows(error, self.probabilities_before, labels)
+            scores |= {"ECE_before_temperature": before, "ECE": scores.pop("ECE")}
             if self.votes is not None:
-                scores |= {n: self._vote_score(score) for n, score in VOTE_SCORES.items()}
-        for name in self.dimensions:
-            for short, function in metrics.DIMENSION_SCORES.items():
-                scores[f"{short}_{name}"] = self._dimension_score(name, function)
-        return scores
-
-    def _vote_score(self, function: Callable[..., float]) -> Score:
-        votes: Any = self.votes
-        return lambda rows: function(self.probabilities[rows], votes[rows])
-
-    def _dimension_score(self, name: str, function: Callable[..., float]) -> Score:
-        predictions, labels = (self.rows[c].to_numpy(np.float64) for c in (name, f"{name}_label"))
-        return lambda rows: function(predictions[rows], labels[rows])
+                for name, function in VOTE_SCORES.items():
+                    scores[name] = metrics.by_rows(function, after, self.votes)
+        predictions = self.rows[self.dimensions].to_numpy(np.float64)
+        rated = self.rows[[f"{name}_label" for name in self.dimensions]].to_numpy(np.float64)
+        return scores | metrics.dimension_scores(predictions, rated, self.dimensions)
 
     def labelled(self, metric: str) -> np.ndarray:
         """Positions of the rows that have the label, or votes, which a metric is about."""
@@ -156,7 +138,7 @@ class Experiment:
 
     def of_groups(self) -> dict[str, dict[str, Any]]:
         """By column, "values": utterances, speakers and scores of each; "gaps", see `groups.gaps`."""
-        scores = {n: s for n, s in self.scores.items() if n == "UAR" or n.startswith("CCC_")}
+        scores = metrics.headline(self.scores)
         speakers = self.rows["speaker"].to_numpy(str)
         found = {}
         for column, values in self.groups.items():

@@ -7,6 +7,7 @@ references do not see them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from tqdm.auto import tqdm
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import make_loader, to_dataset
-from mtmm_training.data.files import replacing
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_runs import plot_reference_curve
 from mtmm_training.scoring.intervals import interval_if_any
-from mtmm_training.scoring.metrics import unweighted_average_recall
+from mtmm_training.scoring.metrics import by_rows, difference, unweighted_average_recall
 from mtmm_training.scoring.predictions import Predictions, predict
 from mtmm_training.studies.experiments import FOLD_PREFIX
+from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.prepare import cache_folder
 from mtmm_training.training.references import References, predicted_answers
 from mtmm_training.training.run import Run
@@ -72,8 +73,7 @@ def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int =
         speakers += [u.speaker_id for u in test]
         names = run.flags.emotions
     table = score_all(rows, speakers, names)
-    with replacing(out / "references.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_csv(table, out / "references.csv")
     plot_reference_curve(table, out / "references.png", f"{len(set(speakers))} test speakers")
     return table
 
@@ -149,18 +149,13 @@ def score_all(
         drawn: np.concatenate([p.emotion_logits.argmax(1) for p in parts])
         for drawn, parts in rows.items()
     }
-    none = predicted[Drawn(RANDOM, 0)]
     table = []
+    uar = partial(unweighted_average_recall, emotions=names)
+    without = by_rows(uar, labels, predicted[Drawn(RANDOM, 0)])
     for drawn, own in predicted.items():
-
-        def score(picked: np.ndarray, own: np.ndarray = own) -> float:
-            return unweighted_average_recall(labels[picked], own[picked], names)
-
-        def gain(picked: np.ndarray, own: np.ndarray = own) -> float:
-            return score(picked, own) - score(picked, none)
-
+        score = by_rows(uar, labels, own)
         line: dict[str, Any] = {"kind": drawn.kind, "size": drawn.size}
-        for name, metric in (("UAR", score), ("gain", gain)):
+        for name, metric in (("UAR", score), ("gain", difference(score, without))):
             found = interval_if_any(metric, np.array(speakers), RESAMPLES)
             line |= {name: found.point, f"{name}_low": found.low, f"{name}_high": found.high}
         table.append(line)

@@ -103,7 +103,7 @@ def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool =
         table.append(row)
         marks[f"{name}, test"] = mark
     columns = ["name", "split", "min_confidence", "coverage", "risk"]
-    write_csv(pd.concat(points)[columns].to_dict("records"), out / "risk.csv")
+    write_csv(pd.concat(points)[columns], out / "risk.csv")
     plot_risk(curves, marks, out / "risk.png", error)
     header = ["", "min_confidence", "validation coverage", "risk", "test coverage"]
     header += ["risk [95 % interval]", "risk of all", "area under the test curve"]
@@ -129,7 +129,7 @@ def _row(
         own, kept = answered(parts)
         everything = np.arange(len(kept))
         point = float(kept.mean()), risk(everything, own, kept)
-        cells += [number(point[0]), number(None if np.isnan(point[1]) else point[1])]
+        cells += [number(point[0]), number(point[1])]
     own, kept = answered(test)
     interval = interval_if_any(lambda rows: risk(rows, own, kept), own.speakers, RESAMPLES)
     if np.isfinite(interval.low):

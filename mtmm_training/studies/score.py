@@ -2,9 +2,8 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.utterances import DIMENSIONS, RATINGS, Utterance, few
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import metrics
-from mtmm_training.scoring.groups import Score
 from mtmm_training.scoring.intervals import effective_speakers, interval_if_any
 from mtmm_training.scoring.predictions import Predictions, scores_by_group, write_predictions
 from mtmm_training.studies.tables import (
     confusion_table,
-    gap_words,
+    group_parts,
     markdown_table,
     number,
     title,
@@ -34,11 +32,7 @@ from mtmm_training.training.ending import tell
 from mtmm_training.training.prepare import speakers_behind
 from mtmm_training.training.report import draw_test
 
-EMOTION_METRICS: dict[str, Callable[..., float]] = {
-    "WAR": metrics.weighted_accuracy,
-    "macro_F1": metrics.macro_f1,
-    "weighted_F1": metrics.weighted_f1,
-}
+NOT_SHOWN = ("top2", "MAE_", "RMSE_")
 
 
 def score_model(given: argparse.Namespace) -> str:
@@ -137,24 +131,19 @@ def scores_of(
     group_by: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Metrics, their intervals over speakers, and those of groups, as scores.json has them."""
-    labels, logits = predictions.emotion_labels, predictions.emotion_logits
-    predicted, shares = logits.argmax(axis=1), softmax(logits / config.temperature, axis=1)
-    functions: dict[str, Score] = dict(predictions.scores(config))
-    if (labels != metrics.ABSENT_EMOTION).any():
-        for name, function in EMOTION_METRICS.items():
-            functions[name] = partial(_at, function, labels, predicted)
-        functions["ECE"] = lambda at: metrics.expected_calibration_error(shares[at], labels[at])
     speakers = np.array([u.speaker_id for u in rows])
     intervals = {}
-    for name, score in functions.items():
+    for name, score in predictions.scores(config).items():
+        if name.startswith(NOT_SHOWN):
+            continue
         column = name.partition("CCC_")[2]
-        known = labels != metrics.ABSENT_EMOTION
+        known = predictions.emotion_labels != metrics.ABSENT_EMOTION
         if column:
             rated = predictions.dimension_labels[:, config.dimension_names.index(column)]
             known = ~np.isnan(rated)
         at = np.flatnonzero(known)
         if len(at):
-            drawn = interval_if_any(partial(_among, score, at), speakers[at])
+            drawn = interval_if_any(metrics.by_rows(score, at), speakers[at])
             intervals[name] = [metrics.or_none(v) for v in (drawn.point, drawn.low, drawn.high)]
     return {
         "utterances": len(rows),
@@ -164,17 +153,6 @@ def scores_of(
         "intervals": intervals,
         **scores_by_group(predictions, rows, config, group_by),
     }
-
-
-def _at(
-    function: Callable[..., float], labels: np.ndarray, answers: np.ndarray, rows: np.ndarray
-) -> float:
-    return function(labels[rows], answers[rows])
-
-
-def _among(score: Score, labelled: np.ndarray, drawn: np.ndarray) -> float:
-    """A score of rows that are drawn among those with a label."""
-    return score(labelled[drawn])
 
 
 def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
@@ -193,13 +171,11 @@ def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
         parts.append(confusion_table(config.emotion_names, confusion, recall))
     for column, values in found["by_group"].items():
         shown = [name for name in found["intervals"] if name == "UAR" or name.startswith("CCC")]
-        cells = [
-            [value, str(own["utterances"]), *(number(_of(own, name)) for name in shown)]
-            for value, own in values.items()
-        ]
-        parts.append(markdown_table([column, "utterances", *map(title, shown)], cells))
-        gaps = [f"{title(n)} {gap_words(gap)}" for n, gap in found["group_gaps"][column].items()]
-        parts += [f"Gaps by {column}: {'; '.join(gaps)}.\n"] if gaps else []
+        cells = {
+            group: {"utterances": own["utterances"]} | {name: _of(own, name) for name in shown}
+            for group, own in values.items()
+        }
+        parts += group_parts(column, cells, found["group_gaps"][column])
     return "\n".join(parts)
 
 

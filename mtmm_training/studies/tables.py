@@ -37,11 +37,11 @@ def write_text(text: str, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_csv(rows: Sequence[Any], path: Path) -> None:
+def write_csv(rows: Sequence[Any] | pd.DataFrame, path: Path) -> None:
     """Writes a table with a header, under a temporary name first; None is an empty cell.
 
     Args:
-        rows: dicts, or named tuples.
+        rows: dicts, named tuples, or a table.
         path: the file.
     """
     with replacing(path) as temporary:
@@ -100,8 +100,8 @@ def title(metric: str) -> str:
 
 
 def number(value: float | None, sign: str = "") -> str:
-    """Three decimals with a true minus sign, or a dash for what has no value."""
-    return "–" if value is None else f"{value:{sign}.3f}".replace("-", "−")
+    """Three decimals with a true minus sign, or a dash for what has no value: None, or NaN."""
+    return "–" if value is None or value != value else f"{value:{sign}.3f}".replace("-", "−")
 
 
 def spread(values: Mapping[str, Any], sign: str = "") -> str:
@@ -181,7 +181,7 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     if spreads:
         parts.append(f"Between speakers (mean ± sd, lowest to highest): {'; '.join(spreads)}.\n")
     for column, group in summary["groups"].items():
-        parts += group_parts(column, group)
+        parts += group_parts(column, group["values"], group["gaps"])
     if summary["confusion"] is not None:
         parts.append(confusion_table(summary["emotions"], summary["confusion"], summary["recall"]))
     return "\n".join(parts)
@@ -198,21 +198,22 @@ def confusion_table(
     return markdown_table(["labelled \\ predicted", *emotions, "recall"], cells)
 
 
-def group_parts(column: str, group: Mapping[str, Any]) -> list[str]:
+def group_parts(
+    column: str, values: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
     """A table of the groups of a column, pooled over utterances, and their gaps.
 
     Args:
         column: such as gender.
-        group: "values" and "gaps", as of `Experiment.of_groups`.
+        values: by group, counts and scores.
+        gaps: by score, as of `groups.gaps`.
     """
-    values = group["values"]
-    scores = [n for n in next(iter(values.values())) if n not in ("utterances", "speakers")]
     rows = [
-        [value, str(own["utterances"]), str(own["speakers"]), *(number(own[n]) for n in scores)]
-        for value, own in values.items()
+        [group, *(str(n) if isinstance(n, int) else number(n) for n in own.values())]
+        for group, own in values.items()
     ]
-    table = markdown_table([column, "utterances", "speakers", *map(title, scores)], rows)
-    apart = [f"{title(name)} {gap_words(gap)}" for name, gap in group["gaps"].items()]
+    table = markdown_table([column, *map(title, next(iter(values.values())))], rows)
+    apart = [f"{title(name)} {gap_words(gap)}" for name, gap in gaps.items()]
     return [table] + ([f"Gaps by {column}: {'; '.join(apart)}.\n"] if apart else [])
 
 
