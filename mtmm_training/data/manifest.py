@@ -174,14 +174,7 @@ def _of_rows(path: Path, what: str, problems: dict[int, str]) -> str:
     return listing(f"{path}: {len(problems)} {what}", lines)
 
 
-def read_manifests(
-    paths: Sequence[str | Path],
-    *,
-    audio_dir: str | Path | None = None,
-    dimension_range: Sequence[float] = (1.0, 5.0),
-    audio_exists: bool = True,
-    groups: Sequence[str] = (),
-) -> list[Utterance]:
+def read_manifests(paths: Sequence[str | Path], **options: Any) -> list[Utterance]:
     """Reads one manifest or several, whose utterances are used together.
 
     Of several, ids become `<corpus>/<id>`. Speakers keep their names: one name is one person, in
@@ -190,22 +183,13 @@ def read_manifests(
 
     Args:
         paths: as `read_manifest` takes them.
-        audio_dir, dimension_range, audio_exists, groups: as of `read_manifest`, for all of them.
+        options: of `read_manifest`, for all of them.
 
     Raises:
         ValueError: two utterances have the same id, or a manifest is refused.
         FileNotFoundError: a manifest or audio files are missing.
     """
-    tables = [
-        read_manifest(
-            path,
-            audio_dir=audio_dir,
-            dimension_range=dimension_range,
-            audio_exists=audio_exists,
-            groups=groups,
-        )
-        for path in paths
-    ]
+    tables = [read_manifest(path, **options) for path in paths]
     if len(tables) == 1:
         return tables[0]
     manifests = Counter(name for table in tables for name in {u.speaker_id for u in table})

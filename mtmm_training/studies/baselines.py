@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -224,9 +225,19 @@ def run_fold(
     if config.reference != "none":
         home = {u.corpus for u in splits["train"]}
         references = PooledReferences.of_features(known, features["audio"], row_of, home)
-        predictions |= answer_with_references(
-            config, fitted, references, splits, predictions, features, told
-        )
+        references.fit(splits["train"], config.reference)
+
+        def answer(split: str, given: Any) -> Predictions:
+            moved = features | {"audio": references.standardised(given)}
+            return fitted.predict(moved, rows[split])
+
+        plain = dict(predictions)
+        told["reference"] = references.fit_strengths(
+            splits["validation"], plain["validation"], partial(answer, "validation")
+        ) | references.describe(splits["test"])
+        calibrate(known, plain["validation"])
+        given = references.given(splits["test"], plain["test"], config.reference)
+        predictions |= {"test": answer("test", given), "test_without_reference": plain["test"]}
     scores = calibrated_scores(predictions, splits["test"], known, config.group_by)
     results = {
         "fold": fold.name,
@@ -330,42 +341,3 @@ def shown(
     audio = features["audio"]
     means = audio.values[..., : audio.values.shape[-1] // 2]
     return features | {"audio": replace(audio, values=means)}
-
-
-def answer_with_references(
-    config: TrainConfig,
-    fitted: Fitted,
-    references: PooledReferences,
-    splits: dict[str, list[Utterance]],
-    plain: dict[str, Predictions],
-    features: dict[str, Features],
-    told: dict[str, Any],
-) -> dict[str, Predictions]:
-    """The test split's predictions by references of its own recordings, as training makes them.
-
-    Args:
-        config: The settings.
-        fitted: The regressions.
-        references: Are fitted on the train split.
-        splits: Utterances by split.
-        plain: Predictions by split, without references.
-        features: Those of all utterances.
-        told: Gets "reference", what is told of them in results.json.
-
-    Returns:
-        "test", and "test_without_reference".
-    """
-
-    def answer(split: str, given: Any) -> Predictions:
-        rows = np.array([references.rows[u.utterance_id] for u in splits[split]])
-        return fitted.predict(features | {"audio": references.standardised(given)}, rows)
-
-    known = references.model.config
-    references.fit(splits["train"], config.reference)
-    validation = plain["validation"]
-    told["reference"] = references.fit_strengths(
-        splits["validation"], validation, lambda given: answer("validation", given)
-    ) | references.describe(splits["test"])
-    calibrate(known, validation)
-    given = references.given(splits["test"], plain["test"], config.reference)
-    return {"test": answer("test", given), "test_without_reference": plain["test"]}

@@ -1,17 +1,15 @@
 """What is chosen from the data where no flag says it, and said: the preset, and how folds are made."""
 
 import argparse
-import json
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mtmm_training.data.corpora import read_corpus
-from mtmm_training.data.manifest import read_manifests
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.training.config import TrainConfig, from_options
+from mtmm_training.training.prepare import read_named
 
 # Of speech; below it the preset is small: RAVDESS, .9 hours, overfits the paper's sizes.
 SMALL_HOURS = 10.0
@@ -59,17 +57,7 @@ def _read(config: TrainConfig) -> list[Utterance]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        if config.manifest is None:
-            return read_corpus(
-                str(config.corpus), str(config.corpus_dir), **json.loads(config.corpus_options)
-            )
-        return read_manifests(
-            config.manifest,
-            audio_dir=config.audio_dir,
-            dimension_range=config.dimension_range,
-            audio_exists=False,
-            groups=config.group_by or (),
-        )
+        return read_named(config)
     finally:
         logging.disable(before)
 

@@ -31,6 +31,7 @@ from mtmm_training.training.regressions import (
     Task,
     inner_splits,
     label_columns,
+    matching_line,
 )
 from reference_mtmm import standardise
 
@@ -210,11 +211,7 @@ def fit_output(task: Task, inputs: np.ndarray, inner: Splits) -> Fitted:
         everything[row] = own
     if not task.is_emotion:
         seen = np.array([row for row in best[2] if known[row]])
-        labels, shown = task.labels[seen], everything[seen, 0]
-        # Ridge shrinks its predictions towards their mean, which CCC punishes: they get the mean
-        # and deviation of the labels.
-        slope = float(labels.std() / shown.std()) if np.ptp(shown) else 1.0
-        offset = float(labels.mean() - slope * shown.mean())
+        offset, slope = matching_line(task.labels[seen], everything[seen, 0])
         values = slope * everything[:, 0] + offset
         return Fitted(slope * weight @ turn, slope * bias + offset, values, best[1])
     return Fitted(weight @ turn, bias, everything, best[1])
@@ -331,38 +328,37 @@ def mix_logits(
     task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, float, tuple[float, float]]:
     """The validation split's logits, the fusion's share, and the factors of the two."""
-    labels = task.labels[rows]
-    known = task.known[rows]
-    temperatures = [
-        fit_temperature(logits[known], labels[known]) for logits in (regression, fusion)
-    ]
-    a, b = regression / temperatures[0], fusion / temperatures[1]
-    share = fusion_share(
-        lambda w, picked: task.score(((1 - w) * a + w * b)[picked], rows[picked]),
-        np.flatnonzero(known),
-    )
-    factors = (1 - share) / temperatures[0], share / temperatures[1]
-    return (1 - share) * a + share * b, share, factors
+    labels, known = task.labels[rows], task.known[rows]
+    first, second = (fit_temperature(own[known], labels[known]) for own in (regression, fusion))
+    mixed, share = mix(task, regression / first, fusion / second, rows)
+    return mixed, share, ((1 - share) / first, share / second)
 
 
 def mix_values(
+    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray, config: TrainConfig
+) -> tuple[np.ndarray, float]:
+    """The validation split's values of a dimension, and the fusion's share; mixed as logits."""
+    low, high = config.dimension_range
+    both = [torch.from_numpy(np.asarray(own, np.float64)) for own in (regression, fusion)]
+    logits = (as_logits(own, (low, high)).numpy() for own in both)
+    return mix(task, *logits, rows, lambda mixed: low + (high - low) / (1 + np.exp(-mixed)))
+
+
+def mix(
     task: Task,
     regression: np.ndarray,
     fusion: np.ndarray,
     rows: np.ndarray,
-    config: TrainConfig,
+    answers: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> tuple[np.ndarray, float]:
-    """The validation split's values of a dimension, and the fusion's share; mixed as logits."""
-    low, high = config.dimension_range
-    both = [torch.from_numpy(np.asarray(v, np.float64)) for v in (regression, fusion)]
-    a, b = (as_logits(values, (low, high)).numpy() for values in both)
+    """The validation split's answers, made of the sum of the two, and the fusion's share in it."""
 
-    def values(w: float) -> np.ndarray:
-        return low + (high - low) / (1 + np.exp(-((1 - w) * a + w * b)))
+    def mixed(share: float) -> np.ndarray:
+        return answers((1 - share) * regression + share * fusion)
 
     known = np.flatnonzero(task.known[rows])
-    share = fusion_share(lambda w, picked: task.score(values(w)[picked], rows[picked]), known)
-    return values(share), share
+    share = fusion_share(lambda w, picked: task.score(mixed(w)[picked], rows[picked]), known)
+    return mixed(share), share
 
 
 def fusion_share(score: Callable[[float, np.ndarray], float], known: np.ndarray) -> float:

@@ -123,46 +123,41 @@ def read_data(config: TrainConfig) -> Data:
             print(f"skipped: {unusable(bad, utterances)}")
         utterances = [u for u in utterances if u.utterance_id not in bad]
     recordings = Recordings(folder)
+    how: dict[str, Any] = {"recordings": recordings, "script_disjoint": config.script_disjoint}
     if config.test_speakers:
         speakers = config.validation_speakers, config.test_speakers
         folds = [fold_from_speakers(utterances, *speakers, recordings=recordings)]
     elif config.folds_file is not None:
-        folds = load_folds(
-            config.folds_file,
-            utterances,
-            script_disjoint=config.script_disjoint,
-            recordings=recordings,
-        )
+        folds = load_folds(config.folds_file, utterances, **how)
     else:
-        folds = make_folds(
-            utterances,
-            config.protocol,
-            k=config.k,
-            seed=config.seed,
-            improvised_only=config.improvised_only,
-            script_disjoint=config.script_disjoint,
-            recordings=recordings,
-        )
+        how |= {"k": config.k, "seed": config.seed, "improvised_only": config.improvised_only}
+        folds = make_folds(utterances, config.protocol, **how)
     return Data(utterances, bad, folds, recordings)
+
+
+def read_named(config: TrainConfig, audio_exists: bool = False) -> list[Utterance]:
+    """The utterances of the manifests, or the corpus, that the flags name, as they are there.
+
+    Args:
+        config: The flags.
+        audio_exists: Whether to refuse a manifest's rows whose audio file is missing.
+    """
+    if config.manifest is None:
+        options, official = json.loads(config.corpus_options), config.protocol == "official"
+        place = str(config.corpus), str(config.corpus_dir)
+        return read_corpus(*place, official_split=official, **options)
+    return read_manifests(
+        config.manifest,
+        audio_dir=config.audio_dir,
+        dimension_range=tuple(config.dimension_range),
+        audio_exists=audio_exists,
+        groups=config.group_by or (),
+    )
 
 
 def read_all(config: TrainConfig) -> list[Utterance]:
     """The utterances that the flags name, usable or not."""
-    if config.manifest is not None:
-        utterances = read_manifests(
-            config.manifest,
-            audio_dir=config.audio_dir,
-            dimension_range=tuple(config.dimension_range),
-            audio_exists=config.on_error == "stop",
-            groups=config.group_by or (),
-        )
-    else:
-        utterances = read_corpus(
-            str(config.corpus),
-            str(config.corpus_dir),
-            official_split=config.protocol == "official",
-            **json.loads(config.corpus_options),
-        )
+    utterances = read_named(config, audio_exists=config.on_error == "stop")
     hidden = {"audio", "text"} - set(config.modalities)
     kept = [
         u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)

@@ -254,14 +254,19 @@ def fit_regression(
     regression = Regression(task, chosen, models, number)
     if not task.is_emotion:
         seen = np.flatnonzero(number)
-        known, shown = labels[seen], regression.predict(features, seen)
-        # Ridge regression shrinks its predictions towards their mean, which CCC punishes: they get
-        # the mean and sd of the labels.
-        if np.ptp(shown) > 0:
-            slope = known.std() / shown.std()
-            regression = replace(regression, line=(known.mean() - slope * shown.mean(), slope))
+        line = matching_line(labels[seen], regression.predict(features, seen))
+        regression = replace(regression, line=line)
     strength = {name.removeprefix("model__"): value for name, value in found.best_params_.items()}
     return regression, {"layers": chosen, **strength, "inner_score": found.best_score_}
+
+
+def matching_line(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+    """Offset and slope that give predictions the mean and deviation of the labels.
+
+    Ridge regression shrinks its predictions towards their mean, which CCC punishes.
+    """
+    slope = float(labels.std() / predicted.std()) if np.ptp(predicted) else 1.0
+    return float(labels.mean() - slope * predicted.mean()), slope
 
 
 def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:
