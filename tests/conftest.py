@@ -1,10 +1,11 @@
 """What several test files share: the tiny model and its processor, a trained demo, two processes."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,4 +200,61 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embedded")
     write_corpus(folder / "corpus", utterances=50)
     write_encoders(folder / "encoders")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_pipe(make_model: MakeModel, whisper_processor: MTMMProcessor) -> MTMMPipeline:
+    """A log-mel model with all that an answer may have."""
+    bert = {"model_type": "bert", "num_hidden_layers": 1, "vocab_size": 128}
+    bert |= {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    fields: dict[str, Any] = {
+        "temperature": 1.7, "min_confidence": 0.3, "trained_outputs": TRAINED,
+        "rated_dimensions": ("valence",), "familiarity": True, "calibrated_on": "votes",
+        "reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0),
+        "training_data": {"corpora": {"synthetic": 9}, "speakers": 2, "artificial": ["synthetic"]},
+    }  # fmt: skip
+    texts = bert | {"max_position_embeddings": 64}
+    model = make_model(audio_config=WHISPER, text_config=texts, **fields)
+    with torch.no_grad():
+        model.fusion.reference_mean.normal_(generator=torch.Generator().manual_seed(0))
+        model.fusion.reference_deviation.fill_(0.7)
+        model.fusion.expected_states.normal_(generator=torch.Generator().manual_seed(1))
+    return MTMMPipeline(model=model, processor=whisper_processor)
+
+
+@pytest.fixture(scope="session")
+def exported(exported_pipe: MTMMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its export, made once for all workers."""
+    from mtmm_training.publishing.folder import write_folder
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "exported"
+    with FileLock(root / "exported.lock"):
+        if not folder.is_dir():
+            write_folder(exported_pipe.model, exported_pipe.processor, root / "exporting")
+            (root / "exporting").rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no Chromium; on Debian run `apt-get install chromium`")
+    with playwright.sync_playwright() as started:
+        # Containers' root may not use the sandbox, and the page is our own; the microphone beeps.
+        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+        arguments += ["--use-fake-ui-for-media-stream"]
+        opened = started.chromium.launch(executable_path=chromium, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("MTMM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -307,21 +307,6 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"the demo did not start:\n{log.read_text()}")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium; on Debian run `apt-get install chromium`")
-    with playwright.sync_playwright() as started:
-        # Containers' root may not use the sandbox, and the page is our own; the microphone beeps.
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
-        arguments += ["--use-fake-ui-for-media-stream"]
-        opened = started.chromium.launch(executable_path=chromium, args=arguments)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
     """Open the page in a window of some size; in the end, it asked no other host for anything."""
@@ -341,13 +326,6 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         context.close()
     urls = [urlsplit(url) for url in asked]
     assert {url.hostname for url in urls if url.scheme in ("http", "https")} == {"127.0.0.1"}
-
-
-@pytest.fixture(scope="module")
-def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("MTMM_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def upload(page: Any, path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import CHECKOUT, RATE, TRAINED, WHISPER, noise
+from conftest import CHECKOUT, RATE, noise
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install -e '.[onnx]'")
 
 from transformers.exporters.base import ExportedModel as TransformersExport
 
-from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from modeling_mtmm import MTMMPipeline
 from mtmm_training.publishing import export as export_module
 from mtmm_training.publishing.folder import write_folder
 
-ENCODER = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-BERT = ENCODER | {
-    "model_type": "bert", "num_hidden_layers": 1, "vocab_size": 128, "max_position_embeddings": 64,
-}  # fmt: skip
-TAKES = {"reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0)}
 WORDS = [{"text": "so", "start": 0.1, "end": 0.3}, {"text": "there", "start": 1.2, "end": 1.4}]
 SEGMENTS: list[dict[str, Any]] = [
     {"start": 0.1, "end": 0.9, "text": "yes"},
@@ -39,32 +34,25 @@ Exports = dict[str, mtmm_runtime.Predictor]
 
 
 @pytest.fixture(scope="module")
-def pipe(make_model: Callable[..., MTMMModel], whisper_processor: MTMMProcessor) -> MTMMPipeline:
-    """A log-mel model with all that an answer may have."""
-    fields = {"temperature": 1.7, "min_confidence": 0.3, "trained_outputs": TRAINED}
-    fields |= {"rated_dimensions": ("valence",), "familiarity": True, "calibrated_on": "votes"}
-    model = make_model(audio_config=WHISPER, text_config=BERT, **TAKES, **fields)
-    with torch.no_grad():
-        model.fusion.reference_mean.normal_(generator=torch.Generator().manual_seed(0))
-        model.fusion.reference_deviation.fill_(0.7)
-        model.fusion.expected_states.normal_(generator=torch.Generator().manual_seed(1))
-    return MTMMPipeline(model=model, processor=whisper_processor)
+def pipe(exported_pipe: MTMMPipeline) -> MTMMPipeline:
+    return exported_pipe
 
 
 @pytest.fixture(scope="module")
-def exports(pipe: MTMMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports(
+    pipe: MTMMPipeline, exported: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Exports:
     """By precision; the graph is traced and converted once, which takes the time."""
     folder = tmp_path_factory.mktemp("exports")
     model, processor = pipe.model, pipe.processor
-    write_folder(model, processor, folder / "float32")
-    graph = (folder / "float32" / "model.onnx").read_bytes()
+    graph = (exported / "model.onnx").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "trace", lambda *_: None)
         patch.setattr(export_module, "_write", lambda *given: given[-1].write_bytes(graph))
         write_folder(model, processor, folder / "float16", "float16")
         write_folder(model, processor, folder / "int8", "int8")
-    names = ("float32", "float16", "int8")
-    return {name: mtmm_runtime.load(folder / name, threads=1) for name in names}
+    folders = {"float32": exported, "float16": folder / "float16", "int8": folder / "int8"}
+    return {name: mtmm_runtime.load(place, threads=1) for name, place in folders.items()}
 
 
 def recording(seconds: float, rate: int = RATE) -> bytes:

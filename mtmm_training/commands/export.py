@@ -3,6 +3,7 @@
 examples:
   mtmm export out/run/model exported
   mtmm export out/run/model exported --precision int8 --run out/run
+  mtmm export out/run/model exported --precision int8 --page
   mtmm export out/run/model out/mtmm.pt2
 
 The folder has the graph (model.onnx), the tokenizer, and a manifest of all else that it takes.
@@ -20,6 +21,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32",
         help="float16 halves the size; int8 quarters the linear layers', and runs faster")  # fmt: skip
     parser.add_argument("--run", help="run folder on whose test split to measure the cost")
+    parser.add_argument("--page", action="store_true",
+        help="add a page that predicts in a browser; fetches two packages of npm, once")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,7 +30,8 @@ def run(options: argparse.Namespace) -> None:
         (options.out.endswith(".onnx"), f"{options.out} is a file's name; give a folder, such as exported"),
         (options.out.endswith(".pt2") and options.precision != "float32",
          "--precision is for a folder; a .pt2 has float32"),
+        (options.out.endswith(".pt2") and options.page, "--page is for a folder"),
     )  # fmt: skip
     from mtmm_training.publishing.folder import export_model
 
-    print(export_model(options.model, options.out, options.precision, run=options.run))
+    print(export_model(options.model, options.out, options.precision, options.run, options.page))

@@ -16,6 +16,7 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.data.files import sweep, writing
+from mtmm_training.publishing.browser import write_page
 from mtmm_training.publishing.export import Precision, describe, export, size_of
 from mtmm_training.publishing.exported import ExportedModel
 from mtmm_training.publishing.parity import measure
@@ -34,6 +35,7 @@ def export_model(
     out: str | Path,
     precision: Precision = "float32",
     run: str | Path | None = None,
+    page: bool = False,
 ) -> str:
     """Export a saved model, and say how large it is and what it costs.
 
@@ -42,13 +44,14 @@ def export_model(
         out: folder to write, or a file that ends in .pt2.
         precision: as of `export`.
         run: folder of a run, on whose test split both predict; needs the training extra.
+        page: add the page that predicts in a browser.
 
     Returns:
         Lines to print.
 
     Raises:
-        ValueError, OSError: as `export`; the run is not finished, or its data is away; or `out` is a
-            folder of something else.
+        ValueError, OSError: as `export` and `write_page`; the run is not finished, or its data is
+            away; or `out` is a folder of something else.
     """
     test = None
     if run is not None:  # first: it is quick to fail
@@ -63,6 +66,8 @@ def export_model(
             graph, difference = out, export(loaded, processor, staged)
         else:
             graph, difference = out / GRAPH, write_folder(loaded, processor, staged, precision)
+            if page:
+                write_page(staged, "/".join(Path(model).parts[-2:]), loaded.config)
     before = f", before {precision}" if precision != "float32" else ""
     lines = [
         f"{out}: {size_of(graph) / 1e6:.1f} MB; the graph differs from the model by {difference:.1e} at "

@@ -1,0 +1,19 @@
+// Loads the model and predicts beside the page, which stays responsive.
+
+import {Predictor} from "./predictor.js";
+
+const tell = (kind, content) => postMessage({kind, content});
+const loading = Predictor.load(new URL("../", import.meta.url), (loaded, size) => tell("loading", {loaded, size}));
+loading.then(
+  ({manifest}) => tell("ready", manifest),
+  (error) => tell("broken", error.message),
+);
+
+onmessage = async ({data: {channels, text, isCall}}) => {
+  try {
+    const predictor = await loading;
+    tell("answer", await predictor.predict(channels, text, isCall, (share) => tell("progress", share)));
+  } catch (error) {
+    tell("refused", error.message);
+  }
+};
