@@ -7,7 +7,7 @@ often that is so for speakers that nothing was chosen by.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ NO_INPUTS = set("emotion_labels dimension_labels emotion_votes".split())
 NO_INPUTS |= set("dimension_weights dimension_ratings utterance_ids".split())
 
 Rows = dict[str, torch.Tensor]
+
+
+class _Pooled(Exception):
+    """Ends a forward pass once its states are pooled: fusion and heads are not asked."""
 
 
 def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
@@ -71,12 +75,11 @@ def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
     found: Rows = {}
 
     def keep(module: Any, streams: Any) -> None:
-        for modality, states, mask in zip(MODALITIES, streams[::2], streams[1::2], strict=True):
+        for modality, states, mask in zip(MODALITIES, streams[:4:2], streams[1:4:2], strict=True):
             means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
             rows[modality].extend(means.float().cpu().numpy())
 
-    assert model.familiarity is not None  # the caller has added it
-    hook = model.familiarity.register_forward_pre_hook(keep)
+    hook = model.fusion.register_forward_pre_hook(keep)
     try:
         yield found
     finally:
@@ -110,10 +113,17 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
         loader = make_loader(loader.dataset, batches, collate, workers=job.config.workers)
     model.eval()
     with pooled_inputs(job, model) as rows:
+        stop = model.fusion.register_forward_pre_hook(_end_forward)
         for batch in loader:
             inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
-            model(**send_to_device(inputs, job.accelerator.device))
+            with suppress(_Pooled):
+                model(**send_to_device(inputs, job.accelerator.device))
+        stop.remove()
     return rows
+
+
+def _end_forward(module: Any, streams: Any) -> None:
+    raise _Pooled
 
 
 def _drawn(job: Job, process: int | None = None) -> list[int]:
