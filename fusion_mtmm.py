@@ -371,10 +371,11 @@ def align_weights(value_lengths: Tensor, key_lengths: Tensor, values: int, keys:
     i = torch.arange(keys, device=device, dtype=dtype)[None, :, None]
     j = torch.arange(values, device=device, dtype=dtype)[None, None, :]
     position = ((i + 0.5) * n_v / n_k - 0.5).clamp(min=0).minimum(n_v - 1)
-    interpolated = (1 - (position - j).abs()).clamp(min=0)
+    # In place: on a CPU, fresh memory for (batch, keys, values) costs as much as the arithmetic.
+    interpolated = (position - j).abs_().neg_().add_(1).clamp_(min=0)
     start, stop = i * n_v / n_k, (i + 1) * n_v / n_k
-    overlap = (torch.minimum(stop, j + 1) - torch.maximum(start, j)).clamp(min=0)
-    return torch.where(n_v <= n_k, interpolated, overlap * n_k / n_v)
+    overlap = torch.minimum(stop, j + 1).sub_(torch.maximum(start, j)).clamp_(min=0)
+    return torch.where(n_v <= n_k, interpolated, overlap.mul_(n_k).div_(n_v))
 
 
 def _swap_values(acoustic: Stream, linguistic: Stream) -> tuple[Tensor, Tensor]:
