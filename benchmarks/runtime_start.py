@@ -64,7 +64,7 @@ def main() -> None:
         torch_ms = pipeline_ms(predict, inputs[0], arguments.rounds)
         print(f"the pipeline with torch: {torch_ms:.1f} ms for one utterance")
         print(f"{'':<10}{'MB':>8}{'largest difference':>20}{'ms':>9}{'start s':>9}{'CPU s':>7}")
-        for precision in ("float32", "float16", "int8"):
+        for precision in ("float32", "float16", "int8")[: 1 if arguments.quick else 3]:
             write_folder(predict.model, predict.processor, folder / precision, precision)
             row = measure(folder, precision, predict, inputs, arguments)
             print(
@@ -101,7 +101,7 @@ def measure(
     found = json.loads(done.stdout)
     apart = batched_pipeline.numbers(found["answers"]) - batched_pipeline.numbers(predict(inputs))
     starts = []
-    for _ in range(3):
+    for _ in range(min(3, arguments.rounds)):
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         first = [*command, FIRST, str(export), str(folder / "0.wav")]
         subprocess.run(first, env=path, check=True)
