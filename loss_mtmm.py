@@ -76,7 +76,8 @@ def multi_task_loss(
         if reduce_sum is not None:
             sums = reduce_sum(sums)
         cross_entropy, weight = sums[0], sums[1]
-        emotion_loss = cross_entropy / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        # 1, not the least number: over that a gradient of zero would be infinite times zero.
+        emotion_loss = cross_entropy / torch.where(weight > 0, weight, 1.0)
         terms = _one_minus_concordance(sums[2 : 2 + count].view(dimension_sums.shape)).unbind()
         # One by one: a tensor of the weights would be a copy to the device that its host waits for.
         dimension_loss = sum(

@@ -202,6 +202,9 @@ def test_hard_labels_are_one_vote(smoothing: float) -> None:
     assert soft.item() == pytest.approx(hard.item(), abs=1e-12)
     nobody = multi_task_loss(config, logits, predictions, emotion_votes=torch.zeros(12, 4))[0]
     assert nobody.item() == 0 and torch.autograd.grad(nobody, logits)[0].abs().max() == 0
+    single = logits.detach().float().requires_grad_()  # the sums are float64 all the same
+    nobody = multi_task_loss(config, single, predictions, emotion_votes=torch.zeros(12, 4))[0]
+    assert torch.autograd.grad(nobody, single)[0].abs().max() == 0
 
 
 def test_votes_weigh_by_how_many_there_are() -> None:
