@@ -94,6 +94,10 @@ class MTMMConfig(PreTrainedConfig):
         audio_layers (`tuple[int]`): Which of the acoustic encoder's hidden states "weighted"
             mixes, 0 = the input of its first layer; None = all of them.
         text_layers (`tuple[int]`): The same for the linguistic encoder.
+        audio_window_s (`int`): Seconds to which the window of a pretrained encoder of Whisper's kind is
+            cut; None = as it is.
+        encoder_sources (`dict`): Where a heads-only model's encoders are: {"audio": {"id":
+            "owner/name", "revision": commit or None}, "text": ...}; None = with the model.
         acoustic_stride (`int`): So many consecutive frames are averaged into one acoustic state,
             before everything else; 1 = none are, as in the paper. 5 turns 50 frames a second into
             10 states and makes fusion and cache about 5 times cheaper (docs/LOG.md has its effect).
@@ -185,6 +189,8 @@ class MTMMConfig(PreTrainedConfig):
     encoder_layers: Literal["last", "weighted"] = "last"
     audio_layers: list[int] | tuple[int, ...] | None = None
     text_layers: list[int] | tuple[int, ...] | None = None
+    audio_window_s: int | None = None
+    encoder_sources: dict[str, Any] | None = None
     acoustic_stride: int = 1
     hidden_size: int = 1024
     num_attention_heads: int = 16
@@ -399,6 +405,7 @@ class MTMMConfig(PreTrainedConfig):
             ),
             ("dimension_loss_weights", all_finite, "finite and at least 0, as emotion_loss_weight"),
             ("emotion_loss_weight", any_loss, "above 0, or one of dimension_loss_weights"),
+            ("audio_window_s", (self.audio_window_s or 1) >= 1, "at least 1, or None"),
         ):
             self._require(name, holds, allowed)
 

@@ -38,19 +38,46 @@ def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return _encoder_of(AutoModel.from_config(config))
 
 
-def load_encoder(name_or_path: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedConfig]:
+def load_encoder(
+    name_or_path: str,
+    dtype: torch.dtype | str,
+    positions: int | None = None,
+    use_safetensors: bool | None = None,
+    **hub: Any,
+) -> tuple[PreTrainedModel, PreTrainedConfig]:
     """A pretrained encoder and the configuration that builds it, without layer drop and SpecAugment.
 
     A dropped layer has no gradient, and SpecAugment fails on very short recordings.
+
+    Args:
+        name_or_path: Folder or Hub id.
+        dtype: Type of its weights; "auto" = as they were saved.
+        positions: How many of the positions of Whisper's kind are kept; None = all.
+        use_safetensors: Whether files of another kind are refused.
+        hub: Revision, token, cache and the like, as of `from_pretrained`.
+
+    Raises:
+        ValueError: The encoder has not so many positions.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
+    config = AutoConfig.from_pretrained(name_or_path, **hub)
     for field in ("layerdrop", "encoder_layerdrop"):
         if hasattr(config, field):
             setattr(config, field, 0.0)
     if hasattr(config, "apply_spec_augment"):
         config.apply_spec_augment = False
-    model = AutoModel.from_pretrained(name_or_path, config=config, dtype=dtype, weights_only=True)
-    return _encoder_of(model), model.config
+    how: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": use_safetensors}
+    model = AutoModel.from_pretrained(name_or_path, weights_only=True, **how, **hub)
+    encoder: Any = _encoder_of(model)
+    if positions is not None:
+        has = getattr(model.config, "max_source_positions", 0)
+        if positions > has:
+            raise ValueError(f"{name_or_path} has {has} positions, and {positions} are wanted.")
+        if positions < has:
+            table = encoder.embed_positions
+            table.weight = nn.Parameter(table.weight[:positions].clone(), requires_grad=False)
+            table.num_embeddings = positions
+            encoder.max_source_positions = model.config.max_source_positions = positions
+    return encoder, model.config
 
 
 def _encoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -323,29 +350,6 @@ def as_mask(mask: Tensor | None, values: Tensor, axes: tuple[int, int]) -> Tenso
         return mask != 0
     sizes = [values.shape[axis] for axis in axes]
     return torch.ones(sizes, dtype=torch.bool, device=values.device)
-
-
-def mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
-    """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
-    assert layers is not None, "without `output_attentions`"
-    weights = torch.stack(layers)
-    return weights.to(torch.promote_types(weights.dtype, torch.float32)).mean(dim=(0, 2, 3))
-
-
-def refuse_other_weights(name: Any, found: dict[str, Any], told: bool) -> None:
-    """`found` is what transformers tells of loading; `told`: the caller will read of it."""
-    kinds = (
-        ("missing", () if told else found["missing_keys"]),
-        ("of another shape", {key for key, *_ in found["mismatched_keys"]}),
-        ("left over", () if told else found["unexpected_keys"]),
-    )
-    problems = [f"{len(keys)} {words}, such as {min(keys)!r}" for words, keys in kinds if keys]
-    if problems:
-        raise ValueError(
-            f"{name} does not have the weights that its configuration describes: {'; '.join(problems)}. "
-            "Give the folder as it was saved; to draw new weights in their place, and train them, give "
-            "ignore_mismatched_sizes=True."
-        )
 
 
 def refuse_rows(

@@ -21,14 +21,12 @@ from transformers.utils.generic import can_return_tuple
 # saving a model takes their files along: transformers copies what a model's file imports.
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
+        from .composing_mtmm import MTMMLoading
         from .configuration_mtmm import MTMMConfig
         from .encoders_mtmm import (
             UNUSED_WEIGHTS,
-            MTMMEncoders,
             build_encoder,
             load_encoder,
-            mean_attention,
-            refuse_other_weights,
             refuse_rows,
         )
         from .familiarity_mtmm import MTMMFamiliarity
@@ -40,14 +38,12 @@ try:
         from .processing_mtmm import MTMMProcessor
         from .reference_mtmm import Reference, refuse_others, standardisation, standardise
 except ImportError:
+    from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
     from encoders_mtmm import (
         UNUSED_WEIGHTS,
-        MTMMEncoders,
         build_encoder,
         load_encoder,
-        mean_attention,
-        refuse_other_weights,
         refuse_rows,
     )
     from familiarity_mtmm import MTMMFamiliarity
@@ -62,9 +58,10 @@ except ImportError:
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
 LEAST_DEVIATION, MOST_DEVIATION = 0.005, 0.495
+POSITIONS_A_SECOND = 50  # of Whisper's encoder
 
 
-class MTMMModel(MTMMEncoders):
+class MTMMModel(MTMMLoading):
     """Emotions and dimensions of utterances, from audio, text or both.
 
     Built from a configuration alone, with random weights. [`from_encoders_pretrained`] starts from
@@ -170,42 +167,6 @@ class MTMMModel(MTMMEncoders):
         self.config.trained_outputs = tuple(kept)
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> "MTMMModel":
-        """Load a saved model; as `PreTrainedModel.from_pretrained`, with its frozen encoders frozen.
-
-        transformers draws weights that it does not find at random, and goes on with a warning. Here
-        that must be asked for: by `ignore_mismatched_sizes=True`, or by `output_loading_info=True`
-        where weights are missing or left over, since the caller is then told.
-
-        Raises:
-            ValueError: The weights are not those that the configuration describes.
-            OSError: A file is missing or damaged.
-        """
-        name = pretrained_model_name_or_path
-        told = kwargs.pop("output_loading_info", False)
-        # Without a name the caller brings the weights, and those that are missing are drawn.
-        drawn = kwargs.pop("ignore_mismatched_sizes", False) or name is None
-        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        try:
-            loaded: Any = super().from_pretrained(name, *args, **kwargs)
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise OSError(
-                f"The weights in {name} are damaged ({error}); copy or save them again."
-            ) from error
-        model, found = loaded
-        if not drawn:
-            refuse_other_weights(name, found, told)
-        mismatched = {key for key, *_ in found["mismatched_keys"]}
-        model._forget_outputs(found["missing_keys"] | mismatched)
-        model._freeze_encoders()  # loading makes new parameters, all of them with gradients
-        answer: Any = (model, found) if told else model
-        return answer
-
-    @classmethod
     def from_encoders_pretrained(
         cls, audio: str, text: str, *, dtype: torch.dtype = torch.float32, **config_fields: Any
     ) -> "MTMMModel":
@@ -222,7 +183,9 @@ class MTMMModel(MTMMEncoders):
             ValueError: A field is not allowed.
             OSError: An encoder cannot be found.
         """
-        audio_model, audio_config = load_encoder(audio, dtype)
+        window_s = config_fields.get("audio_window_s")
+        positions = None if window_s is None else POSITIONS_A_SECOND * window_s
+        audio_model, audio_config = load_encoder(audio, dtype, positions)
         text_model, text_config = load_encoder(text, dtype)
         config = MTMMConfig(
             audio_config=audio_config, text_config=text_config, dtype=dtype, **config_fields
@@ -246,11 +209,6 @@ class MTMMModel(MTMMEncoders):
         """As `nn.Module.train`; a frozen encoder goes back to eval mode at its next forward pass."""
         self._record_trained_outputs()
         return super().train(mode)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`."""
-        self._record_trained_outputs()
-        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # of transformers
     def forward(
@@ -445,8 +403,8 @@ class MTMMModel(MTMMEncoders):
         if not self.config.use_bridge_tokens:
             raise ValueError("Contributions are read from bridge tokens, which this model has not.")
         a_mask, l_mask = acoustic_attention_mask != 0, linguistic_attention_mask != 0
-        a_read = mean_attention(output.acoustic_bridge_attentions)
-        l_read = mean_attention(output.linguistic_bridge_attentions)
+        a_read = _mean_attention(output.acoustic_bridge_attentions)
+        l_read = _mean_attention(output.linguistic_bridge_attentions)
         acoustic, linguistic = a_read, l_read
         if self.config.bridge_wiring == "crossed":
             acoustic, linguistic = carry_to_values(a_read, a_mask, l_read, l_mask)
@@ -463,6 +421,13 @@ class MTMMModel(MTMMEncoders):
         known, weights = self.config.trained_outputs, self.config.loss_weights
         new = [name for name in seen if seen[name] and weights[name] > 0 and name not in known]
         self.config.trained_outputs = (*known, *new)
+
+
+def _mean_attention(layers: tuple[Tensor, ...] | None) -> Tensor:
+    """Over layers, heads and bridge tokens: (batch, keys), float32 at least."""
+    assert layers is not None, "without `output_attentions`"
+    weights = torch.stack(layers)
+    return weights.to(torch.promote_types(weights.dtype, torch.float32)).mean(dim=(0, 2, 3))
 
 
 def _first_given(*inputs: Tensor | None) -> Tensor:

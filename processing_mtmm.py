@@ -4,6 +4,7 @@ Uploaded to the Hub beside the weights. Files are decoded in audio_mtmm.py.
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ try:
             samples_of,
             to_mono,
         )
+        from .composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
         from .encoders_mtmm import receptive_field
         from .timeline_mtmm import clean_transcript
 except ImportError:
@@ -43,6 +45,7 @@ except ImportError:
         samples_of,
         to_mono,
     )
+    from composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
     from encoders_mtmm import receptive_field
     from timeline_mtmm import clean_transcript
 
@@ -71,6 +74,7 @@ class MTMMProcessor(ProcessorMixin):
         min_duration_s (`float`): Shortest audio, seconds: the acoustic encoder's receptive field.
         max_duration_s (`float`): Longest audio, seconds. A log-mel encoder's window bounds it too.
         max_tokens (`int`): Longest transcript in tokens, special tokens included.
+        vocabulary_digest (`str`): Digest by which a heads-only model knows its tokenizer.
     """
 
     valid_processor_kwargs = MTMMProcessorKwargs
@@ -82,38 +86,95 @@ class MTMMProcessor(ProcessorMixin):
         min_duration_s: float = 0.025,
         max_duration_s: float = LONGEST_WAVEFORM_S,
         max_tokens: int = 512,
+        vocabulary_digest: str | None = None,
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
         feature_extractor.padding_side = "right"  # the model's masks have real positions first
         self.min_duration_s = min_duration_s
         self.max_duration_s = max_duration_s
         self.max_tokens = max_tokens
+        self.vocabulary_digest = vocabulary_digest
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MTMMProcessor":
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        encoders: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> "MTMMProcessor":
         """Load a saved processor; as `ProcessorMixin.from_pretrained`.
 
         This class is at hand already, so the folder's own code is not asked for.
+
+        Args:
+            pretrained_model_name_or_path, *args, **kwargs: As there.
+            encoders: Encoders in the place of those that a heads-only model names, as for
+                [`MTMMModel.from_pretrained`]; the text encoder's folder has the tokenizer.
+
+        Raises:
+            ValueError: The tokenizer is not the one that the model was trained with.
         """
+        name = pretrained_model_name_or_path
         kwargs.setdefault("trust_remote_code", False)
+        sources = encoder_sources(name, kwargs)
+        if sources is not None:
+            return cls._composed(name, sources, encoders or {}, kwargs)
         # The tokenizer's loader takes our configuration for an unknown one, and warns that it is ours.
         told = logging.getLogger("transformers.configuration_utils")
         told.addFilter(_is_of_others)
         try:
-            return super().from_pretrained(*args, **kwargs)
+            return super().from_pretrained(name, *args, **kwargs)
         finally:
             told.removeFilter(_is_of_others)
 
     @classmethod
-    def from_encoders_pretrained(cls, audio: str, text: str, **options: Any) -> "MTMMProcessor":
+    def _composed(
+        cls,
+        name: Any,
+        sources: Mapping[str, Any],
+        given: Mapping[str, str],
+        options: dict[str, Any],
+    ) -> "MTMMProcessor":
+        """The processor of a heads-only model, with the tokenizer of its text encoder."""
+        own = {key: options[key] for key in OWN_OPTIONS if key in options}
+        settings, _ = cls.get_processor_dict(name, **own)
+        where, hub = where_is("text", sources, given, options)
+        tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+        if tokenizer_digest(tokenizer) != settings.get("vocabulary_digest"):
+            raise ValueError(f"{where} does not have the tokenizer that {name} was trained with.")
+        return cls.from_args_and_dict(
+            [AutoFeatureExtractor.from_pretrained(name, **own), tokenizer], settings
+        )
+
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, heads_only: bool = False, **kwargs: Any
+    ) -> Any:
+        """As `ProcessorMixin.save_pretrained`; of a heads-only model without the tokenizer."""
+        self.vocabulary_digest = tokenizer_digest(self.tokenizer) if heads_only else None
+        if not heads_only:
+            return super().save_pretrained(save_directory, *args, **kwargs)
+        path = os.path.join(save_directory, "processor_config.json")
+        self.to_json_file(path)
+        return [path]
+
+    @classmethod
+    def from_encoders_pretrained(
+        cls, audio: str, text: str, audio_window_s: int | None = None, **options: Any
+    ) -> "MTMMProcessor":
         """The processor that belongs to two pretrained encoders.
 
         Args:
             audio: Folder or Hub id of the acoustic encoder, with its feature extractor.
             text: Folder or Hub id of the linguistic encoder, with its tokenizer.
+            audio_window_s: Seconds of Whisper's window, as in [`MTMMConfig`].
             options: Any of `min_duration_s`, `max_duration_s`, `max_tokens`.
         """
-        feature_extractor = AutoFeatureExtractor.from_pretrained(audio)
+        feature_extractor: Any = AutoFeatureExtractor.from_pretrained(audio)
+        if audio_window_s is not None:
+            samples = audio_window_s * feature_extractor.sampling_rate
+            feature_extractor.chunk_length, feature_extractor.n_samples = audio_window_s, samples
+            feature_extractor.nb_max_frames = samples // feature_extractor.hop_length
         tokenizer = AutoTokenizer.from_pretrained(text)
         audio_config, text_config = (
             AutoConfig.from_pretrained(audio),

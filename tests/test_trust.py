@@ -28,14 +28,16 @@ NEVER_IMPORTED |= {"subprocess", "multiprocessing", "socket", "ssl", "http", "ur
 NEVER_IMPORTED |= {"httpx", "httpx2", "ftplib", "importlib", "shutil", "tempfile", "pathlib", "sys"}
 NEVER_IMPORTED |= {"builtins", "code", "pty", "webbrowser", "zipfile", "tarfile", "glob", "yaml"}
 OS_NAMES = {"os.PathLike", "os.fspath", "os.fsdecode", "os.stat"}
-OS_NAMES |= {"os.path.exists", "os.path.getsize", "os.replace"}
+OS_NAMES |= {"os.path.exists", "os.path.getsize", "os.path.join", "os.replace"}
 TORCH_NEVER = {"torch.load", "torch.save", "torch.hub", "torch.jit", "torch.package"}
 NUMPY_NEVER = {"np.load", "np.save", "np.fromfile", "np.memmap", "np.genfromtxt", "np.loadtxt"}
 WRITERS = {"write", "write_text", "write_bytes", "tofile", "unlink", "rmdir", "mkdir", "makedirs"}
 WRITERS |= {"remove", "rename", "system", "popen", "savez", "urlopen", "fromfile"}
 DUNDERS = {"__globals__", "__subclasses__", "__builtins__", "__code__", "__reduce__", "__mro__"}
 # Where a name or path that the caller gave goes to the Hub or to disk.
-LOADERS = {"from_pretrained", "load_encoder", "from_encoders_pretrained"}
+LOADERS = {"from_pretrained", "load_encoder", "from_encoders_pretrained", "_composed"}
+# Of a heads-only model: its own weights, and the commit of the encoder that it names.
+CACHED = {"_composed", "_encoder"}
 SAVERS = {"save_pretrained"}
 FETCHERS = {"_fetch"}
 READER = re.compile(r"open\(\w+, 'rb'\)")
@@ -58,7 +60,8 @@ def objections(source: str, file: str) -> list[str]:
             name = ast.unparse(node)
             if node.attr in DUNDERS or any(name.startswith(n) for n in TORCH_NEVER | NUMPY_NEVER):
                 found.append(name)
-            if name.startswith("os.") and not any(n.startswith(name) for n in OS_NAMES):
+            allowed = OS_NAMES | ({"os.environ.get"} if function == "where_is" else set())
+            if name.startswith("os.") and not any(n.startswith(name) for n in allowed):
                 found.append(name)
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
@@ -70,7 +73,8 @@ def objections(source: str, file: str) -> list[str]:
             if last == "save_pretrained" and function not in SAVERS:
                 found.append(called)
             if last in ("get_session", "hf_hub_download", "snapshot_download", "cached_file"):
-                found += [] if function in FETCHERS and last == "get_session" else [called]
+                known = {"get_session": FETCHERS, "cached_file": CACHED}.get(last, set())
+                found += [] if function in known else [called]
             if last in ("getattr", "setattr", "delattr") and "__" in ast.unparse(node.args[1]):
                 found.append(ast.unparse(node))
             found += unsafe_options(node)

@@ -58,7 +58,9 @@ def load_processor(config: TrainConfig) -> MTMMProcessor:
     """The processor of the encoders, or of the model that was trained before."""
     if config.model is not None:
         return MTMMProcessor.from_pretrained(config.model)
-    return MTMMProcessor.from_encoders_pretrained(config.audio_encoder, config.text_encoder)
+    window_s = json.loads(config.model_config).get("audio_window_s")
+    encoders = config.audio_encoder, config.text_encoder
+    return MTMMProcessor.from_encoders_pretrained(*encoders, audio_window_s=window_s)
 
 
 def choose_trained(config: TrainConfig, model: MTMMModel) -> nn.Module:
