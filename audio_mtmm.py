@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname, urlopen
 
 import numpy as np
 
@@ -32,14 +34,10 @@ LOWEST_RATE, HIGHEST_RATE = 1000, 10**6  # Hz; 16 is meant to be kHz
 UNKNOWN_FRAMES = 2**62  # and more: libsndfile's count where the header has none
 MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
+SHOWN = 300  # letters of an address in a message
 BLOCK_S = 1.0  # of a file, read at a time
 LIVE_BLOCK_S = 0.1  # of a stream: nobody waits longer for a block than this
-SAMPLES = (
-    "array",
-    "raw",
-    "bytes",
-    "path",
-)  # where a dict has its audio; the first that is there counts
+SAMPLES = ("array", "raw", "bytes", "path")  # of a dict; the first that is there counts
 TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a path's place
 # What libsndfile's log says of a wav, aiff, au, caf or ogg file that it reads as a shorter one.
 HALF_PCM = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
@@ -250,9 +248,12 @@ def _open(source: Any) -> tuple[str, BinaryIO]:
         source = source.read()  # soundfile itself would need it to be seekable
     elif isinstance(source, (str, os.PathLike)):
         path = os.fsdecode(source)
-        if not path.lower().startswith(("http://", "https://")):
+        scheme = path[:8].lower().partition(":")[0]
+        if scheme == "file":
+            path = url2pathname(urlsplit(path).path)
+        if scheme not in ("http", "https", "data"):
             return repr(path), _open_path(path)
-        name, source = path, _fetch(path)
+        name, source = path[:SHOWN], fetch(path)
     if not isinstance(source, (bytes, bytearray, memoryview)):
         kind = type(source).__name__
         raise TypeError(f"{name} is {kind}; give a path, a URL, bytes or an open binary file.")
@@ -263,18 +264,22 @@ def _open_path(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        shown = repr(path[:300])  # it may be a transcript
+        shown = repr(path[:SHOWN])  # it may be a transcript
         raise type(error)(f"{shown} cannot be read ({error.strerror}). {TRANSCRIPT}") from error
 
 
-def _fetch(url: str) -> bytes:
+def fetch(url: str) -> bytes:
+    """What an http(s) or data: address has."""
     from huggingface_hub import get_session  # here: nothing else needs it
 
     try:
+        if url[:5].lower() == "data:":
+            with urlopen(url) as inside:
+                return inside.read()
         response = get_session().get(url, follow_redirects=True, timeout=URL_TIMEOUT_S)
         response.raise_for_status()
     except Exception as error:  # of whichever HTTP library huggingface_hub uses
-        raise OSError(f"{url} cannot be fetched ({error}).") from error
+        raise OSError(f"{url[:SHOWN]} cannot be fetched ({error}).") from error
     return response.content
 
 
@@ -391,7 +396,7 @@ def samples_of(audio: Any, sampling_rate: Any = None) -> tuple[Any, Any]:
     fields = dict(audio)  # datasets gives rows whose values are made when they are asked for
     found = [fields[key] for key in SAMPLES if fields.get(key) is not None]
     if not found or set(fields) - {*SAMPLES, "sampling_rate"}:
-        keys = sorted(map(str, fields))
+        keys = f"{sorted(map(str, fields))!s:.{SHOWN}}"
         raise ValueError(f"An audio dict has the keys {keys}; give one of {', '.join(SAMPLES)}.")
     return found[0], fields.get("sampling_rate", sampling_rate)
 

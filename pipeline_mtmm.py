@@ -21,7 +21,7 @@ try:
         from .reading_mtmm import Window
         from .reference_mtmm import References
         from .referring_mtmm import ReferringPipeline
-        from .timeline_mtmm import Inputs, Results, without_pandas
+        from .timeline_mtmm import Inputs, Results, plain
 except ImportError:
     from answers_mtmm import Prediction
     from batching_mtmm import collate, evaluating, similar
@@ -30,7 +30,7 @@ except ImportError:
     from reading_mtmm import Window
     from reference_mtmm import References
     from referring_mtmm import ReferringPipeline
-    from timeline_mtmm import Inputs, Results, without_pandas
+    from timeline_mtmm import Inputs, Results, plain
 
 OPTIONS = "sampling_rate window_s hop_s transcriber explain explain_s reference".split()
 OPTIONS += "top_k min_confidence embedding by channel progress".split()
@@ -196,7 +196,7 @@ class MTMMPipeline(ReferringPipeline):
             ValueError, TypeError, OSError: Input that cannot be read; of several inputs always an
                 `InputError`, a ValueError whose `index` is the input's number.
         """
-        inputs = without_pandas(inputs)
+        inputs = plain(inputs)
         results = super().__call__(Inputs.of(inputs) or inputs, **kwargs)
         return list(results) if isinstance(inputs, (list, tuple)) else results
 

@@ -25,6 +25,7 @@ try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .audio_mtmm import (
             check_rate,
+            is_source,
             load_audio,
             numbered,
             open_recording,
@@ -34,10 +35,11 @@ try:
         )
         from .composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
         from .encoders_mtmm import receptive_field
-        from .timeline_mtmm import clean_transcript
+        from .timeline_mtmm import clean_transcript, is_missing, plain
 except ImportError:
     from audio_mtmm import (
         check_rate,
+        is_source,
         load_audio,
         numbered,
         open_recording,
@@ -47,7 +49,7 @@ except ImportError:
     )
     from composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
     from encoders_mtmm import receptive_field
-    from timeline_mtmm import clean_transcript
+    from timeline_mtmm import clean_transcript, is_missing, plain
 
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 Audio = np.ndarray | Sequence[float] | Mapping[str, Any]  # or a tensor of torch
@@ -213,7 +215,8 @@ class MTMMProcessor(ProcessorMixin):
             audio: One waveform or a list of them; None, in the list too, is absent audio. A waveform
                 is an array (time,), or (time, channels) or (channels, time), whose channels are
                 averaged; of floats in −1 to 1, or of 8-, 16- or 32-bit integers, which are scaled;
-                or a dict {"array": ..., "sampling_rate": ...}; or a decoder as datasets gives it.
+                or a dict {"array": ..., "sampling_rate": ...}; or (array, rate) or (rate, array); or
+                a decoder, or {"bytes", "path"}, as datasets gives it.
             text: One transcript or a list of them; None, in the list too, and blank text are absent
                 text. NFKC-normalised.
             kwargs: `sampling_rate` of arrays, 1000 to 1,000,000 Hz; `text_kwargs`, `audio_kwargs` for
@@ -244,7 +247,7 @@ class MTMMProcessor(ProcessorMixin):
             if name in audio_only or name not in TEXT_OPTIONS
         }
         waveforms = _each(_as_list(audio), lambda one: self._waveform(one, rate))
-        transcripts = _as_list(text)
+        transcripts = list(text) if isinstance(text, (list, tuple)) else _as_list(text)
         tensors = self.tensors(waveforms, transcripts, audio_options, options["text_kwargs"])
         return BatchFeature(tensors, tensor_type=tensor_type)
 
@@ -276,9 +279,12 @@ class MTMMProcessor(ProcessorMixin):
 
     def _waveform(self, audio: Audio | None, sampling_rate: int | None) -> np.ndarray | None:
         """One waveform, mono, float32, at the encoder's rate."""
-        if audio is None:
+        if is_missing(audio):
             return None
+        audio = plain(audio)
         array, sampling_rate = samples_of(audio, sampling_rate)
+        if isinstance(audio, Mapping) and is_source(array):  # as datasets gives it undecoded
+            array, sampling_rate = load_audio(array)
         waveform, rate = to_mono(array), check_rate(sampling_rate)
         lasts_s, most_s = len(waveform) / rate, self.longest_audio_s()
         if lasts_s > most_s:  # before resampling, which may take long
@@ -359,6 +365,7 @@ def _as_list(given: Any) -> list[Any]:
     """Utterances of a list, tuple or column of datasets; one utterance, None or an array is no list."""
     if given is None:
         return []
+    given = plain(given)
     if isinstance(given, Sequence) and not isinstance(given, (str, bytes, bytearray, memoryview)):
         items = list(given)
         if not items or not isinstance(items[0], (int, float, np.number)):

@@ -14,12 +14,12 @@ try:
         from .audio_mtmm import InputError, numbered
         from .reading_mtmm import ReadingPipeline
         from .reference_mtmm import Reference, References, as_answers
-        from .timeline_mtmm import Inputs, without_pandas
+        from .timeline_mtmm import Inputs, plain
 except ImportError:
     from audio_mtmm import InputError, numbered
     from reading_mtmm import ReadingPipeline
     from reference_mtmm import Reference, References, as_answers
-    from timeline_mtmm import Inputs, without_pandas
+    from timeline_mtmm import Inputs, plain
 
 
 class ReferringPipeline(ReadingPipeline):
@@ -77,7 +77,7 @@ class ReferringPipeline(ReadingPipeline):
             raise ValueError(f'`kind={kind!r}` is not allowed; give "speaker" or "domain".')
         given, around, _ = self._sanitize_parameters(reference=domain or "none", **options)
         self.model.standardisation()  # refuses a model without references
-        inputs = without_pandas(inputs)
+        inputs = plain(inputs)
         several = Inputs.of(inputs) or [inputs]
         settings = {**self._preprocess_params, **given}
         return self._heard(
@@ -172,7 +172,7 @@ class ReferringPipeline(ReadingPipeline):
             ValueError, TypeError, OSError: As `__call__`.
         """
         given, around, _ = self._sanitize_parameters(reference=reference, **options)
-        several = Inputs.of(without_pandas(inputs)) or [inputs]
+        several = Inputs.of(plain(inputs)) or [inputs]
         settings = {**self._preprocess_params, **given}
         return self._prepared(
             around["reference"], several, settings, batch_size, num_workers, skip=skip

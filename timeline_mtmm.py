@@ -8,8 +8,10 @@ import math
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cache
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +44,43 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def without_pandas(given: Any) -> Any:
-    """A Series or DataFrame as a list, since its own [] goes by label; anything else as it is."""
-    if not hasattr(given, "iloc"):
+def plain(given: Any) -> Any:
+    """What other libraries hold, in forms of their own, as lists and dicts; anything else as it is.
+
+    Series and frames of pandas, polars and pyarrow become lists, their [] goes by label; one row of
+    pandas a dict. Audio columns of datasets are not decoded by it, which would need torchcodec.
+    (array, rate), as librosa gives it, and (rate, array), as gradio does, become a dict.
+    """
+    if hasattr(given, "iloc"):
+        if given.ndim == 2:
+            return given.to_dict("records")
+        is_row = not (AUDIO_KEYS | UTTERANCE_KEYS).isdisjoint(given.index)
+        return given.to_dict() if is_row else given.tolist()
+    if hasattr(given, "cast_column"):
+        for name, feature in (given.features or {}).items():
+            if type(feature).__name__ == "Audio" and feature.decode:
+                given = given.cast_column(name, replace(feature, decode=False))
         return given
-    return given.tolist() if given.ndim == 1 else given.to_dict("records")
+    for name in ("to_dicts", "to_pylist", "to_list"):
+        if hasattr(given, name):
+            return getattr(given, name)()
+    if isinstance(given, tuple) and len(given) == 2:
+        numbers = [item for item in given if isinstance(item, Real)]
+        if len(numbers) == 1:
+            array = given[isinstance(given[0], Real)]
+            return {"array": array, "sampling_rate": numbers[0]}
+    elif hasattr(given, "__getitem__"):
+        for name in ("source", "dataset"):  # a column of datasets, KeyDataset, torch's Subset
+            if hasattr(given, name):
+                given = copy(given)
+                setattr(given, name, plain(getattr(given, name)))
+    return given
+
+
+def is_missing(value: Any) -> bool:
+    """None, or what pandas has in an empty cell."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 class Inputs(Dataset):  # type: ignore[type-arg]
@@ -307,7 +341,7 @@ def clean_transcript(text: str | None) -> str | None:
 
     DeBERTa-v3's tokenizer in transformers 5 does NFC only, where the original does NFKC.
     """
-    if text is None:
+    if is_missing(text):
         return None
     if not isinstance(text, str):
         raise TypeError(f"The transcript is {type(text).__name__}; it must be a string, or None.")
@@ -327,26 +361,28 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
     Raises:
         ValueError: Unknown keys, a transcript in two forms, times that are none.
     """
+    given = plain(given)
     if not isinstance(given, Mapping) or AUDIO_KEYS & set(given):
         return Given(given, sampling_rate)
     fields = dict(given)  # datasets gives rows whose values are made when they are asked for
     keys = set(fields)
     if not keys & UTTERANCE_KEYS or keys - UTTERANCE_KEYS - BESIDE_KEYS:
-        raise ValueError(f"An utterance has the keys {sorted(map(str, keys))}; give {INPUT_FORMS}.")
+        named = f"{sorted(map(str, keys))!s:.200}"
+        raise ValueError(f"An utterance has the keys {named}; give {INPUT_FORMS}.")
+    fields = {name: value for name, value in fields.items() if not is_missing(value)}
     text = fields.get("text")
     if isinstance(text, str) and not text.strip():
         text = None
     words, segments = parse_timed("words", fields), parse_timed("segments", fields)
     if text is not None and (words is not None or segments is not None):
         raise ValueError('An utterance has "text" and a transcript with times; give one.')
-    audio, rate = fields.get("audio"), fields.get("sampling_rate", sampling_rate)
+    audio, rate = plain(fields.get("audio")), fields.get("sampling_rate", sampling_rate)
     if words is not None and audio is None:
         raise ValueError('"words" have times in a recording, and there is none; give "text".')
     if words is None:  # what the segments say, if anything
         words = [segment for segment in segments or [] if segment.text is not None] or None
     transcript, speaker = None if words is None else Transcript(words), fields.get("speaker")
-    # pandas gives NaN for an empty cell.
-    named = speaker is not None and speaker == speaker and str(speaker).strip()
+    named = speaker is not None and str(speaker).strip()
     # Who said each word, unless the segments say it.
     turns = [word for word in words or [] if word.speaker is not None] if segments is None else []
     return Given(audio, rate, text, transcript, segments, str(speaker) if named else None, turns)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from modeling_mtmm import ABSENT_EMOTION
 from mtmm_training.batches.augment import augment
 from mtmm_training.batches.opinions import Opinions
+from mtmm_training.data.sounds import waveform
 from mtmm_training.data.utterances import (
     DIMENSIONS,
     RATINGS,
@@ -112,9 +113,8 @@ class RawInputs:
     def _audio(self, row: dict[str, Any]) -> dict[str, Any] | None:
         if row["audio"] is None:
             return None
-        source = row["audio"]["bytes"] or row["audio"]["path"]
         try:
-            array, rate = self.processor.load_audio(source, row["start_s"], row["end_s"])
+            array, rate = waveform(row["audio"]["path"], row["start_s"], row["end_s"])
         except (ValueError, OSError) as error:
             raise UtteranceError(row["utterance_id"], str(error)) from error
         if row["augmentation"] is not None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mtmm_training.data import turns
+from mtmm_training.data import sounds, turns
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
+from mtmm_training.data.tables import SUFFIXES as MANIFEST_SUFFIXES
 from mtmm_training.data.utterances import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 TIMED = {"chunks": "words", "words": "words", "segments": "segments"}  # in a file: to the pipeline
 
 
@@ -24,7 +24,7 @@ class Input:
 
     Args:
         name: How it is called in the output, different from all others: its path, or its id.
-        audio: Path or URL; None = no audio.
+        audio: Path or address, as of sounds.py; None = no audio.
         transcript: {"text": ...}, or "words" or "segments" with times, as the pipeline takes them;
             empty = none.
         start_s, end_s: Where it lies in the audio file, seconds; None = its beginning, its end.
@@ -55,16 +55,15 @@ class Input:
     def waveform(self) -> tuple[Any, int]:
         """The audio, (time,), and its sampling rate in Hz."""
         from audio_mtmm import to_mono
-        from processing_mtmm import MTMMProcessor
 
-        place = str(self.audio)
-        waveform, sampling_rate = MTMMProcessor.load_audio(place, self.start_s, self.end_s)
+        waveform, sampling_rate = sounds.waveform(str(self.audio), self.start_s, self.end_s)
         return to_mono(waveform), sampling_rate
 
     def given(self) -> dict[str, Any]:
-        """What the pipeline takes; a part of a file is read when the pipeline asks for it."""
+        """What the pipeline takes; a part of a file, or a cell of a table, is read when it asks for it."""
         audio: Any = self.audio
-        if self.start_s is not None or self.end_s is not None:
+        in_file = audio is None or sounds.is_plain(audio)
+        if not in_file or self.start_s is not None or self.end_s is not None:
             audio = SimpleNamespace(get_all_samples=self._samples)
         speaker = {} if self.speaker is None else {"speaker": self.speaker}
         return {"audio": audio} | self.transcript | speaker

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands.predict_inputs import Input
+from mtmm_training.data import sounds
 
 # ---- the parts of a result -------------------------------------------------------------------
 
@@ -41,12 +42,12 @@ def timed(one: Input, result: dict[str, Any]) -> dict[str, Any]:
         return result
     if windows := result.get("timeline"):
         times = {"start": windows[0]["start"], "end": windows[-1]["end"]}
-    elif one.audio is not None and Path(one.audio).is_file():
+    elif one.audio is not None and sounds.file_of(one.audio) and sounds.is_there(one.audio):
         end_s = one.end_s
         if end_s is None:
             from audio_mtmm import open_recording
 
-            with closing(open_recording(one.audio)) as recording:
+            with closing(open_recording(sounds.source(one.audio))) as recording:
                 end_s = round(float(recording.duration_s or 0), 6)
         times = {"start": one.start_s or 0.0, "end": end_s}
     else:

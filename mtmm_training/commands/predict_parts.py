@@ -16,6 +16,7 @@ from typing import Any
 
 from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.commands.predict_output import result_row
+from mtmm_training.data import sounds
 from mtmm_training.data.files import replacing, sweep
 from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import few
@@ -188,6 +189,6 @@ def predict_parts(
 def _is_newer(one: Input, part: Path) -> bool:
     """Whether the input's file was written after the part; a URL or a missing file was not."""
     try:
-        return os.stat(one.audio or "").st_mtime > part.stat().st_mtime
+        return os.stat(sounds.file_of(one.audio or "") or "").st_mtime > part.stat().st_mtime
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return False

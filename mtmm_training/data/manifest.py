@@ -3,7 +3,6 @@
 import csv
 import difflib
 import functools
-import io
 import json
 import logging
 import math
@@ -16,7 +15,9 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from mtmm_training.data import sounds
 from mtmm_training.data.files import replacing
+from mtmm_training.data.tables import Row, Table, read_table
 from mtmm_training.data.utterances import (
     DIMENSIONS,
     RATINGS,
@@ -50,12 +51,12 @@ _LISTS = (*RATINGS.values(), "raters")
 _DECIDED_BY = {"emotion": "votes", **RATINGS}  # what a missing column follows from
 _LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
+_EMPTY = {"nan", "NaN", "NaT", "<NA>", "None"}  # what pandas makes of an empty cell in text
+_NO_NUMBER = {"NA", "N/A", "#N/A", "null", "NULL"}
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 # "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
 _NEAR_MISS = 0.81
 
-Row = dict[str, Any]
-Table = tuple[list[str], dict[int, Row]]  # columns, and rows by number
 UNKNOWN_SPEAKER = "unknown"  # of rows without one, where labels are not read
 
 
@@ -71,9 +72,10 @@ def read_manifest(
 ) -> list[Utterance]:
     """Reads a table with one utterance per row and the columns of `COLUMNS`.
 
-    Only `speaker` and one of `audio` and `text` are required. Only an empty (or blank) field is
-    absent: "NA" is a transcript. Rows that are empty throughout are skipped. Audio may lie anywhere,
-    above the manifest's folder too: a manifest is its user's own. Ids, speakers and emotions are
+    Only `speaker` and one of `audio` and `text` are required. A field is absent that is empty, blank,
+    or as pandas writes it then; of text alone the first two, "NA" is a transcript. Rows that are empty
+    throughout are skipped. Audio may be a path, above the manifest's folder too, an address, or in the
+    table itself, see sounds.py. Ids, speakers and emotions are
     compared letter by letter; speakers that differ by case or Unicode form alone are warned of.
     Votes are a JSON object, ratings and raters JSON lists. Without a column `emotion`, it is the
     emotion with most votes; without one of a dimension, it is the mean of its ratings.
@@ -90,9 +92,9 @@ def read_manifest(
         speakers: refuse labelled rows without a speaker; if not, theirs is `UNKNOWN_SPEAKER`.
 
     Returns:
-        Utterances in the order of the rows, with absolute audio paths. Without an `id`, the id is
-        the audio path as written; where that is absent or repeated, `<audio or stem>#<row>`. Rows
-        without a `corpus` have the file's stem.
+        Utterances in the order of the rows, with absolute audio paths or addresses. Without an `id`,
+        the id is the audio path as written; where that is absent or repeated, `<audio or stem>#<row>`.
+        Rows without a `corpus` have the file's stem.
 
     Raises:
         ValueError: the file cannot be read as what its name says; columns are missing, doubled or
@@ -102,14 +104,14 @@ def read_manifest(
     """
     path = Path(path)
     problems: dict[int, str] = {}
-    columns, rows = _read_table(path, problems)
+    columns, rows = read_table(path, problems)
     unread = () if labelled else _LABELS
     speakers = speakers and labelled
     columns, rows = _renamed(path, columns, rows, groups)
     if columns or not problems:
         read = [name for name in columns if name not in unread]
         _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], speakers, rows)
-    base = Path(os.path.abspath(path.parent if audio_dir is None else audio_dir))
+    base = os.path.abspath(path.parent if audio_dir is None else audio_dir)
     uses = Counter(str(row.get("audio")) for row in rows.values())
     utterances: dict[int, Utterance] = {}
     first_use: dict[str, int] = {}
@@ -122,11 +124,12 @@ def read_manifest(
             }
             audio = values["audio"]
             if values["utterance_id"] is None:
-                name = path.stem if audio is None else _relative(audio, base)
-                alone = audio is not None and uses[audio] == 1
+                of_file = audio is not None and sounds.is_named(audio)
+                name = _relative(audio, Path(base)) if of_file else path.stem
+                alone = of_file and uses[audio] == 1
                 values["utterance_id"] = (name if alone else f"{name}#{number}").strip()
             if audio is not None:
-                values["audio"] = os.path.abspath(base / audio)
+                values["audio"] = sounds.located(audio, base)
             if not speakers and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or path.stem
@@ -145,10 +148,11 @@ def read_manifest(
             _of_rows(path, "bad rows", problems) if problems else f"{path} has no rows."
         )
     if labelled and audio_exists:
-        exists = functools.cache(os.path.isfile)  # many rows may be parts of one file
-        heard = {number: u.audio for number, u in utterances.items() if u.audio is not None}
+        exists = functools.cache(sounds.is_there)  # many rows may be parts of one file
         missing = {
-            number: f"no file {path!r}" for number, path in heard.items() if not exists(path)
+            number: f"no file {u.audio!r:.300}"
+            for number, u in utterances.items()
+            if u.audio is not None and not exists(u.audio)
         }
         if missing:
             listed = _of_rows(path, "rows whose audio file is missing", missing)
@@ -239,7 +243,7 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
                 row[column] = json.dumps(row[column], ensure_ascii=False)
         columns += [column for column in row if column not in columns]
         if utterance.audio is not None:
-            row["audio"] = _relative(os.path.abspath(utterance.audio), folder)
+            row["audio"] = _relative(sounds.located(utterance.audio, str(folder)), folder)
         rows.append(row)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
@@ -271,79 +275,7 @@ def _relative(audio: str, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else audio
 
 
-# ---- files to rows -----------------------------------------------------------------------------
-# Rows that a reader cannot take apart go into `problems`.
-
-
-def _read_table(path: Path, problems: dict[int, str]) -> Table:
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
-            import pyarrow.parquet  # comes with the training extra
-
-            table = pyarrow.parquet.ParquetFile(path).read()
-            return table.column_names, dict(enumerate(table.to_pylist(), start=1))
-        if suffix == ".jsonl":
-            return _read_jsonl(path.read_bytes().decode("utf-8-sig"), problems)
-        if suffix in (".csv", ".tsv"):
-            return read_delimited(path.read_bytes().decode("utf-8-sig"), problems)
-    except ValueError as error:  # of libraries, which do not say which file
-        raise ValueError(f"{path} cannot be read as {suffix} ({error}).") from error
-    raise ValueError(f"`path`={str(path)!r} must end in one of .csv, .tsv, .jsonl, .parquet.")
-
-
-def read_delimited(text: str, problems: dict[int, str]) -> Table:
-    """Takes apart CSV, whose delimiter (comma, tab or semicolon) the header tells.
-
-    Args:
-        text: the file's.
-        problems: gets what is wrong with a row, by its number; the header is row 1.
-
-    Returns:
-        The columns, and row number -> column -> value. Rows without any value are left out.
-    """
-    header = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
-    delimiter = max(",\t;", key=header.count)
-    # newline="" keeps the line ends inside quoted fields; strict refuses an unclosed quote, which
-    # would otherwise swallow the rest of the file.
-    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    columns: list[str] = []
-    rows: dict[int, Row] = {}
-    number = 0
-    try:
-        for number, record in enumerate(records, start=1):
-            if not any(field.strip() for field in record):
-                continue
-            if not columns:
-                columns = record
-            elif len(record) == len(columns):
-                rows[number] = dict(zip(columns, record, strict=True))
-            else:
-                problems[number] = (
-                    f"the number of fields is {len(record)}, in the header {len(columns)}; put fields "
-                    f"that contain {delimiter!r} in double quotes."
-                )
-    except csv.Error as error:
-        problems[number + 1] = f"cannot be taken apart ({error}); check its double quotes."
-    return columns, rows
-
-
-def _read_jsonl(text: str, problems: dict[int, str]) -> Table:
-    rows: dict[int, Row] = {}
-    # Not splitlines(): U+2028 and the like may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            problems[number] = f"is not JSON ({error}); give one object per line."
-            continue
-        if isinstance(row, dict):
-            rows[number] = row
-        else:
-            problems[number] = f"is {line.strip()!r:.60}; give one JSON object per line."
-    return list(dict.fromkeys(column for row in rows.values() for column in row)), rows
+# ---- rows to utterances ------------------------------------------------------------------------
 
 
 def _renamed(path: Path, columns: list[str], rows: dict[int, Row], kept: Sequence[str]) -> Table:
@@ -402,16 +334,17 @@ def _check_columns(path: Path, columns: list[str], speakers: bool, rows: Mapping
         logger.warning("%s: ignored columns: %s", path, ", ".join(map(repr, unknown)))
 
 
-# ---- rows to utterances ------------------------------------------------------------------------
-
-
 def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     """The value as the field of Utterance has it, None where the row has nothing.
 
     Raises:
         ValueError: it is not of its column's kind, or a dimension is off the scale.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    is_empty = value is None or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, str):
+        is_empty = not value.strip() or (column != "text" and value.strip() in _EMPTY)
+        is_empty |= (column in _NUMBERS or column == "improvised") and value.strip() in _NO_NUMBER
+    if is_empty:
         return None
     problem = None
     if column == "votes" or column in _LISTS:
@@ -430,12 +363,12 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
         if (flag := str(value).strip().lower()) in _FLAGS:
             return _FLAGS[flag]
         problem = "is not true or false"
-    # Whole numbers are common as ids; 7.0 or a nested value is more likely a mistake.
-    elif isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    # Whole numbers are common as ids, and floats in columns of pandas that have an empty cell.
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
+        return str(int(value))
     elif isinstance(value, str):
         return value if column in VERBATIM else value.strip()
-    raise ValueError(f"`{column}`={value!r} {problem or 'is not text'}.")
+    raise ValueError(f"`{column}`={value!r:.80} {problem or 'is not text'}.")
 
 
 def _parse_opinions(column: str, value: Any, dimension_range: Sequence[float]) -> Any:

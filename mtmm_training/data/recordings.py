@@ -4,7 +4,8 @@
     recordings.of(["a.wav"])["a.wav"].duration_s
 
 What is read is remembered in the folder, for all processes that share it: each folds' process, each
-process of a launch. A file counts as unchanged while its path, size and time of change are the same.
+process of a launch. A file counts as unchanged while its path, size and time of change are the same,
+what is at an address while that is the same.
 """
 
 import fcntl
@@ -23,6 +24,7 @@ from typing import IO, NamedTuple
 import soundfile
 from tqdm.auto import tqdm
 
+from mtmm_training.data import sounds
 from mtmm_training.data.utterances import Utterance, few
 
 logger = logging.getLogger(__name__)
@@ -123,14 +125,17 @@ class Recordings:
                     )
 
 
-def _key(path: str) -> Key:
-    found = os.stat(path)
-    return os.path.abspath(path), found.st_size, found.st_mtime_ns
+def _key(audio: str) -> Key:
+    if (file := sounds.file_of(audio)) is None:
+        return audio, 0, 0
+    found = os.stat(file)
+    return os.path.abspath(audio), found.st_size, found.st_mtime_ns
 
 
 def _read(key: Key) -> AudioFile:
-    with open(key[0], "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    content = sounds.source(key[0])
+    with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         file.seek(0)  # the header is in memory now
         try:
             header = soundfile.info(file)

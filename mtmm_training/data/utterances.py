@@ -45,7 +45,7 @@ class Utterance:
     Args:
         utterance_id: unique within everything that is used together.
         corpus: name of the source.
-        audio: path of the audio file; None = no audio.
+        audio: path of the audio file, or an address as of sounds.py; None = no audio.
         text: transcript; None = none (never a blank string).
         emotion: categorical label; None = not labelled, or no majority of the listeners.
         valence, arousal, dominance: on the corpus's own scale; None = not labelled.
@@ -104,7 +104,8 @@ class Utterance:
         if found := next(self._problems(), None):
             field, problem = found
             value = getattr(self, field)
-            raise ValueError(f"`{field}`={value!r} {problem} (utterance {self.utterance_id!r}).")
+            named = f"{self.utterance_id!r:.200}"
+            raise ValueError(f"`{field}`={value!r:.200} {problem} (utterance {named}).")
 
     def _problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with which field."""

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 
 import modeling_mtmm
 from modeling_mtmm import MTMMPipeline, MTMMProcessor
+from mtmm_training.data import sounds
 from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.publishing.card import Facts
 from mtmm_training.publishing.hub import first_line
@@ -227,7 +228,7 @@ class Recorded:
                     inputs.append({"audio": None, "sampling_rate": None, "text": text})
                     continue
                 span = utterance.start_s, utterance.end_s
-                waveform, rate = MTMMProcessor.load_audio(utterance.audio, *span)
+                waveform, rate = sounds.waveform(utterance.audio, *span)
                 path = work / f"recorded_{len(inputs)}.npy"
                 inputs.append(_as_input(waveform, rate, text, path))
             rows = run.predictions().head(len(inputs)).to_dict("records")

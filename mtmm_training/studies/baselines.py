@@ -28,6 +28,7 @@ from audio_mtmm import to_mono
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
+from mtmm_training.data import sounds
 from mtmm_training.data.files import write_json
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
@@ -55,7 +56,6 @@ from mtmm_training.training.regressions import (
 )
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record
-from processing_mtmm import MTMMProcessor
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def egemaps_functionals(utterances: Sequence[Utterance]) -> np.ndarray:
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     functionals = []
     for u in tqdm(utterances, desc="eGeMAPS", disable=None, leave=False):
-        waveform, rate = MTMMProcessor.load_audio(u.audio, u.start_s, u.end_s)
+        waveform, rate = sounds.waveform(str(u.audio), u.start_s, u.end_s)
         functionals.append(smile.process_signal(to_mono(waveform), rate).to_numpy()[0])
     return np.stack(functionals).astype(np.float32)
 

@@ -15,7 +15,7 @@ import pandas as pd
 import soundfile
 
 from audio_mtmm import resample, to_mono
-from modeling_mtmm import MTMMProcessor
+from mtmm_training.data import sounds
 from mtmm_training.data.files import replacing, write_json
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_answers import draw_timeline
@@ -83,7 +83,7 @@ def write_call(utterances: Sequence[Utterance], out: Path, seed: int) -> list[di
         chosen = [u for u in own if u.emotion == emotion]
         for i in generator.choice(len(chosen), min(UTTERANCES, len(chosen)), replace=False):
             u = chosen[i]
-            waveform, rate = MTMMProcessor.load_audio(str(u.audio), u.start_s, u.end_s)
+            waveform, rate = sounds.waveform(str(u.audio), u.start_s, u.end_s)
             sound = trimmed(resample(to_mono(waveform), rate, RATE))
             block = np.stack([sound, CROSSTALK * sound], axis=1)
             blocks += [block if turn % 2 == 0 else block[:, ::-1], np.zeros_like(blocks[0])]

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from audio_mtmm import resample, to_mono
-from modeling_mtmm import MTMMProcessor
+from mtmm_training.data import sounds
 from mtmm_training.data.files import replacing, write_json
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_answers import draw_timeline
@@ -86,7 +86,7 @@ def write_recording(
             while written < min(start + length, total):
                 heard = next(turns[emotion])
                 span = heard.start_s, heard.end_s
-                waveform, rate = MTMMProcessor.load_audio(str(heard.audio), *span)
+                waveform, rate = sounds.waveform(str(heard.audio), *span)
                 sound = resample(to_mono(waveform), rate, RATE)
                 sound = np.concatenate([sound, pause])[: total - written]
                 file.write(sound)

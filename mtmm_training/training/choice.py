@@ -6,10 +6,11 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 
+from mtmm_training.data import sounds
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.training.config import TrainConfig, from_options
-from mtmm_training.training.prepare import read_named
+from mtmm_training.training.prepare import cache_folder, read_named
 
 # Of speech; below it the preset is small: RAVDESS, .9 hours, overfits the paper's sizes.
 SMALL_HOURS = 10.0
@@ -101,9 +102,8 @@ def preset_of(config: TrainConfig, utterances: Sequence[Utterance]) -> tuple[str
     if config.model is not None or layers:
         return "paper", "more than the fusion trains, or a model is given"
     heard = "audio" in config.modalities
-    files = {u.audio for u in utterances if heard and u.audio and os.path.isfile(u.audio)}
-    folder = None if config.cache_dir == "off" else config.cache_dir
-    known = Recordings(folder).of(files)
+    files = {u.audio for u in utterances if heard and u.audio and sounds.is_there(u.audio)}
+    known = Recordings(cache_folder(config)).of(files)
     seconds = 0.0
     for u in utterances:
         if u.audio not in files:

@@ -13,6 +13,7 @@ class WrongUse(Exception):
     """Flags that do not go together: exit status 2."""
 
 
+LONGEST = 4000  # letters of an error, which may quote what was given
 GOOD, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 OURS = ("mtmm_training", "train_accelerate")
 EXTRAS = {  # of packages that do not come with the extra train
@@ -110,6 +111,6 @@ def run_command(work: Callable[[], int | None]) -> int:
         ours = (ValueError, OSError, RuntimeError, MemoryError)
         if not isinstance(error, (*ours, SafetensorError, StrictDataclassError)):
             raise
-        tell(f"error: {error}")
+        tell(f"error: {error!s:.{LONGEST}}")
         _let_go_of_stdout()
         return FAILED

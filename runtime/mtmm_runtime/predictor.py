@@ -20,12 +20,12 @@ try:
         from .answers_mtmm import MODALITIES, Prediction, Span
         from .audio_mtmm import numbered, open_recording
         from .speakers_mtmm import read_input
-        from .timeline_mtmm import Inputs, Part, Windows
+        from .timeline_mtmm import Inputs, Part, Windows, plain
 except ImportError:  # a checkout, where the shared files lie at the root
     from answers_mtmm import MODALITIES, Prediction, Span
     from audio_mtmm import numbered, open_recording
     from speakers_mtmm import read_input
-    from timeline_mtmm import Inputs, Part, Windows
+    from timeline_mtmm import Inputs, Part, Windows, plain
 
 MANIFEST = "manifest.json"
 KNOWN_FORMAT = 1
@@ -115,6 +115,7 @@ class Predictor:
         """
         known = None if reference is None else References(reference, self.config, self.arrays)
         Windows.of(self.features, window_s, hop_s)  # refused before anything is read
+        inputs = plain(inputs)
         several = Inputs.of(inputs)
         answers = []
         for number, given in enumerate([inputs] if several is None else several):

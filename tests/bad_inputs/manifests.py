@@ -16,7 +16,7 @@ from mtmm_training.data.manifest import read_manifest
 
 HEADER = "text,speaker,emotion,valence\n"
 GOOD = HEADER + "Hi,anna,sad,3\nHo,ben,happy,4\n"
-NOT_NUMBERS = "nan N/A null None - . inf 1e400 3,5 3.0.0 0x3 3%"
+NOT_NUMBERS = "- . inf 1e400 3,5 3.0.0 0x3 3%"
 
 
 def written(name: str, content: str | bytes, file: str = "m.csv", error: str | None = None) -> Case:
@@ -190,7 +190,7 @@ CASES = [
     listed("flag as emotion", {"text": "a", "speaker": "b", "emotion": True}, error="is not text"),
     listed("flag as valence", {"text": "a", "speaker": "b", "valence": True}, error="`valence`=True"),
     listed("whole number as speaker", {"text": "a", "speaker": 3}),
-    listed("NaN", '{"text": "a", "speaker": "b", "valence": NaN}', error="`valence`=nan"),
+    listed("NaN", '{"text": "a", "speaker": "b", "valence": NaN}'),
     listed("empty", error=NO_TABLE),
     # ---- Parquet
     made("Parquet, cut off", _damaged_parquet, "m.parquet", NO_PARQUET),
@@ -201,7 +201,7 @@ CASES = [
     columns("dates", "`text`=.* is not text", text=[date(2020, 1, 1)]),
     columns("flags as emotions", "`emotion`=True is not text", emotion=[True]),
     columns("whole numbers as emotions", emotion=[1]),
-    columns("NaN", "`valence`=nan", valence=[float("nan")]),
+    columns("NaN", valence=[float("nan")]),
     columns("no rows", "has no rows", text=pyarrow.array([], "string"),
             speaker=pyarrow.array([], "string")),
     columns("nothing but null", "row 1: `text`=None", text=pyarrow.nulls(1)),

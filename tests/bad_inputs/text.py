@@ -39,7 +39,7 @@ TEXTS: dict[str, tuple[Any, str | None]] = {
     "undecoded bytes": (b"J\xfcrgen".decode("utf-8", "surrogateescape"), NO_UNICODE),
     "bytes": (b"hello", f"bytes; {NO_STRING}"),
     "a number": (5, f"int; {NO_STRING}"),
-    "NaN, as tables have it": (float("nan"), f"float; {NO_STRING}"),
+    "NaN, as tables have it": (float("nan"), ABSENT),
     "True": (True, f"bool; {NO_STRING}"),
     "None": (None, ABSENT),
     "a dict": ({"text": "hi"}, f"dict; {NO_STRING}"),

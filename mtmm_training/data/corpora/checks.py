@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mtmm_training.data.corpora.labels import FACTS, Labels, emotion_map, named_votes
-from mtmm_training.data.manifest import read_delimited
+from mtmm_training.data.tables import read_delimited
 from mtmm_training.data.utterances import (
     OTHER,
     RATINGS,

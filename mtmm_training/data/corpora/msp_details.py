@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import own_label
-from mtmm_training.data.manifest import read_delimited
+from mtmm_training.data.tables import read_delimited
 from mtmm_training.data.utterances import RATINGS
 
 NAME = "labels_detailed.csv"

@@ -1,0 +1,164 @@
+"""Where an utterance's audio is: a file, an address, or a cell of a table; and its bytes.
+
+A cell is written FILE#COLUMN[ROW], such as train.parquet#audio[17]; rows are counted from 1. It has the
+bytes of a file, alone or as datasets writes them, {"bytes", "path"}, or {"array", "sampling_rate"}.
+"""
+
+import io
+import json
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import soundfile
+
+from audio_mtmm import check_rate, fetch, load_audio, samples_of, to_mono
+
+# What fsspec, which comes with datasets, opens beside paths.
+_ADDRESS = re.compile(r"(https?|data|hf|s3|gs|zip|tar|gzip):", re.IGNORECASE)
+_CELL = re.compile(r"(.+)#([^#]+)\[(\d+)\]", re.DOTALL)
+_one_reads = Lock()  # neighbours lie in one block, which each thread would read for itself
+
+
+def cell(table: str, column: str, row: int) -> str:
+    """The address of a cell."""
+    return f"{table}#{column}[{row}]"
+
+
+def is_address(audio: str) -> bool:
+    """Whether it is no file here, but somewhere else, or in the text itself."""
+    return _ADDRESS.match(audio) is not None
+
+
+def is_named(audio: str) -> bool:
+    """Whether this is a path or an address, which says what it is; no cell, and no data: address."""
+    return not _CELL.fullmatch(audio) and audio[:5].lower() != "data:"
+
+
+def is_plain(audio: str) -> bool:
+    """Whether `load_audio` takes it as it is: a path, or an http(s) or data: address."""
+    return not _CELL.fullmatch(audio) and (
+        not is_address(audio) or audio.lower().startswith(("http", "data:"))
+    )
+
+
+def file_of(audio: str) -> str | None:
+    """The file here that has it, of a cell its table; None = it is somewhere else."""
+    found = _CELL.fullmatch(audio)
+    place = found[1] if found else audio
+    return None if is_address(place) else place
+
+
+def is_there(audio: str) -> bool:
+    """Whether its file, or its table's, is here; of what is elsewhere, that is seen when it is read."""
+    file = file_of(audio)
+    return file is None or os.path.isfile(file)
+
+
+def located(audio: str, folder: str) -> str:
+    """What a table in this folder, or at this address, says of audio, wherever it is read from."""
+    if audio[:5].lower() == "file:":
+        return url2pathname(urlsplit(audio).path)
+    if is_address(audio):
+        return audio
+    return (
+        f"{folder}/{audio}" if is_address(folder) else os.path.abspath(os.path.join(folder, audio))
+    )
+
+
+def source(audio: str) -> str | bytes:
+    """The path of audio in a file, and the bytes of all other, as those of a file.
+
+    Raises:
+        OSError: It cannot be had.
+        ValueError: A cell has no audio.
+    """
+    if found := _CELL.fullmatch(audio):
+        table, column, row = found[1], found[2], int(found[3])
+        with _one_reads:
+            value, rate = _value(table, column, row)
+        try:
+            return _as_bytes(value, rate, table)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{audio} has no audio ({error}).") from error
+    return _remote(audio) if is_address(audio) else audio
+
+
+def waveform(
+    audio: str, start_s: float | None = None, end_s: float | None = None
+) -> tuple[np.ndarray, int]:
+    """As `load_audio`, of audio wherever it is."""
+    return load_audio(source(audio), start_s, end_s)
+
+
+@lru_cache(maxsize=2)  # several utterances may be parts of one
+def _remote(address: str) -> bytes:
+    if address.lower().startswith(("http", "data:")):
+        return fetch(address)
+    import fsspec
+
+    with fsspec.open(address) as file:
+        return file.read()
+
+
+def _as_bytes(value: Any, rate: Any, table: str) -> str | bytes:
+    if isinstance(value, Mapping) and not any(value.get(key) for key in ("bytes", "array")):
+        value = value.get("path")
+    value, rate = samples_of(value, rate)
+    if value is None:
+        raise ValueError("the cell is empty")
+    if isinstance(value, str):
+        return source(located(value, os.path.dirname(table)))
+    if isinstance(value, bytes):
+        return value
+    file = io.BytesIO()  # .au, since libsndfile writes the time into a .wav of floats
+    soundfile.write(file, to_mono(value), check_rate(rate), format="AU", subtype="FLOAT")
+    return file.getvalue()
+
+
+def _value(table: str, column: str, row: int) -> tuple[Any, Any]:
+    """What is in a cell, and the row's sampling rate where it has one of its own."""
+    if not table.lower().endswith(".parquet"):  # .jsonl
+        with open(table, "rb") as file:
+            file.seek(_ends(table)[row - 1])
+            found = json.loads(file.readline())
+        return found[column], found.get("sampling_rate")
+    process = os.getpid()  # one that was forked must not read through its parent's connections
+    meta = parquet(table, process).metadata
+    ends = np.cumsum([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
+    group = int(np.searchsorted(ends, row))
+    at = row - 1 - int(ends[group]) + meta.row_group(group).num_rows
+    found = _group(table, group, column, process).slice(at, 1).to_pylist()[0]
+    return found[column], found.get("sampling_rate")
+
+
+@lru_cache(maxsize=4)
+def _ends(path: str) -> np.ndarray:
+    """Where each line ends, in bytes; 0 before the first."""
+    with open(path, "rb") as file:
+        return np.cumsum([0, *(len(line) for line in file)])
+
+
+@lru_cache(maxsize=4)
+def parquet(place: str, process: int) -> Any:
+    """A `pyarrow.parquet.ParquetFile` of this process, here or at an address."""
+    from pyarrow.parquet import ParquetFile
+
+    if not is_address(place):
+        return ParquetFile(place, memory_map=True)
+    import fsspec
+
+    return ParquetFile(fsspec.open(place).open())
+
+
+@lru_cache(maxsize=2)
+def _group(place: str, group: int, column: str, process: int) -> Any:
+    file = parquet(place, process)
+    columns = [name for name in (column, "sampling_rate") if name in file.schema_arrow.names]
+    return file.read_row_group(group, columns=columns)
