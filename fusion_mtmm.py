@@ -29,18 +29,20 @@ class FusionOutput(NamedTuple):
     hidden_states: tuple[Tensor, Tensor] | None
 
 
-class Stream(NamedTuple):
-    """States (batch, time, hidden), which are real (batch, time), whether any is (batch, 1), weights."""
+class Keys(NamedTuple):
+    """What a set of queries reads.
+
+    Args:
+        states, values: (batch, keys, hidden).
+        real: (batch, keys) of booleans, True somewhere in each row: no kernel sees a fully masked row
+            (SDPA would give zeros, eager the mean, some NaN).
+        absent: (batch, 1) of booleans: there is nothing to read; None = nowhere.
+    """
 
     states: Tensor
-    mask: Tensor
-    present: Tensor
-    attentions: tuple[Tensor, ...] | None = None
-
-    @property
-    def kernel_mask(self) -> Tensor:
-        """No kernel sees a fully masked row (SDPA would give zeros, eager the mean, some NaN)."""
-        return self.mask | ~self.present
+    values: Tensor
+    real: Tensor
+    absent: Tensor | None
 
 
 # ---- attention ---------------------------------------------------------------------------------
@@ -78,6 +80,42 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
+class Seen(NamedTuple):
+    """Which keys the queries of each utterance see: found once, for all layers.
+
+    Args:
+        implementation: Of attention.
+        mask: What it takes.
+        batch: Number of utterances.
+    """
+
+    implementation: str
+    mask: Any
+    batch: int
+
+    @classmethod
+    def of(
+        cls, config: Any, real: Tensor, queries: Tensor, keys: Tensor, eager: bool = False
+    ) -> "Seen":
+        """From booleans (batch, keys), at least one True in each row, and rows of queries and keys."""
+        implementation = "eager" if eager else config._attn_implementation
+        # transformers' flash path cuts a key mask to the queries' length as if padding were on the
+        # left, which is wrong for cross-attention; these queries are few, and SDPA is exact.
+        if "flash" in implementation and queries.shape[0] != keys.shape[0]:
+            implementation = "sdpa"
+        batch = real.shape[0]
+        if implementation not in ("eager", "sdpa"):
+            embeds, others = (rows.unflatten(0, (batch, -1)) for rows in (queries, keys))
+            mask = create_bidirectional_mask(
+                config, inputs_embeds=embeds, attention_mask=real, encoder_hidden_states=others
+            )
+            return cls(implementation, mask, batch)
+        mask = real.unflatten(0, (-1, 1, 1))
+        if implementation == "sdpa":
+            mask = mask.log().to(queries.dtype)  # 0 and -inf, which SDPA would make in every layer
+        return cls(implementation, mask, batch)
+
+
 class MTMMAttention(nn.Module):
     """Multi-head attention whose queries, keys and values may come from three places.
 
@@ -99,60 +137,36 @@ class MTMMAttention(nn.Module):
         self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        key_mask: Tensor,
-        output_attentions: bool = False,
+        self, queries: Tensor, keys: Tensor, values: Tensor, seen: Seen
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
+        """Attend; rows of all utterances are below each other.
 
         Args:
-            queries: (batch, queries, hidden).
-            keys, values: (batch, keys, hidden).
-            key_mask: (batch, keys) of booleans, at least one True in each row.
-            output_attentions: Return the weights; computed eagerly, whatever the configuration says.
+            queries: (batch · queries, hidden).
+            keys, values: (batch · keys, hidden).
+            seen: Which keys take part.
 
         Returns:
-            Output (batch, queries, hidden) and, if asked for, weights (batch, heads, queries, keys).
+            Output (batch · queries, hidden), and weights (batch, heads, queries, keys) if eager.
         """
-        implementation = "eager" if output_attentions else self.config._attn_implementation
-        # transformers' flash path cuts a key mask to the queries' length as if padding were on the
-        # left, which is wrong for cross-attention; these queries are few, and SDPA is exact.
-        if "flash" in implementation and queries.shape[1] != keys.shape[1]:
-            implementation = "sdpa"
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        # Rows of all utterances below each other: a linear layer would fold and unfold them itself.
-        query_rows = queries.flatten(0, 1)
-        key_rows = query_rows if keys is queries else keys.flatten(0, 1)
-        value_rows = key_rows if values is keys else values.flatten(0, 1)
-        batch = queries.shape[0]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(seen.implementation, eager_attention_forward)
         output, weights = attend(
             self,
-            self._heads(self.query_projection(query_rows), batch),
-            self._heads(self.key_projection(key_rows), batch),
-            self._heads(self.value_projection(value_rows), batch),
-            self._mask(implementation, queries, keys, key_mask),
+            self._heads(self.query_projection(queries), seen.batch),
+            self._heads(self.key_projection(keys), seen.batch),
+            self._heads(self.value_projection(values), seen.batch),
+            seen.mask,
             scaling=self.scaling,
             dropout=self.config.attention_dropout if self.training else 0.0,
         )
-        output = self.output_projection(output.reshape(-1, self.num_heads * self.head_dim))
-        return output.view(queries.shape), weights if output_attentions else None
+        return self.output_projection(output.reshape(queries.shape)), weights
 
     def _heads(self, rows: Tensor, batch: int) -> Tensor:
         return rows.view(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
 
-    def _mask(self, implementation: str, queries: Tensor, keys: Tensor, key_mask: Tensor) -> Any:
-        if implementation in ("eager", "sdpa"):
-            return key_mask.unflatten(0, (-1, 1, 1))
-        return create_bidirectional_mask(
-            self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
-        )
-
 
 class MTMMFeedForward(nn.Module):
-    """Two layers with an activation between them, at every position: (..., hidden) to the same."""
+    """Two layers with an activation between them: rows (positions, hidden) to the same."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -161,8 +175,7 @@ class MTMMFeedForward(nn.Module):
         self.output = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, states: Tensor) -> Tensor:
-        rows = self.output(self.activation(self.input(states.flatten(0, -2))))
-        return rows.view(states.shape)
+        return self.output(self.activation(self.input(states)))
 
 
 # ---- fusion ------------------------------------------------------------------------------------
@@ -180,13 +193,13 @@ class MTMMInput(nn.Module):
         self.projection = nn.Linear(width, config.hidden_size)
 
     def forward(self, states: Tensor) -> Tensor:
-        """(batch, time, width), or (batch, layers, time, width) if weighted, to (batch, time, hidden)."""
+        """(batch, time, width), or (batch, layers, time, width) if weighted: (batch · time, hidden)."""
         if self.weighted:
             # Deeper layers have larger states; normalised, the weights alone say how much each counts.
             normalised = F.layer_norm(states, states.shape[-1:])
             shares = self.layer_weights.softmax(dim=0).to(normalised.dtype)
             states = torch.einsum("l,bltw->btw", shares, normalised)
-        return self.projection(self.norm(states))
+        return self.projection(self.norm(states.flatten(0, 1)))
 
 
 class MTMMLayer(GradientCheckpointingLayer):
@@ -207,10 +220,10 @@ class MTMMLayer(GradientCheckpointingLayer):
 class MTMMRefinementLayer(MTMMLayer):
     """Self-attention within one modality (paper, uni-modal feature refinement); pre-norm."""
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """`states` (batch, time, hidden), `mask` (batch, time) -> (batch, time, hidden)."""
+    def forward(self, states: Tensor, seen: Seen) -> Tensor:
+        """Rows (batch · time, hidden) to the same."""
         normed = self.attention_norm(states)
-        states = states + self.dropout(self.attention(normed, normed, normed, mask)[0])
+        states = states + self.dropout(self.attention(normed, normed, normed, seen)[0])
         return self._feed_forward(states)
 
 
@@ -218,28 +231,21 @@ class MTMMInteractionLayer(MTMMLayer):
     """Cross-attention from bridge tokens (or one modality) to keys and values; pre-norm."""
 
     def forward(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        key_mask: Tensor,
-        absent: Tensor | None,
-        output_attentions: bool,
+        self, queries: Tensor, keys: Tensor, values: Tensor, seen: Seen, absent: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Read.
 
         Args:
-            queries: (batch, queries, hidden).
-            keys, values: (batch, keys, hidden).
-            key_mask: (batch, keys) of booleans, True somewhere in each row.
+            queries: (batch · queries, hidden).
+            keys, values: (batch · keys, hidden).
+            seen: Which keys take part.
             absent: (batch, 1) of booleans: an utterance without any key reads nothing, its queries
                 pass through the feed-forward alone. None = every utterance has keys.
-            output_attentions: Return the weights too.
         """
-        normed = self.attention_norm(queries)
-        attended, weights = self.attention(normed, keys, values, key_mask, output_attentions)
+        attended, weights = self.attention(self.attention_norm(queries), keys, values, seen)
         if absent is not None:
-            attended = attended.masked_fill(absent[..., None], 0.0)
+            of_utterances = attended.unflatten(0, (seen.batch, -1))
+            attended = of_utterances.masked_fill(absent[..., None], 0.0).flatten(0, 1)
             if weights is not None:
                 weights = weights.masked_fill(absent[..., None, None], 0.0)
         return self._feed_forward(queries + self.dropout(attended)), weights
@@ -302,49 +308,55 @@ class MTMMFusion(nn.Module):
         Returns:
             An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
         """
-        there = acoustic_mask.any(-1, keepdim=True), linguistic_mask.any(-1, keepdim=True)
-        acoustic = Stream(self.acoustic_input(acoustic_states), acoustic_mask, there[0])
-        acoustic = _refine(self.acoustic_refinement, self.acoustic_norm, acoustic)
-        linguistic = Stream(self.linguistic_input(linguistic_states), linguistic_mask, there[1])
-        linguistic = _refine(self.linguistic_refinement, self.linguistic_norm, linguistic)
-        bridge = self.config.use_bridge_tokens
-        read = self._bridge if bridge else self._query_each_other
-        read_streams = read(acoustic, linguistic, output_attentions)
-        streams = [_zero_padding(self.output_norm(s.states), s) for s in read_streams]
+        config, masks = self.config, (acoustic_mask, linguistic_mask)
+        bridge, batch = config.use_bridge_tokens, acoustic_mask.shape[0]
+        exact = _exact_dtype(acoustic_mask)
+        lengths = torch.stack([mask.sum(-1, keepdim=True, dtype=exact) for mask in masks])
+        present = lengths > 0  # (2, batch, 1), as the lengths
+        there = present.unbind()
+        refined = [
+            _refine(config, layers, norm, rows, mask, here)
+            for layers, norm, rows, mask, here in zip(
+                (self.acoustic_refinement, self.linguistic_refinement),
+                (self.acoustic_norm, self.linguistic_norm),
+                (self.acoustic_input(acoustic_states), self.linguistic_input(linguistic_states)),
+                masks,
+                there,
+                strict=True,
+            )
+        ]
+        if bridge and config.bridge_wiring == "crossed":
+            keys, count = _crossed(*refined, lengths, present), 2
+        else:
+            own = zip(refined, masks, there, strict=True)
+            keys = [Keys(states, states, mask == here, ~here) for states, mask, here in own]
+            count = present.sum(0)
+        if bridge:
+            sets = self.acoustic_bridge_tokens, self.linguistic_bridge_tokens
+            queries = [tokens.repeat(batch, 1) for tokens in sets]
+        else:  # acoustic states query linguistic ones, and the other way round
+            queries, keys = [states.flatten(0, 1) for states in refined], keys[::-1]
+        interaction = self.acoustic_interaction, self.linguistic_interaction
+        outputs, attentions, means = [], [], []
+        for layers, rows, read, mask in zip(interaction, queries, keys, masks, strict=True):
+            rows, weights = _interact(config, layers, rows, read, output_attentions)
+            states = self.output_norm(rows).unflatten(0, (batch, -1))
+            if not bridge:
+                states = states.masked_fill(~mask[..., None], 0.0)
+                means.append(states.sum(1) / mask.sum(-1, keepdim=True).clamp(min=1))
+            else:
+                if read.absent is not None:
+                    states = states.masked_fill(read.absent[..., None], 0.0)
+                means.append(states.mean(1))
+            outputs.append(states)
+            attentions.append(weights)
         return FusionOutput(
-            fused_state=_mean_of_present(*streams),
-            bridge_states=torch.cat([s.states for s in streams], dim=1) if bridge else None,
-            acoustic_bridge_attentions=streams[0].attentions,
-            linguistic_bridge_attentions=streams[1].attentions,
-            hidden_states=(acoustic.states, linguistic.states),
-        )
-
-    def _bridge(
-        self, acoustic: Stream, linguistic: Stream, output_attentions: bool
-    ) -> tuple[Stream, Stream]:
-        """Both bridge sets read: e_a = MultiHead(Q_a, K, V), e_t likewise (paper, section 3)."""
-        a_values, l_values = acoustic.states, linguistic.states
-        if self.config.bridge_wiring == "crossed":
-            # An absent modality's place is taken by the present one, so every set has keys and values.
-            acoustic, linguistic = _substitute_absent(acoustic, linguistic)
-            a_values, l_values = _swap_values(acoustic, linguistic)
-        a_tokens = _bridge_set(self.acoustic_bridge_tokens, acoustic)
-        l_tokens = _bridge_set(self.linguistic_bridge_tokens, linguistic)
-        return (
-            _interact(self.acoustic_interaction, a_tokens, acoustic, a_values, output_attentions),
-            _interact(
-                self.linguistic_interaction, l_tokens, linguistic, l_values, output_attentions
-            ),
-        )
-
-    def _query_each_other(
-        self, acoustic: Stream, linguistic: Stream, output_attentions: bool
-    ) -> tuple[Stream, Stream]:
-        """Without bridge tokens: acoustic states query linguistic ones, and the other way round."""
-        layers, others = self.acoustic_interaction, self.linguistic_interaction
-        return (
-            _interact(layers, acoustic, linguistic, linguistic.states, output_attentions),
-            _interact(others, linguistic, acoustic, acoustic.states, output_attentions),
+            # NaN where nobody said anything: that must not get an emotion in silence.
+            fused_state=(means[0] + means[1]) / count,
+            bridge_states=torch.cat(outputs, dim=1) if bridge else None,
+            acoustic_bridge_attentions=attentions[0],
+            linguistic_bridge_attentions=attentions[1],
+            hidden_states=(refined[0], refined[1]),
         )
 
 
@@ -357,108 +369,85 @@ def align_weights(value_lengths: Tensor, key_lengths: Tensor, values: int, keys:
     the identity. Padding takes no part.
 
     Args:
-        value_lengths, key_lengths: (batch,) numbers of real positions, at least 1.
+        value_lengths, key_lengths: (..., 1) numbers of real positions, at least 1.
         values, keys: The padded lengths.
 
     Returns:
-        (batch, keys, values); a real key's row sums to 1 over the real values.
+        (..., keys, values); a real key's row sums to 1 over the real values.
 
     Source: ours (the paper is silent; a re-implementation pads the shorter sequence with zeros).
     """
-    device = value_lengths.device
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
-    n_v, n_k = value_lengths[:, None, None].to(dtype), key_lengths[:, None, None].to(dtype)
-    i = torch.arange(keys, device=device, dtype=dtype)[None, :, None]
-    j = torch.arange(values, device=device, dtype=dtype)[None, None, :]
-    position = ((i + 0.5) * n_v / n_k - 0.5).clamp(min=0).minimum(n_v - 1)
+    dtype = _exact_dtype(value_lengths)
+    n_v, n_k = value_lengths.to(dtype), key_lengths.to(dtype)
+    # Both are overlaps of a span on the values' axis with each value's own unit: the span is n_v/n_k
+    # long or 1, whichever is more, and cut where the values end.
+    half = n_v / (2 * n_k)
+    middle = torch.arange(1, 2 * keys, 2, device=n_v.device, dtype=dtype) * half
+    reach = half.clamp(min=0.5)
+    start = (middle - reach).clamp(min=0)[..., None]
+    stop = (middle + reach).minimum(n_v)[..., None]
+    j = torch.arange(values, device=n_v.device, dtype=dtype)
     # In place: on a CPU, fresh memory for (batch, keys, values) costs as much as the arithmetic.
-    interpolated = (position - j).abs_().neg_().add_(1).clamp_(min=0)
-    start, stop = i * n_v / n_k, (i + 1) * n_v / n_k
-    overlap = torch.minimum(stop, j + 1).sub_(torch.maximum(start, j)).clamp_(min=0)
-    return torch.where(n_v <= n_k, interpolated, overlap.mul_(n_k).div_(n_v))
+    overlap = stop.minimum(j + 1).sub_(start.maximum(j)).clamp_(min=0)
+    return overlap.div_((stop - start).clamp(min=0.5))  # of padded keys nothing is left
 
 
-def _swap_values(acoustic: Stream, linguistic: Stream) -> tuple[Tensor, Tensor]:
-    """Linguistic states on the acoustic time axis, and acoustic ones on the linguistic axis.
+def _exact_dtype(tensor: Tensor) -> torch.dtype:
+    """For numbers of positions and their quotients: MPS has no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
-    Both streams have one padded length, so that one calculation serves both directions.
+
+def _crossed(acoustic: Tensor, linguistic: Tensor, lengths: Tensor, present: Tensor) -> list[Keys]:
+    """Acoustic keys with linguistic values on their time axis, and the other way round.
+
+    An absent modality's place is taken by the present one, so every set has keys and values. Both are
+    padded to one length, so that one calculation serves both directions.
+
+    Args:
+        acoustic, linguistic: (batch, frames, hidden) and (batch, tokens, hidden).
+        lengths, present: (2, batch, 1).
     """
-    a_length, l_length = (s.mask.sum(-1).clamp(min=1) for s in (acoustic, linguistic))
-    padded = acoustic.mask.shape[1]
-    lengths = torch.cat([l_length, a_length]), torch.cat([a_length, l_length])
-    weights = align_weights(*lengths, padded, padded).to(acoustic.states.dtype)
-    to_acoustic, to_linguistic = weights.unflatten(0, (2, -1)).unbind()
-    return to_acoustic @ linguistic.states, to_linguistic @ acoustic.states
+    longest = max(acoustic.shape[1], linguistic.shape[1])
+    heard, said = (F.pad(s, (0, 0, 0, longest - s.shape[1])) for s in (acoustic, linguistic))
+    a_there, t_there = present[..., None].unbind()
+    a, t = torch.where(a_there, heard, said), torch.where(t_there, said, heard)
+    n_k = torch.where(present, lengths, lengths.flip(0))
+    place = torch.arange(longest, device=a.device, dtype=n_k.dtype)
+    real = (place < n_k.clamp(min=1)).unbind()
+    # Of an utterance without either, 0 / 0 makes all values NaN.
+    to_a, to_t = align_weights(n_k.flip(0), n_k, longest, longest).to(a.dtype).unbind()
+    return [Keys(a, torch.bmm(to_a, t), real[0], None), Keys(t, torch.bmm(to_t, a), real[1], None)]
 
 
 def _layers(layer: type[nn.Module], config: Any, count: int) -> nn.ModuleList:
     return nn.ModuleList(layer(config) for _ in range(count))
 
 
-def _refine(layers: nn.ModuleList, norm: nn.LayerNorm, stream: Stream) -> Stream:
-    """Refined states; zeros at padding and for absent modalities."""
-    states, kernel_mask = stream.states, stream.kernel_mask
+def _refine(
+    config: Any,
+    layers: nn.ModuleList,
+    norm: nn.LayerNorm,
+    rows: Tensor,
+    mask: Tensor,
+    there: Tensor,
+) -> Tensor:
+    """Refined states (batch, time, hidden) of rows; zeros at padding and for absent modalities."""
+    seen = Seen.of(config, mask == there, rows, rows) if layers else None
     for layer in layers:
-        states = layer(states, kernel_mask)
-    return _zero_padding(norm(states), stream)
-
-
-def _zero_padding(states: Tensor, stream: Stream) -> Stream:
-    return stream._replace(states=states.masked_fill(~stream.mask[..., None], 0.0))
-
-
-def _bridge_set(tokens: Tensor, keys: Stream) -> Stream:
-    """Bridge tokens for each utterance; where it has no keys, the set is left out of the mean."""
-    # Not len(): torch.export would take the batch for a constant.
-    expanded = tokens.expand(keys.mask.shape[0], -1, -1)
-    return Stream(expanded, keys.present.expand(-1, len(tokens)), keys.present)
+        rows = layer(rows, seen)
+    return norm(rows).view(*mask.shape, -1).masked_fill(~mask[..., None], 0.0)
 
 
 def _interact(
-    layers: nn.ModuleList, queries: Stream, keys: Stream, values: Tensor, output_attentions: bool
-) -> Stream:
-    """The queries after reading `values`, with the attention weights of each layer if asked for."""
-    states, attentions = queries.states, []
-    kernel_mask, absent = keys.kernel_mask, ~keys.present
+    config: Any, layers: nn.ModuleList, rows: Tensor, read: Keys, output_attentions: bool
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """Rows of queries after reading, with the attention weights of each layer if asked for."""
+    keys, values, attentions = read.states.flatten(0, 1), read.values.flatten(0, 1), []
+    seen = Seen.of(config, read.real, rows, keys, output_attentions)
     for layer in layers:
-        states, weights = layer(states, keys.states, values, kernel_mask, absent, output_attentions)
+        rows, weights = layer(rows, keys, values, seen, read.absent)
         attentions.append(weights)
-    return queries._replace(
-        states=states, attentions=tuple(attentions) if output_attentions else None
-    )
-
-
-def _substitute_absent(acoustic: Stream, linguistic: Stream) -> tuple[Stream, Stream]:
-    """Both streams padded to one length, an absent one replaced by the present one."""
-    longest = max(acoustic.states.shape[1], linguistic.states.shape[1])
-    acoustic, linguistic = _padded(acoustic, longest), _padded(linguistic, longest)
-    present = acoustic.present | linguistic.present
-    return _or_else(acoustic, linguistic, present), _or_else(linguistic, acoustic, present)
-
-
-def _padded(stream: Stream, length: int) -> Stream:
-    missing = length - stream.states.shape[1]
-    # As numbers: of padded booleans torch 2.13 makes C++ code that does not compile.
-    mask = F.pad(stream.mask.long(), (0, missing)) != 0
-    return stream._replace(states=F.pad(stream.states, (0, 0, 0, missing)), mask=mask)
-
-
-def _or_else(stream: Stream, other: Stream, present: Tensor) -> Stream:
-    # The mask by logic: onnxruntime has no `where` of booleans.
-    mask = stream.mask | (other.mask & ~stream.present)
-    states = torch.where(stream.present[..., None], stream.states, other.states)
-    return Stream(states, mask, present)
-
-
-def _mean_of_present(*streams: Stream) -> Tensor:
-    """Mean over each stream's real positions, then over the streams that are there: (batch, hidden).
-
-    NaN for an utterance without either: what nobody said must not get an emotion in silence. States
-    are zeros at padding.
-    """
-    means = [s.states.sum(1) / s.mask.sum(-1, keepdim=True).clamp(min=1) for s in streams]
-    counts = [s.present.to(s.states.dtype) for s in streams]
-    return (means[0] + means[1]) / (counts[0] + counts[1])
+    return rows, tuple(attentions) if output_attentions else None
 
 
 def carry_to_values(
@@ -468,14 +457,13 @@ def carry_to_values(
 
     Where a modality is absent, its keys and its values were those of the present one.
     """
-    a_there, l_there = a_mask.any(-1), l_mask.any(-1)
-    a_length, l_length = a_mask.sum(-1), l_mask.sum(-1)
+    a_length, l_length = a_mask.sum(-1, keepdim=True), l_mask.sum(-1, keepdim=True)
+    a_there, l_there = a_length > 0, l_length > 0
     a_keys = torch.where(a_there, a_length, l_length)
     l_keys = torch.where(l_there, l_length, a_length)
     keys = a_read.shape[-1]
     a_set = (a_read[:, None] @ align_weights(l_keys, a_keys, keys, keys).to(a_read))[:, 0]
     l_set = (l_read[:, None] @ align_weights(a_keys, l_keys, keys, keys).to(l_read))[:, 0]
-    a_there, l_there = a_there[:, None], l_there[:, None]
     acoustic = l_set.masked_fill(~a_there, 0.0) + a_set.masked_fill(l_there, 0.0)
     linguistic = a_set.masked_fill(~l_there, 0.0) + l_set.masked_fill(a_there, 0.0)
     return acoustic, linguistic

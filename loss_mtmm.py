@@ -63,34 +63,39 @@ def multi_task_loss(
     with torch.autocast(device, enabled=False) if there else nullcontext():
         logits, predictions = at_least_float32(emotion_logits), at_least_float32(dimensions)
         if emotion_votes is None:
-            emotion_sums = _emotion_sums(config, logits, emotion_labels, class_weights)
+            sums = _emotion_sums(config, logits, emotion_labels, class_weights)
         else:
-            emotion_sums = _vote_sums(config, logits, emotion_votes, class_weights)
-        dimension_sums = _dimension_sums(config, predictions, dimension_labels, dimension_weights)
-        count = dimension_sums.numel()
-        sums = torch.cat([emotion_sums, dimension_sums.flatten()])
+            sums = _vote_sums(config, logits, emotion_votes, class_weights)
+        sums += (_dimension_sums(config, predictions, dimension_labels, dimension_weights),)
         if deviations is not None:
-            sums = torch.cat(
-                [sums, _deviation_sums(config, deviations, dimension_ratings).flatten()]
-            )
+            sums += _deviation_sums(config, deviations, dimension_ratings)
         if reduce_sum is not None:
-            sums = reduce_sum(sums)
-        cross_entropy, weight = sums[0], sums[1]
-        # 1, not the least number: over that a gradient of zero would be infinite times zero.
-        emotion_loss = cross_entropy / torch.where(weight > 0, weight, 1.0)
-        terms = _one_minus_concordance(sums[2 : 2 + count].view(dimension_sums.shape)).unbind()
-        # One by one: a tensor of the weights would be a copy to the device that its host waits for.
-        dimension_loss = sum(
-            w * t for w, t in zip(config.dimension_loss_weights, terms, strict=True)
-        )
+            flat = reduce_sum(torch.cat([each.reshape(-1) for each in sums]))
+            parts = flat.split([each.numel() for each in sums])
+            sums = tuple(p.view(each.shape) for p, each in zip(parts, sums, strict=True))
+        cross_entropy, weight, products = sums[:3]
+        # Not the least number: over that a gradient of zero would be infinite times zero.
+        emotion_loss = cross_entropy / weight.clamp(min=torch.finfo(weight.dtype).tiny ** 0.5)
+        dimension_loss = _weighted(config, _one_minus_concordance(products))
         if deviations is not None:
-            likelihood, degrees = sums[2 + count :].view(2, -1)
-            spread = (likelihood / torch.where(degrees > 0, degrees, 1.0)).unbind()
-            dimension_loss = dimension_loss + DEVIATION_WEIGHT * sum(
-                w * t for w, t in zip(config.dimension_loss_weights, spread, strict=True)
-            )
+            likelihood, degrees = sums[3:]
+            spread = _weighted(config, likelihood / torch.where(degrees > 0, degrees, 1.0))
+            dimension_loss = dimension_loss + DEVIATION_WEIGHT * spread
         emotion_loss = config.emotion_loss_weight * emotion_loss
         return emotion_loss.to(logits), dimension_loss.to(predictions)
+
+
+def _weighted(config: Any, terms: Tensor) -> Tensor:
+    """The sum of the dimensions' terms (dimensions,), each by its weight in the loss.
+
+    One by one: a tensor of the weights would be a copy to the device that its host waits for.
+    """
+    first, *others = config.dimension_loss_weights
+    term, *terms_left = terms.unbind()
+    total = first * term
+    for weight, term in zip(others, terms_left, strict=True):
+        total = torch.add(total, term, alpha=weight)
+    return total
 
 
 def labels_seen(
@@ -118,16 +123,16 @@ def labels_seen(
 
 def at_least_float32(values: Tensor) -> Tensor:
     """The values as float32, or as they are where they are more precise."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+    return values.float() if values.dtype.itemsize < 4 else values
 
 
 def _emotion_sums(
     config: Any, logits: Tensor, labels: Tensor | None, class_weights: Tensor | None
-) -> Tensor:
-    """Sum of the cross-entropies and of the labels' weights: (2,)."""
+) -> tuple[Tensor, ...]:
+    """Sum of the cross-entropies and of the labels' weights: () each."""
     if labels is None:
         labels = torch.full(logits.shape[:1], ABSENT_EMOTION, device=logits.device)
-    weights = _scaled(class_weights, logits)
+    weights = None if class_weights is None else _scaled(class_weights, logits)
     cross_entropy = F.cross_entropy(
         logits,
         labels,
@@ -137,12 +142,16 @@ def _emotion_sums(
         reduction="sum",
     )
     present = labels != ABSENT_EMOTION
+    if weights is None:
+        return cross_entropy, present.sum(dtype=logits.dtype)
     weight = torch.where(present, weights[labels.clamp(min=0)], 0.0).sum()
-    return torch.stack([cross_entropy, weight])
+    return cross_entropy, weight
 
 
-def _vote_sums(config: Any, logits: Tensor, votes: Tensor, class_weights: Tensor | None) -> Tensor:
-    """The same for votes: (2,). A vote weighs what its emotion does, an utterance what its votes do."""
+def _vote_sums(
+    config: Any, logits: Tensor, votes: Tensor, class_weights: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The same for votes. A vote weighs what its emotion does, an utterance what its votes do."""
     if votes.shape != logits.shape:  # or they would be broadcast in silence
         raise ValueError(
             f"`emotion_votes` are {tuple(votes.shape)}; they must be {tuple(logits.shape)}."
@@ -155,7 +164,7 @@ def _vote_sums(config: Any, logits: Tensor, votes: Tensor, class_weights: Tensor
     smoothing = config.label_smoothing
     smoothed = (1 - smoothing) * wanted + smoothing / logits.shape[1] * trust
     entropy = -(smoothed * weights * logits.log_softmax(-1)).sum()
-    return torch.stack([entropy, (wanted * weights).sum()])
+    return entropy, (wanted * weights).sum()
 
 
 def _scaled(class_weights: Tensor | None, logits: Tensor) -> Tensor:
@@ -169,12 +178,12 @@ def _scaled(class_weights: Tensor | None, logits: Tensor) -> Tensor:
     return weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-def _deviation_sums(config: Any, deviations: Tensor, ratings: Tensor | None) -> Tensor:
+def _deviation_sums(config: Any, deviations: Tensor, ratings: Tensor | None) -> tuple[Tensor, ...]:
     """Sums of the negative log likelihood of the raters' variances, and their degrees of freedom.
 
     (n − 1)·s²/σ² of n normal ratings around an unknown mean is chi-square distributed with n − 1
     degrees of freedom: what follows of σ is (n − 1)·(log σ + s²/2σ²), and needs no predicted mean.
-    Returns (2, dimensions).
+    Returns (dimensions,) each.
     """
     deviations = at_least_float32(deviations)
     if ratings is None:
@@ -188,7 +197,7 @@ def _deviation_sums(config: Any, deviations: Tensor, ratings: Tensor | None) -> 
     squares = torch.where(present, (values - mean[..., None]) ** 2, 0.0).sum(-1)
     degrees = (count - 1).clamp(min=0).to(deviations)
     likelihood = degrees * deviations.log() + squares / (2 * deviations**2)
-    return torch.stack([likelihood.sum(0), degrees.sum(0)])
+    return likelihood.sum(0), degrees.sum(0)
 
 
 def _dimension_sums(
@@ -202,8 +211,6 @@ def _dimension_sums(
     which CCC is indifferent, for the limit below which there is no spread. With weights the products
     are weighted, and a first row without weights goes before them: it has the count.
     """
-    on_mps = predictions.device.type == "mps"  # which has no float64
-    predictions = predictions.to(torch.float32 if on_mps else torch.float64)
     if labels is None:
         labels = torch.full_like(predictions, torch.nan)
     if labels.shape != predictions.shape:  # or they would be broadcast in silence
@@ -211,14 +218,16 @@ def _dimension_sums(
             f"`dimension_labels` are {tuple(labels.shape)}; they must be {tuple(predictions.shape)}."
         )
     low, high = config.dimension_range
-    pairs = torch.stack([predictions, labels.to(predictions)])
+    on_mps = predictions.device.type == "mps"  # which has no float64
+    pairs = torch.stack([predictions, labels.to(predictions.device)])
+    pairs = pairs.to(torch.float32 if on_mps else torch.float64)
     pairs = (pairs - (low + high) / 2) / ((high - low) / 2)
-    columns = torch.cat([torch.ones_like(pairs[:1]), pairs])
+    columns = F.pad(pairs, (0, 0, 0, 0, 1, 0), value=1.0)
     columns = columns.masked_fill(labels.isnan(), 0.0).permute(2, 0, 1)
     left = columns
     if weights is not None:
         left = torch.cat([columns[:, :1], columns * weights.to(columns).T[:, None]], dim=1)
-    return left @ columns.transpose(1, 2)
+    return torch.bmm(left, columns.transpose(1, 2))
 
 
 def _one_minus_concordance(sums: Tensor) -> Tensor:
@@ -227,14 +236,15 @@ def _one_minus_concordance(sums: Tensor) -> Tensor:
     Args:
         sums: What [`_dimension_sums`] gives, over all processes.
     """
-    count = sums[:, 0, 0]
-    weight, x, y, _, xx, xy, _, _, yy = sums[:, -3:].flatten(1).unbind(1)
-    n = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    products = sums.flatten(1)
+    count, rows = products[:, 0], products[:, -9:]
+    n = rows[:, :1].clamp(min=torch.finfo(rows.dtype).tiny)
+    _, x, y, _, xx, xy, _, _, yy = (rows / n).unbind(1)
     # Lin's 1 - CCC in other words: the mean squared difference, by what it were if the two had
     # nothing to do with each other.
-    squares = (xx + yy) / n
-    spread = squares - 2 * (x / n) * (y / n)
+    squares = xx + yy
+    spread = torch.addcmul(squares, x, y, value=-2)
     # In units of half the dimension range: below this, labels and predictions are one constant.
-    defined = (count >= 2) & (spread > 1e-8)
-    difference = (squares - 2 * (xy / n)) * defined
-    return difference / spread.masked_fill(~defined, 1.0)
+    least = 1e-8
+    defined = (count >= 2) & (spread > least)
+    return torch.sub(squares, xy, alpha=2) / spread.clamp(min=least) * defined

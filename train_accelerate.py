@@ -144,7 +144,7 @@ def step(job: Job, group: list[dict[str, Any]]) -> faults.Unread:
             output = model(
                 **send_to_device(inputs, accelerator.device, non_blocking=True),
                 class_weights=job.class_weights,
-                reduce_sum=sum_over_processes,
+                reduce_sum=sum_over_processes if accelerator.num_processes > 1 else None,
             )
             accelerator.backward(output.loss / len(group))
         made.add_losses(output)

@@ -104,3 +104,10 @@ def test_killed_run_that_differs_is_noticed(load: Load, tmp_path: Path) -> None:
     assert not module.is_identical(tmp_path / "one", tmp_path / "other")
     (tmp_path / "same" / "results.json").write_text(json.dumps(results | {"test": 2}))
     assert not module.is_identical(tmp_path / "one", tmp_path / "same")
+
+
+def test_model_dispatches_few_operations(load: Load) -> None:
+    """Commit 499aabd dispatched 493 and 2,594: half of the former, two thirds of the latter."""
+    found = load("operations").measure()
+    assert found["the same and the loss"][0] <= 246
+    assert found["DeBERTa, 24 layers"][0] <= 1729

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 
 import modeling_mtmm
 from configuration_mtmm import MTMMConfig
-from fusion_mtmm import MTMMAttention, align_weights
+from fusion_mtmm import MTMMAttention, Seen, align_weights
 from modeling_mtmm import MTMMModel
 
 LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -248,9 +248,11 @@ def test_attention_matches_plain_float64(implementation: str, queries: int | Non
     asked = keys if queries is None else torch.randn(3, queries, 32, dtype=torch.float64)
     lengths = [9, 4, 1]
     mask = random_mask(lengths, 9)
-    output, none = attention(asked, keys, values, mask)
-    assert none is None
-    eager, weights = attention(asked, keys, values, mask, output_attentions=True)
+    rows = [given.flatten(0, 1) for given in (asked, keys, values)]
+    output, none = attention(*rows, Seen.of(config, mask, *rows[:2]))
+    assert implementation == "eager" or none is None
+    eager, weights = attention(*rows, Seen.of(config, mask, *rows[:2], eager=True))
+    output, eager = output.view(asked.shape), eager.view(asked.shape)
     assert_equal(output, eager, 1e-12)
     for i, n in enumerate(lengths):
         expected, expected_weights = reference_attention(
@@ -302,7 +304,7 @@ LENGTHS = [(1, 1), (1, 7), (7, 1), (5, 5), (3, 8), (8, 3), (12, 4), (4, 12), (25
 
 def test_align_weights_match_formula() -> None:
     values, keys = (torch.tensor(lengths) for lengths in zip(*LENGTHS, strict=True))
-    weights = align_weights(values, keys, 260, 257)
+    weights = align_weights(values[:, None], keys[:, None], 260, 257)
     assert weights.shape == (len(LENGTHS), 257, 260)
     for row, (n_values, n_keys) in zip(weights, LENGTHS, strict=True):
         expected = [[float(weight) for weight in row] for row in reference_align(n_values, n_keys)]
