@@ -1,5 +1,6 @@
 """Training on votes and ratings: what the run's flags, data and model say of them."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,3 +111,25 @@ def test_spread_is_compared_with_the_raters() -> None:
     )
     assert own["low"] <= own["correlation"] <= own["high"] and own["utterances"] == 28
     assert own["observed"] == pytest.approx(observed.mean())
+
+
+def test_crema_d_trains_on_what_its_listeners_heard(embedded: Path, tmp_path: Path) -> None:
+    """Its layout with the embedded corpus's sounds: the label is what was acted, the votes teach."""
+    folder, votes = tmp_path / "crema_d", ['"","A","D","F","H","N","S","fileName","numResponses"']
+    (folder / "AudioWAV").mkdir(parents=True)
+    sounds = sorted((embedded / "corpus").rglob("*.wav"))
+    acted = itertools.product(range(1001, 1005), ("ANG", "HAP", "NEU", "SAD"))
+    for number, ((actor, emotion), sound) in enumerate(zip(acted, sounds, strict=False)):
+        name = f"{actor}_IEO_{emotion}_XX"
+        (folder / "AudioWAV" / f"{name}.wav").symlink_to(sound)
+        votes.append(f'"{100001 + number}",1,1,0,0,7,0,"{name}",9')  # all heard neutral, mostly
+    (folder / "processedResults").mkdir()
+    (folder / "processedResults" / "tabulatedVotes.csv").write_text("\n".join(votes) + "\n")
+    flags = words(embedded, tmp_path / "run", "--epochs", "12", "--learning_rate", "3e-3")
+    at = flags.index("--manifest")
+    flags[at : at + 2] = ["--corpus", "crema_d", "--corpus_dir", str(folder)]
+    flags += ["--corpus_options", '{"partial": true}', "--protocol", "leave_one_speaker_out"]
+    results = results_of(train([*flags, "--fold", "0"]))
+    assert results["splits"]["train"]["votes"] == {"angry": 4, "other": 4, "neutral": 28}
+    # What is learned is what was heard, whatever was acted.
+    assert results["test"]["JSD_votes"] < 0.1 and results["test"]["WAR"] == 0.25
