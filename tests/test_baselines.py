@@ -23,9 +23,13 @@ from mtmm_training.data.folds import make_folds
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, without_fields
 from mtmm_training.studies import baselines
-from mtmm_training.studies.baselines import Baseline, run_baseline, run_fold
+from mtmm_training.studies.baselines import (
+    Baseline,
+    PooledReferences,
+    run_baseline,
+    run_fold,
+)
 from mtmm_training.studies.experiments import read_experiment
-from mtmm_training.studies.pooled_references import PooledReferences
 from mtmm_training.training import regressions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model

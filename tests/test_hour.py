@@ -15,7 +15,7 @@ from hub_server import trained_run
 from matplotlib.image import imread
 
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.studies.hour import BLOCK_S, RATE, Span, run_hour, score, write_recording
+from mtmm_training.studies.composed import BLOCK_S, RATE, Span, run_hour, score, write_recording
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
 LOUDNESS = {"angry": 0.8, "happy": 0.4, "sad": 0.2}  # the samples tell the emotion

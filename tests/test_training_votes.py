@@ -13,7 +13,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, leading
-from mtmm_training.scoring.spread import spread_scores
+from mtmm_training.scoring.votes import spread_scores
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import (
     class_weights,

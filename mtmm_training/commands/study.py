@@ -41,7 +41,7 @@ def _hour(options: argparse.Namespace) -> None:
     """
     long = SHORTEST_S <= options.seconds < math.inf
     refuse((not long, f"--seconds is {options.seconds:g}; it must be at least {SHORTEST_S:g}"))
-    from mtmm_training.studies.hour import run_hour
+    from mtmm_training.studies.composed import run_hour
 
     run_hour(options.run, options.out or options.run / "hour", options.seconds, options.seed)
 
@@ -79,7 +79,7 @@ def _call(options: argparse.Namespace) -> None:
     examples:
       mtmm study call --run out/run
     """
-    from mtmm_training.studies.call import study_call
+    from mtmm_training.studies.composed import study_call
 
     out = options.out or options.run / "call"
     table = study_call(options.run, out, options.seed)

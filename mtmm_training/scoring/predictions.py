@@ -27,8 +27,13 @@ from mtmm_training.scoring.metrics import (
     headline,
     split_metrics,
 )
-from mtmm_training.scoring.spread import spread_scores
-from mtmm_training.scoring.votes import listener_ceiling, shares_of, vote_metrics, vote_table
+from mtmm_training.scoring.votes import (
+    listener_ceiling,
+    shares_of,
+    spread_scores,
+    vote_metrics,
+    vote_table,
+)
 
 GROUP = "group_"  # begins the name of a group's column in predictions.csv
 

@@ -1,4 +1,4 @@
-"""Scores against what listeners said, and what a listener reaches against the others.
+"""Scores against what listeners said, what one reaches against the others, and the spread of raters.
 
 Votes are (utterances, emotions), how many listeners heard each; rows of NaN have none. Votes for emotions
 that the model does not predict ("other") are left out, as in training. Probabilities are expected shares
@@ -13,11 +13,15 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import jensenshannon
 
 from mtmm_training.data.utterances import RATINGS, Utterance
+from mtmm_training.scoring.intervals import interval_if_any
 from mtmm_training.scoring.metrics import (
+    by_rows,
     concordance_correlation,
     expected_calibration_error,
     or_none,
 )
+
+RESAMPLES = 1000  # of the spread's correlation
 
 
 def vote_table(votes: Iterable[Mapping[str, float] | None], emotions: Sequence[str]) -> np.ndarray:
@@ -122,3 +126,50 @@ def _of_votes(votes: np.ndarray, emotions: Sequence[str]) -> dict[str, Any]:
         "recall": dict(zip(emotions, map(or_none, recall), strict=True)),
         "JSD_votes": float(np.average(values, weights=weights)),
     }
+
+
+# ---- the spread of raters -----------------------------------------------------------------------
+
+
+def spread_scores(
+    predicted: Mapping[str, np.ndarray], utterances: Sequence[Utterance]
+) -> dict[str, dict[str, Any]]:
+    """By dimension, Pearson's correlation of predicted and observed standard deviations.
+
+    The observed one is the sample's (n − 1) of an utterance's ratings, of which there are few: their
+    chance alone keeps the correlation below 1.
+
+    Args:
+        predicted: By dimension, (utterances,) on the labels' scale.
+        utterances: In the same order; those with one rating or none are left out.
+
+    Returns:
+        "correlation", "low" and "high" of its 95 % interval over speakers (None without one),
+        "predicted" and "observed", the means of both, and "utterances", how many count.
+    """
+    found = {}
+    for name, deviations in predicted.items():
+        ratings = [getattr(u, RATINGS[name]) or () for u in utterances]
+        rows = np.array([i for i, own in enumerate(ratings) if len(own) > 1], dtype=int)
+        if len(rows) < 2:
+            continue
+        own = deviations[rows]
+        observed = np.array([np.std(ratings[i], ddof=1) for i in rows])
+        speakers = np.array([utterances[i].speaker_id for i in rows])
+        interval = interval_if_any(by_rows(_pearson, own, observed), speakers, RESAMPLES)
+        found[name] = {
+            "correlation": or_none(interval.point),
+            "low": or_none(interval.low),
+            "high": or_none(interval.high),
+            "predicted": float(own.mean()),
+            "observed": float(observed.mean()),
+            "utterances": len(rows),
+        }
+    return found
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Between −1 and 1; NaN where one of them is constant."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return np.nan
+    return float(np.corrcoef(x, y)[0, 1])

@@ -8,26 +8,34 @@ as results.json and predictions.csv, as a run of training leaves them.
 A fold's test split is predicted once, by a model that was chosen and fitted on all other speakers.
 Predictions of the validation split come from the model of the inner cross-validation that did not see
 their speaker.
+
+With --reference, features are standardised as MTMM standardises states. The regressions are fitted on
+states that the training data's statistics standardise, which changes nothing for them. So training
+needs no references, and other recordings are moved to where the regression expects them: what MTMM
+standardises by their reference is put back on the training data's scale.
 """
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from audio_mtmm import to_mono
 from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
+from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data import sounds
 from mtmm_training.data.files import write_json
 from mtmm_training.data.folds import Fold, select
@@ -41,11 +49,11 @@ from mtmm_training.scoring.predictions import (
     write_predictions,
 )
 from mtmm_training.studies.experiments import keep_experiment
-from mtmm_training.studies.pooled_references import PooledReferences
 from mtmm_training.studies.protocol import Plan, chosen_folds
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import build_model
+from mtmm_training.training.references import References
 from mtmm_training.training.regressions import (
     Features,
     Regression,
@@ -56,6 +64,7 @@ from mtmm_training.training.regressions import (
 )
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record
+from reference_mtmm import Reference
 
 
 @dataclass(frozen=True)
@@ -341,3 +350,78 @@ def shown(
     audio = features["audio"]
     means = audio.values[..., : audio.values.shape[-1] // 2]
     return features | {"audio": replace(audio, values=means)}
+
+
+# ---- references ---------------------------------------------------------------------------------
+
+
+class Statistics:
+    """What references need of a model: its configuration, and the statistics of its training data."""
+
+    standardisation: Any = MTMMModel.standardisation
+
+    def __init__(self, config: MTMMConfig, shape: tuple[int, int]) -> None:
+        answers = len(config.emotion_names) + len(config.dimension_names)
+        self.config, self.device = config, "cpu"
+        self.audio_model = nn.Module()  # all features are of one encoder
+        self.fusion = SimpleNamespace(
+            reference_mean=torch.zeros(shape),
+            reference_deviation=torch.ones(shape),
+            expected_states=torch.zeros(answers, *shape),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledReferences(References):
+    """References of pooled states; see [`References`].
+
+    Args:
+        pooled: Mean and deviation of the acoustic states of all utterances, and how many these are.
+        rows: Row of each utterance, by id.
+    """
+
+    pooled: Features
+    rows: Mapping[str, int]
+
+    @classmethod
+    def of_features(
+        cls,
+        config: MTMMConfig,
+        pooled: Features,
+        rows: Mapping[str, int],
+        home: Collection[str] = (),
+    ) -> "PooledReferences":
+        """Those of these features, for a baseline's configuration; `home` as of [`References`]."""
+        _, layers, width = pooled.values.shape
+        model: Any = Statistics(config, (layers, width // 2))
+        states: Any = None
+        return cls(model, states, home, pooled=pooled, rows=rows)
+
+    def of(self, utterance: Utterance, answers: np.ndarray) -> Reference | None:
+        """One utterance's; None without audio."""
+        row = self.rows[utterance.utterance_id]
+        assert self.pooled.frames is not None
+        frames = int(self.pooled.frames[row])
+        if not frames:
+            return None
+        mean, deviation = np.split(self.pooled.values[row].astype(np.float64), 2, axis=-1)
+        config = self.model.config
+        seconds = config.acoustic_stride / FRAMES_PER_SECOND * frames
+        squares, encoder = frames * deviation**2, str(config.reference_encoder)
+        return Reference(1, seconds, frames, mean, squares, answers, encoder)
+
+    def standardised(self, given: Mapping[str, Mapping[str, torch.Tensor]]) -> Features:
+        """The features with those of some utterances standardised by their references.
+
+        Args:
+            given: By utterance id, as of [`References.given`].
+        """
+        values, fusion = self.pooled.values.copy(), self.model.fusion
+        for name, reference in given.items():
+            row = self.rows[name]
+            mean, deviation = reference["reference_mean"][0], reference["reference_deviation"][0]
+            scale = (fusion.reference_deviation / deviation).numpy()
+            means, deviations = np.split(values[row], 2, axis=-1)
+            moved = fusion.reference_mean.numpy() + scale * (means - mean.numpy())
+            values[row] = np.concatenate([moved, scale * deviations], axis=-1)
+        return replace(self.pooled, values=values)

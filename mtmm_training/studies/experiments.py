@@ -247,7 +247,7 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "pooled" over all test rows at once; "confusion" (rows are labels, columns predictions) and
         "recall", pooled; "speakers": the spread of UAR, WAR and CCC between speakers; "groups", see
         `Experiment.of_groups`; "listener_ceiling" (see `scoring.votes`), "raters_spread" (see
-        `scoring.spread`) and "unfamiliar" (the share of test utterances that are called so, by
+        `scoring.votes`) and "unfamiliar" (the share of test utterances that are called so, by
         modality), means over folds; "folds", "missing_folds", "utterances" and "wall_time_s" of all
         folds together.
     """

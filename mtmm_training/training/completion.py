@@ -2,22 +2,41 @@
 
 The linear path and the references of --linear_path and --reference, without which the answers are
 those of the best epoch, and the statistics by which it knows unfamiliar inputs.
+
+These statistics are of the training split. From which distance on an input is unfamiliar, new speakers
+say: those of the validation split, and groups of training speakers by the statistics of the others, since
+one or two validation speakers tell little. A stated share is beyond the limit; the test split says how
+often that is so for speakers that nothing was chosen by.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object, send_to_device
 
+from familiarity_mtmm import MODALITIES, pooled
 from modeling_mtmm import MTMMModel
+from mtmm_training.batches.collate import make_loader
 from mtmm_training.scoring.predictions import Predictions, calibrate, predict
-from mtmm_training.training.familiarity import (
-    learn_familiarity,
-    pooled_inputs,
-    unfamiliar_shares,
-)
 from mtmm_training.training.job import Job
 from mtmm_training.training.linear import add_linear_path
+
+FALSE_FLAGS = 0.05  # share of new speakers' utterances that is called unfamiliar
+MOST = 2048  # utterances of the training split; they are drawn at random
+FEWEST = 40  # utterances of new speakers: of fewer the highest distance is the limit
+GROUPS = 4  # of training speakers, each measured by the statistics of the others
+NO_INPUTS = set("emotion_labels dimension_labels emotion_votes".split())
+NO_INPUTS |= set("dimension_weights dimension_ratings utterance_ids".split())
+
+Rows = dict[str, torch.Tensor]
+
+
+class _Pooled(Exception):
+    """Ends a forward pass once its states are pooled: fusion and heads are not asked."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +94,115 @@ def complete(job: Job, model: MTMMModel) -> Answers:
     given = references.given(data.splits["test"], test, config.reference)
     told["reference"] |= references.describe(data.splits["test"])
     return Answers(validation, answer("test", given), test, told)
+
+
+# ---- unfamiliar inputs --------------------------------------------------------------------------
+
+
+def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
+    """Fill the model's statistics of its training data.
+
+    Returns:
+        For results.json: "stated", the share that may be called unfamiliar, and "validation", by
+        modality the share that is; nothing of a modality that training or validation lacks.
+    """
+    familiarity = model.add_familiarity() if model.familiarity is None else model.familiarity
+    familiarity.to(job.accelerator.device)
+    train, validation = (_rows_of(job, model, split) for split in ("train", "validation"))
+    speakers = [job.data.splits["train"][i].speaker_id for i in _drawn(job)]
+    groups = np.unique(speakers, return_inverse=True)[1] % GROUPS
+    for modality in MODALITIES:
+        there = ~train[modality].isnan().any(1).cpu()
+        if there.sum() < 2:
+            continue
+        known, pairs = train[modality][there], []
+        for group in range(GROUPS):  # speakers as new as those to come
+            own = torch.from_numpy(groups == group)[there]
+            if own.any() and (~own).sum() >= 2:
+                familiarity.fit(modality, known[~own])
+                pairs.append(familiarity.distances(modality, known[own]))
+        familiarity.fit(modality, known)
+        pairs.append(familiarity.distances(modality, validation[modality]))
+        new = _limits(torch.cat(pairs, 1))
+        # Directions of few utterances suit these better than new ones, which lie nearer along them.
+        limits = np.maximum(new, _limits(familiarity.distances(modality, known)))
+        familiarity.limit(modality, *map(float, limits))
+    return {"stated": FALSE_FLAGS, "validation": unfamiliar_shares(model, validation)}
+
+
+@contextmanager
+def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
+    """By modality (utterances, layers · width), the pooled states of what is predicted within it.
+
+    NaN where an utterance lacks the modality. They are there when it ends, those of one process behind
+    those of another.
+    """
+    rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
+    found: Rows = {}
+
+    def keep(module: Any, streams: Any) -> None:
+        for modality, states, mask in zip(MODALITIES, streams[:4:2], streams[1:4:2], strict=True):
+            means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
+            rows[modality].extend(means.float().cpu().numpy())
+
+    hook = model.fusion.register_forward_pre_hook(keep)
+    try:
+        yield found
+    finally:
+        hook.remove()
+    for modality, own in rows.items():
+        gathered = np.array(gather_object(own), np.float32)
+        found[modality] = torch.from_numpy(gathered).to(job.accelerator.device)
+
+
+def unfamiliar_shares(model: MTMMModel, rows: Rows) -> dict[str, float]:
+    """By modality, the share of rows that the model calls unfamiliar."""
+    shares = {}
+    for modality, means in rows.items():
+        assert model.familiarity is not None
+        means = means[~means.isnan().any(1)]
+        if len(means) and model.familiarity.get_buffer(f"{modality}_weights").any():
+            beyond = model.familiarity.distances(modality, means).amax(0) > 1
+            shares[modality] = float(beyond.double().mean())
+    return shares
+
+
+@torch.no_grad()
+def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
+    """The pooled states of a split; of the training split at most `MOST`, without augmentation."""
+    loader = job.loaders[split]
+    if split == "train":
+        own = _drawn(job, job.accelerator.process_index)
+        size = job.config.batch_size
+        batches = [own[i : i + size] for i in range(0, len(own), size)]
+        collate: Any = getattr(loader.collate_fn, "collate", loader.collate_fn)
+        loader = make_loader(loader.dataset, batches, collate, workers=job.config.workers)
+    model.eval()
+    with pooled_inputs(job, model) as rows:
+        stop = model.fusion.register_forward_pre_hook(_end_forward)
+        for batch in loader:
+            inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
+            with suppress(_Pooled):
+                model(**send_to_device(inputs, job.accelerator.device))
+        stop.remove()
+    return rows
+
+
+def _end_forward(module: Any, streams: Any) -> None:
+    raise _Pooled
+
+
+def _drawn(job: Job, process: int | None = None) -> list[int]:
+    """Places in the training split of at most `MOST` utterances: a process's share, or all in turn."""
+    drawn = np.random.default_rng(job.config.seed).permutation(len(job.data.splits["train"]))[:MOST]
+    count = job.accelerator.num_processes
+    shares = [drawn[i::count].tolist() for i in range(count)]
+    return sum(shares, []) if process is None else shares[process]
+
+
+def _limits(distances: torch.Tensor) -> np.ndarray:
+    """(2,): what a stated share of the utterances exceeds, half of it in each of the two distances."""
+    known = distances[:, ~distances[0].isnan()].double().cpu().numpy()
+    rate = FALSE_FLAGS / 2 if known.shape[1] >= FEWEST else 0.0
+    limits: np.ndarray = np.quantile(known, 1 - rate, axis=1, method="higher")
+    return limits

@@ -40,7 +40,7 @@ class Run:
               "test_without_reference", where references were used.
             - "by_group": test metrics by column (such as gender) and value; "group_gaps" and
               "by_speaker", see `scoring.groups`; "listener_ceiling", see `scoring.votes`;
-              "raters_spread", see `scoring.spread`.
+              "raters_spread", see `scoring.votes`.
             - "versions", by package; "wall_time_s", seconds.
             - of training: "unfamiliar" ("stated", "validation", "test": shares that are called so),
               "parameters" ([trained, frozen] by part), "epochs" (one record each),

@@ -1,22 +1,28 @@
-"""An hour of speech whose changes of emotion are known, and how well a model's timeline finds them.
+"""Recordings put together from a run's test utterances, and how well its model follows them.
 
-The recording is put together from a run's test utterances: blocks of one emotion, of 20 s to a
-minute, one utterance after another with short pauses; speakers change freely, neighbouring blocks
-differ in emotion. The run's model hears it as one file, without a transcript, in the pipeline's
-own windows.
+An hour of speech has blocks of one emotion, of 20 s to a minute, one utterance after another with
+short pauses; speakers change freely, neighbouring blocks differ in emotion. The run's model hears it
+as one file, without a transcript, in the pipeline's own windows.
+
+A call has two speakers, one on each channel with some crosstalk. The model hears it with its channels
+apart, whose turns it finds itself, and mixed to one channel, with the turns told; each without and
+with the speakers' own references.
 """
 
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import soundfile
 
 from audio_mtmm import resample, to_mono
+from modeling_mtmm import MTMMPipeline
 from mtmm_training.data import sounds
 from mtmm_training.data.files import replacing, write_json
 from mtmm_training.data.utterances import Utterance
@@ -33,6 +39,11 @@ PAUSE_S = 0.3  # after every utterance
 STEP_S = 0.1  # between the instants at which timeline and truth are compared
 SHIFTS = 1000  # of the truth in time, to see what chance gives
 
+TURNS, UTTERANCES = 24, 2  # of a call, and utterances to a turn, all of one emotion
+CALL_PAUSE_S = 0.35
+CROSSTALK = 0.03  # of the other channel's amplitude: 30 dB below
+NOISE = 2e-4
+
 
 class Span(NamedTuple):
     """An emotion from one time to another, in seconds."""
@@ -42,7 +53,28 @@ class Span(NamedTuple):
     emotion: str
 
 
-# ---- the recording -----------------------------------------------------------------------------
+def usable(run: Run) -> list[Utterance]:
+    """The run's test utterances with audio and an emotion."""
+    return [u for u in run.test_utterances() if u.audio is not None and u.emotion is not None]
+
+
+def sound_of(utterance: Utterance) -> np.ndarray:
+    """What an utterance sounds like, mono at `RATE`."""
+    span = utterance.start_s, utterance.end_s
+    waveform, rate = sounds.waveform(str(utterance.audio), *span)
+    return resample(to_mono(waveform), rate, RATE)
+
+
+def write_answer(
+    answer: Mapping[str, Any], truth: Sequence[Span], pipe: MTMMPipeline, title: str, path: Path
+) -> None:
+    """Writes an answer with a timeline as PATH.json, and its picture beside the truth as PATH.png."""
+    write_json(answer, path.with_suffix(".json"))
+    figure = draw_timeline(answer, truth, title, pipe.model.config.dimension_range)
+    save(figure, path.with_suffix(".png"))
+
+
+# ---- an hour -----------------------------------------------------------------------------------
 
 
 def write_recording(
@@ -84,11 +116,7 @@ def write_recording(
             emotion = str(generator.choice([name for name in emotions if name != emotion]))
             start, length = written, RATE * generator.uniform(*BLOCK_S)
             while written < min(start + length, total):
-                heard = next(turns[emotion])
-                span = heard.start_s, heard.end_s
-                waveform, rate = sounds.waveform(str(heard.audio), *span)
-                sound = resample(to_mono(waveform), rate, RATE)
-                sound = np.concatenate([sound, pause])[: total - written]
+                sound = np.concatenate([sound_of(next(turns[emotion])), pause])[: total - written]
                 file.write(sound)
                 written += len(sound)
             blocks.append(Span(start / RATE, written / RATE, emotion))
@@ -101,9 +129,6 @@ def _in_turn(
     """All in random order, then all in another, without end."""
     while True:
         yield from (utterances[i] for i in generator.permutation(len(utterances)))
-
-
-# ---- the timeline against the truth ------------------------------------------------------------
 
 
 def score(
@@ -152,9 +177,6 @@ def _emotions_at(times: np.ndarray, spans: Sequence[Span], emotions: Sequence[st
     return indices[np.searchsorted(starts, times, side="right") - 1]
 
 
-# ---- the study ---------------------------------------------------------------------------------
-
-
 def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) -> None:
     """Makes the recording, predicts it, and writes and prints what came out.
 
@@ -165,7 +187,7 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
         seed: Seed of the recording's order.
     """
     run = Run.open(folder)
-    test = [u for u in run.test_utterances() if u.audio is not None and u.emotion is not None]
+    test = usable(run)
     predict = run.pipeline()
     model, processor = predict.model, predict.processor
     if "emotion" not in model.config.trained_outputs:
@@ -201,8 +223,96 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
         f"chance, the truth shifted {SHIFTS} times: UAR {scores['chance']:.3f} on average, "
         f"{scores['chance_highest']:.3f} at most"
     )
-    write_json(result, out / "timeline.json")
     title = f"{seconds / 60:g} minutes in {len(truth)} blocks of one emotion each"
-    figure = draw_timeline(result, truth, title, model.config.dimension_range)
-    save(figure, out / "timeline.png")
+    write_answer(result, truth, predict, title, out / "timeline")
     print(f"recording.wav, truth.csv, timeline.json and timeline.png are in {out}")
+
+
+# ---- a call ------------------------------------------------------------------------------------
+
+
+def study_call(folder: Path, out: Path, seed: int) -> pd.DataFrame:
+    """Makes the call, hears it in four ways, and writes all of it into a folder.
+
+    Returns:
+        A row for each way: channels, reference, entries of the timeline, UAR over utterances, and
+        the share of utterances whose speaker is right.
+
+    Raises:
+        ValueError: The test split has fewer than two speakers with audio and emotions.
+    """
+    run = Run.open(folder)
+    pipe, out = run.pipeline(), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    truth = write_call(usable(run), out, seed)
+    told = [{name: one[name] for name in ("start", "end", "speaker")} for one in truth]
+    labels = [Span(one["start"], one["end"], one["emotion"]) for one in truth]
+    references = ["none"] + (["speaker"] if pipe.model.config.reference == "speaker" else [])
+    rows = []
+    for channels, reference in product(("apart", "mixed"), references):
+        given: Any = str(out / "call.wav")
+        options: dict[str, Any] = {"channel": "each"}
+        if channels == "mixed":
+            given, options = {"audio": given, "segments": told}, {"by": "turn"}
+        answer = pipe(given, reference=reference, batch_size=8, **options)
+        name = f"{channels}_{reference}"
+        title = f"call, channels {channels}, reference {reference}"
+        write_answer(answer, labels, pipe, title, out / name)
+        scores = score_call(answer["timeline"], truth)
+        rows.append({"channels": channels, "reference": reference} | scores)
+    write_csv(rows, out / "call.csv")
+    return pd.DataFrame(rows)
+
+
+def write_call(utterances: Sequence[Utterance], out: Path, seed: int) -> list[dict[str, Any]]:
+    """Writes call.wav, of two channels, and truth.json: "start", "end", "speaker", "emotion"."""
+    generator = np.random.default_rng(seed)
+    speakers = sorted({u.speaker_id for u in utterances})[:2]
+    if len(speakers) < 2:
+        raise ValueError(f"A call needs two speakers; the test split has {len(speakers)}.")
+    truth, blocks, now = [], [np.zeros((round(CALL_PAUSE_S * RATE), 2))], CALL_PAUSE_S
+    for turn in range(TURNS):
+        own = [u for u in utterances if u.speaker_id == speakers[turn % 2]]
+        emotion = generator.choice(sorted({str(u.emotion) for u in own}))
+        chosen = [u for u in own if u.emotion == emotion]
+        for i in generator.choice(len(chosen), min(UTTERANCES, len(chosen)), replace=False):
+            u = chosen[i]
+            sound = trimmed(sound_of(u))
+            block = np.stack([sound, CROSSTALK * sound], axis=1)
+            blocks += [block if turn % 2 == 0 else block[:, ::-1], np.zeros_like(blocks[0])]
+            end = now + len(sound) / RATE
+            truth.append({"start": now, "end": end, "speaker": u.speaker_id, "emotion": emotion})
+            now = end + CALL_PAUSE_S
+    call = np.concatenate(blocks)
+    call += generator.normal(0, NOISE, call.shape)
+    with replacing(out / "call.wav") as temporary:
+        soundfile.write(temporary, np.clip(call, -1, 1), RATE, subtype="PCM_16", format="WAV")
+    write_json({"turns": truth}, out / "truth.json")
+    return truth
+
+
+def trimmed(sound: np.ndarray) -> np.ndarray:
+    """Without the silence at both ends."""
+    loud = np.flatnonzero(np.abs(sound) > 0.02 * np.abs(sound).max())
+    return sound[loud[0] : loud[-1] + 1] if len(loud) else sound
+
+
+def score_call(
+    entries: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Each utterance is answered by the entry that overlaps it most; channel 1 is the first speaker."""
+    heard = []
+    for one in truth:
+        shared = [min(e["end"], one["end"]) - max(e["start"], one["start"]) for e in entries]
+        heard.append(entries[int(np.argmax(shared))])
+    names = sorted({one["emotion"] for one in truth} | {str(e["emotion"]) for e in entries})
+    labels, answers = (
+        np.array([names.index(str(one["emotion"])) for one in side]) for side in (truth, heard)
+    )
+    first = truth[0]["speaker"]
+    right = [
+        e["speaker"] in (one["speaker"], f"channel {1 if one['speaker'] == first else 2}")
+        for e, one in zip(heard, truth, strict=True)
+    ]
+    uar = unweighted_average_recall(labels, answers, names)
+    return {"entries": len(entries), "UAR": uar, "speaker right": float(np.mean(right))}
