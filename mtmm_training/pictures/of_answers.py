@@ -24,6 +24,7 @@ from mtmm_training.pictures.style import (
     emotion_styles,
     new_figure,
     prepare_plane,
+    scale_limits,
 )
 
 READ, MATTERED = COLOURS[0], COLOURS[1]  # of the two sides of an explanation
@@ -57,31 +58,22 @@ def draw_timeline(
     Raises:
         ValueError: the result has no timeline.
     """
-    entries = result.get("timeline")
-    if not entries:
+    if not result.get("timeline"):
         raise ValueError("the result has no `timeline`; predict with `window_s` or segments.")
-    starts, ends = (np.array([entry[k] for entry in entries], float) for k in ("start", "end"))
-    ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
-    spans = np.stack([starts, ends], axis=1)
-    dimensions = {
-        name: np.array([entry[name] for entry in entries]) for name in dimensions_of(entries[0])
-    }
+    timeline = _Timeline(result["timeline"], truth or [], dimension_range)
+    entries, dimensions = timeline.entries, dimensions_of(timeline.entries[0])
+    speakers = sorted({entry["speaker"] for entry in entries if "speaker" in entry})
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
         names = {name for entry in entries for name in (*entry["scores"], named(entry))}
-        emotions = sorted(names | {name for _, _, name in truth or []})
-        height = 0.32 * len(emotions) + 0.4
-        panels.append((height, lambda a: _band(a, entries, emotions, spans, truth or [])))
-        panels.append((1.2, lambda a: _confidence(a, entries, spans)))
-    speakers = sorted({entry["speaker"] for entry in entries if "speaker" in entry})
-    if speakers and "emotion" in entries[0]:
-        height = 0.42 * len(speakers) + 0.5
-        panels.append((height, lambda a: _speakers(a, entries, speakers, spans)))
-    for name in speakers if dimensions else ():
-        rows = np.array([entry.get("speaker") == name for entry in entries])
-        panels.append((1.9, partial(_curves_of, name, rows, dimensions, spans, dimension_range)))
-    if dimensions and not speakers:
-        panels.append((1.9, lambda a: _curves(a, dimensions, spans, dimension_range)))
+        emotions = sorted(names | {name for _, _, name in timeline.truth})
+        panels.append((0.32 * len(emotions) + 0.4, partial(timeline.draw_emotions, emotions)))
+        panels.append((1.2, timeline.draw_confidence))
+        if speakers:
+            height = 0.42 * len(speakers) + 0.5
+            panels.append((height, partial(timeline.draw_speakers, speakers)))
+    if dimensions:
+        panels += [(1.9, partial(timeline.draw_curves, who)) for who in speakers or [None]]
 
     heights = [height for height, _ in panels]
     shape = {"nrows": len(panels), "sharex": True, "squeeze": False, "height_ratios": heights}
@@ -89,7 +81,7 @@ def draw_timeline(
     axes = grid[:, 0]
     for panel, (_, draw) in zip(axes, panels, strict=True):
         draw(panel)
-    axes[-1].set_xlim(spans[0, 0], max(entry["end"] for entry in entries))
+    axes[-1].set_xlim(timeline.spans[0, 0], max(entry["end"] for entry in entries))
     _time_axis(axes[-1])
     lines = filter(None, [title, _what_is_missing(entries)])
     figure.suptitle(_plain("\n".join(lines)), fontsize="medium")
@@ -107,90 +99,75 @@ def dimensions_of(entry: Mapping[str, Any]) -> dict[str, float]:
     return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
 
 
-def _band(
-    axes: Axes,
-    entries: Sequence[Mapping[str, Any]],
-    emotions: Sequence[str],
-    spans: np.ndarray,
-    truth: Sequence[tuple[float, float, str]],
-) -> None:
-    """A row per emotion."""
-    styles = emotion_styles(emotions)
-    for row, name in enumerate(emotions):
-        said = np.array([named(entry) == name for entry in entries])
-        bars = [(start, end - start) for start, end in spans[said]]
-        axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name]["color"], linewidth=0)
-        for start, end, label in truth:
-            if label == name:
-                axes.plot([start, end], [row + 0.42] * 2, color="black", linewidth=2.5,
-                          solid_capstyle="butt")  # fmt: skip
-    axes.set_yticks(range(len(emotions)), [_plain(name) for name in emotions])
-    axes.set_ylim(len(emotions) - 0.4, -0.6)
-    axes.set_ylabel("emotion")
-    axes.grid(axis="x", alpha=0.3)
-    if truth:
-        axes.set_title("bars: predicted; black lines: labelled", fontsize="small", loc="right")
+class _Timeline:
+    """The entries of a timeline, and how each of its panels is drawn."""
 
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        truth: Sequence[tuple[float, float, str]],
+        dimension_range: Sequence[float],
+    ) -> None:
+        self.entries, self.truth, self.dimension_range = entries, truth, dimension_range
+        starts, ends = (np.array([entry[k] for entry in entries], float) for k in ("start", "end"))
+        ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
+        self.spans = np.stack([starts, ends], axis=1)
+        self.width = 1.5 if len(entries) <= 100 else 0.8  # of lines
 
-def _speakers(
-    axes: Axes,
-    entries: Sequence[Mapping[str, Any]],
-    speakers: Sequence[str],
-    spans: np.ndarray,
-) -> None:
-    """A row per speaker, in the colours of their emotions; the first letter tells them apart too."""
-    styles = emotion_styles({named(entry) for entry in entries})
-    for entry, (start, end) in zip(entries, spans, strict=True):
-        if "speaker" not in entry:
-            continue
-        row, name = speakers.index(entry["speaker"]), named(entry)
-        axes.broken_barh([(start, end - start)], (row - 0.3, 0.6), color=styles[name]["color"])
-        if end - start > 0.01 * spans[-1, 1]:
-            axes.text((start + end) / 2, row, name[:1], ha="center", va="center", color="white",
-                      fontsize="small", fontweight="bold")  # fmt: skip
-    axes.set_yticks(range(len(speakers)), [_plain(name) for name in speakers])
-    axes.set_ylim(len(speakers) - 0.4, -0.6)
-    axes.set_ylabel("speaker")
-    axes.grid(axis="x", alpha=0.3)
+    def draw_emotions(self, emotions: Sequence[str], axes: Axes) -> None:
+        """A row per emotion."""
+        styles = emotion_styles(emotions)
+        for row, name in enumerate(emotions):
+            said = np.array([named(entry) == name for entry in self.entries])
+            bars = [(start, end - start) for start, end in self.spans[said]]
+            axes.broken_barh(bars, (row - 0.3, 0.6), color=styles[name]["color"], linewidth=0)
+            for start, end, label in self.truth:
+                if label == name:
+                    axes.plot([start, end], [row + 0.42] * 2, color="black", linewidth=2.5,
+                              solid_capstyle="butt")  # fmt: skip
+        _name_rows(axes, emotions)
+        axes.set_ylabel("emotion")
+        if self.truth:
+            axes.set_title("bars: predicted; black lines: labelled", fontsize="small", loc="right")
 
+    def draw_speakers(self, speakers: Sequence[str], axes: Axes) -> None:
+        """A row per speaker, in the colours of their emotions; the first letter tells them apart too."""
+        styles = emotion_styles({named(entry) for entry in self.entries})
+        for entry, (start, end) in zip(self.entries, self.spans, strict=True):
+            if "speaker" not in entry:
+                continue
+            row, name = speakers.index(entry["speaker"]), named(entry)
+            axes.broken_barh([(start, end - start)], (row - 0.3, 0.6), color=styles[name]["color"])
+            if end - start > 0.01 * self.spans[-1, 1]:
+                axes.text((start + end) / 2, row, name[:1], ha="center", va="center",
+                          color="white", fontsize="small", fontweight="bold")  # fmt: skip
+        _name_rows(axes, speakers)
+        axes.set_ylabel("speaker")
 
-def _curves_of(
-    speaker: str,
-    rows: np.ndarray,
-    dimensions: Mapping[str, np.ndarray],
-    spans: np.ndarray,
-    dimension_range: Sequence[float],
-    axes: Axes,
-) -> None:
-    """The curves of one speaker, in a panel with the name."""
-    _curves(
-        axes, {name: own[rows] for name, own in dimensions.items()}, spans[rows], dimension_range
-    )
-    axes.set_title(_plain(speaker), fontsize="small", loc="right")
+    def draw_confidence(self, axes: Axes) -> None:
+        shares = np.array([max(entry["scores"].values()) for entry in self.entries])
+        axes.plot(*_steps(self.spans, shares), color="black", linewidth=self.width)
+        axes.set(ylim=(0, 1.03), ylabel="confidence", yticks=[0, 0.5, 1])
+        axes.grid(alpha=0.3)
 
-
-def _confidence(axes: Axes, entries: Sequence[Mapping[str, Any]], spans: np.ndarray) -> None:
-    shares = np.array([max(entry["scores"].values()) for entry in entries])
-    axes.plot(*_steps(spans, shares), color="black", linewidth=_line_width(spans))
-    axes.set(ylim=(0, 1.03), ylabel="confidence", yticks=[0, 0.5, 1])
-    axes.grid(alpha=0.3)
-
-
-def _curves(
-    axes: Axes,
-    dimensions: Mapping[str, np.ndarray],
-    spans: np.ndarray,
-    dimension_range: Sequence[float],
-) -> None:
-    low, high = dimension_range
-    axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
-    for name, values in dimensions.items():
-        width = 1.3 * _line_width(spans)
-        axes.plot(*_steps(spans, values), linewidth=width, label=name, **dimension_style(name))
-    axes.set(ylim=_limits([*dimensions.values()], dimension_range), ylabel=f"{low:g} to {high:g}")
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
+    def draw_curves(self, speaker: str | None, axes: Axes) -> None:
+        """The dimensions over time; of one speaker alone, in a panel with the name."""
+        own = [i for i, entry in enumerate(self.entries)
+               if speaker is None or entry.get("speaker") == speaker]  # fmt: skip
+        low, high = self.dimension_range
+        axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
+        drawn = []
+        for name in dimensions_of(self.entries[0]):
+            drawn.append(np.array([self.entries[i][name] for i in own]))
+            look = dimension_style(name) | {"linewidth": 1.3 * self.width}
+            axes.plot(*_steps(self.spans[own], drawn[-1]), label=name, **look)
+        axes.set(ylim=scale_limits(drawn, self.dimension_range), ylabel=f"{low:g} to {high:g}")
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(alpha=0.3)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0
+        )
+        axes.set_title(_plain(speaker or ""), fontsize="small", loc="right")
 
 
 def _steps(spans: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,10 +176,6 @@ def _steps(spans: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     times = np.column_stack([spans, spans[:, 1]])
     levels = np.column_stack([values, values, np.where(gap, np.nan, values)])
     return times.ravel(), levels.ravel()
-
-
-def _line_width(spans: np.ndarray) -> float:
-    return 1.5 if len(spans) <= 100 else 0.8
 
 
 def _what_is_missing(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -285,11 +258,9 @@ def _draw_bars(axes: Axes, shares: Iterable[tuple[str, float | None]], colour: s
     for row, value in enumerate(values):
         if value is None:
             axes.text(0, row, "  nothing would be left", va="center", color=GREY)
-    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    _name_rows(axes, names)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim(*_with_room(lengths))
-    axes.grid(axis="x", alpha=0.3)
 
 
 def _draw_moments(
@@ -381,7 +352,7 @@ def draw_plane(
             _plain(name), (valence, arousal), xytext=(-7 if left else 7, 4),
             textcoords="offset points", ha="right" if left else "left", fontsize="small",
         )  # fmt: skip
-    limits = _limits([points], dimension_range)
+    limits = scale_limits([points], dimension_range)
     axes.set(xlim=limits, ylim=limits)
     below(figure, axes, columns=4)
     return figure
@@ -390,16 +361,16 @@ def draw_plane(
 # ---- shared ------------------------------------------------------------------------------------
 
 
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A name for each row, the first on top."""
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.3)
+
+
 def _plain(text: str) -> str:
     """Dollar signs as such: two of them would begin and end a formula."""
     return text.replace("$", r"\$")
-
-
-def _limits(values: Sequence[np.ndarray], dimension_range: Sequence[float]) -> tuple[float, float]:
-    """Of an axis: the whole scale, and more where a value leaves it."""
-    drawn = np.concatenate([np.ravel(v) for v in values] + [np.asarray(dimension_range)])
-    margin = 0.03 * np.ptp(drawn)
-    return drawn.min() - margin, drawn.max() + margin
 
 
 def _time_axis(axes: Axes) -> None:

@@ -69,16 +69,12 @@ def plot_dimensions(
     Raises:
         ValueError: a prediction is not finite, or shapes disagree.
     """
-    labelled = np.asarray(labels, dtype=np.float64)
-    predicted = np.asarray(predictions, dtype=np.float64)
-    present = ~np.isnan(labelled).any(axis=1)
-    given = [None] * len(labelled) if emotions is None else emotions
-    names = np.array([name or "" for name in given])  # "" = no emotion label
-    labelled, predicted, names = labelled[present], predicted[present], names[present]
-
-    ccc = [
-        metrics.concordance_correlation(x, y) for x, y in zip(predicted.T, labelled.T, strict=True)
-    ]
+    columns = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
+    present = ~np.isnan(columns[0]).any(axis=1)
+    labelled, predicted = (column[present] for column in columns)
+    given = emotions or [None] * len(present)
+    names = np.array([name or "" for name in given])[present]  # "" = no emotion label
+    ccc = map(metrics.concordance_correlation, predicted.T, labelled.T)
     valence, arousal = ("undefined" if np.isnan(value) else f"{value:.2f}" for value in ccc)
     # Labels lie on a grid of a few values, where they would hide each other.
     jitter = 0.02 * (dimension_range[1] - dimension_range[0])
@@ -89,9 +85,7 @@ def plot_dimensions(
     _draw_plane(left, labelled + spread, names, dimension_range)
     _draw_plane(right, predicted, names, dimension_range)
     # Both panels show the whole scale, and more only where a prediction leaves it.
-    drawn = np.concatenate([labelled, predicted, [[bound] * 2 for bound in dimension_range]])
-    margin = 0.04 * np.ptp(drawn)
-    limits = drawn.min() - margin, drawn.max() + margin
+    limits = style.scale_limits([labelled, predicted], dimension_range)
     left.set(xlim=limits, ylim=limits)
     left.set_title(f"labels (n = {len(labelled)}; jittered by ±{jitter:.2g})")
     right.set_title(f"predictions (CCC valence {valence}, arousal {arousal})")
@@ -121,17 +115,17 @@ def plot_curves(
     # As the training loop keeps it: of equals the first.
     kept = len(scores) - 1 if last else int(np.argmax(_series(scores)))
     validation = [epoch["validation"] for epoch in epochs]
-    losses, curves = {}, {}
-    for i, split in enumerate(("train", "validation")):
-        losses[split] = (
-            _series([epoch[split].get("loss") for epoch in epochs]),
-            style.series_style(i),
-        )
-    for i, name in enumerate(("UAR", "WAR")):
-        curves[name] = _series([split.get(name) for split in validation]), style.series_style(i)
+    curves = {
+        name: ([split.get(name) for split in validation], style.series_style(i))
+        for i, name in enumerate(("UAR", "WAR"))
+    }
     for name in validation[0]["CCC"]:
         look = style.dimension_style(name) | {"marker": "."}
-        curves[f"CCC {name}"] = _series([split["CCC"].get(name) for split in validation]), look
+        curves[f"CCC {name}"] = [split["CCC"].get(name) for split in validation], look
+    losses = {
+        split: ([epoch[split].get("loss") for epoch in epochs], style.series_style(i))
+        for i, split in enumerate(("train", "validation"))
+    }
 
     figure, (left, right) = style.new_figure(9.6, 4.4, ncols=2)
     _draw_lines(left, numbers, losses, numbers[kept])
@@ -388,13 +382,13 @@ def _draw_plane(
 
 
 def _draw_lines(
-    axes: Axes, epochs: list[int], lines: Mapping[str, tuple[np.ndarray, dict[str, Any]]], kept: int
+    axes: Axes, epochs: list[int], lines: Mapping[str, tuple[list[Any], dict[str, Any]]], kept: int
 ) -> None:
     axes.axvline(kept, color=GREY, linestyle=":", linewidth=1.5, label=f"epoch kept ({kept})")
     for name, (values, look) in lines.items():
-        if not np.isnan(values).all():
+        if not np.isnan(_series(values)).all():
             often = max(1, len(epochs) // 12)
-            axes.plot(epochs, values, label=name, markersize=5, markevery=often, **look)
+            axes.plot(epochs, _series(values), label=name, markersize=5, markevery=often, **look)
     margin = 0.5 + 0.02 * len(epochs)
     axes.set_xlim(epochs[0] - margin, epochs[-1] + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

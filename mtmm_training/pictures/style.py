@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -63,6 +64,15 @@ def prepare_plane(axes: Axes, dimension_range: Sequence[float]) -> None:
     axes.set_xlabel(f"valence ({low:g} to {high:g}, pleasant →)")
     axes.set_ylabel(f"arousal ({low:g} to {high:g}, excited →)")
     axes.set_box_aspect(1)
+
+
+def scale_limits(
+    values: Sequence[np.ndarray], dimension_range: Sequence[float]
+) -> tuple[float, float]:
+    """Of an axis: the whole scale, and more where a value leaves it."""
+    drawn = np.concatenate([*map(np.ravel, values), np.asarray(dimension_range)])
+    margin = 0.03 * np.ptp(drawn)
+    return drawn.min() - margin, drawn.max() + margin
 
 
 def below(figure: Figure, axes: Axes, columns: int) -> None:

@@ -270,7 +270,7 @@ class TrainConfig:
                         "begin with encoders."
                     )
         elif self.corpus is not None:
-            scale = list(CORPORA[self.corpus].load().DIMENSION_RANGE or scale)
+            scale = list(CORPORA[self.corpus].dimension_range or scale)
         dimensions = self.dimensions or known.dimension_names
         return dataclasses.replace(
             self,

@@ -282,7 +282,7 @@ def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
     """Refuse to train dimensions on ratings of a corpus whose scale is not the model's."""
     if config.corpus is None or not set(config.dimensions) & set(outputs):
         return
-    own, scale = CORPORA[config.corpus].load().DIMENSION_RANGE, tuple(config.dimension_range)
+    own, scale = CORPORA[config.corpus].dimension_range, tuple(config.dimension_range)
     if own != scale:
         raise ValueError(
             f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go "

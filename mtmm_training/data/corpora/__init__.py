@@ -9,8 +9,8 @@ What is known of them ahead is in facts.toml: labels, totals, texts.
 Emotions: `labels` chooses a set of labels.py, "four" (angry, happy, neutral, sad) or "all". What
 is not in the set is left out, and counted in a warning.
 
-Totals: each reader knows how many utterances its corpus has (`EXPECTED`) and refuses any other
-number, saying what is missing where. With `partial=True` it logs that and returns what is there.
+Totals: each reader knows how many utterances its corpus has (`EXPECTED`); any other number is
+refused, saying what is missing where. With `partial=True` that is logged, and what is there is read.
 
 Speakers: some official splits share speakers, which no fold may. `official_split=True` reads such
 a corpus for its official split only: see `read_corpus`.
@@ -22,6 +22,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mtmm_training.data.corpora.labels import FACTS
 from mtmm_training.data.utterances import Utterance
@@ -31,21 +32,32 @@ from mtmm_training.data.utterances import Utterance
 class Reader:
     """Where a corpus's reader is, and what it reads; `load` imports it.
 
-    The module has `read(folder, *, partial=False, ...)`, which takes an absolute path, `EXPECTED`
-    (the totals that it checks, None = none) and `DIMENSION_RANGE` (lowest and highest value of its
-    dimensional labels, None = it has none). Values are on the corpus's own scale: set the model's
-    `dimension_range` to it.
+    The module has `read(folder, ...)`, which takes an absolute path and gives all utterances with the
+    corpus's own labels, and `EXPECTED` (the totals that are checked, None = none).
+
+    Args:
+        module: its name.
+        contents: in a line.
+        dimension_range: lowest and highest value of its dimensional labels, None = it has none.
+            Values are on the corpus's own scale: set the model's `dimension_range` to it.
     """
 
     module: str
     contents: str
+    dimension_range: tuple[float, float] | None
 
     def load(self) -> ModuleType:
         """The reader's module, imported now."""
         return importlib.import_module(self.module)
 
 
-CORPORA = {name: Reader(f"{__name__}.{name}", facts["contents"]) for name, facts in FACTS.items()}
+def _reader(name: str) -> Reader:
+    facts = FACTS[name]
+    scale = facts.get("dimension_range")
+    return Reader(f"{__name__}.{name}", facts["contents"], scale and tuple(scale))
+
+
+CORPORA = {name: _reader(name) for name in FACTS}
 
 # What of read_corpus's own arguments no option of a reader may be called, and what sets it.
 CORPUS_FLAGS = {"name": "--corpus", "folder": "--corpus_dir"}
@@ -63,7 +75,9 @@ def read_corpus(
             speakers (EmoBank: documents) between their splits, so these are then named apart by
             split; MSP-Podcast then keeps the speakers that nobody has identified. Not for other
             protocols: a person under two names could be on both sides of a fold.
-        options: the reader's own, such as labels="all" or partial=True.
+        options: the reader's own, and of most: labels (a set of `LABELS`, or own labels to emotions),
+            partial (go on, and log it, where `EXPECTED` is not met or a file is missing) and, where
+            there are votes, undecided, as of `checks.finish`.
 
     Raises:
         ValueError: the corpus or an option is unknown, or the corpus is not as it should be.
@@ -71,10 +85,22 @@ def read_corpus(
     """
     if name not in CORPORA:
         raise ValueError(f"`name`={name!r} is not a corpus; use one of {', '.join(CORPORA)}.")
-    reader = CORPORA[name].load()
-    known = list(inspect.signature(reader.read).parameters)[1:]
-    if "official_split" in known:
-        options["official_split"] = official_split
+    reader, facts = CORPORA[name].load(), FACTS[name]
+    own = list(inspect.signature(reader.read).parameters)[1:]
+    common = ["partial"] + ["labels"] * ("emotions" in facts) + ["undecided"] * ("votes" in facts)
+    known = list(dict.fromkeys([*own, *common]))
     if unknown := [option for option in options if option not in known]:
         raise ValueError(f"`{unknown[0]}` is not an option of {name}, as {', '.join(known)} are.")
-    return reader.read(Path(os.path.abspath(folder)), **options)
+    given: dict[str, Any] = {"partial": False, "official_split": official_split} | options
+    place = Path(os.path.abspath(folder))
+    found = reader.read(place, **{option: given[option] for option in own if option in given})
+    if "totals_by" not in facts:
+        return found
+    from mtmm_training.data.corpora import checks  # imports pandas
+
+    # Totals are of the corpus's own labels, not of what listeners heard.
+    expected = None if given.get("heard") else reader.EXPECTED
+    kept = checks.finish(name, found, expected, **{o: given[o] for o in common if o in given})
+    if official_split and "shared" in facts:
+        return checks.apart_by_split(name, kept, facts["shared"])
+    return kept

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Speaker or split -> own label (None where the corpus has no emotions) -> utterances.
 Totals = Mapping[str, Mapping[Any, int]]
+NO_EMOTIONS: Mapping[Any, str | None] = {None: None}
 
 AUDIO = (".wav", ".flac")
 ROUNDING = 0.011  # of a mean of ratings that was rounded to two digits, perhaps twice
@@ -168,11 +169,10 @@ def refuse(what: str, problems: Sequence[str]) -> None:
 def finish(
     corpus: str,
     found: Iterable[Utterance],
-    *,
-    labels: Labels | None,
     expected: Totals | None,
+    *,
     partial: bool,
-    by: str = "speaker_id",
+    labels: Labels | None = None,
     undecided: bool = False,
 ) -> list[Utterance]:
     """Leaves out what the label set does not have, checks files and totals, names the emotions.
@@ -181,10 +181,9 @@ def finish(
         corpus: its name in `LABELS`.
         found: all of the corpus, with its own labels as emotions and in votes; an utterance without
             a majority may have no emotion where it has votes.
-        labels: as in `emotion_map`; None = the corpus has no emotions.
         expected: totals by own label; None = not checked.
         partial: whether to log and leave out what is missing, instead of raising.
-        by: the field whose values are the keys of `expected`.
+        labels: as in `emotion_map`; None = the corpus's default.
         undecided: whether to keep, without an emotion, utterances whose label the set does not have
             but which have votes for emotions of the set; the totals do not count them.
 
@@ -192,10 +191,10 @@ def finish(
         ValueError: an own label is unknown, an id is doubled, or the totals are others.
         FileNotFoundError: an audio file is missing.
     """
-    emotions: Mapping[Any, str | None] = {None: None}
-    known = emotions
-    if labels is not None:
-        emotions, known = emotion_map(corpus, labels), emotion_map(corpus, "all")
+    facts, emotions, known = FACTS[corpus], NO_EMOTIONS, NO_EMOTIONS
+    if "emotions" in facts:
+        chosen = labels or facts.get("labels", "four")
+        emotions, known = emotion_map(corpus, chosen), emotion_map(corpus, "all")
     found = list(by_id(found).values())
     unknown = [
         f"{u.utterance_id}: {u.emotion!r}"
@@ -216,7 +215,7 @@ def finish(
             "%s: left out %d of %d utterances, whose labels are not in this set: %s",
             corpus, left_out.total(), len(found), shown,
         )  # fmt: skip
-    kept = _with_audio_files(corpus, kept, partial)
+    kept, by = _with_audio_files(corpus, kept, partial), facts["totals_by"]
     actual = Counter((getattr(u, by), u.emotion) for u in kept if u.emotion in emotions)
     wanted = Counter[tuple[Any, Any]]()
     for group, counts in (expected or {}).items():

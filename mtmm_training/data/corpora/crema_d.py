@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtmm_training.data.corpora.checks import acted, finish, logger, named_files, read_rows, tell
-from mtmm_training.data.corpora.labels import FACTS, Labels
+from mtmm_training.data.corpora.labels import FACTS
 from mtmm_training.data.utterances import Utterance, leading
 
 LAYOUT = "AudioWAV/1001_DFA_ANG_XX.wav and others"
-DIMENSION_RANGE = None
 
 # Nearly all actors have as many; five lack some.
 _COUNTS = {"ANG": 14, "DIS": 14, "FEA": 14, "HAP": 14, "SAD": 14, "NEU": 12}
@@ -41,22 +40,13 @@ _NAME = re.compile(
 )
 
 
-def read(
-    folder: Path,
-    *,
-    labels: Labels = "four",
-    partial: bool = False,
-    heard: bool = False,
-    undecided: bool = False,
-) -> list[Utterance]:
-    """Reads all recordings whose emotion is in the set: 7,442 with "all", 4,900 with "four".
+def read(folder: Path, *, partial: bool = False, heard: bool = False) -> list[Utterance]:
+    """Reads all recordings: 7,442 with labels "all", 4,900 with "four".
 
     Args:
         folder: has AudioWAV, VideoDemographics.csv if genders are wanted, and the votes if these are.
-        labels: a set of `LABELS`, or own labels (ANG, DIS, ...) to emotions.
         partial: whether to go on, and log it, where `EXPECTED` is not met.
         heard: whether the label is what most listeners heard, not what was acted.
-        undecided: as of `checks.finish`.
 
     Raises:
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
@@ -72,15 +62,10 @@ def read(
         found = [replace(u, votes=votes.get(_voted_name(u))) for u in found]
     else:
         logger.warning("crema_d: no votes in %s; labels are what was acted", folder / VOTES_FILE)
-    if not heard:
-        return finish(
-            "crema_d", found, labels=labels, expected=EXPECTED, partial=partial, undecided=undecided
-        )
-    finish("crema_d", found, labels="all", expected=EXPECTED, partial=partial)  # of what was acted
-    found = [replace(u, emotion=leading(u.votes)) for u in found if u.votes]
-    return finish(
-        "crema_d", found, labels=labels, expected=None, partial=partial, undecided=undecided
-    )
+    if heard:
+        finish("crema_d", found, EXPECTED, labels="all", partial=partial)  # of what was acted
+        found = [replace(u, emotion=leading(u.votes)) for u in found if u.votes]
+    return found
 
 
 def _voted_name(utterance: Utterance) -> str:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora import checks
+from mtmm_training.data.corpora.labels import FACTS
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 
 logger = logging.getLogger(__name__)
 
-DIMENSION_RANGE = (1.0, 5.0)
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 EXPECTED = {"train": {None: 8062}, "validation": {None: 1000}, "test": {None: 1000}}
 
@@ -35,13 +35,12 @@ _COLUMNS = ("id", "split", "V", "A", "D", "text")
 _OFFSETS = re.compile(r"_\d+_\d+$")  # from which letter to which the sentence goes
 
 
-def read(folder: Path, *, partial: bool = False, official_split: bool = False) -> list[Utterance]:
+def read(folder: Path, *, partial: bool = False) -> list[Utterance]:
     """Reads all 10,062 sentences, with single ratings where their files are.
 
     Args:
         folder: has emobank.csv.
         partial: whether to go on, and log it, where sentences or ratings are missing.
-        official_split: see `read_corpus`.
 
     Raises:
         ValueError: a row cannot be read, ratings have another mean than the labels, or the totals are
@@ -54,11 +53,7 @@ def read(folder: Path, *, partial: bool = False, official_split: bool = False) -
     def make(row: dict[str, str]) -> Utterance:
         return _utterance(row, ratings.get(row["id"]))
 
-    found = checks.utterances_of(checks.read_rows(path, _COLUMNS), make, str(path))
-    kept = checks.finish(
-        "emobank", found, labels=None, expected=EXPECTED, partial=partial, by="split"
-    )
-    return checks.apart_by_split("emobank", kept, "documents") if official_split else kept
+    return checks.utterances_of(checks.read_rows(path, _COLUMNS), make, str(path))
 
 
 def _ratings(folder: Path, partial: bool) -> dict[str, dict[str, Any]]:
@@ -91,7 +86,7 @@ def _utterance(row: dict[str, str], rated: dict[str, Any] | None) -> Utterance:
     if row["split"] not in SPLITS:
         raise ValueError(f"split {row['split']!r} is not one of {', '.join(SPLITS)}")
     valence, arousal, dominance = (float(row[column]) for column in "VAD")
-    low, high = DIMENSION_RANGE
+    low, high = FACTS["emobank"]["dimension_range"]
     if min(valence, arousal, dominance) < low or max(valence, arousal, dominance) > high:
         raise ValueError(f"a rating is outside {low:g} to {high:g}")
     for name, mean in zip(DIMENSIONS, (valence, arousal, dominance), strict=True):

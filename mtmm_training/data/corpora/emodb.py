@@ -10,12 +10,11 @@ the totals were counted in a copy of its file names (535, and by emotion as publ
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import acted, finish, named_files
-from mtmm_training.data.corpora.labels import FACTS, Labels, totals
+from mtmm_training.data.corpora.checks import acted, named_files
+from mtmm_training.data.corpora.labels import FACTS, totals
 from mtmm_training.data.utterances import Utterance
 
 LAYOUT = "wav/03a01Fa.wav and others"
-DIMENSION_RANGE = None
 
 _FACTS = FACTS["emodb"]
 EXPECTED = totals("emodb", "emodb_")
@@ -25,13 +24,11 @@ _NAME = re.compile(
 )
 
 
-def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
-    """Reads all recordings whose emotion is in the set: 535 with "all", 339 with "four".
+def read(folder: Path) -> list[Utterance]:
+    """Reads all recordings: 535 with labels "all", 339 with "four".
 
     Args:
         folder: has the folder wav.
-        labels: a set of `LABELS`, or own labels (W, L, E, A, F, T, N) to emotions.
-        partial: whether to go on, and log it, where `EXPECTED` is not met.
 
     Raises:
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
@@ -40,5 +37,4 @@ def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> lis
     names = named_files(folder / "wav", "*", _NAME, LAYOUT)
     speakers = {name["speaker"] for name in names.values()}
     genders = {name: "male" if name in _FACTS["men"] else "female" for name in speakers}
-    found = acted("emodb", names, genders)
-    return finish("emodb", found, labels=labels, expected=EXPECTED, partial=partial)
+    return acted("emodb", names, genders)

@@ -14,14 +14,13 @@ import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import apart_by_split, finish, named_files, read_text
-from mtmm_training.data.corpora.labels import FACTS, LABELS, Labels
+from mtmm_training.data.corpora.checks import named_files, read_text
+from mtmm_training.data.corpora.labels import FACTS, LABELS
 from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
 
 LAYOUT = "0011/Angry/train/0011_000401.wav and others"
-DIMENSION_RANGE = None
 
 SPEAKERS = [f"00{number}" for number in range(11, 21)]
 SENTENCES = 350
@@ -34,20 +33,11 @@ _NAME = re.compile(r"(\d{4})_(\d{6})")
 _LINE = re.compile(r"(\d{4}_\d{6})\s+(.*\S)\s+(?:" + "|".join(LABELS["esd"]["all"]) + r")")
 
 
-def read(
-    folder: Path,
-    *,
-    labels: Labels = "four",
-    partial: bool = False,
-    official_split: bool = False,
-) -> list[Utterance]:
-    """Reads the recordings whose emotion is in the set: 17,500 with "all", 14,000 with "four".
+def read(folder: Path) -> list[Utterance]:
+    """Reads the recordings: 17,500 with labels "all", 14,000 with "four".
 
     Args:
         folder: has the speakers' folders.
-        labels: a set of `LABELS`, or own labels (Angry, Happy, ...) to emotions.
-        partial: whether to go on, and log it, where `EXPECTED` is not met.
-        official_split: see `read_corpus`.
 
     Raises:
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
@@ -63,9 +53,7 @@ def read(
         lines = read_text(listed).splitlines() if listed.is_file() else []
         matches = [_LINE.fullmatch(line.strip()) for line in lines]
         words |= {match[1]: match[2] for match in matches if match}
-    found = [_utterance(folder, path, words.get(path.stem)) for path in english]
-    kept = finish("esd", found, labels=labels, expected=EXPECTED, partial=partial)
-    return apart_by_split("esd", kept, "speakers") if official_split else kept
+    return [_utterance(folder, path, words.get(path.stem)) for path in english]
 
 
 def _utterance(root: Path, path: Path, text: str | None) -> Utterance:

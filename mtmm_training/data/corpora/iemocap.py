@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.corpora import checks
-from mtmm_training.data.corpora.labels import Labels, own_label, totals
+from mtmm_training.data.corpora.labels import FACTS, own_label, totals
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 
 logger = logging.getLogger(__name__)
 
-DIMENSION_RANGE = (1.0, 5.0)
 
 EXPECTED = totals("iemocap")
 
@@ -51,19 +50,13 @@ _SCORES = re.compile(
 Rating = tuple[str, tuple[float, ...]]
 
 
-def read(
-    folder: Path, *, labels: Labels = "four", partial: bool = False, undecided: bool = False
-) -> list[Utterance]:
-    """Reads the turns whose majority label is in the set; "four" gives the usual 5,531.
+def read(folder: Path) -> list[Utterance]:
+    """Reads the turns; labels "four" give the usual 5,531.
 
     With "all", happy and excited stay apart, and turns without a majority have no emotion.
 
     Args:
         folder: has Session1 to Session5.
-        labels: a set of `LABELS`, or own labels (ang, hap, ...) to emotions.
-        partial: whether to go on, and log it, where turns or audio files are missing.
-        undecided: whether to keep turns without a majority, or whose majority is not in the set, for
-            their votes; see `checks.finish`.
 
     Raises:
         ValueError: a line cannot be read, a turn has two ratings that differ, or `EXPECTED` is
@@ -73,9 +66,7 @@ def read(
     sessions = checks.visible(path for path in folder.glob("Session*") if path.is_dir())
     found = [utterance for session in sessions for utterance in _session(session)]
     checks.tell_differing_opinions("iemocap", found)
-    return checks.finish(
-        "iemocap", found, labels=labels, expected=EXPECTED, partial=partial, undecided=undecided
-    )
+    return found
 
 
 def _session(folder: Path) -> Iterator[Utterance]:
@@ -139,7 +130,7 @@ def _ratings(folder: Path, opinions: dict[str, dict[str, Any]]) -> dict[str, Rat
         except ValueError as error:
             problems.append(f"{name}: {error}")
     checks.refuse("iemocap: ratings that cannot be read or contradict others", problems)
-    low, high = DIMENSION_RANGE
+    low, high = FACTS["iemocap"]["dimension_range"]
     outside = [name for name, (_, d) in ratings.items() if not low <= min(d) <= max(d) <= high]
     if outside:
         logger.warning(

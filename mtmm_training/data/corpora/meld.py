@@ -16,12 +16,11 @@ import os
 from pathlib import Path
 
 from mtmm_training.data.corpora import checks
-from mtmm_training.data.corpora.labels import Labels, totals
+from mtmm_training.data.corpora.labels import totals
 from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
 
-DIMENSION_RANGE = (1.0, 5.0)  # of `sentiment_as_valence`
 
 # Lines whose videos are missing or unreadable in the distribution: read as text alone.
 SILENT = {"train_dia125_utt3", "dev_dia110_utt7"}
@@ -37,22 +36,17 @@ _CONTROLS = {code: bytes([code]).decode("cp1252", errors="ignore") for code in r
 def read(
     folder: Path,
     *,
-    labels: Labels = "all",
     sentiment_as_valence: bool = False,
     audio_dir: str | Path | None = None,
     partial: bool = False,
-    official_split: bool = False,
 ) -> list[Utterance]:
-    """Reads the lines whose emotion is in the set; all 13,708 with "all".
+    """Reads all 13,708 lines; labels "all" are MELD's own names, "four" those that others have too.
 
     Args:
         folder: has the three CSV files.
-        labels: a set of `LABELS`, or own labels (joy, anger, ...) to emotions. "all" has MELD's
-            own names, "four" those that other corpora have too.
         sentiment_as_valence: whether negative, neutral, positive become valence 1, 3, 5.
         audio_dir: has the folders train, dev and test; None = text only.
         partial: whether to go on, and log it, where lines or audio files are missing.
-        official_split: see `read_corpus`.
 
     Raises:
         ValueError: a sentiment is unknown, or `EXPECTED` is not met.
@@ -66,13 +60,9 @@ def read(
             continue  # its lines are missing from the totals, which are logged
         for number, row in checks.read_rows(path, _COLUMNS).items():
             rows[f"{path}, {number}"] = row | {"split": split}
-    found = checks.utterances_of(
+    return checks.utterances_of(
         rows, lambda row: _utterance(row, audio, sentiment_as_valence), "meld"
     )
-    kept = checks.finish(
-        "meld", found, labels=labels, expected=EXPECTED, partial=partial, by="split"
-    )
-    return checks.apart_by_split("meld", kept, "speakers") if official_split else kept
 
 
 def _utterance(row: dict[str, str], audio: Path | None, with_valence: bool) -> Utterance:

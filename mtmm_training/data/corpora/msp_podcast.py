@@ -28,13 +28,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtmm_training.data.corpora import checks
-from mtmm_training.data.corpora.labels import Labels, own_label
+from mtmm_training.data.corpora.labels import FACTS, own_label
 from mtmm_training.data.tables import read_delimited
 from mtmm_training.data.utterances import RATINGS, Utterance
 
 logger = logging.getLogger(__name__)
 
-DIMENSION_RANGE = (1.0, 7.0)
 EXPECTED = None
 TESTS = ("Test1", "Test2", "Test3")
 SPLITS = {"Train": "train", "Development": "validation", "Validation": "validation"}
@@ -58,24 +57,17 @@ _DETAIL = re.compile(
 def read(
     folder: Path,
     *,
-    labels: Labels = "four",
     test: str = "Test1",
-    partial: bool = False,
     official_split: bool = False,
-    undecided: bool = False,
     secondary: float = 0.0,
 ) -> list[Utterance]:
-    """Reads the turns whose emotion is in the set; with "all", those without agreement have none.
+    """Reads the turns; with labels "all", those without agreement have no emotion.
 
     Args:
         folder: has Labels, Audios and Transcripts.
-        labels: a set of `LABELS`, or own labels (A, H, N, ...) to emotions.
         test: which of the test partitions is the test split; the others are left out, for they
             share speakers with each other.
-        partial: whether to leave out, and log, rows whose audio file is missing.
         official_split: whether to keep turns of unidentified speakers; see `read_corpus`.
-        undecided: whether to keep turns without agreement, or whose emotion is not in the set, for
-            their votes; see `checks.finish`.
         secondary: weight of an annotator's further emotions in the votes, 0 to 1.
 
     Raises:
@@ -120,14 +112,7 @@ def read(
     unlabelled = audio - {row["FileName"] for row in rows.values()}
     if unlabelled:
         logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
-    return checks.finish(
-        "msp_podcast",
-        found,
-        labels=labels,
-        expected=EXPECTED,
-        partial=partial,
-        undecided=undecided,
-    )
+    return found
 
 
 def _utterance(
@@ -143,7 +128,7 @@ def _utterance(
     rated: dict[str, Any] = {
         name: float(row[column]) if row[column] else None for name, column in _DIMENSIONS.items()
     }
-    low, high = DIMENSION_RANGE
+    low, high = FACTS["msp_podcast"]["dimension_range"]
     outside = [v for v in rated.values() if v is not None and not low <= v <= high]
     if outside:
         raise ValueError(f"a rating of {outside[0]:g} is outside {low:g} to {high:g}")

@@ -12,14 +12,13 @@ import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import acted, finish, named_files
-from mtmm_training.data.corpora.labels import LABELS, Labels
+from mtmm_training.data.corpora.checks import acted, named_files
+from mtmm_training.data.corpora.labels import LABELS
 from mtmm_training.data.utterances import Utterance
 
 logger = logging.getLogger(__name__)
 
 LAYOUT = "Actor_01/03-01-06-01-02-01-12.wav and others"
-DIMENSION_RANGE = None
 
 _GENDERS = {f"{actor:02}": "male" if actor % 2 else "female" for actor in range(1, 25)}
 _COUNTS = dict.fromkeys(LABELS["ravdess"]["all"], 8) | {"01": 4}
@@ -30,15 +29,13 @@ _NAME = re.compile(
 )
 
 
-def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> list[Utterance]:
-    """Reads the speech whose emotion is in the set: 1,440 with "all", 864 with "four".
+def read(folder: Path) -> list[Utterance]:
+    """Reads the speech: 1,440 recordings with labels "all", 864 with "four".
 
     With "four", calm counts as neutral. Songs are left out, and counted in a warning.
 
     Args:
         folder: has the actors' folders.
-        labels: a set of `LABELS`, or own labels (01 to 08) to emotions.
-        partial: whether to go on, and log it, where `EXPECTED` is not met.
 
     Raises:
         ValueError: a file name cannot be read, a file is there twice, or `EXPECTED` is not met.
@@ -48,5 +45,4 @@ def read(folder: Path, *, labels: Labels = "four", partial: bool = False) -> lis
     speech = {path: name for path, name in names.items() if name["channel"] == "01"}
     if len(speech) < len(names):
         logger.warning("ravdess: left out %d songs", len(names) - len(speech))
-    found = acted("ravdess", speech, _GENDERS, speaker="actor_", script="statement_")
-    return finish("ravdess", found, labels=labels, expected=EXPECTED, partial=partial)
+    return acted("ravdess", speech, _GENDERS, speaker="actor_", script="statement_")
