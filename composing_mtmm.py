@@ -39,6 +39,9 @@ PROBE = "The quick brown fox, naïve as ever, isn't over 1,234 lazy dogs: DON'T 
 class MTMMLoading(MTMMEncoders):
     """The part of [`MTMMModel`] that loads and saves."""
 
+    _record_trained_outputs: Any
+    _forget_outputs: Any
+
     @classmethod
     def from_pretrained(
         cls,
@@ -91,7 +94,8 @@ class MTMMLoading(MTMMEncoders):
         mismatched = {key for key, *_ in found["mismatched_keys"]}
         model._forget_outputs(found["missing_keys"] | mismatched)
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
-        return (model, found) if told else model
+        answer: Any = (model, found) if told else model
+        return answer
 
     def save_pretrained(
         self,
@@ -114,7 +118,7 @@ class MTMMLoading(MTMMEncoders):
             ValueError: The encoders train, or nothing says where they are.
         """
         self._record_trained_outputs()
-        config = self.config
+        config: Any = self.config
         kept, config.encoder_sources = config.encoder_sources, None
         try:
             if heads_only:

@@ -156,6 +156,7 @@ class MTMMProcessor(ProcessorMixin):
         self.vocabulary_digest = tokenizer_digest(self.tokenizer) if heads_only else None
         if not heads_only:
             return super().save_pretrained(save_directory, *args, **kwargs)
+        self.auto_map = {"AutoProcessor": "processing_mtmm.MTMMProcessor"}
         path = os.path.join(save_directory, "processor_config.json")
         self.to_json_file(path)
         return [path]

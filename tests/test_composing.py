@@ -103,7 +103,8 @@ def test_options_of_loading_hold(work: Path, local: dict[str, str]) -> None:
     state["emotion_head.projection.bias"] += 1
     moved = MTMMModel.from_pretrained(folder, encoders=local, state_dict=state)
     torch.testing.assert_close(says(moved, processor, work), expected + 1, atol=2e-3, rtol=0)
-    model, found = MTMMModel.from_pretrained(folder, encoders=local, output_loading_info=True)
+    told: Any = MTMMModel.from_pretrained(folder, encoders=local, output_loading_info=True)
+    found = told[1]
     assert not found["missing_keys"] and not found["unexpected_keys"]
     new: dict[str, Any] = {"id2label": {0: "a", 1: "b"}, "ignore_mismatched_sizes": True}
     renamed = MTMMModel.from_pretrained(folder, encoders=local, **new)
@@ -189,20 +190,21 @@ def test_longer_window_is_cut(work: Path, tmp_path: Path, local: dict[str, str])
     file = tmp_path / "long" / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chunk_length": 2}))
     pair = {"audio": str(tmp_path / "long"), "text": local["text"]}
+    both = pair["audio"], pair["text"]
     expected = says(
         MTMMModel.from_pretrained(work / "heads", encoders=local),
         MTMMProcessor.from_pretrained(work / "heads", encoders=local),
         work,
     )
     composed = MTMMModel.from_pretrained(work / "heads", encoders=pair)
-    processor = MTMMProcessor.from_encoders_pretrained(*pair.values(), audio_window_s=1)
+    processor = MTMMProcessor.from_encoders_pretrained(*both, audio_window_s=1)
     assert processor.longest_audio_s() == 1
     assert torch.equal(says(composed, processor, work), expected)
-    trained = MTMMModel.from_encoders_pretrained(*pair.values(), audio_window_s=1, **SIZES)
+    trained = MTMMModel.from_encoders_pretrained(*both, audio_window_s=1, **SIZES)
     state = trained.audio_model.state_dict()
     assert all(torch.equal(v, composed.audio_model.state_dict()[n]) for n, v in state.items())
     with pytest.raises(ValueError, match="100 positions"):
-        MTMMModel.from_encoders_pretrained(*pair.values(), audio_window_s=3, **SIZES)
+        MTMMModel.from_encoders_pretrained(*both, audio_window_s=3, **SIZES)
 
 
 FROM_HUB = """

@@ -60,7 +60,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def put(hub: HubServer, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
     """Publish the run, with the isolated processes replaced by this one's own outputs."""
     of_target = Target.__dataclass_fields__
-    of_call = ("adapter", "dry_run", "out", "api")
+    of_call = ("adapter", "heads_only", "dry_run", "out", "api")
 
     def put(folder: Path = run, token: str = WRITER, **given: Any) -> Any:
         monkeypatch.setattr(isolation, "run_isolated", stand_in(folder))
@@ -135,6 +135,32 @@ def test_isolated_run_reaches_hub_whole(
     card = files_on_hub(hub)["README.md"].decode()
     assert f'predict({{"audio": "{wav.name}", "text": "we won"}})' in card
     assert "'scores': {" in card and "pure tone" not in card
+
+
+def test_isolated_heads_find_their_encoders(
+    hub: HubServer, run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """First where the run had them, then on the Hub, at their commits."""
+    ids = {"audio": "lab/audio", "text": "lab/text"}
+    for name, repo in ids.items():
+        folder = run.parent / "encoders" / name
+        hub.put(repo, {p.name: p.read_bytes() for p in folder.iterdir()})
+    api, out = HfApi(hub.url, token=WRITER), tmp_path / "staged"
+    facts = Facts(base_model=[*ids.values()])
+    publish(run, Target("writer/heads"), facts, heads_only=True, api=api, out=out)
+    files = files_on_hub(hub, "writer/heads")
+    assert "tokenizer.json" not in files and "loaded back at" in capsys.readouterr().out
+    assert len(files["model.safetensors"]) < (run / "model/model.safetensors").stat().st_size / 2
+    sources = json.loads(files["config.json"])["encoder_sources"]
+    assert sources == {
+        name: {"id": repo, "revision": hub.repos[repo].branches["main"]}
+        for name, repo in ids.items()
+    }
+    assert sources["audio"]["revision"] in files["README.md"].decode()
+    with pytest.raises(ValueError, match="base_model"):
+        publish(run, Target("writer/heads"), heads_only=True, api=api)
+    with pytest.raises(ValueError, match="trained its encoders"):
+        publish(lora_run(run, tmp_path), Target("writer/heads"), facts, heads_only=True, api=api)
 
 
 def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_path: Path) -> None:

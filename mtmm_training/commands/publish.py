@@ -28,6 +28,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="publish a LoRA run's adapter alone, not the whole model it was merged into",
         )  # fmt: skip
 
+    add("--heads_only", action="store_true",
+        help="publish fusion and heads alone, which name their encoders on the Hub")  # fmt: skip
+
     add = parser.add_argument_group("where to").add_argument
     add("--private", action="store_true", help="make a new repository private")
     add("--branch", help="upload to this branch; made if it does not exist")
@@ -43,7 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--corpus_licence", help="licence or terms of the training data")
     add("--datasets", nargs="+", help="Hub ids of the training data")
     add("--base_model", nargs="+", metavar="ID",
-        help="Hub ids that the model derives from; for --adapter: the MTMM model it belongs to",
+        help="Hub ids that the model derives from; for --adapter the MTMM model it belongs to, for "
+        "--heads_only the audio and the text encoder",
         )  # fmt: skip
     add("--folds", nargs="+", metavar="RUN",
         help="folders of the other folds' runs, for mean and spread")  # fmt: skip
@@ -62,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
         (bool(options.example) and not Path(options.example or "").is_file(),
          f"--example {options.example} is no file"),
         (options.adapter and len(bases) != 1, "--adapter needs --base_model with one Hub id"),
+        (options.adapter and options.heads_only, "--adapter and --heads_only exclude each other"),
         (options.adapter and any(Path(base).exists() for base in bases),
          f"--base_model {' '.join(bases)} is a folder here; publish the base first, give its id"),
     )  # fmt: skip
@@ -74,5 +79,8 @@ def run(options: argparse.Namespace) -> None:
     def made(kind: Any) -> Any:
         return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
-    how = {name: getattr(options, name) for name in ("adapter", "endpoint", "dry_run", "out")}
+    how = {
+        name: getattr(options, name)
+        for name in ("adapter", "heads_only", "endpoint", "dry_run", "out")
+    }
     publish(options.run, made(Target), made(Facts), **how)

@@ -19,6 +19,7 @@ def publish(
     facts: Facts | None = None,
     *,
     adapter: bool = False,
+    heads_only: bool = False,
     endpoint: bool = False,
     dry_run: bool = False,
     out: str | Path | None = None,
@@ -32,6 +33,8 @@ def publish(
         facts: what the card says and no run can know.
         adapter: publish a LoRA run's adapter alone; `facts.base_model` then names the one model on
             the Hub that it was trained on. Else the whole model, LoRA's adapters merged into it.
+        heads_only: publish fusion and heads alone; `facts.base_model` then names the audio and the text
+            encoder on the Hub, if the run's own names are of folders.
         endpoint: also what the Hub's Inference Endpoints call, handler.py.
         dry_run: stage, check, and list what would go where; upload nothing.
         out: folder that keeps the staged files, to look at.
@@ -56,6 +59,7 @@ def publish(
         folder = work / "staged"
         folder.mkdir()
         inputs = isolation.probes(work)
+        variables: dict[str, str] = {}
         if adapter:
             base = facts.base_model[0]
             model, processor = stage.stage_adapter(api, finished, base, folder)
@@ -64,16 +68,21 @@ def publish(
             isolation.compare(
                 merged, expected, f"The adapter on {base}", isolation.MERGING_TOLERANCE
             )
+        elif heads_only:
+            encoders = stage.encoder_ids(finished, facts, None if dry_run else api)
+            model, processor = stage.stage_heads(finished, folder, encoders)
+            expected = isolation.outputs_here(model, processor, inputs)
+            variables = isolation.local_encoders(finished)
         else:
             model, processor = stage.stage_model(finished, folder)
             expected = isolation.outputs_here(model, processor, inputs)
 
         # The same numbers where only the Hub's files are, and those that training wrote down.
         example = isolation.Example.of(finished, facts, processor, adapter)
-        recorded = isolation.Recorded.of(finished, work)
+        recorded = isolation.Recorded.of(finished, work, exact=not heads_only)
         both = [*inputs, *recorded.inputs]
         outputs, printed = isolation.run_isolated(
-            api, example, str(folder), both, work, adapter=adapter
+            api, example, str(folder), both, work, adapter=adapter, variables=variables
         )
         isolation.compare(expected, outputs[: len(inputs)], "The staged folder")
         recorded.compare(outputs[len(inputs) :])

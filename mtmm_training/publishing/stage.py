@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, get_token
+from safetensors.torch import load_file
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
 from mtmm_training.publishing.hub import ALLOWED, hub_errors
@@ -31,6 +32,47 @@ def stage_model(run: Run, folder: Path) -> tuple[MTMMModel, MTMMProcessor]:
     processor.save_pretrained(folder)
     _leave_out(folder)
     return model, processor
+
+
+def stage_heads(
+    run: Run, folder: Path, encoders: Mapping[str, str]
+) -> tuple[MTMMModel, MTMMProcessor]:
+    """As `stage_model`, without the encoders, which are where `encoders` says; see `save_pretrained`.
+
+    The model that is returned has the heads as they are saved, in half precision.
+
+    Raises:
+        ValueError: The run trained its encoders.
+    """
+    flags = run.flags
+    if flags.lora_rank or flags.unfreeze_audio_layers or flags.unfreeze_text_layers:
+        raise ValueError(f"{run.folder} trained its encoders; publish it without --heads_only.")
+    model, processor = run.model(), run.processor()
+    model.save_pretrained(folder, heads_only=True, encoders=encoders)
+    processor.save_pretrained(folder, heads_only=True)
+    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    _leave_out(folder)
+    return model, processor
+
+
+def encoder_ids(run: Run, facts: Any, api: HfApi | None) -> dict[str, str]:
+    """Where a heads-only model's encoders are on the Hub, at their newest commit if there is an `api`.
+
+    Raises:
+        ValueError: The run's encoders are folders, and the facts do not name two.
+    """
+    flags = run.results["config"]
+    names = list(facts.base_model) or [flags["audio_encoder"], flags["text_encoder"]]
+    if len(names) != 2 or not all(map(is_hub_id, names)):
+        raise ValueError(
+            f"--heads_only needs --base_model with two Hub ids, of the audio and the text encoder; there "
+            f"are {' '.join(names)}."
+        )
+    if api is not None:
+        for number, name in enumerate(names):
+            with hub_errors(name):
+                names[number] = f"{name}@{api.model_info(name).sha}"
+    return dict(zip(("audio", "text"), names, strict=True))
 
 
 def stage_adapter(api: HfApi, run: Run, base_id: str, folder: Path) -> tuple[Any, MTMMProcessor]:
