@@ -306,7 +306,7 @@ class Fitted:
             rows: By split.
         """
         speakers = np.array([u.speaker_id for u in utterances])
-        labels = label_columns(config, utterances)
+        labels = label_columns(config.emotions, config.dimensions, utterances)
         seen = shown(config, baseline, features)
         found, chosen = {}, {}
         for output in known.trained_outputs:

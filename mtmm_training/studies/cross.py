@@ -134,10 +134,7 @@ def make_plan(
     made = make_folds(found, leave_one_out)
     audio = excerpts(utterances, Recordings(prepare.cache_folder(config)))
     for fold in made:  # no speaker and no recording is in two corpora
-        splits = select(utterances, fold)
-        Fold.from_splits(
-            fold.name, splits["train"], splits["validation"], splits["test"], audio=audio
-        )
+        Fold.from_splits(fold.name, **select(utterances, fold), audio=audio)
     chosen = chosen_folds(made, folds)
     for index in chosen:
         prepare.check_fold(config, planned(config), select(utterances, made[index]))
@@ -171,19 +168,14 @@ def make_folds(corpora: Mapping[str, Corpus], leave_one_out: bool) -> list[Fold]
     """A fold for each training corpus, and with `leave_one_out` for each that is left out."""
     wanted = {}
     for name, own in corpora.items():
-        others = [other for other in corpora if other != name]
-        apart = tuple(i for other in others for i in corpora[other].ids)
+        others = [other for known, other in corpora.items() if known != name]
+        apart = tuple(i for other in others for i in other.ids)
         wanted[name] = Fold(name, **own.splits | {"test": own.splits["test"] + apart})
         if leave_one_out:
-            train = [own for other in others for own in _training(corpora[other])]
-            validation = [i for other in others for i in corpora[other].splits["validation"]]
+            train = [i for other in others for i in other.splits["train"] + other.splits["test"]]
+            validation = [i for other in others for i in other.splits["validation"]]
             wanted[ALL_BUT + name] = Fold(ALL_BUT + name, tuple(train), tuple(validation), own.ids)
     return sorted(wanted.values(), key=lambda fold: fold.name.startswith(ALL_BUT))
-
-
-def _training(corpus: Corpus) -> tuple[str, ...]:
-    """What trains of a corpus that is not tested on."""
-    return corpus.splits["train"] + corpus.splits["test"]
 
 
 # ---- the matrix --------------------------------------------------------------------------------

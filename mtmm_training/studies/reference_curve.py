@@ -38,12 +38,7 @@ BATCH_SIZE = 32
 RESAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What references were drawn from: `size` recordings of a kind; None = all, 0 = none."""
-
-    kind: str
-    size: int | None
+Drawn = tuple[str, int | None]  # kind, and how many recordings of it; None = all, 0 = none
 
 
 def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int = 0) -> pd.DataFrame:
@@ -105,7 +100,7 @@ def answers(
         return predict(model, loader, ids, accelerator, given=given)
 
     plain = answer()
-    yield Drawn(RANDOM, 0), plain
+    yield (RANDOM, 0), plain
     references = References(model, states)
     each = [
         references.of(u, said)
@@ -114,7 +109,7 @@ def answers(
     made = Speakers(model, test, each, seed)
     for kind in (RANDOM, *config.emotion_names):
         for size in (*SIZES, None):
-            yield Drawn(kind, size), answer(made.given(kind, size))
+            yield (kind, size), answer(made.given(kind, size))
 
 
 @dataclass(frozen=True)
@@ -144,17 +139,17 @@ def score_all(
     rows: dict[Drawn, list[Predictions]], speakers: Sequence[str], names: Sequence[str]
 ) -> pd.DataFrame:
     """UAR of each kind and size over all folds together, with intervals by speaker."""
-    labels = np.concatenate([p.emotion_labels for p in rows[Drawn(RANDOM, 0)]])
+    labels = np.concatenate([p.emotion_labels for p in rows[RANDOM, 0]])
     predicted = {
         drawn: np.concatenate([p.emotion_logits.argmax(1) for p in parts])
         for drawn, parts in rows.items()
     }
     table = []
     uar = partial(unweighted_average_recall, emotions=names)
-    without = by_rows(uar, labels, predicted[Drawn(RANDOM, 0)])
-    for drawn, own in predicted.items():
+    without = by_rows(uar, labels, predicted[RANDOM, 0])
+    for (kind, size), own in predicted.items():
         score = by_rows(uar, labels, own)
-        line: dict[str, Any] = {"kind": drawn.kind, "size": drawn.size}
+        line: dict[str, Any] = {"kind": kind, "size": size}
         for name, metric in (("UAR", score), ("gain", difference(score, without))):
             found = interval_if_any(metric, np.array(speakers), RESAMPLES)
             line |= {name: found.point, f"{name}_low": found.low, f"{name}_high": found.high}

@@ -30,6 +30,7 @@ from mtmm_training.studies.tables import (
 )
 from mtmm_training.training.ending import tell
 from mtmm_training.training.prepare import speakers_behind
+from mtmm_training.training.regressions import label_columns
 from mtmm_training.training.report import draw_test
 
 NOT_SHOWN = ("top2", "MAE_", "RMSE_")
@@ -118,10 +119,9 @@ def to_predictions(
     with np.errstate(divide="ignore"):
         logits = np.maximum(np.log(shares), -700.0) * config.temperature
     dimensions = np.array([[a.get(n, 0.0) for n in config.dimension_names] for a in answers])
-    labels = [names.index(u.emotion) if u.emotion else metrics.ABSENT_EMOTION for u in rows]
-    rated = [[getattr(u, n, None) for n in config.dimension_names] for u in rows]
-    ids = [u.utterance_id for u in rows]
-    return Predictions(ids, logits, dimensions, np.array(labels), np.array(rated, np.float64))
+    labels = label_columns(names, config.dimension_names, rows)
+    ids, emotions = [u.utterance_id for u in rows], labels.pop("emotion")
+    return Predictions(ids, logits, dimensions, emotions, np.stack([*labels.values()], axis=1))
 
 
 def scores_of(

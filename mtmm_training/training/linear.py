@@ -282,7 +282,8 @@ def add_linear_path(
     inner = inner_folds(config, splits)
     fitted = np.unique(np.concatenate([rows for rows, _ in inner]))
     pooled = pool_states(model, states, utterances, fitted)
-    labels, balanced = label_columns(config, utterances), config.class_weights == "balanced"
+    labels = label_columns(config.emotions, config.dimensions, utterances)
+    balanced = config.class_weights == "balanced"
     tasks = [
         Task(name, labels[name], config.emotions, balanced) for name in model.config.trained_outputs
     ]

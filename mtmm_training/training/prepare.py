@@ -222,23 +222,21 @@ def describe_split(utterances: Sequence[Utterance], config: TrainConfig) -> dict
     votes: Counter[str] = Counter()
     for u in utterances:
         votes.update(u.votes or ({} if u.emotion is None else {u.emotion: 1.0}))
-    return (
-        {
-            "utterances": len(utterances),
-            "with_audio": sum(u.audio is not None for u in utterances),
-            "with_text": sum(u.text is not None for u in utterances),
-            "emotions": dict(emotions.most_common()),
-            "dimensions": {
-                n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
-            },
-            "speakers": sorted({u.speaker_id for u in utterances}),
-        }
-        | ({"corpora": dict(corpora)} if len(corpora) > 1 else {})
-        | (
-            # A label without votes is one vote.
-            {"votes": dict(votes.most_common())} if any(u.votes for u in utterances) else {}
-        )
-    )
+    told = {
+        "utterances": len(utterances),
+        "with_audio": sum(u.audio is not None for u in utterances),
+        "with_text": sum(u.text is not None for u in utterances),
+        "emotions": dict(emotions.most_common()),
+        "dimensions": {
+            n: sum(getattr(u, n) is not None for u in utterances) for n in config.dimensions
+        },
+        "speakers": sorted({u.speaker_id for u in utterances}),
+    }
+    if len(corpora) > 1:
+        told["corpora"] = dict(corpora)
+    if any(u.votes for u in utterances):  # a label without votes is one vote
+        told["votes"] = dict(votes.most_common())
+    return told
 
 
 def check_fold(
@@ -337,10 +335,10 @@ def hide_labels(
 
 def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
     """Weights (emotions,) that give every emotion of the training split the same total, or None."""
-    found = (
-        counts["votes"] if config.labels == "votes" and "votes" in counts else counts["emotions"]
-    )
-    found = {name: count for name, count in found.items() if name != OTHER}
+    voted = config.labels == "votes" and "votes" in counts
+    found = {
+        n: count for n, count in counts["votes" if voted else "emotions"].items() if n != OTHER
+    }
     if config.class_weights == "none" or not found:
         return None
     total, present = sum(found.values()), len(found)

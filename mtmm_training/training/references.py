@@ -22,6 +22,7 @@ from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.regressions import label_columns
 from reference_mtmm import LEAST_DEVIATION, Reference, as_answers
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
@@ -237,16 +238,11 @@ def _count(sums: dict[str, Reference], name: str, own: Reference) -> None:
 
 def labelled_answers(utterances: Sequence[Utterance], config: MTMMConfig) -> np.ndarray:
     """(utterances, emotions + dimensions): labels as answers, zeros where there is none."""
-    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotion_names)}
-    emotions = np.zeros((len(utterances), len(number)))
+    names = config.emotion_names
+    labels = label_columns(names, config.dimension_names, utterances)
+    emotions = (labels.pop("emotion")[:, None] == np.arange(len(names))).astype(float)
     middle = sum(config.dimension_range) / 2
-    dimensions = np.full((len(utterances), len(config.dimension_names)), middle)
-    for row, utterance in enumerate(utterances):
-        if utterance.emotion in number:
-            emotions[row, number[utterance.emotion]] = 1.0
-        for column, name in enumerate(config.dimension_names):
-            if (value := getattr(utterance, name)) is not None:
-                dimensions[row, column] = value
+    dimensions = np.nan_to_num(np.stack([*labels.values()], axis=1), nan=middle)
     return as_answers(config, emotions, dimensions)
 
 

@@ -282,11 +282,12 @@ def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.nda
     return logits
 
 
-def label_columns(config: TrainConfig, utterances: Sequence[Utterance]) -> dict[str, np.ndarray]:
+def label_columns(
+    emotions: Sequence[str], dimensions: Sequence[str], utterances: Sequence[Utterance]
+) -> dict[str, np.ndarray]:
     """By output, (utterances,): −100 and NaN where absent."""
-    number: dict[str | None, int] = {name: i for i, name in enumerate(config.emotions)}
-    emotions = [number.get(u.emotion, ABSENT_EMOTION) for u in utterances]
-    return {"emotion": np.array(emotions)} | {
+    number: dict[str | None, int] = {name: i for i, name in enumerate(emotions)}
+    return {"emotion": np.array([number.get(u.emotion, ABSENT_EMOTION) for u in utterances])} | {
         name: np.array([getattr(u, name) for u in utterances], dtype=np.float64)  # None is NaN
-        for name in config.dimensions
+        for name in dimensions
     }
