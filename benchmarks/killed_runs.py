@@ -25,8 +25,7 @@ import torch
 from common import ROOT, begin, make_parser, print_result
 from safetensors.torch import load_file
 
-from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
-from mtmm_training.studies.embedded_demo import MODEL_CONFIG
+from mtmm_training.data.corpora.synthetic import MODEL_CONFIG, write_corpus, write_encoders
 
 COMPARED = ("epochs", "best_epoch", "temperature", "validation", "test")
 

@@ -13,7 +13,6 @@ CPU with the service.
 import argparse
 import io
 import itertools
-import json
 import os
 import re
 import signal
@@ -25,12 +24,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import batched_pipeline
 import common
+import httpx
 import numpy as np
 import soundfile
 
@@ -38,8 +38,6 @@ from modeling_mtmm import MTMMPipeline
 
 RATE, TOLERANCE, THROUGHPUT, GROWTH = 16000, 1e-4, 0.8, 1.1
 LIMIT = 1_000_000  # bytes of a request
-BOUNDARY = "--------mtmm"
-FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 def main() -> None:
@@ -125,17 +123,8 @@ class Server:
 def serving(predict: MTMMPipeline, folder: str, arguments: argparse.Namespace) -> Iterator[Server]:
     """`mtmm serve` of the pipeline's model."""
     predict.save_pretrained(folder)
-    command = [
-        sys.executable,
-        "-m",
-        "mtmm_training",
-        "serve",
-        folder,
-        "--port",
-        "0",
-        "--timeout_s",
-        "300",
-    ]
+    command = [sys.executable, "-m", "mtmm_training", "serve", folder, "--port", "0"]
+    command += ["--timeout_s", "300"]
     command += ["--batch_size", str(arguments.batch_size), "--max_bytes", str(LIMIT)]
     environment = os.environ | {"PYTHONPATH": str(common.ROOT)}
     if arguments.threads:
@@ -199,27 +188,21 @@ class Load:
         self.mebibytes = self.server.mebibytes()
 
     def _ask(self, number: int, ends: float) -> None:
-        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=300)
-        for place in itertools.count(number * 7):
+        client = httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=300)
+        turns = itertools.cycle(zip(self.inputs, self.expected, strict=True))
+        for given, expected in itertools.islice(turns, number * 7, None):
             if time.monotonic() >= ends:
                 return
-            place %= len(self.inputs)
             began = time.monotonic()
             try:
-                connection.request("POST", "/predict", form(**self.inputs[place]), FORM)
-                response = connection.getresponse()
-                answer = json.loads(response.read())
-            except (OSError, HTTPException):
-                self.lost += 1
-                connection.close()
-                continue
-            if response.status != 200:
+                text, audio = {"text": given["text"]}, {"audio": ("a.wav", given["audio"])}
+                response = client.post("/predict", data=text, files=audio).raise_for_status()
+            except httpx.HTTPError:
                 self.lost += 1
                 continue
             self.latencies.append(time.monotonic() - began)
-            found = batched_pipeline.numbers([answer])[0]
-            apart = float(np.abs(found - self.expected[place]).max())
-            self.difference = max(self.difference, apart)
+            found = batched_pipeline.numbers([response.json()])[0]
+            self.difference = max(self.difference, float(np.abs(found - expected).max()))
 
     def _disturb(self, ends: float) -> None:
         """Half a body, no audio, too much: in turns."""
@@ -240,13 +223,6 @@ class Load:
                 pass
             connection.close()
             time.sleep(0.1)
-
-
-def form(audio: bytes, text: str) -> bytes:
-    """A recording and its transcript as multipart/form-data."""
-    head = f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="'
-    parts = f'{head}text"\r\n\r\n{text}\r\n{head}audio"; filename="a.wav"\r\n\r\n'
-    return parts.encode() + audio + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 if __name__ == "__main__":

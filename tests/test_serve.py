@@ -417,9 +417,10 @@ def test_dockerfile_starts_the_service(saved: Path, tmp_path: Path) -> None:
     (site / "lent.pth").write_text("\n".join(lent))
     *_, install = (said for step, said in steps if step == "RUN" and said.startswith("pip"))
     words = [*shlex.split(install)[1:], "--no-deps", "--quiet"]
-    done = subprocess.run([bin_ / "pip", *words], cwd=image, capture_output=True, text=True)
-    if "No matching distribution found for hatchling" in done.stderr:
+    backend = [bin_ / "pip", "download", "hatchling", "--dest", tmp_path, "--no-deps", "--quiet"]
+    if subprocess.run(backend, capture_output=True).returncode:  # whatever the Dockerfile says
         pytest.skip("no package index can be reached")
+    done = subprocess.run([bin_ / "pip", *words], cwd=image, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (entry,) = (json.loads(said) for step, said in steps if step == "ENTRYPOINT")
     entry[entry.index("0.0.0.0")] = "127.0.0.1"

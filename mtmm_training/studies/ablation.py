@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
+from mtmm_training.data.corpora.synthetic import MODEL_CONFIG, write_corpus, write_encoders
 from mtmm_training.data.files import write_json
-from mtmm_training.studies import embedded_demo
 from mtmm_training.studies.compare import compare, draw_intervals, gain, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
@@ -32,7 +31,7 @@ EMBEDDED_RECIPE = {
     "encoder_learning_rate": 1e-3,
     "rmm_start": 0.5,
     "tracker": "none",
-    "model_config": json.dumps(embedded_demo.MODEL_CONFIG),
+    "model_config": json.dumps(MODEL_CONFIG),
 }
 
 

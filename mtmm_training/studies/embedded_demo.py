@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import train_accelerate
-from mtmm_training.data.corpora.synthetic import RECIPE_FILE, write_corpus, write_encoders
+from mtmm_training.data.corpora.synthetic import (
+    MODEL_CONFIG,
+    RECIPE_FILE,
+    write_corpus,
+    write_encoders,
+)
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.studies.processes import Process
 from mtmm_training.studies.protocol import training_flags
@@ -23,15 +28,6 @@ from mtmm_training.training.run import Run
 
 MODELS = {"fused": ["audio", "text"], "audio only": ["audio"], "text only": ["text"]}
 
-# The embedded corpus' encoders start from random weights, so they are trained, and all is small.
-MODEL_CONFIG = {
-    "freeze_audio_encoder": False,
-    "freeze_text_encoder": False,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "num_bridge_tokens": 8,
-}
 PLACES = {
     "corpus": "corpus",
     "Hub-ready model": "fused/model",

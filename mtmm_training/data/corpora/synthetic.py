@@ -215,6 +215,16 @@ def _label(rng: np.random.Generator, high: bool) -> float:
 
 # --- the encoders --------------------------------------------------------------------------------
 
+# Of a model that suits them: they start from random weights, so they are trained, and all is small.
+MODEL_CONFIG = {
+    "freeze_audio_encoder": False,
+    "freeze_text_encoder": False,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "num_bridge_tokens": 8,
+}
+
 
 def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
     """Write two small untrained checkpoints that load with transformers' Auto classes.
