@@ -38,15 +38,6 @@ CHOICES: dict[str, Collection[str]] = {
     "reference": ("none", "domain", "speaker"),
     "mixed_precision": ("no", "bf16", "fp16"),
 }
-# Flags that are seldom needed.
-ADVANCED = set(
-    "group_by select_by patience checkpoint_steps keep_checkpoints tracker corpus_options "
-    "corpus_exponent folds_file script_disjoint improvised_only validation_speakers test_speakers "
-    "cache_dtype verify_cache "
-    "encode_only mask_frames augment_variants linear_path unfreeze_audio_layers unfreeze_text_layers "
-    "vote_dropout frame_budget layer_learning_rate weight_decay warmup_share clip_norm class_weights "
-    "gradient_checkpointing compile".split()
-)
 FROM_DATA = {"preset", "protocol"}  # chosen by choice.py where a command does not say them
 # Flags of earlier versions.
 RETIRED = {"rmm_text_share", "rmm_per_batch", "lora_alpha", "lora_dropout"}
@@ -54,7 +45,7 @@ RETIRED = {"rmm_text_share", "rmm_per_batch", "lora_alpha", "lora_dropout"}
 
 @dataclass
 class TrainConfig:
-    """All that a run needs beside the weights; kept in its folder, and the flags of its command.
+    """All that a run needs beside the weights, and the flags of its command; --help-all has seldom ones.
 
     Run:
         preset: Of flags not given; if not given, by the hours.
@@ -63,14 +54,15 @@ class TrainConfig:
             protocol grouped.
         resume: Go on from the newest checkpoint in --out. `--resume OUT` alone goes on with the
             flags of that run.
-        select_by: Validation metric that chooses the best epoch: mean (of UAR and every CCC that has
-            labels), UAR, WAR, macro_F1, CCC_valence, ...; last = the last epoch, whatever its
-            scores, for validation splits that are too small to tell epochs apart.
-        patience: Stop after so many epochs without a better one; if not given, never.
-        checkpoint_steps: Write a checkpoint every so many steps, beside those at the end of each
-            epoch; 0 = only those.
-        keep_checkpoints: How many of the newest checkpoints to keep.
-        tracker: Name of a tracker of accelerate, such as tensorboard or wandb; none = no tracker.
+        select_by (seldom): Validation metric that chooses the best epoch: mean (of UAR and every CCC
+            that has labels), UAR, WAR, macro_F1, CCC_valence, ...; last = the last epoch, whatever
+            its scores, for validation splits that are too small to tell epochs apart.
+        patience (seldom): Stop after so many epochs without a better one; if not given, never.
+        checkpoint_steps (seldom): Write a checkpoint every so many steps, beside those at the end of
+            each epoch; 0 = only those.
+        keep_checkpoints (seldom): How many of the newest checkpoints to keep.
+        tracker (seldom): Name of a tracker of accelerate, such as tensorboard or wandb; none = no
+            tracker.
 
     Data:
         manifest: Tables of utterances as CSV, TSV, JSONL or Parquet. Several tables are several
@@ -79,7 +71,7 @@ class TrainConfig:
             given.
         corpus: Name of a corpus that has a reader, instead of a manifest.
         corpus_dir: Folder of the corpus as its makers distribute it.
-        corpus_options: Options of the corpus's reader as JSON, such as '{"labels": "all"}'.
+        corpus_options (seldom): Options of the corpus's reader as JSON, such as '{"labels": "all"}'.
         emotions: Emotions to predict; angry happy sad neutral if not given. With --model: the model's.
         dimensions: Dimensions to predict; valence arousal if not given. With --model: the model's.
         dimension_range: Lowest and highest value of the dimensions' labels; if not given, the
@@ -90,37 +82,42 @@ class TrainConfig:
             named in results.json.
         labels: What emotions and dimensions are learned from. votes: what each listener said, where
             the data has it; a label without votes is one vote. majority: labels and means alone.
-        group_by: Columns of the manifest by whose values the test split is scored, too; gender, where
-            the data has it, if not given.
-        corpus_exponent: Share of a corpus of n utterances in each epoch, as n to this power: 1 = every
-            utterance once, 0 = every corpus as often.
+        group_by (seldom): Columns of the manifest by whose values the test split is scored, too;
+            gender, where the data has it, if not given.
+        corpus_exponent (seldom): Share of a corpus of n utterances in each epoch, as n to this power:
+            1 = every utterance once, 0 = every corpus as often.
 
     Folds:
         protocol: How folds are made: speaker, session, leave_one_speaker_out, grouped or official;
             if not given, by the columns, and said.
         k: Number of folds of protocol grouped.
         fold: Number of the fold to train, from 0.
-        folds_file: Folds that were saved earlier, instead of a protocol.
-        script_disjoint: No script of the test split is in train or validation, and none of validation
-            in train; without scripts, no transcript. With --folds_file: refuse folds that share any.
-        improvised_only: Make the folds of improvised utterances alone.
-        validation_speakers: With --test_speakers: speakers of the validation split; all others train.
-        test_speakers: With --validation_speakers: speakers of the test split.
+        folds_file (seldom): Folds that were saved earlier, instead of a protocol.
+        script_disjoint (seldom): No script of the test split is in train or validation, and none of
+            validation in train; without scripts, no transcript. With --folds_file: refuse folds that
+            share any.
+        improvised_only (seldom): Make the folds of improvised utterances alone.
+        validation_speakers (seldom): With --test_speakers: speakers of the validation split; all
+            others train.
+        test_speakers (seldom): With --validation_speakers: speakers of the test split.
 
     Cache:
         cache_dir: Folder of the frozen encoders' states, shared by all folds and runs. If not given,
             cache/ beside --out where both encoders are frozen. off = encode again in every epoch.
-        cache_dtype: Precision of the states.
-        verify_cache: Compare the checksum of every file of the cache before use.
-        encode_only: Fill the cache with all that any fold of the protocol needs, and train nothing.
+        cache_dtype (seldom): Precision of the states.
+        verify_cache (seldom): Compare the checksum of every file of the cache before use.
+        encode_only (seldom): Fill the cache with all that any fold of the protocol needs, and train
+            nothing.
 
     Masking and variants:
         rmm_start: Random modality masking: probability in the first epoch, from 0.1 to 1; 0 = off.
-        mask_frames: Share of an utterance's acoustic states that is hidden, in spans, 0 to 1; needs
-            the cache.
-        vote_dropout: Probability that a vote is left out in an epoch, 0 to 1; one is always kept.
+        mask_frames (seldom): Share of an utterance's acoustic states that is hidden, in spans, 0 to
+            1; needs the cache.
+        vote_dropout (seldom): Probability that a vote is left out in an epoch, 0 to 1; one is always
+            kept.
         augment: Changes that make variants of each recording, each of random strength.
-        augment_variants: Number of variants of each recording; it and they take turns by epoch.
+        augment_variants (seldom): Number of variants of each recording; it and they take turns by
+            epoch.
 
     Model:
         model: Folder or Hub id of an MTMM model to train on, instead of encoders.
@@ -128,37 +125,37 @@ class TrainConfig:
         text_encoder: Folder or Hub id of the linguistic encoder.
         model_config: Fields of MTMMConfig as JSON, such as '{"encoder_layers": "weighted"}'.
 
-        linear_path: Fit a regression on pooled states into the model, beside the fusion; what the
-            fusion adds to it is judged on the validation split. Needs the cache.
+        linear_path (seldom): Fit a regression on pooled states into the model, beside the fusion;
+            what the fusion adds to it is judged on the validation split. Needs the cache.
         reference: Unlabelled recordings that the test split's answers may use: those of its corpus
             (domain), or of each speaker too. They are the test split's own. Needs the cache.
 
     What trains:
-        unfreeze_audio_layers: Number of the acoustic encoder's last layers that train; 0 = as the
-            model's configuration says.
-        unfreeze_text_layers: Number of the linguistic encoder's last layers that train; 0 = as the
-            model's configuration says.
+        unfreeze_audio_layers (seldom): Number of the acoustic encoder's last layers that train; 0 =
+            as the model's configuration says.
+        unfreeze_text_layers (seldom): Number of the linguistic encoder's last layers that train; 0 =
+            as the model's configuration says.
         lora_rank: Rank of LoRA adapters in the encoders' attention; 0 = no adapters.
 
     Optimisation:
         epochs: Passes over the training split.
         batch_size: Utterances per process and forward pass, at most.
-        frame_budget: Acoustic frames (50 a second) per process and forward pass, at most.
+        frame_budget (seldom): Acoustic frames (50 a second) per process and forward pass, at most.
         accumulation: Forward passes per optimiser step, all of one weight; CCC is of each pass alone.
         learning_rate: Learning rate of fusion, heads and LoRA adapters.
         encoder_learning_rate: Learning rate of encoder layers that train.
-        layer_learning_rate: Learning rate of the weights of an encoder's layers, which at a lower one
-            stay nearly equal.
-        weight_decay: AdamW's weight decay, of matrices only.
-        warmup_share: Share of the steps in which the learning rate rises, 0 to 1.
-        clip_norm: Largest norm of the gradient.
-        class_weights: balanced = rare emotions count more in the cross-entropy.
+        layer_learning_rate (seldom): Learning rate of the weights of an encoder's layers, which at a
+            lower one stay nearly equal.
+        weight_decay (seldom): AdamW's weight decay, of matrices only.
+        warmup_share (seldom): Share of the steps in which the learning rate rises, 0 to 1.
+        clip_norm (seldom): Largest norm of the gradient.
+        class_weights (seldom): balanced = rare emotions count more in the cross-entropy.
 
     Machine:
         mixed_precision: Precision of forward passes; DeBERTa's attention can overflow in fp16.
-        gradient_checkpointing: Keep few activations and compute them again: less memory, about a
-            third more time.
-        compile: Use torch.compile, which takes minutes before the first step; not with
+        gradient_checkpointing (seldom): Keep few activations and compute them again: less memory,
+            about a third more time.
+        compile (seldom): Use torch.compile, which takes minutes before the first step; not with
             --gradient_checkpointing.
         workers: Processes that decode audio ahead of the step.
     """
@@ -278,6 +275,9 @@ class TrainConfig:
             dimensions=[name for name in DIMENSIONS if name in dimensions],
             dimension_range=self.dimension_range or scale,
         )
+
+
+ADVANCED = set(re.findall(r"(\w+) \(seldom\):", TrainConfig.__doc__ or ""))
 
 
 # ---- allowed values ----------------------------------------------------------------------------
@@ -436,7 +436,7 @@ def documented() -> dict[str, dict[str, str]]:
     for line in inspect.cleandoc(TrainConfig.__doc__ or "").splitlines()[1:]:
         if title := re.fullmatch(r"(\S.*):", line):
             helps = groups.setdefault(title[1].lower(), {})
-        elif entry := re.fullmatch(r" {4}(\w+): (.*)", line):
+        elif entry := re.fullmatch(r" {4}(\w+)(?: \(seldom\))?: (.*)", line):
             name = entry[1]
             helps[name] = entry[2]
         elif line:
