@@ -7,20 +7,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtmm_training.studies.risk import Answered, risk_study
+from mtmm_training.studies.risk import curve, least_for, risk_study
 from mtmm_training.training.run import Run
 
 
-def answered(confidence: list[float], right: list[int]) -> Answered:
-    speakers = np.array([f"s{i % 3}" for i in range(len(right))])
-    return Answered(np.array(confidence), np.array(right, bool), speakers)
+def answered(confidence: list[float], right: list[int]) -> pd.DataFrame:
+    return pd.DataFrame({"confidence": confidence, "right": np.array(right, bool)})
 
 
 def test_curve_answers_equally_sure_ones_together() -> None:
-    curve = answered([0.9, 0.5, 0.8, 0.5], [1, 0, 1, 1]).curve()
-    assert curve["min_confidence"].tolist() == [0.9, 0.8, 0.5]
-    assert curve["coverage"].tolist() == [0.25, 0.5, 1.0]
-    assert curve["risk"].tolist() == [0.0, 0.0, 0.25]
+    points = curve(answered([0.9, 0.5, 0.8, 0.5], [1, 0, 1, 1]))
+    assert points["min_confidence"].tolist() == [0.9, 0.8, 0.5]
+    assert points["coverage"].tolist() == [0.25, 0.5, 1.0]
+    assert points["risk"].tolist() == [0.0, 0.0, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -28,8 +27,8 @@ def test_curve_answers_equally_sure_ones_together() -> None:
 )
 def test_least_confidence_answers_most_at_the_wanted_error(error: float, least: float) -> None:
     own = answered([0.9, 0.8, 0.7, 0.4, 0.3], [1, 1, 0, 1, 0])
-    assert own.least_for(error) == least
-    assert answered([0.9], [0]).least_for(error) == (0.9 if error == 1 else np.inf)
+    assert least_for(own, error) == least
+    assert least_for(answered([0.9], [0]), error) == (0.9 if error == 1 else np.inf)
 
 
 class FakeRun:

@@ -8,9 +8,7 @@ Source: Geifman & El-Yaniv 2017, arXiv 1705.08500.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +16,7 @@ import pandas as pd
 from mtmm_training.data.files import read_json, write_json
 from mtmm_training.pictures.of_runs import plot_risk
 from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.metrics import by_rows
 from mtmm_training.studies.experiments import read_experiment
 from mtmm_training.studies.tables import markdown_table, number, write_csv
 from mtmm_training.training.run import Run, is_finished
@@ -25,49 +24,40 @@ from mtmm_training.training.run import Run, is_finished
 RESAMPLES = 2000
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Labelled utterances: how sure the answer is, whether it is right, and who speaks: (rows,) each."""
+def answered(run: Run, split: str) -> pd.DataFrame:
+    """A run's answers for labelled utterances: "confidence", whether it is "right", and "speaker".
 
-    confidence: np.ndarray
-    right: np.ndarray
-    speakers: np.ndarray
+    Raises:
+        ValueError: It has no emotions, or no labels of them.
+    """
+    rows = run.predictions(split)
+    shares = [name for name in rows if name.startswith("p_")]
+    rows = rows[rows["emotion_label"].notna()] if shares else rows[:0]
+    if rows.empty:
+        raise ValueError(f"{run.folder} has no labelled emotions in its {split} split.")
+    right = rows["emotion"] == rows["emotion_label"]
+    return rows[["speaker"]].assign(confidence=rows[shares].max(axis=1), right=right)
 
-    @classmethod
-    def of(cls, run: Run, split: str) -> "Answered":
-        """A run's answers for a split.
 
-        Raises:
-            ValueError: It has no emotions, or no labels of them.
-        """
-        rows = run.predictions(split)
-        shares = [name for name in rows if name.startswith("p_")]
-        rows = rows[rows["emotion_label"].notna()] if shares else rows[:0]
-        if rows.empty:
-            raise ValueError(f"{run.folder} has no labelled emotions in its {split} split.")
-        right = (rows["emotion"] == rows["emotion_label"]).to_numpy()
-        return cls(rows[shares].to_numpy(float).max(1), right, rows["speaker"].to_numpy(str))
+def curve(rows: pd.DataFrame) -> pd.DataFrame:
+    """ "min_confidence", "coverage" and "risk" of every least confidence, from the surest on."""
+    rows = rows.sort_values("confidence", ascending=False)
+    count = np.arange(1, len(rows) + 1)
+    columns = {"min_confidence": rows["confidence"], "coverage": count / len(rows)}
+    points = pd.DataFrame(columns | {"risk": (~rows["right"]).cumsum() / count})
+    # Equal ones are answered together.
+    return points.drop_duplicates("min_confidence", keep="last").reset_index(drop=True)
 
-    @classmethod
-    def joined(cls, parts: "Sequence[Answered]") -> "Answered":
-        """Those of several runs."""
-        columns = zip(*(vars(part).values() for part in parts), strict=True)
-        return cls(*(np.concatenate(column) for column in columns))
 
-    def curve(self) -> pd.DataFrame:
-        """ "min_confidence", "coverage" and "risk" of every least confidence, from the surest on."""
-        order = np.argsort(-self.confidence, kind="stable")
-        confidence, count = self.confidence[order], np.arange(1, len(order) + 1)
-        risk = np.cumsum(~self.right[order]) / count
-        last = np.append(confidence[1:] < confidence[:-1], True)  # equal ones are answered together
-        columns = {"min_confidence": confidence, "coverage": count / len(order), "risk": risk}
-        return pd.DataFrame(columns)[last].reset_index(drop=True)
+def least_for(rows: pd.DataFrame, error: float) -> float:
+    """The least confidence that answers most utterances with at most this risk; infinite if none."""
+    points = curve(rows)
+    return float(points["min_confidence"].where(points["risk"] <= error, np.inf).min())
 
-    def least_for(self, error: float) -> float:
-        """The least confidence that answers most utterances with at most this risk; above 1 if none."""
-        curve = self.curve()
-        allowed = curve[curve["risk"] <= error]
-        return float(allowed["min_confidence"].iloc[-1]) if len(allowed) else np.inf
+
+def risk_of(right: np.ndarray, sure: np.ndarray) -> float:
+    """The share of wrong answers among those that are sure; NaN where none is."""
+    return float((~right[sure]).mean()) if sure.any() else np.nan
 
 
 def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool = False) -> str:
@@ -83,62 +73,42 @@ def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool =
         A table in Markdown.
 
     Raises:
-        ValueError: as `Answered.of`; a model would get no least confidence that is enough.
+        ValueError: as `answered`; a model would get no least confidence that is enough.
     """
     table, points, curves, marks = [], [], {}, {}
     for folder in folders:
         name = folder.resolve().name
         single = is_finished(folder)
         runs = [Run.open(folder)] if single else list(read_experiment(folder).runs.values())
-        validation, test = ([Answered.of(run, split) for run in runs]
-                            for split in ("validation", "test"))  # fmt: skip
-        least = [own.least_for(error) for own in validation]
+        splits = {split: [answered(run, split) for run in runs] for split in ("validation", "test")}
+        least = [least_for(own, error) for own in splits["validation"]]
         if save:
             _save(runs, least, error)
-        for split, parts in (("validation", validation), ("test", test)):
-            curve = Answered.joined(parts).curve()
-            points.append(curve.assign(name=name, split=split))
-            curves[f"{name}, {split}"] = curve["coverage"], curve["risk"]
-        row, mark = _row(name, validation, test, least)
-        table.append(row)
+        limits = [number(limit) for limit in sorted(least) if np.isfinite(limit)] or ["–"]
+        cells = [name, " to ".join(dict.fromkeys((limits[0], limits[-1])))]
+        for split, parts in splits.items():
+            sure = [own.assign(sure=own["confidence"] >= limit)
+                    for own, limit in zip(parts, least, strict=True)]  # fmt: skip
+            rows = pd.concat(sure, ignore_index=True)
+            points.append(curve(rows).assign(name=name, split=split))
+            curves[f"{name}, {split}"] = points[-1]["coverage"], points[-1]["risk"]
+            columns = rows["right"].to_numpy(bool), rows["sure"].to_numpy(bool)
+            mark = float(columns[1].mean()), risk_of(*columns)
+            cells += map(number, mark)
+        # What follows is of the test split.
+        speakers = rows["speaker"].to_numpy(str)
+        interval = interval_if_any(by_rows(risk_of, *columns), speakers, RESAMPLES)
+        if np.isfinite(interval.low):
+            cells[-1] += f" [{number(interval.low)}, {number(interval.high)}]"
+        cells += [number(float((~columns[0]).mean())), number(float(points[-1]["risk"].mean()))]
+        table.append(cells)
         marks[f"{name}, test"] = mark
-    columns = ["name", "split", "min_confidence", "coverage", "risk"]
-    write_csv(pd.concat(points)[columns], out / "risk.csv")
+    names = ["name", "split", "min_confidence", "coverage", "risk"]
+    write_csv(pd.concat(points)[names], out / "risk.csv")
     plot_risk(curves, marks, out / "risk.png", error)
     header = ["", "min_confidence", "validation coverage", "risk", "test coverage"]
     header += ["risk [95 % interval]", "risk of all", "area under the test curve"]
     return markdown_table(header, table)
-
-
-def _row(
-    name: str, validation: Sequence[Answered], test: Sequence[Answered], least: Sequence[float]
-) -> tuple[list[str], tuple[float, float]]:
-    """A line of the table, and coverage and risk of the test split."""
-
-    def answered(parts: Sequence[Answered]) -> tuple[Answered, np.ndarray]:
-        kept = [own.confidence >= limit for own, limit in zip(parts, least, strict=True)]
-        return Answered.joined(parts), np.concatenate(kept)
-
-    def risk(rows: np.ndarray, own: Answered, kept: np.ndarray) -> float:
-        sure = rows[kept[rows]]
-        return float((~own.right[sure]).mean()) if len(sure) else np.nan
-
-    cells: list[str] = []
-    point: Any = None
-    for parts in (validation, test):
-        own, kept = answered(parts)
-        everything = np.arange(len(kept))
-        point = float(kept.mean()), risk(everything, own, kept)
-        cells += [number(point[0]), number(point[1])]
-    own, kept = answered(test)
-    interval = interval_if_any(lambda rows: risk(rows, own, kept), own.speakers, RESAMPLES)
-    if np.isfinite(interval.low):
-        cells[-1] += f" [{number(interval.low)}, {number(interval.high)}]"
-    finite = [limit for limit in least if np.isfinite(limit)]
-    limits = [number(min(finite)), number(max(finite))] if finite else ["–"]
-    whole = float((~own.right).mean())
-    row = [name, " to ".join(dict.fromkeys(limits)), *cells, number(whole)]
-    return [*row, number(float(own.curve()["risk"].mean()))], point
 
 
 def _save(runs: Sequence[Run], least: Sequence[float], error: float) -> None:
