@@ -15,6 +15,8 @@ MOST_PADDED = 1.25  # longest ÷ shortest audio of a batch: at most a fifth of i
 # Encoders whose states padding does not change where a mask hides it, if they use layer norm. Of others
 # it was found to, or not tried.
 UNCHANGED_BY_PADDING = {"hubert", "wav2vec2", "wavlm", "unispeech-sat", "whisper"}
+# Least sizes that compiled code is given: rows, samples (1 s) and tokens.
+ROWS, SAMPLES, TOKENS = 2, 16000, 16
 
 
 @contextmanager
@@ -60,9 +62,7 @@ def similar(
         batch_size: Rows to a batch, at most.
         audio_config: The acoustic encoder's.
     """
-    has_layer_norm = getattr(audio_config, "feat_extract_norm", "layer") == "layer"
-    may_pad = has_layer_norm and audio_config.model_type in UNCHANGED_BY_PADDING
-    longest_by_shortest = MOST_PADDED if may_pad else 1.0
+    longest_by_shortest = MOST_PADDED if may_pad(audio_config) else 1.0
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i][1] > 0, lengths[i])):
         if batch:
@@ -75,6 +75,51 @@ def similar(
         batch.append(i)
     if batch:
         yield batch
+
+
+def may_pad(audio_config: Any) -> bool:
+    """Whether the encoder of this configuration gives the same states beside padding."""
+    has_layer_norm = getattr(audio_config, "feat_extract_norm", "layer") == "layer"
+    return has_layer_norm and audio_config.model_type in UNCHANGED_BY_PADDING
+
+
+def rounded(
+    batch: dict[str, Tensor], pad_token_id: int, audio_config: Any, most_tokens: int
+) -> dict[str, Tensor]:
+    """A batch of the next of few sizes, so that compiled code meets few of them.
+
+    Audio that must not be padded, and spectra, keep their length.
+
+    Args:
+        batch: Raw inputs of the model; rows that are added repeat the last one.
+        pad_token_id: Of the tokenizer.
+        audio_config: The acoustic encoder's.
+        most_tokens: That the text encoder takes.
+    """
+    made = {}
+    for name, values in batch.items():
+        if name in ("input_ids", "attention_mask"):
+            size = min(next_size(values.shape[1], TOKENS), most_tokens)
+            values = F.pad(
+                values,
+                (0, max(size - values.shape[1], 0)),
+                value=pad_token_id if name == "input_ids" else 0,
+            )
+        elif name in ("input_values", "audio_attention_mask") and may_pad(audio_config):
+            if batch["input_values"].dim() == 2 and "audio_attention_mask" in batch:
+                size = next_size(values.shape[1], SAMPLES)
+                values = F.pad(values, (0, size - values.shape[1]))
+        more = next_size(len(values), ROWS) - len(values)
+        made[name] = torch.cat([values, *[values[-1:]] * more])
+    return made
+
+
+def next_size(length: int, least: int) -> int:
+    """The first of `least` times 1, 1.5, 2, 3, 4, 6, 8 and so on that is not below `length`."""
+    size = least
+    while size < length:
+        size *= 2
+    return max(least, size * 3 // 4 if size * 3 // 4 >= length else size)
 
 
 def collate(rows: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
@@ -90,4 +135,4 @@ def collate(rows: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tenso
     return batch
 
 
-__all__ = ["collate", "evaluating", "portions", "similar"]
+__all__ = ["collate", "evaluating", "portions", "rounded", "similar"]

@@ -361,7 +361,7 @@ def refuse_rows(
     """Refuse utterances whose masks, in the CPU's memory, would be misread; numpy is fastest at it."""
     frames, tokens = acoustic_mask.numpy(), linguistic_mask.numpy()
     heard, said = frames.any(-1), tokens.any(-1)
-    faults = {"there is neither audio nor text": ~(heard | said)}
+    faults: dict[str, Any] = {"there is neither audio nor text": ~(heard | said)}
     real: dict[str, Any] = dict(zip(MASKS, (None, frames, tokens, tokens), strict=True))
     if input_values is not None:
         claimed = real[MASKS[0]] = as_mask(masks[0], input_values, axes=(0, -1)).numpy()

@@ -325,8 +325,9 @@ class MTMMFusion(nn.Module):
                 strict=True,
             )
         ]
+        count: Any = 2  # of the means that are there
         if bridge and config.bridge_wiring == "crossed":
-            keys, count = _crossed(*refined, lengths, present), 2
+            keys = _crossed(refined[0], refined[1], lengths, present)
         else:
             own = zip(refined, masks, there, strict=True)
             keys = [Keys(states, states, mask == here, ~here) for states, mask, here in own]

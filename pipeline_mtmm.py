@@ -15,7 +15,7 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .answers_mtmm import Prediction
-        from .batching_mtmm import collate, evaluating, similar
+        from .batching_mtmm import collate, evaluating, rounded, similar
         from .embedding_mtmm import embedding_outputs, embedding_rows
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
         from .reading_mtmm import Window
@@ -24,7 +24,7 @@ try:
         from .timeline_mtmm import Inputs, Results, plain
 except ImportError:
     from answers_mtmm import Prediction
-    from batching_mtmm import collate, evaluating, similar
+    from batching_mtmm import collate, evaluating, rounded, similar
     from embedding_mtmm import embedding_outputs, embedding_rows
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
     from reading_mtmm import Window
@@ -110,6 +110,20 @@ class MTMMPipeline(ReferringPipeline):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError("MTMMPipeline needs the model's processor; give `processor=`.")
+        self.compiled = False
+
+    def compile(self, **options: Any) -> None:
+        """Compile the model, and give it batches of few sizes from now on.
+
+        What is compiled once serves all lengths and numbers of utterances: there is one graph for audio
+        with text, one for audio and one for text, each made at the first batch of its kind.
+
+        Args:
+            options: Of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs; `dynamic=True`
+                unless given.
+        """
+        self.model.compile(**{"dynamic": True} | options)
+        self.compiled = True
 
     def _sanitize_parameters(
         self, **options: Any
@@ -177,8 +191,8 @@ class MTMMPipeline(ReferringPipeline):
             batch_size (`int`): Utterances or windows at a time, at most; 1 if not given. With more, 8
                 batches are read ahead and sorted by length, and only audio of similar length shares
                 one; results come in the order of the inputs.
-            num_workers (`int`): 1 = a process of its own reads ahead, as in transformers' `ChunkPipeline`;
-                not with a `transcriber`, which runs where the model runs.
+            num_workers (`int`): So many processes read ahead; each of several holds all windows of
+                the input that it reads. Not with a `transcriber`, which runs where the model runs.
             reference: What recordings of the same domain or speaker have in common, with a model that
                 was trained with `--reference`: from `reference`, the path of a saved one, or a list
                 of a domain's and a speaker's. Or what is made of these inputs themselves, which are
@@ -291,8 +305,14 @@ class MTMMPipeline(ReferringPipeline):
         """The numbers of each row, in their order."""
         answers: dict[int, Answer] = {}
         for batch in self._batches(rows, batch_size):
-            outputs = self.forward(self._collate([rows[i] for i in batch]), embedding=embedding)
-            answers |= zip(batch, self._both(outputs), strict=True)
+            given = self._collate([rows[i] for i in batch])
+            if self.compiled:
+                tokenizer, audio_config = self.processor.tokenizer, self.model.config.audio_config
+                most = self.processor.max_tokens
+                given = rounded(given, tokenizer.pad_token_id, audio_config, most)
+            outputs = self.forward(given, embedding=embedding)
+            # Compiled, there may be more rows than were asked for.
+            answers |= zip(batch, self._both(outputs), strict=not self.compiled)
         return [answers[i] for i in range(len(rows))]
 
     def _both(self, outputs: dict[str, Tensor]) -> Iterator[Answer]:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline
 from transformers.utils import logging
@@ -66,14 +66,25 @@ class Window:
 class Read(IterableDataset[Any]):
     """The windows of inputs, in order; what is wrong with one is the last item.
 
-    Raised here, a worker process would wrap the error in its traceback.
+    Raised here, a worker process would wrap the error in its traceback. Of several workers each reads
+    its share of the inputs, and gives the windows of one as a list: so they come in order.
     """
 
     def __init__(self, inputs: Any, preprocess: Callable[[Any], Iterator[Window]]) -> None:
         self.inputs, self.preprocess = inputs, preprocess
 
-    def __iter__(self) -> Iterator[Window | Exception]:
-        for number, given in enumerate(self.inputs):
+    def __iter__(self) -> Iterator[Window | Exception | list[Window]]:
+        worker = get_worker_info()
+        if worker is None or worker.num_workers == 1:
+            yield from self._read(enumerate(self.inputs))
+            return
+        for one in islice(enumerate(self.inputs), worker.id, None, worker.num_workers):
+            windows = list(self._read([one]))
+            error = windows[-1] if windows and isinstance(windows[-1], Exception) else None
+            yield error or [window for window in windows if isinstance(window, Window)]
+
+    def _read(self, inputs: Iterable[tuple[int, Any]]) -> Iterator[Window | Exception]:
+        for number, given in inputs:
             index = number if isinstance(self.inputs, Inputs) else None
             try:
                 with numbered(index):
@@ -101,7 +112,8 @@ class ReadingPipeline(ChunkPipeline):
         if num_workers and "transcriber" not in options:
             # Its own generator leaves the caller's random numbers alone.
             alone = torch.Generator()
-            windows = DataLoader(windows, batch_size=None, num_workers=1, generator=alone)
+            loader = DataLoader(windows, batch_size=None, num_workers=num_workers, generator=alone)
+            windows = (one for item in loader for one in (item if type(item) is list else [item]))
         return portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1)
 
     def _reader(self, options: dict[str, Any]) -> Callable[[Any], Iterator[Window]]:

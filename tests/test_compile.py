@@ -1,4 +1,4 @@
-"""Whole training runs with --compile equal eager ones.
+"""Whole training runs with --compile equal eager ones; prediction compiles nothing twice.
 
 torch's own code generation takes minutes and needs a C++ compiler; its run is skipped unless
 MTMM_SLOW_TESTS=1. The other one traces, splits and differentiates the graphs alike, without it.
@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TRAINED, MakeModel
 from small_runs import NO_DROPOUT, results_of, train, weights, words
 
-from modeling_mtmm import MTMMModel
+from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 
 TOLERANCE = 2e-5  # of weights and losses, after ten steps at a learning rate of 1e-3
 
@@ -50,3 +51,23 @@ def test_compiled_training_on_cached_states_equals_eager(
     assert eager.keys() == compiled_weights.keys()
     for name, weight in eager.items():
         torch.testing.assert_close(compiled_weights[name], weight, atol=TOLERANCE, rtol=0)
+
+
+def test_all_lengths_and_batches_share_one_graph(
+    make_model: MakeModel, tiny_processor: MTMMProcessor
+) -> None:
+    pipe = MTMMPipeline(model=make_model(trained_outputs=TRAINED), processor=tiny_processor)
+    inputs = [{"text": "a" * length} for length in (1, 2, 13, 15, 16, 30, 55)]
+    expected = [result["valence"] for result in pipe(inputs)]
+    graphs = []
+
+    def make(graph: torch.fx.GraphModule, example_inputs: list[Any]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    pipe.compile(backend=make)
+    for size in (1, 3, 7):
+        results = [result["valence"] for result in pipe(inputs, batch_size=size)]
+        assert results == pytest.approx(expected, abs=1e-5)
+        assert len(graphs) == 1

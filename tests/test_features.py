@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from mtmm_training.batches import fingerprint
 from mtmm_training.batches.augment import add_variants
 from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import RawInputs, to_dataset
+from mtmm_training.batches.encoding import positions_that_fit
 from mtmm_training.batches.sampler import frame_lengths
 from mtmm_training.batches.shards import StateShards
 from mtmm_training.data.folds import make_folds
@@ -479,6 +481,32 @@ def test_variants_are_entries_of_their_own(
     assert (one[:5] - two[:5]).abs().max() > 1e-2
     for changes, seed in ((["speed", "noise"], 1), (["speed"], 0)):
         assert missing(cache, add_variants(utterances, changes, 2, seed)[1]) == (6, 0)
+
+
+def test_compiled_encoders_are_compiled_once(
+    utterances: list[Utterance], open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For batches of four and of two, of padded lengths; the states stay the same."""
+    graphs: list[Any] = []
+
+    def make(graph: torch.fx.GraphModule, example_inputs: list[Any]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=make))
+    cache = open_cache()
+    cache.encode(utterances, batch_size=4, compiled=True)
+    assert len(graphs) == 2
+    raw = RawInputs(cache.processor, EMOTIONS, DIMENSIONS)(list(to_dataset(utterances)))
+    assert (
+        logits(cache.model, collated(cache, utterances)) - logits(cache.model, raw)
+    ).abs().max() <= 1e-5
+
+
+def test_batches_fill_what_is_free() -> None:
+    assert positions_that_fit(used=1_000, free=100_000, positions=600) == 42_000
+    assert positions_that_fit(used=100_000, free=100_000, positions=600) == 600  # they did fit
 
 
 def test_group_norm_is_encoded_one_by_one(

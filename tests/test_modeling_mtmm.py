@@ -249,9 +249,9 @@ def test_attention_matches_plain_float64(implementation: str, queries: int | Non
     lengths = [9, 4, 1]
     mask = random_mask(lengths, 9)
     rows = [given.flatten(0, 1) for given in (asked, keys, values)]
-    output, none = attention(*rows, Seen.of(config, mask, *rows[:2]))
+    output, none = attention(*rows, Seen.of(config, mask, rows[0], rows[1]))
     assert implementation == "eager" or none is None
-    eager, weights = attention(*rows, Seen.of(config, mask, *rows[:2], eager=True))
+    eager, weights = attention(*rows, Seen.of(config, mask, rows[0], rows[1], eager=True))
     output, eager = output.view(asked.shape), eager.view(asked.shape)
     assert_equal(output, eager, 1e-12)
     for i, n in enumerate(lengths):

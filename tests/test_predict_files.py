@@ -477,3 +477,21 @@ def test_processes_share_the_parts(
     assert frame(out)["id"].tolist() == [one.name for one in texts(120)]
     record = json.loads((out / RUN_FILE).read_text())
     assert record["utterances"] == 120 and record["model"].startswith("files ")
+
+
+def test_workers_and_compiled_models_answer_alike(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five recordings and a broken one, read by three processes."""
+    for number in range(5):
+        write_wav(tmp_path / f"audio/{number}.wav", 0.2 + 0.1 * number, seed=number)
+    (tmp_path / "audio/3b.wav").write_bytes(b"RIFF")
+    modes: list[Any] = []
+    monkeypatch.setattr(MTMMPipeline, "compile", lambda self, **options: modes.append(options))
+    flags = ["predict", str(tmp_path / "audio"), "--model", str(saved), "--part_size", "4", "--out"]
+    assert main([*flags, str(tmp_path / "alone")]) == 1
+    assert main([*flags, str(tmp_path / "three"), "--workers", "3", "--compile"]) == 1
+    assert modes == [{"mode": "default"}]
+    alone, three = frame(tmp_path / "alone"), frame(tmp_path / "three")
+    assert three["id"].tolist() == alone["id"].tolist() and three["error"].notna().sum() == 1
+    pandas.testing.assert_frame_equal(three, alone, atol=1e-5, rtol=0)

@@ -12,7 +12,8 @@ so nothing on disk is ever changed and any number of processes may write at once
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from batching_mtmm import rounded
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
+from mtmm_training.batches.encoding import fill, one_behind
 from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
@@ -44,7 +47,7 @@ INPUTS = {
 # A shard is written when it is so large or so old; a killed process loses no more than one.
 SHARD_BYTES = 128 * 2**20
 SHARD_SECONDS = 60.0
-ENCODING_FRAMES = 6000  # padded positions in a batch of encoding, at most: two minutes of speech
+ENCODING_FRAMES = 6000  # padded positions in a batch of encoding on a CPU: two minutes of speech
 
 
 @dataclass(eq=False)
@@ -130,6 +133,7 @@ class FeatureCache:
         world_size: int = 1,
         batch_size: int = 16,
         workers: int = 0,
+        compiled: bool = False,
     ) -> dict[str, int]:
         """Encode what is missing, this process its share; every process must have its turn.
 
@@ -139,8 +143,9 @@ class FeatureCache:
             utterances: The same on every process; variants of one utterance (see augment.py) may
                 be among them.
             rank, world_size: This process, and how many there are. They do not wait for each other.
-            batch_size: Utterances at once, at most.
+            batch_size: Utterances at once, at most; on CUDA as many as fill the card.
             workers: Processes that decode audio ahead of the encoder.
+            compiled: Run the encoders by torch.compile.
 
         Returns:
             How many entries this process encoded, by modality.
@@ -166,15 +171,9 @@ class FeatureCache:
         }
         for modality, share in shares.items():
             if share:
-                lengths = dict(zip(missing[modality], positions[modality], strict=True))
-                norm = getattr(encoder_of(self.model, modality).config, "feat_extract_norm", None)
-                batches = LengthBatches(
-                    [lengths[key] for key in share],
-                    1 if norm == "group" else batch_size,
-                    frame_budget=ENCODING_FRAMES,
-                    shuffle=False,
-                )
-                self._encode(modality, share, batches, workers, quiet=rank != 0)
+                known = dict(zip(missing[modality], positions[modality], strict=True))
+                lengths = [known[key] for key in share]
+                self._encode(modality, share, lengths, batch_size, workers, compiled, rank != 0)
         return {modality: len(share) for modality, share in shares.items()}
 
     def collator(
@@ -263,46 +262,80 @@ class FeatureCache:
         self,
         modality: str,
         entries: dict[str, Utterance],
-        batches: LengthBatches,
+        lengths: list[int],
+        batch_size: int,
         workers: int,
+        compiled: bool,
         quiet: bool,
     ) -> None:
-        """Encodes the entries from the longest to the shortest, shard by shard."""
-        shards = self.shards[modality]
+        """Encodes the entries from the longest to the shortest, shard by shard; writes behind."""
+        shards, device, keys = self.shards[modality], self.model.device, list(entries)
         sweep(shards.folder)
-        keys = list(entries)
         other = next(name for name in STATES if name != modality)
         rows = to_dataset([without_fields(u, [other]) for u in entries.values()])
-        loader = make_loader(rows, batches, RawInputs(self.processor, (), ()), workers=workers)
+        raw = RawInputs(self.processor, (), ())
+        encode: Any = self.model.encode_audio if modality == "audio" else self.model.encode_text
+        if compiled:
+            encode = torch.compile(encode, dynamic=True)
+        norm = getattr(encoder_of(self.model, modality).config, "feat_extract_norm", None)
+        size, positions = 1 if norm == "group" else batch_size, ENCODING_FRAMES
+        batches = LengthBatches(lengths, size, frame_budget=positions, shuffle=False)
+        if device.type == "cuda" and norm != "group":
+            first = self._inputs(modality, raw(rows.__getitems__(next(iter(batches)))), compiled)
+            given = [tensor.to(device) for tensor in first.values()]
+            trial = len(given[0]) * max(lengths)
+            positions = fill(device, lambda: encode(*given), trial)
+            batches = LengthBatches(lengths, len(keys), frame_budget=positions, shuffle=False)
+        loader = make_loader(rows, batches, raw, workers=workers)
         progress = tqdm(
             total=len(keys),
             desc=f"encoding {modality}",
             disable=True if quiet else None,  # None: where nobody watches
             leave=False,
         )
+
+        def inputs() -> Iterator[dict[str, Tensor]]:
+            for batch in loader:
+                yield self._inputs(modality, batch, compiled)
+
         pending: dict[str, Tensor] = {}
+        writes: list[
+            Future[None]
+        ] = []  # one at most, so that no more than two shards are in memory
+
+        def write() -> None:
+            if writes:
+                writes.pop().result()
+            if pending:
+                writes.append(writer.submit(shards.write, dict(pending)))
+                pending.clear()
+
         began = time.monotonic()
-        encode = self.model.encode_audio if modality == "audio" else self.model.encode_text
-        for indices, batch in zip(batches, loader, strict=True):
-            inputs = (
-                batch[name].to(self.model.device, non_blocking=True) for name in INPUTS[modality]
-            )
-            padded, mask = encode(*inputs)
-            # One copy, and one wait for a device, in place of some for each utterance.
-            padded, lengths = padded.to(DTYPES[self.dtype]).cpu(), mask.sum(-1).tolist()
-            states = {
-                keys[index]: row[..., :length, :]
-                for index, row, length in zip(indices, padded, lengths, strict=True)
-            }
-            pending |= self._rounded(modality, states, entries)
-            progress.update(len(states))
-            size = sum(entry.nbytes for entry in pending.values())
-            if size >= SHARD_BYTES or time.monotonic() - began >= SHARD_SECONDS:
-                shards.write(pending)
-                pending, began = {}, time.monotonic()
-        if pending:
-            shards.write(pending)
-        progress.close()
+        made = one_behind(inputs(), encode, device, DTYPES[self.dtype])
+        with progress, ThreadPoolExecutor(1) as writer:
+            for indices, (padded, found) in zip(batches, made, strict=True):
+                # Compiled, there may be more rows than were asked for.
+                states = {
+                    keys[index]: row[..., :length, :]
+                    for index, row, length in zip(indices, padded, found, strict=not compiled)
+                }
+                pending |= self._rounded(modality, states, entries)
+                progress.update(len(states))
+                size = sum(entry.nbytes for entry in pending.values())
+                if size >= SHARD_BYTES or time.monotonic() - began >= SHARD_SECONDS:
+                    write()
+                    began = time.monotonic()
+            write()
+            write()  # waits for the last one
+
+    def _inputs(self, modality: str, batch: dict[str, Any], compiled: bool) -> dict[str, Tensor]:
+        """Of a batch what the encoder takes; of few sizes where it is compiled."""
+        given = {name: batch[name] for name in INPUTS[modality]}
+        if not compiled:
+            return given
+        processor = self.processor
+        pad, config = processor.tokenizer.pad_token_id, self.model.config.audio_config
+        return rounded(given, pad, config, processor.max_tokens)
 
     def _rounded(
         self, modality: str, states: dict[str, Tensor], entries: dict[str, Utterance]
@@ -384,11 +417,12 @@ def encoded(
     verify: bool,
     batch_size: int,
     workers: int,
+    compiled: bool = False,
 ) -> CachedStates:
     """What collates the states of these utterances, encoded now by all processes where they never were.
 
     Args:
-        utterances, batch_size, workers: See [`FeatureCache.encode`].
+        utterances, batch_size, workers, compiled: See [`FeatureCache.encode`].
         raw: Has the model's processor, and makes the labels.
         folder, model, dtype, recordings: See [`FeatureCache.open`].
         accelerator: The processes; the main one says what was encoded.
@@ -400,7 +434,9 @@ def encoded(
     if verify and accelerator.is_main_process:
         cache.verify()
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    made = cache.encode(utterances, **share, batch_size=batch_size, workers=workers)
+    made = cache.encode(
+        utterances, **share, batch_size=batch_size, workers=workers, compiled=compiled
+    )
     accelerator.wait_for_everyone()
     counts = gather_object([made])
     collate = cache.collator(utterances, list(raw.emotions), raw.dimension_names)

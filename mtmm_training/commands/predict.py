@@ -50,9 +50,16 @@ REFERENCES = ("speaker", "domain", "none")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The inputs, the model, their transcripts, how they are cut, and what comes out."""
-    add_reference_flag(add_input_flags(parser))
+    group = add_input_flags(parser)
+    add_reference_flag(group)
+    group.add_argument(
+        "--compile", nargs="?", const="default", metavar="MODE",
+        help="run the model by torch.compile, in its mode MODE (reduce-overhead: CUDA graphs): the first "
+        "answer takes a minute or some, all others less; for many inputs",
+    )  # fmt: skip
     add_transcript_flags(parser)
     _add_output_flags(parser)
+    parser.set_defaults(batch_size=None)  # on a GPU --out takes as many as fill it
 
 
 def add_reference_flag(group: Any) -> None:
@@ -143,6 +150,9 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--share", type=share, default=started, metavar="I/N",
         help=Advanced("this is process I of N, from 0, each with its share of the parts"),
         )  # fmt: skip
+    add("--workers", type=int, metavar="N",
+        help=Advanced("with --out: so many processes read recordings ahead of the model; without it, "
+        "for a GPU one for each core, 16 at most, and none on a CPU"))  # fmt: skip
     add("--part_size", type=count, default=256, metavar="N", help=Advanced("inputs to a part"))
     add("--plot", type=Path, metavar="FOLDER",
         help="also draw timelines, explanations and the valence-arousal plane there")  # fmt: skip

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,11 @@ def predict_parts(
     if mine:
         columns, predict = load()
         in_time = {"start": float, "end": float, **columns}
+        # All at once: what reads ahead of the model does not stop at the end of a part.
+        answers = predict([one for number in mine for one in parts.of(number)])
     for number in mine:
         rows = []
-        for one, result in predict(parts.of(number)):
+        for one, result in islice(answers, len(parts.of(number))):
             timeline = [result_row(entry, in_time) for entry in result.get("timeline", ())]
             own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
             rows.append(own | result_row(result, columns))

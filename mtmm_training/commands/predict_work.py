@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
 from mtmm_training.data.files import file_digest
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
+BATCH_SIZE, MOST_ROWS, MOST_WORKERS = 8, 256, 16  # where no flag says so
 # What a record of a run keeps: flags that change results.
 SETTINGS: tuple[str, ...] = ("window_s", "hop_s", "top_k", "min_confidence", "transcriber")
 SETTINGS += ("explain", "explain_s", "by", "channel", "trust_remote_code")
@@ -28,6 +30,7 @@ def to_stdout(given: argparse.Namespace) -> int:
     """Predict and print each answer when it comes; the exit status says whether all came."""
     if given.plot is not None:
         import matplotlib  # noqa: F401  before any work: it comes with the training extra
+    given.batch_size = given.batch_size or BATCH_SIZE
     streamed = given.inputs == ["-"]
     if streamed and sys.stdin is None:
         raise ValueError("Standard input is closed; there is nothing to read for `-`.")
@@ -82,7 +85,12 @@ def to_parts(given: argparse.Namespace) -> int:
 
     def load() -> tuple[dict[str, type], Predict]:
         pipe = load_pipeline(given)
+        on_gpu = pipe.device.type != "cpu"
+        given.batch_size = given.batch_size or (fitting_batch(pipe) if on_gpu else BATCH_SIZE)
+        if given.workers is None:
+            given.workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_gpu else 0
         options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
+        options["num_workers"] = given.workers
         beside = {"explain": given.explain is not None, "reference": "reference" in options}
         beside["speakers"] = given.channel is not None or any(one.has_speakers for one in inputs)
         columns = result_columns(pipe.model.config, **beside)
@@ -92,6 +100,19 @@ def to_parts(given: argparse.Namespace) -> int:
     with _bar(to_do, hidden=given.share[0] > 0) as bar:
         failed = predict_parts(parts, load, share=given.share, advance=bar.update)
     return FAILED if failed else GOOD
+
+
+def fitting_batch(pipe: Any) -> int:
+    """Utterances at a time: as many of the longest as fill a GPU's memory."""
+    import numpy as np
+
+    from mtmm_training.batches.encoding import fill
+
+    processor = pipe.processor
+    longest = np.zeros(round(processor.longest_audio_s() * processor.sampling_rate), np.float32)
+    given = [{"array": longest, "sampling_rate": processor.sampling_rate}] * BATCH_SIZE
+    rows = fill(pipe.device, lambda: pipe(given, batch_size=BATCH_SIZE), BATCH_SIZE)
+    return min(rows, MOST_ROWS)
 
 
 def predict_each(
@@ -118,12 +139,14 @@ def predict_each(
     Raises:
         ValueError, TypeError: An input cannot be predicted, and `stop`; or the options are wrong.
     """
-    done = 0
+    done, began = 0, time.monotonic()
     while done < len(inputs):
         first = done  # the pipeline stops at an input that it cannot read; it is begun again behind
         last = len(inputs) if at_once is None else first + at_once
         try:
             for result in pipe((one.given() for one in inputs[first:last]), **options):
+                if done == 0 and getattr(pipe, "compiled", False):
+                    tell(f"--compile: the first answer came after {time.monotonic() - began:.0f} s")
                 yield inputs[done], moved(result, inputs[done].start_s or 0.0)
                 done += 1
         except ValueError as error:
@@ -250,10 +273,14 @@ def load_pipeline(given: argparse.Namespace) -> Any:
     logging.disable_progress_bar()  # of weights, which are there in a second
     with _named("--model", given.model):
         if given.trust_remote_code:
-            return pipeline(model=given.model, trust_remote_code=True, device=device, **where)
-        model = MTMMModel.from_pretrained(given.model, **where)
-        processor = MTMMProcessor.from_pretrained(given.model, **where)
-    return MTMMPipeline(model=model, processor=processor, device=device)
+            pipe = pipeline(model=given.model, trust_remote_code=True, device=device, **where)
+        else:
+            model = MTMMModel.from_pretrained(given.model, **where)
+            processor = MTMMProcessor.from_pretrained(given.model, **where)
+            pipe = MTMMPipeline(model=model, processor=processor, device=device)
+    if getattr(given, "compile", None):
+        pipe.compile(mode=given.compile)
+    return pipe
 
 
 def identify(given: argparse.Namespace) -> str:

@@ -178,6 +178,7 @@ def make_loaders(
             verify=config.verify_cache,
             batch_size=config.batch_size,
             workers=config.workers,
+            compiled=config.compile,
         )
     elif config.on_error == "stop":
         own = [utterance for split in data.splits.values() for utterance in split]

@@ -1,0 +1,71 @@
+"""Frozen encoders over many inputs: batches that fill the device, and copies that it never waits for."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FILLED = 0.7  # of the free memory: fragments and kernels' own needs take some
+
+Made = tuple[Tensor, Tensor, Any]
+
+
+def positions_that_fit(used: int, free: int, positions: int) -> int:
+    """Padded positions of a batch that fills the memory, from one that ran.
+
+    Args:
+        used: Bytes that it took at its peak, beside the weights.
+        free: Bytes that were free before.
+        positions: That it had: of the longest inputs, which need most for each.
+    """
+    return max(int(FILLED * free / max(used, 1) * positions), positions)
+
+
+def fill(device: torch.device, run: Callable[[], object], positions: int) -> int:
+    """Positions that fit, by a batch that `run` encodes; on CUDA alone, elsewhere as they are."""
+    if device.type != "cuda":
+        return positions
+    run()  # what libraries take once
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before, (free, _) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
+    run()
+    return positions_that_fit(torch.cuda.max_memory_allocated(device) - before, free, positions)
+
+
+def one_behind(
+    batches: Iterable[dict[str, Tensor]],
+    encode: Callable[..., tuple[Tensor, Tensor]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """States of each batch in the CPU's memory, and their lengths; the device has the next one by then.
+
+    Args:
+        batches: Raw inputs of one encoder, in the order of its arguments.
+        encode: The encoder.
+        device: Where it runs.
+        dtype: That states are given in.
+    """
+    waiting: Made | None = None
+    for batch in batches:
+        states, mask = encode(*(t.to(device, non_blocking=True) for t in batch.values()))
+        # Into pinned memory, as soon as they are there.
+        made = (states.to(dtype), mask.sum(-1))
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in made]
+        event = torch.cuda.Event() if device.type == "cuda" else None
+        if event is not None:
+            event.record()
+        if waiting is not None:
+            yield _fetched(waiting)
+        waiting = (copies[0], copies[1], event)
+    if waiting is not None:
+        yield _fetched(waiting)
+
+
+def _fetched(waiting: Made) -> tuple[Tensor, list[int]]:
+    states, lengths, event = waiting
+    if event is not None:
+        event.synchronize()
+    return states, lengths.tolist()
