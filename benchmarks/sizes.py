@@ -97,7 +97,7 @@ def paths_of(commit: str | None) -> list[str]:
 def files_of(commit: str | None) -> Iterator[tuple[str, str]]:
     """Path and text of every file of Python."""
     for path in paths_of(commit):
-        if path.endswith(".py"):
+        if path.endswith(".py") and not path.startswith("checkpoints/"):  # copies of the root's
             yield path, _git("show", f"{commit}:{path}") if commit else (ROOT / path).read_text()
 
 

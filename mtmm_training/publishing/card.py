@@ -14,7 +14,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from mtmm_training.publishing.stage import is_hub_id
 from mtmm_training.training.run import Run
 
-TEMPLATE = Path(__file__).parents[2] / "model_card" / "template.md"
+# At the root of a checkout; in a wheel beside this package's rooms.
+PLACES = [folder / "model_card" / "template.md" for folder in Path(__file__).parents[2:0:-1]]
+TEMPLATE = next((place for place in PLACES if place.is_file()), PLACES[0])
 # Metric of results.json -> its id on the Hub, arguments, and the name that the card prints.
 EMOTION_METRICS = {
     "UAR": ("recall", {"average": "macro"}, "UAR (unweighted average recall)"),
