@@ -19,9 +19,11 @@ class Span:
     Args:
         start_s, end_s: Seconds from the recording's beginning; None of a whole input.
         missing: Modalities that are not there.
-        shown: What the result has beside the numbers: "text", "transcribed", "explanation".
+        shown: What the result has beside the numbers: "text", "transcribed", "explanation", and
+            "no_signal" where the audio has none.
         used: For the result of the whole input: {"reference": ...} where one was used, and
-            "untimed_text" where a transcript without times went to every window.
+            "untimed_text" where a transcript without times went to every window, "mended": how many words
+            and segments had times that could not be.
         speaker: Who speaks in it, where it is a part of an input in which several do.
     """
 
@@ -35,11 +37,14 @@ class Span:
     @classmethod
     def of(cls, part: Any, missing: list[str]) -> "Span":
         """That of a part of an input, a `Part`; it shows what was said in a window with times."""
-        _, text, times, untimed, speaker = part
-        shown = {"text": text} if times is not None and text and not untimed else {}
-        used = {"untimed_text": True} if untimed else {}
-        start_s, end_s = times or (None, None)
-        return cls(start_s, end_s, missing, shown, used, speaker if times else None)
+        shown = {"no_signal": True} if part.silent else {}
+        if part.times is not None and part.text and not part.untimed:
+            shown["text"] = part.text
+        used: dict[str, Any] = {"untimed_text": True} if part.untimed else {}
+        if part.mended:
+            used["mended"] = part.mended
+        start_s, end_s = part.times or (None, None)
+        return cls(start_s, end_s, missing, shown, used, part.speaker if part.times else None)
 
     @property
     def seconds(self) -> float:
@@ -53,7 +58,8 @@ class Prediction:
 
     Args:
         span: Where in the input it is of.
-        probabilities: (emotions,).
+        probabilities: (emotions,); empty, as `dimensions`, where the audio has no signal and there is
+            no text: the model was not asked.
         dimensions: (dimensions,).
         deviations: (dimensions,), the spread of listeners' ratings; None where none was learned.
         distances: (modalities,), above 1 is unfamiliar; None where the model cannot tell.
@@ -103,7 +109,8 @@ class Prediction:
         if spans[0].start_s is not None:
             whole = _mean(predictions)
             entries = [p.entry(config, top_k, min_confidence) for p in predictions]
-            shown = {"timeline": entries}
+            shown = {"no_signal": True} if all("no_signal" in s.shown for s in spans) else {}
+            shown["timeline"] = entries
             by: dict[str, list[Prediction]] = {}
             for one in predictions:
                 if one.span.speaker is not None:
@@ -128,6 +135,9 @@ class Prediction:
         self, config: Any, top_k: int | None, min_confidence: float | None
     ) -> dict[str, Any]:
         """The outputs that were trained, by name."""
+        if not self.probabilities:
+            names = [n for n in config.dimension_names if n in config.trained_outputs]
+            return {"emotion": None, "scores": {}} | dict.fromkeys(names)
         named: dict[str, Any] = {}
         if "emotion" in config.trained_outputs:
             scores = {config.id2label[i]: share for i, share in enumerate(self.probabilities)}
@@ -159,11 +169,14 @@ class Prediction:
         if self.embedding is None:
             return {}
         pairs = self.embedding.items()
-        return {"embedding": {name: None if row[0] != row[0] else row for name, row in pairs}}
+        absent = [name for name, row in pairs if not row or row[0] != row[0]]
+        return {"embedding": self.embedding | dict.fromkeys(absent)}
 
 
 def _mean(predictions: list[Prediction]) -> Prediction:
     """The mean over time; of distances the median, so that most of the time decides."""
+    whole_span = predictions[0].span
+    predictions = [p for p in predictions if p.probabilities] or predictions[:1]
     spans = [prediction.span for prediction in predictions]
     weights = time_weights([(span.start_s or 0.0, span.end_s or 0.0) for span in spans])
 
@@ -180,7 +193,9 @@ def _mean(predictions: list[Prediction]) -> Prediction:
     if predictions[0].embedding is not None:
         rows = [prediction.embedding or {} for prediction in predictions]
         embedding = {name: _mean_of_known([r[name] for r in rows], weights) for name in rows[0]}
-    return Prediction(spans[0], probabilities, dimensions, mean("deviations"), distances, embedding)
+    return Prediction(
+        whole_span, probabilities, dimensions, mean("deviations"), distances, embedding
+    )
 
 
 def _mean_of_known(rows: Sequence[Sequence[float]], weights: np.ndarray) -> list[float]:

@@ -8,15 +8,33 @@ works, and the rest says what to install.
 import io
 import os
 import re
+import tempfile
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import url2pathname, urlopen
 
 import numpy as np
+
+# Relative first, as in pipeline_mtmm.py.
+try:
+    if not TYPE_CHECKING:
+        from .containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
+        from .waveforms_mtmm import (
+            MAX_AMPLITUDE,
+            Channels,
+            as_array,
+            check_rate,
+            mix,
+            refuse,
+            to_mono,
+        )
+except ImportError:
+    from containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
+    from waveforms_mtmm import MAX_AMPLITUDE, Channels, as_array, check_rate, mix, refuse, to_mono
 
 try:
     import soundfile
@@ -26,13 +44,12 @@ try:
     import soxr
 except ImportError:
     soxr = None
+try:
+    import av  # the extra "media": m4a, mp4, webm, amr, wma and what else FFmpeg reads
+except ImportError:
+    av = None
 
-# Full scale of integer PCM, by NumPy's type names; uint8 is centred on 128.
-PCM_SCALE = {"int8": 2**7, "uint8": 2**7, "int16": 2**15, "int32": 2**31}
-MAX_CHANNELS = 32
-LOWEST_RATE, HIGHEST_RATE = 1000, 10**6  # Hz; 16 is meant to be kHz
 UNKNOWN_FRAMES = 2**62  # and more: libsndfile's count where the header has none
-MAX_AMPLITUDE = 8.0  # float waveforms lie in −1 to 1; far above, somebody forgot to scale PCM
 URL_TIMEOUT_S = 60.0  # without one, a server that stops answering stops us too
 SHOWN = 300  # letters of an address in a message
 BLOCK_S = 1.0  # of a file, read at a time
@@ -42,6 +59,8 @@ TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a
 # What libsndfile's log says of a wav, aiff, au, caf or ogg file that it reads as a shorter one.
 HALF_PCM = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 HALF_OGG = re.compile("lacks an end-of-stream bit|Junk after the last page")
+
+DECODING_ERRORS = (RuntimeError, TypeError, MemoryError, *([av.FFmpegError] if av else []))
 
 # Where a recording is read from: a path, a URL, the bytes of a file, or an open binary file.
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | io.RawIOBase
@@ -62,13 +81,6 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         return f"Input {self.index}: {self.reason}"
-
-
-def refuse(wrong: Mapping[str, bool], place: str = "") -> None:
-    """Raise a ValueError of the first text whose condition holds, with the place in front of it."""
-    for text, is_so in wrong.items():
-        if is_so:
-            raise ValueError(f"{place}{text}.")
 
 
 @contextmanager
@@ -127,6 +139,7 @@ class AudioFile:
 
     Args:
         source: A path, an http(s) URL, the bytes of a file, or an open binary file.
+        channel: The one that `blocks` has, from 0; None = the mean of those that carry something.
 
     Raises:
         ImportError: soundfile is not installed.
@@ -135,21 +148,18 @@ class AudioFile:
         TypeError: No source of audio.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, channel: int | None = None) -> None:
         if soundfile is None:
             raise ImportError("Decoding audio files needs soundfile; run `pip install soundfile`.")
         self.name, self._opened = _open(source)
         with self._decoding():
-            self._file = soundfile.SoundFile(self._opened)
+            self._file = self._decoder()
         self.sampling_rate: int = self._file.samplerate
         self.frames: int = self._file.frames
         self._position = 0
+        self._channels = Channels(self.name, channel)
         check_rate(self.sampling_rate, f"{self.name}: ")
-        wrong = {
-            "it does not say how long it is; convert it to wav": self.frames >= UNKNOWN_FRAMES,
-            "it has no audio, it lasts 0 s": self.frames == 0,
-        }
-        refuse(wrong, f"{self.name}: ")
+        refuse({"it has no audio, it lasts 0 s": self.frames == 0}, f"{self.name}: ")
 
     def close(self) -> None:
         """As `Recording.close`."""
@@ -163,8 +173,8 @@ class AudioFile:
             ValueError: They cannot be decoded, or the file is cut off before them.
         """
         with self._decoding():
-            if start != self._position:  # some files refuse even a step to where they stand
-                self._file.seek(start)
+            if start != self._position:
+                self._seek(start)
             samples = self._file.read(stop - start, dtype="float32")
         self._position = start + len(samples)
         cut_off = stop == self.frames and _lacks_its_end(self._file.extra_info)
@@ -176,10 +186,74 @@ class AudioFile:
     def blocks(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
         """As `Recording.blocks`."""
         stop = self.frames if stop is None else min(stop, self.frames)
+        if self._file.channels > 1 and self._channels.powers is None:
+            self._channels.add(samples for _, samples in self._read_all(0, self.frames))
+        for first, samples in self._read_all(start, stop):
+            place = f"{self.name}, from {first / self.sampling_rate:g} s on: "
+            yield mix(samples, place, self._channels, self._channels.only)
+
+    def _read_all(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         size = round(BLOCK_S * self.sampling_rate)
         for first in range(start, stop, size):
-            samples = self.read(first, min(first + size, stop))
-            yield _mix(samples, f"{self.name}, from {first / self.sampling_rate:g} s on: ")
+            yield first, self.read(first, min(first + size, stop))
+
+    def _seek(self, frame: int) -> None:
+        """Also where a codec goes forward alone, as GSM's does."""
+        try:
+            self._file.seek(frame)
+        except soundfile.SoundFileError:
+            self._file.close()
+            self._opened.seek(0)
+            self._file = self._decoder()
+            for first in range(0, frame, self.sampling_rate):
+                self._file.read(min(self.sampling_rate, frame - first))
+
+    def _decoder(self) -> Any:
+        """The file opened by libsndfile, as wav where only FFmpeg reads it."""
+        head = self._opened.read(64)
+        self._opened.seek(0)
+        try:
+            self._opened = corrected(self._opened)
+            file = soundfile.SoundFile(self._opened)
+            is_whole = file.format not in ("OGG", "FLAC") or _lacks_its_end(file.extra_info)
+            if is_whole or not self._goes_on(file):
+                return file
+            told = (
+                f"{file.frames / file.samplerate:.3f} s" if file.frames < UNKNOWN_FRAMES else "no"
+            )
+            reason = f"its header says {told} length, and more is there; {INSTALL}"
+        except (soundfile.SoundFileError, TypeError) as error:
+            said = str(getattr(error, "error_string", error)).rstrip(".")
+            reason = f"{said}; {what_it_is(head)}"
+        if av is None or not any(
+            magic in head[:12] for magic in (*MEDIA, b"OggS", b"fLaC", b"AVI ")
+        ):
+            raise RuntimeError(reason)
+        self._opened.seek(0)
+        self._opened = _transcoded(self._opened)
+        return soundfile.SoundFile(self._opened)
+
+    def _goes_on(self, file: Any) -> bool:
+        """Whether there is more than the header says, as where radio stations join streams."""
+        if file.frames >= UNKNOWN_FRAMES:
+            return True
+        place = self._opened.tell()  # where libsndfile believes to be
+        if av is not None:
+            self._opened.seek(0)
+            with av.open(self._opened) as container:
+                stream = container.streams.audio[0]
+                counted = sum(packet.duration or 0 for packet in container.demux(stream))
+            self._opened.seek(place)
+            return float(counted * stream.time_base) > file.frames / file.samplerate + 0.1
+        if file.format == "FLAC":  # read far ahead, so this would show nothing
+            return False
+        file.seek(file.frames - 1)
+        file.read(1)
+        end = self._opened.tell()
+        goes_on = self._opened.seek(0, io.SEEK_END) > end + 1024
+        self._opened.seek(end)
+        file.seek(0)
+        return goes_on
 
     @contextmanager
     def _decoding(self) -> Iterator[None]:
@@ -187,7 +261,7 @@ class AudioFile:
             yield
         # TypeError: headerless files, whose rate soundfile would have to be told
         # MemoryError: longer than the memory, or so it says
-        except (soundfile.SoundFileError, RuntimeError, TypeError, MemoryError) as error:
+        except DECODING_ERRORS as error:
             reason = getattr(error, "error_string", error)
             raise ValueError(f"{self.name} cannot be decoded as audio ({reason}).") from error
 
@@ -283,6 +357,26 @@ def fetch(url: str) -> bytes:
     return response.content
 
 
+def _transcoded(source: BinaryIO) -> BinaryIO:
+    """The audio of any file that FFmpeg reads, as a wav without a limit of its size, on disk."""
+    copy: Any = tempfile.TemporaryFile()  # closed with the file that is read from it
+    with source, av.open(source) as container:
+        if not container.streams.audio:
+            raise RuntimeError("it has no audio")
+        stream = container.streams.audio[0]
+        count, resampler = stream.channels, av.AudioResampler(format="flt", rate=stream.rate)
+        with soundfile.SoundFile(copy, "w", stream.rate, count, "FLOAT", format="W64") as out:
+            for frame in container.decode(stream):
+                for part in resampler.resample(frame):
+                    out.write(part.to_ndarray().reshape(-1, count))
+            end_s, told_s = out.frames / stream.rate, (container.duration or 0) / av.time_base
+            # The others' lengths are estimates.
+            if {"mp4", "webm"} & set(container.format.name.split(",")) and end_s < told_s - 0.5:
+                raise RuntimeError(f"it is cut off after {end_s:.3f} of {told_s:.3f} s")
+    copy.seek(0)
+    return copy
+
+
 def _lacks_its_end(log: str) -> bool:
     """Whether libsndfile found a file shorter than its header says.
 
@@ -296,7 +390,9 @@ def _lacks_its_end(log: str) -> bool:
 # ---- any form of audio ---------------------------------------------------------------------------
 
 
-def open_recording(audio: Any, sampling_rate: int | None = None) -> Recording:
+def open_recording(
+    audio: Any, sampling_rate: int | None = None, channel: int | None = None
+) -> Recording:
     """A recording of any length, to be read block by block.
 
     A file is read from its path as it goes. The bytes of a URL, of an open file, or given as such
@@ -305,20 +401,23 @@ def open_recording(audio: Any, sampling_rate: int | None = None) -> Recording:
     Args:
         audio: A source as of `load_audio`, or an array or dict as of `MTMMProcessor.__call__`.
         sampling_rate: Rate of an array without its own, Hz.
+        channel: The one to be heard, from 0; None = the mean of those that carry something.
 
     Raises:
         As `load_audio` and `MTMMProcessor.__call__`; what is wrong inside a file, when it is read.
     """
     audio, sampling_rate = samples_of(audio, sampling_rate)
     if is_source(audio):
-        file = AudioFile(audio)
+        file = AudioFile(audio, channel)
         duration_s = file.frames / file.sampling_rate
         return Recording(file.sampling_rate, duration_s, file.blocks, file.close)
-    waveform, rate = to_mono(audio), check_rate(sampling_rate)
+    waveform, rate = to_mono(audio, channel), check_rate(sampling_rate)
     return Recording(rate, len(waveform) / rate, lambda first, stop: iter([waveform[first:stop]]))
 
 
-def open_stream(source: Any, sampling_rate: int | None = None) -> Recording:
+def open_stream(
+    source: Any, sampling_rate: int | None = None, channel: int | None = None
+) -> Recording:
     """A stream of audio that is heard while it comes; it can be read once.
 
     Args:
@@ -326,6 +425,7 @@ def open_stream(source: Any, sampling_rate: int | None = None) -> Recording:
             16-bit little-endian mono samples. Or an iterator of arrays, (time,) or
             (time, channels), at `sampling_rate`.
         sampling_rate: Hz; of a wav stream None, it says so itself.
+        channel: As of `open_recording`.
 
     Raises:
         ValueError: No wav; what is wrong later in the stream, when it is read.
@@ -345,15 +445,16 @@ def open_stream(source: Any, sampling_rate: int | None = None) -> Recording:
             raise ValueError(f"The stream is no wav of integer samples ({reason}).") from error
         rate = check_rate(file.getframerate())
         chunks = _wav_chunks(file)
-    return Recording(rate, None, lambda first, stop: _stream_blocks(chunks, rate))
+    return Recording(rate, None, lambda first, stop: _stream_blocks(chunks, rate, channel))
 
 
-def _stream_blocks(chunks: Iterable[Any], rate: int) -> Iterator[np.ndarray]:
-    start = 0
+def _stream_blocks(chunks: Iterable[Any], rate: int, channel: int | None) -> Iterator[np.ndarray]:
+    start, channels = 0, Channels("The stream", channel)
     for chunk in chunks:
-        array = _as_array(chunk)
+        array = as_array(chunk)
         if array.size:
-            yield _mix(array, f"The stream, from {start / rate:g} s on: ")
+            known = channels.add([array]) if array.ndim == 2 else None
+            yield mix(array, f"The stream, from {start / rate:g} s on: ", known, channel)
         start += len(array)
 
 
@@ -401,80 +502,6 @@ def samples_of(audio: Any, sampling_rate: Any = None) -> tuple[Any, Any]:
     return found[0], fields.get("sampling_rate", sampling_rate)
 
 
-# ---- arrays --------------------------------------------------------------------------------------
-
-
-def to_mono(waveform: Any) -> np.ndarray:
-    """A waveform as float32 (time,), −1 to 1; channels are averaged, integer PCM is scaled.
-
-    Args:
-        waveform: Array, tensor or sequence: (time,), (time, channels) or (channels, time), the
-            shorter axis being the channels.
-
-    Raises:
-        TypeError: Not an array of numbers.
-        ValueError: Empty, not finite, of unknown scale, or of an impossible shape.
-    """
-    array = _as_array(waveform)
-    if array.ndim == 2 and array.shape[0] < array.shape[1]:
-        array = array.T
-    return _mix(array)
-
-
-def _as_array(waveform: Any) -> np.ndarray:
-    if hasattr(waveform, "detach"):  # torch's, which is not imported for it
-        waveform = waveform.detach().cpu().resolve_neg()
-        waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
-    array = np.asarray(waveform)
-    # A file's bytes would pass for integers.
-    if is_source(waveform) or array.dtype.kind not in "iuf" or array.ndim not in (1, 2):
-        kind = f"{type(waveform).__name__}, {array.dtype} of shape {array.shape}"
-        raise TypeError(f"The audio is {kind}; give numbers (time,) or (time, channels).")
-    return array
-
-
-def _mix(array: np.ndarray, place: str = "") -> np.ndarray:
-    """Numbers (time,) or (time, channels) as `to_mono` gives them; what is wrong begins with `place`."""
-    kind, shape = array.dtype.name, array.shape
-    is_pcm = array.dtype.kind in "iu"
-    wrong = {
-        "the audio is empty": array.size == 0,
-        f"the full scale of {kind} is unknown; give floats in −1 to 1, or int16": (
-            is_pcm and kind not in PCM_SCALE
-        ),
-        f"no axis of shape {shape} can be channels": array.ndim == 2 and shape[1] > MAX_CHANNELS,
-    }
-    refuse(wrong, place)
-    if is_pcm:
-        centre = 128 if kind == "uint8" else 0
-        array = (array.astype(np.float64) - centre) / PCM_SCALE[kind]
-    if array.ndim == 2:
-        array = array.mean(axis=1, dtype=np.float64)
-    peak = float(np.abs(array).max())
-    wrong = {
-        "the audio has samples that are NaN or infinite": not np.isfinite(peak),
-        f"the audio reaches {peak:g}, but floats lie in −1 to 1": peak > MAX_AMPLITUDE,
-    }
-    refuse(wrong, place)
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def check_rate(sampling_rate: Any, place: str = "") -> int:
-    """The rate as an int.
-
-    Raises:
-        ValueError: It is missing, or no whole number of Hz that audio can have.
-    """
-    try:
-        rate = int(sampling_rate)
-    except (TypeError, ValueError, OverflowError):
-        rate = 0
-    if rate != sampling_rate or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-        allowed = f"a whole number of Hz from {LOWEST_RATE} to {HIGHEST_RATE}"
-        raise ValueError(f"{place}`sampling_rate={sampling_rate!r}` is not {allowed}.")
-    return rate
-
-
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """Resample (time,) with soxr, quality HQ.
 
@@ -497,4 +524,7 @@ def _soxr(from_rate: int, to_rate: int) -> Any:
     return soxr
 
 
-__all__ = ["InputError", "Recording", "load_audio", "open_recording", "read_blocks"]
+__all__ = [
+    "MAX_AMPLITUDE", "AudioFile", "InputError", "Recording", "check_rate", "is_source", "load_audio",
+    "numbered", "open_recording", "open_stream", "read_blocks", "resample", "samples_of", "to_mono",
+]  # fmt: skip

@@ -16,7 +16,7 @@ try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .answers_mtmm import Prediction
         from .batching_mtmm import collate, evaluating, rounded, similar
-        from .embedding_mtmm import embedding_outputs, embedding_rows
+        from .embedding_mtmm import EMBEDDINGS, embedding_outputs, embedding_rows
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
         from .reading_mtmm import Window
         from .reference_mtmm import References
@@ -25,7 +25,7 @@ try:
 except ImportError:
     from answers_mtmm import Prediction
     from batching_mtmm import collate, evaluating, rounded, similar
-    from embedding_mtmm import embedding_outputs, embedding_rows
+    from embedding_mtmm import EMBEDDINGS, embedding_outputs, embedding_rows
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
     from reading_mtmm import Window
     from reference_mtmm import References
@@ -73,6 +73,10 @@ class MTMMPipeline(ReferringPipeline):
     one with the highest mean probability, and a modality is missing that no window had. A "text"
     without times goes to every window, and the answer has "untimed_text": True. Files are read block
     by block, so memory does not grow with their length; URLs, bytes and arrays are held.
+
+    Audio without a signal (silence, a constant, dither) is not heard: "no_signal" is True then, and
+    the answer is the transcript's; without one "emotion" and the dimensions are None and "scores" is
+    empty. Such entries of a timeline take no part in the mean.
 
     With `explain`, each utterance, or each entry of its timeline (the mean over them has none), also
     gets "explanation": {"modalities": {"audio": share, "text": share}, "time": [{"start", "end"
@@ -178,8 +182,9 @@ class MTMMPipeline(ReferringPipeline):
             by (`str`): What a timeline has an entry for: "segment", each of the input's; "turn", what a
                 speaker says without a pause of more than 1 s; "window". Segments and words may have a
                 "speaker", and the entries then have one.
-            channel (`str`): "each": every channel of the recording is a speaker's, whose turns are the
-                entries. Not given: channels are mixed.
+            channel (`int` or `str`): The channel to hear, from 0. "each": every channel of the recording
+                is a speaker's, whose turns are the entries. Not given: the mean of those that carry a
+                signal, or the loudest where they cancel each other.
             explain_s (`tuple`): Of a recording that is cut, explain only the windows that overlap the
                 time from one second to another; all if not given.
             embedding (`bool`): Give each utterance, and each entry of a timeline, "embedding": {"fused":
@@ -290,8 +295,14 @@ class MTMMPipeline(ReferringPipeline):
         self, windows: list[Window], batch_size: int, embedding: bool = False
     ) -> Iterator[Prediction]:
         """The model's answers, in the order of the windows, explained where that is asked for."""
-        answers = self._predict([window.features for window in windows], batch_size, embedding)
-        for window, answer in zip(windows, answers, strict=True):
+        rows = [window.features for window in windows if window.features]
+        answers = iter(self._predict(rows, batch_size, embedding))
+        for window in windows:
+            if not window.features:
+                silent = {name: [] for name in EMBEDDINGS} if embedding else None
+                yield Prediction(window.span, [], [], embedding=silent)
+                continue
+            answer = next(answers)
             self._check_finite(window, sum(answer[0]) + sum(answer[1]))
             prediction = Prediction(window.span, *answer)
             if window.places is not None:

@@ -27,14 +27,14 @@ try:
         from .batching_mtmm import portions
         from .explanation_mtmm import FEATURES, Features, Places
         from .speakers_mtmm import read_input
-        from .timeline_mtmm import Inputs, Part, Windows
+        from .timeline_mtmm import Inputs, Part, Windows, spoken
 except ImportError:
     from answers_mtmm import Span
     from audio_mtmm import numbered, open_recording, open_stream
     from batching_mtmm import portions
     from explanation_mtmm import FEATURES, Features, Places
     from speakers_mtmm import read_input
-    from timeline_mtmm import Inputs, Part, Windows
+    from timeline_mtmm import Inputs, Part, Windows, spoken
 
 logger = logging.get_logger(__name__)
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
@@ -46,7 +46,7 @@ class Window:
 
     Args:
         span: Where it lies in the input.
-        features: The tensors.
+        features: The tensors; empty where the audio has no signal and there is no text.
         places: What an explanation looks at; None unless one is asked for.
         seconds: Length of its audio.
         speaker: Who speaks, where the input says so.
@@ -138,7 +138,7 @@ class ReadingPipeline(ChunkPipeline):
         explain_s: tuple[float, float] = (0.0, math.inf),
         live: bool = False,
         by: str | None = None,
-        channel: str | None = None,
+        channel: str | int | None = None,
     ) -> Iterator[Window]:
         given, opened = read_input(inputs, sampling_rate, by, channel)
         windows = self._windows(window_s, hop_s, given.segments)
@@ -155,7 +155,7 @@ class ReadingPipeline(ChunkPipeline):
         is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
         if opened is None:
             opened = (open_stream if is_stream else open_recording)(
-                given.audio, given.sampling_rate
+                given.audio, given.sampling_rate, given.channel
             )
         with closing(opened) as recording:
             for part in given.cut(recording, windows, whole_s):
@@ -175,6 +175,8 @@ class ReadingPipeline(ChunkPipeline):
         transcribed = False
         if transcriber is not None and waveform is not None:
             text, transcribed = self._transcribe(transcriber, waveform), True
+        if part.silent and (text is None or not text.strip()):
+            return Window(Span.of(part, [*FEATURES]), {})
         tensors = self.processor.tensors([waveform], [text])
         features = {name: torch.from_numpy(array) for name, array in tensors.items()}
         missing = [modality for modality, (key, _) in FEATURES.items() if key not in features]
@@ -186,7 +188,7 @@ class ReadingPipeline(ChunkPipeline):
         seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
         span = Span.of(part, missing)
         if transcribed:
-            span.shown = {"text": text, "transcribed": True}
+            span.shown |= {"text": text, "transcribed": True}
         window = Window(span, features, seconds=seconds)
         if explain:
             heard = None
@@ -208,7 +210,7 @@ class ReadingPipeline(ChunkPipeline):
                 )
             transcriber = self._transcribers[name]
         said = transcriber({"raw": waveform, "sampling_rate": self.processor.sampling_rate})
-        return said["text"].strip()
+        return spoken(said["text"]).strip()
 
 
 __all__ = ["ReadingPipeline", "Window"]

@@ -78,23 +78,29 @@ def _time(item: TimedText) -> tuple[float, float]:
 
 
 def read_input(
-    inputs: Any, sampling_rate: int | None, by: str | None, channel: str | None
+    inputs: Any, sampling_rate: int | None, by: str | None, channel: str | int | None
 ) -> tuple[Given, Recording | None]:
     """One input of the pipeline in its units, and its recording where that was opened for its channels.
 
     Args:
         inputs, sampling_rate: As of `parse_input`.
         by: As of `in_units`.
-        channel: "each" = a speaker on each channel; None = one recording.
+        channel: "each" = a speaker on each channel; a number from 0 = this one; None = one recording.
 
     Raises:
         ValueError: As these, as `open_channels`, or another `channel`.
     """
     given, opened = parse_input(inputs, sampling_rate), None
-    if channel not in (None, "each"):
-        raise ValueError(f'`channel={channel!r}` is not allowed; it must be "each", or left out.')
-    if channel is not None:
+    if isinstance(channel, int) and not isinstance(channel, bool) and channel >= 0:
+        own = [s for s in given.segments or [] if s.channel in (None, channel)]
+        segments = None if given.segments is None else [s._replace(channel=None) for s in own]
+        given = replace(given, channel=channel, segments=segments)
+    elif channel == "each":
         opened, given = open_channels(given)
+    elif channel is not None:
+        raise ValueError(
+            f'`channel={channel!r}` is not allowed; it must be a number from 0, "each", or left out.'
+        )
     return in_units(given, by), opened
 
 

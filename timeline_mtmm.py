@@ -5,6 +5,7 @@ Uploaded to the Hub beside the weights, and part of the runtime, which has no to
 
 import logging
 import math
+import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,9 +13,16 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+# Relative first, as in pipeline_mtmm.py.
+try:
+    if not TYPE_CHECKING:
+        from .waveforms_mtmm import has_signal
+except ImportError:
+    from waveforms_mtmm import has_signal
 
 try:  # transformers asks whether inputs are a dataset; the runtime has neither
     from torch.utils.data import Dataset
@@ -34,6 +42,14 @@ TIMED_FORMS = {
     "words": 'a list of {"text": ..., "start": s, "end": s} or {"text": ..., "timestamp": (s, s)}',
     "segments": 'a list of at least one {"start": s, "end": s}, the end after the start',
 }
+TIMED_KEYS = {"text", "word", "start", "end", "timestamp", "speaker", "channel"}
+# What recognisers write beside these.
+TIMED_KEYS |= set(
+    "id seek tokens temperature avg_logprob compression_ratio no_speech_prob words score confidence "
+    "probability punctuated_word speaker_confidence chars language".split()
+)
+# <|en|>, <|HAPPY|>, <|2.40|>; and whisper.cpp's.
+MARKS = re.compile(r"<\|[^<>|]*\|>|\[_[A-Z]+_\d*\]|\[BLANK_AUDIO\]")
 # Unless `window_s` is given: a little more than a mean utterance of the training corpora.
 WINDOW_S = 6.0
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
@@ -159,7 +175,8 @@ class Part(NamedTuple):
     """Of an input: a waveform (time,), its text, and its start and end, seconds.
 
     Each may be None: the times are those of the whole input then. `untimed`: the text is the whole
-    input's, of which this is a window.
+    input's, of which this is a window. `silent`: there is audio without a signal, so no waveform.
+    `mended`: how many words and segments of the input had odd times.
     """
 
     waveform: np.ndarray | None
@@ -167,6 +184,14 @@ class Part(NamedTuple):
     times: tuple[float, float] | None
     untimed: bool = False
     speaker: str | None = None
+    silent: bool = False
+    mended: int = 0
+
+    @classmethod
+    def heard(cls, waveform: np.ndarray, *others: Any) -> "Part":
+        """A part with this audio, or, where it has no signal, without."""
+        silent = not has_signal(waveform)
+        return cls(None if silent else waveform, *others)._replace(silent=silent)
 
 
 class Windows(NamedTuple):
@@ -266,13 +291,18 @@ class Given:
     segments: list[TimedText] | None = None
     speaker: str | None = None
     turns: list[TimedText] = field(default_factory=list)  # who speaks when, beside the segments
+    channel: int | None = None  # that is heard alone
+    mended: int = 0  # words and segments whose times were odd
+    in_segments: bool = False  # the transcript is what the segments say
 
     def texts(self) -> Iterator[Part]:
         """The parts of an input without audio."""
         if self.segments is None:
             yield Part(None, self.text, None)
         for one in self.segments or []:
-            yield Part(None, one.text, one[:2], speaker=one.speaker)
+            end_s = one.end_s if one.end_s < math.inf else one.start_s + 1.0  # nobody knows
+            times = one.start_s, end_s
+            yield Part(None, one.text, times, speaker=one.speaker, mended=self.mended)
 
     def cut(self, recording: Any, windows: Windows, whole_s: float) -> Iterator[Part]:
         """The parts of an input with audio, while it is read.
@@ -287,14 +317,22 @@ class Given:
         """
         duration_s, transcript = recording.duration_s, self.transcript
         ends_s = math.inf if duration_s is None else duration_s
-        if transcript is not None and transcript.last_s > ends_s + LATE_S:
+        begins = [] if transcript is None or self.in_segments else transcript.middles
+        begins = [*begins, *(segment.start_s for segment in self.segments or [])]
+        late, count = [begin for begin in begins if begin > ends_s + LATE_S], len(begins)
+        if late and len(late) > min(max(1, count / 10), count - 1):
             raise ValueError(
-                f"The transcript has words at {transcript.last_s:g} s, and the recording lasts "
-                f"{ends_s:.3f} s; is it of another recording?"
+                f"{len(late)} of {count} words and segments lie behind the end of the recording, which "
+                f"lasts {ends_s:.3f} s, the last at {max(late):g} s; is it of another recording?"
             )
+        segments, odd = fitted(self.segments or [], ends_s, windows.shortest_s)
+        if transcript is not None and self.in_segments and segments != self.segments:
+            transcript = Transcript([segment for segment in segments if segment.text is not None])
+        mended = self.mended + odd + (len(late) if self.segments is None else 0)
         if ends_s <= whole_s and self.segments is None:
             text = self.text if transcript is None else transcript.between(0, math.inf)
-            yield Part(recording.whole(windows.sampling_rate), text, None)
+            part = Part.heard(recording.whole(windows.sampling_rate), text, None)
+            yield part._replace(mended=mended)
             return
         if self.segments and duration_s is None:
             raise ValueError('A stream is cut into windows; "segments" need a whole recording.')
@@ -305,7 +343,7 @@ class Given:
                 'times: every window is given all of its words. "words" or "segments" say when each was '
                 "said, or a `transcriber`."
             )
-        for segment in self.segments or [TimedText(0.0, math.inf, None)]:
+        for segment in segments or [TimedText(0.0, math.inf, None)]:
             end = None if segment.end_s == math.inf else segment.end_s
             source = recording
             if segment.channel is not None:
@@ -324,7 +362,8 @@ class Given:
                     text = transcript.between(
                         start_s, math.inf if is_last else end_s, segment.speaker
                     )
-                yield Part(waveform, text, (start_s, end_s), untimed, speaker)
+                part = Part.heard(waveform, text, (start_s, end_s), untimed, speaker)
+                yield part._replace(mended=mended)
 
     def _speaking(self, start_s: float, end_s: float) -> str | None:
         """Who speaks for most of this time; None = nobody who is known."""
@@ -334,6 +373,11 @@ class Given:
             if turn.speaker is not None and shared_s > 0:
                 seconds[turn.speaker] = seconds.get(turn.speaker, 0.0) + shared_s
         return max(seconds, key=seconds.__getitem__) if seconds else None
+
+
+def spoken(text: str) -> str:
+    """Without the marks of recognisers for language, emotion, events and times."""
+    return MARKS.sub(" ", text) if MARKS.search(text) else text
 
 
 def clean_transcript(text: str | None) -> str | None:
@@ -346,7 +390,7 @@ def clean_transcript(text: str | None) -> str | None:
     if not isinstance(text, str):
         raise TypeError(f"The transcript is {type(text).__name__}; it must be a string, or None.")
     text.encode()  # raises on half a surrogate pair, which tokenizers do not name
-    text = unicodedata.normalize("NFKC", text).strip()
+    text = unicodedata.normalize("NFKC", spoken(text)).strip()
     # Zero-width and control characters, which str.strip leaves, are blank too.
     return text if any(map(str.isprintable, text.replace(" ", ""))) else None
 
@@ -371,58 +415,106 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
         raise ValueError(f"An utterance has the keys {named}; give {INPUT_FORMS}.")
     fields = {name: value for name, value in fields.items() if not is_missing(value)}
     text = fields.get("text")
-    if isinstance(text, str) and not text.strip():
-        text = None
-    words, segments = parse_timed("words", fields), parse_timed("segments", fields)
+    if isinstance(text, str):
+        text = spoken(text) if spoken(text).strip() else None
+    words, odd_words = parse_timed("words", fields)
+    segments, odd_segments = parse_timed("segments", fields)
     if text is not None and (words is not None or segments is not None):
         raise ValueError('An utterance has "text" and a transcript with times; give one.')
     audio, rate = plain(fields.get("audio")), fields.get("sampling_rate", sampling_rate)
     if words is not None and audio is None:
         raise ValueError('"words" have times in a recording, and there is none; give "text".')
+    in_segments = words is None
     if words is None:  # what the segments say, if anything
         words = [segment for segment in segments or [] if segment.text is not None] or None
     transcript, speaker = None if words is None else Transcript(words), fields.get("speaker")
     named = speaker is not None and str(speaker).strip()
     # Who said each word, unless the segments say it.
     turns = [word for word in words or [] if word.speaker is not None] if segments is None else []
-    return Given(audio, rate, text, transcript, segments, str(speaker) if named else None, turns)
+    mended = odd_words + odd_segments
+    by = str(speaker) if named else None
+    return Given(audio, rate, text, transcript, segments, by, turns, None, mended, in_segments)
 
 
-def parse_timed(name: str, fields: Mapping[str, Any]) -> list[TimedText] | None:
-    """The "words" or "segments" of an input, None where it has none.
+def parse_timed(name: str, fields: Mapping[str, Any]) -> tuple[list[TimedText] | None, int]:
+    """The "words" or "segments" of an input, None where it has none; and how many had to be mended.
+
+    A time that is absent comes from the neighbours; one before the beginning is the beginning, and an
+    end before its start is its start. Segments without length and without words are left out.
 
     Raises:
-        ValueError: No list of texts with times, in seconds from the beginning.
+        ValueError: No list of texts with times, in seconds from the beginning; or most are odd.
     """
     items = fields.get(name)
     if items is None:
-        return None
+        return None, 0
     is_list = isinstance(items, (list, tuple)) and (items or name == "words")
-    texts = []
-    for item in items if is_list else [items]:
-        text = _timed_text(name, item)
-        if text is None:
-            raise ValueError(f'"{name}" has {item!r:.200}; it must be {TIMED_FORMS[name]}.')
-        texts.append(text)
-    return texts
+    rows = [_timed_text(name, item) for item in (items if is_list else [items])]
+    odd, filled, texts = [], 0, list[TimedText]()
+    for i, row in enumerate(rows):
+        start_s = row.start_s
+        if math.isnan(start_s):
+            start_s = texts[-1].end_s if texts else 0.0
+        end_s = row.end_s
+        if math.isnan(end_s):  # a recogniser's last word ends so
+            later = [one.start_s for one in rows[i + 1 :] if not math.isnan(one.start_s)]
+            end_s = max(later[0], start_s) if later else math.inf if name == "segments" else start_s
+        one = row._replace(start_s=max(start_s, 0.0), end_s=max(end_s, start_s, 0.0))
+        if row.start_s != one.start_s or row.end_s < one.start_s:
+            odd.append(i)
+        elif math.isnan(row.end_s) and name == "segments":
+            filled += 1
+        if one.start_s < one.end_s or (one.text or "").strip() or name == "words":
+            texts.append(one)
+    if 2 * len(odd) > len(rows):
+        raise ValueError(f'"{name}" has {items[odd[0]]!r:.200}; it must be {TIMED_FORMS[name]}.')
+    return texts or ([] if name == "words" else None), len(odd) + filled
 
 
-def _timed_text(name: str, item: Any) -> TimedText | None:
-    """One word or segment; None if it is none."""
+def _timed_text(name: str, item: Any) -> TimedText:
+    """One word or segment; its times are NaN where it has none."""
     try:
-        start_s, end_s = item.get("timestamp") or (item["start"], item["end"])
-        if name == "words":
-            end_s = start_s if end_s is None else end_s  # a recogniser's last word
-            allowed = start_s <= end_s and isinstance(item["text"], str)
-        else:
-            allowed = start_s < end_s and isinstance(item.get("text"), (str, type(None)))
-        if not (allowed and 0 <= start_s and end_s < math.inf):
-            return None
-        by, channel = item.get("speaker"), item.get("channel")
-        by = None if by is None else str(by)
-        return TimedText(float(start_s), float(end_s), item.get("text"), by, channel)
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
+        said = item.get("text", item.get("word"))
+        times = item.get("timestamp") or (item.get("start"), item.get("end"))
+        start_s, end_s = (math.nan if time is None else time + 0.0 for time in times)
+        if isinstance(said, str) or (said is None and name == "segments"):
+            if unread := sorted(set(item) - TIMED_KEYS):
+                _warn_once(f'"{name}" have {", ".join(unread)}, which nobody reads.')
+            by = None if item.get("speaker") is None else str(item["speaker"])
+            said = None if said is None else spoken(said)
+            return TimedText(start_s, end_s, said, by, item.get("channel"))
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise ValueError(f'"{name}" has {item!r:.200}; it must be {TIMED_FORMS[name]}.')
+
+
+def fitted(
+    items: Sequence[TimedText], ends_s: float, shortest_s: float
+) -> tuple[list[TimedText], int]:
+    """Segments that lie in a recording and are long enough to be heard; and how many had to be changed.
+
+    One that ends behind the recording is cut off there. A short one becomes part of the one before, if
+    that is the same speaker's and near, or is widened.
+
+    Raises:
+        ValueError: Most begin behind the recording.
+    """
+    kept, changed = list[TimedText](), 0
+    for one in items:
+        start_s = min(one.start_s, ends_s)
+        end_s, last = min(one.end_s, ends_s), kept[-1] if kept else None
+        if end_s - start_s < shortest_s:
+            is_near = last is not None and 0 <= start_s - last.end_s <= LATE_S
+            if last and is_near and (last.speaker, last.channel) == (one.speaker, one.channel):
+                said = " ".join(filter(None, (last.text, one.text))) or None
+                kept[-1] = last._replace(end_s=end_s, text=said)
+                changed += 1
+                continue
+            start_s = max(min(start_s, ends_s - 2 * shortest_s), 0.0)
+            end_s = min(start_s + 2 * shortest_s, ends_s)
+        changed += (start_s, end_s) != one[:2] and one.end_s != math.inf
+        kept.append(one._replace(start_s=start_s, end_s=end_s))
+    return kept, changed
 
 
 __all__ = ["Given", "Inputs", "Part", "TimedText", "Transcript", "Windows", "parse_input"]

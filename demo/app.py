@@ -140,10 +140,10 @@ def show(answer: Answer | None) -> None:
     result = answer.result
     gr.HTML(drawings.summary(result, answer.dimension_range), elem_id="summary")
     with gr.Row():
-        if "scores" in result:
+        if result.get("scores"):
             with gr.Column(min_width=260):
                 gr.Label(result["scores"], label="Emotion")
-        if {"valence", "arousal"} <= result.keys():
+        if None not in (result.get("valence"), result.get("arousal")):
             with gr.Column(min_width=260):
                 gr.HTML(drawings.plane(result, answer.colours, answer.dimension_range))
     if "timeline" in result:
@@ -169,7 +169,7 @@ def show_timeline(answer: Answer) -> None:
             bars, x="middle", y="probability", color="emotion", x_bin=window_s, height=170,
             color_map=answer.colours, color_title=" ", y_lim=[0, 1], **ends,
         )  # fmt: skip
-    names = list(drawings.dimensions(entries[0]))
+    names = list(drawings.dimensions(*entries))
     if names:
         middles = frame.assign(middle=(frame["start"] + frame["end"]) / 2)
         lines = middles.melt("middle", names, "dimension", "value")
@@ -188,8 +188,8 @@ def windows(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(entries)
     if "emotion" in frame:
         frame["emotion"] = frame["emotion"].fillna("unsure")
-        frame["probability"] = [max(entry["scores"].values()) for entry in entries]
-    names = ["start", "end", "emotion", "probability", *drawings.dimensions(entries[0])]
+        frame["probability"] = [max(entry["scores"].values(), default=None) for entry in entries]
+    names = ["start", "end", "emotion", "probability", *drawings.dimensions(*entries)]
     return frame[[name for name in names if name in frame]]
 
 

@@ -41,6 +41,7 @@ def summary(result: Mapping[str, Any], dimension_range: tuple[float, float]) -> 
     notes = ["The model is not sure of an emotion."] if result.get("unsure") else []
     if "agreement" in result:
         notes.append(f"About {result['agreement']:.0%} of listeners would agree.")
+    notes += ["The recording has no signal."] if result.get("no_signal") else []
     notes += [MISSING[modality] for modality in result["missing"]]
     notes += [UNFAMILIAR[modality] for modality in result.get("unfamiliar", ())]
     if result["untrained"]:
@@ -48,8 +49,9 @@ def summary(result: Mapping[str, Any], dimension_range: tuple[float, float]) -> 
     return f'<div class="numbers">{"".join(said)}</div><p>{escape(" ".join(notes))}</p>'
 
 
-def dimensions(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Valence, arousal and others by name; those that were trained."""
+def dimensions(*entries: Mapping[str, Any]) -> dict[str, float]:
+    """Valence, arousal and others by name, of the first entry that has a signal; those that were trained."""
+    entry = next((entry for entry in entries if entry.get("scores")), entries[0])
     others = ("start", "end", "agreement")
     numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in others}
     return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
@@ -83,7 +85,7 @@ def plane(
         f'<text class="corner" x="{EDGE + SIDE * x}" y="{EDGE + SIDE * (1 - y)}">{word}</text>'
         for word, (x, y) in CORNERS.items()
     )
-    dots = "".join(dot(entry, 4, "window") for entry in result.get("timeline", []))
+    dots = "".join(dot(e, 4, "window") for e in result.get("timeline", []) if e["scores"])
     drawn = f"""<svg viewBox="0 0 {SIDE + 2 * EDGE} {SIDE + 2 * EDGE}" role="img"
       aria-label="valence {result["valence"]:.2f}, arousal {result["arousal"]:.2f}">
       <rect x="{EDGE}" y="{EDGE}" width="{SIDE}" height="{SIDE}" />

@@ -15,7 +15,7 @@ HUB_MODULES = {file.removesuffix(".py") for file in HUB_FILES}
 ALLOWED = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors"} | set(
     sys.stdlib_module_names
 )
-OPTIONAL = {"soundfile", "soxr"}
+OPTIONAL = {"soundfile", "soxr", "av"}
 CARD_NAMES = (
     "pyproject.toml",
     "README.md",

@@ -123,10 +123,7 @@ def test_manifest_needs_no_speaker_and_its_labels_are_not_read(tmp_path: Path) -
         ("a.json", '[{"text": "no", "start": 0, "end": 1}]',
          {"words": [{"text": "no", "start": 0, "end": 1}]}),
         ("a.json", '{"words": [{"word": "no", "start": 0, "end": 1}]}',
-         {"words": [{"text": "no", "word": "no", "start": 0, "end": 1}]}),
-        ("a.json", '{"segments": [{"start": 0, "end": 1, "text": ""}, {"start": 1, "end": 1, "text": " "}]}',
-         {"segments": [{"start": 0, "end": 1, "text": ""}]}),
-        ("a.json", '{"text": "", "segments": [{"start": 0.4, "end": 0.4, "text": ""}]}', {}),
+         {"words": [{"word": "no", "start": 0, "end": 1}]}),
     ],
 )  # fmt: skip
 def test_transcript_file_to_what_the_pipeline_takes(

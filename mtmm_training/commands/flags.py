@@ -29,6 +29,11 @@ def count(text: str) -> int:
     return whole(text, least=1)
 
 
+def channel(text: str) -> int | str:
+    """The number of a channel, from 0, or "each"."""
+    return text if text == "each" else whole(text)
+
+
 def share(text: str) -> tuple[int, int]:
     """ "1/4" as (1, 4)."""
     part, _, parts = text.partition("/")

@@ -42,7 +42,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import Advanced, count, refuse, share
+from mtmm_training.commands.flags import Advanced, channel, count, refuse, share
 from mtmm_training.commands.predict_inputs import is_manifest
 
 REFERENCES = ("speaker", "domain", "none")
@@ -123,8 +123,8 @@ def add_window_flags(parser: argparse.ArgumentParser, timeline: str) -> Any:
         help="from one window's beginning to the next (as --window_s)")  # fmt: skip
     add("--by", choices=("segment", "turn", "window"), metavar="UNIT",
         help="a timeline of segments, turns (of one speaker) or windows")  # fmt: skip
-    add("--channel", choices=("each",), metavar="each",
-        help="a call with a speaker on each channel")  # fmt: skip
+    add("--channel", type=channel, metavar="N",
+        help="hear channel N alone, from 0; each: a call with a speaker on each channel")  # fmt: skip
     add("--timeline", action="store_true", help=timeline)
     return add
 

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtmm_training.data import sounds, turns
+from mtmm_training.data.corpora.checks import read_text
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.tables import SUFFIXES as MANIFEST_SUFFIXES
+from mtmm_training.data.transcripts import SUFFIXES, read_timed
 from mtmm_training.data.utterances import Utterance
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
@@ -69,8 +71,8 @@ class Input:
         return {"audio": audio} | self.transcript | speaker
 
     def _samples(self) -> SimpleNamespace:
-        """The audio in the form of a decoder of datasets."""
-        waveform, sampling_rate = self.waveform()
+        """The audio, all its channels, in the form of a decoder of datasets."""
+        waveform, sampling_rate = sounds.waveform(str(self.audio), self.start_s, self.end_s)
         return SimpleNamespace(data=waveform, sample_rate=sampling_rate)
 
 
@@ -83,9 +85,9 @@ def read_inputs(
         places: Audio files, URLs, folders (all audio files below them, by name) and manifests
             ("speaker" may be left out, and labels are not read). Whether an audio file exists is
             seen when it is read.
-        transcripts: Folder with <name>.json or <name>.txt for the audio file <name>; for a folder's
-            files with their path below that folder. Where both are there, the .json counts. Not
-            read for a manifest.
+        transcripts: Folder with <name>.json, <name>.srt or others of `SUFFIXES` for the audio file <name>;
+            for a folder's files with their path below that folder. The first of `SUFFIXES` that is
+            there counts. Not read for a manifest.
         speakers: Whether to keep what manifests say of speakers.
 
     Raises:
@@ -106,7 +108,7 @@ def read_inputs(
             said, found = {}, None
             if transcripts is not None:
                 beside = transcripts / Path(audio).relative_to(top)
-                paths = [beside.with_suffix(suffix) for suffix in (".json", ".rttm", ".txt")]
+                paths = [beside.with_suffix(suffix) for suffix in SUFFIXES]
                 found = next((path for path in paths if path.is_file()), None)
             if found is not None:
                 if taken.setdefault(found, audio) != audio:
@@ -147,45 +149,39 @@ def _audio_files(folder: Path) -> list[str]:
 def read_transcript(path: Path) -> dict[str, Any]:
     """A transcript file as the pipeline takes it; {} if it is blank.
 
-    .txt as it is; .json with times, and with speakers where it has them; .rttm: speakers alone.
+    .json with times, and with speakers where it has them; .rttm: speakers alone; subtitles and tables as
+    of `read_timed`; .txt, unless it has times, as it is.
 
     Raises:
-        ValueError: Not UTF-8, not JSON, or JSON without a transcript.
+        ValueError: Of another kind, no text, not what its name says, or JSON without a transcript.
         FileNotFoundError: No such file.
     """
-    if path.suffix.lower() == ".rttm":
+    suffix = path.suffix.lower()
+    if suffix not in map(str.lower, SUFFIXES):
+        raise ValueError(
+            f"{path} is no transcript: its name must end in one of {', '.join(SUFFIXES)}."
+        )
+    if suffix == ".rttm":
         return {"segments": turns.read_rttm(path)}
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else {"text": text.strip()}
-    except ValueError as error:  # of UTF-8 or of JSON
-        raise ValueError(f"{path} is no transcript in UTF-8, or no JSON: {error}.") from error
+        text = path.read_text(encoding="utf-8-sig") if suffix != ".textgrid" else read_text(path)
+        if suffix != ".json":
+            timed = read_timed(text, suffix)
+            return ({"text": text.strip()} if text.strip() else {}) if timed is None else timed
+        content = json.loads(text)
+    except ValueError as error:  # of UTF-8, of JSON, or of the format
+        raise ValueError(f"{path} cannot be read as a transcript: {error}.") from error
     if isinstance(content, list):
-        return {"words": _as_written("words", content)}
+        return {"words": content}
     if segments := turns.of_json(content):
         return {"segments": segments}
     if isinstance(content, dict):
-        found = {name: content[key] for key, name in TIMED.items() if content.get(key)}
-        timed = {name: _as_written(name, items) for name, items in found.items()}
-        if any(timed.values()):  # "text" beside them has the same words
-            return {name: items for name, items in timed.items() if items}
+        # "text" beside them has the same words
+        if found := {name: content[key] for key, name in TIMED.items() if content.get(key)}:
+            return found
         if isinstance(content.get("text"), str):
             return {"text": content["text"]} if content["text"].strip() else {}
     raise ValueError(
         f'{path} has no transcript: a list of words {{"text", "start", "end"}}, or an object with '
         '"words", "segments" or "chunks" (what speech recognisers write), or with "text".'
     )
-
-
-def _as_written(name: str, items: Any) -> Any:
-    """What recognisers write for "words" or "segments", as the pipeline takes it."""
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        return items  # the pipeline says what is wrong
-    if name == "words":  # some say {"word": ...}
-        return [{"text": item["word"]} | item if "word" in item else item for item in items]
-    # At the end of silence they write segments without words and without length.
-    return [
-        item
-        for item in items
-        if str(item.get("text", "x")).strip() or item.get("start") != item.get("end")
-    ]

@@ -157,9 +157,11 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     parts = []
     if "emotion" in result:
         scores = ", ".join(f"{name} {share:.0%}" for name, share in result["scores"].items())
-        parts.append(f"unsure: {scores}" if result.get("unsure") else scores)
+        parts += [f"unsure: {scores}" if result.get("unsure") else scores] if scores else []
+    parts += ["no signal"] if result.get("no_signal") else []
     low, high = config.dimension_range
-    values = [f"{name} {result[name]:.2f}" for name in config.dimension_names if name in result]
+    there = [name for name in config.dimension_names if result.get(name) is not None]
+    values = [f"{name} {result[name]:.2f}" for name in there]
     if values:
         parts.append(f"{', '.join(values)} ({low:g} to {high:g})")
     if windows := result.get("timeline"):
@@ -174,6 +176,8 @@ def describe(result: Mapping[str, Any], config: Any) -> str:
     ]
     if result.get("untimed_text"):
         parts.append("all words, which have no times, in every window")
+    if result.get("mended"):
+        parts.append(f"{result['mended']} times of the transcript mended")
     if result.get("text"):
         parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
     for kind, used in result.get("reference", {}).items():
@@ -238,7 +242,8 @@ class Pictures:
 
     def draw_plane(self) -> None:
         """All results in the valence-arousal plane, where the model knows both."""
-        known = {n: r for n, r in self.results.items() if "valence" in r and "arousal" in r}
+        both = "valence", "arousal"
+        known = {n: r for n, r in self.results.items() if None not in map(r.get, both)}
         if known:
             points, names = list(known.values()), list(known)
             self._save(self.pictures.draw_plane(points, names, **self.scale), "plane")

@@ -45,7 +45,7 @@ def to_stdout(given: argparse.Namespace) -> int:
     pictures = None if given.plot is None else Pictures(given.plot, config)
     options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
     beside = {"explain": explain, "reference": "reference" in options}
-    beside["speakers"] = given.channel is not None or any(one.has_speakers for one in inputs)
+    beside["speakers"] = given.channel == "each" or any(one.has_speakers for one in inputs)
     printer = Printer(config, given.form, timeline=timeline, **beside)
     # A batch at a time, not many sorted by length: who watches wants the first answer soon.
     results = predict_each(pipe, inputs, options, at_once=given.batch_size, stop=stop)
@@ -92,7 +92,7 @@ def to_parts(given: argparse.Namespace) -> int:
         options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
         options["num_workers"] = given.workers
         beside = {"explain": given.explain is not None, "reference": "reference" in options}
-        beside["speakers"] = given.channel is not None or any(one.has_speakers for one in inputs)
+        beside["speakers"] = given.channel == "each" or any(one.has_speakers for one in inputs)
         columns = result_columns(pipe.model.config, **beside)
         return columns, partial(predict_each, pipe, options=options, stop=stop)
 

@@ -17,13 +17,13 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-import soundfile
 from tqdm.auto import tqdm
 
+import audio_mtmm
 from mtmm_training.data import sounds
 from mtmm_training.data.utterances import Utterance, few
 
@@ -42,7 +42,7 @@ class AudioFile(NamedTuple):
 
     Args:
         digest: SHA-256 of its bytes, in hexadecimal digits.
-        duration_s: seconds; None = libsndfile cannot read it.
+        duration_s: seconds; None = it cannot be decoded.
         sampling_rate: Hz; None as well then.
     """
 
@@ -136,12 +136,11 @@ def _read(key: Key) -> AudioFile:
     content = sounds.source(key[0])
     with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        file.seek(0)  # the header is in memory now
-        try:
-            header = soundfile.info(file)
-        except soundfile.LibsndfileError:
-            return AudioFile(digest, None, None)
-    return AudioFile(digest, float(header.duration), header.samplerate)
+    try:  # the header is in memory now
+        with closing(audio_mtmm.AudioFile(content)) as sound:
+            return AudioFile(digest, sound.frames / sound.sampling_rate, sound.sampling_rate)
+    except ValueError:
+        return AudioFile(digest, None, None)
 
 
 def excerpts(utterances: Sequence[Utterance], recordings: Recordings) -> dict[str, Excerpt]:

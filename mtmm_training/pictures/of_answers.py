@@ -61,7 +61,7 @@ def draw_timeline(
     if not result.get("timeline"):
         raise ValueError("the result has no `timeline`; predict with `window_s` or segments.")
     timeline = _Timeline(result["timeline"], truth or [], dimension_range)
-    entries, dimensions = timeline.entries, dimensions_of(timeline.entries[0])
+    entries, dimensions = timeline.entries, dimensions_of(*timeline.entries)
     speakers = sorted({entry["speaker"] for entry in entries if "speaker" in entry})
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
@@ -90,11 +90,12 @@ def draw_timeline(
 
 def named(entry: Mapping[str, Any]) -> str:
     """The emotion of an answer with emotions, or "unsure"."""
-    return entry["emotion"] or "unsure"
+    return entry["emotion"] or ("unsure" if entry["scores"] else "no signal")
 
 
-def dimensions_of(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Valence, arousal and others by name; those that were trained."""
+def dimensions_of(*entries: Mapping[str, Any]) -> dict[str, float]:
+    """Valence, arousal and others by name, of the first entry with a signal; those that were trained."""
+    entry = next((entry for entry in entries if entry.get("scores")), entries[0])
     numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in NO_DIMENSIONS}
     return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
 
@@ -145,7 +146,7 @@ class _Timeline:
         axes.set_ylabel("speaker")
 
     def draw_confidence(self, axes: Axes) -> None:
-        shares = np.array([max(entry["scores"].values()) for entry in self.entries])
+        shares = np.array([max(entry["scores"].values(), default=np.nan) for entry in self.entries])
         axes.plot(*_steps(self.spans, shares), color="black", linewidth=self.width)
         axes.set(ylim=(0, 1.03), ylabel="confidence", yticks=[0, 0.5, 1])
         axes.grid(alpha=0.3)
@@ -157,8 +158,8 @@ class _Timeline:
         low, high = self.dimension_range
         axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
         drawn = []
-        for name in dimensions_of(self.entries[0]):
-            drawn.append(np.array([self.entries[i][name] for i in own]))
+        for name in dimensions_of(*self.entries):
+            drawn.append(np.array([self.entries[i][name] for i in own], float))
             look = dimension_style(name) | {"linewidth": 1.3 * self.width}
             axes.plot(*_steps(self.spans[own], drawn[-1]), label=name, **look)
         axes.set(ylim=scale_limits(drawn, self.dimension_range), ylabel=f"{low:g} to {high:g}")

@@ -71,8 +71,9 @@ def scale_limits(
 ) -> tuple[float, float]:
     """Of an axis: the whole scale, and more where a value leaves it."""
     drawn = np.concatenate([*map(np.ravel, values), np.asarray(dimension_range)])
-    margin = 0.03 * np.ptp(drawn)
-    return drawn.min() - margin, drawn.max() + margin
+    low, high = np.nanmin(drawn), np.nanmax(drawn)
+    margin = 0.03 * (high - low)
+    return low - margin, high + margin
 
 
 def below(figure: Figure, axes: Axes, columns: int) -> None:

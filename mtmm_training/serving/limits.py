@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
 from pydantic_core import from_json
 
 
@@ -69,7 +69,9 @@ class Asked(Cut):
     by: Literal["segment", "turn", "window"] | None = Field(
         None, description="what is predicted by itself"
     )
-    channel: Literal["each"] | None = Field(None, description="each channel has its own speaker")
+    channel: NonNegativeInt | Literal["each"] | None = Field(
+        None, description="this one alone, from 0; or each has its own speaker"
+    )
     embedding: bool | None = Field(None, description="the fused state too, and each modality's")
     reference: Literal["domain", "speaker", "none"] | None = Field(
         None, description="made of this recording itself"

@@ -90,7 +90,7 @@ class Predictor:
         top_k: int | None = None,
         min_confidence: float | None = None,
         by: str | None = None,
-        channel: str | None = None,
+        channel: str | int | None = None,
         reference: Place | Sequence[Place] | None = None,
     ) -> Any:
         """Predict; the pipeline's documentation says what the answers are.
@@ -103,7 +103,7 @@ class Predictor:
             top_k: How many of the scores to return; all if not given.
             min_confidence: Name no emotion whose score is below this; the model's own if not given.
             by: "segment", "turn" or "window": what the timeline has an entry for.
-            channel: "each": a speaker on each channel.
+            channel: "each": a speaker on each channel; a number from 0: this one alone.
             reference: Files of `mtmm reference`: a domain's, a speaker's, or both.
 
         Returns:
@@ -132,7 +132,7 @@ class Predictor:
         window_s: float | None,
         hop_s: float | None,
         by: str | None,
-        channel: str | None,
+        channel: str | int | None,
     ) -> Iterator[Part]:
         """What one input is predicted in; as `ReadingPipeline.preprocess`."""
         given, opened = read_input(inputs, sampling_rate, by, channel)
@@ -142,10 +142,14 @@ class Predictor:
         windows = Windows.of(self.features, window_s, hop_s, given.segments)
         is_cut = window_s is not None or hop_s is not None or by == "window"
         whole_s = 0.0 if is_cut else self.features.longest_audio_s()
-        with closing(opened or open_recording(given.audio, given.sampling_rate)) as recording:
+        with closing(
+            opened or open_recording(given.audio, given.sampling_rate, given.channel)
+        ) as recording:
             yield from given.cut(recording, windows, whole_s)
 
     def _predict(self, part: Part, reference: References | None) -> Prediction:
+        if part.silent and not (part.text or "").strip():
+            return Prediction(Span.of(part, [*MODALITIES]), [], [])
         tensors = self.features(part.waveform, part.text)
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
         span = Span.of(part, missing)

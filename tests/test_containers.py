@@ -1,0 +1,194 @@
+"""What a file's header says of its length, and what is there; files that libsndfile does not read."""
+
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import audio_mtmm
+from audio_mtmm import load_audio, open_recording
+from containers_mtmm import _frame, what_it_is
+from mtmm_training.data.recordings import Recordings
+from pipeline_mtmm import MTMMPipeline
+
+RATE = 16000
+RNG = np.random.default_rng(0)
+LOUD = RNG.uniform(-0.8, 0.8, 3 * RATE).astype(np.float32)
+QUIET = 0.001 * np.sin(0.02 * np.arange(5 * RATE)).astype(np.float32)
+SPEECH = RNG.uniform(-0.5, 0.5, 4 * RATE).astype(np.float32)
+
+
+def encoded(form: str, waveform: np.ndarray = SPEECH, subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, RATE, format=form, subtype=subtype)
+    return file.getvalue()
+
+
+def bare_mp3(*parts: np.ndarray) -> bytes:
+    """Of variable bit rate, without the first frame, which counts the others."""
+    data = encoded("MP3", np.concatenate(parts))
+    size = (_frame(data[:4]) or (0,))[0]
+    return data[size:]
+
+
+def in_wav(data: bytes) -> bytes:
+    """An mp3 inside a wav."""
+    form = struct.pack("<HHIIHHH", 0x55, 1, RATE, 4000, 1, 0, 0)
+    body = (
+        b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data))
+    )
+    return b"RIFF" + struct.pack("<I", len(body) + len(data)) + body + data
+
+
+def told(data: bytes, marker: bytes, size: int, order: str = "<I") -> bytes:
+    """With another size behind the marker."""
+    place = data.index(marker) + len(marker)
+    return data[:place] + struct.pack(order, size) + data[place + 4 :]
+
+
+def flac_told(samples: int) -> bytes:
+    data = bytearray(encoded("FLAC"))
+    value = int.from_bytes(data[18:26], "big") >> 36 << 36 | samples
+    data[18:26] = value.to_bytes(8, "big")
+    return bytes(data)
+
+
+MADE: dict[str, tuple[Callable[[], bytes], float]] = {
+    "mp3 of variable rate, loud first": (lambda: bare_mp3(LOUD, QUIET), 8.0),
+    "mp3 of variable rate, quiet first": (lambda: bare_mp3(QUIET, LOUD), 8.0),
+    "mp3 with a tag before and behind": (
+        lambda: b"ID3\3\0\0\0\0\2\0" + bytes(256) + bare_mp3(LOUD, QUIET) + b"TAG" + bytes(125),
+        8.0,
+    ),
+    "two mp3 in one": (lambda: encoded("MP3") * 2, 8.1),
+    "mp3 in a wav": (lambda: in_wav(bare_mp3(LOUD, QUIET)), 8.0),
+    "wav that says half": (lambda: told(encoded("WAV"), b"data", 2 * RATE), 4.0),
+    "wav that says nothing is there": (lambda: told(encoded("WAV"), b"data", 0), 4.0),
+    "aiff that says half": (lambda: told(encoded("AIFF"), b"SSND", 2 * RATE, ">I"), 4.0),
+    "wav with a long chunk behind": (
+        lambda: encoded("WAV") + b"LIST" + struct.pack("<I", 50000) + b"\x81" * 50000,
+        4.0,
+    ),
+    "wav with room of zeros behind": (lambda: encoded("WAV") + bytes(50000), 4.0),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_all_that_is_there_is_heard(name: str, tmp_path: Path, pipe: MTMMPipeline) -> None:
+    """And prediction, training and folds agree on its length."""
+    make, seconds = MADE[name]
+    path = tmp_path / "speech.bin"
+    path.write_bytes(make())
+    waveform, rate = load_audio(path)
+    assert len(waveform) / rate == pytest.approx(seconds, abs=0.2)
+    answer = pipe(path, window_s=1.0)
+    assert answer["timeline"][-1]["end"] == pytest.approx(len(waveform) / rate, abs=1e-3)
+    known = Recordings().of([str(path)])[str(path)]
+    assert known.duration_s == pytest.approx(len(waveform) / rate)
+
+
+def test_samples_are_what_was_written() -> None:
+    data = told(encoded("WAV"), b"data", 0)
+    assert np.abs(load_audio(data)[0] - SPEECH).max() < 1e-4
+    part, _ = load_audio(data, 2.0, 3.0)
+    assert np.abs(part - SPEECH[2 * RATE : 3 * RATE]).max() < 1e-4
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "AIFF", "OGG"])
+def test_a_true_header_is_left(form: str) -> None:
+    assert open_recording(encoded(form)).duration_s == 4.0
+
+
+JOINED: dict[str, tuple[Callable[[], bytes], float]] = {
+    "two ogg in one": (lambda: encoded("OGG") * 2, 8.0),
+    "two opus in one": (lambda: encoded("OGG", SPEECH, "OPUS") * 2, 8.0),
+    "flac that says less": (lambda: flac_told(8000), 4.0),
+    "flac that says nothing": (lambda: flac_told(0), 4.0),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_longer_than_said_is_heard_whole_or_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, seconds = JOINED[name]
+    if audio_mtmm.av is not None:
+        assert open_recording(make()).duration_s == pytest.approx(seconds, abs=0.05)
+    monkeypatch.setattr(audio_mtmm, "av", None)
+    if name != "flac that says less":  # which only FFmpeg counts
+        with pytest.raises(ValueError, match="its header says .* length, and more is there"):
+            open_recording(make())
+
+
+def test_gsm_is_cut_by_segments() -> None:
+    data = encoded("WAV", SPEECH, "GSM610")
+    whole, part = load_audio(data)[0], load_audio(data, 1.0, 2.5)[0]
+    assert np.array_equal(part, whole[RATE : int(2.5 * RATE)])
+
+
+# ---- what libsndfile does not read ---------------------------------------------------------------
+
+
+def media(form: str, codec: str, rate: int) -> bytes:
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        samples = (SPEECH[None] * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        frame.rate, frame.pts = RATE, 0
+        size = stream.codec_context.frame_size or None
+        kind = stream.codec_context.format
+        resampler = av.AudioResampler(format=kind, layout="mono", rate=rate, frame_size=size)
+        for part in (*resampler.resample(frame), *resampler.resample(None), None):
+            container.mux(stream.encode(part))
+    return file.getvalue()
+
+
+FORMS = [("ipod", "aac", RATE), ("mp4", "aac", 44100), ("webm", "libopus", 48000),
+         ("amr", "libopencore_amrnb", 8000), ("adts", "aac", RATE)]  # fmt: skip
+
+
+@pytest.mark.parametrize("form, codec, rate", FORMS)
+def test_media_is_decoded(form: str, codec: str, rate: int) -> None:
+    data = media(form, codec, rate)
+    recording = open_recording(data)
+    assert recording.sampling_rate == rate
+    assert recording.duration_s == pytest.approx(4.0, abs=0.15)
+    assert 0.05 < np.sqrt(np.square(recording.whole(RATE)).mean()) < 0.4
+    with pytest.raises(ValueError, match="cannot be decoded|cut off"):
+        open_recording(data[: len(data) // 2])
+
+
+def test_media_without_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = media("ipod", "aac", RATE)
+    monkeypatch.setattr(audio_mtmm, "av", None)
+    with pytest.raises(ValueError, match=r"mp4 or m4a; install the extra `media`"):
+        open_recording(data)
+
+
+OTHERS: dict[bytes, str] = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:1": "git lfs pull",
+    b"<!DOCTYPE html><html>": "web page",
+    b'\n{"audio_filepath": "a.wav"}': "JSON; a manifest ends in",
+    b'[{"audio": 1}]': "JSON",
+    b"PK\x03\x04abc": "zip",
+    b"PAR1abc": "Parquet",
+    b"only words": "text",
+    b"": "empty",
+    b"\x01\x02\x03": "no known kind",
+    b"\0\0\0\x20ftypM4A ": "m4a",
+    b"#!AMR\n": "amr",
+    b"0&\xb2u\x8ef\xcf\x11": "wma",
+}
+
+
+@pytest.mark.parametrize("head", OTHERS)
+def test_what_is_no_audio_is_called_by_its_name(head: bytes) -> None:
+    assert OTHERS[head] in what_it_is(head)
+    with pytest.raises(ValueError, match="cannot be decoded|no audio"):
+        load_audio(head)
