@@ -203,7 +203,6 @@ def plot_reliability(
     probabilities: Mapping[str, ArrayLike],
     labels: ArrayLike,
     path: str | Path,
-    bins: int = 15,
     accuracy: str = "accuracy",
 ) -> None:
     """Draws accuracy against confidence, and beneath how many utterances each bin holds.
@@ -215,7 +214,6 @@ def plot_reliability(
             scaling.
         labels: as of `calibration_bins`.
         path: the PNG file to write.
-        bins: number of equal-width bins of the highest probability.
         accuracy: what the accuracy is; with votes the share of listeners.
 
     Raises:
@@ -226,18 +224,17 @@ def plot_reliability(
     """
     figure, (upper, lower) = style.new_figure(5.4, 6.8, nrows=2, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
-    edges = np.linspace(0, 1, bins + 1)
     for i, (name, table) in enumerate(probabilities.items()):
-        grouped = metrics.calibration_bins(table, labels, bins)
+        grouped = metrics.calibration_bins(table, labels)
         look = style.series_style(i)
         filled = grouped.counts > 0
         upper.errorbar(
             grouped.confidence[filled], grouped.accuracy[filled], _interval(grouped)[:, filled],
-            label=f"{name} (ECE {metrics.expected_calibration_error(table, labels, bins):.3f})",
+            label=f"{name} (ECE {metrics.expected_calibration_error(table, labels):.3f})",
             elinewidth=1, capsize=2, **look,
         )  # fmt: skip
         line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.8}
-        lower.stairs(grouped.counts, edges, **line)
+        lower.stairs(grouped.counts, np.linspace(0, 1, len(grouped.counts) + 1), **line)
     upper.set(ylabel=f"{accuracy}, with 95 % interval", xlim=(0, 1), ylim=(-0.02, 1.02))
     upper.grid(alpha=0.3)
     lower.set(xlabel="confidence (probability of the predicted emotion)", ylabel="utterances")

@@ -81,8 +81,7 @@ def make_plans(
     """
     if config.model is not None:
         raise ValueError(
-            f"`--model` is {config.model!r}; variants are trained from --audio_encoder and "
-            "--text_encoder, as they differ in what the model is made of."
+            f"`--model` is {config.model!r}; variants begin with --audio_encoder and --text_encoder."
         )
     config.check()  # before anything reads it; each variant is checked again
     if config.cache_dir is None and uses_cache(config):
@@ -96,8 +95,7 @@ def make_plans(
         plans[name] = make_plan(out / name, with_variant(config, variant), folds)
         if plans[name].folds != plans[REFERENCE].folds:
             raise ValueError(
-                f"Variant {name} would not have the folds of the reference: some utterances lack a "
-                "modality. Leave these utterances out, or name other --variants."
+                f"Leave out variant {name}, or the utterances that lack a modality, which it cannot use."
             )
     return plans
 

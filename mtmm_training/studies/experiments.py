@@ -215,8 +215,7 @@ def read_experiment(folder: str | Path, split: str = "test") -> Experiment:
     runs = {fold: Run.open(path) for fold, path in folders.items() if is_finished(path)}
     if not runs:
         raise FileNotFoundError(
-            f"{folder} has no finished fold (fold-00/results.json, ...); give the --out of "
-            "`mtmm evaluate run`."
+            f"{folder} has no finished fold (fold-00/results.json, ...); give an experiment's --out."
         )
     planned = len(folders)
     if (folder / "folds.json").is_file():

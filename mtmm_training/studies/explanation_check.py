@@ -131,8 +131,7 @@ def check_explanations(folder: Path, utterances: int | None = None) -> None:
     test = run.test_utterances()[:utterances]
     if any(utterance.corpus != CORPUS for utterance in test):
         raise ValueError(
-            f"{folder} was not trained on the embedded corpus alone; what carries the labels of other "
-            "corpora is not known."
+            f"{folder} was not trained on the embedded corpus alone, of which it is known what was planted."
         )
     pipe = run.pipeline()
     words = [Probe({"audio": u.audio, "text": u.text}, None) for u in test]

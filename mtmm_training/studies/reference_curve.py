@@ -6,7 +6,6 @@ references do not see them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pandas as pd
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.collate import make_loader, to_dataset
 from mtmm_training.data.recordings import Recordings
@@ -30,7 +28,6 @@ from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.prepare import cache_folder
 from mtmm_training.training.references import References, predicted_answers
 from mtmm_training.training.run import Run
-from reference_mtmm import Reference
 
 SIZES = (1, 2, 4, 8, 16)
 RANDOM = "random"
@@ -106,33 +103,25 @@ def answers(
         references.of(u, said)
         for u, said in zip(test, predicted_answers(plain, config), strict=True)
     ]
-    made = Speakers(model, test, each, seed)
+    speakers: dict[str, list[int]] = {}
+    for i, u in enumerate(test):
+        speakers.setdefault(u.speaker_id, []).append(i)
+
+    def given(kind: str, size: int | None) -> dict[str, Any]:
+        """By utterance id, what `forward` takes; without a recording of the kind, nobody's."""
+        found: dict[str, Any] = {}
+        for name, own in speakers.items():
+            fit = [i for i in own if kind in (RANDOM, test[i].emotion)]
+            draw = np.random.default_rng([seed, len(own), *name.encode()])
+            chosen = draw.permutation(fit)[:size].astype(int).tolist()
+            heard = [one for i in chosen if (one := each[i]) is not None]
+            arguments = model.standardisation(None, sum(heard) if heard else None)
+            found |= {test[i].utterance_id: arguments for i in own}
+        return found
+
     for kind in (RANDOM, *config.emotion_names):
         for size in (*SIZES, None):
-            yield (kind, size), answer(made.given(kind, size))
-
-
-@dataclass(frozen=True)
-class Speakers:
-    """Test speakers and the recordings that their references are drawn from."""
-
-    model: MTMMModel
-    test: Sequence[Utterance]
-    each: Sequence[Reference | None]  # of each utterance alone
-    seed: int
-
-    def given(self, kind: str, size: int | None) -> dict[str, Any]:
-        """By utterance id, what `forward` takes; without a recording of the kind, nobody's."""
-        given: dict[str, Any] = {}
-        for name in sorted({u.speaker_id for u in self.test}):
-            own = [i for i, u in enumerate(self.test) if u.speaker_id == name]
-            fit = [i for i in own if kind in (RANDOM, self.test[i].emotion)]
-            draw = np.random.default_rng([self.seed, len(own), *name.encode()])
-            chosen = draw.permutation(fit)[:size].astype(int).tolist()
-            heard = [one for i in chosen if (one := self.each[i]) is not None]
-            arguments = self.model.standardisation(None, sum(heard) if heard else None)
-            given |= {self.test[i].utterance_id: arguments for i in own}
-        return given
+            yield (kind, size), answer(given(kind, size))
 
 
 def score_all(

@@ -115,8 +115,7 @@ def _save(runs: Sequence[Run], least: Sequence[float], error: float) -> None:
     for run, limit in zip(runs, least, strict=True):
         if not np.isfinite(limit):
             raise ValueError(
-                f"No least confidence gives {run.folder} an error of {error:g} on its validation split; "
-                "give a higher --error."
+                f"No confidence gives {run.folder} an error of {error:g} in validation; raise --error."
             )
         path = run.folder / "model" / "config.json"
         write_json(read_json(path) | {"min_confidence": limit}, path)

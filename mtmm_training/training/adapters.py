@@ -222,8 +222,7 @@ def merge(
         )
     else:
         raise ValueError(
-            f"{folder} was trained on a model or encoders that it does not name; give --base, or "
-            "--audio_encoder and --text_encoder."
+            f"{folder} does not name its base; give --base, or --audio_encoder and --text_encoder."
         )
     found = describe_base(model)["encoders"]
     if other := [name for name in ENCODERS if saved["encoders"].get(name) != found[name]]:
@@ -235,8 +234,7 @@ def merge(
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if differing := weights.keys() ^ expected.keys():  # peft leaves adapters at zero that it misses
         raise ValueError(
-            f"{folder / WEIGHTS_FILE} has not the weights of these adapters: {len(differing)} are "
-            f"missing or too many, such as {min(differing)!r}."
+            f"{folder / WEIGHTS_FILE} lacks {len(differing)} weights, or has others: {min(differing)!r}."
         )
     set_peft_model_state_dict(adapted, weights)
     merged = adapted.merge_and_unload(safe_merge=True).eval()

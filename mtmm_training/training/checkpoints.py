@@ -115,8 +115,7 @@ class Checkpoints:
             if is_of_worker(error):
                 raise
             raise OSError(
-                f"The checkpoint {final} could not be written ({error}); free some disk space and run the "
-                "same command with --resume."
+                f"{final} could not be written ({error}); free some disk space and add --resume."
             ) from error
         if main:
             for old in self._all()[: -self.keep]:
@@ -144,8 +143,7 @@ class Checkpoints:
         damaged = sorted(name for name in written if found.get(name) != written[name])
         if damaged:
             raise ValueError(
-                f"{checkpoint} is damaged: {', '.join(damaged)} is not as it was written. Delete that "
-                "folder and run the same command again, which goes on from the checkpoint before."
+                f"{checkpoint} is damaged ({', '.join(damaged)}); delete it, and the one before is taken."
             )
         keep_record(record, settings, notes)
         # Not strict: frozen weights are not in it.
@@ -179,8 +177,7 @@ class Checkpoints:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"The best epoch's weights cannot be read from {path} ({error}), and no other file has "
-                "them. Train anew in another --out."
+                f"The best epoch's weights in {path} cannot be read ({error}); train anew."
             ) from error
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == set(state), f"best.safetensors differs in {sorted(trained ^ set(state))}"

@@ -89,8 +89,7 @@ def protocol_of(utterances: Sequence[Utterance], k: int | None) -> tuple[str, in
     count = min(k or GROUPS, len(splits))
     if count < len(SPLITS):
         raise ValueError(
-            f"Training, validation and test need speakers of their own; the data has {len(splits)}. "
-            "Give each its name in the column 'speaker'."
+            f"Three splits need speakers of their own, and the column 'speaker' has {len(splits)}."
         )
     lack = "no session" if set(sessions) == {None} else "sessions that share speakers, or are few"
     return "grouped", count, f"{lack}: {count} folds of grouped speakers; one tests, one validates"

@@ -263,8 +263,7 @@ class TrainConfig:
             ):
                 if given and given != own:
                     raise ValueError(
-                        f"`--{name}` is {getattr(self, name)}, but --model has {own}; leave it out, or "
-                        "begin with encoders."
+                        f"`--{name}` is {getattr(self, name)}, but --model has {own}; leave it out."
                     )
         elif self.corpus is not None:
             scale = list(CORPORA[self.corpus].dimension_range or scale)

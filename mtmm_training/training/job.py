@@ -158,8 +158,7 @@ def make_loaders(
     for name, unused in (("mask_frames", 0.0), ("reference", "none"), ("linear_path", False)):
         if getattr(config, name) != unused and cache is None:
             raise ValueError(
-                f"`--{name}` is {getattr(config, name)}, but it needs the cache of frozen encoders' "
-                "states: it is off, or an encoder trains."
+                f"`--{name}` is {getattr(config, name)}; it needs the cache, and encoders that are frozen."
             )
     variants = add_variants(
         data.splits["train"], config.augment, config.augment_variants, config.seed
@@ -184,8 +183,7 @@ def make_loaders(
         own = [utterance for split in data.splits.values() for utterance in split]
         if bad := find_bad(own, processor, config.workers):
             raise ValueError(
-                f"{unusable(bad, own)}\nRepair their files or take them out of the data, or add --on_error "
-                "skip, which leaves them out."
+                f"{unusable(bad, own)}\nRepair their files, or leave them out by --on_error skip."
             )
     if config.encode_only:
         return {}, True

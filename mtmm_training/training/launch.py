@@ -189,6 +189,5 @@ class StopSignal:
         self.name = signal.Signals(number).name
         if again or not self.training:
             raise Stopped(
-                f"{self.name}: stopped. What is written stays: run the same command again, with --resume "
-                "if training had begun."
+                f"{self.name}: stopped. Run the same command again, with --resume if training had begun."
             )

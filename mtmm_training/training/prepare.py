@@ -264,14 +264,12 @@ def check_fold(
         chosen_by.append("mean")
     if config.select_by not in (*chosen_by, "last"):
         raise ValueError(
-            f"`--select_by` is {config.select_by!r}; the validation split has labels for "
-            f"{', '.join([*chosen_by, 'last'])}."
+            f"`--select_by` is {config.select_by!r}; it may be {', '.join([*chosen_by, 'last'])}."
         )
     seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in splits["test"]})
     if seen:
         raise ValueError(
-            f"`--model` is {config.model!r}, which was trained or selected on {few(seen)} of the test "
-            "split. Give each fold the model of a run that left its test speakers out."
+            f"`--model` is {config.model!r}, which has seen {few(seen)} of the test split."
         )
     return outputs, splits, counts
 
@@ -282,10 +280,7 @@ def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
         return
     own, scale = CORPORA[config.corpus].dimension_range, tuple(config.dimension_range)
     if own != scale:
-        raise ValueError(
-            f"The dimensions of {config.corpus} are rated from {own[0]:g} to {own[1]:g}, the model's go "
-            f"from {scale[0]:g} to {scale[1]:g}. Give --dimension_range, or begin with encoders."
-        )
+        raise ValueError(f"`--dimension_range` is {scale}, but {config.corpus} is rated in {own}.")
 
 
 def speakers_behind(model: str | None) -> set[str]:
@@ -318,8 +313,7 @@ def trained_outputs(
     )
     if not outputs:
         raise ValueError(
-            "The training split has no label that counts in the loss: labels may be of "
-            f"{', '.join(weights)}, their weights in the loss are {', '.join(map(str, weights.values()))}."
+            f"The training split has no label that counts in the loss, whose weights are {weights}."
         )
     return outputs
 

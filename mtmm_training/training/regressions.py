@@ -67,8 +67,7 @@ class Features:
         chosen = self.layers[-1:] if wanted == ["last"] else tuple(map(int, wanted))
         if not set(chosen) <= set(self.layers):
             raise ValueError(
-                f"`--layers` is {' '.join(wanted)!r}; the layers are {self.layers[0]} to "
-                f"{self.layers[-1]}."
+                f"`--layers` is {' '.join(wanted)!r}; there are {self.layers[0]} to {self.layers[-1]}."
             )
         return [chosen]
 

@@ -95,8 +95,7 @@ class Run:
         expected = self.results["splits"][split.partition("_")[0]]["utterances"]
         if len(rows) != expected:
             raise ValueError(
-                f"{self.folder / PREDICTIONS} has {len(rows)} {split} utterances, {RESULTS} beside it "
-                f"says {expected}; run this fold again."
+                f"{self.folder / PREDICTIONS} has {len(rows)} {split} utterances of {expected}; run it again."
             )
         return rows
 
@@ -118,8 +117,7 @@ class Run:
         ]
         if changed:
             raise ValueError(
-                f"The data has changed since {self.folder} was trained: {len(changed)} of its "
-                f"{len(tested)} test utterances are gone or another speaker's, such as {changed[0]!r}."
+                f"{len(changed)} of {len(tested)} test utterances of {self.folder} changed: {changed[0]!r}."
             )
         return [known[name] for name in tested]
 

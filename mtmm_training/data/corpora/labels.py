@@ -46,8 +46,7 @@ def emotion_map(corpus: str, labels: Labels) -> Mapping[str, str | None]:
         return sets[labels]
     if isinstance(labels, str) or set(labels) - set(sets["all"]):
         raise ValueError(
-            f"`labels`={labels!r} is none of {corpus}'s sets {', '.join(sets)}, nor a mapping from "
-            f"its own labels {', '.join(sets['all'])}."
+            f"`labels`={labels!r}: {corpus} has {' and '.join(sets)}, or maps {', '.join(sets['all'])}."
         )
     return labels
 
