@@ -120,9 +120,7 @@ class Recordings:
                     if lines:  # the first line end closes what a killed process may have left
                         index.write("\n".join(["", *lines, ""]).encode())
                 except OSError as error:
-                    logger.warning(
-                        "%s cannot be written (%s); recordings are read again", self._index, error
-                    )
+                    logger.warning("%s cannot be written (%s)", self._index, error)
 
 
 def _key(audio: str) -> Key:

@@ -83,9 +83,7 @@ def read_rows(given: argparse.Namespace, config: MTMMConfig) -> list[Utterance]:
         speakers=False,
     )
     if all(u.speaker_id == UNKNOWN_SPEAKER for u in rows):
-        tell(
-            "no column speaker: intervals are over utterances, and are too narrow where people repeat"
-        )
+        tell("no column speaker: intervals are over utterances, too narrow where people repeat")
         rows = [replace(u, speaker_id=u.utterance_id) for u in rows]
     factor = (high - low) / (scale[1] - scale[0])
     known = [name for name in DIMENSIONS if name in config.trained_outputs]

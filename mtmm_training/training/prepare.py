@@ -162,11 +162,8 @@ def read_all(config: TrainConfig) -> list[Utterance]:
     kept = [
         u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)
     ]
-    if len(kept) < len(utterances):
-        print(
-            f"{len(utterances) - len(kept)} of {len(utterances)} utterances have no "
-            f"{config.modalities[0]}: left out"
-        )
+    if left := len(utterances) - len(kept):
+        print(f"{left} of {len(utterances)} utterances have no {config.modalities[0]}: left out")
     for column in config.group_by or ():
         if all(column_of(u, column) is None for u in kept):
             raise ValueError(f"`--group_by` names {column!r}, of which no utterance has a value.")
