@@ -9,7 +9,7 @@ from fake_experiments import all_folds, write_experiment
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.manifest import column_of, read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, digest
-from mtmm_training.publishing.card import Facts, Subject, gap_lines, group_rows
+from mtmm_training.publishing.card import Facts, Subject, make_card
 from mtmm_training.publishing.stage import clean_results
 from mtmm_training.scoring.groups import by_value, extremes, gaps
 from mtmm_training.scoring.predictions import (
@@ -118,19 +118,19 @@ def test_card_tells_groups_and_names_no_speaker() -> None:
         "by_group": {"gender": {"female": metrics}},
         "group_gaps": {"gender": {"UAR": gap}, "speaker": {"UAR": gap}},
         "by_speaker": {"UAR": ends | {"speakers": 4}},
-        "config": {"protocol": "speaker"},
+        "config": {"protocol": "speaker", "fold": 0, "modalities": ["text"], "model": "me/base"},
         "splits": {},
+        "validation": metrics,
+        "test": metrics,
+        "epochs": [],
+        "wall_time_s": 1.0,
     }
     cleaned = clean_results(results)
     assert cleaned["by_speaker"]["UAR"]["lowest"] == {"score": 0.6}
     assert set(cleaned["group_gaps"]) == {"gender"}
     config = MTMMConfig(trained_outputs=["emotion", "valence"])
     subject = Subject("me/model", cleaned, config, Facts(), [results])
-    (row,) = group_rows(subject)
-    assert row == {
-        "group": "gender: female", "utterances": "40", "scores": "UAR 0.700, CCC valence 0.500"
-    }  # fmt: skip
-    assert gap_lines(subject) == [
-        "UAR by gender: female is 0.050 above male (95 % interval -0.010 to 0.110).",
-        "UAR by speaker: 0.600 to 0.900, 4 speakers.",
-    ]
+    card = make_card(subject, [], "code", "printed").text
+    assert "| gender: female | 40 | UAR 0.700, CCC valence 0.500 |" in card
+    told = "- UAR by gender: female is 0.050 above male (95 % interval -0.010 to 0.110).\n"
+    assert told + "- UAR by speaker: 0.600 to 0.900, 4 speakers.\n" in card

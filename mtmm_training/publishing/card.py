@@ -5,7 +5,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,85 +230,6 @@ def card_data(subject: Subject) -> ModelCardData:
     )
 
 
-def results_rows(subject: Subject) -> list[dict[str, str]]:
-    """The rows of the card's table of results: title, validation, test, and spread over folds."""
-    validation = metric_values(subject.results["validation"], subject.trained)
-    return [
-        {
-            "title": metric.title,
-            "validation": f"{validation[key].value:.3f}" if key in validation else "-",
-            "test": f"{metric.value:.3f}",
-            "spread": " ± ".join(f"{value:.3f}" for value in subject.spreads.get(key, ())) or "-",
-        }
-        for key, metric in metric_values(subject.results["test"], subject.trained).items()
-    ]
-
-
-def group_rows(subject: Subject) -> list[dict[str, str]]:
-    """The rows of the card's table of groups: group, utterances, UAR and each CCC, where known."""
-    rows = []
-    for column, values in subject.results.get("by_group", {}).items():
-        for value, metrics in values.items():
-            shown = metric_values(metrics, subject.trained)
-            scores = [
-                f"{name.replace('_', ' ')} {metric.value:.3f}"
-                for name, metric in shown.items()
-                if name == "UAR" or name.startswith("CCC_")
-            ]
-            count = str(metrics["utterances"])
-            rows.append(
-                {"group": f"{column}: {value}", "utterances": count, "scores": ", ".join(scores)}
-            )
-    return rows
-
-
-def gap_lines(subject: Subject) -> list[str]:
-    """Gaps between groups, and the lowest and highest speaker, in sentences."""
-    lines = []
-    for column, gaps in subject.results.get("group_gaps", {}).items():
-        for name, gap in gaps.items():
-            low_high = gap["interval"]
-            known = (
-                f"95 % interval {low_high[0]:.3f} to {low_high[1]:.3f}"
-                if low_high
-                else gap["reason"]
-            )
-            score, higher, lower = name.replace("_", " "), gap["highest"], gap["lowest"]
-            lines.append(
-                f"{score} by {column}: {higher} is {gap['gap']:.3f} above {lower} ({known})."
-            )
-    for name, own in subject.results.get("by_speaker", {}).items():
-        if own["speakers"] > 1:
-            ends = f"{own['lowest']['score']:.3f} to {own['highest']['score']:.3f}"
-            lines.append(
-                f"{name.replace('_', ' ')} by speaker: {ends}, {own['speakers']} speakers."
-            )
-    return lines
-
-
-def listener_lines(subject: Subject) -> list[str]:
-    """What one listener reaches against the others, and how often inputs are called unfamiliar."""
-    ceiling, lines = subject.results.get("listener_ceiling", {}), []
-    scores = {n.replace("_votes", " to the votes"): ceiling.get(n) for n in ("UAR", "JSD_votes")}
-    scores |= {f"CCC of {name}": value for name, value in ceiling.get("CCC", {}).items()}
-    shown = [f"{name} {value:.3f}" for name, value in scores.items() if value is not None]
-    if shown:
-        lines.append(f"One listener against the others, on the test split: {', '.join(shown)}.")
-    for name, found in subject.results.get("raters_spread", {}).items():
-        if found["correlation"] is not None:
-            lines.append(
-                f"`{name}_sd` and the standard deviation of an utterance's raters have the correlation "
-                f"{found['correlation']:.3f} on the test split."
-            )
-    unfamiliar = subject.results.get("unfamiliar", {})
-    for modality, share in unfamiliar.get("test", {}).items():
-        lines.append(
-            f"`unfamiliar` names the {modality} of {share:.1%} of the test utterances, by a limit "
-            f"beyond which {unfamiliar['stated']:.0%} of new speakers' utterances should be."
-        )
-    return lines
-
-
 def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str) -> ModelCard:
     """The card, from the template.
 
@@ -327,10 +248,7 @@ def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str)
         printed=printed,
         outputs=" and ".join([", ".join(outputs[:-1])] * (len(outputs) > 1) + outputs[-1:]),
         protocol=protocol_name(subject.results),
-        rows=results_rows(subject),
-        groups=group_rows(subject),
-        gaps=gap_lines(subject),
-        known=listener_lines(subject),
+        metrics_of=partial(metric_values, trained=subject.trained),
         figures=[(name, FIGURE_TITLES.get(Path(name).stem, Path(name).stem)) for name in figures],
         seconds=[fold["wall_time_s"] * fold.get("processes", 1) for fold in subject.folds],
     )
