@@ -13,10 +13,10 @@ from typing import Any
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import MODEL_CONFIG, write_corpus, write_encoders
 from mtmm_training.data.files import write_json
-from mtmm_training.studies.compare import compare, draw_intervals, gain, notes
+from mtmm_training.studies.compare import compare, draw_intervals, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
-from mtmm_training.studies.tables import markdown_table, spread, title, write_tables, write_text
+from mtmm_training.studies.tables import render, title, write_tables, write_text
 from mtmm_training.studies.variants import REFERENCE, VARIANTS, Variant
 from mtmm_training.training.config import TrainConfig
 
@@ -140,25 +140,15 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
     }
     first = summaries[REFERENCE]
     metrics = [m for m in COMPARED if first["metrics"].get(m, {}).get("n")]
-    rows = []
-    for name, summary in summaries.items():
-        cells = [VARIANTS[name].label]
-        for metric in metrics:
-            values = summary["metrics"].get(metric, {"mean": None, "sd": None})
-            cell = spread(values)
-            if name != REFERENCE and values["mean"] is not None:
-                cell += f"<br>{gain(differences[name].get(metric))}"
-            cells.append(cell)
-        rows.append(cells)
-    header = ["variant", *map(title, metrics)]
-    legend = (
-        "Each cell: mean ± sd over folds; below, the pooled difference to the first row with its "
-        "95 % interval.\n"
+    markdown = render(
+        "ablation.md",
+        metrics=metrics,
+        labels={name: VARIANTS[name].label for name in names},
+        summaries=summaries,
+        differences=differences,
+        notes=notes(differences.values()),
+        seconds=sum(summary["wall_time_s"] for summary in summaries.values()),
     )
-    seconds = sum(summary["wall_time_s"] for summary in summaries.values())
-    last = f"{seconds:.0f} s of training and test in all.\n"
-    parts = [legend, markdown_table(header, rows), *notes(first, differences), last]
-    markdown = "\n".join(parts)
     variants = {
         name: asdict(VARIANTS[name]) | {"summary": summary, "minus_reference": None}
         for name, summary in summaries.items()

@@ -1,6 +1,6 @@
 """Experiments on the same test utterances: their differences, with intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,56 +161,28 @@ def draw_intervals(
         of_runs.plot_forest(rows, path, heading, zero)
 
 
-def gain(difference: Difference | None) -> str:
-    """The pooled difference with its interval; without an interval nothing."""
-    if difference is None or difference.pooled is None:
-        return "–"
-    interval = difference.pooled
-    bounds = f"{tables.number(interval.low, '+')}, {tables.number(interval.high, '+')}"
-    return f"{tables.number(interval.point, '+')} [{bounds}]"
-
-
 def comparison_markdown(
     reference: Experiment, other: Experiment, differences: Mapping[str, Difference]
 ) -> str:
     """Two experiments side by side, metric by metric, with the difference and its interval."""
-    a, b = summarise(reference), summarise(other)
-    rows = []
-    for name, difference in differences.items():
-        by_fold = "–"
-        if difference.pooled is not None:
-            by_fold = f"{tables.spread(difference.by_fold, '+')} (n = {difference.by_fold['n']})"
-        values = [tables.spread(summary["metrics"][name]) for summary in (a, b)]
-        rows.append([tables.title(name), *values, by_fold, gain(difference)])
-    header = ["metric", reference.name, other.name, "difference by fold"]
-    header += ["difference pooled [95 % interval]"]
-    parts = [f"## {other.name} minus {reference.name}\n", tables.markdown_table(header, rows)]
-    return "\n".join([*parts, *notes(a, {other.name: differences})])
+    return tables.render(
+        "comparison.md",
+        reference=reference.name,
+        other=other.name,
+        summaries=[summarise(reference), summarise(other)],
+        differences=differences,
+        notes=notes([differences]),
+    )
 
 
-def notes(
-    reference: Mapping[str, Any], differences: Mapping[str, Mapping[str, Difference]]
-) -> list[str]:
-    """What a reader of differences must know: coverage, how they came about, what is missing."""
-    every = [(n, d) for by_metric in differences.values() for n, d in by_metric.items()]
-    few = {
-        f"{tables.title(name)} {difference.speakers:.1f}": None
-        for name, difference in every
-        if difference.pooled is not None and difference.speakers <= FEW_SPEAKERS
-    }
-    lines = [
-        f"{tables.folds_of(reference)}, {reference['utterances']} test utterances of "
-        f"{reference['speakers']['count']} speakers. Mean ± sd over folds; intervals are percentiles "
-        f"of {RESAMPLES} paired draws of speakers with all their utterances; they say nothing of "
-        "another training seed.\n",
-        *tables.incomplete(reference),
+def notes(differences: Iterable[Mapping[str, Difference]]) -> dict[str, Any]:
+    """What a reader of differences must know: how they came about, and what is missing."""
+    every = [(name, own) for by_metric in differences for name, own in by_metric.items()]
+    few = [
+        f"{tables.title(name)} {own.speakers:.1f}"
+        for name, own in every
+        if own.pooled is not None and own.speakers <= FEW_SPEAKERS
     ]
-    if few:
-        lines.append(
-            f"Of {FEW_SPEAKERS} speakers or fewer such intervals are too narrow. By their labelled "
-            f"utterances the speakers weigh as much as this many equal ones: {', '.join(few)}.\n"
-        )
-    reasons = dict.fromkeys(difference.reason for _, difference in every if difference.reason)
-    return lines + [
-        f"Differences without an interval are not shown: {reason}\n" for reason in reasons
-    ]
+    reasons = dict.fromkeys(own.reason for _, own in every if own.reason)
+    told = {"few": dict.fromkeys(few), "reasons": reasons, "resamples": RESAMPLES}
+    return told | {"few_speakers": FEW_SPEAKERS}

@@ -20,14 +20,7 @@ from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import metrics
 from mtmm_training.scoring.intervals import effective_speakers, interval_if_any
 from mtmm_training.scoring.predictions import Predictions, scores_by_group, write_predictions
-from mtmm_training.studies.tables import (
-    confusion_table,
-    group_parts,
-    markdown_table,
-    number,
-    title,
-    write_text,
-)
+from mtmm_training.studies.tables import render, write_text
 from mtmm_training.training.ending import tell
 from mtmm_training.training.prepare import speakers_behind
 from mtmm_training.training.regressions import label_columns
@@ -155,26 +148,15 @@ def scores_of(
 
 def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
     """What the command prints."""
-    rows = [
-        [title(name), number(point), f"{number(low)} to {number(high)}"]
-        for name, (point, low, high) in found["intervals"].items()
-    ]
-    parts = [
-        f"{found['utterances']} utterances of {found['speakers']} speakers; "
-        f"{len(found['failed'])} could not be read.\n",
-        markdown_table(["score", "value", "95 % interval over speakers"], rows),
-    ]
-    confusion, recall = found["metrics"]["confusion"], found["metrics"]["recall"]
-    if confusion is not None:
-        parts.append(confusion_table(config.emotion_names, confusion, recall))
-    for column, values in found["by_group"].items():
-        shown = [name for name in found["intervals"] if name == "UAR" or name.startswith("CCC")]
-        cells = {
+    shown = [name for name in found["intervals"] if name == "UAR" or name.startswith("CCC")]
+    groups = {
+        column: {
             group: {"utterances": own["utterances"]} | {name: _of(own, name) for name in shown}
             for group, own in values.items()
         }
-        parts += group_parts(column, cells, found["group_gaps"][column])
-    return "\n".join(parts)
+        for column, values in found["by_group"].items()
+    }
+    return render("scores.md", found=found, emotions=config.emotion_names, groups=groups)
 
 
 def _of(own: Mapping[str, Any], name: str) -> float | None:

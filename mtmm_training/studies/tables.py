@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mtmm_training.data.files import replacing, write_json
 from mtmm_training.pictures import of_runs
@@ -118,12 +119,6 @@ def folds_of(summary: Mapping[str, Any]) -> str:
     return "1 fold" if done == 1 else f"{done} folds"
 
 
-def incomplete(summary: Mapping[str, Any]) -> list[str]:
-    """The sentence about folds that are missing, if any are."""
-    missing = summary["missing_folds"]
-    return [f"**Incomplete: folds {listed(missing)} are missing.**\n"] if missing else []
-
-
 def listed(numbers: Iterable[int]) -> str:
     """The numbers in order, with commas."""
     return ", ".join(map(str, sorted(numbers)))
@@ -135,89 +130,28 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-# ---- one experiment ----------------------------------------------------------------------------
+def render(template: str, **values: Any) -> str:
+    """A text of a template in templates/, with one line end at its end."""
+    return f"{_TEMPLATES.get_template(template).render(**values).rstrip()}\n"
+
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters |= {"spaced": title, "number": number, "spread": spread, "folds": folds_of}
 
 
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """The tables of one experiment; metrics without any labels are left out."""
-    speakers = summary["speakers"]
-    with_labels = {name: values for name, values in summary["metrics"].items() if values["n"]}
-    rows = []
-    for name, values in with_labels.items():
-        lower = " (lower is better)" if name.startswith(LOWER_IS_BETTER) else ""
-        some = f" (n = {values['n']})" if values["n"] < len(summary["folds"]) else ""
-        rows.append([title(name) + lower, spread(values) + some, number(values["pooled"])])
-    ceiling = summary["listener_ceiling"]
-    for name in ("UAR", "WAR", "JSD_votes"):
-        if ceiling.get(name) is not None:
-            rows.append(
-                [f"{title(name)} of one listener against the others", number(ceiling[name]), ""]
-            )
-    for name, value in ceiling.get("CCC", {}).items():
-        rows.append([f"CCC {name} of one rater against the others", number(value), ""])
-    for name, found in summary["raters_spread"].items():
-        what = f"correlation of the spread of {name} with its raters'"
-        rows.append([what, number(found["correlation"]), ""])
-    for name, value in summary["unfamiliar"].items():
-        rows.append([f"share of unfamiliar {name}", number(value), ""])
-    shown = [name for name in COMPARED if name in with_labels]
-    folds = [
-        [f"{fold} ({name})", *(number(with_labels[m]["by_fold"][fold]) for m in shown)]
-        for fold, name in summary["folds"].items()
-    ]
-    parts = [
-        f"# {summary['experiment']}\n",
-        *incomplete(summary),
-        f"{folds_of(summary)}, {summary['utterances']} test utterances of {speakers['count']} "
-        f"speakers, {summary['wall_time_s']:.0f} s of training and test in all.\n",
-        markdown_table(["metric", "mean ± sd over folds", "pooled over utterances"], rows),
-        markdown_table(["fold", *map(title, shown)], folds),
-    ]
-    spreads = [
-        f"{title(name)} {spread(own)} ({number(own['lowest'])} to {number(own['highest'])})"
-        for name, own in speakers.items()
-        if name != "count" and own["n"]
-    ]
-    if spreads:
-        parts.append(f"Between speakers (mean ± sd, lowest to highest): {'; '.join(spreads)}.\n")
-    for column, group in summary["groups"].items():
-        parts += group_parts(column, group["values"], group["gaps"])
-    if summary["confusion"] is not None:
-        parts.append(confusion_table(summary["emotions"], summary["confusion"], summary["recall"]))
-    return "\n".join(parts)
-
-
-def confusion_table(
-    emotions: Sequence[str], confusion: Sequence[Sequence[int]], recall: Mapping[str, float | None]
-) -> str:
-    """How often each emotion was taken for which, in Markdown, and its recall."""
-    cells = [
-        [name, *map(str, counts), number(recall[name])]
-        for name, counts in zip(emotions, confusion, strict=True)
-    ]
-    return markdown_table(["labelled \\ predicted", *emotions, "recall"], cells)
-
-
-def group_parts(
-    column: str, values: Mapping[str, Mapping[str, Any]], gaps: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
-    """A table of the groups of a column, pooled over utterances, and their gaps.
-
-    Args:
-        column: such as gender.
-        values: by group, counts and scores.
-        gaps: by score, as of `groups.gaps`.
-    """
-    rows = [
-        [group, *(str(n) if isinstance(n, int) else number(n) for n in own.values())]
-        for group, own in values.items()
-    ]
-    table = markdown_table([column, *map(title, next(iter(values.values())))], rows)
-    apart = [f"{title(name)} {gap_words(gap)}" for name, gap in gaps.items()]
-    return [table] + ([f"Gaps by {column}: {'; '.join(apart)}.\n"] if apart else [])
-
-
-def gap_words(gap: Mapping[str, Any]) -> str:
-    """A gap between groups with its interval, such as ".050 [.010, .090] (male above female)"."""
-    interval = gap["interval"] and f" [{', '.join(number(value) for value in gap['interval'])}]"
-    return f"{number(gap['gap'])}{interval or ''} ({gap['highest']} above {gap['lowest']})"
+    metrics, speakers = summary["metrics"], dict(summary["speakers"])
+    del speakers["count"]
+    return render(
+        "summary.md",
+        summary=summary,
+        lower_is_better=LOWER_IS_BETTER,
+        shown=[name for name in COMPARED if metrics.get(name, {}).get("n")],
+        speakers={name: own for name, own in speakers.items() if own["n"]},
+    )
