@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from mtmm_training.batches.collate import groups_of
 from mtmm_training.batches.masking import mask_frames, mask_modalities, rmm_probability
 from mtmm_training.batches.opinions import drop_votes
+from mtmm_training.data import hub
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
 from mtmm_training.training import faults, launch, report
@@ -227,6 +228,7 @@ def finish(job: Job) -> None:
         "model_config": model.config.to_dict(),
         "splits": data.counts,
         "skipped": data.bad,
+        "datasets": hub.described(config.manifest or ()),
         "parameters": job.parameters,
         "epochs": progress.history,
         "best_epoch": progress.best_epoch,

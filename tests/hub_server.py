@@ -16,7 +16,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -25,6 +25,7 @@ from filelock import FileLock
 from mtmm_training.publishing.isolation import HIDE, OURS
 
 WRITER, READER = "hf_the_writers_token", "hf_the_readers_token"
+ID = r"(?P<id>(?:datasets/)?[^/]+/[^/]+)"  # data sets are kept under datasets/OWNER/NAME
 Files = dict[str, bytes]
 
 
@@ -141,17 +142,17 @@ class HubHandler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
-        ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/preupload/(?P<rev>[^/]+)", "preupload"),
-        ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/commit/(?P<rev>[^/]+)", "commit"),
-        ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/branch/(?P<rev>[^/]+)", "branch"),
-        ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/tag/(?P<rev>[^/]+)", "tag"),
-        ("POST", r"/api/models/(?P<id>[^/]+/[^/]+)/discussions", "open_request"),
-        ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)/discussions/(?P<number>\d+)", "opened_request"),
-        ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)/refs", "refs"),
-        ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", "tree"),
-        ("GET", r"/api/models/(?P<id>[^/]+/[^/]+)(?:/revision/(?P<rev>[^/]+))?", "info"),
-        ("GET", r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
-        ("HEAD", r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+        ("POST", rf"/api/(?:models/)?{ID}/preupload/(?P<rev>[^/]+)", "preupload"),
+        ("POST", rf"/api/(?:models/)?{ID}/commit/(?P<rev>[^/]+)", "commit"),
+        ("POST", rf"/api/(?:models/)?{ID}/branch/(?P<rev>[^/]+)", "branch"),
+        ("POST", rf"/api/(?:models/)?{ID}/tag/(?P<rev>[^/]+)", "tag"),
+        ("POST", rf"/api/(?:models/)?{ID}/discussions", "open_request"),
+        ("GET", rf"/api/(?:models/)?{ID}/discussions/(?P<number>\d+)", "opened_request"),
+        ("GET", rf"/api/(?:models/)?{ID}/refs", "refs"),
+        ("GET", rf"/api/(?:models/)?{ID}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?", "tree"),
+        ("GET", rf"/api/(?:models/)?{ID}(?:/revision/(?P<rev>[^/]+))?", "info"),
+        ("GET", rf"/{ID}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+        ("HEAD", rf"/{ID}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def log_message(self, *args: object) -> None:
@@ -275,12 +276,12 @@ class HubHandler(BaseHTTPRequestHandler):
         user = self.user()
         if user is None:
             raise Refused(401, "", "Invalid username or password.")
-        if user[1] != "write" or repo_id.split("/")[0] != user[0]:
+        if user[1] != "write" or repo_id.split("/")[-2] != user[0]:
             raise Refused(403, "", "You don't have the rights to change this namespace's models")
 
     def repo(self, repo_id: str, content: bool = False) -> Repo:
         repo, user = self.hub.repos.get(repo_id), self.user()
-        owner = user is not None and repo_id.split("/")[0] == user[0]
+        owner = user is not None and repo_id.split("/")[-2] == user[0]
         if repo is None or (repo.private and not owner):
             raise Refused(404 if user else 401, "RepoNotFound", "Repository not found")
         if content and repo.gated and not owner:
@@ -401,12 +402,25 @@ class HubHandler(BaseHTTPRequestHandler):
     def tree(self, body: bytes, id: str, rev: str, path: str | None) -> Any:
         repo = self.repo(id)
         files = repo.commits[self.commit_of(repo, rev)]
-        if path and not any(name.startswith(f"{path}/") for name in files):
+        top = f"{path}/" if path else ""
+        below = {name for name in files if name.startswith(top)}
+        if not below:
             raise Refused(404, "EntryNotFound", f"{path} does not exist on {rev}")
+        folders = {str(folder) for name in below for folder in PurePosixPath(name).parents}
+        folders = {name for name in folders if name != "." and name.startswith(top)}
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            below, folders = (
+                {n for n in names if "/" not in n[len(top) :]} for names in (below, folders)
+            )
         return [
-            {"type": "file", "path": name, "size": len(content), "oid": oid(content)}
-            for name, content in sorted(files.items())
-            if not path or name.startswith(f"{path}/")
+            *(
+                {"type": "directory", "path": name, "oid": oid(name.encode())}
+                for name in sorted(folders)
+            ),
+            *(
+                {"type": "file", "path": name, "size": len(files[name]), "oid": oid(files[name])}
+                for name in sorted(below)
+            ),
         ]
 
     def info(self, body: bytes, id: str, rev: str | None) -> Any:

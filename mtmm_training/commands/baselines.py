@@ -11,9 +11,10 @@ from mtmm_training.commands.flags import Advanced, folder, refuse
 from mtmm_training.training import config as settings
 
 SHARED = (
-    "seed manifest audio_dir on_error corpus corpus_dir corpus_options emotions dimensions "
-    "dimension_range modalities protocol k folds_file script_disjoint improvised_only class_weights "
-    "audio_encoder text_encoder cache_dir cache_dtype batch_size workers reference group_by"
+    "seed manifest audio_dir label_map speakers_unknown on_error corpus corpus_dir corpus_options "
+    "emotions dimensions dimension_range modalities protocol k folds_file script_disjoint "
+    "improvised_only class_weights audio_encoder text_encoder cache_dir cache_dtype batch_size workers "
+    "reference group_by"
 ).split()
 
 

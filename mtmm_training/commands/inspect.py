@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import folder, refuse
+from mtmm_training.commands.flags import Advanced, folder, refuse
+from mtmm_training.data import hub
 from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS
 from mtmm_training.data.corpora.labels import LABELS
 
@@ -20,9 +21,10 @@ TAKEN = CORPUS_FLAGS | {"official_split": "--official_split"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add = parser.add_mutually_exclusive_group().add_argument
     add("--corpus", choices=CORPORA, metavar="NAME", help="one of those below")
     add("--manifest", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet table")
+    hub.add_flags(parser.add_argument, Advanced)
     parser.add_argument("--out", metavar="FOLDER", type=folder,
         help="also write the table and a picture there, as <name>.txt, .png and .pdf")  # fmt: skip
     known = [f"{name:12} {reader.contents}" for name, reader in CORPORA.items()]
@@ -51,8 +53,12 @@ def run(options: argparse.Namespace) -> None:
     of_corpus = ("corpus_dir", "labels", "partial", "official_split", "corpus_options")
     given = [f"--{name}" for name in of_corpus if getattr(options, name)]
     of_reader = options.corpus_options or {}
+    places = hub.places_of(options)
+    options.manifest = options.manifest or (places or [None])[0]
     taken = [TAKEN[name] for name in of_reader if name in TAKEN]
     refuse(
+        (bool(options.manifest) + bool(options.corpus) != 1 or len(places) > 1,
+         "give one of --corpus, --manifest and --dataset"),
         (options.manifest and given, f"{' and '.join(given)} go with --corpus"),
         (options.corpus and not options.corpus_dir, "--corpus needs --corpus_dir"),
         (options.corpus and options.dimension_range, "--dimension_range goes with --manifest"),
@@ -65,8 +71,11 @@ def run(options: argparse.Namespace) -> None:
 
     if options.manifest:
         name = Path(options.manifest).resolve().parent.name
+        name = hub.name_of(places[0]) if places else name
         utterances = read_manifest(
-            options.manifest, dimension_range=options.dimension_range or (1.0, 5.0)
+            options.manifest,
+            dimension_range=options.dimension_range or (1.0, 5.0),
+            speakers=not places,
         )
     else:
         name = options.corpus

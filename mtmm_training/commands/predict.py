@@ -25,7 +25,6 @@ examples:
     mtmm predict corpus/manifest.csv --model M --out out/predicted
     accelerate launch -m mtmm_training predict M.csv --model M --out out/predicted
     srun sh -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS mtmm predict M.csv --model M --out P'
-  The processes share the folder alone; the last one checks that every input is there, in order.
 
 columns of --csv and of the parts: id, emotion, p_<emotion> (probabilities), the dimensions on the
 model's scale, missing (modalities that were not there), text (what was recognised, or said in the
@@ -44,6 +43,7 @@ from typing import Any
 
 from mtmm_training.commands.flags import Advanced, channel, count, refuse, share
 from mtmm_training.commands.predict_inputs import is_manifest
+from mtmm_training.data import hub
 
 REFERENCES = ("speaker", "domain", "none")
 
@@ -73,11 +73,12 @@ def add_reference_flag(group: Any) -> None:
 
 def add_input_flags(parser: argparse.ArgumentParser) -> Any:
     """The inputs and the model; returns the latter's group."""
-    parser.add_argument_group("inputs").add_argument(
+    add = parser.add_argument_group("inputs").add_argument
+    hub.add_flags(add, Advanced)
+    add(
         "inputs", nargs="*", metavar="INPUT",
-        help="an audio file or URL; a folder: all audio below it; a manifest (.csv, .tsv, .jsonl, "
-        ".parquet with the columns audio, text, id, start, end; labels are not read); or - : wav "
-        "from standard input, answered window by window",
+        help="an audio file or URL; a folder: all audio below it; a manifest (its labels are not "
+        "read); or - : wav from standard input, answered window by window",
     )  # fmt: skip
     group = parser.add_argument_group("model")
     add = group.add_argument
@@ -166,12 +167,13 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--min_confidence", type=float, metavar="P",
         help="name no emotion that is less probable")  # fmt: skip
     add("--on_error", choices=("skip", "stop"), default="skip",
-        help="an input that cannot be read is named and counted (skip), or ends the run (stop)",
+        help="an input that fails is named and counted (skip), or ends all (stop)",
         )  # fmt: skip
 
 
 def check_inputs(given: argparse.Namespace) -> None:
     """Refuses inputs, transcripts and references that do not go together."""
+    given.inputs = given.inputs + hub.places_of(given)
     several, none = len(given.inputs) > 1, not given.inputs
     tables = any(map(is_manifest, given.inputs))
     folders = any(Path(place).is_dir() for place in given.inputs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mtmm_training.data import sounds, turns
+from mtmm_training.data import hub, sounds, turns
 from mtmm_training.data.corpora.checks import read_text
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.tables import SUFFIXES as MANIFEST_SUFFIXES
@@ -100,7 +100,7 @@ def read_inputs(
     for place in places:
         path = Path(place)
         if is_manifest(place):
-            rows = read_manifest(path, labelled=False)
+            rows = read_manifest(place, labelled=False)
             inputs += [Input.of(row, speakers) for row in rows]
             continue
         top = path if path.is_dir() else path.parent
@@ -132,6 +132,8 @@ def read_inputs(
 
 def is_manifest(place: str) -> bool:
     """Whether this names a table of utterances."""
+    if hub.is_dataset(place):
+        return True
     return Path(place).suffix.lower() in MANIFEST_SUFFIXES and not Path(place).is_dir()
 
 

@@ -10,16 +10,18 @@ speaker of its own. Emotions that the model does not know are left out of its sc
 
 import argparse
 
-from mtmm_training.commands.flags import folder
+from mtmm_training.commands.flags import Advanced, folder, refuse
 from mtmm_training.commands.predict import add_machine_flags, find_model
+from mtmm_training.data import hub
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The model, the table, and where the scores go."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="folder of a model or run, or an id on the Hub")
-    add("manifest", metavar="MANIFEST", help="a .csv, .tsv, .jsonl or .parquet table")
+    add("manifest", metavar="MANIFEST", nargs="?", help="a .csv, .tsv, .jsonl or .parquet table")
     add = parser.add_argument_group("table").add_argument
+    hub.add_flags(add, Advanced)
     add("--audio_dir", help="where its relative audio paths begin; its folder if not given")
     add("--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="the scale of its valence, arousal and dominance; the model's if not given")  # fmt: skip
@@ -34,6 +36,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Predicts every row, and prints the scores."""
+    places = [options.manifest] if options.manifest else hub.places_of(options)
+    refuse((len(places) != 1, "give MANIFEST, or --dataset with one data set"))
+    options.manifest = places[0]
     find_model(options)
     from mtmm_training.studies.score import score_model
 

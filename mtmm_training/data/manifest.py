@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from mtmm_training.data import sounds
+from mtmm_training.data import hub, sounds
 from mtmm_training.data.files import replacing
-from mtmm_training.data.tables import Row, Table, read_table
+from mtmm_training.data.tables import Row, read_table, renamed
 from mtmm_training.data.utterances import (
     DIMENSIONS,
     RATINGS,
@@ -40,12 +40,6 @@ COLUMNS = {
     "start": "start_s", "end": "end_s", "votes": "votes",
     **{name: name for name in RATINGS.values()}, "raters": "raters",
 }  # fmt: skip
-# What other tables call them; a lower-case name that is here is read as the column it stands for.
-ALIASES = {
-    "audio": "path file file_name filename file_path filepath wav audio_path audio_file audio_filepath",
-    "text": "transcript transcription sentence utterance",
-    "emotion": "label emotion_label",
-}
 _AUDIO_FILE = re.compile(r"\.(wav|flac|ogg|opus|mp3|m4a|aiff?)\s*$", re.IGNORECASE)
 _LISTS = (*RATINGS.values(), "raters")
 _DECIDED_BY = {"emotion": "votes", **RATINGS}  # what a missing column follows from
@@ -69,6 +63,7 @@ def read_manifest(
     audio_exists: bool = True,
     groups: Sequence[str] = (),
     speakers: bool = True,
+    label_map: Mapping[str, str | None] | None = None,
 ) -> list[Utterance]:
     """Reads a table with one utterance per row and the columns of `COLUMNS`.
 
@@ -81,7 +76,8 @@ def read_manifest(
     emotion with most votes; without one of a dimension, it is the mean of its ratings.
 
     Args:
-        path: .csv or .tsv (comma, tab or semicolon, told from the header; UTF-8), .jsonl, .parquet.
+        path: a data set as of hub.py, or a file: .csv or .tsv (comma, tab or semicolon, told from the
+            header; UTF-8), .jsonl, .parquet.
         audio_dir: what relative audio paths are relative to; the manifest's folder by default.
         dimension_range: lowest and highest legal valence, arousal and dominance.
         labelled: if not, for predictions alone: emotions and dimensions are not read, speakers may be
@@ -90,6 +86,7 @@ def read_manifest(
             is read.
         groups: further columns to keep, see `column_of`.
         speakers: refuse labelled rows without a speaker; if not, theirs is `UNKNOWN_SPEAKER`.
+        label_map: other names for emotions; None = no label.
 
     Returns:
         Utterances in the order of the rows, with absolute audio paths or addresses. Without an `id`,
@@ -102,16 +99,19 @@ def read_manifest(
             JSONL and Parquet: the first record is).
         FileNotFoundError: the manifest or audio files are missing.
     """
-    path = Path(path)
     problems: dict[int, str] = {}
-    columns, rows = read_table(path, problems)
+    if hub.is_dataset(path):
+        columns, rows = hub.read_dataset(str(path), problems, groups)
+        base, stem = hub.folder_of(str(path)), hub.name_of(str(path))
+    else:
+        path = Path(path)
+        base, stem = os.path.abspath(path.parent if audio_dir is None else audio_dir), path.stem
+        columns, rows = renamed(path, *read_table(path, problems), groups)
     unread = () if labelled else _LABELS
     speakers = speakers and labelled
-    columns, rows = _renamed(path, columns, rows, groups)
     if columns or not problems:
         read = [name for name in columns if name not in unread]
         _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], speakers, rows)
-    base = os.path.abspath(path.parent if audio_dir is None else audio_dir)
     uses = Counter(str(row.get("audio")) for row in rows.values())
     utterances: dict[int, Utterance] = {}
     first_use: dict[str, int] = {}
@@ -125,14 +125,15 @@ def read_manifest(
             audio = values["audio"]
             if values["utterance_id"] is None:
                 of_file = audio is not None and sounds.is_named(audio)
-                name = _relative(audio, Path(base)) if of_file else path.stem
+                name = _relative(audio, Path(base)) if of_file else stem
                 alone = of_file and uses[audio] == 1
                 values["utterance_id"] = (name if alone else f"{name}#{number}").strip()
             if audio is not None:
                 values["audio"] = sounds.located(audio, base)
             if not speakers and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
-            values["corpus"] = values["corpus"] or path.stem
+            values["corpus"] = values["corpus"] or stem
+            _rename_emotions(values, label_map or {})
             _take_from_votes(values, columns)
             kept = {n: str(row.get(n) or "").strip() for n in groups if n not in COLUMNS}
             values["groups"] = tuple((name, value) for name, value in kept.items() if value)
@@ -164,6 +165,18 @@ def read_manifest(
     return list(utterances.values())
 
 
+def _rename_emotions(values: dict[str, Any], names: Mapping[str, str | None]) -> None:
+    """Emotions and votes under other names, or without those that are None."""
+    emotion, votes = values.get("emotion"), values.get("votes") or {}
+    values["emotion"] = names.get(emotion, emotion)
+    kept: dict[str, float] = {}
+    for name, count in votes.items():
+        if (ours := names.get(name, name)) is not None:
+            kept[ours] = kept.get(ours, 0.0) + count
+    if votes:
+        values["votes"] = kept or None
+
+
 def _take_from_votes(values: dict[str, Any], columns: Sequence[str]) -> None:
     """Emotion and dimensions of a row whose table has votes and ratings alone."""
     if "emotion" not in columns and values.get("votes") is not None:
@@ -173,7 +186,7 @@ def _take_from_votes(values: dict[str, Any], columns: Sequence[str]) -> None:
             values[mean] = math.fsum(values[ratings]) / len(values[ratings])
 
 
-def _of_rows(path: Path, what: str, problems: dict[int, str]) -> str:
+def _of_rows(path: str | Path, what: str, problems: dict[int, str]) -> str:
     lines = [f"row {number}: {problem}" for number, problem in sorted(problems.items())]
     return listing(f"{path}: {len(problems)} {what}", lines)
 
@@ -278,31 +291,9 @@ def _relative(audio: str, folder: Path) -> str:
 # ---- rows to utterances ------------------------------------------------------------------------
 
 
-def _renamed(path: Path, columns: list[str], rows: dict[int, Row], kept: Sequence[str]) -> Table:
-    """The table with the columns of `ALIASES` under our names; says which.
-
-    Raises:
-        ValueError: two columns may be the same one.
-    """
-    ours: dict[str, str] = {}
-    for name, others in ALIASES.items():
-        free = [column for column in columns if column not in kept]
-        found = [column for column in free if column.strip().lower() in others.split()]
-        if name in columns or not found:
-            continue
-        if len(found) > 1:
-            raise ValueError(
-                f"{path}: columns {' and '.join(map(repr, found))} may each be {name!r}; call one so."
-            )
-        ours[found[0]] = name
-        logger.warning("%s: column %r is read as %r", path, found[0], name)
-    if not ours:
-        return columns, rows
-    rows = {n: {ours.get(name, name): v for name, v in row.items()} for n, row in rows.items()}
-    return [ours.get(column, column) for column in columns], rows
-
-
-def _check_columns(path: Path, columns: list[str], speakers: bool, rows: Mapping[int, Row]) -> None:
+def _check_columns(
+    path: str | Path, columns: list[str], speakers: bool, rows: Mapping[int, Row]
+) -> None:
     """Refuses missing, doubled and misspelt columns; says which others are ignored."""
     doubled = [column for column in COLUMNS if columns.count(column) > 1]
     unknown = [column for column in columns if column not in COLUMNS]
@@ -327,6 +318,11 @@ def _check_columns(path: Path, columns: list[str], speakers: bool, rows: Mapping
         found = few(columns) or "none"
         needed = "the columns 'speaker', and" if speakers else "a column"
         problem = f"needs {needed} 'audio' or 'text'; it has {found}"
+        if speakers and {"audio", "text"} & set(columns):
+            problem += (
+                ". Folds keep speakers apart: without their names one voice may be in training and test, "
+                "and scores are too high. --speakers_unknown accepts that"
+            )
     if problem:
         ended = problem if problem.endswith("?") else f"{problem}."
         raise ValueError(f"{path}: {ended} Known columns: {', '.join(COLUMNS)}.")
@@ -393,7 +389,7 @@ def _parse_opinions(column: str, value: Any, dimension_range: Sequence[float]) -
     return ratings
 
 
-def _warn_of_like_speakers(path: Path, utterances: Iterable[Utterance]) -> None:
+def _warn_of_like_speakers(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Two spellings of one person would be put on both sides of a fold."""
     spellings: dict[str, str] = {}
     for name in dict.fromkeys(u.speaker_id for u in utterances):

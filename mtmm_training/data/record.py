@@ -16,7 +16,7 @@ from mtmm_training.data.files import read_json, write_json
 # Settings that change no result: where things lie, how often something is saved, what runs at once.
 # `fold`, `on_error` and the data's places do change what is trained on, but a record has the splits
 # themselves.
-DATA = frozenset("manifest audio_dir corpus_dir preset".split())
+DATA = frozenset("manifest audio_dir corpus_dir label_map preset".split())
 HARMLESS = DATA | frozenset(
     "out cache_dir resume tracker checkpoint_steps keep_checkpoints "
     "workers on_error encode_only verify_cache fold folds jobs".split()

@@ -8,17 +8,17 @@ import io
 import json
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate
 from threading import Lock
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-import numpy as np
-import soundfile
-
-from audio_mtmm import check_rate, fetch, load_audio, samples_of, to_mono
+if TYPE_CHECKING:
+    import numpy as np
 
 # What fsspec, which comes with datasets, opens beside paths.
 _ADDRESS = re.compile(r"(https?|data|hf|s3|gs|zip|tar|gzip):", re.IGNORECASE)
@@ -92,22 +92,37 @@ def source(audio: str) -> str | bytes:
 
 def waveform(
     audio: str, start_s: float | None = None, end_s: float | None = None
-) -> tuple[np.ndarray, int]:
+) -> "tuple[np.ndarray, int]":
     """As `load_audio`, of audio wherever it is."""
+    from audio_mtmm import load_audio  # here, as below: flags are read without NumPy
+
     return load_audio(source(audio), start_s, end_s)
 
 
 @lru_cache(maxsize=2)  # several utterances may be parts of one
 def _remote(address: str) -> bytes:
     if address.lower().startswith(("http", "data:")):
-        return fetch(address)
-    import fsspec
+        from audio_mtmm import fetch
 
-    with fsspec.open(address) as file:
+        return fetch(address)
+    with opened(address) as file:
         return file.read()
 
 
+def opened(place: str) -> IO[bytes]:
+    """A file here or at an address."""
+    if not is_address(place):
+        return open(place, "rb")
+    import fsspec
+
+    return fsspec.open(place).open()
+
+
 def _as_bytes(value: Any, rate: Any, table: str) -> str | bytes:
+    import soundfile
+
+    from audio_mtmm import check_rate, samples_of, to_mono
+
     if isinstance(value, Mapping) and not any(value.get(key) for key in ("bytes", "array")):
         value = value.get("path")
     value, rate = samples_of(value, rate)
@@ -125,24 +140,24 @@ def _as_bytes(value: Any, rate: Any, table: str) -> str | bytes:
 def _value(table: str, column: str, row: int) -> tuple[Any, Any]:
     """What is in a cell, and the row's sampling rate where it has one of its own."""
     if not table.lower().endswith(".parquet"):  # .jsonl
-        with open(table, "rb") as file:
+        with opened(table) as file:
             file.seek(_ends(table)[row - 1])
             found = json.loads(file.readline())
         return found[column], found.get("sampling_rate")
     process = os.getpid()  # one that was forked must not read through its parent's connections
     meta = parquet(table, process).metadata
-    ends = np.cumsum([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
-    group = int(np.searchsorted(ends, row))
-    at = row - 1 - int(ends[group]) + meta.row_group(group).num_rows
+    ends = [*accumulate(meta.row_group(i).num_rows for i in range(meta.num_row_groups))]
+    group = bisect_left(ends, row)
+    at = row - 1 - ends[group] + meta.row_group(group).num_rows
     found = _group(table, group, column, process).slice(at, 1).to_pylist()[0]
     return found[column], found.get("sampling_rate")
 
 
 @lru_cache(maxsize=4)
-def _ends(path: str) -> np.ndarray:
+def _ends(path: str) -> list[int]:
     """Where each line ends, in bytes; 0 before the first."""
-    with open(path, "rb") as file:
-        return np.cumsum([0, *(len(line) for line in file)])
+    with opened(path) as file:
+        return [*accumulate(map(len, file), initial=0)]
 
 
 @lru_cache(maxsize=4)
@@ -150,11 +165,9 @@ def parquet(place: str, process: int) -> Any:
     """A `pyarrow.parquet.ParquetFile` of this process, here or at an address."""
     from pyarrow.parquet import ParquetFile
 
-    if not is_address(place):
-        return ParquetFile(place, memory_map=True)
-    import fsspec
-
-    return ParquetFile(fsspec.open(place).open())
+    return ParquetFile(
+        opened(place) if is_address(place) else place, memory_map=not is_address(place)
+    )
 
 
 @lru_cache(maxsize=2)

@@ -3,46 +3,84 @@
 import csv
 import io
 import json
+import logging
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtmm_training.data import sounds
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, Any]
 Table = tuple[list[str], dict[int, Row]]  # columns, and rows by number
+# What other tables call them; a lower-case name that is here is read as the column it stands for.
+ALIASES = {
+    "audio": "path file file_name filename file_path filepath wav audio_path audio_file audio_filepath "
+    "audio_file_name",
+    "text": "transcript transcription sentence utterance",
+    "emotion": "label emotion_label",
+    "speaker": "speaker_id spk_id client_id",
+}
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
-def read_table(path: str | Path, problems: dict[int, str]) -> Table:
+def read_table(place: str | Path, problems: dict[int, str]) -> Table:
     """Reads a table; of audio in its cells the addresses, see sounds.py.
 
     Args:
-        path: ends in one of `SUFFIXES`.
+        place: a path or address that ends in one of `SUFFIXES`.
         problems: gets what is wrong with rows that cannot be taken apart, by number.
 
     Raises:
         ValueError: the file cannot be read as what its name says.
     """
-    path, suffix = Path(path), Path(path).suffix.lower()
+    suffix = Path(place).suffix.lower()
+    place = str(place) if sounds.is_address(str(place)) else os.path.abspath(place)
+    if suffix not in SUFFIXES:
+        raise ValueError(f"`path`={place!r} must end in one of {', '.join(SUFFIXES)}.")
     try:
         if suffix == ".parquet":
-            return read_parquet(str(path.absolute()))
-        if suffix == ".jsonl":
-            return _read_jsonl(path, problems)
-        if suffix in SUFFIXES:
-            return read_delimited(path.read_bytes().decode("utf-8-sig"), problems)
+            return read_parquet(place)
+        with sounds.opened(place) as file:
+            text = file.read().decode("utf-8-sig")
+        return (_read_jsonl if suffix == ".jsonl" else read_delimited)(text, problems, place)
     except ValueError as error:  # of libraries, which do not say which file
-        raise ValueError(f"{path} cannot be read as {suffix} ({error}).") from error
-    raise ValueError(f"`path`={str(path)!r} must end in one of {', '.join(SUFFIXES)}.")
+        raise ValueError(f"{place} cannot be read as {suffix} ({error}).") from error
 
 
-def read_delimited(text: str, problems: dict[int, str]) -> Table:
+def renamed(path: object, columns: list[str], rows: dict[int, Row], kept: Sequence[str]) -> Table:
+    """The table with the columns of `ALIASES` under our names, but for those that are kept; says which.
+
+    Raises:
+        ValueError: two columns may be the same one.
+    """
+    ours: dict[str, str] = {}
+    for name, others in ALIASES.items():
+        free = [column for column in columns if column not in kept]
+        found = [column for column in free if column.strip().lower() in others.split()]
+        if name in columns or not found:
+            continue
+        if len(found) > 1:
+            raise ValueError(
+                f"{path}: columns {' and '.join(map(repr, found))} may each be {name!r}; call one so."
+            )
+        ours[found[0]] = name
+        if path is not None:
+            logger.warning("%s: column %r is read as %r", path, found[0], name)
+    if not ours:
+        return columns, rows
+    rows = {n: {ours.get(name, name): v for name, v in row.items()} for n, row in rows.items()}
+    return [ours.get(column, column) for column in columns], rows
+
+
+def read_delimited(text: str, problems: dict[int, str], place: str = "") -> Table:
     """Takes apart CSV, whose delimiter (comma, tab or semicolon) the header tells.
 
     Args:
-        text: the file's.
+        text, place: the file's.
         problems: gets what is wrong with a row, by its number; the header is row 1.
 
     Returns:
@@ -74,10 +112,10 @@ def read_delimited(text: str, problems: dict[int, str]) -> Table:
     return columns, rows
 
 
-def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
+def _read_jsonl(text: str, problems: dict[int, str], place: str) -> Table:
     rows: dict[int, Row] = {}
     # Not splitlines(): U+2028 and the like may stand inside a JSON string.
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -90,15 +128,15 @@ def _read_jsonl(path: Path, problems: dict[int, str]) -> Table:
                 inside = {"array", "bytes", "path"} & set(value if isinstance(value, dict) else ())
                 is_list = name == "audio" and isinstance(value, list)
                 if inside or (is_list and not any(isinstance(item, str) for item in value[:1])):
-                    row[name] = sounds.cell(str(path.absolute()), name, number)
+                    row[name] = sounds.cell(place, name, number)
             rows[number] = row
         else:
             problems[number] = f"is {line.strip()!r:.60}; give one JSON object per line."
     return list(dict.fromkeys(column for row in rows.values() for column in row)), rows
 
 
-def read_parquet(place: str, first: int = 1) -> Table:
-    """Reads a Parquet file, here or at an address, whose first row gets this number.
+def read_parquet(place: str) -> Table:
+    """Reads a Parquet file, here or at an address, whose rows are numbered from 1.
 
     Audio itself is not read. Of datasets' features, class labels become their names, and a column of
     audio, where it is the only one, is called so. Without a column `id`, audio's own names are the
@@ -142,4 +180,4 @@ def read_parquet(place: str, first: int = 1) -> Table:
     rows = (
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     )
-    return list(columns), dict(enumerate(rows, start=first))
+    return list(columns), dict(enumerate(rows, start=1))

@@ -20,7 +20,7 @@ from mtmm_training.training.run import RESULTS, Run
 PATH = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+ -]+){2,}[/\\]?")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 # Flags of a run that hold paths, also such as have no slash in front, and those that may hold one.
-PATH_FIELDS = ("out", "manifest", "audio_dir", "corpus_dir", "cache_dir", "folds_file")
+PATH_FIELDS = ("out", "manifest", "audio_dir", "corpus_dir", "label_map", "cache_dir", "folds_file")
 ENDPOINT_NEEDS = "transformers>=5.23,<6\nsoundfile>=0.13\nsoxr>=1\n"  # torch is there
 SOURCE_FIELDS = ("audio_encoder", "text_encoder", "model")
 

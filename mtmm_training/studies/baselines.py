@@ -36,7 +36,7 @@ from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import STATES, FeatureCache
 from mtmm_training.batches.collate import to_dataset
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND
-from mtmm_training.data import sounds
+from mtmm_training.data import hub, sounds
 from mtmm_training.data.files import write_json
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import settings_of
@@ -253,6 +253,7 @@ def run_fold(
         "config": flags_record(config),
         "model_config": known.to_dict(),
         "baseline": asdict(baseline),
+        "datasets": hub.described(config.manifest or ()),
         "splits": {name: prepare.describe_split(splits[name], config) for name in SPLITS},
         "chosen": fitted.chosen,
         **scores,

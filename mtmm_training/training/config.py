@@ -16,6 +16,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mtmm_training.data import hub
 from mtmm_training.data.corpora import CORPORA
 from mtmm_training.data.files import read_json
 from mtmm_training.data.utterances import DIMENSIONS
@@ -67,8 +68,7 @@ class TrainConfig:
     Data:
         manifest: Tables of utterances as CSV, TSV, JSONL or Parquet. Several tables are several
             corpora, and ids become corpus/id.
-        audio_dir: Folder that a manifest's relative audio paths begin in; the manifest's own if not
-            given.
+        audio_dir: Folder that relative audio paths begin in; the manifest's own if not given.
         corpus: Name of a corpus that has a reader, instead of a manifest.
         corpus_dir: Folder of the corpus as its makers distribute it.
         corpus_options (seldom): Options of the corpus's reader as JSON, such as '{"labels": "all"}'.
@@ -80,6 +80,9 @@ class TrainConfig:
         on_error: What happens when a recording cannot be used. stop: the run ends. skip: all
             recordings are read before training, and the bad ones are left out of every split and
             named in results.json.
+        label_map (seldom): JSON file with other names for emotions: {"anger": "angry", "calm": null}.
+        speakers_unknown (seldom): Take each utterance without a speaker for a speaker of its own: scores
+            are then too high, as one voice can be in training and test.
         labels: What emotions and dimensions are learned from. votes: what each listener said, where
             the data has it; a label without votes is one vote. majority: labels and means alone.
         group_by (seldom): Columns of the manifest by whose values the test split is scored, too;
@@ -180,6 +183,8 @@ class TrainConfig:
     dimension_range: list[float] = field(default_factory=list)
     modalities: list[str] = field(default_factory=lambda: ["audio", "text"])
     on_error: str = "stop"
+    label_map: str | None = None
+    speakers_unknown: bool = False
     labels: str = "votes"
     group_by: list[str] | None = None
     corpus_exponent: float = 1.0
@@ -270,6 +275,7 @@ class TrainConfig:
         dimensions = self.dimensions or known.dimension_names
         return dataclasses.replace(
             self,
+            manifest=self.manifest and [hub.pinned(place) for place in self.manifest],
             emotions=self.emotions or emotions,
             dimensions=[name for name in DIMENSIONS if name in dimensions],
             dimension_range=self.dimension_range or scale,
@@ -321,7 +327,7 @@ def _contradictions(config: TrainConfig) -> Iterator[Rule]:
     quoted = """a JSON object in single quotes, such as '{"NAME": "VALUE"}'"""
     without = "left out without audio in --modalities"
     yield "out", bool(c.out.strip()), "the name of a folder, such as out/run"
-    yield "manifest", (c.manifest is None) != (c.corpus is None), "given, or else --corpus"
+    yield "manifest", (c.manifest is None) != (c.corpus is None), "given, or --dataset or --corpus"
     yield "audio_dir", c.audio_dir is None or c.corpus is None, "left out with --corpus"
     yield "corpus_dir", (c.corpus is None) == (c.corpus_dir is None), "given with --corpus alone"
     yield "corpus_options", options is not None, quoted
@@ -427,6 +433,8 @@ def add_flags(
                 text += f" ({' '.join(shown) if isinstance(shown, list) else shown})"
             text = advanced(text) if name in ADVANCED else text
             group.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **options)
+            if name == "manifest":
+                hub.add_flags(group.add_argument, advanced)
 
 
 def documented() -> dict[str, dict[str, str]]:
@@ -475,6 +483,8 @@ def from_options(options: argparse.Namespace) -> TrainConfig:
     """
     names = [f.name for f in dataclasses.fields(TrainConfig)]
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    if named := hub.places_of(options):
+        given["manifest"] = given.get("manifest", []) + named
     folder = given.get("resume")
     if isinstance(folder, str):
         flags = read_json(Path(folder, SETTINGS_FILE), "flags")["flags"]

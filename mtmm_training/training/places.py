@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-DATA = ("manifest", "audio_dir", "corpus_dir")  # flags that say where utterances are
+from mtmm_training.data.hub import is_dataset
+
+DATA = ("manifest", "audio_dir", "corpus_dir", "label_map")  # flags that say where utterances are
 OTHERS = ("folds_file", "cache_dir", "model", "audio_encoder", "text_encoder")  # or ids on the Hub
 
 
@@ -45,7 +47,8 @@ def _changed(
     """The relative places among these flags, changed where a condition holds."""
 
     def one(place: str) -> str:
-        return place if os.path.isabs(place) or not where(place) else change(place)
+        stays = os.path.isabs(place) or is_dataset(place) or not where(place)
+        return place if stays else change(place)
 
     given = {name: flags[name] for name in names if flags.get(name) not in (None, "off")}
     return {

@@ -15,6 +15,7 @@ from torch import Tensor
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.collate import find_bad, unusable
 from mtmm_training.data.corpora import CORPORA, read_corpus
+from mtmm_training.data.files import read_json
 from mtmm_training.data.folds import (
     Fold,
     fold_from_speakers,
@@ -23,7 +24,7 @@ from mtmm_training.data.folds import (
     script_of,
     select,
 )
-from mtmm_training.data.manifest import column_of, read_manifests
+from mtmm_training.data.manifest import UNKNOWN_SPEAKER, column_of, read_manifests
 from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import (
@@ -146,13 +147,20 @@ def read_named(config: TrainConfig, audio_exists: bool = False) -> list[Utteranc
         options, official = json.loads(config.corpus_options), config.protocol == "official"
         place = str(config.corpus), str(config.corpus_dir)
         return read_corpus(*place, official_split=official, **options)
-    return read_manifests(
+    names = None if config.label_map is None else read_json(Path(config.label_map))
+    found = read_manifests(
         config.manifest,
         audio_dir=config.audio_dir,
         dimension_range=tuple(config.dimension_range),
         audio_exists=audio_exists,
         groups=config.group_by or (),
+        speakers=not config.speakers_unknown,
+        label_map=names,
     )
+    return [
+        replace(u, speaker_id=u.utterance_id) if u.speaker_id == UNKNOWN_SPEAKER else u
+        for u in found
+    ]
 
 
 def read_all(config: TrainConfig) -> list[Utterance]:

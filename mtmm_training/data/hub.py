@@ -1,0 +1,190 @@
+"""Data sets of the Hub, and folders that datasets reads, in the place of a manifest.
+
+dataset:OWNER/NAME@REVISION?config=NAME&split=NAME names one, several splits with commas; all but the
+name may be left out. Tables and recordings are read where they are, and nothing is kept here.
+"""
+
+import argparse
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+from mtmm_training.data import sounds
+from mtmm_training.data.tables import SUFFIXES, Row, Table, read_table, renamed
+
+PREFIX = "dataset:"
+SPLIT_NAMES = {"train": "train", "test": "test"}
+SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_AUDIO = re.compile(r"\.(wav|flac|ogg|opus|mp3|aiff?|au|caf|w64)$", re.IGNORECASE)
+
+
+def add_flags(add: Callable[..., Any], advanced: Callable[[str], str]) -> None:
+    """--dataset and what goes with it, to a parser or a group of one; marks help that is seldom needed."""
+    unset = argparse.SUPPRESS
+    add("--dataset", nargs="+", default=unset, metavar="PLACE",
+        help="data sets, OWNER/NAME[@REVISION] of the Hub or folders, as manifests")  # fmt: skip
+    add(
+        "--dataset_config",
+        default=unset,
+        metavar="NAME",
+        help=advanced("of the data set, if it has several"),
+    )
+    add(
+        "--dataset_split",
+        default=unset,
+        metavar="NAMES",
+        help=advanced("with commas; all if not given"),
+    )
+
+
+def places_of(options: argparse.Namespace) -> list[str]:
+    """What the flags of `add_flags` say, in the place of manifests."""
+    said = {"config": "dataset_config", "split": "dataset_split"}
+    more = urlencode(
+        {k: getattr(options, flag) for k, flag in said.items() if hasattr(options, flag)}
+    )
+    names = getattr(options, "dataset", [])
+    names = [os.path.abspath(name) if os.path.isdir(name) else name for name in names]
+    return [f"{PREFIX}{name}{'?' if more else ''}{more}" for name in names]
+
+
+def is_dataset(place: object) -> bool:
+    """Whether this names a data set, no file."""
+    return str(place).startswith(PREFIX)
+
+
+def _parts(place: str) -> tuple[str, str | None, dict[str, str]]:
+    """Name, revision, and what follows them."""
+    name, _, more = place.removeprefix(PREFIX).partition("?")
+    name, at, revision = (name, "", "") if os.path.isdir(name) else name.partition("@")
+    return name, revision or None, {key: values[0] for key, values in parse_qs(more).items()}
+
+
+@lru_cache(maxsize=8)
+def _builder(place: str) -> Any:
+    from datasets import load_dataset_builder  # comes with the training extra
+
+    name, revision, more = _parts(place)
+    return load_dataset_builder(name, more.get("config"), revision=revision)
+
+
+def pinned(place: str) -> str:
+    """The same data set at the commit that its revision stands for now; a manifest as it is."""
+    if not is_dataset(place) or os.path.isdir(_parts(place)[0]):
+        return place
+    name, _, more = _parts(place)
+    return f"{PREFIX}{name}@{_builder(place).hash}{'?' if more else ''}{urlencode(more)}"
+
+
+def described(places: Sequence[str]) -> list[dict[str, Any]]:
+    """What results.json says of the data sets among these: id, revision, config, splits, fingerprint."""
+    found = []
+    for place in filter(is_dataset, places):
+        builder = _builder(place)
+        name, revision, more = _parts(place)
+        files = {split: list(map(str, names)) for split, names in builder.config.data_files.items()}
+        splits = more.get("split", ",".join(map(str, files))).split(",")
+        known = {"config": builder.config.name, "splits": splits, "fingerprint": builder.hash}
+        found.append({"id": name, "revision": revision} | known)
+    return found
+
+
+def folder_of(place: str) -> str:
+    """Where its files begin: a folder, or an address."""
+    return str(_builder(place).base_path)
+
+
+def name_of(place: str) -> str:
+    """Without its owner."""
+    return os.path.basename(_parts(place)[0])
+
+
+def read_dataset(place: str, problems: dict[int, str], kept: Sequence[str] = ()) -> Table:
+    """Reads the tables of a data set; without any, the recordings themselves, by folders of emotions.
+
+    Args:
+        place: as of this module.
+        problems: as of `read_table`.
+        kept: columns that keep their names.
+
+    Returns:
+        As `read_table`, with the split's name where there are several. Audio is located.
+
+    Raises:
+        ValueError: there is no such split, or nothing in it that can be read.
+        OSError: it cannot be had.
+    """
+    builder = _builder(place)
+    files = {
+        str(split): list(map(str, names))
+        for split, names in (builder.config.data_files or {}).items()
+    }
+    wanted = _parts(place)[2].get("split", ",".join(files)).split(",")
+    columns, rows = dict[str, None](), list[Row]()
+    for split in wanted:
+        if split not in files:
+            raise ValueError(
+                f"{place} has no split {split!r}; it has {', '.join(files) or 'none'}."
+            )
+        for own, found in _tables(
+            files[split], builder.info.features or {}, problems, len(rows), kept
+        ):
+            columns |= dict.fromkeys(own)
+            for row in found:
+                if len(wanted) > 1:
+                    row.setdefault("split", SPLIT_NAMES.get(split.lower()))
+                    columns["split"] = None
+            rows += found
+    if not rows and not problems:
+        ends = sorted({os.path.splitext(name)[1] for split in wanted for name in files[split]})
+        raise ValueError(f"{place} has files of {', '.join(ends)}, and no tables or recordings.")
+    counts = Counter(row.get("id") for row in rows)
+    for row in rows:
+        if (
+            row.get("id") is not None and counts[row["id"]] > 1
+        ):  # files of one name in several splits
+            row["id"] = f"{row.get('split')}/{row['id']}"
+    return list(columns), dict(enumerate(rows, start=1))
+
+
+def _tables(
+    files: list[str],
+    features: Mapping[str, Any],
+    problems: dict[int, str],
+    offset: int,
+    kept: Sequence[str],
+) -> Iterator[tuple[list[str], list[Row]]]:
+    """Columns and rows of each table of a split; of recordings alone, one of them all."""
+    tables = [name for name in files if name.lower().endswith(SUFFIXES)]
+    for table in tables:
+        bad: dict[int, str] = {}
+        columns, numbered = read_table(table, bad)
+        for name, feature in features.items():
+            if type(feature).__name__ == "ClassLabel":
+                names = {str(i): label for i, label in enumerate(feature.names)}
+                for row in numbered.values():
+                    label = row.get(name)  # a number, of Parquet a name already
+                    row[name] = names.get(str(label)) or (label if label in feature.names else None)
+        # Said once: a data set may have thousands of tables.
+        columns, numbered = renamed(None if offset else table, columns, numbered, kept)
+        for row in numbered.values():
+            if row.get("audio"):
+                row["audio"] = sounds.located(str(row["audio"]), os.path.dirname(table))
+        problems |= {offset + number: f"{table}: {problem}" for number, problem in bad.items()}
+        offset += len(numbered)
+        yield columns, list(numbered.values())
+    heard = [] if tables else [name for name in files if _AUDIO.search(name)]
+    if heard:
+        folders = [os.path.basename(os.path.dirname(name)) for name in heard]
+        several = len(set(folders)) > 1
+        yield (
+            ["audio", *["emotion"] * several],
+            [
+                {"audio": name} | ({"emotion": folder} if several else {})
+                for name, folder in zip(heard, folders, strict=True)
+            ],
+        )
