@@ -50,6 +50,12 @@ def test_same_seed_gives_same_bytes(folder: Path, corpus: list[Utterance], tmp_p
     assert digests(tmp_path / "again") == digests(folder)
 
 
+def test_folder_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = write_corpus("corpus", utterances=2)
+    assert all(Path(str(u.audio)).is_relative_to(tmp_path / "corpus" / "audio") for u in written)
+
+
 def test_emotion_is_the_quadrant(corpus: list[Utterance]) -> None:
     assert len({u.emotion for u in corpus}) == 4
     for utterance in corpus:

@@ -256,7 +256,7 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
                 row[column] = json.dumps(row[column], ensure_ascii=False)
         columns += [column for column in row if column not in columns]
         if utterance.audio is not None:
-            row["audio"] = _relative(sounds.located(utterance.audio, str(folder)), folder)
+            row["audio"] = _relative(sounds.located(utterance.audio, os.getcwd()), folder)
         rows.append(row)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
