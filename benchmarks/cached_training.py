@@ -7,8 +7,7 @@ length; a few of them, evenly from the shortest to the longest, stand for all. T
 written in the cache's own format, float16, and read as in training: the cache's collator behind a
 DataLoader, in-process and with one worker. Of each batch, every round times the encoders, the step of
 fusion and heads on float32 tensors in memory, the step with encoding, and the step from the cache.
-The epoch's ratio can be no more than (encoders + heads) ÷ heads. Where the small real encoders are at
-hand (MTMM_REAL_DATA or ../shared/real), the same steps with a cache that FeatureCache wrote.
+The epoch's ratio can be no more than (encoders + heads) ÷ heads.
 """
 
 import argparse
@@ -25,12 +24,10 @@ from torch import Tensor
 
 from configuration_mtmm import EMOTIONS
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.cache import STATES, CachedStates, FeatureCache
+from mtmm_training.batches.cache import STATES, CachedStates
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.batches.shards import StateShards
-from mtmm_training.data.manifest import read_manifest
-from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 
 STEP_TARGET, EPOCH_TARGET = 1.10, 90.0
@@ -48,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = common.begin(arguments)
     size = arguments.batch_size
-    model = common.move(MTMMModel(common.make_config(arguments.quick)), device).train()
+    model = common.build(arguments, device).train()
     everything = common.iemocap_like_seconds(common.IEMOCAP_UTTERANCES)
     epoch = list(LengthBatches(everything, size, shuffle=False))
     # The middle ones of equal shares of the epoch, by length.
@@ -63,23 +60,6 @@ def main() -> None:
         cached = random_cache(model, raws, Path(folder))
         seconds = measure("paper's shapes", model, raws, *cached, arguments)
     print_epoch(seconds, size)
-
-    real = common.real_data()
-    if real is None or arguments.quick:
-        print("small real encoders: not measured (--quick, or not at hand)")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        model, processor = common.real_model(real)
-        utterances = read_manifest(real / "ravdess4" / "manifest.csv")[: arguments.batches * size]
-        cache = FeatureCache.open(folder, model, processor, Recordings(folder))
-        cache.encode(utterances)
-        names = EMOTIONS, model.config.dimension_names
-        dataset, collate = to_dataset(utterances), RawInputs(processor, *names)
-        common.move(model, device).train()
-        rows = [dataset.__getitems__(rows_of(i, size)) for i in range(arguments.batches)]
-        raws = [to_device(collate(each), device) for each in rows]
-        collator = cache.collator(utterances, *names)
-        measure("small real encoders", model, raws, dataset, collator, arguments)
 
 
 def rows_of(batch: int, size: int) -> list[int]:

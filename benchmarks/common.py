@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 3.6, 0.7, 0.6, 34.0  # of IEMOCAP's utterances, about
 IEMOCAP_UTTERANCES = 5531  # of its four emotions
 TOKENS = 15  # of a median transcript
+AUDIO, TEXT = ("input_values", "audio_attention_mask"), ("input_ids", "attention_mask")
 
 
 # ---- flags and machine -------------------------------------------------------------------------
@@ -36,6 +37,7 @@ def make_parser(
     parser = argparse.ArgumentParser(description=description.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: seconds, and no claim")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps")
+    parser.add_argument("--layers", type=int, help="of each encoder; the paper's 24 if not given")
     parser.add_argument("--threads", type=int, help="of torch on the CPU; its default if not given")
     if rounds is not None:
         text = f"timed turns of each side; {rounds} if not given"
@@ -170,6 +172,19 @@ def make_config(quick: bool, **fields: object) -> MTMMConfig:
     return MTMMConfig.tiny(**fields) if quick else MTMMConfig.paper(**fields)
 
 
+def build(
+    arguments: argparse.Namespace,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    **fields: Any,
+) -> MTMMModel:
+    """A model of the paper's shapes with random weights, made on the device itself."""
+    if arguments.layers and not arguments.quick:
+        fields = encoders_of_size(1024, arguments.layers, vocab_size=1000) | fields
+    with device:
+        return move(MTMMModel(make_config(arguments.quick, **fields)), dtype)
+
+
 def encoders_of_size(width: int, layers: int, **text: object) -> dict[str, Any]:
     """Configurations of HuBERT, behind its own convolutions, and DeBERTa-v3 in another size."""
     sizes: dict[str, Any] = {
@@ -205,7 +220,7 @@ def move(model: MTMMModel, *where: torch.device | torch.dtype) -> MTMMModel:
 
 def make_optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-5)
+    return torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
 
 def train_step(
@@ -217,6 +232,17 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimiser.step()
     optimiser.zero_grad()
+
+
+def cached_batch(model: MTMMModel, rows: int, device: torch.device) -> dict[str, Tensor]:
+    """Random states of median utterances, half precision as in the cache, and labels."""
+    batch = raw_batch(model.config, [MEDIAN_S] * rows, device)
+    frames = int(model.audio_model._get_feat_extract_output_lengths(int(MEDIAN_S * 16000)))
+    states = {name: tensor for name, tensor in batch.items() if name.endswith("_labels")}
+    for name, part, time_ in ("acoustic", "audio", frames), ("linguistic", "text", TOKENS):
+        shape = rows, time_, model.config.encoder_config(part).hidden_size
+        states[f"{name}_states"] = torch.randn(shape, device=device).half()
+    return states
 
 
 def iemocap_like_seconds(count: int, seed: int = 0) -> np.ndarray:

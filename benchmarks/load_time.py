@@ -7,14 +7,13 @@ model is loaded as a user does, `AutoModel.from_pretrained(folder, trust_remote_
 encoders by `AutoModel.from_pretrained`. A first round that is not counted fills the file cache.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 
-from common import Stopwatch, begin, make_config, make_parser
+import torch
+from common import Stopwatch, begin, build, make_parser
 from transformers import AutoModel
-
-from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMModel
 
 TARGET = 1.2
 
@@ -23,7 +22,7 @@ def main() -> None:
     arguments = make_parser(__doc__, rounds=5).parse_args()
     device = begin(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        save(make_config(arguments.quick), Path(folder))
+        save(arguments, Path(folder))
 
         def load(name: str, **options: bool) -> object:
             return AutoModel.from_pretrained(Path(folder, name), **options).to(device)
@@ -39,9 +38,9 @@ def main() -> None:
     watch.print_ratio(claim, "whole model", "two bare encoders", TARGET)
 
 
-def save(config: MTMMConfig, folder: Path) -> None:
+def save(arguments: argparse.Namespace, folder: Path) -> None:
     """The model, and its encoders beside it; in a function, so that no copy stays in memory."""
-    model = MTMMModel(config)
+    model = build(arguments, torch.device("cpu"))
     for name, part in ("mtmm", model), ("audio", model.audio_model), ("text", model.text_model):
         print(f"{name}: {sum(p.numel() for p in part.parameters()) / 1e6:.1f} M parameters")
         part.save_pretrained(folder / name)

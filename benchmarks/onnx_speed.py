@@ -1,10 +1,10 @@
-"""The exported model ÷ eager torch: ONNX, ONNX in 8 bits, and torch.compile; on the CPU.
+"""The exported model ÷ eager torch: ONNX, and ONNX in 8 bits; on the CPU.
 
     python benchmarks/onnx_speed.py [--threads 2] [--batch_size 1] [--rounds 20]
 
 Whisper-base's encoder with a 6 s window and MiniLM (the folder that MTMM_REAL_DATA names, or
 ../shared/real) with new heads; without them HuBERT and DeBERTa-v3 of base size with
-random weights. Utterances of 3.6 s with 15 tokens. Exporting and compiling are not timed; each round
+random weights. Utterances of 3.6 s with 15 tokens. Exporting is not timed; each round
 times all, one after the other, on the same input.
 """
 
@@ -25,14 +25,13 @@ from mtmm_training.publishing.export import export, quantise, size_of
 from mtmm_training.publishing.exported import ExportedModel
 from mtmm_training.publishing.parity import random_batch
 
-TARGETS = {"ONNX": 1.0, "ONNX int8": 0.8, "torch.compile": 1.0}
+TARGETS = {"ONNX": 1.0, "ONNX int8": 0.8}
 # All that exporting asks a processor.
 LIMITS: Any = SimpleNamespace(sampling_rate=16000, max_tokens=64)
 
 
 def main() -> None:
     parser = common.make_parser(__doc__, rounds=20, batch_size=1)
-    parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     arguments = parser.parse_args()
     device = common.begin(arguments)
     if device.type != "cpu":
@@ -46,9 +45,6 @@ def main() -> None:
         f"{arguments.batch_size} utterances of {common.MEDIAN_S} s and {common.TOKENS} tokens"
     )
     steps: dict[str, Callable[[], object]] = {"eager": lambda: model(**batch)}
-    if not arguments.no_compile:
-        compiled = torch.compile(model)
-        steps["torch.compile"] = lambda: compiled(**batch)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         paths = {name: Path(folder, f"{name}.onnx") for name in ("ONNX", "ONNX int8")}
         export(model, LIMITS, paths["ONNX"])

@@ -1,53 +1,96 @@
-"""Seconds of compute for a second of audio, at the paper's shapes with random weights.
+"""A whole forward pass: its parts, seconds of compute for a second of audio, share of the device's peak.
 
-    python benchmarks/real_time_factor.py [--device cuda] [--batch_size 1]
+    python benchmarks/real_time_factor.py [--batches 1x3.6 64x10] [--device cuda] [--compile]
 
-Whole forward passes, audio and text, without gradients: in float32 and bfloat16, and the latter
-compiled too on a GPU. HuBERT and the fusion use SDPA, DeBERTa eager
-attention, which is all it has. Below 1 is faster than the speech itself.
+The paper's shapes with random weights; rows of so many seconds, with transcripts to match; no gradients.
+Each round times the two bare encoders, the whole forward, and that compiled, in turns. Below a factor of
+1 it is faster than the speech itself. The peak is what a product of two large matrices reaches here.
 """
 
+import statistics
+import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import common
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_mtmm import MTMMModel
-
-TARGETS = {"cpu": 1.0, "cuda": 0.05, "mps": 0.5}
+FACTORS = {"cpu": 1.0, "cuda": 0.05, "mps": 0.5}
+OVERHEAD, FIRST_ANSWER_S = 1.04, 100.0
+# On a GPU: milliseconds at most; times real time and per cent of the peak, at least.
+LATENCY, LARGE = ("1x3.6", 15.0), ("64x10", 9000.0, 45.0)
 
 
 def main() -> None:
-    parser = common.make_parser(__doc__, rounds=5, batch_size=1)
+    parser = common.make_parser(__doc__, rounds=5)
+    parser.add_argument("--batches", nargs="+", default=["1x3.6", "1x30"], metavar="ROWSxSECONDS")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE")
     arguments = parser.parse_args()
     device = common.begin(arguments)
-    config = common.make_config(arguments.quick)
-    lengths = (common.MEDIAN_S,) if arguments.quick else (common.MEDIAN_S, 30.0)
-    watch = common.Stopwatch(device)
-    audio_s: dict[str, float] = {}  # of the batch that each name times
-    for dtype in (torch.float32, torch.bfloat16):  # one after the other: two would need the memory
+    for name in arguments.dtypes:  # one after the other: two would need the memory
         torch.manual_seed(0)
-        model = common.move(MTMMModel(config), device, dtype).eval()
-        ways: dict[str, Callable[..., object]] = {str(dtype).removeprefix("torch."): model}
-        if dtype is torch.bfloat16 and device.type == "cuda":
-            ways["bfloat16 compiled"] = torch.compile(model)
-        for seconds in lengths:
-            batch = common.raw_batch(config, [seconds] * arguments.batch_size, device)
-            raw = {name: tensor for name, tensor in batch.items() if "labels" not in name}
-            steps: dict[str, Callable[[], object]] = {
-                f"{way}, {seconds:g} s": partial(run, **raw) for way, run in ways.items()
-            }
-            audio_s |= dict.fromkeys(steps, seconds * arguments.batch_size)
+        model = common.build(arguments, device, getattr(torch, name)).eval()
+        compiled: Any = None
+        if arguments.compile:
+            compiled = torch.compile(model, dynamic=True, mode=arguments.compile)
+        peak = matmul_peak(device, getattr(torch, name), 512 if arguments.quick else 4096)
+        for size in ["1x0.5"] if arguments.quick else arguments.batches:
             with torch.inference_mode():
-                watch.rounds(arguments.rounds, steps)
-        del model, ways, steps
-    watch.print_table()
-    print(f"batches of {arguments.batch_size}; tokens: {[common.tokens_of(s) for s in lengths]}")
-    for name, total in audio_s.items():
-        factor = watch.median(name) / total
-        remark = f"{1 / factor:.3g} times as fast as speech"
-        common.print_result(f"real-time factor, {name}", factor, TARGETS[device.type], remark)
+                measure(f"{name} {size}", model, compiled, peak, size, arguments.rounds)
+
+
+def measure(name: str, model: Any, compiled: Any, peak: float, size: str, rounds: int) -> None:
+    """Time one batch and print its lines."""
+    rows, seconds = int(size.split("x")[0]), float(size.split("x")[1])
+    batch = common.raw_batch(model.config, [seconds] * rows, model.device)
+    raw = {key: tensor for key, tensor in batch.items() if "labels" not in key}
+    sound, words = [raw[key] for key in common.AUDIO], [raw[key] for key in common.TEXT]
+    steps: dict[str, Callable[[], object]] = {
+        "audio": partial(model.audio_model, sound[0], attention_mask=sound[1]),
+        "text": partial(model.text_model, words[0], attention_mask=words[1]),
+        "whole": partial(model, **raw),
+    }
+    if compiled is not None:
+        began = time.perf_counter()
+        compiled(**raw)
+        common.synchronise(model.device)
+        first = time.perf_counter() - began
+        common.print_result(f"first compiled pass, s, {name}", first, FIRST_ANSWER_S)
+        steps["compiled"] = partial(compiled, **raw)
+    watch = common.Stopwatch(model.device)
+    watch.rounds(rounds, steps)
+    with FlopCounterMode(display=False) as flops:
+        model(**raw)
+    audio, text, whole = (1000 * watch.median(key) for key in ("audio", "text", "whole"))
+    print(f"{name}: audio {audio:.1f} ms, text {text:.1f}, rest {whole - audio - text:.1f}")
+    taken = [watch.seconds[key] for key in ("whole", "audio", "text")]
+    ratio = statistics.median(w / (a + t) for w, a, t in zip(*taken, strict=True))
+    common.print_result(f"whole forward ÷ bare encoders, {name}", ratio, OVERHEAD)
+    for key in list(steps)[2:]:
+        best, claim, audio_s = watch.median(key), f"{key}, {name}", rows * seconds
+        common.print_result(
+            f"real-time factor, {claim}", best / audio_s, FACTORS[model.device.type]
+        )
+        share = 100 * flops.get_total_flops() / best / peak
+        print(f"{claim}: {share:.0f} % of {peak / 1e12:.3g} TFLOP/s", flush=True)
+        if model.device.type == "cuda" and size == LATENCY[0]:
+            common.print_result(f"milliseconds, {claim}", 1000 * best, LATENCY[1])
+        if model.device.type == "cuda" and size == LARGE[0]:
+            common.print_result(
+                f"times real time, {claim}", audio_s / best, LARGE[1], at_least=True
+            )
+            common.print_result(f"% of the peak, {claim}", share, LARGE[2], at_least=True)
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Floating-point operations a second of a product of two square matrices."""
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    watch = common.Stopwatch(device)
+    watch.rounds(3, {"product": lambda: matrix @ matrix})
+    return 2 * size**3 / min(watch.seconds["product"])
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ QUICK = {
     "batched_pipeline": ("--rounds", "1"),
     "cached_training": ("--batch_size", "2", "--rounds", "1", "--batches", "2"),
     "long_file_memory": (),
-    "forward_overhead": ("--batch_size", "1", "--rounds", "2"),
     "load_time": ("--rounds", "1"),
     "memory_throughput": ("--threads", "1", "--modes", "frozen, cached"),
-    "real_time_factor": ("--rounds", "1"),
+    "real_time_factor": ("--rounds", "1", "--dtypes", "float32"),
     "runtime_start": ("--rounds", "1"),
     "service_load": ("--seconds", "1", "--clients", "2"),
 }

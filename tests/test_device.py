@@ -130,3 +130,29 @@ def test_fast_attention_gives_weights_when_asked() -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["from states", "everything"])
+def test_bf16_trains_like_float32(frozen: bool) -> None:
+    """Losses within 2 % and the direction of the whole gradient within 8 degrees."""
+    names = ("hidden_dropout", "attention_dropout", "head_dropout")
+    fields: dict[str, Any] = dict.fromkeys(names, 0.0)
+    fields |= {f"freeze_{name}_encoder": frozen for name in ("audio", "text")}
+    torch.manual_seed(0)
+    model = MTMMModel(MTMMConfig.tiny(**fields)).train()
+    model.audio_model.config.layerdrop = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    given = (states_of(model) if frozen else raw()) | LABELS
+    losses, gradients = [], []
+    for half in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss = model(**given).loss
+        loss.backward()
+        losses.append(loss.item())
+        found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        gradients.append(torch.cat(found))
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99

@@ -1,0 +1,64 @@
+"""A training step from the cache beside busy processes ÷ what its share of the cores explains.
+
+    python benchmarks/busy_neighbour.py [--steps 30]
+
+The small recipe's fusion on states of whisper-base's width, batches of 16; the number of threads is
+chosen as in training, beside the neighbours: one for each core. With n cores and n neighbours a run of
+one thread has n / (n + 1) of a core.
+"""
+
+import multiprocessing
+import os
+from typing import Any
+
+import common
+
+from configuration_mtmm import MTMMConfig
+from modeling_mtmm import MTMMModel
+from mtmm_training.training.threads import choose_threads
+
+TARGET = 1.5
+
+
+def main() -> None:
+    parser = common.make_parser(__doc__)
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    common.begin(arguments)
+    os.environ.pop("OMP_NUM_THREADS", None)  # else it is obeyed
+    cores = len(os.sched_getaffinity(0))
+    alone, threads = common.in_own_process(measure, arguments)
+    print(f"alone: {1000 * alone:.1f} ms a step with {threads} threads", flush=True)
+    context: Any = multiprocessing.get_context("fork")
+    neighbours = [context.Process(target=spin, daemon=True) for _ in range(cores)]
+    for neighbour in neighbours:
+        neighbour.start()
+    beside, threads = common.in_own_process(measure, arguments)
+    for neighbour in neighbours:
+        neighbour.kill()
+    print(f"beside {cores} busy processes: {1000 * beside:.1f} ms with {threads} threads")
+    explained = beside / alone * cores / (cores + 1)
+    common.print_result("step beside busy processes ÷ its share of the cores", explained, TARGET)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def measure(arguments: Any) -> tuple[float, int]:
+    """Median seconds of a step, and how many threads were chosen."""
+    device = common.begin_quietly(arguments)
+    encoders = common.encoders_of_size(512, 1, vocab_size=1000)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    model = MTMMModel(MTMMConfig.tiny() if arguments.quick else MTMMConfig(**encoders, **sizes))
+    batch = common.cached_batch(model, 16, device)
+    optimiser, watch = common.make_optimiser(model.train()), common.Stopwatch(device)
+    threads = choose_threads(lambda: common.train_step(model, optimiser, batch))
+    step = {"step": lambda: common.train_step(model, optimiser, batch)}
+    watch.rounds(3 if arguments.quick else arguments.steps, step)
+    return watch.median("step"), threads
+
+
+if __name__ == "__main__":
+    main()
