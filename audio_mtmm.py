@@ -477,6 +477,21 @@ def _wav_chunks(file: wave.Wave_read) -> Iterator[np.ndarray]:
         yield np.frombuffer(data, kind).reshape(-1, channels)
 
 
+def is_audio(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is audio, or may be, by its content; a file that cannot be opened may be."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+            file.seek(0)
+            if any(head.startswith(magic, place) for magic in MEDIA for place in (0, 4)):
+                return True
+            return soundfile is None or not soundfile.SoundFile(file).close()
+    except (soundfile.SoundFileError, RuntimeError, TypeError):
+        return False
+    except OSError:
+        return True
+
+
 def is_source(audio: Any) -> bool:
     """Whether it is a file of some kind, which is to be decoded."""
     files = (str, bytes, bytearray, memoryview, os.PathLike)
@@ -525,6 +540,7 @@ def _soxr(from_rate: int, to_rate: int) -> Any:
 
 
 __all__ = [
-    "MAX_AMPLITUDE", "AudioFile", "InputError", "Recording", "check_rate", "is_source", "load_audio",
-    "numbered", "open_recording", "open_stream", "read_blocks", "resample", "samples_of", "to_mono",
+    "MAX_AMPLITUDE", "AudioFile", "InputError", "Recording", "check_rate", "is_audio", "is_source",
+    "load_audio", "numbered", "open_recording", "open_stream", "read_blocks", "resample",
+    "samples_of", "to_mono",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 Each corpus's tree is written here as its makers distribute it, with the odd cases they have.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -736,3 +737,15 @@ def test_real_official_splits_are_folds(real_data: Path, name: str, sizes: list[
 def test_real_official_splits_share_documents(real_data: Path) -> None:
     with pytest.raises(ValueError, match="Speaker 'emobank_.* is in both train and validation"):
         make_folds(read_corpus("emobank", real_data / "emobank"), "official")
+
+
+def test_corpus_behind_links_is_found(tmp_path: Path) -> None:
+    """Folders of actors that lie on another disk; a link back to the top is left."""
+    (tmp_path / "disk" / "Actor_01").mkdir(parents=True)
+    (tmp_path / "disk" / "Actor_01" / "03-01-05-01-02-01-01.wav").touch()
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "Actor_01").symlink_to(tmp_path / "disk" / "Actor_01")
+    (tmp_path / "disk" / "Actor_01" / "round").symlink_to(tmp_path / "corpus")
+    for pattern in ("**/*", "[A-Z]*/**/*"):
+        found = checks.named_files(tmp_path / "corpus", pattern, re.compile(r"[\d-]+"), "actors")
+        assert [path.name for path in found] == ["03-01-05-01-02-01-01.wav"]

@@ -492,3 +492,36 @@ def test_workers_and_compiled_models_answer_alike(
     alone, three = frame(tmp_path / "alone"), frame(tmp_path / "three")
     assert three["id"].tolist() == alone["id"].tolist() and three["error"].notna().sum() == 1
     pandas.testing.assert_frame_equal(three, alone, atol=1e-5, rtol=0)
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+def test_folder_is_searched_by_content_and_through_links(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left out is counted and named; links round in circles are left."""
+    top, noise = tmp_path / "calls", np.zeros(RATE, np.float32)
+    write_wav(top / "a.wav")
+    for name, form in (("b.sph", "NIST"), ("c.oga", "OGG"), ("d.rf64", "RF64"), ("e.aifc", "AIFF"),
+                       ("f", "FLAC"), ("g.MP3", "MP3")):  # fmt: skip
+        soundfile.write(top / name, noise, RATE, format=form)
+    (top / "h.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")  # said to be unreadable when it is predicted
+    for name in ("notes.txt", "list.json", ".hidden.wav"):
+        (top / name).write_text("no audio")
+    write_wav(tmp_path / "elsewhere/i.wav")
+    (top / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to(top)
+    (top / "gone.wav").symlink_to(tmp_path / "nowhere")
+    found = [Path(one.name).relative_to(top).as_posix() for one in read_inputs([str(top)])]
+    assert found == ["a.wav", "b.sph", "c.oga", "d.rf64", "e.aifc", "f", "g.MP3", "gone.wav", "h.m4a",
+                     "linked/i.wav"]  # fmt: skip
+    told = capsys.readouterr().err
+    assert "2 of 12 files" in told and "notes.txt" in told and "list.json" in told
+
+
+def test_folder_without_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.doc").write_text("only words")
+    with pytest.raises(ValueError, match="No audio in"):
+        read_inputs([str(tmp_path)])
+    assert "notes.doc" in capsys.readouterr().err

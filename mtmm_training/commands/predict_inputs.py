@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtmm_training.data import hub, sounds, turns
-from mtmm_training.data.corpora.checks import read_text
+from mtmm_training.data.files import walk
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.tables import SUFFIXES as MANIFEST_SUFFIXES
 from mtmm_training.data.transcripts import SUFFIXES, read_timed
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.utterances import Utterance, few
+from mtmm_training.training.ending import tell
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 TIMED = {"chunks": "words", "words": "words", "segments": "segments"}  # in a file: to the pipeline
@@ -104,7 +105,7 @@ def read_inputs(
             inputs += [Input.of(row, speakers) for row in rows]
             continue
         top = path if path.is_dir() else path.parent
-        for audio in _audio_files(path) if path.is_dir() else [place]:
+        for audio in _recordings(path) if path.is_dir() else [place]:
             said, found = {}, None
             if transcripts is not None:
                 beside = transcripts / Path(audio).relative_to(top)
@@ -121,9 +122,7 @@ def read_inputs(
             shown = os.fsencode(audio).decode("utf-8", "backslashreplace")
             inputs.append(Input(shown, audio, said))
     if not inputs:
-        raise ValueError(
-            f"No audio in {', '.join(places)}; it ends in {', '.join(AUDIO_SUFFIXES)}."
-        )
+        raise ValueError(f"No audio in {', '.join(places)}.")
     name, times = Counter(one.name for one in inputs).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{times} inputs are called {name!r}; each may be given once.")
@@ -137,15 +136,18 @@ def is_manifest(place: str) -> bool:
     return Path(place).suffix.lower() in MANIFEST_SUFFIXES and not Path(place).is_dir()
 
 
-def _audio_files(folder: Path) -> list[str]:
-    """The audio files below a folder by name, hidden ones left out."""
-    return sorted(
-        str(path)
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
-        and not path.is_dir()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def _recordings(folder: Path) -> list[str]:
+    """The recordings below a folder, by name or content; what is left out is said."""
+    from audio_mtmm import is_audio
+
+    found, others = [], []
+    for path in walk(folder):
+        named = path.suffix.lower() in AUDIO_SUFFIXES  # a damaged one fails where it is predicted
+        (found if named or is_audio(path) else others).append(str(path))
+    if others:
+        files = f"{len(others)} of {len(found) + len(others)} files"
+        tell(f"{files} in {folder} are left out, which are no audio: {few(others)}")
+    return found
 
 
 def read_transcript(path: Path) -> dict[str, Any]:
@@ -166,11 +168,13 @@ def read_transcript(path: Path) -> dict[str, Any]:
     if suffix == ".rttm":
         return {"segments": turns.read_rttm(path)}
     try:
-        text = path.read_text(encoding="utf-8-sig") if suffix != ".textgrid" else read_text(path)
+        raw = path.read_bytes()
+        is_wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff")  # as Praat and Notepad write
+        text = raw.decode("utf-16" if is_wide else "utf-8-sig")
         if suffix != ".json":
             timed = read_timed(text, suffix)
             return ({"text": text.strip()} if text.strip() else {}) if timed is None else timed
-        content = json.loads(text)
+        content: Any = json.loads(text)
     except ValueError as error:  # of UTF-8, of JSON, or of the format
         raise ValueError(f"{path} cannot be read as a transcript: {error}.") from error
     if isinstance(content, list):

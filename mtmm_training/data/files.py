@@ -68,6 +68,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files below a folder by name, also behind links, but not round in circles; no hidden ones."""
+    here = folder.resolve()
+    for path in sorted(folder.iterdir()) if here not in above else ():
+        if path.is_dir() and not path.name.startswith("."):
+            yield from walk(path, above | {here})
+        elif not path.name.startswith("."):
+            yield path
+
+
 def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
     """Deletes what killed processes left half written; what may still be in work stays.
 

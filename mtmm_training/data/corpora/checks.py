@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from mtmm_training.data.corpora.labels import FACTS, Labels, emotion_map, named_votes
+from mtmm_training.data.files import walk
 from mtmm_training.data.tables import read_delimited
 from mtmm_training.data.utterances import (
     OTHER,
@@ -60,7 +61,9 @@ def named_files(
         FileNotFoundError: there are none.
         ValueError: a name does not match.
     """
-    found = [path for path in visible(folder.glob(pattern)) if path.suffix.lower() in AUDIO]
+    places = visible(folder.glob(pattern.removesuffix("**/*") or "*"))
+    below = [file for place in places for file in (walk(place) if place.is_dir() else [place])]
+    found = visible(path for path in below if path.suffix.lower() in AUDIO)
     if not found:
         raise FileNotFoundError(f"No audio in {str(folder)!r}; give the folder with {layout}.")
     matches = {path: name.fullmatch(path.stem) for path in found}
