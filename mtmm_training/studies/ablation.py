@@ -13,10 +13,11 @@ from typing import Any
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.corpora.synthetic import MODEL_CONFIG, write_corpus, write_encoders
 from mtmm_training.data.files import write_json
+from mtmm_training.scoring.texts import render, title
 from mtmm_training.studies.compare import compare, draw_intervals, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
 from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
-from mtmm_training.studies.tables import render, title, write_tables, write_text
+from mtmm_training.studies.tables import write_tables, write_text
 from mtmm_training.studies.variants import REFERENCE, VARIANTS, Variant
 from mtmm_training.training.config import TrainConfig
 

@@ -11,7 +11,7 @@ import pandas as pd
 from mtmm_training.data.files import write_json
 from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.pictures import of_runs
-from mtmm_training.scoring import intervals, metrics
+from mtmm_training.scoring import intervals, metrics, texts
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import (
     COMPARED,
@@ -138,7 +138,7 @@ def write_comparison(
         content["differences"][folder] = {n: asdict(d) for n, d in differences.items()}
         if out is not None:
             name = experiments[folder].name
-            rows = {tables.title(metric): difference for metric, difference in differences.items()}
+            rows = {texts.title(metric): difference for metric, difference in differences.items()}
             path = out.with_name(f"{out.name}_{name}.png")
             draw_intervals(rows, path, f"{name} minus {first.name}, 95 % intervals", first.name)
     markdown = "\n".join(parts)
@@ -165,7 +165,7 @@ def comparison_markdown(
     reference: Experiment, other: Experiment, differences: Mapping[str, Difference]
 ) -> str:
     """Two experiments side by side, metric by metric, with the difference and its interval."""
-    return tables.render(
+    return texts.render(
         "comparison.md",
         reference=reference.name,
         other=other.name,
@@ -179,7 +179,7 @@ def notes(differences: Iterable[Mapping[str, Difference]]) -> dict[str, Any]:
     """What a reader of differences must know: how they came about, and what is missing."""
     every = [(name, own) for by_metric in differences for name, own in by_metric.items()]
     few = [
-        f"{tables.title(name)} {own.speakers:.1f}"
+        f"{texts.title(name)} {own.speakers:.1f}"
         for name, own in every
         if own.pooled is not None and own.speakers <= FEW_SPEAKERS
     ]

@@ -29,6 +29,7 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_answers import draw_timeline
 from mtmm_training.pictures.style import save
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
+from mtmm_training.scoring.texts import render
 from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
 from timeline_mtmm import WINDOW_S
@@ -207,25 +208,11 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
     unit = 1 if sys.platform == "darwin" else 1024
     peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     windows = [Span(e["start"], e["end"], e["emotion"]) for e in result["timeline"]]
-    print(
-        f"{len(windows)} windows of {windows[0].end_s:g} s, predicted in {took_s:.0f} s "
-        f"({seconds / took_s:.1f} times as fast as speech); peak memory {peak / 2**20:.0f} MiB"
-    )
     scores = score(windows, truth, emotions)
-    print(f"{'truth ↓, seconds as →':<22}" + "".join(f"{name:>10}" for name in emotions))
-    for name, row in zip(emotions, scores["confusion"], strict=True):
-        print(f"{name:<22}" + "".join(f"{seconds:>10.0f}" for seconds in row))
-    print(
-        f"over time: UAR {scores['UAR']:.3f}, WAR {scores['WAR']:.3f}; of the {scores['windows']} windows "
-        f"that lie in one block: UAR {scores['UAR_windows']:.3f}"
-    )
-    print(
-        f"chance, the truth shifted {SHIFTS} times: UAR {scores['chance']:.3f} on average, "
-        f"{scores['chance_highest']:.3f} at most"
-    )
     title = f"{seconds / 60:g} minutes in {len(truth)} blocks of one emotion each"
     write_answer(result, truth, predict, title, out / "timeline")
-    print(f"recording.wav, truth.csv, timeline.json and timeline.png are in {out}")
+    told = {"seconds": seconds, "took_s": took_s, "peak": peak, "shifts": SHIFTS, "out": out}
+    print(render("hour.txt", windows=windows, scores=scores, emotions=emotions, **told), end="")
 
 
 # ---- a call ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.recordings import Recordings, excerpts
 from mtmm_training.pictures import of_runs
+from mtmm_training.scoring import texts
 from mtmm_training.scoring.intervals import interval_if_any
 from mtmm_training.scoring.metrics import by_rows, difference
 from mtmm_training.studies import tables
@@ -209,7 +210,7 @@ def write_cross(out: Path) -> str:
         parts += matrix_markdown(table, corpora, score)
         panels = {name: matrix(table, corpora, name, score) for name in answers}
         path = out / "figures" / f"cross_{score}.png"
-        of_runs.plot_matrices(panels, path, tables.title(score))
+        of_runs.plot_matrices(panels, path, texts.title(score))
     parts.append(
         "Rows: what it was trained on; columns: what it was tested on, on the diagonal speakers of its "
         f"own that it has not heard. Brackets: 95 % intervals of {RESAMPLES} draws of speakers. UAR is "
@@ -273,11 +274,11 @@ def matrix_markdown(table: pd.DataFrame, corpora: Sequence[str], score: str) -> 
     for answers in table["answers"].unique():
         sign = "+" if answers == "difference" else ""
         value, low, high = (
-            matrix(table, corpora, answers, column).map(tables.number, sign=sign)
+            matrix(table, corpora, answers, column).map(texts.number, sign=sign)
             for column in columns
         )
         written = value + (" [" + low + ", " + high + "]").where(low != "–", "")
         lines = [[line, *row] for line, *row in written.itertuples()]
         header = ["trained on \\ tested on", *corpora]
-        parts += [f"## {tables.title(score)}, {answers}\n", tables.markdown_table(header, lines)]
+        parts += [f"## {texts.title(score)}, {answers}\n", tables.markdown_table(header, lines)]
     return parts

@@ -17,8 +17,9 @@ from mtmm_training.data.files import read_json, write_json
 from mtmm_training.pictures.of_runs import plot_risk
 from mtmm_training.scoring.intervals import interval_if_any
 from mtmm_training.scoring.metrics import by_rows
+from mtmm_training.scoring.texts import number
 from mtmm_training.studies.experiments import read_experiment
-from mtmm_training.studies.tables import markdown_table, number, write_csv
+from mtmm_training.studies.tables import markdown_table, write_csv
 from mtmm_training.training.run import Run, is_finished
 
 RESAMPLES = 2000

@@ -20,7 +20,8 @@ from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import metrics
 from mtmm_training.scoring.intervals import effective_speakers, interval_if_any
 from mtmm_training.scoring.predictions import Predictions, scores_by_group, write_predictions
-from mtmm_training.studies.tables import render, write_text
+from mtmm_training.scoring.texts import render
+from mtmm_training.studies.tables import write_text
 from mtmm_training.training.ending import tell
 from mtmm_training.training.prepare import speakers_behind
 from mtmm_training.training.regressions import label_columns

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mtmm_training.data.files import replacing, write_json
 from mtmm_training.pictures import of_runs
+from mtmm_training.scoring.texts import folds_of, render, title
 from mtmm_training.scoring.votes import shares_of
 from mtmm_training.studies.experiments import COMPARED, Experiment, read_experiment, summarise
 
@@ -95,30 +95,6 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
 # ---- how things are written --------------------------------------------------------------------
 
 
-def title(metric: str) -> str:
-    """A metric's name as tables print it."""
-    return metric.replace("_", " ")
-
-
-def number(value: float | None, sign: str = "") -> str:
-    """Three decimals with a true minus sign, or a dash for what has no value: None, or NaN."""
-    return "–" if value is None or value != value else f"{value:{sign}.3f}".replace("-", "−")
-
-
-def spread(values: Mapping[str, Any], sign: str = "") -> str:
-    """Mean ± sd; of one fold the value alone."""
-    shown = number(values["mean"], sign)
-    return shown if values["sd"] is None else f"{shown} ± {number(values['sd'])}"
-
-
-def folds_of(summary: Mapping[str, Any]) -> str:
-    """How many folds of an experiment are done, and of how many."""
-    done, missing = len(summary["folds"]), len(summary["missing_folds"])
-    if missing:
-        return f"{done} of {done + missing} folds"
-    return "1 fold" if done == 1 else f"{done} folds"
-
-
 def listed(numbers: Iterable[int]) -> str:
     """The numbers in order, with commas."""
     return ", ".join(map(str, sorted(numbers)))
@@ -128,20 +104,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, a line for each row."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def render(template: str, **values: Any) -> str:
-    """A text of a template in templates/, with one line end at its end."""
-    return f"{_TEMPLATES.get_template(template).render(**values).rstrip()}\n"
-
-
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_TEMPLATES.filters |= {"spaced": title, "number": number, "spread": spread, "folds": folds_of}
 
 
 def summary_markdown(summary: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from mtmm_training.data.files import write_json, writing
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
+from mtmm_training.scoring.texts import render
 from mtmm_training.training.adapters import FAMILIARITY_FILE
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import FoldData
@@ -125,29 +126,8 @@ def print_summary(
         steps: In all epochs.
         padding: Share of padding in the first epoch's frames, 0 to 1.
     """
-    counts = {name: len(split["speakers"]) for name, split in data.counts.items()}
-    trained, everyone = counts["train"], sum(counts.values())
-    print(f"fold {data.name}: {trained} of {everyone} speakers train ({trained / everyone:.0%})")
-    for name, split in data.counts.items():
-        emotions, dimensions = (
-            ", ".join(f"{label} {count}" for label, count in split[kind].items())
-            for kind in ("emotions", "dimensions")
-        )
-        print(
-            f"  {name:<10} {split['utterances']:>6} utterances ({split['with_audio']} audio, "
-            f"{split['with_text']} text), speakers: {len(split['speakers'])}; "
-            f"{emotions or 'no emotions'}; {dimensions}"
-        )
-        if "corpora" in split:
-            print("  " * 7 + ", ".join(f"{name} {n}" for name, n in split["corpora"].items()))
-    for part, (trained, frozen) in parameters.items():
-        print(f"  {part:<15} {trained:>12,} parameters trained {frozen:>12,} frozen")
-    print(
-        f"  {config.epochs} epochs, {steps} steps; {accelerator.num_processes} x "
-        f"{config.batch_size} x {config.accumulation} utterances a step at most; "
-        f"{100 * padding:.1f} % padding; {accelerator.device}, precision {config.mixed_precision}",
-        flush=True,
-    )
+    told = {"config": config, "data": data, "parameters": parameters, "accelerator": accelerator}
+    print(render("fold.txt", **told, steps=steps, padding=padding), end="", flush=True)
 
 
 def epoch_line(config: TrainConfig, epoch: dict[str, Any], best: bool) -> str:
@@ -168,31 +148,8 @@ def metric_parts(metrics: dict[str, Any]) -> list[str]:
 
 def print_test(results: dict[str, Any], out: Path) -> None:
     """Print the test metrics, those of each corpus, and where the results are."""
-    print(
-        f"test ({results['splits']['test']['utterances']} utterances of "
-        f"{', '.join(results['splits']['test']['speakers'])}; epoch {results['best_epoch']}, "
-        f"{'the last' if results['select_by'] == 'last' else 'by ' + results['select_by']}): "
-        + "  ".join(metric_parts(results["test"]))
-    )
-    for name, metrics in results["by_corpus"].items():
-        parts = metric_parts(metrics)
-        print(f"  {name} ({metrics['utterances']} utterances): " + "  ".join(parts))
-    for name, spread in results["raters_spread"].items():
-        if spread["correlation"] is not None:
-            between = (
-                "" if spread["low"] is None else f" ({spread['low']:.3f} to {spread['high']:.3f})"
-            )
-            print(
-                f"  spread of {name} against its raters': correlation {spread['correlation']:.3f}{between}"
-            )
-    untrained = set(results["config"]["dimensions"]) | {"emotion"}
-    untrained -= set(results["model_config"]["trained_outputs"])
-    if untrained:
-        print(f"not trained (no labels, or weight 0 in the loss): {', '.join(sorted(untrained))}")
-    print(
-        f"{results['wall_time_s']:.0f} s; model, results, predictions and pictures are in {out}",
-        flush=True,
-    )
+    text = render("tested.txt", results=results, out=out, metric_parts=metric_parts)
+    print(text, end="", flush=True)
 
 
 def tracked(epoch: dict[str, Any]) -> dict[str, float]:
