@@ -21,6 +21,7 @@ from mtmm_training.data.corpora.synthetic import (
     write_encoders,
 )
 from mtmm_training.data.utterances import Utterance
+from mtmm_training.scoring.texts import render
 from mtmm_training.studies.processes import Process
 from mtmm_training.studies.protocol import training_flags
 from mtmm_training.training.config import TrainConfig
@@ -28,13 +29,6 @@ from mtmm_training.training.run import Run
 
 MODELS = {"fused": ["audio", "text"], "audio only": ["audio"], "text only": ["text"]}
 
-PLACES = {
-    "corpus": "corpus",
-    "Hub-ready model": "fused/model",
-    "results": "fused/results.json",
-    "predictions": "fused/predictions.csv",
-    "pictures": "fused/figures",
-}
 RUN_FILES = ("results.json", "checkpoints", ".lock")  # a run, begun or finished, has one of these
 RECIPE = TrainConfig(
     protocol="speaker",
@@ -100,43 +94,17 @@ def run_demo(folder: Path) -> None:
         if status := Process(train_accelerate.main, training_flags(config)).wait():
             raise RuntimeError(f"The training of {name} failed with exit status {status}.")
         results[name] = Run.open(out).results
-    print_table(results)
     tested = Run.open(folder / "fused").test_utterances()
     chosen = [next(u for u in tested if u.emotion == name) for name in ("happy", "angry", "sad")]
-    predict_in_isolation(folder / "fused" / "model", chosen)
-    print(f"\n{time.time() - began:.0f} s in all. Where everything is:")
-    for what, place in PLACES.items():
-        print(f"  {what:<16} {folder / place}")
+    predicted = predict_in_isolation(folder / "fused" / "model", chosen)
+    pairs, took_s = list(zip(chosen, predicted, strict=True)), time.time() - began
+    told = {"results": results, "predicted": pairs, "took_s": took_s, "folder": folder}
+    print(render("demo.txt", **told), end="")
 
 
-def print_table(results: dict[str, dict[str, Any]]) -> None:
-    """Test metrics of the three models, side by side."""
-    test = results["fused"]["splits"]["test"]
-    print(
-        f"\nTest split: {test['utterances']} utterances of {', '.join(test['speakers'])}, read once."
-    )
-    print("Arousal is only in the audio, valence only in the words, an emotion is both.\n")
-    print(f"{'model':<12} {'UAR':>6} {'WAR':>6} {'CCC valence':>12} {'CCC arousal':>12}")
-    for name, result in results.items():
-        metrics = result["test"]
-        numbers = f"{metrics['UAR']:6.3f} {metrics['WAR']:6.3f}"
-        numbers += f" {metrics['CCC']['valence']:12.3f} {metrics['CCC']['arousal']:12.3f}"
-        print(f"{name:<12} {numbers}")
-
-
-def predict_in_isolation(model: Path, utterances: list[Utterance]) -> None:
-    """Predict with the saved folder where this checkout cannot be imported."""
-    print("\nLoaded with trust_remote_code in a separate, isolated process:", flush=True)
+def predict_in_isolation(model: Path, utterances: list[Utterance]) -> list[dict[str, Any]]:
+    """What the saved folder predicts where this checkout cannot be imported."""
     inputs = json.dumps([{"audio": u.audio, "text": u.text} for u in utterances])
     command = [sys.executable, "-I", "-c", PREDICT, str(model), inputs]
     lines = subprocess.run(command, cwd="/", check=True, stdout=subprocess.PIPE, text=True).stdout
-    for utterance, line in zip(utterances, lines.splitlines(), strict=True):
-        output = json.loads(line)["output"]
-        print(f"  {Path(str(utterance.audio)).name}: {utterance.text}")
-        print(
-            f"    labelled {utterance.emotion}, valence {utterance.valence}, arousal {utterance.arousal}"
-        )
-        print(
-            f"    predicted {output['emotion']} ({output['scores'][output['emotion']]:.2f}), "
-            f"valence {output['valence']:.2f}, arousal {output['arousal']:.2f}"
-        )
+    return [json.loads(line)["output"] for line in lines.splitlines()]
