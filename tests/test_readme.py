@@ -163,7 +163,7 @@ def parse_python(words: list[str]) -> None:
         elif words[1] == "pytest":
             assert all((CHECKOUT / path).exists() for path in words[2:])
         else:
-            assert words[1] == "venv"
+            assert words[1] in ("venv", "http.server")
         return
     script = CHECKOUT / words[0]
     assert script.is_file()
