@@ -91,6 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }  # fmt: skip
     for name, waveform in waveforms.items():
         soundfile.write(folder / f"{name}.wav", waveform, RATE, subtype="FLOAT")
+    soundfile.write(folder / "cd.flac", noise(0.9, 44100), 44100, subtype="PCM_24")
     (folder / "rubbish.wav").write_bytes(b"this is no audio" * 100)
     return {path.stem: path for path in folder.iterdir()}
 
@@ -129,6 +130,7 @@ def assert_near(found: Any, expected: Any, apart: float) -> None:
     ("name", "text", "is_call"),
     [
         ("speech", SAID, False),
+        ("cd", "", False),
         ("long", "", False),
         ("long", SAID, False),
         ("call", "", True),

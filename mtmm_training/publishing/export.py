@@ -26,6 +26,7 @@ from mtmm_training.publishing.parity import (
     output_names,
     random_batch,
 )
+from mtmm_training.training.ending import unlogged
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -86,6 +87,7 @@ class ExportableModel(nn.Module):
         return torch.where(given.isnan(), self.model.fusion.get_buffer(name), given)
 
 
+@unlogged()  # operators that are not installed, settings that nobody chose
 def export(
     model: MTMMModel,
     processor: MTMMProcessor,

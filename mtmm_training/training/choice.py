@@ -1,7 +1,6 @@
 """What is chosen from the data where no flag says it, and said: the preset, and how folds are made."""
 
 import argparse
-import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from mtmm_training.data import sounds
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.training.config import TrainConfig, from_options
+from mtmm_training.training.ending import unlogged
 from mtmm_training.training.prepare import cache_folder, read_named
 
 # Of speech; below it the preset is small: RAVDESS, .9 hours, overfits the paper's sizes.
@@ -55,12 +55,8 @@ def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
 
 def _read(config: TrainConfig) -> list[Utterance]:
     """The utterances that the flags name; what there is to say of them is said when they are used."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
+    with unlogged():
         return read_named(config)
-    finally:
-        logging.disable(before)
 
 
 def protocol_of(utterances: Sequence[Utterance], k: int | None) -> tuple[str, int | None, str]:

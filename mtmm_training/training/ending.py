@@ -1,12 +1,14 @@
 """How every command ends: an exit status, and one sentence on standard error where it failed."""
 
 import io
+import logging
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class WrongUse(Exception):
@@ -65,6 +67,17 @@ def hush() -> None:
         transformers.utils.logging.disable_progress_bar()
     if not watched and datasets:
         datasets.disable_progress_bars()
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Keep quiet what loggers below an error say."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def run_command(work: Callable[[], int | None]) -> int:

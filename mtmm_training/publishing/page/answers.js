@@ -4,7 +4,8 @@ export const MODALITIES = ["audio", "text"];
 
 /** The pipeline's answer for one input: of the whole, or of parts with times. */
 export function summary(parts, config) {
-  let whole = parts[0], shown = {};
+  const shown = parts.every((part) => part.silent) ? {no_signal: true} : {};
+  let whole = parts[0];
   if (parts[0].start !== null) {
     whole = mean(parts);
     shown.timeline = parts.map((part) => entry(part, config));
@@ -29,10 +30,15 @@ function entry(part, config) {
   return {
     start: part.start, end: part.end, ...(part.speaker ? {speaker: part.speaker} : {}),
     ...named(part, config), missing: part.missing, ...unfamiliar(part),
+    ...(part.silent ? {no_signal: true} : {}), ...(part.text && !part.untimed ? {text: part.text} : {}),
   };
 }
 
 function named(one, config) {
+  if (!one.probabilities.length) {
+    const trained = config.dimension_names.filter((name) => config.trained_outputs.includes(name));
+    return {emotion: null, scores: {}, ...Object.fromEntries(trained.map((name) => [name, null]))};
+  }
   const answer = {};
   if (config.trained_outputs.includes("emotion")) {
     const ranked = one.probabilities.map((share, i) => [config.id2label[i], share]);
@@ -57,7 +63,8 @@ function unfamiliar(one) {
 }
 
 /** The mean over time; of distances the median, so that most of the time decides. */
-function mean(parts) {
+function mean(all) {
+  const heard = all.filter((part) => part.probabilities.length), parts = heard.length ? heard : [all[0]];
   const weights = timeWeights(parts);
   const of = (name) => parts[0][name]?.map((_, i) => sum(parts.map((p, j) => weights[j] * p[name][i])));
   return {

@@ -14,11 +14,11 @@ const TICKS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120];
 
 /** All of the answer, `width` pixels wide. `about` is page.json, `config` the model's. */
 export function show(answer, about, config, width) {
-  const range = config.dimension_range, plane = "valence" in answer && "arousal" in answer;
+  const range = config.dimension_range, plane = [answer.valence, answer.arousal].every(Number.isFinite);
   const json = encodeURIComponent(JSON.stringify(answer, null, 1));
   return `${summary(answer, range)}
-    <div class="pair">${answer.scores ? bars(answer, about) : ""}${plane ? drawPlane(answer, about, range) : ""}</div>
-    ${answer.timeline ? timeline(answer, about, range, width) : ""}
+    <div class="pair">${isHeard(answer) && answer.scores ? bars(answer, about) : ""}${plane ? drawPlane(answer, about, range) : ""}</div>
+    ${answer.timeline?.some(isHeard) ? timeline(answer, about, range, width) : ""}
     <p><a id="json" download="answer.json" href="data:application/json,${json}">The answer as JSON</a></p>`;
 }
 
@@ -26,12 +26,13 @@ function summary(answer, [low, high]) {
   const told = Object.entries(dimensions(answer)).map(([name, value]) =>
     `<span>${escape(name)} <b>${value.toFixed(2)}</b></span>`);
   if (told.length) told.push(`<span>on a scale from ${low} to ${high}</span>`);
-  const notes = answer.unsure ? ["The model is not sure of an emotion."] : [];
+  const notes = answer.no_signal ? ["The recording has no signal."] : [];
+  if (answer.unsure) notes.push("The model is not sure of an emotion.");
   if ("agreement" in answer) notes.push(`About ${percent(answer.agreement)} of listeners would agree.`);
   notes.push(...answer.missing.map((name) => MISSING[name]));
   notes.push(...(answer.unfamiliar ?? []).map((name) => UNFAMILIAR[name]));
   if (answer.untrained.length) notes.push(`This model was never trained for: ${answer.untrained.join(", ")}.`);
-  const emotion = answer.scores ? `<p class="emotion">${escape(named(answer))}</p>` : "";
+  const emotion = isHeard(answer) && answer.scores ? `<p class="emotion">${escape(named(answer))}</p>` : "";
   return `<div id="summary">${emotion}<div class="numbers">${told.join("")}</div><p>${escape(notes.join(" "))}</p></div>`;
 }
 
@@ -60,15 +61,15 @@ function drawPlane(answer, about, [low, high]) {
     <path d="M${EDGE} ${middle}H${end}M${middle} ${EDGE}V${end}"/>${corners.join("")}
     <text x="${middle}" y="${end + 20}">valence: unpleasant → pleasant</text>
     <text transform="translate(${EDGE - 12} ${middle}) rotate(-90)">arousal: calm → excited</text>
-    ${(answer.timeline ?? []).map((entry) => dot(entry, 4, "window")).join("")}${dot(answer, 9, "whole")}</svg>`;
+    ${(answer.timeline ?? []).filter(isHeard).map((entry) => dot(entry, 4, "window")).join("")}${dot(answer, 9, "whole")}</svg>`;
 }
 
 // ---- over time ---------------------------------------------------------------------------------
 
 function timeline(answer, about, range, width) {
-  const entries = answer.timeline, end = Math.max(...entries.map((entry) => entry.end));
+  const entries = answer.timeline.filter(isHeard), end = Math.max(...answer.timeline.map((entry) => entry.end));
   const x = (second) => LEFT + (width - LEFT - RIGHT) * second / end;
-  const speakers = Object.keys(answer.speakers ?? {}).sort();
+  const speakers = [...new Set(entries.flatMap((entry) => entry.speaker ?? []))].sort();
   const groups = speakers.length ? speakers : [null];
   const of = (speaker) => { // up to the next one, where that overlaps
     const own = entries.filter((entry) => speaker === null || entry.speaker === speaker);
@@ -164,6 +165,7 @@ function dimensions(entry) {
     typeof value === "number" && !NO_DIMENSIONS.includes(name) && !name.endsWith("_sd")));
 }
 
+const isHeard = (entry) => !entry.scores || Object.keys(entry.scores).length > 0; // not without a signal
 const named = (entry) => entry.emotion ?? "unsure";
 const colour = (entry, about) => ("scores" in entry ? about.colours[named(entry)] : "currentColor");
 const percent = (share) => `${Math.round(100 * share)} %`;

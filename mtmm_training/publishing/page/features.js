@@ -3,9 +3,12 @@
 const LEAST_POWER = 1e-10; // of a band, before the logarithm
 const LEAST_VARIANCE = 1e-7;
 
-/** Transcript in NFKC; null if absent or blank. */
+// Of recognisers, for language, emotion, events and times.
+const MARKS = /<\|[^<>|]*\|>|\[_[A-Z]+_\d*\]|\[BLANK_AUDIO\]/g;
+
+/** Transcript in NFKC, without marks; null if absent or blank. */
 export function cleanTranscript(text) {
-  const cleaned = (text ?? "").normalize("NFKC").trim();
+  const cleaned = (text ?? "").replace(MARKS, " ").normalize("NFKC").trim();
   return /[^\p{C}\p{Z}]/u.test(cleaned) ? cleaned : null;
 }
 

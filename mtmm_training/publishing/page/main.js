@@ -8,7 +8,7 @@ const [file, recordButton, clear, player, heard, call, each, text, analyse, stat
   ["file", "record", "clear", "player", "heard", "call", "each", "text", "analyse", "state", "outcome"].map(find);
 const about = await (await fetch(new URL("page.json", import.meta.url))).json();
 const worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
-let manifest, recorder, channels = null, answer = null;
+let manifest, recorder, recording = null, answer = null;
 
 find("model").textContent = `Model ${about.name}, trained on ${about.trained_on}.`;
 recordButton.hidden = !navigator.mediaDevices; // over http browsers do not record
@@ -57,11 +57,11 @@ async function take(chosen) {
   forget();
   file.value = ""; // the same file may be chosen again
   try {
-    channels = await decode(chosen, manifest.audio.sampling_rate, manifest.audio.shortest_s);
+    recording = await decode(chosen, manifest.audio.shortest_s);
   } catch (error) {
     return refuse(error.message);
   }
-  const count = channels.length, seconds = channels[0].length / manifest.audio.sampling_rate;
+  const {channels, rate} = recording, count = channels.length, seconds = channels[0].length / rate;
   player.src = URL.createObjectURL(chosen);
   heard.textContent = `${chosen.name}, ${seconds.toFixed(1)} s${count > 1 ? `, ${count} channels` : ""}`;
   player.hidden = clear.hidden = false;
@@ -71,7 +71,7 @@ async function take(chosen) {
 function forget() {
   URL.revokeObjectURL(player.src);
   player.removeAttribute("src");
-  channels = null;
+  recording = null;
   each.checked = false;
   heard.textContent = "";
   player.hidden = clear.hidden = call.hidden = true;
@@ -97,11 +97,11 @@ recordButton.onclick = async () => {
 
 find("input").onsubmit = (event) => {
   event.preventDefault();
-  if (!channels && !text.value.trim())
+  if (!recording && !text.value.trim())
     return refuse("There is nothing to hear or read yet: record or choose speech, or type what was said.");
   analyse.disabled = true;
   state.textContent = "Listening …";
-  worker.postMessage({channels, text: text.value, isCall: each.checked});
+  worker.postMessage({recording, text: text.value, isCall: each.checked});
 };
 
 // ---- the answer --------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ export class Predictor {
     return Object.assign(new Predictor(), {manifest, arrays, tokenizer, session});
   }
 
-  /** The pipeline's answer. `channels`: samples at the model's rate, null = none; `isCall`: a speaker on each. */
-  async predict(channels, said, isCall, progress) {
+  /** The pipeline's answer. `recording`: its channels and rate, null = none; `isCall`: a speaker on each. */
+  async predict(recording, said, isCall, progress) {
     const text = cleanTranscript(said), found = [];
-    const cut = channels ? parts(channels, text, isCall, this.manifest.audio) : [{text, start: null}];
+    const cut = recording ? parts(recording, text, isCall, this.manifest.audio) : [{text, start: null}];
     for (const part of cut) {
       found.push(await this.answer(part));
       progress(found.length / cut.length);
@@ -38,6 +38,7 @@ export class Predictor {
   }
 
   async answer({waveform, ...part}) {
+    if (part.silent && part.text === null) return {...part, missing: MODALITIES, probabilities: [], dimensions: []};
     const inputs = {};
     if (waveform) {
       const {values, shape, mask} = audioFeatures(waveform, this.manifest.audio, this.arrays);

@@ -1,6 +1,9 @@
 // How recordings are cut, and who speaks when in a call with a speaker on each channel; as
 // timeline_mtmm.py and speakers_mtmm.py.
 
+import {hasSignal, mix, percentile} from "./mono.js";
+import {resample} from "./resample.js";
+
 const WINDOW_S = 6; // a little more than a mean utterance of the training corpora
 const PAUSE_S = 1; // a longer silence ends a speaker's turn
 const FRAME_S = 0.1; // in which a channel's level is measured
@@ -9,18 +12,29 @@ const BELOW_LOUD_DB = 25; // nor so far below the channel's loud frames
 const CROSSTALK_DB = 10; // nor where another channel is louder by this
 const SHORTEST_TURN_S = 0.3;
 
-/** Parts {waveform, text, start, end, untimed, speaker} of channels of samples; `audio` is the manifest's. */
-export function parts(channels, text, isCall, audio) {
+/**
+ * Parts {waveform, text, start, end, untimed, speaker, silent} of a recording; `audio` is the manifest's.
+ * A part without a signal has no waveform, and is `silent`.
+ */
+export function parts(recording, text, isCall, audio) {
+  return cutParts(recording, text, isCall, audio).map((part) => {
+    const silent = !hasSignal(part.waveform);
+    return {...part, silent, waveform: silent ? null : part.waveform};
+  });
+}
+
+function cutParts(recording, text, isCall, audio) {
   const {sampling_rate: rate, longest_s: longest} = audio;
-  const mixed = mix(channels), lasts = mixed.length / rate;
-  if (!isCall && lasts <= longest) return [{waveform: mixed, text, start: null, end: null}];
+  const heard = isCall ? recording.channels : [mix(recording)];
+  const channels = heard.map((own) => resample(own, recording.rate, rate));
+  const lasts = recording.channels[0].length / recording.rate;
+  if (!isCall && lasts <= longest) return [{waveform: channels[0], text, start: null, end: null}];
   const window = isCall ? longest : Math.min(WINDOW_S, longest);
   const untimed = text !== null && lasts > window;
-  const turns = isCall ? channelTurns(channels, rate) : [{start: 0, end: lasts}];
+  const turns = isCall ? channelTurns(channels, rate) : [{start: 0, end: lasts, channel: 0}];
   if (!turns.length) throw new Error("Nobody speaks on any channel.");
   return turns.flatMap(({start, end, channel}) => {
-    const first = Math.round(start * rate), source = isCall ? channels[channel] : mixed;
-    const samples = source.subarray(first, Math.round(end * rate));
+    const first = Math.round(start * rate), samples = channels[channel].subarray(first, Math.round(end * rate));
     const speaker = isCall ? `channel ${channel + 1}` : null;
     return cut(samples, Math.round(window * rate), Math.round(audio.shortest_s * rate)).map(
       ([from, to]) => ({
@@ -29,11 +43,6 @@ export function parts(channels, text, isCall, audio) {
       }),
     );
   });
-}
-
-/** The mean of the channels. */
-export function mix(channels) {
-  return channels[0].map((_, i) => channels.reduce((sum, one) => sum + one[i], 0) / channels.length);
 }
 
 /** First and last sample of each window; the last one ends where the recording ends. */
@@ -69,10 +78,4 @@ function levelsOf(samples, size) {
     const frame = samples.subarray(i * size, (i + 1) * size);
     return 10 * Math.log10(frame.reduce((sum, sample) => sum + sample * sample, 0) / size + 1e-12);
   });
-}
-
-function percentile(values, share) {
-  const sorted = values.toSorted((a, b) => a - b), at = share * (values.length - 1);
-  const below = Math.floor(at), above = Math.min(below + 1, values.length - 1);
-  return sorted[below] + (at - below) * (sorted[above] - sorted[below]);
 }

@@ -9,10 +9,10 @@ loading.then(
   (error) => tell("broken", error.message),
 );
 
-onmessage = async ({data: {channels, text, isCall}}) => {
+onmessage = async ({data: {recording, text, isCall}}) => {
   try {
     const predictor = await loading;
-    tell("answer", await predictor.predict(channels, text, isCall, (share) => tell("progress", share)));
+    tell("answer", await predictor.predict(recording, text, isCall, (share) => tell("progress", share)));
   } catch (error) {
     tell("refused", error.message);
   }
