@@ -10,7 +10,6 @@ Answers are compared with the pipeline's, over utterances of IEMOCAP-like length
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -100,15 +99,8 @@ def measure(
     done = subprocess.run(words, input=texts, env=path, stdout=-1, text=True, check=True)
     found = json.loads(done.stdout)
     apart = batched_pipeline.numbers(found["answers"]) - batched_pipeline.numbers(predict(inputs))
-    starts = []
-    for _ in range(min(3, arguments.rounds)):
-        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        first = [*command, FIRST, str(export), str(folder / "0.wav")]
-        subprocess.run(first, env=path, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        starts.append((time.perf_counter() - began, used))
-    start = min(starts)
+    first = [*command, FIRST, str(export), str(folder / "0.wav")]
+    start = min(common.time_process(first, env=path) for _ in range(min(3, arguments.rounds)))
     return size_of(export / GRAPH) / 1e6, float(np.abs(apart).max()), found["ms"], *start
 
 

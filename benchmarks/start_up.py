@@ -1,19 +1,19 @@
-"""How long commands take to start, each in a process of its own ÷ the bare libraries' start.
+"""What commands take to start, each in a process of its own ÷ the bare libraries' start.
 
     python benchmarks/start_up.py --model out/demo/fused/model --audio speech.wav [--rounds 5]
 
 The bare start is `import torch, transformers` and loading the model's two encoders, its tokenizer and
-its feature extractor, from folders of their own. Seconds of the wall clock; a first round that is not
-counted fills the file cache.
+its feature extractor, from folders of their own. A first round that is not counted fills the file cache.
+Claims are of CPU seconds, on one thread; the clock's stand beside them.
 """
 
-import subprocess
+import os
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from common import ROOT, Stopwatch, begin, make_parser, print_result
+from common import ROOT, begin, make_parser, print_result, time_process
 
 from modeling_mtmm import MTMMModel
 from processing_mtmm import MTMMProcessor
@@ -33,30 +33,35 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of an MTMM model")
     parser.add_argument("--audio", required=True, help="a short recording")
     arguments = parser.parse_args()
-    device = begin(arguments)
+    begin(arguments)
     with tempfile.TemporaryDirectory() as folder:
         save(arguments.model, Path(folder))
-
-        def run(*words: str) -> Callable[[], object]:
-            return lambda: subprocess.run(
-                [sys.executable, *words], cwd=ROOT, check=True, capture_output=True
-            )
-
         mtmm = ("-m", "mtmm_training")
         steps = {
-            "bare encoders": run("-c", BARE, folder),
-            "import modeling_mtmm": run("-c", "import modeling_mtmm"),
-            "mtmm predict": run(*mtmm, "predict", arguments.audio, "--model", arguments.model),
-            "mtmm --help": run(*mtmm, "--help"),
-            "mtmm predict --help": run(*mtmm, "predict", "--help"),
+            "bare encoders": ("-c", BARE, folder),
+            "import modeling_mtmm": ("-c", "import modeling_mtmm"),
+            "mtmm predict": (*mtmm, "predict", arguments.audio, "--model", arguments.model),
+            "mtmm --help": (*mtmm, "--help"),
+            "mtmm predict --help": (*mtmm, "predict", "--help"),
         }
-        watch = Stopwatch(device)
-        watch.rounds(arguments.rounds, steps)
-    watch.print_table()
+        print(f"{'seconds, medians':<24}{'clock':>8}{'CPU':>8}")
+        used = {name: measure(name, words, arguments.rounds) for name, words in steps.items()}
     for name in ("import modeling_mtmm", "mtmm predict"):
-        watch.print_ratio(f"{name} ÷ bare encoders", name, "bare encoders", TARGET)
+        print_result(f"{name} ÷ bare encoders", used[name] / used["bare encoders"], TARGET)
     for name in ("mtmm --help", "mtmm predict --help"):
-        print_result(f"{name}, s", watch.median(name), HELP_S, "")
+        print_result(f"{name}, s", used[name], HELP_S)
+
+
+def measure(name: str, words: tuple[str, ...], rounds: int) -> float:
+    """Print a row, and return the CPU seconds."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    runs = [
+        time_process([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True)
+        for _ in range(rounds + 1)
+    ]
+    clock, used = (statistics.median(column) for column in zip(*runs[1:], strict=True))
+    print(f"{name:<24}{clock:>8.2f}{used:>8.2f}", flush=True)
+    return used
 
 
 def save(model: str, folder: Path) -> None:

@@ -87,7 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     waveforms = {
         "speech": noise(0.8), "long": noise(3.4), "call": np.stack([left, right[: len(left)]], axis=1),
-        "silence": silence,
+        "silence": silence, "gap": np.concatenate([noise(1.0), silence, noise(0.7)]),
     }  # fmt: skip
     for name, waveform in waveforms.items():
         soundfile.write(folder / f"{name}.wav", waveform, RATE, subtype="FLOAT")
@@ -133,6 +133,8 @@ def assert_near(found: Any, expected: Any, apart: float) -> None:
         ("cd", "", False),
         ("long", "", False),
         ("long", SAID, False),
+        ("gap", "", False),
+        ("gap", SAID, False),
         ("call", "", True),
         ("call", "", False),
         (None, SAID, False),
