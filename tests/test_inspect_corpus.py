@@ -169,7 +169,7 @@ def ended() -> Callable[[list[str]], int]:
     ("name", "folder", "line"),
     [
         ("ravdess", "ravdess4", "ravdess_03-01-03-01-02-01-07 = ravdess_03-01-03-01-02-02-07"),
-        ("emobank", "emobank", "valence    10,062 utterances, 1.2 to 4.6"),
+        ("emobank", "emobank", "10,062 utterances, 1.2 to 4.6, mean"),
     ],
 )
 def test_real_corpora_are_described(

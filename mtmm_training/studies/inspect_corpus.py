@@ -11,6 +11,7 @@ from mtmm_training.data.folds import script_of
 from mtmm_training.data.recordings import Recordings, doubled, excerpts
 from mtmm_training.data.utterances import DIMENSIONS, SPLITS, Utterance
 from mtmm_training.pictures.of_corpora import MANY, NO_EMOTION, by_name, plot_corpus
+from mtmm_training.scoring.texts import render
 from mtmm_training.studies.tables import write_text
 
 
@@ -68,47 +69,11 @@ def table(frame: pd.DataFrame, name: str, same: Sequence[Sequence[str]] = ()) ->
         name: of the corpus, for the heading.
         same: ids of utterances with the same audio, one sequence for each excerpt.
     """
-    lines = [f"{name}: {len(frame):,} utterances, {frame['speaker'].nunique():,} speakers", ""]
-    facts = _facts(frame, same)
-    width = max(map(len, facts), default=0)
-    lines += [f"{fact:{width}}  {value}" for fact, value in facts.items()]
+    parts = [render("corpus.txt", frame=frame, name=name, same=same, dimensions=DIMENSIONS)]
     for column in ("split", "session", "gender", "speaker"):
         if frame[column].notna().any():
-            lines += ["", _cross_table(frame, column)]
-    return "\n".join(lines)
-
-
-def _facts(frame: pd.DataFrame, same: Sequence[Sequence[str]]) -> dict[str, str]:
-    facts = {}
-    seconds, words = frame["seconds"].dropna(), frame["words"].dropna()
-    if len(seconds):
-        low, middle, high = seconds.min(), seconds.median(), seconds.max()
-        facts["audio"] = (
-            f"{len(seconds):,} utterances, {seconds.sum() / 3600:.2f} h; each {low:.1f} to {high:.1f} s, "
-            f"median {middle:.1f} s"
-        )
-        rates = frame["sampling_rate"].dropna().astype(int).value_counts()
-        facts["sampling rate"] = ", ".join(f"{rate:,} Hz {n:,}" for rate, n in rates.items())
-        listed = "; ".join(" = ".join(ids) for ids in same[:3]) + " ..." * (len(same) > 3)
-        facts["one recording, several ids"] = f"{len(same)}: {listed}" if same else "0"
-    if len(words):
-        facts["text"] = (
-            f"{len(words):,} utterances, {frame['text'].nunique():,} different; {words.min():g} to "
-            f"{words.max():g} words, median {words.median():g}"
-        )
-    facts["scripts"] = f"{frame['script'].nunique():,} (script ids, or different texts without one)"
-    if (frame["improvised"] == True).any():  # noqa: E712  # None is neither
-        counts = frame["improvised"].map({True: "yes", False: "no"}).fillna("not known")
-        flags = counts.value_counts().reindex(["yes", "no", "not known"], fill_value=0)
-        facts["improvised"] = ", ".join(f"{n:,} {word}" for word, n in flags.items())
-    for name in DIMENSIONS:
-        values = frame[name].dropna()
-        if len(values):
-            facts[name] = (
-                f"{len(values):,} utterances, {values.min():g} to {values.max():g}, mean "
-                f"{values.mean():.2f}, sd {values.std(ddof=0):.2f}"
-            )
-    return facts
+            parts.append(_cross_table(frame, column) + "\n")
+    return "\n".join(parts).rstrip()
 
 
 def _cross_table(frame: pd.DataFrame, column: str) -> str:
