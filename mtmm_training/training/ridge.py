@@ -64,10 +64,11 @@ def ridges(
 
 
 def out_of_fold(task: Task, inputs: np.ndarray, inner: Splits) -> tuple[np.ndarray, np.ndarray]:
-    """The mean score of each penalty over the inner folds, and its predictions.
+    """The scores of each penalty in the inner folds, and its predictions.
 
     Returns:
-        (penalties,) and (penalties, utterances, outputs); NaN for rows that no inner fold scores.
+        (folds, penalties), NaN without labels to score by, and (penalties, utterances, outputs), NaN
+        for rows that no inner fold scores.
     """
     outputs = len(task.emotions) if task.is_emotion else 1
     predicted = np.full((len(PENALTIES), len(inputs), outputs), np.nan)
@@ -79,7 +80,7 @@ def out_of_fold(task: Task, inputs: np.ndarray, inner: Splits) -> tuple[np.ndarr
             predicted[number, scored] = inputs[scored] @ weight + bias
             shown = predicted[number, seen]
             scores[fold, number] = task.score(shown if task.is_emotion else shown[:, 0], seen)
-    return np.nanmean(scores, axis=0), predicted
+    return scores, predicted
 
 
 def fit_lines(
@@ -99,7 +100,7 @@ def fit_lines(
 def fit_task(task: Task, inputs: np.ndarray, inner: Splits) -> Fitted:
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
     scores, predicted = out_of_fold(task, inputs, inner)
-    best = int(np.nanargmax(scores))
+    best = int(np.nanargmax(np.nanmean(scores, axis=0)))
     penalty = float(PENALTIES[best])
     every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
     ((weight, bias),) = fit_lines(task, inputs, every, [penalty])
