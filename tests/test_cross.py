@@ -20,6 +20,7 @@ from mtmm_training.commands.cli import main
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import SPLITS
 from mtmm_training.studies import cross
+from mtmm_training.studies.compare import write_comparison
 from mtmm_training.studies.cross import make_plan, named, write_cross
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.run import Run
@@ -150,6 +151,9 @@ def test_whole_matrix_with_references(
     assert np.allclose(gain, table["UAR"]["difference"])
     assert np.isnan(table.loc[("no reference", "a", "b"), "CCC_valence"])  # a has no ratings
     assert "## UAR, difference" in printed
+    markdown = write_comparison(out, [], tmp_path / "compared")
+    assert "out without references" in markdown
+    assert (tmp_path / "compared_out_without_references.png").stat().st_size > 1000
     run = Run.open(out / "fold-00")
     assert (
         run.results["by_corpus"]["b"]["UAR"] == table.loc[("reference: speaker", "a", "b"), "UAR"]

@@ -33,7 +33,8 @@ def add_flags(parser: Parser) -> None:
         help="an experiment's --out; gets summary.json, table.md and figures/")  # fmt: skip
     add = parser.add_verb("compare", _compare).add_argument
     add("reference", type=Path, help="folder of an experiment")
-    add("others", type=Path, nargs="+", help="folders of experiments with the same folds")
+    add("others", type=Path, nargs="*", help="folders of experiments with the same folds; what answered "
+        "with references is compared without them, too")  # fmt: skip
     add("--out", type=folder, metavar="NAME",
         help="also write NAME.md, NAME.json and a figure for each of the others")  # fmt: skip
     add("--corpus", help="on the test utterances of this corpus alone, of several manifests")

@@ -119,27 +119,36 @@ def write_comparison(
 
     Args:
         reference: its folder.
-        others: folders of experiments with the same folds.
+        others: folders of experiments with the same folds. What answered with references is compared
+            without them, too.
         out: also writes OUT.md, OUT.json, and OUT_NAME.png for each of the others.
         corpus: on the test utterances of this corpus alone, see `Experiment.of_corpus`.
 
     Returns:
         Each experiment minus the reference, as Markdown.
     """
-    experiments = {str(folder): read_experiment(folder) for folder in (reference, *others)}
+    experiments: dict[str, Experiment] = {}
+    for folder in map(str, (reference, *others)):
+        experiments[folder] = found = read_experiment(folder)
+        if any(
+            run.results["config"].get("reference", "none") != "none" for run in found.runs.values()
+        ):
+            plain = read_experiment(folder, "test_without_reference")
+            name = f"{found.name} without references"
+            experiments[f"{folder} without references"] = replace(plain, name=name)
     if corpus is not None:
         experiments = {name: each.of_corpus(corpus) for name, each in experiments.items()}
     first = experiments[str(reference)]
     parts: list[str] = []
     content: dict[str, Any] = {"reference": str(reference), "differences": {}}
-    for folder in map(str, others):
+    for folder in list(experiments)[1:]:
         differences = compare(first, experiments[folder])
         parts.append(comparison_markdown(first, experiments[folder], differences))
         content["differences"][folder] = {n: asdict(d) for n, d in differences.items()}
         if out is not None:
             name = experiments[folder].name
             rows = {texts.title(metric): difference for metric, difference in differences.items()}
-            path = out.with_name(f"{out.name}_{name}.png")
+            path = out.with_name(f"{out.name}_{name}.png".replace(" ", "_"))
             draw_intervals(rows, path, f"{name} minus {first.name}, 95 % intervals", first.name)
     markdown = "\n".join(parts)
     if out is not None:
