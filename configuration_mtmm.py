@@ -182,6 +182,7 @@ class MTMMConfig(PreTrainedConfig):
         "linguistic_bridge_attentions",
         "hidden_states",
         "unfamiliarity",
+        "logits",
     ]
 
     audio_config: dict[str, Any] | PreTrainedConfig | None = None

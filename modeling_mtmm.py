@@ -232,6 +232,7 @@ class MTMMModel(MTMMLoading):
         reduce_sum: Callable[[Tensor], Tensor] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        input_features: Tensor | None = None,
     ) -> MTMMOutput:
         """Predict, and compute the loss where labels are given.
 
@@ -260,6 +261,8 @@ class MTMMModel(MTMMLoading):
             reduce_sum: Adds a vector over all processes, differentiably; see [`multi_task_loss`].
             output_attentions: Return the bridge tokens' attention weights.
             output_hidden_states: Return the refined states.
+            input_features: `input_values` of log-mel encoders, as their feature extractors call them.
+                Without text, `attention_mask` is the audio's, as a plain feature extractor gives it.
 
         Raises:
             ValueError: No modality at all; different numbers of utterances; labels of another shape.
@@ -271,6 +274,13 @@ class MTMMModel(MTMMLoading):
             output_attentions = bool(self.config.output_attentions)
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        input_values = input_features if input_values is None else input_values
+        if input_ids is None and input_values is not None and audio_attention_mask is None:
+            audio_attention_mask, attention_mask = attention_mask, None
+            if audio_attention_mask is not None:  # Whisper's own has one for each sample
+                frames = input_values.shape[-1]
+                every = max(audio_attention_mask.shape[-1] // frames, 1)
+                audio_attention_mask = audio_attention_mask[:, ::every][:, :frames]
         audio = (input_values, audio_attention_mask, acoustic_states, acoustic_attention_mask)
         text = (input_ids, attention_mask, linguistic_states, linguistic_attention_mask)
         given = _first_given(*audio[::2], *text[::2])
@@ -323,6 +333,7 @@ class MTMMModel(MTMMLoading):
             dimensions=dimensions,
             dimension_deviations=deviations,
             unfamiliarity=unfamiliarity,
+            logits=at_least_float32(logits) / self.config.temperature,
             **fused._asdict(),
         )
 

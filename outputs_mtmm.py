@@ -37,6 +37,8 @@ class MTMMOutput(ModelOutput):
             linguistic (batch, tokens, hidden) states; zeros at padding and for absent modalities.
         unfamiliarity (`Tensor`, (batch, 2)): Distance of audio and text from the training data; above
             1 is unfamiliar, NaN absent. None in training, and of models without such statistics.
+        logits (`Tensor`, (batch, emotions)): `emotion_logits / config.temperature`, by the name that
+            tools for audio classification know.
     """
 
     loss: Tensor | None = None
@@ -51,6 +53,7 @@ class MTMMOutput(ModelOutput):
     linguistic_bridge_attentions: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     unfamiliarity: Tensor | None = None
+    logits: Tensor | None = None
 
 
 __all__ = ["MTMMOutput"]

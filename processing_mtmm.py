@@ -92,6 +92,7 @@ class MTMMProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
         feature_extractor.padding_side = "right"  # the model's masks have real positions first
+        feature_extractor.return_attention_mask = True  # of use alone, too
         self.min_duration_s = min_duration_s
         self.max_duration_s = max_duration_s
         self.max_tokens = max_tokens
