@@ -657,6 +657,6 @@ def test_hub_model_by_commit_and_its_own_code_only_where_trusted(
     assert first["valence"] == pytest.approx(
         expected["valence"], abs=1e-4
     )  # other threads, other rounding
-    record = json.loads((tmp_path / "out" / "_run.json").read_text())
+    record = json.loads((tmp_path / "out.run.json").read_text())
     assert record["model"] == f"commit {old}"
     assert old in err and new in err

@@ -260,7 +260,7 @@ def test_parts_hold_every_input_in_order(make: Make, pipe: MTMMPipeline, tmp_pat
     inputs = [*texts(9), Input("heard", str(write_wav(tmp_path / "x.wav", 0.9)))]
     assert make(inputs, options={"batch_size": 3, "window_s": 0.4}) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["_run.json", *(f"part-0000{i}-of-00003.parquet" for i in range(3))]
+    assert names == [f"part-0000{i}-of-00003.parquet" for i in range(3)]  # and nothing else
     table = frame(tmp_path / "out")
     assert table["id"].tolist() == [one.name for one in inputs]
     expected = pipe([one.given() for one in inputs], window_s=0.4)
@@ -319,7 +319,7 @@ def test_refused_option_leaves_no_settings_behind(make: Make, tmp_path: Path) ->
     with pytest.raises(ValueError, match="nonsense"):
         make(texts(2), settings={"explain": "nonsense"}, options={"explain": "nonsense"})
     assert make(texts(2), settings={"explain": "valence"}, options={"explain": "valence"}) == 0
-    assert json.loads((tmp_path / "out" / RUN_FILE).read_text())["explain"] == "valence"
+    assert json.loads((tmp_path / f"out{RUN_FILE}").read_text())["explain"] == "valence"
 
 
 def test_run_that_comes_second_writes_nothing_into_the_first_one_s_folder(make: Make) -> None:
@@ -472,7 +472,7 @@ def test_processes_share_the_parts(
     output = capsys.readouterr()
     assert output.out == "" and "120 utterances in 6 parts" in output.err
     assert frame(out)["id"].tolist() == [one.name for one in texts(120)]
-    record = json.loads((out / RUN_FILE).read_text())
+    record = json.loads(Path(f"{out}{RUN_FILE}").read_text())
     assert record["utterances"] == 120 and record["model"].startswith("files ")
 
 
@@ -525,3 +525,18 @@ def test_folder_without_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(ValueError, match="No audio in"):
         read_inputs([str(tmp_path)])
     assert "notes.doc" in capsys.readouterr().err
+
+
+def test_other_readers_take_the_folder_of_parts(make: Make, tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    assert make(texts(3)) == 0
+    assert polars.read_parquet(tmp_path / "out").height == 3
+    for part in (tmp_path / "out").iterdir():
+        part.unlink()
+    assert make(texts(2), settings={"top_k": 1}) == 0  # an emptied folder is a new one
+
+
+def test_run_of_an_older_version_goes_on(make: Make, tmp_path: Path) -> None:
+    assert make(texts(3)) == 0
+    (tmp_path / f"out{RUN_FILE}").rename(tmp_path / "out" / "_run.json")
+    assert make(texts(3)) == 0 and not (tmp_path / f"out{RUN_FILE}").exists()

@@ -23,7 +23,9 @@ from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import few
 from mtmm_training.training.ending import tell
 
-RUN_FILE = "_run.json"  # readers of folders of Parquet files pass over names that begin so
+RUN_FILE = (
+    ".run.json"  # behind the folder's name, beside it: polars stands nothing but Parquet in it
+)
 AGAIN = "delete it and run the same command again"
 
 Predict = Callable[[Sequence[Input]], Iterator[tuple[Input, dict[str, Any]]]]
@@ -49,6 +51,12 @@ class Parts:
     def count(self) -> int:
         """How many parts there are."""
         return -(-len(self.inputs) // self.size)
+
+    @property
+    def record_file(self) -> Path:
+        """Where the run's record is; that of an older run is in the folder."""
+        older, folder = self.folder / "_run.json", self.folder.absolute()
+        return older if older.exists() else folder.with_name(f"{folder.name}{RUN_FILE}")
 
     def path(self, number: int) -> Path:
         """The file of a part; names sort as numbers do."""
@@ -83,7 +91,7 @@ class Parts:
         """
         import pyarrow.parquet
 
-        keep_record(self.folder / RUN_FILE, self.record)
+        keep_record(self.record_file, self.record)
         # The same columns for every part, also where all values of one are absent.
         kinds = {str: pyarrow.string(), float: pyarrow.float64()}
         cells = [(name, kinds[kind]) for name, kind in columns.items()]
@@ -152,11 +160,13 @@ def predict_parts(
     """
     import pyarrow.parquet  # noqa: F401  before any work: it comes with the training extra
 
-    if (parts.folder / RUN_FILE).exists():
-        keep_record(parts.folder / RUN_FILE, parts.record)
-    elif any(parts.folder.glob("*.parquet")):
+    if not any(parts.folder.glob("*.parquet")):  # the folder was deleted, or never filled
+        parts.record_file.unlink(missing_ok=True)
+    elif parts.record_file.exists():
+        keep_record(parts.record_file, parts.record)
+    else:
         raise ValueError(
-            f"{parts.folder} holds Parquet files but no {RUN_FILE}; choose another --out."
+            f"{parts.folder} holds Parquet files but has no {parts.record_file.name}; choose another --out."
         )
     mine, failed = parts.missing(share), 0
     if mine:

@@ -60,7 +60,7 @@ def keep_record(
     kept = {name: value for name, value in read_json(path).items() if name not in notes}
     if difference := changed(kept, settings):
         raise ValueError(
-            f"{path.parent} was begun with other settings: {difference}. Choose or delete a folder."
+            f"{path} was begun with other settings: {difference}. Choose or delete a folder."
         )
 
 

@@ -8,7 +8,6 @@ process of a launch. A file counts as unchanged while its path, size and time of
 what is at an address while that is the same.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -74,7 +73,10 @@ class Recordings:
         if not self._known.keys() >= set(keys.values()):
             # Processes that start together would all read the same files: one does, the others wait.
             with self._open_index() as index:
-                with suppress(OSError):  # a read-only folder, or a file system without locks
+                # A read-only folder, a file system without locks, or Windows.
+                with suppress(OSError, ImportError):
+                    import fcntl
+
                     fcntl.lockf(index, fcntl.LOCK_EX)  # released when the file is closed
                 self._learn(index)
                 self._read(

@@ -1,6 +1,5 @@
 """How a run is launched: its accelerator, cores, folder and signals, and what cannot be launched."""
 
-import fcntl
 import os
 import signal
 from collections.abc import Iterator
@@ -128,12 +127,14 @@ def alone_in(folder: Path, resume: bool = False) -> Iterator[None]:
         file = open(folder / ".lock", "a")
     with file:
         try:
+            import fcntl
+
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would inherit it
         except (BlockingIOError, PermissionError) as error:
             raise ValueError(
                 f"{folder} is in use by another run; wait for it, or choose another --out."
             ) from error
-        except OSError as error:
+        except (OSError, ImportError) as error:  # Windows has no fcntl
             print(f"{folder} cannot be locked ({error}): start no second run with this --out")
         _refuse_to_overwrite(folder, resume)
         yield
