@@ -237,16 +237,16 @@ class AudioFile:
         """Whether there is more than the header says, as where radio stations join streams."""
         if file.frames >= UNKNOWN_FRAMES:
             return True
-        place = self._opened.tell()  # where libsndfile believes to be
-        if av is not None:
+        if file.format == "FLAC":  # read far ahead: what is left of the file tells nothing
+            if av is None:
+                return False
+            place = self._opened.tell()  # where libsndfile believes to be
             self._opened.seek(0)
             with av.open(self._opened) as container:
                 stream = container.streams.audio[0]
                 counted = sum(packet.duration or 0 for packet in container.demux(stream))
             self._opened.seek(place)
             return float(counted * stream.time_base) > file.frames / file.samplerate + 0.1
-        if file.format == "FLAC":  # read far ahead, so this would show nothing
-            return False
         file.seek(file.frames - 1)
         file.read(1)
         end = self._opened.tell()
