@@ -417,7 +417,15 @@ def test_dockerfile_starts_the_service(saved: Path, tmp_path: Path) -> None:
     (site / "lent.pth").write_text("\n".join(lent))
     *_, install = (said for step, said in steps if step == "RUN" and said.startswith("pip"))
     words = [*shlex.split(install)[1:], "--no-deps", "--quiet"]
-    backend = [bin_ / "pip", "download", "hatchling", "--dest", tmp_path, "--no-deps", "--quiet"]
+    backend: list[Any] = [
+        bin_ / "pip",
+        "download",
+        "hatchling",
+        "--dest",
+        tmp_path,
+        "--no-deps",
+        "--quiet",
+    ]
     if subprocess.run(backend, capture_output=True).returncode:  # whatever the Dockerfile says
         pytest.skip("no package index can be reached")
     done = subprocess.run([bin_ / "pip", *words], cwd=image, capture_output=True, text=True)

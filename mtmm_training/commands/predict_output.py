@@ -12,6 +12,7 @@ from typing import Any
 
 from mtmm_training.commands.predict_inputs import Input
 from mtmm_training.data import sounds
+from mtmm_training.scoring.texts import render
 
 # ---- the parts of a result -------------------------------------------------------------------
 
@@ -154,37 +155,8 @@ class Printer:
 
 def describe(result: Mapping[str, Any], config: Any) -> str:
     """A result, or an entry of a timeline, in a line."""
-    parts = []
-    if "emotion" in result:
-        scores = ", ".join(f"{name} {share:.0%}" for name, share in result["scores"].items())
-        parts += [f"unsure: {scores}" if result.get("unsure") else scores] if scores else []
-    parts += ["no signal"] if result.get("no_signal") else []
-    low, high = config.dimension_range
-    there = [name for name in config.dimension_names if result.get(name) is not None]
-    values = [f"{name} {result[name]:.2f}" for name in there]
-    if values:
-        parts.append(f"{', '.join(values)} ({low:g} to {high:g})")
-    if windows := result.get("timeline"):
-        duration_s = windows[-1]["end"] - windows[0]["start"]
-        parts.append(f"mean of {len(windows)} windows, {duration_s:.2f} s")
-    parts += [
-        f"no {'transcript' if name == 'text' else name}" for name in result.get("missing", ())
-    ]
-    parts += [
-        f"{'transcript' if name == 'text' else name} unlike the training data"
-        for name in result.get("unfamiliar", ())
-    ]
-    if result.get("untimed_text"):
-        parts.append("all words, which have no times, in every window")
-    if result.get("mended"):
-        parts.append(f"{result['mended']} times of the transcript mended")
-    if result.get("text"):
-        parts.append(f"{'recognised ' if result.get('transcribed') else ''}“{result['text']}”")
-    for kind, used in result.get("reference", {}).items():
-        parts.append(
-            f"{kind}'s reference of {used['recordings']} recordings, {used['seconds']:.1f} s"
-        )
-    line = "; ".join(parts)
+    said = render("answer.txt", result=result, config=config).split("\n")
+    line = "; ".join(part for part in said if part)
     if "explanation" in result:  # two more lines: what was read, and what mattered
         read, mattered = result["explanation"], result["explanation"]["occlusion"]
         of, both = mattered["of"], not result["missing"]

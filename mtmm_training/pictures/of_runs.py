@@ -72,7 +72,7 @@ def plot_dimensions(
     columns = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
     present = ~np.isnan(columns[0]).any(axis=1)
     labelled, predicted = (column[present] for column in columns)
-    given = emotions or [None] * len(present)
+    given = emotions or [None] * len(columns[0])
     names = np.array([name or "" for name in given])[present]  # "" = no emotion label
     ccc = map(metrics.concordance_correlation, predicted.T, labelled.T)
     valence, arousal = ("undefined" if np.isnan(value) else f"{value:.2f}" for value in ccc)
