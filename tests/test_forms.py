@@ -83,7 +83,7 @@ def _audio_dataset(wav: Path) -> datasets.Dataset:
 def _subset(rows: datasets.Dataset) -> Any:
     from torch.utils.data import Subset
 
-    return Subset(rows, [0])  # type: ignore[arg-type]
+    return Subset(rows, [0])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -61,6 +61,7 @@ def test_file_is_read_once_until_it_changes(tmp_path: Path, opened: Any, folder:
     first = recordings.of([path, path])[path]
     assert recordings.of([path]) == {path: first} and opened() == {"a.wav": 1}
     write(tmp_path / "a.wav", seed=1)  # as many bytes
+    recordings = Recordings(tmp_path / "cache" if folder else None)
     assert recordings.of([path])[path].digest != first.digest and opened() == {"a.wav": 2}
     again = Recordings(tmp_path / "cache" if folder else None).of([path])
     assert again == recordings.of([path]) and opened() == {"a.wav": 2 if folder else 3}

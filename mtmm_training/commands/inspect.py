@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     given = [f"--{name}" for name in of_corpus if getattr(options, name)]
     of_reader = options.corpus_options or {}
     places = hub.places_of(options)
-    options.manifest = options.manifest or (places or [None])[0]
+    options.manifest = options.manifest or next(iter(places), None)
     taken = [TAKEN[name] for name in of_reader if name in TAKEN]
     refuse(
         (bool(options.manifest) + bool(options.corpus) != 1 or len(places) > 1,

@@ -118,10 +118,12 @@ def _shared_audio(
 
     Less is let through: where people talk at once, their parts of a dialogue overlap.
     """
+    everyone = [u for members in splits.values() for u in members if u.audio is not None]
+    parts_of = Counter(audio[u.utterance_id][0] for u in everyone)
     heard: dict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
     for split, members in splits.items():
         for u in members:
-            if u.audio is not None:
+            if u.audio is not None and parts_of[audio[u.utterance_id][0]] > 1:
                 file, start, end = audio[u.utterance_id]
                 heard[file].append((start, math.inf if end is None else end, split, u.utterance_id))
     for parts in heard.values():

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from mtmm_training.data import hub, sounds
-from mtmm_training.data.files import replacing
+from mtmm_training.data.files import replacing, without_collection
 from mtmm_training.data.tables import Row, read_table, renamed
 from mtmm_training.data.utterances import (
     DIMENSIONS,
@@ -54,6 +54,7 @@ _NEAR_MISS = 0.81
 UNKNOWN_SPEAKER = "unknown"  # of rows without one, where labels are not read
 
 
+@without_collection()
 def read_manifest(
     path: str | Path,
     *,
@@ -113,14 +114,14 @@ def read_manifest(
         read = [name for name in columns if name not in unread]
         _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], speakers, rows)
     uses = Counter(str(row.get("audio")) for row in rows.values())
+    given = {c: field for c, field in COLUMNS.items() if c in columns and c not in unread}
     utterances: dict[int, Utterance] = {}
     first_use: dict[str, int] = {}
     for number, row in rows.items():
         try:
-            values = {
+            values = dict.fromkeys(("utterance_id", "corpus", "audio", "speaker_id")) | {
                 field: _parse(column, row.get(column), dimension_range)
-                for column, field in COLUMNS.items()
-                if column not in unread
+                for column, field in given.items()
             }
             audio = values["audio"]
             if values["utterance_id"] is None:
@@ -168,7 +169,7 @@ def read_manifest(
 def _rename_emotions(values: dict[str, Any], names: Mapping[str, str | None]) -> None:
     """Emotions and votes under other names, or without those that are None."""
     emotion, votes = values.get("emotion"), values.get("votes") or {}
-    values["emotion"] = names.get(emotion, emotion)
+    values["emotion"] = emotion and names.get(emotion, emotion)
     kept: dict[str, float] = {}
     for name, count in votes.items():
         if (ours := names.get(name, name)) is not None:

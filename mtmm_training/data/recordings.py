@@ -4,8 +4,8 @@
     recordings.of(["a.wav"])["a.wav"].duration_s
 
 What is read is remembered in the folder, for all processes that share it: each folds' process, each
-process of a launch. A file counts as unchanged while its path, size and time of change are the same,
-what is at an address while that is the same.
+process of a launch. A file counts as unchanged while its path, size and time of change are the same, and
+as long as the object lives that has seen it; what is at an address while that is the same.
 """
 
 import hashlib
@@ -60,6 +60,9 @@ class Recordings:
     def __init__(self, folder: str | Path | None = None) -> None:
         self._index = None if folder is None else Path(folder, INDEX)
         self._known: dict[Key, AudioFile] = {}
+        self._keys: dict[
+            str, Key
+        ] = {}  # a disk in the network answers half a million questions slowly
         self._seen = 0  # bytes of the index that are in `_known`
 
     def of(self, paths: Iterable[str]) -> dict[str, AudioFile]:
@@ -69,7 +72,11 @@ class Recordings:
             FileNotFoundError: there is no file at a path.
             OSError: a file cannot be read.
         """
-        keys = {path: _key(path) for path in dict.fromkeys(paths)}
+        keys = dict[str, Key]()
+        for path in dict.fromkeys(paths):
+            if path not in self._keys:
+                self._keys[path] = _key(path)
+            keys[path] = self._keys[path]
         if not self._known.keys() >= set(keys.values()):
             # Processes that start together would all read the same files: one does, the others wait.
             with self._open_index() as index:

@@ -36,21 +36,25 @@ def is_address(audio: str) -> bool:
     return _ADDRESS.match(audio) is not None
 
 
+def _cell_of(audio: str) -> re.Match[str] | None:
+    return _CELL.fullmatch(audio) if audio[-1:] == "]" else None
+
+
 def is_named(audio: str) -> bool:
     """Whether this is a path or an address, which says what it is; no cell, and no data: address."""
-    return not _CELL.fullmatch(audio) and audio[:5].lower() != "data:"
+    return not _cell_of(audio) and audio[:5].lower() != "data:"
 
 
 def is_plain(audio: str) -> bool:
     """Whether `load_audio` takes it as it is: a path, or an http(s) or data: address."""
-    return not _CELL.fullmatch(audio) and (
+    return not _cell_of(audio) and (
         not is_address(audio) or audio.lower().startswith(("http", "data:"))
     )
 
 
 def file_of(audio: str) -> str | None:
     """The file here that has it, of a cell its table; None = it is somewhere else."""
-    found = _CELL.fullmatch(audio)
+    found = _cell_of(audio)
     place = found[1] if found else audio
     return None if is_address(place) else place
 
@@ -79,7 +83,7 @@ def source(audio: str) -> str | bytes:
         OSError: It cannot be had.
         ValueError: A cell has no audio.
     """
-    if found := _CELL.fullmatch(audio):
+    if found := _cell_of(audio):
         table, column, row = found[1], found[2], int(found[3])
         with _one_reads:
             value, rate = _value(table, column, row)
@@ -113,7 +117,7 @@ def opened(place: str) -> IO[bytes]:
     """A file here or at an address."""
     if not is_address(place):
         return open(place, "rb")
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     return fsspec.open(place).open()
 
