@@ -45,7 +45,12 @@ def main() -> None:
     for modalities in arguments.modalities:
         names = MODALITIES[modalities]
         given = [{name: each[name] for name in (*names, "sampling_rate")} for each in inputs]
-        compare(" and ".join(names), predict, given, common.Stopwatch(device), arguments)
+        answers = compare(" and ".join(names), predict, given, common.Stopwatch(device), arguments)
+    if device.type != "cpu":  # the last of them
+        predict.model.to("cpu")
+        predict.device = torch.device("cpu")
+        largest = np.abs(numbers(answers) - numbers(predict(given))).max()
+        common.print_result("largest difference from the CPU's results", largest, TOLERANCE)
 
 
 def compare(
@@ -54,8 +59,8 @@ def compare(
     inputs: list[dict[str, Any]],
     watch: common.Stopwatch,
     arguments: argparse.Namespace,
-) -> None:
-    """Time the same inputs in batches of both sizes, and print both results."""
+) -> list[dict[str, Any]]:
+    """Time the same inputs in batches of both sizes, print both results, return the batches'."""
     sizes = {"one by one": 1, f"batches of {arguments.batch_size}": arguments.batch_size}
     results: dict[str, list[dict[str, Any]]] = {}
 
@@ -71,6 +76,7 @@ def compare(
     watch.print_ratio(claim, one, batched, TARGET, at_least=True)
     largest = np.abs(numbers(results[one]) - numbers(results[batched])).max()
     common.print_result(f"{modalities}: largest difference", largest, TOLERANCE)
+    return results[batched]
 
 
 def add_encoders(parser: argparse.ArgumentParser) -> None:

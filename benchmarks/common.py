@@ -131,10 +131,8 @@ class Stopwatch:
 
 
 def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def time_process(words: Sequence[str], **options: Any) -> tuple[float, float]:
