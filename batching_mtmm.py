@@ -17,6 +17,7 @@ MOST_PADDED = 1.25  # longest ÷ shortest audio of a batch: at most a fifth of i
 UNCHANGED_BY_PADDING = {"hubert", "wav2vec2", "wavlm", "unispeech-sat", "whisper"}
 # Least sizes that compiled code is given: rows, samples (1 s) and tokens.
 ROWS, SAMPLES, TOKENS = 2, 16000, 16
+PARTS = ("audio_model", "text_model", "fusion")  # of the model, that are compiled
 
 
 @contextmanager
@@ -122,6 +123,17 @@ def next_size(length: int, least: int) -> int:
     return max(least, size * 3 // 4 if size * 3 // 4 >= length else size)
 
 
+def regions(model: Any, parts: Sequence[str] = PARTS) -> Iterator[Any]:
+    """What is compiled for itself: each layer of the encoders, all of one kind once, and the fusion.
+
+    A whole model of twenty-four layers takes minutes to compile, one layer of them seconds.
+    """
+    for name, module in model.named_modules():
+        part, _, inner = name.partition(".")
+        if part in parts and (name == "fusion" or inner.endswith((".layer", ".layers"))):
+            yield from [module] if name == "fusion" else module.children()
+
+
 def collate(rows: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
     """Rows (1, ...) of the same names as one batch, padded on the right."""
     if len(rows) == 1:
@@ -135,4 +147,4 @@ def collate(rows: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tenso
     return batch
 
 
-__all__ = ["collate", "evaluating", "portions", "rounded", "similar"]
+__all__ = ["collate", "evaluating", "portions", "regions", "rounded", "similar"]

@@ -15,7 +15,7 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .answers_mtmm import Prediction
-        from .batching_mtmm import collate, evaluating, rounded, similar
+        from .batching_mtmm import collate, evaluating, regions, rounded, similar
         from .embedding_mtmm import EMBEDDINGS, embedding_outputs, embedding_rows
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
         from .reading_mtmm import Window
@@ -24,7 +24,7 @@ try:
         from .timeline_mtmm import Inputs, Results, plain
 except ImportError:
     from answers_mtmm import Prediction
-    from batching_mtmm import collate, evaluating, rounded, similar
+    from batching_mtmm import collate, evaluating, regions, rounded, similar
     from embedding_mtmm import EMBEDDINGS, embedding_outputs, embedding_rows
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
     from reading_mtmm import Window
@@ -117,16 +117,16 @@ class MTMMPipeline(ReferringPipeline):
         self.compiled = False
 
     def compile(self, **options: Any) -> None:
-        """Compile the model, and give it batches of few sizes from now on.
+        """Compile the model part by part, and give it batches of few sizes from now on.
 
-        What is compiled once serves all lengths and numbers of utterances: there is one graph for audio
-        with text, one for audio and one for text, each made at the first batch of its kind.
+        A kind of layer is compiled once, at its first batch, for all lengths and numbers of utterances.
 
         Args:
-            options: Of `torch.compile`, such as `mode="reduce-overhead"` for CUDA graphs; `dynamic=True`
-                unless given.
+            options: Of `torch.compile`; `dynamic=True` unless given. With a `mode`, such as
+                "reduce-overhead" for CUDA graphs, the model is compiled as a whole, which takes minutes.
         """
-        self.model.compile(**{"dynamic": True} | options)
+        for part in [self.model] if options.get("mode") else regions(self.model):
+            part.compile(**{"dynamic": True} | options)
         self.compiled = True
 
     def _sanitize_parameters(

@@ -20,14 +20,14 @@ run() { # NAME FLAGS...
     echo "RESULT $name.py, seconds: $took; target <= $limit: $verdict" | tee -a "$log"
 }
 run operations
-run real_time_factor "${small[@]}" --batches 1x3.6 16x3.6 --rounds 3
-run memory_throughput "${small[@]}" --batch_size 2
-run cached_training "${small[@]}" --batches 1 --rounds 1 --batch_size 8
+run real_time_factor "${small[@]}" --batches 1x3.6 2x3.6 --rounds 2 --dtypes float32
+run memory_throughput "${small[@]}" --batch_size 2 --modes "frozen, cached" LoRA "full fine-tuning"
+run cached_training "${small[@]}" --batches 1 --rounds 1 --batch_size 4
 run load_time "${small[@]}" --rounds 3
 run busy_neighbour
 run batched_pipeline "$@" --rounds 1 --modalities text
 run onnx_speed --rounds 5
-run long_file_memory --long_s 300
+run long_file_memory --long_s 120
 run runtime_start --rounds 1
 run service_load --seconds 10
 run encoder_families hubert bert

@@ -488,7 +488,7 @@ def test_workers_and_compiled_models_answer_alike(
     flags = ["predict", str(tmp_path / "audio"), "--model", str(saved), "--part_size", "4", "--out"]
     assert main([*flags, str(tmp_path / "alone")]) == 1
     assert main([*flags, str(tmp_path / "three"), "--workers", "3", "--compile"]) == 1
-    assert modes == [{"mode": "default"}]
+    assert modes == [{"mode": None}]
     alone, three = frame(tmp_path / "alone"), frame(tmp_path / "three")
     assert three["id"].tolist() == alone["id"].tolist() and three["error"].notna().sum() == 1
     pandas.testing.assert_frame_equal(three, alone, atol=1e-5, rtol=0)

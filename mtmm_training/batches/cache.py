@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from batching_mtmm import rounded
+from batching_mtmm import regions, rounded
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.encoding import fill, one_behind
@@ -275,8 +275,8 @@ class FeatureCache:
         rows = to_dataset([without_fields(u, [other]) for u in entries.values()])
         raw = RawInputs(self.processor, (), ())
         encode: Any = self.model.encode_audio if modality == "audio" else self.model.encode_text
-        if compiled:
-            encode = torch.compile(encode, dynamic=True)
+        for part in regions(self.model, (f"{modality}_model",)) if compiled else ():
+            part.compile(dynamic=True)
         norm = getattr(encoder_of(self.model, modality).config, "feat_extract_norm", None)
         size, positions = 1 if norm == "group" else batch_size, ENCODING_FRAMES
         batches = LengthBatches(lengths, size, frame_budget=positions, shuffle=False)

@@ -53,9 +53,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = add_input_flags(parser)
     add_reference_flag(group)
     group.add_argument(
-        "--compile", nargs="?", const="default", metavar="MODE",
-        help="run the model by torch.compile, in its mode MODE (reduce-overhead: CUDA graphs): the first "
-        "answer takes a minute or some, all others less; for many inputs",
+        "--compile", nargs="?", const=True, metavar="MODE",
+        help="run the model by torch.compile, layer by layer, or as a whole in a MODE of it "
+        "(reduce-overhead: CUDA graphs): the first answer takes a minute or more, all others less",
     )  # fmt: skip
     add_transcript_flags(parser)
     _add_output_flags(parser)

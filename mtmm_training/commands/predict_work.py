@@ -279,7 +279,7 @@ def load_pipeline(given: argparse.Namespace) -> Any:
             processor = MTMMProcessor.from_pretrained(given.model, **where)
             pipe = MTMMPipeline(model=model, processor=processor, device=device)
     if getattr(given, "compile", None):
-        pipe.compile(mode=given.compile)
+        pipe.compile(mode=None if given.compile is True else given.compile)
     return pipe
 
 
