@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import time
+import tomllib
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -121,6 +122,11 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
         wanted = ", ".join(needed) or "a JSON object"
         raise ValueError(f"{path} needs {wanted}: another program or version wrote it.")
     return content
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file of ours."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

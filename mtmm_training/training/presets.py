@@ -1,22 +1,12 @@
 """Recipes: values of flags that belong together, for those that are not given."""
 
 import json
+from pathlib import Path
 from typing import Any
 
-# Chosen on validation speakers of three of RAVDESS's grouped folds; docs/LOG.md has what else was tried.
-SMALL = {"weight_decay": 1.0, "rmm_start": 0.5, "epochs": 30}
-SMALL_SPEECH = {"augment": ["speed", "noise"], "augment_variants": 4, "epochs": 40}
-SMALL_MODEL = {
-    "encoder_layers": "weighted",
-    "acoustic_stride": 25,
-    "hidden_size": 128,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "num_bridge_tokens": 8,
-    "hidden_dropout": 0.3,
-    "attention_dropout": 0.3,
-    "head_dropout": 0.3,
-}
+from mtmm_training.data.files import read_toml
+
+RECIPES = read_toml(Path(__file__).with_name("presets.toml"))
 PRESETS = ("small", "paper")
 
 
@@ -28,11 +18,11 @@ def filled(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("preset") != "small":  # the defaults are the paper's
         return given
     heard = "audio" in given.get("modalities", ["audio"])
-    values = SMALL | (SMALL_SPEECH if heard else {}) | given
+    values = RECIPES["small"] | (RECIPES["small_speech"] if heard else {}) | given
     if given.get("model") is None:
         own = given.get("model_config", "{}")
         try:
-            values["model_config"] = json.dumps(SMALL_MODEL | json.loads(own))
+            values["model_config"] = json.dumps(RECIPES["small_model"] | json.loads(own))
         except (ValueError, TypeError):  # no JSON object, which is refused later
             values["model_config"] = own
     return values

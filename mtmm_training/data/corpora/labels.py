@@ -8,17 +8,15 @@ no emotion in the set are kept as "other". So an utterance whose majority is lef
 votes for emotions of the set; readers keep it where `undecided` says so.
 """
 
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mtmm_training.data.files import read_toml
 from mtmm_training.data.utterances import OTHER
 
-FACTS: dict[str, dict[str, Any]] = tomllib.loads(
-    Path(__file__).with_name("facts.toml").read_text(encoding="utf-8")
-)
+FACTS: dict[str, dict[str, Any]] = read_toml(Path(__file__).with_name("facts.toml"))
 FOUR = ("angry", "happy", "neutral", "sad")
 
 

@@ -13,7 +13,6 @@ import json
 import re
 import shutil
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import soundfile
 
 from mtmm_training.data.corpora import synthetic_speech as speech
 from mtmm_training.data.corpora.synthetic_speech import LONGEST_S, MIDPOINT, SAMPLING_RATE
+from mtmm_training.data.files import read_toml
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, leading
 
@@ -49,12 +49,12 @@ FEWEST, MOST = 3, 10  # listeners of an utterance
 
 # --- words ---------------------------------------------------------------------------------------
 
-_WORDS = tomllib.loads(Path(__file__).with_name("synthetic_words.toml").read_text(encoding="utf-8"))
-TEMPLATES: list[str] = _WORDS["templates"]
+FACTS = read_toml(Path(__file__).with_name("synthetic.toml"))
+TEMPLATES: list[str] = FACTS["templates"]
 # Word class -> strongly negative, mildly negative, mildly positive, strongly positive words.
-POLAR_WORDS = {kind: [level.split() for level in own] for kind, own in _WORDS["polar"].items()}
-DEGREES = {True: _WORDS["degree"]["strong"].split(), False: _WORDS["degree"]["mild"].split()}
-PLAIN_WORDS: dict[str, list[str]] = {kind: own.split() for kind, own in _WORDS["plain"].items()}
+POLAR_WORDS = {kind: [level.split() for level in own] for kind, own in FACTS["polar"].items()}
+DEGREES = {True: FACTS["degree"]["strong"].split(), False: FACTS["degree"]["mild"].split()}
+PLAIN_WORDS: dict[str, list[str]] = {kind: own.split() for kind, own in FACTS["plain"].items()}
 OPINION_NOISE = 0.45  # of each opinion word around the speaker's valence, in points of its scale
 NEGATION_SHARE = 0.15  # of the degree words: "not bad" for "rather good"
 
@@ -215,15 +215,7 @@ def _label(rng: np.random.Generator, high: bool) -> float:
 
 # --- the encoders --------------------------------------------------------------------------------
 
-# Of a model that suits them: they start from random weights, so they are trained, and all is small.
-MODEL_CONFIG = {
-    "freeze_audio_encoder": False,
-    "freeze_text_encoder": False,
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "intermediate_size": 128,
-    "num_bridge_tokens": 8,
-}
+MODEL_CONFIG: dict[str, Any] = FACTS["model"]
 
 
 def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
@@ -241,22 +233,13 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
     import torch
     import transformers
 
-    audio_config = transformers.WhisperConfig(
-        d_model=64, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=128,
-        num_mel_bins=40, max_source_positions=int(LONGEST_S * 50),  # 20 ms per encoder frame
-        # Only the encoder is ever used.
-        decoder_layers=0, decoder_attention_heads=4, decoder_ffn_dim=128, max_target_positions=4,
-        vocab_size=8, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
-        suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
+    silent = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    audio_config = transformers.WhisperConfig(**FACTS["audio_encoder"], **silent)
     extractor = transformers.WhisperFeatureExtractor(
         feature_size=40, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
     )
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *vocabulary()]
-    text_config = transformers.BertConfig(
-        vocab_size=len(tokens), max_position_embeddings=64, hidden_size=64, num_hidden_layers=2,
-        num_attention_heads=4, intermediate_size=128,
-    )  # fmt: skip
+    text_config = transformers.BertConfig(vocab_size=len(tokens), **FACTS["text_encoder"])
     numbers = {token: index for index, token in enumerate(tokens)}
     with _complete_or_absent(folder, recipe) as unfinished, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
