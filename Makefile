@@ -32,7 +32,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "MTMM needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt $$(grep '^torch==' .ci/constraints.txt)
-	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e '.[train,onnx,demo,serve,dev]'
+	$(BIN)/python -m pip install --quiet -c .ci/constraints.txt -e '.[train,onnx,demo,serve,media,dev]'
 	touch $(READY)
 
 clean:

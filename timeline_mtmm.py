@@ -455,7 +455,9 @@ def parse_timed(name: str, fields: Mapping[str, Any]) -> tuple[list[TimedText] |
         start_s = row.start_s
         if math.isnan(start_s):
             start_s = texts[-1].end_s if texts else 0.0
-        end_s = row.end_s
+        end_s = (
+            math.nan if row.end_s < 0 else row.end_s
+        )  # some say −1 for an end that they do not know
         if math.isnan(end_s):  # a recogniser's last word ends so
             later = [one.start_s for one in rows[i + 1 :] if not math.isnan(one.start_s)]
             end_s = max(later[0], start_s) if later else math.inf if name == "segments" else start_s

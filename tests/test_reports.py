@@ -1,0 +1,88 @@
+"""Public reports of other projects, rebuilt as small inputs; docs/reports.md has their addresses."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from audio_mtmm import load_audio, open_recording
+from pipeline_mtmm import MTMMPipeline
+from waveforms_mtmm import to_mono
+
+RATE = 16000
+RNG = np.random.default_rng(0)
+SPEECH = RNG.uniform(-0.5, 0.5, 4 * RATE).astype(np.float32)
+
+
+def encoded(form: str, waveform: np.ndarray = SPEECH) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, RATE, format=form)
+    return file.getvalue()
+
+
+def damaged(form: str, first: int, count: int) -> bytes:
+    data = bytearray(encoded(form))
+    data[first : first + count] = np.random.default_rng(1).bytes(count)
+    return bytes(data)
+
+
+def timeline(pipe: MTMMPipeline, *segments: tuple[float, float, str]) -> list[Any]:
+    given = [{"start": start, "end": end, "text": text} for start, end, text in segments]
+    answer = pipe({"audio": SPEECH, "segments": given}, sampling_rate=RATE)
+    return [(entry["start"], entry["end"], entry["text"]) for entry in answer["timeline"]]
+
+
+def test_segment_without_length(pipe: MTMMPipeline) -> None:
+    """docling 3006"""
+    found = timeline(pipe, (0, 2, "so"), (2, 2, "you"), (2, 4, "won"))
+    assert found == [(0.0, 2.0, "so you"), (2.0, 4.0, "won")]
+
+
+def test_last_end_behind_the_audio(pipe: MTMMPipeline) -> None:
+    """faster-whisper 1334"""
+    assert timeline(pipe, (0, 2, "so"), (2, 4.02, "won"))[-1] == (2.0, 4.0, "won")
+
+
+def test_end_that_nobody_knows_is_minus_one(pipe: MTMMPipeline) -> None:
+    """sherpa-onnx 2945, with a start at the audio's end beside it"""
+    found = timeline(pipe, (0, 1, "so"), (1, -1.0, "you"), (2, 3.99, "won"), (4.0, -1.0, "it"))
+    assert [one[:2] for one in found[:2]] == [(0.0, 1.0), (1.0, 2.0)]
+    assert found[-1][2] == "won it"
+
+
+def test_stereo_with_channels_last() -> None:
+    """transformers 47886: the mean over time left two numbers."""
+    assert np.allclose(to_mono(np.stack([SPEECH, SPEECH], axis=1)), SPEECH, atol=1e-7)
+
+
+@pytest.mark.parametrize("second", [-SPEECH, 0 * SPEECH])
+def test_stereo_that_is_silent_or_opposite(second: np.ndarray) -> None:
+    """macparakeet 953, BCR 943"""
+    recording = open_recording(encoded("WAV", np.stack([SPEECH, second], axis=1)))
+    assert np.allclose(recording.whole(RATE), SPEECH, atol=1e-4)
+
+
+def test_five_seconds_at_another_rate(pipe: MTMMPipeline) -> None:
+    """pyannote-audio 1969: shorter than the window"""
+    waveform = RNG.uniform(-0.5, 0.5, 118080).astype(np.float32)
+    answer = pipe({"array": waveform, "sampling_rate": 22050}, window_s=10.0)
+    assert answer["timeline"][0]["end"] == pytest.approx(118080 / 22050, abs=1e-3)
+
+
+def test_mp3_with_a_damaged_beginning() -> None:
+    """silero-vad 777: other decoders end there."""
+    assert len(load_audio(damaged("MP3", 300, 220))[0]) == len(SPEECH)
+
+
+def test_ogg_damaged_in_the_middle() -> None:
+    """torchcodec 731: no number for what cannot be heard, and how far it could"""
+    data = encoded("OGG")
+    with pytest.raises(ValueError, match=r"cut off after \d\.\d+ s"):
+        load_audio(damaged("OGG", len(data) // 2, 60))
+
+
+def test_more_scores_than_labels(pipe: MTMMPipeline) -> None:
+    """transformers 35736"""
+    assert len(pipe(SPEECH, sampling_rate=RATE, top_k=10)["scores"]) == 4
