@@ -308,7 +308,8 @@ class HubHandler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         user = self.user()
         owner = asked.get("organization") or (user[0] if user else "")
-        repo_id = f"{owner}/{asked['name']}"
+        kind = "datasets/" if asked.get("type") == "dataset" else ""
+        repo_id = f"{kind}{owner}/{asked['name']}"
         self.writer_of(repo_id)
         if repo_id in self.hub.repos:
             url = f"{self.hub.url}/{repo_id}"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from conftest import CHECKOUT
-from hub_server import Files, HubServer
+from hub_server import WRITER, Files, HubServer
+from huggingface_hub import HfApi
 from small_runs import SIZES
 
+from mtmm_training.batches.cache import FeatureCache
+from mtmm_training.commands import cli
+from mtmm_training.data import sounds
 from mtmm_training.data.manifest import read_manifest
-from mtmm_training.data.utterances import Utterance
+from mtmm_training.data.recordings import Recordings
+from mtmm_training.data.utterances import Utterance, by_id
+from mtmm_training.publishing.card import Facts, Subject
+from mtmm_training.publishing.dataset import push_dataset, save_dataset
+from mtmm_training.training.config import TrainConfig
+from mtmm_training.training.model import build_model
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
 
@@ -183,6 +193,7 @@ def test_results_name_the_data_set(answers: dict[str, Any]) -> None:
          "fingerprint": revision}
     ]  # fmt: skip
     assert found["config"]["manifest"] == [f"dataset:writer/classes@{revision}"]
+    assert Subject("a/b", found, None, Facts(), [found]).datasets == ["writer/classes"]
     private = results(answers, "private")
     assert (
         private["datasets"][0]["revision"]
@@ -220,3 +231,79 @@ def test_nothing_but_states_is_kept(answers: dict[str, Any]) -> None:
     """No recording and no table: what the Hub's client keeps is cards and the like."""
     assert not [p for p in answers["kept"] if p.suffix in (".parquet", ".wav", ".arrow", ".csv")]
     assert sum(path.stat().st_size for path in answers["kept"]) < 10**6
+
+
+def test_a_block_of_a_table_is_one_process_share(
+    spoken: list[Utterance], embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t.parquet").write_bytes(parquet(spoken))  # five blocks
+    utterances = read_manifest(tmp_path / "t.parquet")
+    config = TrainConfig(
+        manifest=["-"], audio_encoder=str(embedded / "encoders" / "audio"),
+        text_encoder=str(embedded / "encoders" / "text"), model_config=json.dumps(SIZES),
+    ).resolve()  # fmt: skip
+    model, processor = build_model(config)
+    read = Counter[tuple[Any, ...]]()
+    counts = []
+    for rank in range(2):
+        sounds._group.cache_clear()
+        cache = FeatureCache.open(tmp_path / "c", model, processor, Recordings(tmp_path / "c"))
+        cache.missing(utterances)  # identifies the recordings
+        monkeypatch.setattr(sounds, "_group", counting(sounds._group, read))
+        counts.append(cache.encode(utterances, rank=rank, world_size=2)["audio"])
+        monkeypatch.undo()
+    assert sum(counts) == len(spoken) and min(counts) > 0
+    assert set(read.values()) == {1} and len(read) == 5
+
+
+def counting(function: Any, read: Counter[tuple[Any, ...]]) -> Any:
+    """Counts what it could not answer from memory."""
+
+    def counted(*given: Any) -> Any:
+        before = function.cache_info().misses
+        answer = function(*given)
+        read[given[1:2]] += function.cache_info().misses - before
+        return answer
+
+    function.cache_clear()
+    return counted
+
+
+def test_a_saved_data_set_is_read_back(spoken: list[Utterance], tmp_path: Path) -> None:
+    part = replace(spoken[1], start_s=0.1, end_s=0.3, votes={"sad": 2.0}, split="test")
+    silent = replace(spoken[2], audio=None, improvised=True)
+    given = [spoken[0], part, silent]
+    save_dataset(given, tmp_path / "d", "d", "cc-by-4.0")
+    with pytest.raises(FileExistsError):
+        save_dataset(given, tmp_path / "d", "d", "cc-by-4.0")
+    again = by_id(read_manifest(f"dataset:{tmp_path / 'd'}"))
+    for u in given:
+        now = again[u.utterance_id]
+        lost = {"audio": None, "start_s": None, "end_s": None, "split": None}
+        assert replace(now, **lost, text="-") == replace(u, **lost, text="-") and now.text == u.text
+        assert (now.audio is None) == (u.audio is None)
+    assert again[part.utterance_id].split == "test" and again[silent.utterance_id].split == "train"
+    heard, rate = sounds.waveform(str(again[part.utterance_id].audio))
+    expected, _ = sounds.waveform(str(part.audio), 0.1, 0.3)
+    assert rate == 16000 and abs(heard - expected).max() < 1e-6
+    card = (tmp_path / "d" / "README.md").read_text()
+    assert "license: cc-by-4.0" in card and "3 utterances" in card
+
+
+def test_a_corpus_that_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
+    for words in (
+        ["--corpus", "iemocap", "--corpus_dir", str(tmp_path), "--licence", "mit"],
+        ["--manifest", "m.csv"],  # without a licence
+    ):
+        assert cli.main(["dataset", "save", str(tmp_path / "x"), *words]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_data_set_is_pushed(spoken: list[Utterance], tmp_path: Path) -> None:
+    save_dataset(spoken[:2], tmp_path / "d", "d", "mit")
+    with HubServer() as server:
+        api = HfApi(endpoint=server.url, token=WRITER)
+        push_dataset(tmp_path / "d", "writer/d", True, api)
+        repo = server.repos["datasets/writer/d"]
+        files = repo.commits[repo.branches["main"]]
+        assert repo.private and {"README.md", "data/train-00000.parquet"} <= set(files)

@@ -32,6 +32,7 @@ from mtmm_training.batches.encoding import fill, one_behind
 from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
+from mtmm_training.data import sounds
 from mtmm_training.data.files import sweep, write_json
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance, UtteranceError, few, without_fields
@@ -162,19 +163,22 @@ class FeatureCache:
             for modality, entries in missing.items()
         }
         self._check_space(positions, quiet=rank != 0)
-        # By key, not by order: it holds however many of them the others have written by now.
-        shares = {
-            modality: {
-                key: u for key, u in entries.items() if int(key[:16], 16) % world_size == rank
-            }
-            for modality, entries in missing.items()
-        }
-        for modality, share in shares.items():
-            if share:
-                known = dict(zip(missing[modality], positions[modality], strict=True))
-                lengths = [known[key] for key in share]
-                self._encode(modality, share, lengths, batch_size, workers, compiled, rank != 0)
-        return {modality: len(share) for modality, share in shares.items()}
+        counts = {}
+        for modality, entries in missing.items():
+            known = dict(zip(entries, positions[modality], strict=True))
+            # By key, not by order: it holds however many of them the others have written by now. What
+            # lies in one block of a table, which is read as a whole, is one process's.
+            parts: dict[str, dict[str, Utterance]] = {}
+            for key, u in entries.items():
+                block = sounds.block_of(u.audio) if modality == "audio" and u.audio else None
+                owner = int(text_digest(block)[:16] if block else key[:16], 16)
+                if owner % world_size == rank:
+                    parts.setdefault(block or "", {})[key] = u
+            counts[modality] = sum(map(len, parts.values()))
+            for part in parts.values():
+                lengths = [known[key] for key in part]
+                self._encode(modality, part, lengths, batch_size, workers, compiled, rank != 0)
+        return counts
 
     def collator(
         self,

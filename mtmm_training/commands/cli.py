@@ -20,7 +20,7 @@ GROUPS = {
     "use a model": ("predict", "embed", "serve", "reference", "export"),
     "look at data, train": ("inspect", "encode", "train", "merge"),
     "evaluate": ("score", "evaluate", "baselines", "ablation", "study"),
-    "share": ("publish",),
+    "share": ("publish", "dataset"),
     "try": ("demo",),
 }
 

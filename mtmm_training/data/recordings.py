@@ -142,7 +142,7 @@ def _key(audio: str) -> Key:
 def _read(key: Key) -> AudioFile:
     content = sounds.source(key[0])
     with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:  # the header is in memory now
         with closing(audio_mtmm.AudioFile(content)) as sound:
             return AudioFile(digest, sound.frames / sound.sampling_rate, sound.sampling_rate)

@@ -148,13 +148,31 @@ def _value(table: str, column: str, row: int) -> tuple[Any, Any]:
             file.seek(_ends(table)[row - 1])
             found = json.loads(file.readline())
         return found[column], found.get("sampling_rate")
-    process = os.getpid()  # one that was forked must not read through its parent's connections
-    meta = parquet(table, process).metadata
-    ends = [*accumulate(meta.row_group(i).num_rows for i in range(meta.num_row_groups))]
-    group = bisect_left(ends, row)
-    at = row - 1 - ends[group] + meta.row_group(group).num_rows
-    found = _group(table, group, column, process).slice(at, 1).to_pylist()[0]
+    group, at = _position(table, row)
+    found = _group(table, group, column, os.getpid()).slice(at, 1).to_pylist()[0]
     return found[column], found.get("sampling_rate")
+
+
+def _position(table: str, row: int) -> tuple[int, int]:
+    """The row group of a row, and its place in it."""
+    # Of this process: one that was forked must not read through its parent's connections.
+    ends = _group_ends(table, os.getpid())
+    group = bisect_left(ends, row)
+    return group, row - 1 - (ends[group - 1] if group else 0)
+
+
+def block_of(audio: str) -> str | None:
+    """What is read with it, as a name: the row group of a cell of Parquet; None of others."""
+    found = _cell_of(audio)
+    if found is None or not found[1].lower().endswith(".parquet"):
+        return None
+    return f"{found[1]}#{_position(found[1], int(found[3]))[0]}"
+
+
+@lru_cache(maxsize=256)
+def _group_ends(table: str, process: int) -> list[int]:
+    meta = parquet(table, process).metadata
+    return [*accumulate(meta.row_group(i).num_rows for i in range(meta.num_row_groups))]
 
 
 @lru_cache(maxsize=4)

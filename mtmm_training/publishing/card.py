@@ -117,6 +117,12 @@ class Subject:
         return known or "a private manifest"
 
     @property
+    def datasets(self) -> list[str]:
+        """Hub ids of the training data: what is said of it, else what the run knows."""
+        known = [one["id"] for one in self.results.get("datasets", ()) if is_hub_id(one["id"])]
+        return list(self.facts.datasets) or known
+
+    @property
     def base_models(self) -> list[str]:
         """Hub ids that the model derives from."""
         flags = self.results["config"]
@@ -204,7 +210,7 @@ def card_data(subject: Subject) -> ModelCardData:
                 EvalResult(
                     task_type="audio-classification",
                     task_name="Speech emotion recognition",
-                    dataset_type=facts.datasets[0] if facts.datasets else slug,
+                    dataset_type=(subject.datasets or [slug])[0],
                     dataset_name=subject.corpus,
                     dataset_split=split,
                     dataset_args=protocol,
@@ -222,7 +228,7 @@ def card_data(subject: Subject) -> ModelCardData:
         base_model=bases or None,
         # Of several bases the Hub would otherwise conclude that they were merged.
         base_model_relation=("adapter" if subject.adapter else "finetune") if bases else None,
-        datasets=list(facts.datasets) or None,
+        datasets=subject.datasets or None,
         metrics=sorted({result.metric_type for result in evaluations}) or None,
         tags=["speech-emotion-recognition", "mtmm", "multimodal", "custom_code", *subject.trained],
         model_name=subject.repo_id.split("/")[1],

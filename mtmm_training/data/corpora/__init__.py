@@ -40,11 +40,14 @@ class Reader:
         contents: in a line.
         dimension_range: lowest and highest value of its dimensional labels, None = it has none.
             Values are on the corpus's own scale: set the model's `dimension_range` to it.
+        licence: under which it may be passed on, as the Hub names it; None = it may not, or that is
+            not known.
     """
 
     module: str
     contents: str
     dimension_range: tuple[float, float] | None
+    licence: str | None
 
     def load(self) -> ModuleType:
         """The reader's module, imported now."""
@@ -54,7 +57,8 @@ class Reader:
 def _reader(name: str) -> Reader:
     facts = FACTS[name]
     scale = facts.get("dimension_range")
-    return Reader(f"{__name__}.{name}", facts["contents"], scale and tuple(scale))
+    scale = scale and tuple(scale)
+    return Reader(f"{__name__}.{name}", facts["contents"], scale, facts.get("licence"))
 
 
 CORPORA = {name: _reader(name) for name in FACTS}
