@@ -45,7 +45,7 @@ Patch = pytest.MonkeyPatch
 ROOT = Path(__file__).parents[1]
 RATE = 16000
 EXTRA = ["accelerate", "datasets", "evaluate", "peft", "sklearn", "scipy", "pandas", "pyarrow"]
-EXTRA += ["matplotlib", "tensorboard", "jinja2", "sentencepiece", "google.protobuf"]
+EXTRA += ["matplotlib", "tensorboard", "sentencepiece", "google.protobuf"]
 VERBS = cli.verb_names()
 
 
