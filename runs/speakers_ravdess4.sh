@@ -12,9 +12,20 @@ set -euo pipefail
     --test_speakers actor_21 actor_22 actor_23 actor_24 --cache_dir "$out/cache" --preset small --augment \
     --modalities audio --reference speaker --linear_path --audio_encoder "$audio" --text_encoder "$text"
 mtmm study call --run "$out/run" --out "$out/call"
-mtmm embed "$manifest" --model "$out/run" --out "$out/embeddings.parquet"
-mtmm embed "$manifest" --model "$out/run" --reference speaker --out "$out/embeddings_referenced.parquet"
-python - "$manifest" "$out"/embeddings*.parquet <<'PY'
+python - "$manifest" "$out/unheard.csv" <<'PY'
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+table = pd.read_csv(sys.argv[1])
+table = table[table["speaker"] >= "actor_21"]  # whom training did not hear
+table["audio"] = [str(Path(sys.argv[1]).parent / audio) for audio in table["audio"]]
+table.to_csv(sys.argv[2], index=False)
+PY
+mtmm embed "$out/unheard.csv" --model "$out/run" --out "$out/embeddings.parquet"
+mtmm embed "$out/unheard.csv" --model "$out/run" --reference speaker --out "$out/embeddings_referenced.parquet"
+python - "$out/unheard.csv" "$out"/embeddings*.parquet <<'PY'
 import sys
 
 import numpy as np
@@ -26,7 +37,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 labels = pd.read_csv(sys.argv[1]).set_index("audio")
-labels = labels[labels["speaker"] >= "actor_21"]  # whom training did not hear
 for path in sys.argv[2:]:
     table = pd.read_parquet(path).set_index("id").loc[labels.index]
     for which in ("fused", "audio"):
