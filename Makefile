@@ -1,14 +1,15 @@
 # make demo  trains on the embedded corpus, shows one table, predicts from the saved model
 # make test  runs the tests
 # make stress  feeds every bad input, each in a process of its own, and shows one table
+# make checkpoints  copies the Hub files into every folder of checkpoints/, after one has changed
 # make sizes  shows how large the source is; COMMITS="OLD NEW" compares two commits
-# All but sizes make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
+# All but sizes and checkpoints make the virtual environment in .venv first, once; set PYTHON to choose the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test stress lint sizes clean
+.PHONY: demo test stress lint sizes checkpoints clean
 
 demo: $(READY)
 	$(BIN)/mtmm demo out/demo
@@ -23,6 +24,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+checkpoints:
+	for folder in checkpoints/*/; do rm -f $$folder*_mtmm.py && cp *_mtmm.py $$folder; done
 
 sizes:
 	$(PYTHON) benchmarks/sizes.py $(COMMITS)

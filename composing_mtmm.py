@@ -33,6 +33,8 @@ HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "to
 OWN_OPTIONS = (*HUB_OPTIONS, "revision", "subfolder")
 # Half precision rounds a weight by 2^-11 of it at most, and the least ones by 3e-8.
 ROUNDING, LEAST_ROUNDING = 2.0**-10, 6e-8
+# Not halved: what is subtracted and divided by, and what was fitted in closed form.
+EXACT = ("reference_mean", "reference_deviation", "linear_path")
 PROBE = "The quick brown fox, naïve as ever, isn't over 1,234 lazy dogs: DON'T ask why!"
 
 
@@ -137,10 +139,9 @@ class MTMMLoading(MTMMEncoders):
                 f"A heads-only model names two frozen encoders by their Hub ids, and {reason}; save "
                 "the whole model, or give `encoders`."
             )
-        exact = self._keep_in_fp32_modules_strict or ()
         heads = {
             name: value
-            if any(part in name for part in exact) or not value.is_floating_point()
+            if any(part in name for part in EXACT) or not value.is_floating_point()
             else value.half()
             for name, value in self.state_dict().items()
             if not _is_encoders(name)

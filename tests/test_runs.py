@@ -53,12 +53,16 @@ def commands_of(script: Path, folder: Path) -> list[list[str]]:
     words = ["out" if word == "OUT" else word for word in usage.split()]
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "NOTES": str(folder / "notes")}
+    environment |= dict.fromkeys(("RAVDESS", "CREMA_D", "EMOBANK"), str(folder))  # no download
     subprocess.run(["bash", script, *words], cwd=folder, check=True, env=environment)
     notes = (folder / "notes").read_text().split("\0\n\0")[:-1]
     return [note.split("\0") for note in notes]
 
 
-@pytest.mark.parametrize("script", COMMANDS, ids=lambda path: path.name)
+# Without local_small.sh, which waits for a Hub of its own, and whose commands are open_small.sh's.
+@pytest.mark.parametrize(
+    "script", [p for p in COMMANDS if p.name != "local_small.sh"], ids=lambda p: p.name
+)
 def test_commands_have_the_flags_that_they_are_given(script: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "last_layer").mkdir(parents=True)
     for words in commands_of(script, tmp_path):

@@ -73,7 +73,7 @@ def run_demo(folder: Path) -> None:
                 f"{out} is not empty and holds no run of an earlier demo; choose another folder."
             )
     print(
-        f"corpus: about an hour of speech-like audio with sentences, into {folder / 'corpus'}",
+        f"corpus: about an hour of artificial speech, with sentences, into {folder / 'corpus'}",
         flush=True,
     )
     write_corpus(folder / "corpus")

@@ -59,7 +59,7 @@ def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int =
     folds = sorted(folder.glob(f"{FOLD_PREFIX}*")) or [folder]
     for place in tqdm(folds, desc="folds", disable=None, leave=False):
         run = Run.open(place)
-        test = run.test_utterances()
+        test = [u for u in run.test_utterances() if u.audio is not None]
         for drawn, predictions in answers(run, test, cache_dir, seed):
             rows.setdefault(drawn, []).append(predictions)
         speakers += [u.speaker_id for u in test]

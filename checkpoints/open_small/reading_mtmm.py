@@ -1,0 +1,216 @@
+"""The pipeline's part that reads inputs, cuts them into windows, and makes tensors of them.
+
+Uploaded to the Hub beside the weights.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import pipeline
+from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
+
+# Relative first, as in pipeline_mtmm.py.
+try:
+    if not TYPE_CHECKING:
+        from .answers_mtmm import Span
+        from .audio_mtmm import numbered, open_recording, open_stream
+        from .batching_mtmm import portions
+        from .explanation_mtmm import FEATURES, Features, Places
+        from .speakers_mtmm import read_input
+        from .timeline_mtmm import Inputs, Part, Windows, spoken
+except ImportError:
+    from answers_mtmm import Span
+    from audio_mtmm import numbered, open_recording, open_stream
+    from batching_mtmm import portions
+    from explanation_mtmm import FEATURES, Features, Places
+    from speakers_mtmm import read_input
+    from timeline_mtmm import Inputs, Part, Windows, spoken
+
+logger = logging.get_logger(__name__)
+LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted
+
+
+@dataclass
+class Window:
+    """What the model is given at once: tensors (1, ...), without those of a missing modality.
+
+    Args:
+        span: Where it lies in the input.
+        features: The tensors; empty where the audio has no signal and there is no text.
+        places: What an explanation looks at; None unless one is asked for.
+        seconds: Length of its audio.
+        speaker: Who speaks, where the input says so.
+        index: The input's number among several; None of the only one.
+        is_last: Whether it is the input's last.
+    """
+
+    span: Span
+    features: Features
+    places: Places | None = None
+    seconds: float = 0.0
+    speaker: str | None = None
+    index: int | None = None
+    is_last: bool = True
+
+
+class Read(IterableDataset[Any]):
+    """The windows of inputs, in order; what is wrong with one is the last item.
+
+    Raised here, a worker process would wrap the error in its traceback. Of several workers each reads
+    its share of the inputs, and gives the windows of one as a list: so they come in order.
+    """
+
+    def __init__(self, inputs: Any, preprocess: Callable[[Any], Iterator[Window]]) -> None:
+        self.inputs, self.preprocess = inputs, preprocess
+
+    def __iter__(self) -> Iterator[Window | Exception | list[Window]]:
+        worker = get_worker_info()
+        if worker is None or worker.num_workers == 1:
+            yield from self._read(enumerate(self.inputs))
+            return
+        for one in islice(enumerate(self.inputs), worker.id, None, worker.num_workers):
+            windows = list(self._read([one]))
+            error = windows[-1] if windows and isinstance(windows[-1], Exception) else None
+            yield error or [window for window in windows if isinstance(window, Window)]
+
+    def _read(self, inputs: Iterable[tuple[int, Any]]) -> Iterator[Window | Exception]:
+        for number, given in inputs:
+            index = number if isinstance(self.inputs, Inputs) else None
+            try:
+                with numbered(index):
+                    windows: Iterable[Any] = chain(self.preprocess(given), [None])
+                    for window, following in pairwise(windows):
+                        window.index, window.is_last = index, following is None
+                        yield window
+            except (ValueError, TypeError, OSError) as error:
+                yield error
+                return
+
+
+class ReadingPipeline(ChunkPipeline):
+    """The part of [`MTMMPipeline`] that turns inputs into windows."""
+
+    model: Any
+    processor: Any
+    _transcribers: dict[str, Any]  # loaded, by repo id or folder
+
+    def _portions(
+        self, inputs: Any, options: dict[str, Any], batch_size: int, num_workers: int
+    ) -> Iterator[list[Window]]:
+        """The windows of inputs, so many as are sorted by length at a time."""
+        windows: Any = Read(inputs, self._reader(options))
+        if num_workers and "transcriber" not in options:
+            # Its own generator leaves the caller's random numbers alone.
+            alone = torch.Generator()
+            loader = DataLoader(windows, batch_size=None, num_workers=num_workers, generator=alone)
+            windows = (one for item in loader for one in (item if type(item) is list else [item]))
+        return portions(windows, batch_size * LOOK_AHEAD if batch_size > 1 else 1)
+
+    def _reader(self, options: dict[str, Any]) -> Callable[[Any], Iterator[Window]]:
+        """`preprocess` with these options; those of windows are checked before anything is read."""
+        self._windows(options.get("window_s"), options.get("hop_s"))
+        return partial(self.preprocess, **options)
+
+    def _windows(
+        self, window_s: float | None, hop_s: float | None, segments: Any = None
+    ) -> Windows:
+        """How a recording is cut, or its segments where they are too long."""
+        return Windows.of(self.processor, window_s, hop_s, segments)
+
+    def preprocess(  # type: ignore[override]
+        self,
+        inputs: Any,
+        sampling_rate: int | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        transcriber: Any = None,
+        explain: bool | str = False,
+        explain_s: tuple[float, float] = (0.0, math.inf),
+        live: bool = False,
+        by: str | None = None,
+        channel: str | int | None = None,
+    ) -> Iterator[Window]:
+        given, opened = read_input(inputs, sampling_rate, by, channel)
+        windows = self._windows(window_s, hop_s, given.segments)
+        # Only what is too long is cut, unless it is asked for.
+        whole_s = self.processor.longest_audio_s()
+        if live or window_s is not None or hop_s is not None or by == "window":
+            whole_s = 0.0
+        if given.text is not None or given.transcript is not None:
+            transcriber = None
+        if given.audio is None:
+            for part in given.texts():
+                yield self._window(part, transcriber, explain)
+            return
+        is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
+        if opened is None:
+            opened = (open_stream if is_stream else open_recording)(
+                given.audio, given.sampling_rate, given.channel
+            )
+        with closing(opened) as recording:
+            for part in given.cut(recording, windows, whole_s):
+                start_s, end_s = part.times or explain_s
+                asked = start_s < explain_s[1] and end_s > explain_s[0]
+                if explain and part.times and explain_s[1] == math.inf:
+                    logger.warning_once(
+                        "`explain` takes a run of the model for every half second and word of every "
+                        "window of a recording; `explain_s=(start, end)` names the seconds to explain."
+                    )
+                window = self._window(part, transcriber, explain if asked else False)
+                window.speaker = part.speaker or given.speaker
+                yield window
+
+    def _window(self, part: Part, transcriber: Any, explain: bool | str) -> Window:
+        waveform, text = part.waveform, part.text
+        transcribed = False
+        if transcriber is not None and waveform is not None:
+            text, transcribed = self._transcribe(transcriber, waveform), True
+        if part.silent and (text is None or not text.strip()):
+            return Window(Span.of(part, [*FEATURES]), {})
+        tensors = self.processor.tensors([waveform], [text])
+        features = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        missing = [modality for modality, (key, _) in FEATURES.items() if key not in features]
+        known = self.model.get_input_embeddings().num_embeddings
+        if "text" not in missing and features["input_ids"].max() >= known:
+            raise ValueError(
+                "The tokenizer has tokens that the model lacks; give its own processor."
+            )
+        seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
+        span = Span.of(part, missing)
+        if transcribed:
+            span.shown |= {"text": text, "transcribed": True}
+        window = Window(span, features, seconds=seconds)
+        if explain:
+            heard = None
+            if waveform is not None:
+                heard = part.times or (0.0, seconds)
+            of = "emotion" if explain is True else explain
+            window.places = Places.find(of, features, heard, text or "", self.processor.tokenizer)
+        return window
+
+    def _transcribe(self, transcriber: Any, waveform: np.ndarray) -> str:
+        if isinstance(transcriber, (str, os.PathLike)):
+            name = os.fspath(transcriber)
+            if name not in self._transcribers:
+                self._transcribers[name] = pipeline(
+                    "automatic-speech-recognition",
+                    model=name,
+                    device=self.device,
+                    trust_remote_code=False,  # else a model with its own code asks at a prompt
+                )
+            transcriber = self._transcribers[name]
+        said = transcriber({"raw": waveform, "sampling_rate": self.processor.sampling_rate})
+        return spoken(said["text"]).strip()
+
+
+__all__ = ["ReadingPipeline", "Window"]

@@ -1,0 +1,321 @@
+"""References: what some recordings of one speaker, or of one place, have in common; no labels needed.
+
+A reference holds statistics of the acoustic encoder's states, and neither audio nor words. A model that
+was trained with references standardises its states by those it is given:
+
+    anna = predict.reference(["a.wav", "b.wav"])   # of a pipeline; see also `mtmm reference`
+    predict("c.wav", reference=anna)
+    both = anna + predict.reference("d.wav")       # references add up
+
+A domain's reference (a corpus, a call centre, a room) replaces mean and deviation of the training data,
+a speaker's moves the mean. What moves it is the part that the emotions of its recordings do not
+explain: from the mean of the recordings, the mean is subtracted that the training data has for the
+emotions that the model hears in them. So a speaker who was only recorded in anger keeps the anger.
+
+A leaf file: it is uploaded to the Hub with the others and imports none of them.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+KINDS = ("speaker", "domain")
+LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of an acoustic encoder's states over some recordings; they add up.
+
+    Args:
+        recordings: How many there were.
+        seconds: Their length together.
+        frames: Acoustic states that were counted; padding is none.
+        mean: (layers, width), float64: the mean over frames of each mixed layer; one layer where the
+            model takes the last alone.
+        squares: (layers, width), float64: summed squared deviations from the mean.
+        answers: (answers,), float64: the mean over frames of what the model answered, see
+            [`explained_by`].
+        encoder: What tells the encoder from others: `config.reference_encoder`.
+        kind: "speaker" or "domain": what the recordings have in common.
+
+    Source of the formula for sums: Chan, Golub and LeVeque 1979.
+    """
+
+    recordings: int
+    seconds: float
+    frames: int
+    mean: np.ndarray
+    squares: np.ndarray
+    answers: np.ndarray
+    encoder: str
+    kind: str = "speaker"
+
+    @classmethod
+    def of_states(
+        cls,
+        states: Tensor,
+        mask: Tensor,
+        answers: Tensor,
+        seconds: float,
+        encoder: str,
+        kind: str = "speaker",
+    ) -> "Reference":
+        """The reference of a batch of recordings.
+
+        Args:
+            states, mask: What `encode_audio` returned.
+            answers: (batch, answers), what the model answered; see [`explained_by`].
+            seconds: Their length together.
+            encoder: `config.reference_encoder`.
+            kind: "speaker" or "domain".
+        """
+        layered = states if states.dim() == 4 else states[:, None]
+        counts = mask.sum(-1).double()
+        rows = layered.double().movedim(1, 2)[mask]  # (frames of all, layers, width)
+        mean = rows.mean(0)
+        weighted = (counts[:, None] * answers.double()).sum(0) / counts.sum()
+        return cls(
+            int(mask.any(-1).sum()),
+            seconds,
+            len(rows),
+            mean.cpu().numpy(),
+            ((rows - mean) ** 2).sum(0).cpu().numpy(),
+            weighted.cpu().numpy(),
+            encoder,
+            kind,
+        )
+
+    def __add__(self, other: "Reference") -> "Reference":
+        if (self.encoder, self.kind) != (other.encoder, other.kind):
+            raise ValueError(
+                "References of two encoders, or of a speaker and a domain, do not add up; make both with "
+                "one model."
+            )
+        frames = self.frames + other.frames
+        share = other.frames / frames
+        apart = other.mean - self.mean
+        return Reference(
+            self.recordings + other.recordings,
+            self.seconds + other.seconds,
+            frames,
+            self.mean + share * apart,
+            self.squares + other.squares + apart**2 * self.frames * share,
+            self.answers + share * (other.answers - self.answers),
+            self.encoder,
+            self.kind,
+        )
+
+    def __radd__(self, start: int) -> "Reference":
+        return self  # `sum` begins with 0
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """(layers, width): the standard deviation over frames."""
+        return np.sqrt(self.squares / self.frames)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the reference as one safetensors file, under a temporary name first."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {n: v for n, v in values.items() if isinstance(v, np.ndarray)}
+        others = {name: value for name, value in values.items() if name not in arrays}
+        temporary = f"{os.fspath(path)}.unfinished"
+        save_file(arrays, temporary, metadata={"mtmm_reference": json.dumps(others)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Reference":
+        """Reads what [`save`] wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is no reference, or is damaged.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                others = json.loads((file.metadata() or {})["mtmm_reference"])
+                reference = cls(**others, **{name: file.get_tensor(name) for name in file.keys()})
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no reference ({error}); make it anew.") from error
+        if not all(np.isfinite(getattr(reference, f.name)).all() for f in fields(cls)[:-2]):
+            raise ValueError(f"{path} has numbers that are not finite; make it anew.")
+        return reference
+
+
+@dataclass
+class References:
+    """Which reference each input of a call gets: those that are given, and those made of the inputs.
+
+    Args:
+        given: By kind, "speaker" or "domain": what every input gets.
+        made: The kinds that are made of the call's own inputs.
+        speakers: By name, what each speaker's inputs get; it goes before the one that is given.
+    """
+
+    given: dict[str, Reference] = field(default_factory=dict)
+    made: frozenset[str] = frozenset()
+    speakers: dict[str, Reference] = field(default_factory=dict)
+    _known: dict[str | None, dict[str, Tensor]] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def of(cls, given: Any) -> "References | None":
+        """What a user gave: references, paths, "speaker", "domain", "none", or a list of these.
+
+        Several of one kind are added up. None where there is nothing.
+        """
+        if isinstance(given, cls):
+            return given
+        references = cls()
+        for item in given if isinstance(given, (list, tuple)) else [given]:
+            if item is None or item == "none":
+                continue
+            if isinstance(item, str) and item in KINDS:
+                references.made |= {item}
+                continue
+            one = item if hasattr(item, "squares") else Reference.load(item)
+            references._count(references.given, one.kind, one)
+        return references if references.given or references.made else None
+
+    def copy(self) -> "References":
+        """The same, without what was made for one call."""
+        return References(dict(self.given), self.made, dict(self.speakers))
+
+    def add(self, speaker: str | None, one: Reference) -> None:
+        """Count one recording of this speaker among the references that are made."""
+        if "domain" in self.made:
+            self._count(self.given, "domain", replace(one, kind="domain"))
+        if "speaker" in self.made and speaker is not None:
+            self._count(self.speakers, speaker, replace(one, kind="speaker"))
+
+    def _count(self, sums: dict[str, Reference], name: str, one: Reference) -> None:
+        sums[name] = sums[name] + one if name in sums else one
+        self._known.clear()
+
+    def check(self) -> None:
+        """Raises ValueError where a reference was to be made, and nothing was there to make it of."""
+        if "domain" in self.made and "domain" not in self.given:
+            raise ValueError("A domain's reference is made of recordings, and none is given.")
+        if "speaker" in self.made and not self.speakers:
+            raise ValueError(
+                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
+                '"anna"}; none does.'
+            )
+
+    def used(self, speaker: str | None) -> dict[str, Reference]:
+        """By kind, what an input of this speaker gets; empty where it gets nothing."""
+        own = {} if speaker not in self.speakers else {"speaker": self.speakers[str(speaker)]}
+        return self.given | own
+
+    def told(self, speaker: str | None) -> dict[str, Any]:
+        """The same in numbers, for the result."""
+        shown = {
+            kind: {"recordings": one.recordings, "seconds": round(one.seconds, 2)}
+            for kind, one in self.used(speaker).items()
+        }
+        return {"reference": shown} if shown else {}
+
+    def standardisation(self, model: Any, speaker: str | None) -> dict[str, Tensor]:
+        """What `forward` takes for an input of this speaker; see `MTMMModel.standardisation`."""
+        name = speaker if speaker in self.speakers else None
+        if name not in self._known:
+            self._known[name] = model.standardisation(**self.used(name))
+        return self._known[name]
+
+
+def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> np.ndarray:
+    """(..., answers): answers in the form of [`explained_by`].
+
+    Args:
+        config: The model's.
+        probabilities: (..., emotions), calibrated.
+        dimensions: (..., dimensions), on the scale of `config.dimension_range`.
+    """
+    low, high = config.dimension_range
+    centred = (np.asarray(dimensions) - (low + high) / 2) / ((high - low) / 2)
+    heard = "emotion" in config.trained_outputs
+    parts = [np.asarray(probabilities) * heard, centred * (not heard)]
+    return np.concatenate(parts, axis=-1)
+
+
+def refuse_others(config: Any, *references: Reference | None) -> None:
+    """Raises ValueError for a model that takes no references, and for those of another encoder."""
+    if config.reference == "none":
+        raise ValueError(
+            "This model was trained without references, so it takes none; train with --reference."
+        )
+    for one in references:
+        if one is not None and one.encoder != config.reference_encoder:
+            raise ValueError(
+                "This reference is of another encoder, or of other layers; make it with this model."
+            )
+
+
+def explained_by(answers: Tensor, expected_states: Tensor) -> Tensor:
+    """The standardised mean state that the training data has for these answers.
+
+    Args:
+        answers: (..., answers): the probability of each emotion; with a model that has learned no
+            emotion, the dimensions from −1 to 1 behind zeros.
+        expected_states: (answers, layers, width), fitted by training.
+
+    Returns:
+        (..., layers, width).
+    """
+    return torch.einsum("...a,alw->...lw", answers, expected_states)
+
+
+def standardisation(
+    fusion: Any, domain: Reference | None, speaker: Reference | None, strengths: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation by which an utterance's states are standardised.
+
+    The domain's statistics count against `strengths[1]` frames of the training data, as if these had
+    been recorded too; the speaker's shift counts against `strengths[0]` frames without any shift.
+
+    Args:
+        fusion: The model's, for the statistics of the training data.
+        domain: Reference of recordings of the same kind; None = the training data's.
+        speaker: Reference of the same speaker's recordings; None = nobody's.
+        strengths: Frames by which a speaker's and a domain's reference are shrunk.
+
+    Returns:
+        (layers, width) each, float32, on the CPU.
+    """
+    mean = fusion.reference_mean.double().cpu()
+    deviation = fusion.reference_deviation.double().cpu()
+    if domain is not None:
+        share = domain.frames / (domain.frames + strengths[1])
+        apart = torch.from_numpy(domain.mean) - mean
+        variance = share * torch.from_numpy(domain.deviation) ** 2 + (1 - share) * deviation**2
+        mean = mean + share * apart
+        deviation = (variance + share * (1 - share) * apart**2).sqrt()
+    deviation = deviation.clamp(min=LEAST_DEVIATION)
+    if speaker is not None:
+        expected = fusion.expected_states.double().cpu()
+        explained = explained_by(torch.from_numpy(speaker.answers), expected)
+        share = speaker.frames / (speaker.frames + strengths[0])
+        shift = (torch.from_numpy(speaker.mean) - mean) - deviation * explained
+        mean = mean + share * shift
+    return mean.float(), deviation.float()
+
+
+def standardise(states: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """(states − mean) / deviation, in float32 at least.
+
+    Args:
+        states: (batch, frames, width), or (batch, layers, frames, width).
+        mean, deviation: (layers, width), or (batch, layers, width); one layer for the former.
+    """
+    mean, deviation = mean[..., None, :], deviation[..., None, :]
+    if states.dim() == 3:
+        mean, deviation = mean.squeeze(-3), deviation.squeeze(-3)
+    wide = torch.promote_types(states.dtype, torch.float32)
+    return ((states.to(wide) - mean) / deviation).to(states.dtype)

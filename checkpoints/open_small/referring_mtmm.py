@@ -1,0 +1,210 @@
+"""The pipeline's part that makes references of recordings, and gives each window its own.
+
+Uploaded to the Hub beside the weights. What a reference is, reference_mtmm.py says.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+# Relative first, as in pipeline_mtmm.py.
+try:
+    if not TYPE_CHECKING:
+        from .audio_mtmm import InputError, numbered
+        from .reading_mtmm import ReadingPipeline
+        from .reference_mtmm import Reference, References, as_answers
+        from .timeline_mtmm import Inputs, plain
+except ImportError:
+    from audio_mtmm import InputError, numbered
+    from reading_mtmm import ReadingPipeline
+    from reference_mtmm import Reference, References, as_answers
+    from timeline_mtmm import Inputs, plain
+
+
+class ReferringPipeline(ReadingPipeline):
+    """The part of [`MTMMPipeline`] that makes and gives references."""
+
+    model: Any
+    # Of MTMMPipeline: windows through the model.
+    _batches: Any
+    _collate: Any
+    _both: Any
+
+    def reference(
+        self, inputs: Any, kind: str = "speaker", domain: Any = None, **options: Any
+    ) -> Reference:
+        """What recordings have in common, without labels; for `reference=` of a later call.
+
+        Args:
+            inputs: One recording or many, with transcripts or without, in any form that `__call__`
+                takes. Without audio an input counts nothing; long recordings are cut into windows.
+            kind: "speaker": all are of one speaker; "domain": of one corpus, room or call centre.
+                The recordings of a domain should have many speakers, and emotions as they come.
+            domain: A domain's reference, or the path of one, by which the model hears the emotions
+                of a speaker's recordings.
+            options: As of `__call__`: `sampling_rate`, `window_s`, `hop_s`, `transcriber`,
+                `batch_size`, `num_workers`.
+
+        Returns:
+            A `Reference`: statistics, no audio and no words. It has `save(path)`, and adds up with
+            others of its kind.
+
+        Raises:
+            ValueError, TypeError, OSError: As `__call__`; no recording among the inputs; a model
+                that was trained without references.
+        """
+        made = sum(one for _, one in self.each_reference(inputs, kind, domain, **options))
+        if not isinstance(made, Reference):
+            raise ValueError("A reference is made of recordings, and none is given.")
+        return made
+
+    def each_reference(
+        self,
+        inputs: Any,
+        kind: str = "speaker",
+        domain: Any = None,
+        *,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> Iterator[tuple[str | None, Reference]]:
+        """As `reference`, window by window: who speaks, where the input says so, and the window's own.
+
+        An input's first window counts as its recording, the others as none.
+        """
+        if kind not in ("speaker", "domain"):
+            raise ValueError(f'`kind={kind!r}` is not allowed; give "speaker" or "domain".')
+        given, around, _ = self._sanitize_parameters(reference=domain or "none", **options)
+        self.model.standardisation()  # refuses a model without references
+        inputs = plain(inputs)
+        several = Inputs.of(inputs) or [inputs]
+        settings = {**self._preprocess_params, **given}
+        return self._heard(
+            several, settings, around["reference"], batch_size, num_workers, kind=kind
+        )
+
+    def _heard(
+        self,
+        inputs: Any,
+        settings: dict[str, Any],
+        domain: References | None,
+        batch_size: int,
+        num_workers: int,
+        kind: str = "speaker",
+    ) -> Iterator[tuple[str | None, Reference]]:
+        settings = settings | {"explain": False}
+        begins, heard_s = True, 0.0
+        for windows in self._portions(inputs, settings, batch_size, num_workers):
+            self._refer(windows, domain)
+            measured = self._measured(windows, batch_size)
+            for i, window in enumerate(windows):
+                span, seconds = window.span, window.seconds
+                if span.start_s is not None:  # what windows overlap counts once
+                    seconds = (span.end_s or 0.0) - max(span.start_s, 0.0 if begins else heard_s)
+                if i in measured:
+                    one = replace(
+                        measured[i],
+                        recordings=int(begins),
+                        seconds=max(seconds, 0.0),
+                        kind=kind,
+                    )
+                    yield window.speaker, one
+                begins, heard_s = window.is_last, span.end_s or 0.0
+
+    def _measured(self, windows: list[Any], batch_size: int) -> dict[int, Reference]:
+        """The windows' references, by their place; those without audio have none."""
+        config, made = self.model.config, {}
+        audible = [i for i, window in enumerate(windows) if "input_values" in window.features]
+        rows = [windows[i].features for i in audible]
+        for batch in self._batches(rows, batch_size):
+            outputs: Any = self.forward(self._collate([rows[row] for row in batch]), measure=True)
+            for place, (row, answer) in enumerate(zip(batch, self._both(outputs), strict=True)):
+                window = windows[audible[row]]
+                answers = (
+                    outputs["states"].new_tensor(as_answers(config, *answer[:2]))[None].double()
+                )
+                one = Reference.of_states(
+                    outputs["states"][place, None],
+                    outputs["mask"][place, None],
+                    answers,
+                    window.seconds,
+                    str(config.reference_encoder),
+                )
+                self._check_finite(window, float(one.mean.sum() + one.answers.sum()))
+                made[audible[row]] = one
+        return made
+
+    def _check_finite(self, window: Any, numbers: float) -> None:
+        """Raises ValueError, with the input's number, where a sum of what was computed is no number."""
+        with numbered(window.index):
+            if not math.isfinite(numbers):
+                raise ValueError(
+                    f"The model's outputs are not finite: its numbers overflow in {self.model.dtype}, or "
+                    'its weights are damaged; load it with dtype="float32", or fetch them again.'
+                )
+
+    def _refer(self, windows: list[Any], references: References | None) -> None:
+        """Give each window with audio the mean and deviation of its reference."""
+        for window in windows:
+            if references is not None and "input_values" in window.features:
+                window.features |= references.standardisation(self.model, window.speaker)
+                window.span.used |= references.told(window.speaker)
+
+    def references(
+        self,
+        inputs: Any,
+        reference: Any,
+        *,
+        skip: bool = False,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> References | None:
+        """What `reference=` of `__call__` stands for with these inputs, for several calls.
+
+        Args:
+            inputs, reference: As of `__call__`.
+            skip: Leave out inputs that cannot be read; `inputs` is a list then.
+            batch_size, num_workers, options: As of `reference`.
+
+        Raises:
+            ValueError, TypeError, OSError: As `__call__`.
+        """
+        given, around, _ = self._sanitize_parameters(reference=reference, **options)
+        several = Inputs.of(plain(inputs)) or [inputs]
+        settings = {**self._preprocess_params, **given}
+        return self._prepared(
+            around["reference"], several, settings, batch_size, num_workers, skip=skip
+        )
+
+    def _prepared(
+        self,
+        references: References | None,
+        inputs: Any,
+        settings: dict[str, Any],
+        batch_size: int,
+        num_workers: int,
+        skip: bool = False,
+    ) -> References | None:
+        """The references of a call, with those that its inputs make: a pass over all of them."""
+        if references is None or not references.made:
+            return references
+        made, given = references.copy(), References(dict(references.given))
+        domain = given if given.given else None
+        while True:
+            heard = self._heard(inputs, settings, domain, batch_size, num_workers)
+            try:
+                for speaker, one in heard:
+                    made.add(speaker, one)
+                break
+            except InputError as error:  # reading is begun again behind it
+                if not skip:
+                    raise
+                inputs = Inputs(inputs.items[error.index + 1 :])
+        made.check()
+        made.made = frozenset()
+        return made
+
+
+__all__ = ["ReferringPipeline"]
