@@ -135,8 +135,8 @@ def read_dataset(place: str, problems: dict[int, str], kept: Sequence[str] = ())
         ):
             columns |= dict.fromkeys(own)
             for row in found:
-                if len(wanted) > 1:
-                    row.setdefault("split", SPLIT_NAMES.get(split.lower()))
+                if len(wanted) > 1 and row.get("split") is None:
+                    row["split"] = SPLIT_NAMES.get(split.lower())
                     columns["split"] = None
             rows += found
     if not rows and not problems:

@@ -45,6 +45,7 @@ _LISTS = (*RATINGS.values(), "raters")
 _DECIDED_BY = {"emotion": "votes", **RATINGS}  # what a missing column follows from
 _LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
+BLOCK = 100  # recordings that are read at once, as datasets writes them
 _EMPTY = {"nan", "NaN", "NaT", "<NA>", "None"}  # what pandas makes of an empty cell in text
 _NO_NUMBER = {"NA", "N/A", "#N/A", "null", "NULL"}
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -230,7 +231,9 @@ def column_of(utterance: Utterance, column: str) -> str | None:
     return None if value is None else str(value)
 
 
-def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
+def write_manifest(
+    utterances: Iterable[Utterance], path: str | Path, *, inside: bool = False
+) -> None:
     """Writes what `read_manifest` reads back as equal utterances.
 
     Audio paths below the manifest's folder are written relative to it, others as absolute. The
@@ -239,6 +242,8 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
     Args:
         utterances: with different ids.
         path: ends in .csv, .jsonl or .parquet.
+        inside: write the recordings into the table, which is Parquet, as datasets does; a part of one
+            becomes a recording of its own. `read_manifest` then reads them from there.
 
     Raises:
         ValueError: two ids are the same, or the suffix is another one.
@@ -258,15 +263,27 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
         columns += [column for column in row if column not in columns]
         if utterance.audio is not None:
             row["audio"] = _relative(sounds.located(utterance.audio, os.getcwd()), folder)
+            if inside:
+                content, suffix = sounds.own_file(
+                    utterance.audio, utterance.start_s, utterance.end_s
+                )
+                row["audio"] = {"bytes": content, "path": f"{utterance.utterance_id}{suffix}"}
+                row["start"] = row["end"] = None
         rows.append(row)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
             import pyarrow.parquet  # comes with the training extra
 
             types = dict.fromkeys(_NUMBERS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
+            about = None
+            if inside:
+                parts = [("bytes", pyarrow.binary()), ("path", pyarrow.string())]
+                types["audio"] = pyarrow.struct(parts)
+                known = {"info": {"features": {"audio": {"_type": "Audio"}}}}
+                about = {"huggingface": json.dumps(known)}
             fields = [(column, types.get(column, pyarrow.string())) for column in columns]
-            table = pyarrow.Table.from_pylist(rows, pyarrow.schema(fields))
-            pyarrow.parquet.write_table(table, temporary)
+            table = pyarrow.Table.from_pylist(rows, pyarrow.schema(fields, about))
+            pyarrow.parquet.write_table(table, temporary, row_group_size=BLOCK if inside else None)
             return
         with temporary.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -101,6 +102,19 @@ def waveform(
     from audio_mtmm import load_audio  # here, as below: flags are read without NumPy
 
     return load_audio(source(audio), start_s, end_s)
+
+
+def own_file(audio: str, start_s: float | None, end_s: float | None) -> tuple[bytes, str]:
+    """The bytes of a file with this alone, and its suffix; a part is encoded anew, as FLAC."""
+    if start_s is None and end_s is None:
+        found = source(audio)
+        suffix = os.path.splitext(audio)[1] if is_named(audio) else ""
+        return (found if isinstance(found, bytes) else Path(found).read_bytes()), suffix
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, *waveform(audio, start_s, end_s), format="FLAC", subtype="PCM_24")
+    return file.getvalue(), ".flac"
 
 
 @lru_cache(maxsize=2)  # several utterances may be parts of one
