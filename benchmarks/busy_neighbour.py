@@ -7,8 +7,8 @@ chosen as in training, beside the neighbours: one for each core. With n cores an
 one thread has n / (n + 1) of a core.
 """
 
-import multiprocessing
 import os
+import subprocess
 from typing import Any
 
 import common
@@ -29,21 +29,14 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     alone, threads = common.in_own_process(measure, arguments)
     print(f"alone: {1000 * alone:.1f} ms a step with {threads} threads", flush=True)
-    context: Any = multiprocessing.get_context("fork")
-    neighbours = [context.Process(target=spin, daemon=True) for _ in range(cores)]
-    for neighbour in neighbours:
-        neighbour.start()
+    busy = ["sh", "-c", "while :; do :; done"]
+    neighbours = [subprocess.Popen(busy) for _ in range(cores)]
     beside, threads = common.in_own_process(measure, arguments)
     for neighbour in neighbours:
         neighbour.kill()
     print(f"beside {cores} busy processes: {1000 * beside:.1f} ms with {threads} threads")
     explained = beside / alone * cores / (cores + 1)
     common.print_result("step beside busy processes ÷ its share of the cores", explained, TARGET)
-
-
-def spin() -> None:
-    while True:
-        pass
 
 
 def measure(arguments: Any) -> tuple[float, int]:

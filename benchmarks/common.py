@@ -189,7 +189,8 @@ def build(
     if arguments.layers and not arguments.quick:
         fields = encoders_of_size(1024, arguments.layers, vocab_size=1000) | fields
     with device:
-        return move(MTMMModel(make_config(arguments.quick, **fields)), dtype)
+        model: Any = MTMMModel(make_config(arguments.quick, **fields))
+    return model.to(dtype)
 
 
 def encoders_of_size(width: int, layers: int, **text: object) -> dict[str, Any]:
@@ -218,11 +219,6 @@ def real_model(folder: Path, **fields: Any) -> tuple[MTMMModel, MTMMProcessor]:
     audio, text = map(str, names)
     model = MTMMModel.from_encoders_pretrained(audio, text, **fields)
     return model.eval(), MTMMProcessor.from_encoders_pretrained(audio, text)
-
-
-def move(model: MTMMModel, *where: torch.device | torch.dtype) -> MTMMModel:
-    model.to(*where)  # type: ignore[arg-type]  # its decorator hides `self` from mypy
-    return model
 
 
 def make_optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
