@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from audio_mtmm import open_recording, open_stream
+from audio_mtmm import open_recording
 from mtmm_training.commands.predict_output import describe
 from pipeline_mtmm import MTMMPipeline
+from streams_mtmm import open_stream
 from waveforms_mtmm import has_signal, to_mono
 
 RATE = 16000

@@ -130,7 +130,7 @@ def test_places_are_never_opened(
     path.write_bytes(wav())
     opened: list[str] = []
     monkeypatch.setattr("audio_mtmm._open_path", opened.append)
-    monkeypatch.setattr("audio_mtmm._fetch", opened.append)
+    monkeypatch.setattr("audio_mtmm.fetch", opened.append)
     for place in (str(path), path.as_uri(), "http://127.0.0.1:9/a.wav"):
         request: dict[str, Any]
         for request in ({"content": place}, {"data": {"audio": place}, "files": {"audio": b""}}):
