@@ -9,6 +9,7 @@ one thread has n / (n + 1) of a core.
 
 import os
 import subprocess
+from functools import partial
 from typing import Any
 
 import common
@@ -43,13 +44,13 @@ def measure(arguments: Any) -> tuple[float, int]:
     """Median seconds of a step, and how many threads were chosen."""
     device = common.begin_quietly(arguments)
     encoders = common.encoders_of_size(512, 1, vocab_size=1000)
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
     model = MTMMModel(MTMMConfig.tiny() if arguments.quick else MTMMConfig(**encoders, **sizes))
     batch = common.cached_batch(model, 16, device)
     optimiser, watch = common.make_optimiser(model.train()), common.Stopwatch(device)
-    threads = choose_threads(lambda: common.train_step(model, optimiser, batch))
-    step = {"step": lambda: common.train_step(model, optimiser, batch)}
-    watch.rounds(3 if arguments.quick else arguments.steps, step)
+    step = partial(common.train_step, model, optimiser, batch)
+    threads = choose_threads(step)
+    watch.rounds(3 if arguments.quick else arguments.steps, {"step": step})
     return watch.median("step"), threads
 
 

@@ -155,4 +155,4 @@ def test_bf16_trains_like_float32(frozen: bool) -> None:
         found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
         gradients.append(torch.cat(found))
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.99
