@@ -84,13 +84,22 @@ def described(places: Sequence[str]) -> list[dict[str, Any]]:
     """What results.json says of the data sets among these: id, revision, config, splits, fingerprint."""
     found = []
     for place in filter(is_dataset, places):
-        builder = _builder(place)
-        name, revision, more = _parts(place)
-        files = {split: list(map(str, names)) for split, names in builder.config.data_files.items()}
-        splits = more.get("split", ",".join(map(str, files))).split(",")
-        known = {"config": builder.config.name, "splits": splits, "fingerprint": builder.hash}
-        found.append({"id": name, "revision": revision} | known)
+        (name, revision, _), builder = _parts(place), _builder(place)
+        known = {"config": builder.config.name, "splits": list(_files(place))}
+        found.append({"id": name, "revision": revision} | known | {"fingerprint": builder.hash})
     return found
+
+
+def _files(place: str) -> dict[str, list[str]]:
+    """The files of each split that is named; of all, if none is."""
+    found = (_builder(place).config.data_files or {}).items()
+    files = {str(split): list(map(str, names)) for split, names in found}
+    wanted = _parts(place)[2].get("split", ",".join(files)).split(",")
+    if missing := [split for split in wanted if split not in files]:
+        raise ValueError(
+            f"{place} has no split {missing[0]!r}; it has {', '.join(files) or 'none'}."
+        )
+    return {split: files[split] for split in wanted}
 
 
 def folder_of(place: str) -> str:
@@ -118,29 +127,18 @@ def read_dataset(place: str, problems: dict[int, str], kept: Sequence[str] = ())
         ValueError: there is no such split, or nothing in it that can be read.
         OSError: it cannot be had.
     """
-    builder = _builder(place)
-    files = {
-        str(split): list(map(str, names))
-        for split, names in (builder.config.data_files or {}).items()
-    }
-    wanted = _parts(place)[2].get("split", ",".join(files)).split(",")
+    files, features = _files(place), _builder(place).info.features or {}
     columns, rows = dict[str, None](), list[Row]()
-    for split in wanted:
-        if split not in files:
-            raise ValueError(
-                f"{place} has no split {split!r}; it has {', '.join(files) or 'none'}."
-            )
-        for own, found in _tables(
-            files[split], builder.info.features or {}, problems, len(rows), kept
-        ):
+    for split, names in files.items():
+        for own, found in _tables(names, features, problems, len(rows), kept):
             columns |= dict.fromkeys(own)
             for row in found:
-                if len(wanted) > 1 and row.get("split") is None:
+                if len(files) > 1 and row.get("split") is None:
                     row["split"] = SPLIT_NAMES.get(split.lower())
                     columns["split"] = None
             rows += found
     if not rows and not problems:
-        ends = sorted({os.path.splitext(name)[1] for split in wanted for name in files[split]})
+        ends = sorted({os.path.splitext(name)[1] for names in files.values() for name in names})
         raise ValueError(f"{place} has files of {', '.join(ends)}, and no tables or recordings.")
     counts = Counter(row.get("id") for row in rows)
     for row in rows:
