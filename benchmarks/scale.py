@@ -13,6 +13,7 @@ import csv
 import hashlib
 import itertools
 import json
+import multiprocessing
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -143,7 +144,7 @@ def share_cache(folder: Path, size: int) -> None:
     write_corpus(folder / "corpus", utterances=size)
     write_encoders(folder / "encoders")
     (one,) = [encode(folder, "one", 0, 1)]
-    with ProcessPoolExecutor(3, mp_context=common.multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         shares = list(pool.map(partial(encode, folder, "three", world_size=3), range(3)))
     for modality in STATES:
         print(

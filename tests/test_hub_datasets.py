@@ -279,7 +279,7 @@ def test_a_saved_data_set_is_read_back(spoken: list[Utterance], tmp_path: Path) 
     again = by_id(read_manifest(f"dataset:{tmp_path / 'd'}"))
     for u in given:
         now = again[u.utterance_id]
-        lost = {"audio": None, "start_s": None, "end_s": None, "split": None}
+        lost: dict[str, Any] = {"audio": None, "start_s": None, "end_s": None, "split": None}
         assert replace(now, **lost, text="-") == replace(u, **lost, text="-") and now.text == u.text
         assert (now.audio is None) == (u.audio is None)
     assert again[part.utterance_id].split == "test" and again[silent.utterance_id].split == "train"

@@ -17,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.files import read_json, write_json
+from mtmm_training.data.files import read_json, without_collection, write_json
 from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
 from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
 
@@ -217,6 +217,7 @@ def _splits_of(
             yield f"group_{index}", _leave_out(utterances, _speaker, following, group)
 
 
+@without_collection()
 def make_folds(
     utterances: Sequence[Utterance],
     protocol: str,

@@ -120,7 +120,9 @@ def read_manifest(
     first_use: dict[str, int] = {}
     for number, row in rows.items():
         try:
-            values = dict.fromkeys(("utterance_id", "corpus", "audio", "speaker_id")) | {
+            values: dict[str, Any] = dict.fromkeys(
+                ("utterance_id", "corpus", "audio", "speaker_id")
+            ) | {
                 field: _parse(column, row.get(column), dimension_range)
                 for column, field in given.items()
             }

@@ -15,7 +15,7 @@ from torch import Tensor
 from configuration_mtmm import MTMMConfig
 from mtmm_training.batches.collate import find_bad, unusable
 from mtmm_training.data.corpora import CORPORA, read_corpus
-from mtmm_training.data.files import read_json
+from mtmm_training.data.files import read_json, without_collection
 from mtmm_training.data.folds import (
     Fold,
     fold_from_speakers,
@@ -84,6 +84,7 @@ class Data:
     recordings: Recordings
 
 
+@without_collection()
 def prepare_fold(config: TrainConfig) -> FoldData:
     """Read the data, choose the fold, and refuse one that does not suit the settings.
 
