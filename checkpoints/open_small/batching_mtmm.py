@@ -97,19 +97,16 @@ def rounded(
         audio_config: The acoustic encoder's.
         most_tokens: That the text encoder takes.
     """
+    waveforms = "audio_attention_mask" in batch and batch["input_values"].dim() == 2
+    pads = waveforms and may_pad(audio_config)
     made = {}
     for name, values in batch.items():
         if name in ("input_ids", "attention_mask"):
             size = min(next_size(values.shape[1], TOKENS), most_tokens)
-            values = F.pad(
-                values,
-                (0, max(size - values.shape[1], 0)),
-                value=pad_token_id if name == "input_ids" else 0,
-            )
-        elif name in ("input_values", "audio_attention_mask") and may_pad(audio_config):
-            if batch["input_values"].dim() == 2 and "audio_attention_mask" in batch:
-                size = next_size(values.shape[1], SAMPLES)
-                values = F.pad(values, (0, size - values.shape[1]))
+            fill = pad_token_id if name == "input_ids" else 0
+            values = F.pad(values, (0, max(size - values.shape[1], 0)), value=fill)
+        elif name in ("input_values", "audio_attention_mask") and pads:
+            values = F.pad(values, (0, next_size(values.shape[1], SAMPLES) - values.shape[1]))
         more = next_size(len(values), ROWS) - len(values)
         made[name] = torch.cat([values, *[values[-1:]] * more])
     return made

@@ -76,7 +76,7 @@ def multi_task_loss(
         cross_entropy, weight, products = sums[:3]
         # Not the least number: over that a gradient of zero would be infinite times zero.
         emotion_loss = cross_entropy / weight.clamp(min=torch.finfo(weight.dtype).tiny ** 0.5)
-        dimension_loss = _weighted(config, _one_minus_concordance(products))
+        dimension_loss = _weighted(config, _one_minus_concordance(config, products))
         if deviations is not None:
             likelihood, degrees = sums[3:]
             spread = _weighted(config, likelihood / torch.where(degrees > 0, degrees, 1.0))
@@ -207,9 +207,9 @@ def _dimension_sums(
 
     For each dimension the products of (1, prediction, label) with each other, so its count, sums,
     squares and products come from one multiplication. In float32 the variance of nearly constant
-    predictions would be a difference of rounding errors. Centred and scaled by the dimension range, to
-    which CCC is indifferent, for the limit below which there is no spread. With weights the products
-    are weighted, and a first row without weights goes before them: it has the count.
+    predictions would be a difference of rounding errors. Centred in the dimension range, to which CCC
+    is indifferent. With weights the products are weighted, and a first row without weights goes before
+    them: it has the count.
     """
     if labels is None:
         labels = torch.full_like(predictions, torch.nan)
@@ -221,7 +221,7 @@ def _dimension_sums(
     on_mps = predictions.device.type == "mps"  # which has no float64
     pairs = torch.stack([predictions, labels.to(predictions.device)])
     pairs = pairs.to(torch.float32 if on_mps else torch.float64)
-    pairs = (pairs - (low + high) / 2) / ((high - low) / 2)
+    pairs = pairs - (low + high) / 2
     columns = F.pad(pairs, (0, 0, 0, 0, 1, 0), value=1.0)
     columns = columns.masked_fill(labels.isnan(), 0.0).permute(2, 0, 1)
     left = columns
@@ -230,10 +230,11 @@ def _dimension_sums(
     return torch.bmm(left, columns.transpose(1, 2))
 
 
-def _one_minus_concordance(sums: Tensor) -> Tensor:
+def _one_minus_concordance(config: Any, sums: Tensor) -> Tensor:
     """1 − CCC of each dimension; where it is not defined, a zero that is connected to the graph.
 
     Args:
+        config: Has the dimension range.
         sums: What [`_dimension_sums`] gives, over all processes.
     """
     products = sums.flatten(1)
@@ -244,7 +245,8 @@ def _one_minus_concordance(sums: Tensor) -> Tensor:
     # nothing to do with each other.
     squares = xx + yy
     spread = torch.addcmul(squares, x, y, value=-2)
-    # In units of half the dimension range: below this, labels and predictions are one constant.
-    least = 1e-8
+    # Below (a ten-thousandth of half the range)², labels and predictions are one constant.
+    low, high = config.dimension_range
+    least = 1e-8 * ((high - low) / 2) ** 2
     defined = (count >= 2) & (spread > least)
     return torch.sub(squares, xy, alpha=2) / spread.clamp(min=least) * defined

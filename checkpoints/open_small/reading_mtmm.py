@@ -23,18 +23,22 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:
         from .answers_mtmm import Span
-        from .audio_mtmm import numbered, open_recording, open_stream
+        from .audio_mtmm import numbered, open_recording
         from .batching_mtmm import portions
         from .explanation_mtmm import FEATURES, Features, Places
         from .speakers_mtmm import read_input
-        from .timeline_mtmm import Inputs, Part, Windows, spoken
+        from .streams_mtmm import open_stream
+        from .timeline_mtmm import Inputs, Part, Windows
+        from .transcript_mtmm import spoken
 except ImportError:
     from answers_mtmm import Span
-    from audio_mtmm import numbered, open_recording, open_stream
+    from audio_mtmm import numbered, open_recording
     from batching_mtmm import portions
     from explanation_mtmm import FEATURES, Features, Places
     from speakers_mtmm import read_input
-    from timeline_mtmm import Inputs, Part, Windows, spoken
+    from streams_mtmm import open_stream
+    from timeline_mtmm import Inputs, Part, Windows
+    from transcript_mtmm import spoken
 
 logger = logging.get_logger(__name__)
 LOOK_AHEAD = 8  # batches that are read, and sorted by length, before the first of them is predicted

@@ -5,13 +5,10 @@ Uploaded to the Hub beside the weights, and part of the runtime, which has no to
 
 import logging
 import math
-import re
 import unicodedata
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,8 +17,26 @@ import numpy as np
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
+        from .transcript_mtmm import (
+            LATE_S,
+            TimedText,
+            Transcript,
+            fitted,
+            parse_timed,
+            spoken,
+            warn_once,
+        )
         from .waveforms_mtmm import has_signal
 except ImportError:
+    from transcript_mtmm import (
+        LATE_S,
+        TimedText,
+        Transcript,
+        fitted,
+        parse_timed,
+        spoken,
+        warn_once,
+    )
     from waveforms_mtmm import has_signal
 
 try:  # transformers asks whether inputs are a dataset; the runtime has neither
@@ -38,26 +53,8 @@ INPUT_FORMS = (
     '{"array": waveform, "sampling_rate": Hz}, or {"audio": any of these, "text": transcript} with '
     'either key alone; a transcript with times is "words" or "segments"; "speaker" may say who speaks'
 )
-TIMED_FORMS = {
-    "words": 'a list of {"text": ..., "start": s, "end": s} or {"text": ..., "timestamp": (s, s)}',
-    "segments": 'a list of at least one {"start": s, "end": s}, the end after the start',
-}
-TIMED_KEYS = {"text", "word", "start", "end", "timestamp", "speaker", "channel"}
-# What recognisers write beside these.
-TIMED_KEYS |= set(
-    "id seek tokens temperature avg_logprob compression_ratio no_speech_prob words score confidence "
-    "probability punctuated_word speaker_confidence chars language".split()
-)
-# <|en|>, <|HAPPY|>, <|2.40|>; and whisper.cpp's.
-MARKS = re.compile(r"<\|[^<>|]*\|>|\[_[A-Z]+_\d*\]|\[BLANK_AUDIO\]")
 # Unless `window_s` is given: a little more than a mean utterance of the training corpora.
 WINDOW_S = 6.0
-LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 def plain(given: Any) -> Any:
@@ -136,39 +133,6 @@ class Results:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.predict()
-
-
-class TimedText(NamedTuple):
-    """What is said from one time to another, seconds; by whom, and on which channel, from 0."""
-
-    start_s: float
-    end_s: float
-    text: str | None
-    speaker: str | None = None
-    channel: int | None = None
-
-
-class Transcript:
-    """Words in the order of their middles; a word belongs to the window that holds its middle."""
-
-    def __init__(self, words: Sequence[TimedText]) -> None:
-        middles = [(word.start_s + word.end_s) / 2 for word in words]
-        order = sorted(range(len(words)), key=middles.__getitem__)
-        self.middles = [middles[i] for i in order]
-        self.texts = [(words[i].text or "").strip() for i in order]
-        self.speakers = [words[i].speaker for i in order]
-        self.last_s = self.middles[-1] if words else 0.0
-
-    def between(self, start_s: float, end_s: float, speaker: str | None = None) -> str:
-        """The words whose middles lie from `start_s` up to `end_s`, with spaces between them.
-
-        Of a speaker: without those that are somebody else's.
-        """
-        first, last = bisect_left(self.middles, start_s), bisect_left(self.middles, end_s)
-        pairs = zip(self.texts[first:last], self.speakers[first:last], strict=True)
-        return " ".join(
-            text for text, by in pairs if text and (not speaker or by in (None, speaker))
-        )
 
 
 class Part(NamedTuple):
@@ -338,7 +302,7 @@ class Given:
             raise ValueError('A stream is cut into windows; "segments" need a whole recording.')
         untimed = self.text is not None and ends_s > windows.window_s
         if untimed:
-            _warn_once(
+            warn_once(
                 f"A recording is cut into windows of {windows.window_s:g} s, but its transcript has no "
                 'times: every window is given all of its words. "words" or "segments" say when each was '
                 "said, or a `transcriber`."
@@ -373,11 +337,6 @@ class Given:
             if turn.speaker is not None and shared_s > 0:
                 seconds[turn.speaker] = seconds.get(turn.speaker, 0.0) + shared_s
         return max(seconds, key=seconds.__getitem__) if seconds else None
-
-
-def spoken(text: str) -> str:
-    """Without the marks of recognisers for language, emotion, events and times."""
-    return MARKS.sub(" ", text) if MARKS.search(text) else text
 
 
 def clean_transcript(text: str | None) -> str | None:
@@ -434,89 +393,6 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
     mended = odd_words + odd_segments
     by = str(speaker) if named else None
     return Given(audio, rate, text, transcript, segments, by, turns, None, mended, in_segments)
-
-
-def parse_timed(name: str, fields: Mapping[str, Any]) -> tuple[list[TimedText] | None, int]:
-    """The "words" or "segments" of an input, None where it has none; and how many had to be mended.
-
-    A time that is absent comes from the neighbours; one before the beginning is the beginning, and an
-    end before its start is its start. Segments without length and without words are left out.
-
-    Raises:
-        ValueError: No list of texts with times, in seconds from the beginning; or most are odd.
-    """
-    items = fields.get(name)
-    if items is None:
-        return None, 0
-    is_list = isinstance(items, (list, tuple)) and (items or name == "words")
-    rows = [_timed_text(name, item) for item in (items if is_list else [items])]
-    odd, filled, texts = [], 0, list[TimedText]()
-    for i, row in enumerate(rows):
-        start_s = row.start_s
-        if math.isnan(start_s):
-            start_s = texts[-1].end_s if texts else 0.0
-        end_s = (
-            math.nan if row.end_s < 0 else row.end_s
-        )  # some say −1 for an end that they do not know
-        if math.isnan(end_s):  # a recogniser's last word ends so
-            later = [one.start_s for one in rows[i + 1 :] if not math.isnan(one.start_s)]
-            end_s = max(later[0], start_s) if later else math.inf if name == "segments" else start_s
-        one = row._replace(start_s=max(start_s, 0.0), end_s=max(end_s, start_s, 0.0))
-        if row.start_s != one.start_s or row.end_s < one.start_s:
-            odd.append(i)
-        elif math.isnan(row.end_s) and name == "segments":
-            filled += 1
-        if one.start_s < one.end_s or (one.text or "").strip() or name == "words":
-            texts.append(one)
-    if 2 * len(odd) > len(rows):
-        raise ValueError(f'"{name}" has {items[odd[0]]!r:.200}; it must be {TIMED_FORMS[name]}.')
-    return texts or ([] if name == "words" else None), len(odd) + filled
-
-
-def _timed_text(name: str, item: Any) -> TimedText:
-    """One word or segment; its times are NaN where it has none."""
-    try:
-        said = item.get("text", item.get("word"))
-        times = item.get("timestamp") or (item.get("start"), item.get("end"))
-        start_s, end_s = (math.nan if time is None else time + 0.0 for time in times)
-        if isinstance(said, str) or (said is None and name == "segments"):
-            if unread := sorted(set(item) - TIMED_KEYS):
-                _warn_once(f'"{name}" have {", ".join(unread)}, which nobody reads.')
-            by = None if item.get("speaker") is None else str(item["speaker"])
-            said = None if said is None else spoken(said)
-            return TimedText(start_s, end_s, said, by, item.get("channel"))
-    except (AttributeError, TypeError, ValueError):
-        pass
-    raise ValueError(f'"{name}" has {item!r:.200}; it must be {TIMED_FORMS[name]}.')
-
-
-def fitted(
-    items: Sequence[TimedText], ends_s: float, shortest_s: float
-) -> tuple[list[TimedText], int]:
-    """Segments that lie in a recording and are long enough to be heard; and how many had to be changed.
-
-    One that ends behind the recording is cut off there. A short one becomes part of the one before, if
-    that is the same speaker's and near, or is widened.
-
-    Raises:
-        ValueError: Most begin behind the recording.
-    """
-    kept, changed = list[TimedText](), 0
-    for one in items:
-        start_s = min(one.start_s, ends_s)
-        end_s, last = min(one.end_s, ends_s), kept[-1] if kept else None
-        if end_s - start_s < shortest_s:
-            is_near = last is not None and 0 <= start_s - last.end_s <= LATE_S
-            if last and is_near and (last.speaker, last.channel) == (one.speaker, one.channel):
-                said = " ".join(filter(None, (last.text, one.text))) or None
-                kept[-1] = last._replace(end_s=end_s, text=said)
-                changed += 1
-                continue
-            start_s = max(min(start_s, ends_s - 2 * shortest_s), 0.0)
-            end_s = min(start_s + 2 * shortest_s, ends_s)
-        changed += (start_s, end_s) != one[:2] and one.end_s != math.inf
-        kept.append(one._replace(start_s=start_s, end_s=end_s))
-    return kept, changed
 
 
 __all__ = ["Given", "Inputs", "Part", "TimedText", "Transcript", "Windows", "parse_input"]
