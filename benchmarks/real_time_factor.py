@@ -42,7 +42,7 @@ def main() -> None:
             mode = arguments.compile if isinstance(arguments.compile, str) else None
             for part in [compiled] if mode else regions(compiled):  # as the pipeline does it
                 part.compile(dynamic=True, mode=mode)
-        peak = matmul_peak(device, getattr(torch, name), 512 if arguments.quick else 4096)
+        peak = matmul_peak(device, getattr(torch, name), 8192 if device.type == "cuda" else 1024)
         for size in ["1x0.5"] if arguments.quick else arguments.batches:
             with torch.inference_mode():
                 measure(f"{name} {size}", model, compiled, peak, size, arguments.rounds)
