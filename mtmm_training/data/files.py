@@ -82,7 +82,7 @@ def walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Lets Python look for no garbage while many lasting objects are made, which takes it 40 % of the time.
+    """Lets Python look for no garbage while many lasting objects are made, which takes it much of the time.
 
     They are not looked at later either.
     """
