@@ -140,7 +140,7 @@ def _recordings(folder: Path) -> list[str]:
     """The recordings below a folder, by name or content; what is left out is said."""
     from audio_mtmm import is_audio
 
-    found, others = [], []
+    found, others = list[str](), list[str]()
     for path in walk(folder):
         named = path.suffix.lower() in AUDIO_SUFFIXES  # a damaged one fails where it is predicted
         (found if named or is_audio(path) else others).append(str(path))
