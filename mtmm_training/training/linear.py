@@ -47,10 +47,11 @@ class Pooled:
     center: np.ndarray
     scale: np.ndarray
 
-    def columns(self, layers: Sequence[int], of: np.ndarray) -> np.ndarray:
+    def columns(self, chosen: dict[str, Any], of: np.ndarray) -> np.ndarray:
         """What the linear path pools, of `values`, `center` or `scale`: means, then deviations."""
-        places = [self.layers.index(layer) for layer in layers]
-        flat = [of[..., places, kind, :].reshape(*of.shape[:-3], -1) for kind in range(2)]
+        places = [self.layers.index(layer) for layer in chosen["layers"]]
+        kinds = range(2 if chosen["deviation"] else 1)
+        flat = [of[..., places, kind, :].reshape(*of.shape[:-3], -1) for kind in kinds]
         return np.concatenate(flat, axis=-1)
 
 
@@ -103,37 +104,25 @@ def pool_states(
 def choose_pooling(
     pooled: dict[str, Pooled], tasks: Sequence[Task], inner: Splits
 ) -> dict[str, dict[str, Any]]:
-    """By modality, the layers to pool, by ridge in inner folds.
+    """By modality, the layers to pool and whether their deviation too, by ridge in inner folds.
 
-    Of the best layer, it with its neighbours and with theirs, the widest is taken that is not clearly
-    worse than the best of the three: layers differ less than inner folds do, and together they make
-    up for each other's errors.
+    Of the best layer's mean, with its neighbours' and with theirs, and each with the deviation, that
+    is taken which leaves the least of all outputs unexplained.
     """
     chosen, inner = {}, fewer(inner)
     for modality, own in pooled.items():
 
-        def scores(layers: Sequence[int], own: Pooled = own) -> np.ndarray:
-            """By inner fold, the sum over tasks, each with its best penalty."""
-            inputs = own.columns(layers, own.values)
-            each = [out_of_fold(task, inputs, inner)[0] for task in tasks]
-            return sum(one[:, np.nanmean(one, axis=0).argmax()] for one in each)
+        def error(layers: Sequence[int], deviation: bool = False, own: Pooled = own) -> float:
+            inputs = own.columns({"layers": layers, "deviation": deviation}, own.values)
+            return sum(out_of_fold(task, inputs, inner)[0].min() for task in tasks)
 
-        place = int(np.argmax([np.nanmean(scores([layer])) for layer in own.layers]))
-        count = len(own.layers)
+        place, count = int(np.argmin([error([layer]) for layer in own.layers])), len(own.layers)
         starts = {width: min(max(place - width // 2, 0), count - width) for width in WIDTHS}
         spans = [own.layers[at : at + width] for width, at in starts.items() if width <= count]
-        tried = [scores(span) for span in spans]
-        best = max(tried, key=np.nanmean)
-        widest = max(n for n, one in enumerate(tried) if not clearly_worse(one - best))
-        chosen[modality] = {"layers": list(spans[widest]), "deviation": True}
+        candidates = [(span, deviation) for span in spans for deviation in (False, True)]
+        layers, deviation = min(candidates, key=lambda candidate: error(*candidate))
+        chosen[modality] = {"layers": list(layers), "deviation": deviation}
     return chosen
-
-
-def clearly_worse(differences: np.ndarray) -> bool:
-    """Whether the mean over inner folds is more than its standard error below zero."""
-    known = differences[~np.isnan(differences)]
-    error = known.std(ddof=1) / len(known) ** 0.5 if len(known) > 1 else 0.0
-    return bool(known.mean() < -error)
 
 
 # ---- regression and fusion ----------------------------------------------------------------------
@@ -187,15 +176,13 @@ def add_linear_path(
         Task(name, labels[name], config.emotions, balanced) for name in model.config.trained_outputs
     ]
     chosen = choose_pooling(pooled, tasks, inner)
-    columns = {
-        name: own.columns(chosen[name]["layers"], own.values) for name, own in pooled.items()
-    }
+    columns = {name: own.columns(chosen[name], own.values) for name, own in pooled.items()}
     inputs = np.concatenate(list(columns.values()), axis=1)
     path: Any = model.add_linear_path(chosen)
     for name, own in pooled.items():
-        center = own.columns(chosen[name]["layers"], own.center)
+        center = own.columns(chosen[name], own.center)
         getattr(path, f"{name}_center").copy_(torch.from_numpy(center))
-    scales = {name: own.columns(chosen[name]["layers"], own.scale) for name, own in pooled.items()}
+    scales = {name: own.columns(chosen[name], own.scale) for name, own in pooled.items()}
     logits, dimensions = validation.emotion_logits.copy(), validation.dimensions.copy()
     told: dict[str, Any] = {"pooled": chosen}
     for task in tasks:
