@@ -264,8 +264,9 @@ def matching_line(labels: np.ndarray, predicted: np.ndarray) -> tuple[float, flo
 
     Ridge regression shrinks its predictions towards their mean, which CCC punishes.
     """
-    slope = float(labels.std() / predicted.std()) if np.ptp(predicted) else 1.0
-    return float(labels.mean() - slope * predicted.mean()), slope
+    # Of NumPy's type: a Python number would leave predictions in their own, lower precision.
+    slope = labels.std() / predicted.std() if np.ptp(predicted) else np.float64(1.0)
+    return labels.mean() - slope * predicted.mean(), slope
 
 
 def emotion_logits(model: Pipeline, inputs: np.ndarray, emotions: int) -> np.ndarray:
