@@ -341,11 +341,12 @@ def _open_path(path: str) -> BinaryIO:
 
 def fetch(url: str) -> bytes:
     """What an http(s) or data: address has."""
-    from huggingface_hub import get_session  # here: nothing else needs it
+    from huggingface_hub import constants, get_session  # here: nothing else needs it
 
     try:
-        if url[:5].lower() == "data:":
-            with urlopen(url) as inside:
+        # The Hub's session answers nothing offline, where one's own server may well be there.
+        if url[:5].lower() == "data:" or constants.HF_HUB_OFFLINE:
+            with urlopen(url, timeout=URL_TIMEOUT_S) as inside:
                 return inside.read()
         response = get_session().get(url, follow_redirects=True, timeout=URL_TIMEOUT_S)
         response.raise_for_status()

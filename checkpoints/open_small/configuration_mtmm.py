@@ -8,8 +8,13 @@ import difflib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import AutoConfig, __version__
+
+try:
+    from transformers import PreTrainedConfig
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError as error:  # named otherwise, or not there yet
+    raise ImportError(f"MTMM needs transformers 5.23 or newer; {__version__} is here.") from error
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")  # IEMOCAP's four classes, excited merged into happy
 

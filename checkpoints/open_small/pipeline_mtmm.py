@@ -299,7 +299,7 @@ class MTMMPipeline(ReferringPipeline):
         answers = iter(self._predict(rows, batch_size, embedding))
         for window in windows:
             if not window.features:
-                silent = {name: [] for name in EMBEDDINGS} if embedding else None
+                silent: Any = {name: [] for name in EMBEDDINGS} if embedding else None
                 yield Prediction(window.span, [], [], embedding=silent)
                 continue
             answer = next(answers)

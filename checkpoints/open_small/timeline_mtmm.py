@@ -370,8 +370,8 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
     fields = dict(given)  # datasets gives rows whose values are made when they are asked for
     keys = set(fields)
     if not keys & UTTERANCE_KEYS or keys - UTTERANCE_KEYS - BESIDE_KEYS:
-        named = f"{sorted(map(str, keys))!s:.200}"
-        raise ValueError(f"An utterance has the keys {named}; give {INPUT_FORMS}.")
+        told = f"{sorted(map(str, keys))!s:.200}"
+        raise ValueError(f"An utterance has the keys {told}; give {INPUT_FORMS}.")
     fields = {name: value for name, value in fields.items() if not is_missing(value)}
     text = fields.get("text")
     if isinstance(text, str):
