@@ -16,14 +16,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import batched_pipeline
 import common
 import numpy as np
 import soundfile
 
-from mtmm_training.publishing.export import size_of
+from mtmm_training.publishing.export import Precision, size_of
 from mtmm_training.publishing.folder import GRAPH, write_folder
 
 TOLERANCE, START_S, RATE = 1e-4, 1.5, 16000
@@ -63,7 +63,7 @@ def main() -> None:
         torch_ms = pipeline_ms(predict, inputs[0], arguments.rounds)
         print(f"the pipeline with torch: {torch_ms:.1f} ms for one utterance")
         print(f"{'':<10}{'MB':>8}{'largest difference':>20}{'ms':>9}{'start s':>9}{'CPU s':>7}")
-        for precision in ("float32", "float16", "int8")[: 1 if arguments.quick else 3]:
+        for precision in get_args(Precision)[: 1 if arguments.quick else 3]:
             write_folder(predict.model, predict.processor, folder / precision, precision)
             row = measure(folder, precision, predict, inputs, arguments)
             print(

@@ -17,7 +17,8 @@ from mtmm_training.data.manifest import read_manifest
 
 def write_release(corpus: Path, folder: Path) -> None:
     """Session1 to Session5 with evaluations, transcripts and recordings of every turn."""
-    evaluated, said = defaultdict(list), defaultdict(list)
+    evaluated: dict[Path, list[str]] = defaultdict(list)
+    said: dict[Path, list[str]] = defaultdict(list)
     for number, u in enumerate(read_manifest(corpus / "manifest.csv")):
         turn, dialogue = u.utterance_id, u.utterance_id.rpartition("_")[0]
         session = folder / f"Session{int(turn[3:5])}"

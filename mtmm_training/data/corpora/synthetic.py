@@ -233,7 +233,7 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
     import torch
     import transformers
 
-    silent = {"suppress_tokens": None, "begin_suppress_tokens": None}
+    silent: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
     audio_config = transformers.WhisperConfig(**FACTS["audio_encoder"], **silent)
     extractor = transformers.WhisperFeatureExtractor(
         feature_size=40, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
