@@ -129,7 +129,7 @@ def choose_pooling(
 
 
 def inner_folds(config: TrainConfig, splits: dict[str, list[Utterance]]) -> Splits:
-    """Where the path's layers and strengths are chosen: rows of "train", then of "validation".
+    """Where the path's layers and penalties are chosen: rows of "train", then of "validation".
 
     Raises:
         ValueError: There is nobody to choose by.
@@ -160,7 +160,7 @@ def add_linear_path(
 
     Returns:
         Predictions of the validation split, and what was chosen: the layers that are pooled, and of
-        each output the strength and the fusion's share.
+        each output the penalty and the fusion's share.
 
     Raises:
         ValueError: There are too few speakers or labels to choose by.

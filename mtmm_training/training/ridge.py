@@ -14,8 +14,12 @@ from scipy.linalg import solve
 
 from mtmm_training.training.regressions import UNSEEN, Splits, Task, matching_line
 
-PENALTIES = 10.0 ** np.arange(-1.5, 2.1, 0.5)  # times the mean squared length of a row of inputs
-MOST = 4096  # utterances by which layers are chosen: more take minutes and tell little
+PENALTIES = tuple(
+    10.0 ** np.arange(-1.5, 2.1, 0.5)
+)  # times the mean squared length of a row of inputs
+MOST = (
+    2048  # utterances by which layers and penalties are chosen: more take minutes and tell little
+)
 
 Line = tuple[np.ndarray, np.ndarray]  # weight (inputs, outputs), bias (outputs,)
 
@@ -64,7 +68,9 @@ def ridges(
     return found
 
 
-def out_of_fold(task: Task, inputs: np.ndarray, inner: Splits) -> tuple[np.ndarray, np.ndarray]:
+def out_of_fold(
+    task: Task, inputs: np.ndarray, inner: Splits, penalties: Sequence[float] = PENALTIES
+) -> tuple[np.ndarray, np.ndarray]:
     """The error of each penalty in the inner folds, and its predictions.
 
     Returns:
@@ -72,9 +78,9 @@ def out_of_fold(task: Task, inputs: np.ndarray, inner: Splits) -> tuple[np.ndarr
         outputs), NaN for rows that no inner fold scores.
     """
     wanted, counts = outputs_of(task)
-    predicted = np.full((len(PENALTIES), *wanted.shape), np.nan)
+    predicted = np.full((len(penalties), *wanted.shape), np.nan)
     for fitted, scored in inner:
-        lines = fit_lines(task, inputs, fitted, PENALTIES.tolist())
+        lines = fit_lines(task, inputs, fitted, penalties)
         for number, (weight, bias) in enumerate(lines):
             predicted[number, scored] = inputs[scored] @ weight + bias
     rows = task.known & ~np.isnan(predicted[0]).any(1)
@@ -108,13 +114,12 @@ def fit_lines(
 
 def fit_task(task: Task, inputs: np.ndarray, inner: Splits) -> Fitted:
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
-    errors, predicted = out_of_fold(task, inputs, inner)
-    best = int(errors.argmin())
-    penalty = float(PENALTIES[best])
+    penalty = PENALTIES[out_of_fold(task, inputs, fewer(inner))[0].argmin()]
+    (predicted,) = out_of_fold(task, inputs, inner, [penalty])[1]
     every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
     ((weight, bias),) = fit_lines(task, inputs, every, [penalty])
-    held = ~np.isnan(predicted[best]).any(1)
-    answers = np.where(held[:, None], predicted[best], inputs @ weight + bias)
+    held = ~np.isnan(predicted).any(1)
+    answers = np.where(held[:, None], predicted, inputs @ weight + bias)
     if task.is_emotion:
         return Fitted(weight, bias, answers, penalty)
     seen = held & task.known
