@@ -84,7 +84,7 @@ class Seen(NamedTuple):
     """Which keys the queries of each utterance see: found once, for all layers.
 
     Args:
-        implementation: Of attention.
+        implementation: Name of the kind of attention, as `attn_implementation` takes it.
         mask: What it takes.
         batch: Number of utterances.
     """

@@ -122,7 +122,7 @@ class MTMMPipeline(ReferringPipeline):
         A kind of layer is compiled once, at its first batch, for all lengths and numbers of utterances.
 
         Args:
-            options: Of `torch.compile`; `dynamic=True` unless given. With a `mode`, such as
+            options: What `torch.compile` takes; `dynamic=True` unless given. With a `mode`, such as
                 "reduce-overhead" for CUDA graphs, the model is compiled as a whole, which takes minutes.
         """
         for part in [self.model] if options.get("mode") else regions(self.model):

@@ -93,7 +93,7 @@ def rounded(
 
     Args:
         batch: Raw inputs of the model; rows that are added repeat the last one.
-        pad_token_id: Of the tokenizer.
+        pad_token_id: The id that the tokenizer pads with.
         audio_config: The acoustic encoder's.
         most_tokens: That the text encoder takes.
     """

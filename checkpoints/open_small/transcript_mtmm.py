@@ -29,6 +29,7 @@ LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
 
 @cache
 def warn_once(message: str) -> None:
+    """Log a warning, the same one only once in a process."""
     logger.warning(message)
 
 

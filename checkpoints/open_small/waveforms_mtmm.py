@@ -36,7 +36,7 @@ class Channels:
     other, since one is inverted, the loudest is heard alone.
 
     Args:
-        name: Of the recording, for the warning.
+        name: What the warning calls the recording.
         only: The channel to be heard, from 0; None = their mean.
     """
 

@@ -24,7 +24,7 @@ def read_timed(text: str, suffix: str) -> dict[str, Any] | None:
 
     Args:
         text: What is in the file.
-        suffix: Of its name, in lower case: .srt, .vtt, .sbv, .tsv, .textgrid, .ctm; or .txt, which
+        suffix: The end of its name, in lower case: .srt, .vtt, .sbv, .tsv, .textgrid, .ctm; or .txt, which
             may have the first ones' lines.
 
     Returns:
