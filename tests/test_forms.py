@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -246,3 +247,24 @@ def test_a_cell_without_audio_is_named(wav: Path, tmp_path: Path) -> None:
     table.write_text(json.dumps({"audio": {"path": "x.wav"}, "speaker": "a"}))
     (u,) = read_manifest(table)
     assert sounds.source(str(u.audio)) == str(tmp_path / "x.wav")  # beside the table
+
+
+def test_accents_of_names_may_be_written_both_ways(wav: Path, tmp_path: Path) -> None:
+    """A letter and its accent are one character in a table, and two in the file's name, or the other way."""
+    one, two = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for on_disk, said in ((two, one), (one, two)):
+        folder = tmp_path / str(len(on_disk)) / on_disk
+        folder.mkdir(parents=True)
+        (folder / f"{on_disk}.wav").write_bytes(wav.read_bytes())
+        table = folder.parent / "m.csv"
+        table.write_text(f"audio,speaker,emotion\n{said}/{said}.wav,anna,sad\n", encoding="utf-8")
+        (u,) = read_manifest(table)
+        assert u.audio == str(folder / f"{on_disk}.wav")
+        (folder.parent / "said").mkdir()
+        (folder.parent / "said" / f"{said}.txt").write_text("so it is")
+        (one_input,) = read_inputs([str(folder)], folder.parent / "said")
+        assert one_input.transcript == {"text": "so it is"}
+    plain = tmp_path / "m.csv"
+    plain.write_text(f"audio,speaker\n{one}.wav,anna\n", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=one):
+        read_manifest(plain)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtmm_training.data import hub, sounds, turns
-from mtmm_training.data.files import walk
+from mtmm_training.data.files import as_spelt, walk
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.tables import SUFFIXES as MANIFEST_SUFFIXES
 from mtmm_training.data.transcripts import SUFFIXES, read_timed
@@ -105,11 +105,11 @@ def read_inputs(
             inputs += [Input.of(row, speakers) for row in rows]
             continue
         top = path if path.is_dir() else path.parent
-        for audio in _recordings(path) if path.is_dir() else [place]:
+        for audio in _recordings(path) if path.is_dir() else [as_spelt(place)]:
             said, found = {}, None
             if transcripts is not None:
                 beside = transcripts / Path(audio).relative_to(top)
-                paths = [beside.with_suffix(suffix) for suffix in SUFFIXES]
+                paths = [Path(as_spelt(str(beside.with_suffix(suffix)))) for suffix in SUFFIXES]
                 found = next((path for path in paths if path.is_file()), None)
             if found is not None:
                 if taken.setdefault(found, audio) != audio:

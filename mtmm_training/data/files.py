@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 import tomllib
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,18 @@ FORGOTTEN_SECONDS = 3600.0  # a temporary file this old belongs to a process tha
 # What says that a place cannot be written to, rather than that what is written is wrong.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST}
 _REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+def as_spelt(path: str) -> str:
+    """The path as the disk spells it, where there is nothing at the path as it is given.
+
+    A letter and its accent are one character in some names (NFC) and two in others (NFD), such as
+    those of files from macOS.
+    """
+    if not path.isascii() and not os.path.exists(path):
+        forms = [unicodedata.normalize(form, path) for form in ("NFC", "NFD")]
+        return next((other for other in forms if os.path.exists(other)), path)
+    return path
 
 
 @contextmanager

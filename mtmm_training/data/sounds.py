@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from mtmm_training.data.files import as_spelt
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -72,9 +74,9 @@ def located(audio: str, folder: str) -> str:
         return url2pathname(urlsplit(audio).path)
     if is_address(audio):
         return audio
-    return (
-        f"{folder}/{audio}" if is_address(folder) else os.path.abspath(os.path.join(folder, audio))
-    )
+    if is_address(folder):
+        return f"{folder}/{audio}"
+    return as_spelt(os.path.abspath(os.path.join(folder, audio)))
 
 
 def source(audio: str) -> str | bytes:
