@@ -245,9 +245,12 @@ def test_dry_run_stages_and_uploads_nothing(
     words += ["--branch", "next", "--private"]
     assert main(["publish", str(run), "someone/mtmm", *words]) == 0
     assert hub.requests == []
+    printed = capsys.readouterr().out
+    wrong = [*words[:1], "cc-by-nc-4", *words[2:]]
+    assert main(["publish", str(run), "someone/mtmm", *wrong]) == 2
+    assert "is cc-by-nc-4.0 meant?" in capsys.readouterr().err
     data: Any = ModelCard.load(staged / "README.md").data
     assert (data.license, data.language) == ("mit", ["de", "en"])
-    printed = capsys.readouterr().out
     assert "would go to someone/mtmm, private if new, branch next:" in printed
     for path in staged.rglob("*.*"):
         listed = f"{path.stat().st_size:,}  {path.relative_to(staged)}" in printed

@@ -8,11 +8,14 @@ mtmm publish out/run someone/mtmm --licence cc-by-nc-4.0 --tag v1
 """
 
 import argparse
+import difflib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands.flags import refuse
+
+LICENCES = Path(__file__).parents[1] / "publishing" / "licences.txt"  # the Hub's ids
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +62,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     bases = options.base_model or []
+    licence, known = options.licence, LICENCES.read_text(encoding="utf-8").split()
+    near = difflib.get_close_matches(licence or "", known, n=1) or ["other"]
     refuse(
+        (licence not in (None, *known),
+         f"--licence {licence} is none of the Hub's, which refuses the card; is {near[0]} meant?"),
         ("/" not in options.repo_id, f"{options.repo_id} lacks its owner; give user/name"),
         (bool(options.pull_request and (options.branch or options.tag)),
          "--pull_request goes without --branch and --tag; merge first, then tag"),
