@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import multiprocessing
 from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,6 +233,17 @@ def test_results_before_an_error_come_out(
     with pytest.raises(InputError) as refused:
         next(results)
     assert refused.value.index == 2
+
+
+def test_generator_with_a_worker_needs_no_fork(pipe: MTMMPipeline) -> None:
+    """It cannot be sent to a process that begins anew, as on macOS and Windows: it is read here."""
+    before, items = multiprocessing.get_start_method(), [{"text": "so it is"}, {"text": "no"}]
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        found = list(pipe((item for item in items), num_workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert found == pipe(items)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

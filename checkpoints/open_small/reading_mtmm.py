@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise
+from multiprocessing import get_start_method
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,7 +114,10 @@ class ReadingPipeline(ChunkPipeline):
     ) -> Iterator[list[Window]]:
         """The windows of inputs, so many as are sorted by length at a time."""
         windows: Any = Read(inputs, self._reader(options))
-        if num_workers and "transcriber" not in options:
+        # A generator cannot be sent to a process that does not begin as a copy of this one.
+        given = getattr(inputs, "items", inputs)
+        stays = isinstance(given, Iterator) and get_start_method() != "fork"
+        if num_workers and not stays and "transcriber" not in options:
             # Its own generator leaves the caller's random numbers alone.
             alone = torch.Generator()
             loader = DataLoader(windows, batch_size=None, num_workers=num_workers, generator=alone)
