@@ -52,19 +52,11 @@ WHISPER: dict[str, Any] = {
 
 # Files that take the longest, the longest first: begun last, one would keep one worker alone busy.
 SLOW = (
-    *(
-        "readme",
-        "export",
-        "runtime",
-        "checkpoint_life",
-        "demo",
-        "compile",
-        "publish",
-        "train_accelerate",
-    ),
-    *("cli", "benchmarks", "long_recordings", "modeling_mtmm", "ablation", "training_faults"),
-    *("protocol", "hub_roundtrip", "fsdp", "adapters", "predict_files", "experiments", "serve"),
-)
+    "readme examples composing hub_datasets page export runtime checkpoint_life demo compile "
+    "publish device train_accelerate cli benchmarks long_recordings modeling_mtmm ablation "
+    "training_faults protocol hub_roundtrip fsdp adapters predict_files experiments serve "
+    "release"
+).split()
 
 
 def pytest_configure(config: pytest.Config) -> None:
