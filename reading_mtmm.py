@@ -10,11 +10,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise
-from multiprocessing import get_start_method
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.multiprocessing import get_start_method
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import pipeline
 from transformers.pipelines.base import ChunkPipeline

@@ -395,7 +395,7 @@ def test_finished_folds_are_skipped(work: Path, monkeypatch: pytest.MonkeyPatch)
     whole = manifest.read_text()
     manifest.write_text("".join(whole.splitlines(keepends=True)[:-1]))  # results are of other data
     try:
-        with pytest.raises(ValueError, match=r"text was begun .*folds\.0\.train"):
+        with pytest.raises(ValueError, match=r"text/folds.json was begun .*folds\.0\.train"):
             run_baseline(config, last)
     finally:
         manifest.write_text(whole)

@@ -79,7 +79,7 @@ def test_data_is_found_from_another_folder_and_after_a_move(
 @pytest.mark.parametrize("rows", [ROWS[1:], ["a0,yes,happy,b", *ROWS[1:]]], ids=["gone", "renamed"])
 def test_changed_test_data_is_refused(run: Path, rows: list[str]) -> None:
     first_fold(run, rows)
-    with pytest.raises(ValueError, match="1 of its 4 .* 'a0'"):
+    with pytest.raises(ValueError, match="1 of 4 .* 'a0'"):
         Run.open(run).test_utterances()
 
 

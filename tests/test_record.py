@@ -55,7 +55,7 @@ def test_record_is_kept_and_compared(tmp_path: Path) -> None:
     keep_record(path, {"epochs": 20, "folds": FOLDS}, {"command": ["--epochs", "20"]})
     written = path.read_bytes()
     keep_record(path, {"epochs": 20, "folds": FOLDS}, {"command": ["--epochs=20"]})
-    with pytest.raises(ValueError, match=f"{path.parent} .*epochs was 20, now is 30"):
+    with pytest.raises(ValueError, match=f"{path} .*epochs was 20, now is 30"):
         keep_record(path, {"epochs": 30, "folds": FOLDS}, {"command": []})
     assert path.read_bytes() == written
 

@@ -381,7 +381,7 @@ def test_corpus_on_another_scale_than_the_model_is_refused(tmp_path: Path) -> No
     wrongs: list[dict[str, Any]] = [{"model": str(tmp_path)}, {"dimension_range": [1.0, 5.0]}]
     for wrong in wrongs:
         config = TrainConfig(**flags, **wrong).resolve()
-        with pytest.raises(ValueError, match="from 1 to 7, the model's go from 1 to 5"):
+        with pytest.raises(ValueError, match="rated in .1.0, 7.0."):
             check_scale(config, ("emotion", "valence"))
         check_scale(config, ("emotion",))
     check_scale(TrainConfig(**flags).resolve(), ("valence",))

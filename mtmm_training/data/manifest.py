@@ -46,7 +46,7 @@ _DECIDED_BY = {"emotion": "votes", **RATINGS}  # what a missing column follows f
 _LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
 BLOCK = 100  # recordings that are read at once, as datasets writes them
-_EMPTY = {"nan", "NaN", "NaT", "<NA>", "None"}  # what pandas makes of an empty cell in text
+EMPTY = {"nan", "NaN", "NaT", "<NA>", "None"}  # what pandas makes of an empty cell in text
 _NO_NUMBER = {"NA", "N/A", "#N/A", "null", "NULL"}
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 # "speaker_id" is .82 near to "speaker"; names that mean something else ("uid") are below .81.
@@ -358,7 +358,7 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     """
     is_empty = value is None or (isinstance(value, float) and math.isnan(value))
     if isinstance(value, str):
-        is_empty = not value.strip() or (column != "text" and value.strip() in _EMPTY)
+        is_empty = not value.strip() or (column != "text" and value.strip() in EMPTY)
         is_empty |= (column in _NUMBERS or column == "improvised") and value.strip() in _NO_NUMBER
     if is_empty:
         return None

@@ -16,7 +16,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -143,11 +143,12 @@ def _read(key: Key) -> AudioFile:
     content = sounds.source(key[0])
     with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    try:  # the header is in memory now
-        with closing(audio_mtmm.AudioFile(content)) as sound:
+        file.seek(0)  # the header is in memory now
+        try:
+            sound = audio_mtmm.AudioFile(file)
             return AudioFile(digest, sound.frames / sound.sampling_rate, sound.sampling_rate)
-    except ValueError:
-        return AudioFile(digest, None, None)
+        except ValueError:
+            return AudioFile(digest, None, None)
 
 
 def excerpts(utterances: Sequence[Utterance], recordings: Recordings) -> dict[str, Excerpt]:
