@@ -29,7 +29,7 @@ from reference_mtmm import standardise
 WIDTHS = (1, 3, 5)  # numbers of neighbouring layers to try
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 500
-CLEARLY = 0.84  # of the resamples in which the fusion must be better: one standard error
+CLEARLY = 0.975  # of the resamples in which the fusion must be better: two standard errors
 
 
 @dataclass(frozen=True)
