@@ -286,11 +286,7 @@ class MTMMModel(MTMMLoading):
         given = _first_given(*audio[::2], *text[::2])
         acoustic, acoustic_mask = self._states_of("audio", given, *audio)
         linguistic, linguistic_mask = self._states_of("text", given, *text)
-        if self.config.reference != "none" or reference_mean is not None:
-            own = self.fusion.reference_mean, self.fusion.reference_deviation
-            given_mean = own[0] if reference_mean is None else reference_mean
-            given_deviation = own[1] if reference_deviation is None else reference_deviation
-            acoustic = standardise(acoustic, given_mean, given_deviation)
+        acoustic = self._standardised(acoustic, reference_mean, reference_deviation)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
@@ -315,9 +311,8 @@ class MTMMModel(MTMMLoading):
             )
             loss = emotion_loss + dimension_loss
             if self.training and not torch.compiler.is_compiling():
-                self._labels_seen = labels_seen(
-                    len(self.config.output_names), self._labels_seen, *labels
-                )
+                outputs = len(self.config.output_names)
+                self._labels_seen = labels_seen(outputs, self._labels_seen, *labels)
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait
                     self._record_trained_outputs()
         unfamiliarity = None
@@ -336,6 +331,16 @@ class MTMMModel(MTMMLoading):
             logits=at_least_float32(logits) / self.config.temperature,
             **fused._asdict(),
         )
+
+    def _standardised(
+        self, acoustic: Tensor, mean: Tensor | None, deviation: Tensor | None
+    ) -> Tensor:
+        """By the reference that is given, or the training data's own."""
+        if self.config.reference == "none" and mean is None:
+            return acoustic
+        own = self.fusion.reference_mean, self.fusion.reference_deviation
+        given = (own[0] if mean is None else mean), (own[1] if deviation is None else deviation)
+        return standardise(acoustic, *given)
 
     def _answer(
         self, fused_state: Tensor, streams: tuple[Tensor, Tensor, Tensor, Tensor]

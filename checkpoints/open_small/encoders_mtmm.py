@@ -26,8 +26,7 @@ WIDTH_FIELDS = ("output_proj_dims", "word_embed_proj_dim", "hidden_size")
 FRAMES_METHODS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length")
 # Weights that no forward pass reads; the second one only where there is no SpecAugment.
 UNUSED_WEIGHTS = ("text_model.pooler.", "audio_model.masked_spec_embed")
-MASKS = ["audio_attention_mask", "acoustic_attention_mask"]
-MASKS += ["attention_mask", "linguistic_attention_mask"]
+MASKS = [f"{of}attention_mask" for of in ("audio_", "acoustic_", "", "linguistic_")]
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:

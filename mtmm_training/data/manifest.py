@@ -153,20 +153,22 @@ def read_manifest(
             _of_rows(path, "bad rows", problems) if problems else f"{path} has no rows."
         )
     if labelled and audio_exists:
-        exists = functools.cache(sounds.is_there)  # many rows may be parts of one file
-        missing = {
-            number: f"no file {u.audio!r:.300}"
-            for number, u in utterances.items()
-            if u.audio is not None and not exists(u.audio)
-        }
-        if missing:
-            listed = _of_rows(path, "rows whose audio file is missing", missing)
-            raise FileNotFoundError(
-                f"{listed}\nCorrect the paths, or set `audio_dir` (--audio_dir)."
-            )
+        _refuse_missing(path, utterances)
     if labelled:
         _warn_of_like_speakers(path, utterances.values())
     return list(utterances.values())
+
+
+def _refuse_missing(path: str | Path, utterances: Mapping[int, Utterance]) -> None:
+    exists = functools.cache(sounds.is_there)  # many rows may be parts of one file
+    missing = {
+        number: f"no file {u.audio!r:.300}"
+        for number, u in utterances.items()
+        if u.audio is not None and not exists(u.audio)
+    }
+    if missing:
+        listed = _of_rows(path, "rows whose audio file is missing", missing)
+        raise FileNotFoundError(f"{listed}\nCorrect the paths, or set `audio_dir` (--audio_dir).")
 
 
 def _rename_emotions(values: dict[str, Any], names: Mapping[str, str | None]) -> None:

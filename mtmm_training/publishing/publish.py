@@ -56,8 +56,7 @@ def publish(
         check_target(api, target)  # before the work, not after it
     with tempfile.TemporaryDirectory() as scratch, writing(scratch):
         work = Path(scratch)
-        folder = work / "staged"
-        folder.mkdir()
+        (folder := work / "staged").mkdir()
         inputs = isolation.probes(work)
         variables: dict[str, str] = {}
         if adapter:
@@ -65,9 +64,8 @@ def publish(
             model, processor = stage.stage_adapter(api, finished, base, folder)
             expected = isolation.outputs_here(model.get_base_model(), processor, inputs)
             merged = isolation.outputs_here(finished.model(), processor, inputs)
-            isolation.compare(
-                merged, expected, f"The adapter on {base}", isolation.MERGING_TOLERANCE
-            )
+            what = f"The adapter on {base}"
+            isolation.compare(merged, expected, what, isolation.MERGING_TOLERANCE)
         elif heads_only:
             encoders = stage.encoder_ids(finished, facts, None if dry_run else api)
             model, processor = stage.stage_heads(finished, folder, encoders)
