@@ -315,9 +315,8 @@ class MTMMModel(MTMMLoading):
                 self._labels_seen = labels_seen(outputs, self._labels_seen, *labels)
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait
                     self._record_trained_outputs()
-        unfamiliarity = None
-        if self.familiarity is not None and not self.training:
-            unfamiliarity = self.familiarity(*streams)
+        familiarity = None if self.training else self.familiarity
+        unfamiliarity = None if familiarity is None else familiarity(*streams)
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
