@@ -195,8 +195,8 @@ def test_corpus_that_training_heard_has_no_domain_of_its_own(fitted: MTMMModel) 
 @pytest.mark.parametrize(
     ("loss_by_strength", "chosen"),
     [
-        # .508 keeps more than nine tenths of the gain
-        ({2: 0.50, 4: 0.508, 8: 0.54, 32: 0.58, 1e6: 0.60}, 4.0),
+        # .52 keeps four fifths of the gain
+        ({2: 0.50, 4: 0.52, 8: 0.54, 32: 0.58, 1e6: 0.60}, 4.0),
         ({2: 0.61, 4: 0.61, 8: 0.61, 32: 0.60, 1e6: 0.60}, 32.0),
         ({2: 0.62, 4: 0.62, 8: 0.62, 32: 0.61, 1e6: 0.60}, 8.0),  # neither gain nor harm
         ({2: 0.90, 4: 0.85, 8: 0.80, 32: 0.70, 1e6: 0.60}, 1e6),  # harm
