@@ -341,8 +341,8 @@ def mix_values(
     """The validation split's values of a dimension, and the fusion's share; mixed as logits."""
     low, high = config.dimension_range
     both = [torch.from_numpy(np.asarray(own, np.float64)) for own in (regression, fusion)]
-    logits = (as_logits(own, (low, high)).numpy() for own in both)
-    return mix(task, *logits, rows, lambda mixed: low + (high - low) / (1 + np.exp(-mixed)))
+    first, second = (as_logits(own, (low, high)).numpy() for own in both)
+    return mix(task, first, second, rows, lambda mixed: low + (high - low) / (1 + np.exp(-mixed)))
 
 
 def mix(
