@@ -54,7 +54,11 @@ def test_units_are_segments_turns_or_windows(pipe: MTMMPipeline) -> None:
         (0, 2, "ann", "so you won"), (1.8, 3, "bob", "no"), (4.5, 5, "ann", "at last"),
     ]  # fmt: skip
     windows = pipe(given, by="window", window_s=2.0)
-    assert [row[:3] for row in told(windows)] == [(0, 2, "ann"), (2, 4, "bob"), (4, 6, "ann")]
+    assert told(windows) == [
+        (0, 2, "ann", "so you won"), (2, 4, "bob", "no"), (4, 6, "ann", "at last"),
+    ]  # fmt: skip
+    open_ended = [*SEGMENTS[:-1], {**SEGMENTS[-1], "end": None}]
+    assert told(pipe(given | {"segments": open_ended}, by="window", window_s=2.0)) == told(windows)
     both = turns["speakers"]
     assert {name: own["seconds"] for name, own in both.items()} == {"ann": 2.5, "bob": 1.2}
     assert both["bob"]["valence"] == turns["timeline"][1]["valence"]

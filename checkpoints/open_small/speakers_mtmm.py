@@ -52,7 +52,7 @@ def in_units(given: Given, by: str | None) -> Given:
         raise ValueError(f"`by={by!r}` is not allowed; it must be one of {', '.join(UNITS)}.")
     spoken = given.segments or given.turns
     if by == "window":
-        return replace(given, segments=None, turns=list(spoken or []))
+        return replace(given, segments=None, turns=list(spoken or []), in_segments=False)
     if not spoken:
         raise ValueError(f'`by="{by}"` needs "segments", or "words" with their speakers.')
     return replace(given, segments=joined(spoken) if by == "turn" else list(spoken))

@@ -44,15 +44,18 @@ class TimedText(NamedTuple):
 
 
 class Transcript:
-    """Words in the order of their middles; a word belongs to the window that holds its middle."""
+    """Words in the order of their middles; a word belongs to the window that holds its middle.
+
+    One whose end nobody knows belongs to the window that holds its start.
+    """
 
     def __init__(self, words: Sequence[TimedText]) -> None:
-        middles = [(word.start_s + word.end_s) / 2 for word in words]
+        ends = [word.start_s if word.end_s == math.inf else word.end_s for word in words]
+        middles = [(word.start_s + end_s) / 2 for word, end_s in zip(words, ends, strict=True)]
         order = sorted(range(len(words)), key=middles.__getitem__)
         self.middles = [middles[i] for i in order]
         self.texts = [(words[i].text or "").strip() for i in order]
         self.speakers = [words[i].speaker for i in order]
-        self.last_s = self.middles[-1] if words else 0.0
 
     def between(self, start_s: float, end_s: float, speaker: str | None = None) -> str:
         """The words whose middles lie from `start_s` up to `end_s`, with spaces between them.
@@ -90,9 +93,8 @@ def parse_timed(name: str, fields: Mapping[str, Any]) -> tuple[list[TimedText] |
         start_s = row.start_s
         if math.isnan(start_s):
             start_s = texts[-1].end_s if texts else 0.0
-        end_s = (
-            math.nan if row.end_s < 0 else row.end_s
-        )  # some say −1 for an end that they do not know
+        # Some say −1 for an end that they do not know.
+        end_s = math.nan if row.end_s < 0 else row.end_s
         if math.isnan(end_s):  # a recogniser's last word ends so
             later = [one.start_s for one in rows[i + 1 :] if not math.isnan(one.start_s)]
             end_s = max(later[0], start_s) if later else math.inf if name == "segments" else start_s
