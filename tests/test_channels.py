@@ -113,7 +113,8 @@ def test_silent_windows_take_no_part_in_the_mean(pipe: MTMMPipeline) -> None:
     assert answer["scores"] == pytest.approx(heard["scores"]) and "no_signal" not in answer
     assert first["embedding"]["fused"] is None
     assert answer["embedding"]["fused"] == pytest.approx(heard["embedding"]["fused"])
-    assert pipe(0 * call, sampling_rate=RATE, window_s=3.0)["no_signal"]
+    silent = pipe(0 * call, sampling_rate=RATE, window_s=3.0, embedding=True)
+    assert silent["no_signal"] and set(silent["embedding"].values()) == {None}
 
 
 def test_silence_among_others(pipe: MTMMPipeline) -> None:

@@ -63,8 +63,8 @@ class Prediction:
         dimensions: (dimensions,).
         deviations: (dimensions,), the spread of listeners' ratings; None where none was learned.
         distances: (modalities,), above 1 is unfamiliar; None where the model cannot tell.
-        embedding: "fused", "audio" and "text", (hidden,) each, NaN of an absent modality; None where
-            none was asked for.
+        embedding: "fused", "audio" and "text", (hidden,) each, NaN of what is absent; None where none
+            was asked for.
     """
 
     span: Span
@@ -169,8 +169,7 @@ class Prediction:
         if self.embedding is None:
             return {}
         pairs = self.embedding.items()
-        absent = [name for name, row in pairs if not row or row[0] != row[0]]
-        return {"embedding": self.embedding | dict.fromkeys(absent)}
+        return {"embedding": {name: None if row[0] != row[0] else row for name, row in pairs}}
 
 
 def _mean(predictions: list[Prediction]) -> Prediction:

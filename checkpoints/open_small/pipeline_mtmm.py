@@ -3,6 +3,7 @@
 Uploaded to the Hub beside the weights.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -299,7 +300,7 @@ class MTMMPipeline(ReferringPipeline):
         answers = iter(self._predict(rows, batch_size, embedding))
         for window in windows:
             if not window.features:
-                silent: Any = {name: [] for name in EMBEDDINGS} if embedding else None
+                silent = dict.fromkeys(EMBEDDINGS, [math.nan]) if embedding else None
                 yield Prediction(window.span, [], [], embedding=silent)
                 continue
             answer = next(answers)
