@@ -48,15 +48,19 @@ item []:
         name = "anna - words"
         xmin = 0
         xmax = 4
-        intervals: size = 2
+        intervals: size = 3
         intervals [1]:
             xmin = 0.5
             xmax = 1.25
             text = "say ""no"" 2"
         intervals [2]:
             xmin = 1.25
-            xmax = 4
+            xmax = 3
             text = "sp"
+        intervals [3]:
+            xmin = 3
+            xmax = 4
+            text = "now"
     item [2]:
         class = "IntervalTier"
         name = "anna - phones"
@@ -123,7 +127,7 @@ FILES: dict[str, tuple[str, Any]] = {
               [segment(0.5, 1.25, "So you"), segment(3, 4, "no")]),
     "b.tsv": ("speaker\tstart\tend\ttext\nanna\t0.5\t1.25\tSo you\n",
               [segment(0.5, 1.25, "So you", speaker="anna")]),
-    "a.TextGrid": (GRID, [segment(0.5, 1.25, 'say "no" 2')]),
+    "a.TextGrid": (GRID, [segment(0.5, 1.25, 'say "no" 2'), segment(3, 4, "now")]),
     "b.TextGrid": (SHORT_GRID, [segment(0.5, 1.25, "no", speaker="anna"),
                                 segment(2, 3, "yes", speaker="ben")]),
     "a.ctm": (";; c\ncall 1 0.5 0.75 so 0.9\ncall 1 1.25 0.1 <eps>\n", [segment(0.5, 1.25, "so")]),

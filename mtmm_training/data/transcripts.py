@@ -44,7 +44,7 @@ def read_timed(text: str, suffix: str) -> dict[str, Any] | None:
         raise ValueError(f"it is not what {suffix} files are ({error})") from error
     if not found and text.strip().removeprefix("WEBVTT").strip():
         raise ValueError(f"there is nothing in it of what {suffix} files have")
-    is_words = suffix == ".ctm" or any(one.pop("is_word", False) for one in found)
+    is_words = suffix == ".ctm" or any([one.pop("is_word", False) for one in found])
     return {"words" if is_words else "segments": found} if found else {}
 
 
@@ -111,10 +111,8 @@ def _of_textgrid(text: str) -> Iterator[Timed]:
             ]
     words = {name: tier for name, tier in tiers.items() if name.lower().endswith("words")}
     for name, tier in (words or tiers).items():
-        by = (
-            name.lower().removesuffix("words").rstrip(" -_") and name[: len(name) - 5 * bool(words)]
-        )
-        speaker = {"speaker": by.rstrip(" -_")} if by and len(words or tiers) > 1 else {}
+        by = (name[: -len("words")] if words else name).rstrip(" -_")
+        speaker = {"speaker": by} if by and len(words or tiers) > 1 else {}
         yield from (one | speaker | ({"is_word": True} if words else {}) for one in tier)
 
 
