@@ -205,3 +205,8 @@ def test_protocol_follows_from_the_columns(
     config = settled(given)
     assert (config.protocol, config.k, config.preset, config.epochs) == ("grouped", 5, "small", 3)
     assert capsys.readouterr().out.startswith("--protocol grouped --k 5: no session")
+
+
+def test_run_that_never_began_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"There is no {tmp_path}/settings.json"):
+        parse(["--resume", str(tmp_path)])

@@ -129,6 +129,9 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        told = f"There is no {path}: it was never written, or it lies elsewhere."
+        raise FileNotFoundError(told) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
     if not isinstance(content, dict) or not content.keys() >= set(needed):
