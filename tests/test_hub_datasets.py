@@ -254,6 +254,9 @@ def test_a_block_of_a_table_is_one_process_share(
         monkeypatch.undo()
     assert sum(counts) == len(spoken) and min(counts) > 0
     assert set(read.values()) == {1} and len(read) == 5
+    assert (
+        len(list(cache.shards["audio"].folder.glob("*.safetensors"))) == 2
+    )  # not one of each block
 
 
 def counting(function: Any, read: Counter[tuple[Any, ...]]) -> Any:

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from batching_mtmm import regions, rounded
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
-from mtmm_training.batches.encoding import fill, one_behind
+from mtmm_training.batches.encoding import batches_within, fill, one_behind
 from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
@@ -175,9 +175,9 @@ class FeatureCache:
                 if owner % world_size == rank:
                     parts.setdefault(block or "", {})[key] = u
             counts[modality] = sum(map(len, parts.values()))
-            for part in parts.values():
-                lengths = [known[key] for key in part]
-                self._encode(modality, part, lengths, batch_size, workers, compiled, rank != 0)
+            if parts:
+                own = list(parts.values())
+                self._encode(modality, own, known, batch_size, workers, compiled, rank != 0)
         return counts
 
     def collator(
@@ -265,31 +265,33 @@ class FeatureCache:
     def _encode(
         self,
         modality: str,
-        entries: dict[str, Utterance],
-        lengths: list[int],
+        parts: list[dict[str, Utterance]],
+        positions: dict[str, int],
         batch_size: int,
         workers: int,
         compiled: bool,
         quiet: bool,
     ) -> None:
-        """Encodes the entries from the longest to the shortest, shard by shard; writes behind."""
-        shards, device, keys = self.shards[modality], self.model.device, list(entries)
+        """Encodes part by part, each from the longest entry to the shortest; writes behind."""
+        shards, device = self.shards[modality], self.model.device
+        entries = {key: u for part in parts for key, u in part.items()}
+        keys, lengths = list(entries), np.array([positions[key] for key in entries])
         sweep(shards.folder)
         other = next(name for name in STATES if name != modality)
         rows = to_dataset([without_fields(u, [other]) for u in entries.values()])
         raw = RawInputs(self.processor, (), ())
         encode: Any = self.model.encode_audio if modality == "audio" else self.model.encode_text
-        for part in regions(self.model, (f"{modality}_model",)) if compiled else ():
-            part.compile(dynamic=True)
+        for region in regions(self.model, (f"{modality}_model",)) if compiled else ():
+            region.compile(dynamic=True)
         norm = getattr(encoder_of(self.model, modality).config, "feat_extract_norm", None)
-        size, positions = 1 if norm == "group" else batch_size, ENCODING_FRAMES
-        batches = LengthBatches(lengths, size, frame_budget=positions, shuffle=False)
+        size, budget = 1 if norm == "group" else batch_size, ENCODING_FRAMES
         if device.type == "cuda" and norm != "group":
-            first = self._inputs(modality, raw(rows.__getitems__(next(iter(batches)))), compiled)
+            longest = next(iter(LengthBatches(lengths, size, frame_budget=budget, shuffle=False)))
+            first = self._inputs(modality, raw(rows.__getitems__(longest)), compiled)
             given = [tensor.to(device) for tensor in first.values()]
-            trial = len(given[0]) * max(lengths)
-            positions = fill(device, lambda: encode(*given), trial)
-            batches = LengthBatches(lengths, len(keys), frame_budget=positions, shuffle=False)
+            budget = fill(device, lambda: encode(*given), len(given[0]) * int(lengths.max()))
+            size = len(keys)
+        batches = batches_within([len(part) for part in parts], lengths, size, budget)
         loader = make_loader(rows, batches, raw, workers=workers)
         progress = tqdm(
             total=len(keys),
@@ -303,9 +305,8 @@ class FeatureCache:
                 yield self._inputs(modality, batch, compiled)
 
         pending: dict[str, Tensor] = {}
-        writes: list[
-            Future[None]
-        ] = []  # one at most, so that no more than two shards are in memory
+        # One at most, so that no more than two shards are in memory.
+        writes: list[Future[None]] = []
 
         def write() -> None:
             if writes:

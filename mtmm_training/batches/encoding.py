@@ -1,10 +1,14 @@
 """Frozen encoders over many inputs: batches that fill the device, and copies that it never waits for."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from mtmm_training.batches.sampler import LengthBatches
 
 FILLED = 0.7  # of the free memory: fragments and kernels' own needs take some
 
@@ -32,6 +36,25 @@ def fill(device: torch.device, run: Callable[[], object], positions: int) -> int
     before, (free, _) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
     run()
     return positions_that_fit(torch.cuda.max_memory_allocated(device) - before, free, positions)
+
+
+def batches_within(
+    parts: Sequence[int], lengths: np.ndarray, batch_size: int, budget: int
+) -> list[list[int]]:
+    """Batches that each stay within a part, and go from its longest input to its shortest.
+
+    Args:
+        parts: How many inputs are in each part, in their order.
+        lengths: (inputs,), in positions.
+        batch_size, budget: As of [`LengthBatches`].
+    """
+    batches = list[list[int]]()
+    for end, count in zip(accumulate(parts), parts, strict=True):
+        own = LengthBatches(
+            lengths[end - count : end], batch_size, frame_budget=budget, shuffle=False
+        )
+        batches += [[end - count + index for index in batch] for batch in own]
+    return batches
 
 
 def one_behind(
