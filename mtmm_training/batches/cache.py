@@ -10,6 +10,7 @@ so nothing on disk is ever changed and any number of processes may write at once
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -167,11 +168,12 @@ class FeatureCache:
         for modality, entries in missing.items():
             known = dict(zip(entries, positions[modality], strict=True))
             # By key, not by order: it holds however many of them the others have written by now. What
-            # lies in one block of a table, which is read as a whole, is one process's.
+            # lies in one block of a table, which is read as a whole, is one process's, wherever the
+            # table is for each of them.
             parts: dict[str, dict[str, Utterance]] = {}
             for key, u in entries.items():
                 block = sounds.block_of(u.audio) if modality == "audio" and u.audio else None
-                owner = int(text_digest(block)[:16] if block else key[:16], 16)
+                owner = int(text_digest(os.path.basename(block))[:16] if block else key[:16], 16)
                 if owner % world_size == rank:
                     parts.setdefault(block or "", {})[key] = u
             counts[modality] = sum(map(len, parts.values()))
