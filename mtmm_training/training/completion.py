@@ -29,8 +29,6 @@ FALSE_FLAGS = 0.05  # share of new speakers' utterances that is called unfamilia
 MOST = 2048  # utterances of the training split; they are drawn at random
 FEWEST = 40  # utterances of new speakers: of fewer the highest distance is the limit
 GROUPS = 4  # of training speakers, each measured by the statistics of the others
-NO_INPUTS = set("emotion_labels dimension_labels emotion_votes".split())
-NO_INPUTS |= set("dimension_weights dimension_ratings utterance_ids".split())
 
 Rows = dict[str, torch.Tensor]
 
@@ -181,9 +179,9 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
     with pooled_inputs(job, model) as rows:
         stop = model.fusion.register_forward_pre_hook(_end_forward)
         for batch in loader:
-            inputs = {name: value for name, value in batch.items() if name not in NO_INPUTS}
+            batch.pop("utterance_ids")
             with suppress(_Pooled):
-                model(**send_to_device(inputs, job.accelerator.device))
+                model(**send_to_device(batch, job.accelerator.device))
         stop.remove()
     return rows
 
