@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from linear_mtmm import as_logits, pool
@@ -24,8 +23,6 @@ from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import (
-    DIMENSION_GRID,
-    EMOTION_GRID,
     UNSEEN,
     Splits,
     Task,
@@ -190,7 +187,7 @@ def fit_output(task: Task, inputs: np.ndarray, inner: Splits) -> Fitted:
     _, _, turn = np.linalg.svd(inputs[every], full_matrices=False)
     turned = inputs @ turn.T
     best: tuple[float, float, dict[int, np.ndarray]] | None = None
-    for strength in EMOTION_GRID if task.is_emotion else DIMENSION_GRID:
+    for strength in task.strengths:
         scores: list[float] = []
         predicted: dict[int, np.ndarray] = {}
         for fitted, scored in inner:
@@ -221,13 +218,9 @@ def _fit(
     task: Task, inputs: np.ndarray, rows: np.ndarray, strength: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weight (classes or 1, inputs) and bias; an emotion without labels is far below the others."""
-    labels = task.labels[rows]
+    model = task.model(strength).fit(inputs[rows], task.labels[rows])
     if not task.is_emotion:
-        ridge = Ridge(alpha=strength).fit(inputs[rows], labels)
-        return ridge.coef_[None], np.array([ridge.intercept_])
-    weights = "balanced" if task.balanced else None
-    model = LogisticRegression(C=strength, class_weight=weights, max_iter=2000)
-    model.fit(inputs[rows], labels)
+        return model.coef_[None], np.array([model.intercept_])
     found, offsets = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives the second one's advantage
         found, offsets = np.concatenate([-found, found]) / 2, np.array([-1, 1]) * offsets / 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import make_scorer
@@ -107,23 +107,31 @@ class Task:
             return unweighted_average_recall(self.labels[rows], answers, self.emotions)
         return concordance_correlation(predicted, self.labels[rows])
 
-    def search(self, inner: Splits) -> GridSearchCV:
-        """The linear model, its strengths of regularisation, and what they are chosen by."""
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Those of regularisation to choose from: C, or alpha."""
+        return EMOTION_GRID if self.is_emotion else DIMENSION_GRID
+
+    def model(self, strength: float = 1.0) -> Any:
+        """The linear model, not yet fitted."""
         weights = "balanced" if self.balanced else None
-        model: BaseEstimator = Ridge()
-        grid: dict[str, Sequence[float]] = {"model__alpha": DIMENSION_GRID}
+        if not self.is_emotion:
+            return Ridge(alpha=strength)
+        if self.svm:
+            return LinearSVC(C=strength, class_weight=weights)
+        return LogisticRegression(C=strength, class_weight=weights, max_iter=2000)
+
+    def search(self, inner: Splits) -> GridSearchCV:
+        """The linear model, its strengths, and what they are chosen by."""
+        grid = {"model__C" if self.is_emotion else "model__alpha": self.strengths}
         scorer = make_scorer(_concordance)
         if self.is_emotion:
-            model = LogisticRegression(class_weight=weights, max_iter=2000)
-            if self.svm:
-                model = LinearSVC(class_weight=weights)
-            grid = {"model__C": EMOTION_GRID}
             scorer = make_scorer(unweighted_average_recall, emotions=self.emotions)
         # An absent modality is NaN, and becomes the mean of the rows to fit on: it says nothing.
         impute = SimpleImputer(keep_empty_features=True)
-        pipeline = Pipeline([("impute", impute), ("scale", StandardScaler()), ("model", model)])
+        steps = [("impute", impute), ("scale", StandardScaler()), ("model", self.model())]
         return GridSearchCV(
-            pipeline, grid, scoring=scorer, cv=inner, refit=False, error_score="raise"
+            Pipeline(steps), grid, scoring=scorer, cv=inner, refit=False, error_score="raise"
         )
 
 
