@@ -60,9 +60,8 @@ class Recordings:
     def __init__(self, folder: str | Path | None = None) -> None:
         self._index = None if folder is None else Path(folder, INDEX)
         self._known: dict[Key, AudioFile] = {}
-        self._keys: dict[
-            str, Key
-        ] = {}  # a disk in the network answers half a million questions slowly
+        # By path as given: a disk in the network answers half a million questions slowly.
+        self._found: dict[str, AudioFile] = {}
         self._seen = 0  # bytes of the index that are in `_known`
 
     def of(self, paths: Iterable[str]) -> dict[str, AudioFile]:
@@ -72,11 +71,8 @@ class Recordings:
             FileNotFoundError: there is no file at a path.
             OSError: a file cannot be read.
         """
-        keys = dict[str, Key]()
-        for path in dict.fromkeys(paths):
-            if path not in self._keys:
-                self._keys[path] = _key(path)
-            keys[path] = self._keys[path]
+        wanted = dict.fromkeys(paths)
+        keys = {path: _key(path) for path in wanted if path not in self._found}
         if not self._known.keys() >= set(keys.values()):
             # Processes that start together would all read the same files: one does, the others wait.
             with self._open_index() as index:
@@ -89,7 +85,8 @@ class Recordings:
                 self._read(
                     [key for key in dict.fromkeys(keys.values()) if key not in self._known], index
                 )
-        return {path: self._known[key] for path, key in keys.items()}
+        self._found |= {path: self._known[key] for path, key in keys.items()}
+        return {path: self._found[path] for path in wanted}
 
     def _open_index(self) -> IO[bytes]:
         if self._index is None:
