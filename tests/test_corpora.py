@@ -746,6 +746,6 @@ def test_corpus_behind_links_is_found(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "Actor_01").symlink_to(tmp_path / "disk" / "Actor_01")
     (tmp_path / "disk" / "Actor_01" / "round").symlink_to(tmp_path / "corpus")
-    for pattern in ("**/*", "[A-Z]*/**/*"):
+    for pattern in ("*", "[A-Z]*/"):
         found = checks.named_files(tmp_path / "corpus", pattern, re.compile(r"[\d-]+"), "actors")
         assert [path.name for path in found] == ["03-01-05-01-02-01-01.wav"]

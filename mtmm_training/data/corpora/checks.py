@@ -50,7 +50,7 @@ def named_files(
 
     Args:
         folder: where to look.
-        pattern: as of `Path.glob`.
+        pattern: as of `Path.glob`, of the files, or of folders that have them somewhere below.
         name: what every file's name, without its suffix, must match.
         layout: how the corpus lies in its folder, for messages.
 
@@ -61,7 +61,7 @@ def named_files(
         FileNotFoundError: there are none.
         ValueError: a name does not match.
     """
-    places = visible(folder.glob(pattern.removesuffix("**/*") or "*"))
+    places = visible(folder.glob(pattern))
     below = [file for place in places for file in (walk(place) if place.is_dir() else [place])]
     found = visible(path for path in below if path.suffix.lower() in AUDIO)
     if not found:

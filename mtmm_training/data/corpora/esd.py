@@ -43,7 +43,7 @@ def read(folder: Path) -> list[Utterance]:
         ValueError: a file name cannot be read, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
-    files = named_files(folder, "[0-9]*/*/**/*", _NAME, LAYOUT)
+    files = named_files(folder, "[0-9]*/*/", _NAME, LAYOUT)
     english = [path for path, name in files.items() if name[1] in SPEAKERS]
     if len(english) < len(files):
         logger.warning("esd: left out %d Mandarin recordings", len(files) - len(english))

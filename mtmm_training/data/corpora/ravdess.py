@@ -41,7 +41,7 @@ def read(folder: Path) -> list[Utterance]:
         ValueError: a file name cannot be read, a file is there twice, or `EXPECTED` is not met.
         FileNotFoundError: there is no audio.
     """
-    names = named_files(folder, "**/*", _NAME, LAYOUT)
+    names = named_files(folder, "*", _NAME, LAYOUT)
     speech = {path: name for path, name in names.items() if name["channel"] == "01"}
     if len(speech) < len(names):
         logger.warning("ravdess: left out %d songs", len(names) - len(speech))
