@@ -17,7 +17,6 @@ from mtmm_training.data.transcripts import SUFFIXES, read_timed
 from mtmm_training.data.utterances import Utterance, few
 from mtmm_training.training.ending import tell
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 TIMED = {"chunks": "words", "words": "words", "segments": "segments"}  # in a file: to the pipeline
 
 
@@ -142,7 +141,7 @@ def _recordings(folder: Path) -> list[str]:
 
     found, others = list[str](), list[str]()
     for path in walk(folder):
-        named = path.suffix.lower() in AUDIO_SUFFIXES  # a damaged one fails where it is predicted
+        named = path.suffix.lower() in sounds.SUFFIXES  # a damaged one fails where it is predicted
         (found if named or is_audio(path) else others).append(str(path))
     if others:
         files = f"{len(others)} of {len(found) + len(others)} files"

@@ -6,7 +6,6 @@ name may be left out. Tables and recordings are read where they are, and nothing
 
 import argparse
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -19,7 +18,6 @@ from mtmm_training.data.tables import SUFFIXES, Row, Table, read_table, renamed
 PREFIX = "dataset:"
 SPLIT_NAMES = {"train": "train", "test": "test"}
 SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-_AUDIO = re.compile(r"\.(wav|flac|ogg|opus|mp3|aiff?|au|caf|w64)$", re.IGNORECASE)
 
 
 def add_flags(add: Callable[..., Any], advanced: Callable[[str], str]) -> None:
@@ -175,7 +173,7 @@ def _tables(
         problems |= {offset + number: f"{table}: {problem}" for number, problem in bad.items()}
         offset += len(numbered)
         yield columns, list(numbered.values())
-    heard = [] if tables else [name for name in files if _AUDIO.search(name)]
+    heard = [] if tables else [n for n in files if n.lower().endswith(sounds.SUFFIXES)]
     if heard:
         folders = [os.path.basename(os.path.dirname(name)) for name in heard]
         several = len(set(folders)) > 1

@@ -23,6 +23,7 @@ from mtmm_training.data.files import as_spelt
 if TYPE_CHECKING:
     import numpy as np
 
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 # What fsspec, which comes with datasets, opens beside paths.
 _ADDRESS = re.compile(r"(https?|data|hf|s3|gs|zip|tar|gzip):", re.IGNORECASE)
 _CELL = re.compile(r"(.+)#([^#]+)\[(\d+)\]", re.DOTALL)
