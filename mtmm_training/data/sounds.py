@@ -16,7 +16,6 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from mtmm_training.data.files import as_spelt
 
@@ -72,6 +71,8 @@ def is_there(audio: str) -> bool:
 def located(audio: str, folder: str) -> str:
     """What a table in this folder, or at this address, says of audio, wherever it is read from."""
     if audio[:5].lower() == "file:":
+        from urllib.request import url2pathname  # here: flags are read without it
+
         return url2pathname(urlsplit(audio).path)
     if is_address(audio):
         return audio
