@@ -293,6 +293,17 @@ def test_a_saved_data_set_is_read_back(spoken: list[Utterance], tmp_path: Path) 
     assert "license: cc-by-4.0" in card and "3 utterances" in card
 
 
+def test_classes_whose_names_are_numbers_are_named_once(
+    spoken: list[Utterance], tmp_path: Path
+) -> None:
+    given = [replace(u, emotion=name) for u, name in zip(spoken[:3], "321", strict=True)]
+    (tmp_path / "train.parquet").write_bytes(parquet(given))
+    names = {"class_label": {"names": {"0": "1", "1": "2", "2": "3"}}}
+    info = json.dumps({"dataset_info": {"features": [{"name": "label", "dtype": names}]}})
+    (tmp_path / "README.md").write_text(f"---\n{info}\n---\n")
+    assert [u.emotion for u in read_manifest(f"dataset:{tmp_path}")] == ["3", "2", "1"]
+
+
 def test_a_corpus_that_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
     for words in (
         ["--corpus", "iemocap", "--corpus_dir", str(tmp_path), "--licence", "mit"],

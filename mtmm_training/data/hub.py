@@ -164,7 +164,7 @@ def _tables(
                 names = {str(i): label for i, label in enumerate(feature.names)}
                 for row in numbered.values():
                     label = row.get(name)  # a number, of Parquet a name already
-                    row[name] = names.get(str(label)) or (label if label in feature.names else None)
+                    row[name] = label if label in feature.names else names.get(str(label))
         # Said once: a data set may have thousands of tables.
         columns, numbered = renamed(None if offset else table, columns, numbered, kept)
         for row in numbered.values():
