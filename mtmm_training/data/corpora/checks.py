@@ -205,7 +205,7 @@ def finish(
         if u.emotion not in known and not (u.emotion is None and u.votes)
     ]
     refuse(f"{corpus}: labels other than {', '.join(map(str, known))}", unknown)
-    found = [replace(u, votes=named_votes(u.votes, emotions)) for u in found]
+    found = [replace(u, votes=named_votes(u.votes, emotions)) if u.votes else u for u in found]
     heard = {u.utterance_id for u in found if undecided and set(u.votes or ()) - {OTHER}}
     kept = [u for u in found if u.emotion in emotions or u.utterance_id in heard]
     if left_out := Counter(

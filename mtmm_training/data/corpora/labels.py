@@ -63,12 +63,8 @@ def own_label(corpus: str, answer: str) -> str:
     return answers[answer]
 
 
-def named_votes(
-    votes: Mapping[str, float] | None, emotions: Mapping[str, str | None]
-) -> dict[str, float] | None:
+def named_votes(votes: Mapping[str, float], emotions: Mapping[str, str | None]) -> dict[str, float]:
     """Votes for own labels as votes for emotions, merged, the rest as "other"."""
-    if not votes:
-        return None
     named: Counter[str] = Counter()
     for own, count in votes.items():
         named[emotions.get(own) or OTHER] += count  # type: ignore[assignment]  # weights too
