@@ -117,8 +117,14 @@ def read_text(path: Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
+def read_rows(
+    path: Path, columns: Sequence[str] | Callable[[list[str]], Sequence[str]]
+) -> dict[str, dict[str, str]]:
     """Reads a CSV file with a header.
+
+    Args:
+        path: the file.
+        columns: that it must have; or what tells them from those that it has.
 
     Returns:
         "row 2" (the header is row 1) -> column -> value, stripped.
@@ -132,7 +138,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> dict[str, dict[str, str]]:
     header, rows = read_delimited(read_text(path), problems)
     refuse(f"{path}: bad rows", [f"row {number}: {text}" for number, text in problems.items()])
     names = [name.strip() for name in header]
-    missing = [name for name in columns if name not in names]
+    needed = columns(names) if callable(columns) else columns
+    missing = [name for name in needed if name not in names]
     refuse(f"{path}: columns that are missing among {', '.join(names)}", missing)
     return {
         f"row {number}": {name.strip(): value.strip() for name, value in row.items()}

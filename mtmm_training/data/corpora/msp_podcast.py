@@ -24,12 +24,12 @@ import logging
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import FACTS, own_label
-from mtmm_training.data.tables import read_delimited
 from mtmm_training.data.utterances import RATINGS, Utterance
 
 logger = logging.getLogger(__name__)
@@ -170,19 +170,20 @@ def read_details(path: Path, secondary: float) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: a column is not known or missing, or a row cannot be read.
     """
-    problems: dict[int, str] = {}
-    header, _ = read_delimited(checks.read_text(path), problems)
-    unknown = [name for name in header if name.strip() not in _KNOWN]
-    checks.refuse(f"{path}: columns of none of the known layouts", unknown)
-    worker = next((name for name in _WORKERS if name in map(str.strip, header)), _WORKERS[0])
-    needed = ("FileName", worker, *_ANSWERS, *_DIMENSIONS.values())
-    if _STRING in map(str.strip, header):
-        needed = ("FileName", _STRING)
+
+    def needed(names: list[str]) -> Sequence[str]:
+        unknown = [name for name in names if name not in _KNOWN]
+        checks.refuse(f"{path}: columns of none of the known layouts", unknown)
+        if _STRING in names:
+            return "FileName", _STRING
+        worker = next((name for name in _WORKERS if name in names), _WORKERS[0])
+        return "FileName", worker, *_ANSWERS, *_DIMENSIONS.values()
+
     annotations: dict[str, dict[str, Annotation]] = defaultdict(dict)
     bad = []
     for number, row in checks.read_rows(path, needed).items():
         try:
-            said = _of_string(row[_STRING]) if _STRING in row else _of_columns(row, worker)
+            said = _of_string(row[_STRING]) if _STRING in row else _of_columns(row)
             earlier = annotations[row["FileName"]].setdefault(said.worker, said)
             if repr(earlier) != repr(said):  # equal rows are one; by repr, for NaN is not NaN
                 raise ValueError(
@@ -194,9 +195,10 @@ def read_details(path: Path, secondary: float) -> dict[str, dict[str, Any]]:
     return {name: _opinions(list(given.values()), secondary) for name, given in annotations.items()}
 
 
-def _of_columns(row: dict[str, str], worker: str) -> Annotation:
+def _of_columns(row: dict[str, str]) -> Annotation:
     ratings = {name: _number(row[column]) for name, column in _DIMENSIONS.items()}
-    return Annotation(row[worker], row[_ANSWERS[0]], _several(row[_ANSWERS[1]]), ratings)
+    worker = next(row[name] for name in _WORKERS if name in row)
+    return Annotation(worker, row[_ANSWERS[0]], _several(row[_ANSWERS[1]]), ratings)
 
 
 def _of_string(text: str) -> Annotation:
