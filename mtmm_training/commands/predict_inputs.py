@@ -58,8 +58,8 @@ class Input:
         """The audio, (time,), and its sampling rate in Hz."""
         from audio_mtmm import to_mono
 
-        waveform, sampling_rate = sounds.waveform(str(self.audio), self.start_s, self.end_s)
-        return to_mono(waveform), sampling_rate
+        samples = self._samples()
+        return to_mono(samples.data), samples.sample_rate
 
     def given(self) -> dict[str, Any]:
         """What the pipeline takes; a part of a file, or a cell of a table, is read when it asks for it."""
