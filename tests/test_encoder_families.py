@@ -66,6 +66,16 @@ def test_padding_changes_no_family(model_type: str) -> None:
     torch.testing.assert_close(padded, alone, atol=1e-5, rtol=0)
 
 
+def test_feature_extractors_names_mask_frames() -> None:
+    """Of which there are more than features of a frame."""
+    model, _ = family_model("wav2vec2-bert")
+    values, mask = torch.randn(2, 400, 160), torch.ones(2, 400).long()
+    mask[1, 250:] = 0
+    with torch.no_grad():
+        expected = model(input_values=values, audio_attention_mask=mask).logits
+        assert torch.equal(model(input_features=values, attention_mask=mask).logits, expected)
+
+
 @pytest.mark.parametrize("model_type", ["wav2vec2-bert", "qwen2_audio_encoder", "t5"])
 def test_absent_input_gives_every_weight_a_gradient(model_type: str) -> None:
     """An empty input of the family's shape goes through it, or DistributedDataParallel would stop."""

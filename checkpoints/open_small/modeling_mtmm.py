@@ -278,7 +278,7 @@ class MTMMModel(MTMMLoading):
         if input_ids is None and input_values is not None and audio_attention_mask is None:
             audio_attention_mask, attention_mask = attention_mask, None
             if audio_attention_mask is not None:  # Whisper's own has one for each sample
-                frames = input_values.shape[-1]
+                frames = input_values.shape[self._audio_input.time_axis(input_values)]
                 every = max(audio_attention_mask.shape[-1] // frames, 1)
                 audio_attention_mask = audio_attention_mask[:, ::every][:, :frames]
         audio = (input_values, audio_attention_mask, acoustic_states, acoustic_attention_mask)
