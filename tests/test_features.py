@@ -422,7 +422,7 @@ def test_small_disk_is_refused(
 @pytest.mark.parametrize("modality", ["audio", "text"])
 def test_trainable_encoder_is_refused(open_cache: OpenCache, modality: str) -> None:
     model = open_cache().model
-    encoder = model.audio_model if modality == "audio" else model.text_model
+    encoder = model.encoder_of(modality)
     list(encoder.parameters())[-1].requires_grad_(True)
     assert features.trainable_encoders(model) == [modality]
     with pytest.raises(ValueError, match=f"{modality}_model has trainable"):

@@ -147,8 +147,8 @@ class MTMMLoading(MTMMEncoders):
             if not _is_encoders(name)
         }
         for modality in MODALITIES:
-            encoder = self.audio_model if modality == "audio" else self.text_model
-            heads[_fingerprint_key(modality)] = fingerprint(modality, encoder.state_dict())
+            state = self.encoder_of(modality).state_dict()
+            heads[_fingerprint_key(modality)] = fingerprint(modality, state)
         return heads
 
 

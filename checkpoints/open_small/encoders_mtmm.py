@@ -59,11 +59,10 @@ def load_encoder(
         ValueError: The encoder has not so many positions.
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub)
-    for field in ("layerdrop", "encoder_layerdrop"):
+    off = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False}
+    for field, value in off.items():
         if hasattr(config, field):
-            setattr(config, field, 0.0)
-    if hasattr(config, "apply_spec_augment"):
-        config.apply_spec_augment = False
+            setattr(config, field, value)
     how: dict[str, Any] = {"config": config, "dtype": dtype, "use_safetensors": use_safetensors}
     model = AutoModel.from_pretrained(name_or_path, weights_only=True, **how, **hub)
     encoder: Any = _encoder_of(model)
@@ -243,11 +242,11 @@ class EncoderInput:
     @classmethod
     def of(cls, encoder: PreTrainedModel) -> "EncoderInput":
         """What this encoder takes, by its configuration and the arguments of its forward."""
-        config = encoder.config
+        config, name = encoder.config, encoder.main_input_name
         arguments = inspect.signature(encoder.forward).parameters
         mask_name = next((name for name in MASK_ARGUMENTS if name in arguments), None)
         features = next((n for f in FEATURE_FIELDS if (n := getattr(config, f, None))), None)
-        if features is None and encoder.main_input_name == "input_features":
+        if features is None and name == "input_features":
             features = 128  # Gemma's, whose configuration does not say
         convolutions = [part for part in encoder.modules() if isinstance(part, nn.Conv1d)]
         mels = getattr(config, "num_mel_bins", None)
@@ -263,11 +262,9 @@ class EncoderInput:
             shortest = 2 * getattr(config, "max_source_positions", 100)
         elif features is not None:
             shortest = getattr(config, "max_length", None) or 100
-        elif encoder.main_input_name == "input_values":
+        elif name == "input_values":
             shortest = receptive_field(config) if hasattr(config, "conv_kernel") else 16000
-        return cls(
-            encoder.main_input_name, mask_name, mels_first, features, shortest, _width(config)
-        )
+        return cls(name, mask_name, mels_first, features, shortest, _width(config))
 
     def time_axis(self, values: Tensor) -> int:
         """The axis of samples, frames or tokens."""
@@ -383,12 +380,16 @@ class MTMMEncoders(PreTrainedModel):
     text_model: Any
     fusion: Any  # an MTMMFusion
 
+    def encoder_of(self, modality: str) -> Any:
+        """The encoder of "audio" or "text"."""
+        return self.audio_model if modality == "audio" else self.text_model
+
     def _adopt_encoders(self) -> None:
         """What must hold for the encoders, wherever they came from."""
         self._audio_input = EncoderInput.of(self.audio_model)
         self._text_input = EncoderInput.of(self.text_model)
-        encoders = {"audio": self.audio_model, "text": self.text_model}
-        for modality, encoder in encoders.items():
+        for modality in ("audio", "text"):
+            encoder = self.encoder_of(modality)
             use_fast_attention(encoder)
             for config in (encoder.config, self.config.encoder_config(modality)):
                 config._name_or_path = ""  # else a private path is saved and published
@@ -432,8 +433,7 @@ class MTMMEncoders(PreTrainedModel):
         if input_values.dim() == 2:  # waveforms: the encoder fails on less than one frame
             missing = max(takes.shortest - input_values.shape[1], 0)
             input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
-        inputs = takes.arguments(input_values.to(encoder.dtype), mask)
-        states = self._run_encoder("audio", inputs)
+        states = self._run_encoder("audio", takes.arguments(input_values.to(encoder.dtype), mask))
         return _acoustic_frames(encoder, states, mask, self.config.acoustic_stride)
 
     def encode_text(
@@ -453,7 +453,7 @@ class MTMMEncoders(PreTrainedModel):
         return self._run_encoder("text", self._text_input.arguments(input_ids, mask)), mask
 
     def _run_encoder(self, modality: str, inputs: dict[str, Tensor]) -> Tensor:
-        encoder = self.audio_model if modality == "audio" else self.text_model
+        encoder = self.encoder_of(modality)
         trainable = _is_trainable(encoder)
         if encoder.training != (self.training and trainable):
             encoder.train(self.training and trainable)  # frozen: no dropout, whatever the rest does
@@ -484,7 +484,7 @@ class MTMMEncoders(PreTrainedModel):
         if inputs is not None:
             states, mask = encode(inputs, inputs_mask)
             return states.to(dtype), mask
-        encoder = self.audio_model if audio else self.text_model
+        encoder = self.encoder_of(modality)
         takes = self._audio_input if audio else self._text_input
         batch = given.shape[0]
         if torch.is_grad_enabled() and _is_trainable(encoder):

@@ -30,7 +30,7 @@ from batching_mtmm import regions, rounded
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.encoding import batches_within, fill, one_behind
-from mtmm_training.batches.fingerprint import describe_states, encoder_of, text_digest
+from mtmm_training.batches.fingerprint import describe_states, text_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND, LengthBatches, frame_lengths
 from mtmm_training.batches.shards import StateShards, pad_states
 from mtmm_training.data import sounds
@@ -242,7 +242,7 @@ class FeatureCache:
         """Says how large the missing states are; refuses them if the disk cannot hold them."""
         needed = 0
         for modality, counts in positions.items():
-            width = encoder_of(self.model, modality).config.hidden_size
+            width = self.model.encoder_of(modality).config.hidden_size
             layers = max(len(self.model.config.mixed_layers(modality)), 1)
             size = int(counts.sum()) * layers * width * DTYPES[self.dtype].itemsize
             needed += size
@@ -285,7 +285,7 @@ class FeatureCache:
         encode: Any = self.model.encode_audio if modality == "audio" else self.model.encode_text
         for region in regions(self.model, (f"{modality}_model",)) if compiled else ():
             region.compile(dynamic=True)
-        norm = getattr(encoder_of(self.model, modality).config, "feat_extract_norm", None)
+        norm = getattr(self.model.encoder_of(modality).config, "feat_extract_norm", None)
         size, budget = 1 if norm == "group" else batch_size, ENCODING_FRAMES
         if device.type == "cuda" and norm != "group":
             longest = next(iter(LengthBatches(lengths, size, frame_budget=budget, shuffle=False)))
@@ -462,7 +462,7 @@ def trainable_encoders(model: MTMMModel) -> list[str]:
     return [
         modality
         for modality in STATES
-        if any(parameter.requires_grad for parameter in encoder_of(model, modality).parameters())
+        if any(parameter.requires_grad for parameter in model.encoder_of(modality).parameters())
     ]
 
 

@@ -25,7 +25,7 @@ def describe_states(
     modality: str, model: MTMMModel, processor: MTMMProcessor, dtype: str
 ) -> dict[str, Any]:
     """All that decides an encoder's states but the input, as JSON; its digest is the fingerprint."""
-    encoder = encoder_of(model, modality)
+    encoder = model.encoder_of(modality)
     packages = ["torch", "transformers"]
     if modality == "audio":
         packages += ["soundfile", "soxr"]
@@ -80,11 +80,6 @@ def weights_digest(module: nn.Module) -> str:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return text_digest(pool.map(digest, sorted(module.state_dict().items())))
-
-
-def encoder_of(model: MTMMModel, modality: str) -> Any:
-    """The model's encoder of "audio" or "text"."""
-    return model.audio_model if modality == "audio" else model.text_model
 
 
 def text_digest(text: str | Iterable[str]) -> str:

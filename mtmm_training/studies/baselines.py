@@ -163,7 +163,7 @@ def read_features(
                 frames.append(0 if states is None else states.shape[-2])
     features = {}
     for modality, vectors in pooled.items():
-        encoder = model.audio_model if modality == "audio" else model.text_model
+        encoder = model.encoder_of(modality)
         last = encoder.config.num_hidden_layers
         numbers = (last,) if baseline.layers == ("last",) else tuple(range(last + 1))
         absent = np.full_like(next(v for v in vectors if v is not None), np.nan)
