@@ -26,6 +26,7 @@ except ImportError:
     from encoders_mtmm import UNUSED_WEIGHTS, MTMMEncoders, load_encoder
 
 MODALITIES = ("audio", "text")
+ENCODERS = ("audio_model.", "text_model.")  # how the names of their weights begin
 # Environment variables that name local encoders, where a call does not.
 LOCAL_ENCODERS = {"audio": "MTMM_AUDIO_ENCODER", "text": "MTMM_TEXT_ENCODER"}
 # What a call says of the Hub, for all repositories, and of the model's alone.
@@ -132,7 +133,9 @@ class MTMMLoading(MTMMEncoders):
 
     def _heads(self) -> dict[str, Tensor]:
         """All but the encoders, in half precision where that does no harm, and their fingerprints."""
-        trains = [n for n, p in self.named_parameters() if p.requires_grad and _is_encoders(n)]
+        trains = [
+            n for n, p in self.named_parameters() if p.requires_grad and n.startswith(ENCODERS)
+        ]
         if trains or not self.config.encoder_sources:
             reason = f"the encoders train, such as {trains[0]}" if trains else "no ids are given"
             raise ValueError(
@@ -144,7 +147,7 @@ class MTMMLoading(MTMMEncoders):
             if any(part in name for part in EXACT) or not value.is_floating_point()
             else value.half()
             for name, value in self.state_dict().items()
-            if not _is_encoders(name)
+            if not name.startswith(ENCODERS)
         }
         for modality in MODALITIES:
             state = self.encoder_of(modality).state_dict()
@@ -203,7 +206,7 @@ def _composed(kind: Any, name: Any, given: Mapping[str, str], options: dict[str,
     state = dict(state)
     for modality in MODALITIES:
         known = state.pop(_fingerprint_key(modality), None)
-        if not any(_is_encoders(key, modality) for key in state):
+        if not any(key.startswith(f"{modality}_model.") for key in state):
             state |= _encoder(modality, config, given, own, known)
     return options | {"config": config, "state_dict": state}
 
@@ -304,8 +307,3 @@ def _named(given: Mapping[str, str] | None) -> dict[str, Any] | None:
 
 def _fingerprint_key(modality: str) -> str:
     return f"encoder_fingerprints.{modality}"
-
-
-def _is_encoders(name: str, modality: str = "") -> bool:
-    """Whether a weight is an encoder's, by its name; one modality's, or any."""
-    return any(name.startswith(f"{m}_model.") for m in MODALITIES if modality in ("", m))
