@@ -14,7 +14,7 @@ ort.env.wasm.numThreads = 1; // more need headers that free static hosts do not 
 ort.env.wasm.wasmPaths = {wasm: new URL("vendor/ort-wasm-simd-threaded.wasm", import.meta.url)};
 
 export class Predictor {
-  /** Reads the export in a folder; `progress` is told the share of the graph that is there. */
+  /** Reads the export in a folder; `progress` as of `readWhole`. */
   static async load(folder, progress) {
     const file = (name) => new URL(name, folder);
     const manifest = await (await get(file("manifest.json"))).json();
@@ -100,7 +100,7 @@ async function get(url) {
   return response;
 }
 
-/** A response's bytes, while `progress` is told the share that is there; NaN where its size is unknown. */
+/** A response's bytes, while `progress` is told how many are there, of how many; 0 where that is unknown. */
 async function readWhole(response, progress) {
   const size = Number(response.headers.get("content-length")), chunks = [];
   let loaded = 0;
