@@ -18,13 +18,13 @@ import sys
 import time
 from pathlib import Path
 
-from hub_server import HubServer
+from hub_server import HubServer, files_in
 
 encoders, address = map(Path, sys.argv[1:])
 ids = {"whisper-base-6s": "openai/whisper-base", "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 with HubServer() as hub:
     for folder, name in ids.items():
-        hub.put(name, {path.name: path.read_bytes() for path in (encoders / folder).iterdir()})
+        hub.put(name, files_in(encoders / folder))
     address.with_suffix(".tmp").write_text(hub.url)
     os.replace(address.with_suffix(".tmp"), address)
     while os.getppid() > 1:

@@ -72,6 +72,11 @@ def oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def files_in(folder: Path) -> Files:
+    """A folder's files, as `HubServer.put` takes them."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 class HubServer:
     """Start with `with HubServer() as server`; everything is gone at the end."""
 

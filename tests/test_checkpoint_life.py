@@ -17,7 +17,7 @@ import peft
 import pytest
 import torch
 from conftest import CHECKOUT, HUB_FILES
-from hub_server import RECIPE, HubServer, run_python, trained_run
+from hub_server import RECIPE, HubServer, files_in, run_python, trained_run
 from safetensors.torch import load, load_file, save
 
 from configuration_mtmm import AUTO_MAP
@@ -65,7 +65,7 @@ class Scene:
         self.hub, self.run, self.home = hub, run, home
         self.model = MTMMModel.from_pretrained(run / "model").eval()
         self.processor = MTMMProcessor.from_pretrained(run / "model", trust_remote_code=False)
-        self.files = {p.name: p.read_bytes() for p in (run / "model").iterdir()}
+        self.files = files_in(run / "model")
 
     def isolated(
         self, code: str, *arguments: str, home: str = "home", **environment: str
@@ -221,8 +221,7 @@ def ways(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
     def put(repo_id: str, model: MTMMModel, **options: Any) -> None:
         model.save_pretrained(folder / repo_id, **options)
-        saved = {p.name: p.read_bytes() for p in (folder / repo_id).iterdir()}
-        scene.hub.put(f"writer/{repo_id}", code | saved)
+        scene.hub.put(f"writer/{repo_id}", code | files_in(folder / repo_id))
 
     no_processor = {
         name for name in scene.files if not name.startswith(("processor_", "tokenizer"))
@@ -244,7 +243,7 @@ def ways(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     adapted.save_pretrained(
         str(folder / "lora"), save_embedding_layers=False
     )  # else it asks the Hub
-    scene.hub.put("writer/lora", {p.name: p.read_bytes() for p in (folder / "lora").iterdir()})
+    scene.hub.put("writer/lora", files_in(folder / "lora"))
     found = scene.isolated(WAYS)
     found["adapted"] = scene.outputs(adapted)
     found["shards"] = sorted(p.name for p in (folder / "sharded").glob("*.safetensors"))

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import soundfile
 import transformers
-from hub_server import HubServer
+from hub_server import HubServer, files_in
 
 from modeling_mtmm import MTMMModel
 from mtmm_training.commands import cli, flags, predict
@@ -641,7 +641,7 @@ print("STATUS", main([*words, "--json", "--trust_remote_code", "--revision", old
 def test_hub_model_by_commit_and_its_own_code_only_where_trusted(
     saved: Path, pipe: MTMMPipeline, tmp_path: Path
 ) -> None:
-    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    files = files_in(saved)
     files["modeling_mtmm.py"] += b"\nprint('ITS OWN CODE RAN')\n"
     with HubServer() as hub:
         old = hub.put("some/one", files)

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from conftest import HUB_FILES, TRAINED, audio
-from hub_server import WRITER, HubServer, run_python
+from hub_server import WRITER, HubServer, files_in, run_python
 from safetensors.torch import load_file, save_file
 from test_hub_roundtrip import TEXT, make_influential, save_whisper
 from transformers import AutoModel
@@ -224,11 +224,9 @@ print("FOUND " + json.dumps([logits, predict({"audio": audio, "text": "no"}), mo
 @pytest.fixture
 def hub(work: Path) -> Iterator[HubServer]:
     with HubServer() as server:
-        for name in ("audio", "text"):
-            files = {p.name: p.read_bytes() for p in (work / name).iterdir()}
-            server.put(IDS[name], files)
-        files = {p.name: p.read_bytes() for p in (work / "heads").iterdir()}
-        server.put("writer/heads", files, private=True)
+        for name, repo in IDS.items():
+            server.put(repo, files_in(work / name))
+        server.put("writer/heads", files_in(work / "heads"), private=True)
         yield server
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from hub_server import READER, WRITER, Break, HubServer, trained_run
+from hub_server import READER, WRITER, Break, HubServer, files_in, trained_run
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load, load_file, save, save_file
 
@@ -143,8 +143,7 @@ def test_isolated_heads_find_their_encoders(
     """First where the run had them, then on the Hub, at their commits."""
     ids = {"audio": "lab/audio", "text": "lab/text"}
     for name, repo in ids.items():
-        folder = run.parent / "encoders" / name
-        hub.put(repo, {p.name: p.read_bytes() for p in folder.iterdir()})
+        hub.put(repo, files_in(run.parent / "encoders" / name))
     api, out = HfApi(hub.url, token=WRITER), tmp_path / "staged"
     facts = Facts(base_model=[*ids.values()])
     publish(run, Target("writer/heads"), facts, heads_only=True, api=api, out=out)
@@ -165,7 +164,7 @@ def test_isolated_heads_find_their_encoders(
 
 def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_path: Path) -> None:
     """Each is compared with this process's model of its kind, and the two with each other."""
-    hub.put("writer/base", {p.name: p.read_bytes() for p in (run / "model").iterdir()})
+    hub.put("writer/base", files_in(run / "model"))
     lora = lora_run(run, tmp_path)
     api = HfApi(hub.url, token=WRITER)
     publish(lora, Target("writer/lora"), Facts(base_model=["writer/base"]), adapter=True, api=api)
@@ -186,7 +185,7 @@ def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_
 def test_adapter_of_other_base_is_refused(
     hub: HubServer, put: Publish, run: Path, tmp_path: Path
 ) -> None:
-    files = {p.name: p.read_bytes() for p in (run / "model").iterdir()}
+    files = files_in(run / "model")
     weights = load(files["model.safetensors"])
     name = next(n for n in weights if n.startswith("text_model") and n.endswith("query.weight"))
     weights[name] = torch.randn_like(weights[name])

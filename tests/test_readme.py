@@ -27,7 +27,7 @@ import pytest
 import soundfile
 from accelerate.commands.launch import launch_command_parser
 from conftest import CHECKOUT, TrainedDemo
-from hub_server import HubServer
+from hub_server import HubServer, files_in
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMOutput
@@ -311,10 +311,9 @@ def hub(trained_demo: TrainedDemo) -> Iterator[HubServer]:
     """A Hub that has the demo's model as someone/mtmm, and the encoders of checkpoints/ if they are here."""
     model = trained_demo.folder / "out" / "demo" / "fused" / "model"
     with HubServer() as server:
-        files = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
-        server.put("someone/mtmm", files)
+        server.put("someone/mtmm", files_in(model))
         for name, folder in ENCODERS.items() if REAL.is_dir() else ():
-            server.put(name, {path.name: path.read_bytes() for path in (REAL / folder).iterdir()})
+            server.put(name, files_in(REAL / folder))
         yield server
 
 
