@@ -381,6 +381,7 @@ class MTMMConfig(PreTrainedConfig):
         any_loss = self.emotion_loss_weight + sum(weights) > 0
         heads = self.num_attention_heads
         heads_fit = heads > 0 and self.hidden_size % heads == 0
+        window_s = self.audio_window_s
         rising = len(scale) == 2 and -INFINITE < scale[0] < scale[1] < INFINITE
         positive = ["hidden_size", "num_attention_heads", "num_interaction_layers"]
         positive += ["num_bridge_tokens", "acoustic_stride"]
@@ -411,7 +412,7 @@ class MTMMConfig(PreTrainedConfig):
             ),
             ("dimension_loss_weights", all_finite, "finite and at least 0, as emotion_loss_weight"),
             ("emotion_loss_weight", any_loss, "above 0, or one of dimension_loss_weights"),
-            ("audio_window_s", (self.audio_window_s or 1) >= 1, "at least 1, or None"),
+            ("audio_window_s", window_s is None or window_s >= 1, "at least 1, or None"),
         ):
             self._require(name, holds, allowed)
 

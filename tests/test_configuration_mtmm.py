@@ -51,6 +51,7 @@ def test_paper_encoders_have_published_sizes() -> None:
         ("bridge_wiring", "cross"),
         ("audio_layers", (0, 1)),  # "last" mixes none
         ("acoustic_stride", 0),
+        ("audio_window_s", 0),
         ("hidden_size", 0),
         ("hidden_size", "32"),
         ("num_attention_heads", 5),  # no divisor of 32
