@@ -130,9 +130,7 @@ def write_comparison(
     experiments: dict[str, Experiment] = {}
     for folder in map(str, (reference, *others)):
         experiments[folder] = found = read_experiment(folder)
-        if any(
-            run.results["config"].get("reference", "none") != "none" for run in found.runs.values()
-        ):
+        if found.flags.get("reference", "none") != "none":
             plain = read_experiment(folder, "test_without_reference")
             name = f"{found.name} without references"
             experiments[f"{folder} without references"] = replace(plain, name=name)

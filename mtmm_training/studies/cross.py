@@ -190,7 +190,7 @@ def write_cross(out: Path) -> str:
         The Markdown of cross.md.
     """
     experiment = read_experiment(out)
-    flags = next(iter(experiment.runs.values())).results["config"]
+    flags = experiment.flags
     corpora, kind = [Path(path).stem for path in flags["manifest"]], flags["reference"]
     answers = {"no reference": experiment}
     if kind != "none":

@@ -52,6 +52,12 @@ class Experiment:
     rows: pd.DataFrame
 
     @cached_property
+    def flags(self) -> Mapping[str, Any]:
+        """The settings that its folds share, as a run's results.json has them."""
+        flags: dict[str, Any] = next(iter(self.runs.values())).results["config"]
+        return flags
+
+    @cached_property
     def emotions(self) -> list[str]:
         """Names of the emotions, in the order of the columns; empty where none was trained."""
         return [name.removeprefix("p_") for name in self.rows.columns if name.startswith("p_")]
@@ -160,8 +166,7 @@ class Experiment:
         Raises:
             ValueError: no test utterance is of this corpus.
         """
-        flags = next(iter(self.runs.values())).results["config"]
-        if len(flags.get("manifest") or []) < 2:
+        if len(self.flags.get("manifest") or []) < 2:
             return self
         rows = self.rows[self.rows["id"].str.startswith(f"{corpus}/")]
         if rows.empty:
