@@ -1,5 +1,6 @@
 """What several test files share: the tiny model and its processor, a trained demo, two processes."""
 
+import io
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**32))
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from bad_inputs import tiny
 from filelock import FileLock
@@ -71,6 +73,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def noise(duration_s: float = 0.5, rate: int = RATE, seed: int = 0) -> np.ndarray:
     samples = round(duration_s * rate)
     return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def encoded(
+    waveform: np.ndarray, form: str = "WAV", subtype: str | None = None, rate: int = RATE
+) -> bytes:
+    """A file with this sound; of several channels (time, channels)."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, rate, format=form, subtype=subtype)
+    return file.getvalue()
 
 
 def audio(waveform: np.ndarray) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Channels that carry nothing or cancel each other, and audio without a signal."""
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
+from conftest import RATE, encoded
 
 from audio_mtmm import open_recording
 from mtmm_training.commands.predict_output import describe
@@ -13,7 +12,6 @@ from pipeline_mtmm import MTMMPipeline
 from streams_mtmm import open_stream
 from waveforms_mtmm import has_signal, to_mono
 
-RATE = 16000
 RNG = np.random.default_rng(1)
 SPEECH = RNG.uniform(-0.5, 0.5, 3 * RATE).astype(np.float32)
 OTHER = RNG.uniform(-0.5, 0.5, 3 * RATE).astype(np.float32)
@@ -31,9 +29,7 @@ DEAD = {
 
 
 def wav(*channels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.stack(channels, 1), RATE, format="WAV", subtype="FLOAT")
-    return file.getvalue()
+    return encoded(np.stack(channels, 1), subtype="FLOAT")
 
 
 @pytest.mark.parametrize("name", DEAD)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from conftest import RATE, encoded
 
 import audio_mtmm
 from audio_mtmm import load_audio, open_recording
@@ -16,22 +16,15 @@ from containers_mtmm import _frame, what_it_is
 from mtmm_training.data.recordings import Recordings
 from pipeline_mtmm import MTMMPipeline
 
-RATE = 16000
 RNG = np.random.default_rng(0)
 LOUD = RNG.uniform(-0.8, 0.8, 3 * RATE).astype(np.float32)
 QUIET = 0.001 * np.sin(0.02 * np.arange(5 * RATE)).astype(np.float32)
 SPEECH = RNG.uniform(-0.5, 0.5, 4 * RATE).astype(np.float32)
 
 
-def encoded(form: str, waveform: np.ndarray = SPEECH, subtype: str | None = None) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, RATE, format=form, subtype=subtype)
-    return file.getvalue()
-
-
 def bare_mp3(*parts: np.ndarray) -> bytes:
     """Of variable bit rate, without the first frame, which counts the others."""
-    data = encoded("MP3", np.concatenate(parts))
+    data = encoded(np.concatenate(parts), "MP3")
     size = (_frame(data[:4]) or (0,))[0]
     return data[size:]
 
@@ -52,7 +45,7 @@ def told(data: bytes, marker: bytes, size: int, order: str = "<I") -> bytes:
 
 
 def flac_told(samples: int) -> bytes:
-    data = bytearray(encoded("FLAC"))
+    data = bytearray(encoded(SPEECH, "FLAC"))
     value = int.from_bytes(data[18:26], "big") >> 36 << 36 | samples
     data[18:26] = value.to_bytes(8, "big")
     return bytes(data)
@@ -65,16 +58,16 @@ MADE: dict[str, tuple[Callable[[], bytes], float]] = {
         lambda: b"ID3\3\0\0\0\0\2\0" + bytes(256) + bare_mp3(LOUD, QUIET) + b"TAG" + bytes(125),
         8.0,
     ),
-    "two mp3 in one": (lambda: encoded("MP3") * 2, 8.1),
+    "two mp3 in one": (lambda: encoded(SPEECH, "MP3") * 2, 8.1),
     "mp3 in a wav": (lambda: in_wav(bare_mp3(LOUD, QUIET)), 8.0),
-    "wav that says half": (lambda: told(encoded("WAV"), b"data", 2 * RATE), 4.0),
-    "wav that says nothing is there": (lambda: told(encoded("WAV"), b"data", 0), 4.0),
-    "aiff that says half": (lambda: told(encoded("AIFF"), b"SSND", 2 * RATE, ">I"), 4.0),
+    "wav that says half": (lambda: told(encoded(SPEECH, "WAV"), b"data", 2 * RATE), 4.0),
+    "wav that says nothing is there": (lambda: told(encoded(SPEECH, "WAV"), b"data", 0), 4.0),
+    "aiff that says half": (lambda: told(encoded(SPEECH, "AIFF"), b"SSND", 2 * RATE, ">I"), 4.0),
     "wav with a long chunk behind": (
-        lambda: encoded("WAV") + b"LIST" + struct.pack("<I", 50000) + b"\x81" * 50000,
+        lambda: encoded(SPEECH, "WAV") + b"LIST" + struct.pack("<I", 50000) + b"\x81" * 50000,
         4.0,
     ),
-    "wav with room of zeros behind": (lambda: encoded("WAV") + bytes(50000), 4.0),
+    "wav with room of zeros behind": (lambda: encoded(SPEECH, "WAV") + bytes(50000), 4.0),
 }
 
 
@@ -93,7 +86,7 @@ def test_all_that_is_there_is_heard(name: str, tmp_path: Path, pipe: MTMMPipelin
 
 
 def test_samples_are_what_was_written() -> None:
-    data = told(encoded("WAV"), b"data", 0)
+    data = told(encoded(SPEECH, "WAV"), b"data", 0)
     assert np.abs(load_audio(data)[0] - SPEECH).max() < 1e-4
     part, _ = load_audio(data, 2.0, 3.0)
     assert np.abs(part - SPEECH[2 * RATE : 3 * RATE]).max() < 1e-4
@@ -101,12 +94,12 @@ def test_samples_are_what_was_written() -> None:
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "AIFF", "OGG"])
 def test_a_true_header_is_left(form: str) -> None:
-    assert open_recording(encoded(form)).duration_s == 4.0
+    assert open_recording(encoded(SPEECH, form)).duration_s == 4.0
 
 
 JOINED: dict[str, tuple[Callable[[], bytes], float]] = {
-    "two ogg in one": (lambda: encoded("OGG") * 2, 8.0),
-    "two opus in one": (lambda: encoded("OGG", SPEECH, "OPUS") * 2, 8.0),
+    "two ogg in one": (lambda: encoded(SPEECH, "OGG") * 2, 8.0),
+    "two opus in one": (lambda: encoded(SPEECH, "OGG", "OPUS") * 2, 8.0),
     "flac that says less": (lambda: flac_told(8000), 4.0),
     "flac that says nothing": (lambda: flac_told(0), 4.0),
 }
@@ -126,7 +119,7 @@ def test_longer_than_said_is_heard_whole_or_refused(
 
 
 def test_gsm_is_cut_by_segments() -> None:
-    data = encoded("WAV", SPEECH, "GSM610")
+    data = encoded(SPEECH, "WAV", "GSM610")
     whole, part = load_audio(data)[0], load_audio(data, 1.0, 2.5)[0]
     assert np.array_equal(part, whole[RATE : int(2.5 * RATE)])
 

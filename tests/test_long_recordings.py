@@ -17,7 +17,7 @@ import soundfile
 import torch
 import transformers
 from bad_inputs import tiny
-from conftest import RATE, MakeModel, audio
+from conftest import RATE, MakeModel, audio, encoded
 from transformers import (
     AutomaticSpeechRecognitionPipeline,
     Wav2Vec2Config,
@@ -421,12 +421,6 @@ def test_transcriber_with_code_of_its_own_is_refused_without_a_question(
 # ---- streams -------------------------------------------------------------------------------------
 
 
-def wav_bytes(waveform: np.ndarray, subtype: str, channels: int = 1, form: str = "WAV") -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.stack([waveform] * channels, 1), RATE, subtype, format=form)
-    return file.getvalue()
-
-
 class Pipe(io.RawIOBase):
     """Bytes that can be read once, and not sought in: as standard input."""
 
@@ -449,12 +443,12 @@ def test_every_stream_gives_the_timeline_of_the_file(pipe: MTMMPipeline, long_wa
     expected = pipe(audio(waveform), window_s=2.0, hop_s=1.5)["timeline"]
     raw = pcm(waveform).tobytes()
     odd = iter(np.array_split(waveform, [100, 101, 50_000, 50_000, 90_000]))
-    endless = bytearray(wav_bytes(waveform, "PCM_16"))
+    endless = bytearray(encoded(waveform, subtype="PCM_16"))
     endless[4:8] = endless[40:44] = b"\xff\xff\xff\xff"  # as ffmpeg writes into a pipe
     streams = {
-        "wav": (Pipe(wav_bytes(waveform, "PCM_16")), None),
-        "24 bits, stereo": (Pipe(wav_bytes(waveform, "PCM_24", 2)), None),
-        "32 bits": (io.BufferedReader(Pipe(wav_bytes(waveform, "PCM_32"))), None),
+        "wav": (Pipe(encoded(waveform, subtype="PCM_16")), None),
+        "24 bits, stereo": (Pipe(encoded(np.stack([waveform] * 2, 1), subtype="PCM_24")), None),
+        "32 bits": (io.BufferedReader(Pipe(encoded(waveform, subtype="PCM_32"))), None),
         "length unknown": (Pipe(bytes(endless)), None),
         "raw": (io.BufferedReader(Pipe(raw)), RATE),
         "chunks": (odd, RATE),

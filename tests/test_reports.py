@@ -1,29 +1,21 @@
 """Public reports of other projects, rebuilt as small inputs; docs/reports.md has their addresses."""
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
+from conftest import RATE, encoded
 
 from audio_mtmm import load_audio, open_recording
 from pipeline_mtmm import MTMMPipeline
 from waveforms_mtmm import to_mono
 
-RATE = 16000
 RNG = np.random.default_rng(0)
 SPEECH = RNG.uniform(-0.5, 0.5, 4 * RATE).astype(np.float32)
 
 
-def encoded(form: str, waveform: np.ndarray = SPEECH) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, RATE, format=form)
-    return file.getvalue()
-
-
 def damaged(form: str, first: int, count: int) -> bytes:
-    data = bytearray(encoded(form))
+    data = bytearray(encoded(SPEECH, form))
     data[first : first + count] = np.random.default_rng(1).bytes(count)
     return bytes(data)
 
@@ -60,7 +52,7 @@ def test_stereo_with_channels_last() -> None:
 @pytest.mark.parametrize("second", [-SPEECH, 0 * SPEECH])
 def test_stereo_that_is_silent_or_opposite(second: np.ndarray) -> None:
     """macparakeet 953, BCR 943"""
-    recording = open_recording(encoded("WAV", np.stack([SPEECH, second], axis=1)))
+    recording = open_recording(encoded(np.stack([SPEECH, second], axis=1)))
     assert np.allclose(recording.whole(RATE), SPEECH, atol=1e-4)
 
 
@@ -78,7 +70,7 @@ def test_mp3_with_a_damaged_beginning() -> None:
 
 def test_ogg_damaged_in_the_middle() -> None:
     """torchcodec 731: no number for what cannot be heard, and how far it could"""
-    data = encoded("OGG")
+    data = encoded(SPEECH, "OGG")
     with pytest.raises(ValueError, match=r"cut off after \d\.\d+ s"):
         load_audio(damaged("OGG", len(data) // 2, 60))
 

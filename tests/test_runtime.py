@@ -1,6 +1,5 @@
 """The runtime without torch: the pipeline's answers from an exported folder."""
 
-import io
 import json
 import subprocess
 import sys
@@ -12,9 +11,8 @@ from typing import Any
 import mtmm_runtime
 import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import CHECKOUT, RATE, noise
+from conftest import CHECKOUT, RATE, encoded, noise
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install -e '.[onnx]'")
 
@@ -56,9 +54,7 @@ def exports(
 
 
 def recording(seconds: float, rate: int = RATE) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, noise(seconds, rate), rate, format="WAV", subtype="FLOAT")
-    return file.getvalue()
+    return encoded(noise(seconds, rate), subtype="FLOAT", rate=rate)
 
 
 def leaves(answer: Any, place: str = "") -> Iterator[tuple[str, Any]]:

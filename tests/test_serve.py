@@ -1,7 +1,6 @@
 """The service: the pipeline's answers over HTTP, limits, batches, streams, a clean end."""
 
 import base64
-import io
 import json
 import os
 import re
@@ -22,8 +21,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-import soundfile
-from conftest import CHECKOUT, RATE, noise
+from conftest import CHECKOUT, encoded, noise
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from small_runs import Run
@@ -40,9 +38,7 @@ LIMITS = Limits(max_bytes=200_000, max_seconds=5.0, timeout_s=20.0)
 
 
 def wav(seconds: float = 0.5, seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, noise(seconds, seed=seed), RATE, format="WAV", subtype="PCM_16")
-    return file.getvalue()
+    return encoded(noise(seconds, seed=seed), subtype="PCM_16")
 
 
 @pytest.fixture(scope="module")
