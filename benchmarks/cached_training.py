@@ -58,7 +58,7 @@ def main() -> None:
     raws = [common.raw_batch(model.config, list(seconds), device) for seconds in stand_ins]
     with tempfile.TemporaryDirectory() as folder:
         cached = random_cache(model, raws, Path(folder))
-        seconds = measure("paper's shapes", model, raws, *cached, arguments)
+        seconds = measure(model, raws, *cached, arguments)
     print_epoch(seconds, size)
 
 
@@ -106,7 +106,6 @@ def random_cache(model: MTMMModel, raws: list[Batch], folder: Path) -> tuple[Any
 
 
 def measure(
-    name: str,
     model: MTMMModel,
     raws: list[Batch],
     dataset: Any,
@@ -138,13 +137,13 @@ def measure(
         watch = common.Stopwatch(device)
         for turn in range(arguments.rounds):
             watch.round(turn, steps)
-        print(f"{name}, batch {number + 1}:")
+        print(f"paper's shapes, batch {number + 1}:")
         watch.print_table()
         for step, seconds in watch.seconds.items():
             everything.seconds.setdefault(step, []).extend(seconds)
         medians.append({step: watch.median(step) for step in steps})
     for way in ("in-process", "one worker"):
-        claim = f"cached step ÷ resident step, {name}, {way}"
+        claim = f"cached step ÷ resident step, paper's shapes, {way}"
         everything.print_ratio(claim, f"cached step, {way}", "heads", STEP_TARGET)
     # Batches stand for equally many, so the mean over them is that of an epoch.
     return {step: float(np.mean([each[step] for each in medians])) for step in medians[0]}

@@ -74,9 +74,8 @@ def measure(name: str, model: Any, compiled: Any, peak: float, size: str, rounds
     print(f"{name}: audio {audio:.1f} ms, text {text:.1f}, rest {whole - audio - text:.1f}")
     taken = [watch.seconds[key] for key in ("whole", "audio", "text")]
     ratio = statistics.median(w / (a + t) for w, a, t in zip(*taken, strict=True))
-    if (
-        model.config.encoder_config("audio").num_hidden_layers < 24
-    ):  # the fusion is as large as ever
+    # Beside encoders of fewer layers the fusion is as large as ever.
+    if model.config.encoder_config("audio").num_hidden_layers < 24:
         print(f"whole forward ÷ bare encoders, {name}: {ratio:.3f}")
     else:
         common.print_result(f"whole forward ÷ bare encoders, {name}", ratio, OVERHEAD)

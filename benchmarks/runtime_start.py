@@ -10,11 +10,9 @@ Answers are compared with the pipeline's, over utterances of IEMOCAP-like length
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,8 +58,9 @@ def main() -> None:
         folder = Path(name)
         for number, given in enumerate(inputs):
             soundfile.write(folder / f"{number}.wav", given["audio"], RATE, subtype="FLOAT")
-        torch_ms = pipeline_ms(predict, inputs[0], arguments.rounds)
-        print(f"the pipeline with torch: {torch_ms:.1f} ms for one utterance")
+        watch = common.Stopwatch(device)
+        watch.rounds(arguments.rounds, {"torch": lambda: predict(inputs[0])})
+        print(f"the pipeline with torch: {1000 * watch.median('torch'):.1f} ms for one utterance")
         print(f"{'':<10}{'MB':>8}{'largest difference':>20}{'ms':>9}{'start s':>9}{'CPU s':>7}")
         for precision in get_args(Precision)[: 1 if arguments.quick else 3]:
             write_folder(predict.model, predict.processor, folder / precision, precision)
@@ -76,24 +75,14 @@ def main() -> None:
                 common.print_result(f"{precision}: start to first answer, s", row[3], START_S)
 
 
-def pipeline_ms(predict: Any, given: dict[str, Any], rounds: int) -> float:
-    predict(given)
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        predict(given)
-        seconds.append(time.perf_counter() - began)
-    return 1000 * statistics.median(seconds)
-
-
 def measure(
     folder: Path, precision: str, predict: Any, inputs: list[dict[str, Any]], arguments: Any
 ) -> tuple[float, ...]:
     """MB, the largest difference, ms for the first utterance; start to first answer, its CPU seconds."""
     export, texts = folder / precision, json.dumps([given["text"] for given in inputs])
-    ours = [sys.executable] if arguments.python == sys.executable else []
-    command = [arguments.python, "-c"]
-    path = {"PYTHONPATH": f"{common.ROOT}:{common.ROOT / 'runtime'}"} if ours else None
+    command, path = [arguments.python, "-c"], None
+    if arguments.python == sys.executable:
+        path = {"PYTHONPATH": f"{common.ROOT}:{common.ROOT / 'runtime'}"}
     words = [*command, ALL, str(export), str(folder), str(arguments.threads or 2)]
     words.append(str(arguments.rounds))
     done = subprocess.run(words, input=texts, env=path, stdout=-1, text=True, check=True)

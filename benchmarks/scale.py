@@ -143,7 +143,7 @@ def share_cache(folder: Path, size: int) -> None:
     """Encodes a corpus by one process, and by three at once, into a cache; the states are equal."""
     write_corpus(folder / "corpus", utterances=size)
     write_encoders(folder / "encoders")
-    (one,) = [encode(folder, "one", 0, 1)]
+    one = encode(folder, "one", 0, 1)
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         shares = list(pool.map(partial(encode, folder, "three", world_size=3), range(3)))
     for modality in STATES:
@@ -157,11 +157,7 @@ def share_cache(folder: Path, size: int) -> None:
 def encode(folder: Path, name: str, rank: int, world_size: int) -> dict[str, int]:
     """This process's share of the corpus, into folder/name; how many it encoded."""
     torch.set_num_threads(1)
-    encoders = {
-        n: str(folder / "encoders" / n.partition("_")[0]) for n in ("audio_encoder", "text_encoder")
-    }
-    config = TrainConfig(manifest=["-"], **encoders).resolve()  # type: ignore[arg-type]
-    model, processor = build_model(config)
+    model, processor = build_model(config_of(folder))
     cache = FeatureCache.open(folder / name, model, processor, Recordings(folder / name))
     utterances = read_manifest(folder / "corpus" / "manifest.csv")
     return cache.encode(utterances, rank=rank, world_size=world_size)

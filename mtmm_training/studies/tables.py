@@ -82,13 +82,14 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
         labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
         if np.isnan(labels).any(axis=1).all():
             return
+        limits = experiment.flags["dimension_range"]
         names = None
         if experiment.emotions:
             given = experiment.rows["emotion_label"]
             names = [name if isinstance(name, str) else None for name in given]
         predictions = experiment.rows[plane].to_numpy(np.float64)
         path = folder / "valence_arousal.png"
-        of_runs.plot_dimensions(labels, predictions, path, experiment.flags["dimension_range"], names)
+        of_runs.plot_dimensions(labels, predictions, path, limits, names)
 
 
 # ---- how things are written --------------------------------------------------------------------
