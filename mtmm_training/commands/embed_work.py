@@ -29,7 +29,6 @@ def write_embeddings(given: argparse.Namespace) -> int:
     fields = [("id", pyarrow.string()), ("start", number), ("end", number)]
     schema = pyarrow.schema([*fields, *((name, vector) for name in EMBEDDINGS)])
     failed, rows, total = 0, list[dict[str, Any]](), 0
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     with (
         replacing(given.out) as unfinished,
         pyarrow.parquet.ParquetWriter(unfinished, schema) as file,

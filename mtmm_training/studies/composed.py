@@ -229,8 +229,7 @@ def study_call(folder: Path, out: Path, seed: int) -> pd.DataFrame:
         ValueError: The test split has fewer than two speakers with audio and emotions.
     """
     run = Run.open(folder)
-    pipe, out = run.pipeline(), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    pipe = run.pipeline()
     truth = write_call(usable(run), out, seed)
     told = [{name: one[name] for name in ("start", "end", "speaker")} for one in truth]
     labels = [Span(one["start"], one["end"], one["emotion"]) for one in truth]

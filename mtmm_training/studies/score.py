@@ -175,7 +175,6 @@ def write_scores(
     group_by: Sequence[str] | None,
 ) -> None:
     """Tables, numbers, every prediction and pictures."""
-    out.mkdir(parents=True, exist_ok=True)
     write_predictions(out / "predictions.csv", {"test": predictions}, rows, config, group_by)
     heading = f"{len(rows)} utterances of {Path(str(found['manifest'])).name}"
     draw_test(out / "figures", config, found["metrics"], predictions, heading)
