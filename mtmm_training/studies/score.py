@@ -149,7 +149,7 @@ def scores_of(
 
 def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
     """What the command prints."""
-    shown = [name for name in found["intervals"] if name == "UAR" or name.startswith("CCC")]
+    shown = metrics.headline(found["intervals"])
     groups = {
         column: {
             group: {"utterances": own["utterances"]} | {name: _of(own, name) for name in shown}
