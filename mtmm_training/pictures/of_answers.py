@@ -61,7 +61,7 @@ def draw_timeline(
     if not result.get("timeline"):
         raise ValueError("the result has no `timeline`; predict with `window_s` or segments.")
     timeline = _Timeline(result["timeline"], truth or [], dimension_range)
-    entries, dimensions = timeline.entries, dimensions_of(*timeline.entries)
+    entries = timeline.entries
     speakers = sorted({entry["speaker"] for entry in entries if "speaker" in entry})
     panels: list[tuple[float, Callable[[Axes], None]]] = []  # height in inches, drawer
     if "emotion" in entries[0]:
@@ -72,7 +72,7 @@ def draw_timeline(
         if speakers:
             height = 0.42 * len(speakers) + 0.5
             panels.append((height, partial(timeline.draw_speakers, speakers)))
-    if dimensions:
+    if timeline.dimensions:
         panels += [(1.9, partial(timeline.draw_curves, who)) for who in speakers or [None]]
 
     heights = [height for height, _ in panels]
@@ -110,6 +110,7 @@ class _Timeline:
         dimension_range: Sequence[float],
     ) -> None:
         self.entries, self.truth, self.dimension_range = entries, truth, dimension_range
+        self.dimensions = dimensions_of(*entries)
         starts, ends = (np.array([entry[k] for entry in entries], float) for k in ("start", "end"))
         ends[:-1] = np.minimum(ends[:-1], np.maximum(starts[1:], starts[:-1]))
         self.spans = np.stack([starts, ends], axis=1)
@@ -158,7 +159,7 @@ class _Timeline:
         low, high = self.dimension_range
         axes.axhline((low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
         drawn = []
-        for name in dimensions_of(*self.entries):
+        for name in self.dimensions:
             drawn.append(np.array([self.entries[i][name] for i in own], float))
             look = dimension_style(name) | {"linewidth": 1.3 * self.width}
             axes.plot(*_steps(self.spans[own], drawn[-1]), label=name, **look)

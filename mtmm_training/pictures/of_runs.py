@@ -151,7 +151,7 @@ def plot_reference_curve(table: pd.DataFrame, path: str | Path, title: str) -> N
     none = table[table["size"] == 0].iloc[0]
     sizes = [size for size in table["size"].dropna().unique() if size > 0]
     places = {size: place for place, size in enumerate([*sizes, None])}
-    kinds = [kind for kind in table["kind"].unique()]
+    kinds = table["kind"].unique()
     figure, axes = style.new_figure(7.2, 4.6)
     axes.axhline(none["UAR"], color=GREY, linestyle="--", linewidth=1, label="no reference")
     for number, kind in enumerate(kinds):
