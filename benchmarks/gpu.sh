@@ -2,7 +2,7 @@
 # What a GPU is measured by, in under ten minutes: a line for each figure as it comes.
 #   benchmarks/gpu.sh [REAL]
 # REAL has ravdess4/ (manifest.csv, audio/) and encoders/whisper-base-6s; without it the runs on
-# recordings are left out. Weights are random elsewhere. Nothing of it was run yet: no GPU was at hand.
+# recordings are left out. Weights are random elsewhere. No GPU was at hand to run it on.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} device=${DEVICE:-cuda} real=${1:-}

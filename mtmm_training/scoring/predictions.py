@@ -171,7 +171,7 @@ def scores_by_group(
     config: MTMMConfig,
     group_by: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """ "by_corpus", "by_group", "group_gaps" and "by_speaker", as results.json has them.
+    """What results.json has of groups, speakers, and the ceiling and spread of those who labelled.
 
     Args:
         test: The predictions.
