@@ -40,6 +40,6 @@ def run(options: argparse.Namespace) -> None:
     refuse((len(places) != 1, "give MANIFEST, or --dataset with one data set"))
     options.manifest = places[0]
     find_model(options)
-    from mtmm_training.studies.score import score_model
+    from mtmm_training.commands.score_work import score_model
 
     print(score_model(options))
