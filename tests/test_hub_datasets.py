@@ -313,6 +313,11 @@ def test_a_corpus_that_may_not_be_passed_on_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("verb", [["inspect", "--manifest"], ["score", "model"]])
+def test_a_manifest_beside_a_data_set_is_refused(verb: list[str]) -> None:
+    assert cli.main([*verb, "m.csv", "--dataset", "writer/d"]) == 2
+
+
 def test_a_data_set_is_pushed(spoken: list[Utterance], tmp_path: Path) -> None:
     save_dataset(spoken[:2], tmp_path / "d", "d", "mit")
     with HubServer() as server:

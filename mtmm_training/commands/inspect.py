@@ -53,13 +53,12 @@ def run(options: argparse.Namespace) -> None:
     of_corpus = ("corpus_dir", "labels", "partial", "official_split", "corpus_options")
     given = [f"--{name}" for name in of_corpus if getattr(options, name)]
     of_reader = options.corpus_options or {}
-    places = hub.places_of(options)
-    options.manifest = options.manifest or next(iter(places), None)
+    places = [*filter(None, [options.manifest]), *hub.places_of(options)]
     taken = [TAKEN[name] for name in of_reader if name in TAKEN]
     refuse(
-        (bool(options.manifest) + bool(options.corpus) != 1 or len(places) > 1,
+        (len(places) + bool(options.corpus) != 1,
          "give one of --corpus, --manifest and --dataset"),
-        (options.manifest and given, f"{' and '.join(given)} go with --corpus"),
+        (places and given, f"{' and '.join(given)} go with --corpus"),
         (options.corpus and not options.corpus_dir, "--corpus needs --corpus_dir"),
         (options.corpus and options.dimension_range, "--dimension_range goes with --manifest"),
         (taken, f"--corpus_options cannot set {' and '.join(taken)}; give that flag"),
@@ -69,14 +68,12 @@ def run(options: argparse.Namespace) -> None:
     from mtmm_training.data.manifest import read_manifest
     from mtmm_training.studies.inspect_corpus import inspect
 
-    if options.manifest:
-        name = Path(options.manifest).resolve().parent.name
-        name = hub.name_of(places[0]) if places else name
-        utterances = read_manifest(
-            options.manifest,
-            dimension_range=options.dimension_range or (1.0, 5.0),
-            speakers=not places,
-        )
+    if places:
+        (place,) = places
+        of_hub = hub.is_dataset(place)
+        name = hub.name_of(place) if of_hub else Path(place).resolve().parent.name
+        scale = options.dimension_range or (1.0, 5.0)
+        utterances = read_manifest(place, dimension_range=scale, speakers=not of_hub)
     else:
         name = options.corpus
         names = ("partial", "official_split", *(["labels"] if options.labels else []))

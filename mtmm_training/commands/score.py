@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Predicts every row, and prints the scores."""
-    places = [options.manifest] if options.manifest else hub.places_of(options)
+    places = [*filter(None, [options.manifest]), *hub.places_of(options)]
     refuse((len(places) != 1, "give MANIFEST, or --dataset with one data set"))
     options.manifest = places[0]
     find_model(options)
