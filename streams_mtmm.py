@@ -60,8 +60,8 @@ def _stream_blocks(chunks: Iterable[Any], rate: int, channel: int | None) -> Ite
     for chunk in chunks:
         array = as_array(chunk)
         if array.size:
-            known = channels.add([array]) if array.ndim == 2 else None
-            yield mix(array, f"The stream, from {start / rate:g} s on: ", known, channel)
+            known = channels.add([array]) if array.ndim == 2 else Channels(only=channel)
+            yield mix(array, known, f"The stream, from {start / rate:g} s on: ")
         start += len(array)
 
 

@@ -98,7 +98,7 @@ def to_mono(waveform: Any, channel: int | None = None) -> np.ndarray:
     array = as_array(waveform)
     if array.ndim == 2 and array.shape[0] < array.shape[1]:
         array = array.T
-    return mix(array, only=channel)
+    return mix(array, Channels(only=channel))
 
 
 def as_array(waveform: Any) -> np.ndarray:
@@ -115,16 +115,13 @@ def as_array(waveform: Any) -> np.ndarray:
     return array
 
 
-def mix(
-    array: np.ndarray, place: str = "", channels: Channels | None = None, only: int | None = None
-) -> np.ndarray:
-    """Numbers (time,) or (time, channels) as `to_mono` gives them; what is wrong begins with `place`.
+def mix(array: np.ndarray, channels: Channels, place: str = "") -> np.ndarray:
+    """Numbers (time,) or (time, channels) as `to_mono` gives them.
 
     Args:
         array: The numbers.
-        place: Where in a recording they are.
-        channels: What is known of the recording's; None = this is all of it.
-        only: As `channel` of `to_mono`.
+        channels: What is known of the recording's; where nothing is, this is all of it.
+        place: Where in a recording they are, which what is wrong begins with.
     """
     kind, shape = array.dtype.name, array.shape
     is_pcm = array.dtype.kind in "iu"
@@ -145,9 +142,11 @@ def mix(
         f"the audio reaches {peak:g}, but floats lie in −1 to 1": peak > MAX_AMPLITUDE,
     }
     refuse(wrong, place)
-    if array.ndim == 2 or only is not None:
+    if array.ndim == 2 or channels.only is not None:
         array = array.reshape(len(array), -1)
-        array = (channels or Channels(only=only).add([array])).mix(array)
+        if channels.powers is None:
+            channels.add([array])
+        array = channels.mix(array)
     return np.ascontiguousarray(array, dtype=np.float32)
 
 

@@ -187,7 +187,7 @@ class AudioFile:
             self._channels.add(samples for _, samples in self._read_all(0, self.frames))
         for first, samples in self._read_all(start, stop):
             place = f"{self.name}, from {first / self.sampling_rate:g} s on: "
-            yield mix(samples, place, self._channels, self._channels.only)
+            yield mix(samples, self._channels, place)
 
     def _read_all(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         size = round(BLOCK_S * self.sampling_rate)
@@ -201,7 +201,7 @@ class AudioFile:
         except soundfile.SoundFileError:
             self._file.close()
             self._opened.seek(0)
-            self._file = self._decoder()
+            self._file = soundfile.SoundFile(self._opened)
             for first in range(0, frame, self.sampling_rate):
                 self._file.read(min(self.sampling_rate, frame - first))
 
