@@ -22,17 +22,10 @@ import numpy as np
 try:
     if not TYPE_CHECKING:
         from .containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
-        from .waveforms_mtmm import (
-            MAX_AMPLITUDE,
-            Channels,
-            check_rate,
-            mix,
-            refuse,
-            to_mono,
-        )
+        from .waveforms_mtmm import Channels, check_rate, mix, refuse, to_mono
 except ImportError:
     from containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
-    from waveforms_mtmm import MAX_AMPLITUDE, Channels, check_rate, mix, refuse, to_mono
+    from waveforms_mtmm import Channels, check_rate, mix, refuse, to_mono
 
 try:
     import soundfile
@@ -422,7 +415,7 @@ def is_audio(path: str | os.PathLike[str]) -> bool:
             if any(head.startswith(magic, place) for magic in MEDIA for place in (0, 4)):
                 return True
             return soundfile is None or not soundfile.SoundFile(file).close()
-    except (soundfile.SoundFileError, RuntimeError, TypeError):
+    except (RuntimeError, TypeError):  # soundfile's are RuntimeErrors
         return False
     except OSError:
         return True
@@ -476,7 +469,6 @@ def _soxr(from_rate: int, to_rate: int) -> Any:
 
 
 __all__ = [
-    "MAX_AMPLITUDE", "AudioFile", "InputError", "Recording", "check_rate", "is_audio", "is_source",
-    "load_audio", "numbered", "open_recording", "read_blocks", "resample",
-    "samples_of", "to_mono",
+    "AudioFile", "InputError", "Recording", "check_rate", "is_audio", "is_source", "load_audio",
+    "numbered", "open_recording", "read_blocks", "resample", "samples_of", "to_mono",
 ]  # fmt: skip

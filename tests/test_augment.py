@@ -10,13 +10,13 @@ import pytest
 import soundfile
 import torch
 
-from audio_mtmm import MAX_AMPLITUDE
 from mtmm_training.batches.augment import CHANGES, add_variants, augment, speed_of
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.masking import mask_frames
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.utterances import Utterance
 from processing_mtmm import MTMMProcessor
+from waveforms_mtmm import MAX_AMPLITUDE
 
 RATE = 16000
 WINDOW_S = 6.0
