@@ -23,9 +23,8 @@ from mtmm_training.data.record import keep_record
 from mtmm_training.data.utterances import few
 from mtmm_training.training.ending import tell
 
-RUN_FILE = (
-    ".run.json"  # behind the folder's name, beside it: polars stands nothing but Parquet in it
-)
+# Behind the folder's name, beside it: polars stands nothing but Parquet in it.
+RUN_FILE = ".run.json"
 AGAIN = "delete it and run the same command again"
 
 Predict = Callable[[Sequence[Input]], Iterator[tuple[Input, dict[str, Any]]]]

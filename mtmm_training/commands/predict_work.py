@@ -41,12 +41,10 @@ def to_stdout(given: argparse.Namespace) -> int:
         tell(f"{given.model} was never trained on {name}; it is left out")
     if getattr(config, "training_data", None):
         tell(f"{given.model}: trained on {config.trained_on}")
-    timeline, explain = given.timeline or streamed, given.explain is not None
+    timeline = given.timeline or streamed
     pictures = None if given.plot is None else Pictures(given.plot, config)
     options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
-    beside = {"explain": explain, "reference": "reference" in options}
-    beside["speakers"] = given.channel == "each" or any(one.has_speakers for one in inputs)
-    printer = Printer(config, given.form, timeline=timeline, **beside)
+    printer = Printer(config, given.form, timeline=timeline, **_beside(given, inputs, options))
     # A batch at a time, not many sorted by length: who watches wants the first answer soon.
     results = predict_each(pipe, inputs, options, at_once=given.batch_size, stop=stop)
     if streamed:
@@ -91,15 +89,22 @@ def to_parts(given: argparse.Namespace) -> int:
             given.workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_gpu else 0
         options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
         options["num_workers"] = given.workers
-        beside = {"explain": given.explain is not None, "reference": "reference" in options}
-        beside["speakers"] = given.channel == "each" or any(one.has_speakers for one in inputs)
-        columns = result_columns(pipe.model.config, **beside)
+        columns = result_columns(pipe.model.config, **_beside(given, inputs, options))
         return columns, partial(predict_each, pipe, options=options, stop=stop)
 
     to_do = sum(len(parts.of(number)) for number in parts.missing(given.share))
     with _bar(to_do, hidden=given.share[0] > 0) as bar:
         failed = predict_parts(parts, load, share=given.share, advance=bar.update)
     return FAILED if failed else GOOD
+
+
+def _beside(
+    given: argparse.Namespace, inputs: Sequence[Input], options: Mapping[str, Any]
+) -> dict[str, bool]:
+    """What results have beside the model's outputs."""
+    speakers = given.channel == "each" or any(one.has_speakers for one in inputs)
+    explain, reference = given.explain is not None, "reference" in options
+    return {"explain": explain, "reference": reference, "speakers": speakers}
 
 
 def fitting_batch(pipe: Any) -> int:
