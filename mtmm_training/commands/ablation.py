@@ -8,15 +8,14 @@ examples:
 import argparse
 
 from mtmm_training.commands.evaluate import add_run_flags, run_flags
-from mtmm_training.commands.flags import Advanced
+from mtmm_training.commands.flags import declare
 from mtmm_training.studies.variants import VARIANTS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The variants, and the flags of an experiment."""
-    add = parser.add_argument_group("ablation").add_argument
-    add("--variants", nargs="+", choices=VARIANTS, metavar="NAME",
-        help=Advanced(f"only these beside the reference, of {', '.join(VARIANTS)}"))  # fmt: skip
+    named = f"only these beside the reference, of {', '.join(VARIANTS)}"
+    declare(parser, "ablation", variants={"choices": VARIANTS, "help": named})
     add_run_flags(parser)
 
 

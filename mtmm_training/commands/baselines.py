@@ -7,7 +7,7 @@ examples:
 
 import argparse
 
-from mtmm_training.commands.flags import Advanced, folder, refuse
+from mtmm_training.commands.flags import Advanced, declare, refuse
 from mtmm_training.training import config as settings
 
 SHARED = (
@@ -20,16 +20,7 @@ SHARED = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The features' flags, and those of training that mean the same here."""
-    add = parser.add_argument_group("baseline").add_argument
-    add("--out", type=folder, default="out/baseline", help="folder that gets fold-00, fold-01, ...")
-    add("--folds", type=int, nargs="+", metavar="I", help="only these, counted from 0")
-    add("--features", choices=["encoders", "egemaps"], default="encoders",
-        help="pooled states, or the 88 functionals of openSMILE")  # fmt: skip
-    add("--layers", nargs="+", default=["best"], metavar="LAYER",
-        help="best (one, chosen inside the fold), last, or numbers to put side by side: 0 is the "
-        "first layer's input, 1 its output (best)")  # fmt: skip
-    add("--pooling", choices=["mean", "mean_std"], default="mean",
-        help="statistics over time; mean_std puts both side by side")  # fmt: skip
+    declare(parser, "baselines")
     settings.add_flags(parser, only=SHARED, advanced=Advanced)
 
 

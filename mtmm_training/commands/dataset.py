@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import Advanced, refuse
+from mtmm_training.commands.flags import Advanced, declare, refuse
 from mtmm_training.data.corpora import CORPORA
 from mtmm_training.training import config as settings
 
@@ -23,11 +23,7 @@ def add_flags(parser: Any) -> None:
     """The verbs, each with where to, what of, and the licence."""
     for name, run, target in (("save", _save, "FOLDER"), ("push", _push, "OWNER/NAME")):
         verb = parser.add_verb(name, run)
-        verb.add_argument("target", metavar=target, help="where to")
-        verb.add_argument(
-            "--licence", help="of the data, as the Hub names it; the corpus's if not given"
-        )
-        verb.add_argument("--private", action="store_true", help="make a new repository private")
+        declare(verb, "dataset", target={"metavar": target})
         settings.add_flags(verb, only=DATA.split(), advanced=Advanced)
 
 

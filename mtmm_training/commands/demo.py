@@ -5,13 +5,13 @@ examples:
 """
 
 import argparse
-from pathlib import Path
+
+from mtmm_training.commands.flags import declare
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Where everything goes."""
-    add = parser.add_argument
-    add("folder", type=Path, help="gets the corpus, the three runs and the saved models")
+    declare(parser, "demo")
 
 
 def run(options: argparse.Namespace) -> None:

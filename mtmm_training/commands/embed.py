@@ -13,26 +13,14 @@ exit status: as of predict.
 """
 
 import argparse
-from pathlib import Path
 
-from mtmm_training.commands.flags import refuse
-from mtmm_training.commands.predict import (
-    add_input_flags,
-    add_reference_flag,
-    add_transcript_flags,
-    add_window_flags,
-    check_inputs,
-    find_model,
-)
+from mtmm_training.commands.flags import declare, refuse
+from mtmm_training.commands.predict import check_inputs, find_model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The inputs, the model, how recordings are cut, and the table."""
-    add_reference_flag(add_input_flags(parser))
-    add_transcript_flags(parser)
-    add_window_flags(parser, "a row for each window or segment, not for each input")
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="file to write, .parquet")
+    declare(parser, "inputs", "machine", "compared", "transcript", "windows", "embed")
 
 
 def run(given: argparse.Namespace) -> int:

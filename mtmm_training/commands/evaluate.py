@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Collection
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import Advanced, count, folder, refuse, share
+from mtmm_training.commands.flags import Advanced, declare, refuse
 from mtmm_training.commands.parser import Parser
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.config import add_flags as add_train_flags
@@ -22,44 +21,15 @@ def add_flags(parser: Parser) -> None:
     """Five verbs, each with its flags."""
     add_run_flags(parser.add_verb("run", _run))
     cross = parser.add_verb("cross", _cross)
-    add = cross.add_argument_group("corpora").add_argument
-    add("--corpora", nargs="+", required=True, metavar="NAME=MANIFEST",
-        help="two manifests or more; without NAME the file's or folder's name is the corpus's")  # fmt: skip
-    add("--leave_one_out", action="store_true",
-        help="also train on all corpora but one, and test on that")  # fmt: skip
+    declare(cross, "cross")
     add_run_flags(cross, without=OF_ONE_CORPUS)
-    add = parser.add_verb("table", _table).add_argument
-    add("folder", type=Path,
-        help="an experiment's --out; gets summary.json, table.md and figures/")  # fmt: skip
-    add = parser.add_verb("compare", _compare).add_argument
-    add("reference", type=Path, help="folder of an experiment")
-    add("others", type=Path, nargs="*", help="folders of experiments with the same folds; what answered "
-        "with references is compared without them, too")  # fmt: skip
-    add("--out", type=folder, metavar="NAME",
-        help="also write NAME.md, NAME.json and a figure for each of the others")  # fmt: skip
-    add("--corpus", help="on the test utterances of this corpus alone, of several manifests")
-    add = parser.add_verb("risk", _risk).add_argument
-    add("folders", type=Path, nargs="+", metavar="FOLDER", help="finished runs or experiments")
-    add("--error", type=float, default=0.1, metavar="R", help="wanted share of wrong answers")
-    add(
-        "--out",
-        type=folder,
-        help="gets risk.csv and risk.png; risk/ in the first FOLDER if not given",
-    )
-    add("--save", action="store_true",
-        help="write each run's least confidence into its model, whose pipeline then names no emotion "
-        "below it")  # fmt: skip
+    for name, run in (("table", _table), ("compare", _compare), ("risk", _risk)):
+        declare(parser.add_verb(name, run), name)
 
 
 def add_run_flags(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """The flags of a command that runs experiments: its own, and training's but some."""
-    add = parser.add_argument_group("experiment").add_argument
-    add("--out", type=folder, required=True, help="folder of all results")
-    add("--folds", type=int, nargs="+", metavar="I", help="only these, from 0")
-    add("--fold", type=int, nargs="+", dest="folds", help=argparse.SUPPRESS)
-    add("--share", type=share, default="0/1", metavar="I/N",
-        help="only folds whose number divided by N leaves I: machine I of N")  # fmt: skip
-    add("--jobs", type=count, default=1, metavar="N", help="folds at once")
+    declare(parser, "experiment", fold={"help": argparse.SUPPRESS})
     names = [field.name for field in fields(TrainConfig)]
     names = [name for name in names if name not in (*OF_ONE_FOLD, *without)]
     add_train_flags(parser, only=names, advanced=Advanced)

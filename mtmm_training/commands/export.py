@@ -12,17 +12,11 @@ The package in runtime/ reads it with onnxruntime: `pip install ./runtime`.
 
 import argparse
 
-from mtmm_training.commands.flags import refuse
+from mtmm_training.commands.flags import declare, refuse
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder or Hub id of an MTMM model")
-    parser.add_argument("out", help="folder to write, or a file that ends in .pt2")
-    parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32",
-        help="float16 halves the size; int8 quarters the linear layers', and runs faster")  # fmt: skip
-    parser.add_argument("--run", help="run folder on whose test split to measure the cost")
-    parser.add_argument("--page", action="store_true",
-        help="add a page that predicts in a browser; fetches two packages of npm, once")  # fmt: skip
+    declare(parser, "export")
 
 
 def run(options: argparse.Namespace) -> None:

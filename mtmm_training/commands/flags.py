@@ -1,13 +1,52 @@
-"""What the modules of commands are made of: types of flags, marks, and refusals; light to import."""
+"""What the modules of commands are made of: flags, their types, and refusals; light to import."""
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
+from mtmm_training.data import hub
+from mtmm_training.data.files import read_toml
 from mtmm_training.training.ending import WrongUse
+
+FLAGS = read_toml(Path(__file__).with_name("flags.toml"))
 
 
 class Advanced(str):
     """The help of a flag that only --help-all shows."""
+
+
+def declare(
+    parser: argparse.ArgumentParser, *sections: str, **more: dict[str, Any]
+) -> dict[str, Any]:
+    """Gives a parser the flags of flags.toml.
+
+    Args:
+        parser: The verb's; gets them.
+        sections: Tables of the file, in their order in the help.
+        more: By flag, what `add_argument` takes and only the program knows.
+
+    Returns:
+        The groups by their titles.
+    """
+    groups: dict[str, Any] = {"flags": parser}
+    for title, flags in [group for section in sections for group in FLAGS[section].items()]:
+        group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        exclusive = group.add_mutually_exclusive_group()
+        for flag, said in flags.items():
+            options = said | more.get(flag.lstrip("-"), {})
+            if options.pop("of_hub", False):
+                hub.add_flags(group.add_argument, Advanced)
+                continue
+            if isinstance(options.get("metavar"), list):  # a name for each value
+                options["metavar"] = tuple(options["metavar"])
+            if "type" in options:
+                options["type"] = TYPES[options["type"]]
+            if options.pop("seldom", False):
+                options["help"] = Advanced(options["help"])
+            place = exclusive if options.pop("either", False) else group
+            place.add_argument(flag, **options)
+    return groups
 
 
 def refuse(*problems: tuple[object, str]) -> None:
@@ -49,3 +88,30 @@ def folder(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"{text!r} must be the name of a folder, such as out/ours")
     return Path(text)
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """As the text says; argparse names this function and the flag where it says something else."""
+    return {**json.loads(text)}
+
+
+KNOWN: tuple[Any, ...] = (
+    int,
+    float,
+    Path,
+    whole,
+    count,
+    channel,
+    share,
+    folder,
+    seconds,
+    json_object,
+)
+TYPES = {kind.__name__: kind for kind in KNOWN}

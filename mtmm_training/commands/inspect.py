@@ -7,11 +7,9 @@ mtmm inspect --manifest my_corpus/manifest.csv
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from mtmm_training.commands.flags import Advanced, folder, refuse
+from mtmm_training.commands.flags import declare, refuse
 from mtmm_training.data import hub
 from mtmm_training.data.corpora import CORPORA, CORPUS_FLAGS
 from mtmm_training.data.corpora.labels import LABELS
@@ -21,32 +19,9 @@ TAKEN = CORPUS_FLAGS | {"official_split": "--official_split"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--corpus", choices=CORPORA, metavar="NAME", help="one of those below")
-    add("--manifest", metavar="FILE", help="a .csv, .tsv, .jsonl or .parquet table")
-    hub.add_flags(parser.add_argument, Advanced)
-    parser.add_argument("--out", metavar="FOLDER", type=folder,
-        help="also write the table and a picture there, as <name>.txt, .png and .pdf")  # fmt: skip
     known = [f"{name:12} {reader.contents}" for name, reader in CORPORA.items()]
-    add = parser.add_argument_group("with --corpus", "\n".join(known)).add_argument
-    add("--corpus_dir", metavar="DIR", help="what the corpus was unpacked into")
-    add("--labels", choices=("four", "all"),
-        help="four: angry, happy, neutral, sad, and nothing else is read; all: every emotion that "
-        "the corpus has. Without it, all for meld and four for the others")  # fmt: skip
-    add("--partial", action="store_true", help="go on, with a warning, where it is not complete")
-    add("--official_split", action="store_true",
-        help="read for the corpus's own split, as protocol official does")  # fmt: skip
-    add("--corpus_options", type=json_object, metavar="JSON",
-        help="""other options of the corpus's reader, such as '{"audio_dir": "MELD/wav"}'""",
-        )  # fmt: skip
-    add = parser.add_argument_group("with --manifest").add_argument
-    add("--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="the scale of its valence, arousal and dominance; 1 5 if not given")  # fmt: skip
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """As the text says; argparse names this function and the flag where it says something else."""
-    return {**json.loads(text)}
+    groups = declare(parser, "inspect", corpus={"choices": CORPORA})
+    groups["with --corpus"].description = "\n".join(known)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -7,14 +7,11 @@ mtmm merge out/run/adapter out/merged --base out/before/model
 
 import argparse
 
+from mtmm_training.commands.flags import declare
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapters", help="folder adapter/ of a run with --lora_rank")
-    parser.add_argument("out", help="folder of the merged model")
-    moved = parser.add_argument_group("where its parts are now, if they were folders")
-    moved.add_argument("--base", help="the MTMM model that the run began from")
-    moved.add_argument("--audio_encoder", help="the run's acoustic encoder")
-    moved.add_argument("--text_encoder", help="the run's linguistic encoder")
+    declare(parser, "merge")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -37,11 +37,9 @@ did, 2 wrong usage, 130 interrupted. Standard output has results only.
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from mtmm_training.commands.flags import Advanced, channel, count, refuse, share
+from mtmm_training.commands.flags import declare, refuse
 from mtmm_training.commands.predict_inputs import is_manifest
 from mtmm_training.data import hub
 
@@ -50,125 +48,11 @@ REFERENCES = ("speaker", "domain", "none")
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The inputs, the model, their transcripts, how they are cut, and what comes out."""
-    group = add_input_flags(parser)
-    add_reference_flag(group)
-    group.add_argument(
-        "--compile", nargs="?", const=True, metavar="MODE",
-        help="run the model by torch.compile, layer by layer, or as a whole in a MODE of it "
-        "(reduce-overhead: CUDA graphs): the first answer takes a minute or more, all others less",
-    )  # fmt: skip
-    add_transcript_flags(parser)
-    _add_output_flags(parser)
-    parser.set_defaults(batch_size=None)  # on a GPU --out takes as many as fill it
-
-
-def add_reference_flag(group: Any) -> None:
-    """What recordings are compared with."""
-    group.add_argument(
-        "--reference", nargs="+", metavar="WHAT",
-        help="with a model trained with --reference: files of `mtmm reference`; speaker: of each "
-        "speaker (a manifest's column) all recordings here; domain: all recordings here; none",
-    )  # fmt: skip
-
-
-def add_input_flags(parser: argparse.ArgumentParser) -> Any:
-    """The inputs and the model; returns the latter's group."""
-    add = parser.add_argument_group("inputs").add_argument
-    hub.add_flags(add, Advanced)
-    add(
-        "inputs", nargs="*", metavar="INPUT",
-        help="an audio file or URL; a folder: all audio below it; a manifest (its labels are not "
-        "read); or - : wav from standard input, answered window by window",
-    )  # fmt: skip
-    group = parser.add_argument_group("model")
-    add = group.add_argument
-    add("--model", required=True, metavar="PLACE",
-        help="folder of a model or run, or an id on the Hub")  # fmt: skip
-    add_machine_flags(add)
-    return group
-
-
-def add_machine_flags(add: Callable[..., Any]) -> None:
-    """Which files of the model, whose code, and what it runs on."""
-    add("--revision", metavar="COMMIT", help="of the Hub's repository")
-    add("--trust_remote_code", action="store_true",
-        help="run the Python files that the model brings, with your rights, instead of this package's "
-        "own (which run otherwise): read .github/SECURITY.md, and give --revision")  # fmt: skip
-    add("--device", help="cpu, cuda, cuda:1, mps; the first accelerator if there is one")
-    add("--batch_size", type=count, default=8, metavar="N",
-        help="utterances or windows at a time, at most")  # fmt: skip
-
-
-def add_transcript_flags(parser: argparse.ArgumentParser) -> None:
-    """The transcripts of the inputs."""
-    transcript = parser.add_argument_group("transcript")
-    add = transcript.add_mutually_exclusive_group().add_argument
-    add("--transcript", metavar="TEXT", help="the words of the one INPUT; or no INPUT")
-    add("--transcript_file", type=Path, metavar="PATH",
-        help="the words of the one INPUT: .txt, or .json with times as speech recognisers write it "
-        '({"text", "start", "end"} in a list, or under "words", "segments" or "chunks"; segments '
-        "become the timeline's units). For more inputs a folder with NAME.json or NAME.txt for "
-        "NAME.wav; inputs without one are counted. A manifest has its own in its column text",
-        )  # fmt: skip
-    transcript.add_argument("--transcriber", metavar="PLACE",
-        help="a speech recogniser of transformers, for what has no transcript")  # fmt: skip
-
-
-def add_window_flags(parser: argparse.ArgumentParser, timeline: str) -> Any:
-    """How long recordings are cut, and a flag --timeline that does what is said; returns the group's add."""
-    add = parser.add_argument_group("long recordings").add_argument
-    add("--window_s", type=float, metavar="S",
-        help="windows of S seconds; without it only of what is too long for the model (40 s, or "
-        "Whisper's window): 6 s")  # fmt: skip
-    add("--hop_s", type=float, metavar="S",
-        help="from one window's beginning to the next (as --window_s)")  # fmt: skip
-    add("--by", choices=("segment", "turn", "window"), metavar="UNIT",
-        help="a timeline of segments, turns (of one speaker) or windows")  # fmt: skip
-    add("--channel", type=channel, metavar="N",
-        help="hear channel N alone, from 0; each: a call with a speaker on each channel")  # fmt: skip
-    add("--timeline", action="store_true", help=timeline)
-    return add
-
-
-def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    add = add_window_flags(
-        parser, "print a line, object or row for each window or segment, not for each input"
-    )
-    add("--sampling_rate", type=count, metavar="HZ",
-        help=Advanced("of raw 16-bit mono samples from -, which are no wav"))  # fmt: skip
-    output = parser.add_argument_group("output")
-    form = output.add_mutually_exclusive_group().add_argument
-    form("--json", action="store_const", const="json", dest="form", default="lines",
-         help="print JSON, an object a line")  # fmt: skip
-    form("--csv", action="store_const", const="csv", dest="form", help="print CSV with a header")
-    form("--out", type=Path, metavar="FOLDER",
-         help="write Parquet parts there, by any number of processes (RANK and WORLD_SIZE say which "
-         "this is); goes on where it was stopped, and at the end names parts that are older than their "
-         "recordings")  # fmt: skip
-    add = output.add_argument
     # As accelerate and torchrun say it.
     started = f"{os.environ.get('RANK', 0)}/{os.environ.get('WORLD_SIZE', 1)}"
-    add("--share", type=share, default=started, metavar="I/N",
-        help=Advanced("this is process I of N, from 0, each with its share of the parts"),
-        )  # fmt: skip
-    add("--workers", type=int, metavar="N",
-        help=Advanced("with --out: so many processes read recordings ahead of the model; without it, "
-        "for a GPU one for each core, 16 at most, and none on a CPU"))  # fmt: skip
-    add("--part_size", type=count, default=256, metavar="N", help=Advanced("inputs to a part"))
-    add("--plot", type=Path, metavar="FOLDER",
-        help="also draw timelines, explanations and the valence-arousal plane there")  # fmt: skip
-    add("--explain", metavar="OUTPUT",
-        help="also what OUTPUT came from, emotion or a dimension such as valence: how much of each "
-        "modality, half second and word was read, and how far the output falls without it; takes a "
-        "run of the model for each of them")  # fmt: skip
-    add("--explain_s", type=float, nargs=2, metavar=("START", "END"),
-        help=Advanced("explain only windows that overlap these seconds"))  # fmt: skip
-    add("--top_k", type=count, metavar="K", help="only the K highest probabilities")
-    add("--min_confidence", type=float, metavar="P",
-        help="name no emotion that is less probable")  # fmt: skip
-    add("--on_error", choices=("skip", "stop"), default="skip",
-        help="an input that fails is named and counted (skip), or ends all (stop)",
-        )  # fmt: skip
+    shared = ("inputs", "machine", "compared", "transcript", "windows")
+    declare(parser, *shared, "predict", share={"default": started})
+    parser.set_defaults(batch_size=None)  # on a GPU --out takes as many as fill it
 
 
 def check_inputs(given: argparse.Namespace) -> None:

@@ -13,51 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.commands.flags import refuse
+from mtmm_training.commands.flags import declare, refuse
 
 LICENCES = Path(__file__).parents[1] / "publishing" / "licences.txt"  # the Hub's ids
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("run", help="folder of a finished run")
-    add("repo_id", help="where to: user/name or organisation/name")
-    add("--dry_run", action="store_true",
-        help="stage, check, and list what would go where; upload nothing")  # fmt: skip
-    add("--out", help="keep the staged folder here, to look at")
-    add("--endpoint", action="store_true",
-        help="also handler.py, which the Hub's Inference Endpoints call")  # fmt: skip
-    add("--adapter", action="store_true",
-        help="publish a LoRA run's adapter alone, not the whole model it was merged into",
-        )  # fmt: skip
-
-    add("--heads_only", action="store_true",
-        help="publish fusion and heads alone, which name their encoders on the Hub")  # fmt: skip
-
-    add = parser.add_argument_group("where to").add_argument
-    add("--private", action="store_true", help="make a new repository private")
-    add("--branch", help="upload to this branch; made if it does not exist")
-    add("--pull_request", action="store_true",
-        help="open a pull request instead of changing the branch")  # fmt: skip
-    add("--tag", help="name the uploaded commit")
-    add("--message", default="Publish an MTMM model", help="commit message")
-
-    add = parser.add_argument_group("what the card says").add_argument
-    add("--licence", help="of the weights, as the Hub names it")
-    add("--language", nargs="+", help="ISO 639-1 codes of the speech; en if not given")
-    add("--corpus_name", help="name of the training data, as readers know it")
-    add("--corpus_licence", help="licence or terms of the training data")
-    add("--datasets", nargs="+", help="Hub ids of the training data")
-    add("--base_model", nargs="+", metavar="ID",
-        help="Hub ids that the model derives from; for --adapter the MTMM model it belongs to, for "
-        "--heads_only the audio and the text encoder",
-        )  # fmt: skip
-    add("--folds", nargs="+", metavar="RUN",
-        help="folders of the other folds' runs, for mean and spread")  # fmt: skip
-    add("--example", help="recording for the example; a tone if not given")
-    add("--example_text", help="its transcript")
-    add("--name_speakers", action="store_true",
-        help="keep speakers' ids in results.json (public corpora only)")  # fmt: skip
+    declare(parser, "publish")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,22 +16,13 @@ with --reference, and the file is for models with the same acoustic encoder.
 """
 
 import argparse
-from pathlib import Path
 
-from mtmm_training.commands.flags import refuse
-from mtmm_training.commands.predict import add_input_flags, add_transcript_flags, find_model
+from mtmm_training.commands.flags import declare, refuse
+from mtmm_training.commands.predict import find_model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    add_input_flags(parser)
-    add_transcript_flags(parser)
-    add = parser.add_argument_group("reference").add_argument
-    add("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors")
-    add("--kind", choices=("speaker", "domain"), default="speaker",
-        help="all recordings are of one speaker; or of one corpus, room or call centre")  # fmt: skip
-    add("--domain", type=Path, metavar="FILE",
-        help="a domain's reference, by which the speaker's emotions are heard")  # fmt: skip
-    add("--window_s", type=float, metavar="S", help="cut recordings into windows of S seconds")
+    declare(parser, "inputs", "machine", "transcript", "reference")
 
 
 def run(given: argparse.Namespace) -> None:

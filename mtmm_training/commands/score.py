@@ -10,28 +10,14 @@ speaker of its own. Emotions that the model does not know are left out of its sc
 
 import argparse
 
-from mtmm_training.commands.flags import Advanced, folder, refuse
-from mtmm_training.commands.predict import add_machine_flags, find_model
+from mtmm_training.commands.flags import declare, refuse
+from mtmm_training.commands.predict import find_model
 from mtmm_training.data import hub
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The model, the table, and where the scores go."""
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="folder of a model or run, or an id on the Hub")
-    add("manifest", metavar="MANIFEST", nargs="?", help="a .csv, .tsv, .jsonl or .parquet table")
-    add = parser.add_argument_group("table").add_argument
-    hub.add_flags(add, Advanced)
-    add("--audio_dir", help="where its relative audio paths begin; its folder if not given")
-    add("--dimension_range", type=float, nargs=2, metavar=("LOW", "HIGH"),
-        help="the scale of its valence, arousal and dominance; the model's if not given")  # fmt: skip
-    add("--group_by", nargs="+", metavar="COLUMN", help="tell scores apart by these (gender)")
-    add = parser.add_argument_group("model").add_argument
-    add("--reference", nargs="+", metavar="WHAT", help="as of mtmm predict")
-    add_machine_flags(add)
-    add = parser.add_argument_group("output").add_argument
-    add("--out", type=folder, metavar="FOLDER",
-        help="gets scores.json, predictions.csv, table.md and figures/")  # fmt: skip
+    declare(parser, "score", "machine")
 
 
 def run(options: argparse.Namespace) -> None:

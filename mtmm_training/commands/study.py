@@ -2,9 +2,8 @@
 
 import argparse
 import math
-from pathlib import Path
 
-from mtmm_training.commands.flags import count, folder, refuse, whole
+from mtmm_training.commands.flags import declare, refuse
 from mtmm_training.commands.parser import Parser
 
 SHORTEST_S = 120.0  # of a recording: it holds two blocks
@@ -12,25 +11,11 @@ SHORTEST_S = 120.0  # of a recording: it holds two blocks
 
 def add_flags(parser: Parser) -> None:
     """Five studies, each with its flags."""
-    hour = parser.add_verb("hour", _hour)
-    hour.add_argument("--seconds", type=float, default=3600.0, help="length of the recording")
-    errors = parser.add_verb("transcript-errors", _errors)
-    errors.add_argument("--rates", type=float, nargs="+", default=[0, 0.1, 0.2, 0.4],
-        help="shares of words to get wrong, 0 to 1")  # fmt: skip
-    errors.add_argument("--batch_size", type=count, default=16, help="utterances at once")
-    check = parser.add_verb("explanation-check", _check)
-    check.add_argument(
-        "--utterances", type=count, help="at most so many; all of the test split if not given"
-    )
-    curve = parser.add_verb("references", _references)
-    curve.add_argument("--cache_dir", type=folder, help="folder of the kept states; the run's own")
-    call = parser.add_verb("call", _call)
-    for verb in (hour, errors, check, curve, call):
-        verb.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    named = (hour, "hour"), (errors, "transcript_errors"), (curve, "references"), (call, "call")
-    for verb, name in named:
-        verb.add_argument("--out", type=folder, help=f"folder; {name}/ in --run if not given")
-        verb.add_argument("--seed", type=whole, default=0, help="seed of all that is drawn")
+    drawn = {"hour": _hour, "transcript-errors": _errors, "references": _references, "call": _call}
+    for name, run in drawn.items():
+        place = f"folder; {name.replace('-', '_')}/ in --run if not given"
+        declare(parser.add_verb(name, run), name, "study", "drawn", out={"help": place})
+    declare(parser.add_verb("explanation-check", _check), "explanation-check", "study")
 
 
 def _hour(options: argparse.Namespace) -> None:
