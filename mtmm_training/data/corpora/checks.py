@@ -4,6 +4,7 @@ A reader collects utterances whose emotion is still the corpus's own label; `fin
 """
 
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -102,6 +103,19 @@ def acted(
         )
         for path, name in files.items()
     ]
+
+
+def rated(given: Iterable[tuple[str, Sequence[float]]]) -> dict[str, Any]:
+    """Raters and their ratings as fields of Utterance, without raters who left a dimension open.
+
+    Args:
+        given: each rater's name, and valence, arousal and dominance; NaN = left open.
+    """
+    whole = [(name, values) for name, values in given if not any(map(math.isnan, values))]
+    if not whole:
+        return {}
+    raters, rows = zip(*whole, strict=True)
+    return {"raters": raters} | dict(zip(RATINGS.values(), zip(*rows, strict=True), strict=True))
 
 
 def read_text(path: Path) -> str:

@@ -13,7 +13,6 @@ Source of the totals: the corpus's own files (8,062, 1,000 and 1,000 sentences; 
 readers and 53,118 of writers, of 10,548 sentences).
 """
 
-import logging
 import math
 import re
 from collections import defaultdict
@@ -23,8 +22,6 @@ from typing import Any
 from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import FACTS
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
-
-logger = logging.getLogger(__name__)
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 EXPECTED = {"train": {None: 8062}, "validation": {None: 1000}, "test": {None: 1000}}
@@ -49,18 +46,18 @@ def read(folder: Path, *, partial: bool = False) -> list[Utterance]:
     """
     path = folder / "emobank.csv"
     ratings = _ratings(folder, partial)
-
-    def make(row: dict[str, str]) -> Utterance:
-        return _utterance(row, ratings.get(row["id"]))
-
-    return checks.utterances_of(checks.read_rows(path, _COLUMNS), make, str(path))
+    return checks.utterances_of(
+        checks.read_rows(path, _COLUMNS),
+        lambda row: _utterance(row, ratings.get(row["id"])),
+        str(path),
+    )
 
 
 def _ratings(folder: Path, partial: bool) -> dict[str, dict[str, Any]]:
     """Sentence -> its ratings and raters, as fields of Utterance; none where there are no files."""
     files = {name: folder / f"individual_{name}_ratings.csv" for name in RATINGS}
     if not any(path.is_file() for path in files.values()):
-        logger.warning("emobank: no single ratings in %s; labels are means alone", folder)
+        checks.logger.warning("emobank: no single ratings in %s; labels are means alone", folder)
         return {}
     rated: dict[str, list[tuple[str, tuple[float, ...]]]] = defaultdict(list)
     for perspective, path in files.items():
@@ -72,14 +69,7 @@ def _ratings(folder: Path, partial: bool) -> dict[str, dict[str, Any]]:
             values = tuple(float(row[column]) for column in "VAD")
             if values != _NO_SENTENCE:
                 rated[row["id"]].append((perspective, values))
-    return {
-        name: {"raters": tuple(perspective for perspective, _ in given)}
-        | {
-            f"{dimension}_ratings": tuple(values[column] for _, values in given)
-            for column, dimension in enumerate(DIMENSIONS)
-        }
-        for name, given in rated.items()
-    }
+    return {name: checks.rated(given) for name, given in rated.items()}
 
 
 def _utterance(row: dict[str, str], rated: dict[str, Any] | None) -> Utterance:

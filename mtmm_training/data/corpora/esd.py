@@ -10,15 +10,12 @@ The official splits share all speakers and no sentence; see `official_split`.
 Source: Zhou et al., Speech Communication 2022, and ReadMe.txt for the speakers' genders.
 """
 
-import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import named_files, read_text
+from mtmm_training.data.corpora.checks import logger, named_files, read_text
 from mtmm_training.data.corpora.labels import FACTS, LABELS
 from mtmm_training.data.utterances import Utterance
-
-logger = logging.getLogger(__name__)
 
 LAYOUT = "0011/Angry/train/0011_000401.wav and others"
 

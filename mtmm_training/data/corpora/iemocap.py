@@ -17,7 +17,6 @@ counts by speaker and label were counted in github.com/tae898/multimodal-dataset
 IEMOCAP/emotions.json, 10,039 turns with the release's labels, and agree with the former.
 """
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -27,9 +26,6 @@ from typing import Any
 from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import FACTS, own_label, totals
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
-
-logger = logging.getLogger(__name__)
-
 
 EXPECTED = totals("iemocap")
 
@@ -133,7 +129,7 @@ def _ratings(folder: Path, opinions: dict[str, dict[str, Any]]) -> dict[str, Rat
     low, high = FACTS["iemocap"]["dimension_range"]
     outside = [name for name, (_, d) in ratings.items() if not low <= min(d) <= max(d) <= high]
     if outside:
-        logger.warning(
+        checks.logger.warning(
             "iemocap: %d ratings in %s leave the scale, 1 to 5, and are kept", len(outside), folder
         )
     return ratings
@@ -146,7 +142,7 @@ def _opinions(lines: list[str]) -> dict[str, Any]:
         ValueError: a line cannot be read, or names an emotion that is not known.
     """
     votes: Counter[str] = Counter()
-    rated: dict[str, tuple[float | None, ...]] = {}
+    rated: dict[str, tuple[float, ...]] = {}
     groups: dict[str, str] = {}
     for line in lines:
         choice, scores = _CHOICE.fullmatch(line), _SCORES.fullmatch(line)
@@ -159,23 +155,17 @@ def _opinions(lines: list[str]) -> dict[str, Any]:
                 for label in own:
                     votes[label] += 1 / len(own)  # type: ignore[assignment]  # parts of votes
         elif scores:
-            values = tuple(float(text) if text else None for text in scores.groups()[2:])
+            values = tuple(float(text or "nan") for text in scores.groups()[2:])
             if scores[1] == "E":
                 rated[f"E{scores[2]}"] = values
             else:
                 named = zip(DIMENSIONS, values, strict=True)
-                groups |= {f"self_{name}": f"{value:g}" for name, value in named if value}
+                groups |= {f"self_{name}": f"{value:g}" for name, value in named if value > 0}
         else:
             raise ValueError(f"{line!r} is no rater's line")
-    fields: dict[str, Any] = {"groups": tuple(groups.items())} | (
-        {"votes": dict(votes)} if votes else {}
+    return {"groups": tuple(groups.items()), "votes": dict(votes) or None} | checks.rated(
+        rated.items()
     )
-    whole = {rater: values for rater, values in rated.items() if None not in values}
-    if whole:  # a rater who left one of the three open is left out
-        fields["raters"] = tuple(whole)
-        for name, column in zip(DIMENSIONS, zip(*whole.values(), strict=True), strict=True):
-            fields[f"{name}_ratings"] = column
-    return fields
 
 
 def _transcripts(folder: Path) -> dict[str, str]:
@@ -189,7 +179,7 @@ def _transcripts(folder: Path) -> dict[str, str]:
                 spoken = match[2].strip()
                 differing += words.setdefault(match[1], spoken) != spoken
     if differing:
-        logger.warning(
+        checks.logger.warning(
             "iemocap: %d turns in %s have several transcripts; the first is kept", differing, folder
         )
     return words

@@ -11,16 +11,12 @@ own, and so does "Woman", who may be several people.
 Source of the totals: the corpus's own files (9,989, 1,109 and 2,610 lines).
 """
 
-import logging
 import os
 from pathlib import Path
 
 from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import totals
 from mtmm_training.data.utterances import Utterance
-
-logger = logging.getLogger(__name__)
-
 
 # Lines whose videos are missing or unreadable in the distribution: read as text alone.
 SILENT = {"train_dia125_utt3", "dev_dia110_utt7"}
@@ -72,7 +68,9 @@ def _utterance(row: dict[str, str], audio: Path | None, with_valence: bool) -> U
     name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
     path = None if audio is None else audio / split / f"{name}.wav"
     if path is not None and f"{split}_{name}" in SILENT and not path.exists():
-        logger.warning("meld: %s has no video that can be read; its text alone is read", path)
+        checks.logger.warning(
+            "meld: %s has no video that can be read; its text alone is read", path
+        )
         path = None
     person = _clean(row["Speaker"]).partition("/")[0].strip()
     return Utterance(

@@ -20,7 +20,6 @@ corpus's readme files, and how public code reads these tables; the releases them
 had.
 """
 
-import logging
 import math
 import re
 from collections import Counter, defaultdict
@@ -30,9 +29,7 @@ from typing import Any, NamedTuple
 
 from mtmm_training.data.corpora import checks
 from mtmm_training.data.corpora.labels import FACTS, own_label
-from mtmm_training.data.utterances import RATINGS, Utterance
-
-logger = logging.getLogger(__name__)
+from mtmm_training.data.utterances import Utterance
 
 EXPECTED = None
 TESTS = ("Test1", "Test2", "Test3")
@@ -48,9 +45,9 @@ _WORKERS = ("Workers", "WorkerID")
 _STRING = "EmoDetail"
 _KNOWN = {"FileName", _STRING, *_WORKERS, *_ANSWERS, *_DIMENSIONS.values()}
 _DETAIL = re.compile(
-    r"(?P<worker>[^;]+?)\s*;\s*(?P<major>[^;]*?)\s*;\s*(?P<second>.*?)\s*;?"
-    r"\s*A:\s*(?P<arousal>[^;]*?)\s*;\s*V:\s*(?P<valence>[^;]*?)\s*;"
-    r"\s*D:\s*(?P<dominance>[^;]*?)\s*;?"
+    r"(?P<Workers>[^;]+?)\s*;\s*(?P<EmoClass_Major>[^;]*?)\s*;\s*(?P<EmoClass_Second>.*?)\s*;?"
+    r"\s*A:\s*(?P<EmoAct>[^;]*?)\s*;\s*V:\s*(?P<EmoVal>[^;]*?)\s*;"
+    r"\s*D:\s*(?P<EmoDom>[^;]*?)\s*;?"
 )
 
 
@@ -97,21 +94,21 @@ def read(
     splits = SPLITS | {test: "test"}
     details = table.with_name(DETAILS)
     opinions = read_details(details, secondary) if details.is_file() else {}
-
-    def make(row: dict[str, str]) -> Utterance:
-        return _utterance(folder, row, splits, opinions.get(row["FileName"], {}))
-
-    found = checks.utterances_of(kept, make, "msp_podcast")
+    found = checks.utterances_of(
+        kept,
+        lambda row: _utterance(folder, row, splits, opinions.get(row["FileName"], {})),
+        "msp_podcast",
+    )
     if silent := sum(u.votes is None for u in found):
-        logger.warning("msp_podcast: %d of %d turns have no votes", silent, len(found))
+        checks.logger.warning("msp_podcast: %d of %d turns have no votes", silent, len(found))
     checks.tell_differing_opinions("msp_podcast", found)
     if left_out:
         shown = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
-        logger.warning("msp_podcast: left out %s", shown)
+        checks.logger.warning("msp_podcast: left out %s", shown)
     audio = {path.name for path in checks.visible((folder / "Audios").glob("*.wav"))}
     unlabelled = audio - {row["FileName"] for row in rows.values()}
     if unlabelled:
-        logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
+        checks.logger.warning("msp_podcast: %d recordings have no labels", len(unlabelled))
     return found
 
 
@@ -126,12 +123,8 @@ def _utterance(
     if speaker.lower() in ("", _UNKNOWN):
         speaker = f"{_UNKNOWN}_{own.partition('_')[0]}"  # the podcast's number
     rated: dict[str, Any] = {
-        name: float(row[column]) if row[column] else None for name, column in _DIMENSIONS.items()
+        name: _number(row[column]) if row[column] else None for name, column in _DIMENSIONS.items()
     }
-    low, high = FACTS["msp_podcast"]["dimension_range"]
-    outside = [v for v in rated.values() if v is not None and not low <= v <= high]
-    if outside:
-        raise ValueError(f"a rating of {outside[0]:g} is outside {low:g} to {high:g}")
     transcript = folder / "Transcripts" / f"{stem}.txt"
     return Utterance(
         utterance_id=f"msp_podcast_{own}",
@@ -156,7 +149,7 @@ class Annotation(NamedTuple):
     worker: str
     major: str
     second: tuple[str, ...]
-    ratings: dict[str, float]  # by dimension
+    ratings: tuple[float, ...]  # valence, arousal, dominance
 
 
 def read_details(path: Path, secondary: float) -> dict[str, dict[str, Any]]:
@@ -183,7 +176,7 @@ def read_details(path: Path, secondary: float) -> dict[str, dict[str, Any]]:
     bad = []
     for number, row in checks.read_rows(path, needed).items():
         try:
-            said = _of_string(row[_STRING]) if _STRING in row else _of_columns(row)
+            said = _annotation(row)
             earlier = annotations[row["FileName"]].setdefault(said.worker, said)
             if repr(earlier) != repr(said):  # equal rows are one; by repr, for NaN is not NaN
                 raise ValueError(
@@ -195,30 +188,24 @@ def read_details(path: Path, secondary: float) -> dict[str, dict[str, Any]]:
     return {name: _opinions(list(given.values()), secondary) for name, given in annotations.items()}
 
 
-def _of_columns(row: dict[str, str]) -> Annotation:
-    ratings = {name: _number(row[column]) for name, column in _DIMENSIONS.items()}
+def _annotation(row: dict[str, str]) -> Annotation:
+    if _STRING in row:
+        match = _DETAIL.fullmatch(row[_STRING].strip())
+        if match is None:
+            raise ValueError(
+                f"{row[_STRING]!r} is not like 'WORKER1; Happy; Happy,Concerned; A:6.0; V:5.0; D:5.0;'"
+            )
+        row = match.groupdict()
     worker = next(row[name] for name in _WORKERS if name in row)
-    return Annotation(worker, row[_ANSWERS[0]], _several(row[_ANSWERS[1]]), ratings)
-
-
-def _of_string(text: str) -> Annotation:
-    match = _DETAIL.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(
-            f"{text!r} is not like 'WORKER1; Happy; Happy,Concerned; A:6.0; V:5.0; D:5.0;'"
-        )
-    ratings = {name: _number(match[name]) for name in _DIMENSIONS}
-    return Annotation(match["worker"], match["major"], _several(match["second"]), ratings)
-
-
-def _several(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    major, second = (row[name] for name in _ANSWERS)
+    others = tuple(part.strip() for part in second.split(",") if part.strip())
+    return Annotation(worker, major, others, tuple(_number(row[c]) for c in _DIMENSIONS.values()))
 
 
 def _number(text: str) -> float:
-    number = float(text or "nan")
-    if not (math.isnan(number) or 1 <= number <= 7):
-        raise ValueError(f"a rating of {number:g} is outside 1 to 7")
+    number, (low, high) = float(text or "nan"), FACTS["msp_podcast"]["dimension_range"]
+    if not (math.isnan(number) or low <= number <= high):
+        raise ValueError(f"a rating of {number:g} is outside {low:g} to {high:g}")
     return number
 
 
@@ -229,9 +216,4 @@ def _opinions(given: list[Annotation], secondary: float) -> dict[str, Any]:
         others = {own_label("msp_podcast", answer) for answer in said.second} - {main}
         weights = dict.fromkeys(sorted(others), secondary) if secondary else {}
         votes.update(weights | ({main: 1.0} if main else {}))
-    fields: dict[str, Any] = {"votes": dict(votes)} if votes else {}
-    rated = [said for said in given if not any(map(math.isnan, said.ratings.values()))]
-    if rated:
-        fields["raters"] = tuple(said.worker for said in rated)
-        fields |= {own: tuple(said.ratings[n] for said in rated) for n, own in RATINGS.items()}
-    return fields
+    return {"votes": dict(votes) or None} | checks.rated((s.worker, s.ratings) for s in given)

@@ -8,15 +8,12 @@ Source: Livingstone and Russo, PLoS ONE 2018: 1,440 files, 60 of each actor, 4 n
 every other emotion.
 """
 
-import logging
 import re
 from pathlib import Path
 
-from mtmm_training.data.corpora.checks import acted, named_files
+from mtmm_training.data.corpora.checks import acted, logger, named_files
 from mtmm_training.data.corpora.labels import LABELS
 from mtmm_training.data.utterances import Utterance
-
-logger = logging.getLogger(__name__)
 
 LAYOUT = "Actor_01/03-01-06-01-02-01-12.wav and others"
 
