@@ -6,10 +6,12 @@
 The package is MIT-licensed and brings its weights.
 """
 
+from contextlib import closing
+
 import numpy as np
 import torch
 
-from audio_mtmm import Source, read_blocks
+from audio_mtmm import Source, open_recording
 
 RATE = 16000
 FRAME = 512  # samples that the detector takes at a time
@@ -47,16 +49,17 @@ def speech_segments(
     )
     segments: list[dict[str, float]] = []
     rest, samples = np.zeros(0, np.float32), 0
-    for block in read_blocks(source, RATE):
-        samples += len(block)
-        rest = np.concatenate([rest, block])
-        while len(rest) >= FRAME:
-            found = detector(torch.from_numpy(rest[:FRAME])) or {}
-            rest = rest[FRAME:]
-            if "start" in found:
-                segments.append({"start": max(found["start"], 0) / RATE})
-            if "end" in found:
-                segments[-1]["end"] = found["end"] / RATE
+    with closing(open_recording(source)) as recording:
+        for block in recording.resampled(RATE):
+            samples += len(block)
+            rest = np.concatenate([rest, block])
+            while len(rest) >= FRAME:
+                found = detector(torch.from_numpy(rest[:FRAME])) or {}
+                rest = rest[FRAME:]
+                if "start" in found:
+                    segments.append({"start": max(found["start"], 0) / RATE})
+                if "end" in found:
+                    segments[-1]["end"] = found["end"] / RATE
     duration_s = samples / RATE
     for segment in segments:
         segment["end"] = min(segment.get("end", duration_s), duration_s)

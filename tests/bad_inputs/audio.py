@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from audio_mtmm import load_audio, open_recording, read_blocks
+from audio_mtmm import load_audio, open_recording
 from bad_inputs import tiny
 from bad_inputs.case import Case, at_once
 from timeline_mtmm import Windows
@@ -80,7 +80,7 @@ def process(audio: Any, **options: Any) -> Any:
 READERS: dict[str, Callable[[Any], Any]] = {
     "pipeline": predict,
     "load_audio": load_audio,
-    "read_blocks": lambda data: list(read_blocks(data, RATE)),
+    "open_recording": lambda data: open_recording(data).whole(RATE),
 }
 
 ARRAY_READERS: dict[str, Callable[..., Any]] = {"pipeline": predict_array, "processor": process}
@@ -188,7 +188,8 @@ def three_hours(folder: Path) -> Any:
     with open(folder / "long.wav", "wb") as file:
         file.write(wav(b"", size=size))
         file.truncate(44 + size)
-    assert sum(len(block) for block in read_blocks(folder / "long.wav", RATE)) == size // 2
+    blocks = open_recording(folder / "long.wav").resampled(RATE)
+    assert sum(len(block) for block in blocks) == size // 2
     return process(load_audio(folder / "long.wav")[0])
 
 
