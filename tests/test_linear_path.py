@@ -122,7 +122,7 @@ def test_absent_modality_adds_nothing(weighted: MTMMModel) -> None:
     here = [torch.ones(1, states.shape[-2], dtype=torch.bool) for states in (audio, text)]
     gone = [torch.zeros_like(mask) for mask in here]
     both, heard, said, none = (
-        path(audio, a, text, t)[0]
+        path({"audio": (audio, a), "text": (text, t)})[0]
         for a, t in ((here[0], here[1]), (here[0], gone[1]), (gone[0], here[1]), gone)
     )
     torch.testing.assert_close(both + none, heard + said)

@@ -287,7 +287,8 @@ def test_fusion_matches_plain_float64(
     torch.manual_seed(1)
     acoustic = 5 * torch.randn(6, *layers, 11, 32, dtype=torch.float64)
     linguistic = 5 * torch.randn(6, *layers, 8, 32, dtype=torch.float64)
-    output = model.fusion(acoustic, random_mask(frames, 11), linguistic, random_mask(tokens, 8))
+    masks = random_mask(frames, 11), random_mask(tokens, 8)
+    output = model.fusion({"audio": (acoustic, masks[0]), "text": (linguistic, masks[1])})
     for i, (n_frames, n_tokens) in enumerate(zip(frames, tokens, strict=True)):
         expected = reference_fusion(
             model,

@@ -138,8 +138,8 @@ def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
     rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
     found: Rows = {}
 
-    def keep(module: Any, streams: Any) -> None:
-        for modality, states, mask in zip(MODALITIES, streams[:4:2], streams[1:4:2], strict=True):
+    def keep(module: Any, given: Any) -> None:
+        for modality, (states, mask) in given[0].items():
             means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
             rows[modality].extend(means.float().cpu().numpy())
 
@@ -186,7 +186,7 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
     return rows
 
 
-def _end_forward(module: Any, streams: Any) -> None:
+def _end_forward(module: Any, given: Any) -> None:
     raise _Pooled
 
 
