@@ -111,7 +111,7 @@ def raw_states(cache: FeatureCache, utterance: Utterance, modality: str) -> Tens
     absent: dict[str, Any] = {other: None}
     batch = RawInputs(cache.processor, (), ())([to_dataset([replace(utterance, **absent)])[0]])
     encode = cache.model.encode_audio if modality == "audio" else cache.model.encode_text
-    states, mask = encode(*(batch[name] for name in features.INPUTS[modality]))
+    states, mask = encode(*(batch[name] for name in features.FEATURES[modality]))
     return states[0][..., mask[0], :]
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from batching_mtmm import regions, rounded
+from explanation_mtmm import FEATURES
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.batches.encoding import batches_within, fill, one_behind
@@ -41,10 +42,6 @@ from processing_mtmm import MTMMProcessor
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 STATES = {"audio": "acoustic", "text": "linguistic"}  # what each modality's states are called
-INPUTS = {
-    "audio": ("input_values", "audio_attention_mask"),
-    "text": ("input_ids", "attention_mask"),
-}
 
 # A shard is written when it is so large or so old; a killed process loses no more than one.
 SHARD_BYTES = 128 * 2**20
@@ -159,14 +156,13 @@ class FeatureCache:
                 is used next time.
         """
         missing = self.missing(utterances)
-        positions = {
-            modality: self._positions(modality, list(entries.values()))
-            for modality, entries in missing.items()
-        }
-        self._check_space(positions, quiet=rank != 0)
-        counts = {}
+        positions = {}
         for modality, entries in missing.items():
-            known = dict(zip(entries, positions[modality], strict=True))
+            counts = self._positions(modality, list(entries.values())).tolist()
+            positions[modality] = dict(zip(entries, counts, strict=True))
+        self._check_space(positions, quiet=rank != 0)
+        done = {}
+        for modality, entries in missing.items():
             # By key, not by order: it holds however many of them the others have written by now. What
             # lies in one block of a table, which is read as a whole, is one process's, wherever the
             # table is for each of them.
@@ -176,11 +172,11 @@ class FeatureCache:
                 owner = int(text_digest(os.path.basename(block))[:16] if block else key[:16], 16)
                 if owner % world_size == rank:
                     parts.setdefault(block or "", {})[key] = u
-            counts[modality] = sum(map(len, parts.values()))
+            done[modality] = sum(map(len, parts.values()))
             if parts:
-                own = list(parts.values())
+                own, known = list(parts.values()), positions[modality]
                 self._encode(modality, own, known, batch_size, workers, compiled, rank != 0)
-        return counts
+        return done
 
     def collator(
         self,
@@ -238,18 +234,19 @@ class FeatureCache:
         frames = self.model.audio_model._get_feat_extract_output_lengths(lengths).clamp(min=1)
         return -(-frames // self.model.config.acoustic_stride).numpy()
 
-    def _check_space(self, positions: dict[str, np.ndarray], quiet: bool) -> None:
+    def _check_space(self, positions: dict[str, dict[str, int]], quiet: bool) -> None:
         """Says how large the missing states are; refuses them if the disk cannot hold them."""
         needed = 0
-        for modality, counts in positions.items():
+        for modality, lengths in positions.items():
             width = self.model.encoder_of(modality).config.hidden_size
             layers = max(len(self.model.config.mixed_layers(modality)), 1)
-            size = int(counts.sum()) * layers * width * DTYPES[self.dtype].itemsize
+            total = sum(lengths.values())
+            size = total * layers * width * DTYPES[self.dtype].itemsize
             needed += size
-            if not quiet and len(counts):
+            if not quiet and lengths:
                 print(
-                    f"cache {self.shards[modality].folder}: {len(counts)} {modality} entries to encode, "
-                    f"{counts.sum():,} positions x {layers} layer{'s' * (layers > 1)} x {width} in "
+                    f"cache {self.shards[modality].folder}: {len(lengths)} {modality} entries to encode, "
+                    f"{total:,} positions x {layers} layer{'s' * (layers > 1)} x {width} in "
                     f"{self.dtype}: {_gib(size)}",
                     flush=True,
                 )
@@ -301,11 +298,7 @@ class FeatureCache:
             disable=True if quiet else None,  # None: where nobody watches
             leave=False,
         )
-
-        def inputs() -> Iterator[dict[str, Tensor]]:
-            for batch in loader:
-                yield self._inputs(modality, batch, compiled)
-
+        inputs = (self._inputs(modality, batch, compiled) for batch in loader)
         pending: dict[str, Tensor] = {}
         # One at most, so that no more than two shards are in memory.
         writes: list[Future[None]] = []
@@ -318,16 +311,14 @@ class FeatureCache:
                 pending.clear()
 
         began = time.monotonic()
-        made = one_behind(inputs(), encode, device, DTYPES[self.dtype])
+        made = one_behind(inputs, encode, device, DTYPES[self.dtype])
         with progress, ThreadPoolExecutor(1) as writer:
             for indices, (padded, found) in zip(batches, made, strict=True):
                 # Compiled, there may be more rows than were asked for.
-                states = {
-                    keys[index]: row[..., :length, :]
-                    for index, row, length in zip(indices, padded, found, strict=not compiled)
-                }
-                pending |= self._rounded(modality, states, entries)
-                progress.update(len(states))
+                for index, row, length in zip(indices, padded, found, strict=not compiled):
+                    key = keys[index]
+                    pending[key] = self._kept(modality, row[..., :length, :], entries[key])
+                progress.update(len(indices))
                 size = sum(entry.nbytes for entry in pending.values())
                 if size >= SHARD_BYTES or time.monotonic() - began >= SHARD_SECONDS:
                     write()
@@ -337,34 +328,27 @@ class FeatureCache:
 
     def _inputs(self, modality: str, batch: dict[str, Any], compiled: bool) -> dict[str, Tensor]:
         """Of a batch what the encoder takes; of few sizes where it is compiled."""
-        given = {name: batch[name] for name in INPUTS[modality]}
+        given = {name: batch[name] for name in FEATURES[modality]}
         if not compiled:
             return given
         processor = self.processor
         pad, config = processor.tokenizer.pad_token_id, self.model.config.audio_config
         return rounded(given, pad, config, processor.max_tokens)
 
-    def _rounded(
-        self, modality: str, states: dict[str, Tensor], entries: dict[str, Utterance]
-    ) -> dict[str, Tensor]:
-        """The states in the cache's dtype.
+    def _kept(self, modality: str, state: Tensor, utterance: Utterance) -> Tensor:
+        """A copy of one utterance's states: a view would keep, and write, the padding of its batch.
 
         Raises:
             UtteranceError: There are none, or they are not finite.
         """
-        # A copy: a view would keep, and write, the padding of the whole batch.
-        rounded = {
-            key: state.clone(memory_format=torch.contiguous_format) for key, state in states.items()
-        }
-        for key, state in rounded.items():
-            if state.shape[-2] == 0 or not state.isfinite().all():
-                problem = (
-                    f"its {STATES[modality]} states are not finite in {self.dtype}; try float32."
-                    if state.shape[-2]
-                    else f"its {modality} is shorter than one position of its encoder."
-                )
-                raise UtteranceError(entries[key].utterance_id, problem)
-        return rounded
+        problem = None
+        if state.shape[-2] == 0:
+            problem = f"its {modality} is shorter than one position of its encoder."
+        elif not state.isfinite().all():
+            problem = f"its {STATES[modality]} states are not finite in {self.dtype}; try float32."
+        if problem:
+            raise UtteranceError(utterance.utterance_id, problem)
+        return state.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(eq=False)
@@ -393,14 +377,11 @@ class CachedStates:
         """
         batch: dict[str, Any] = {}
         for modality, name in STATES.items():
-            keys = self.keys[modality]
-            named = [
-                None
-                if row[modality] is None
-                else keys[row["utterance_id"] + (row["augmentation"] or "")]
-                for row in rows
+            names = [row["utterance_id"] + (row["augmentation"] or "") for row in rows]
+            entries = [
+                None if row[modality] is None else self._states(modality, name)
+                for row, name in zip(rows, names, strict=True)
             ]
-            entries = [None if key is None else self.shards[modality][key] for key in named]
             if any(entry is not None for entry in entries):
                 states, mask = pad_states(entries)
                 batch |= {f"{name}_states": states, f"{name}_attention_mask": mask}
@@ -408,7 +389,10 @@ class CachedStates:
 
     def of(self, modality: str, utterance: Utterance) -> Tensor | None:
         """(frames, width), or (layers, frames, width); None where the utterance lacks the modality."""
-        key = self.keys[modality][utterance.utterance_id + (utterance.augmentation or "")]
+        return self._states(modality, utterance.utterance_id + (utterance.augmentation or ""))
+
+    def _states(self, modality: str, name: str) -> Tensor | None:
+        key = self.keys[modality][name]
         return None if key is None else self.shards[modality][key]
 
 

@@ -132,8 +132,7 @@ def find_bad(
     """
     state = PartialState()
     mine = utterances[state.process_index :: state.num_processes]
-    rows = list(range(len(mine)))
-    batches = [rows[start : start + 16] for start in range(0, len(mine), 16)]
+    batches = list(groups_of(16, range(len(mine))))
     collate = RawInputs(processor, (), ()).problems
     loader = make_loader(to_dataset(mine), batches, collate, workers=workers)
     found = dict(gather_object([item for problems in loader for item in problems.items()]))

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from mtmm_training.batches.cache import FeatureCache
-from mtmm_training.batches.collate import make_loader, to_dataset
+from mtmm_training.batches.collate import groups_of, make_loader, to_dataset
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_runs import plot_reference_curve
@@ -87,9 +87,7 @@ def answers(
     cache = FeatureCache.open(place, model, processor, Recordings(place), dtype=dtype)
     cache.encode(test)
     states = cache.collator(test, config.emotion_names, config.dimension_names)
-    batches = [
-        list(range(i, min(i + BATCH_SIZE, len(test)))) for i in range(0, len(test), BATCH_SIZE)
-    ]
+    batches = list(groups_of(BATCH_SIZE, range(len(test))))
     ids, accelerator = [u.utterance_id for u in test], Accelerator(cpu=True)
 
     def answer(given: Any = None) -> Predictions:

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object, send_to_device
 
 from familiarity_mtmm import MODALITIES, pooled
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.collate import make_loader
+from mtmm_training.batches.collate import groups_of, make_loader
 from mtmm_training.scoring.predictions import Predictions, calibrate, predict
 from mtmm_training.training.job import Job
 from mtmm_training.training.linear import add_linear_path
@@ -171,8 +171,7 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
     loader = job.loaders[split]
     if split == "train":
         own = _drawn(job, job.accelerator.process_index)
-        size = job.config.batch_size
-        batches = [own[i : i + size] for i in range(0, len(own), size)]
+        batches = list(groups_of(job.config.batch_size, own))
         collate: Any = getattr(loader.collate_fn, "collate", loader.collate_fn)
         loader = make_loader(loader.dataset, batches, collate, workers=job.config.workers)
     model.eval()
