@@ -50,14 +50,12 @@ def test_other_tables_are_scored_on_what_the_model_knows(
     ratings: dict[str, Any] = {"valence_ratings": None, "arousal_ratings": None, "raters": None}
     rows = [replace(u, valence=(u.valence or 1) / 4 - 0.25, arousal=None, **ratings) for u in read]
     rows[0] = replace(rows[0], emotion="bored")
-    write_manifest(rows, tmp_path / "own.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["speaker"]
-    lines[1]["audio"] = "missing.wav"
-    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_manifest(rows, tmp_path / "own.csv")
+    table = pandas.read_csv(tmp_path / "own.csv", dtype=str).drop(columns="speaker")
+    table.loc[1, "audio"] = "missing.wav"
+    table.to_csv(tmp_path / "own.csv", index=False)
     flags = ["--dimension_range", "0", "1", "--out", str(tmp_path / "own")]
-    assert main(["score", str(run.folder), str(tmp_path / "own.jsonl"), *flags]) == 0
+    assert main(["score", str(run.folder), str(tmp_path / "own.csv"), *flags]) == 0
     scores = json.loads((tmp_path / "own" / "scores.json").read_text())
     assert scores["speakers"] == scores["utterances"] == len(rows) - 1
     assert scores["metrics"]["emotion_labels"] == len(rows) - 2

@@ -293,8 +293,8 @@ def test_partial_labels_and_modalities_train_and_are_named(
         )
         for number, utterance in enumerate(read_manifest(embedded / "corpus" / "manifest.csv"))
     ]
-    write_manifest(utterances, tmp_path / "partial.jsonl")
-    flags = ("--manifest", str(tmp_path / "partial.jsonl"), "--accumulation", "2")
+    write_manifest(utterances, tmp_path / "partial.csv")
+    flags = ("--manifest", str(tmp_path / "partial.csv"), "--accumulation", "2")
     results = results_of(train(words(embedded, tmp_path / "out", *flags, **TRAINED)))
     (line,) = [n for n in capsys.readouterr().out.splitlines() if n.startswith("not trained")]
     assert line.endswith(": arousal")

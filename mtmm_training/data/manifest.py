@@ -42,7 +42,6 @@ COLUMNS = {
 }  # fmt: skip
 _AUDIO_FILE = re.compile(r"\.(wav|flac|ogg|opus|mp3|m4a|aiff?)\s*$", re.IGNORECASE)
 _LISTS = (*RATINGS.values(), "raters")
-_DECIDED_BY = {"emotion": "votes", **RATINGS}  # what a missing column follows from
 _LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
 _NUMBERS = (*DIMENSIONS, "start", "end")
 BLOCK = 100  # recordings that are read at once, as datasets writes them
@@ -235,74 +234,57 @@ def column_of(utterance: Utterance, column: str) -> str | None:
     return None if value is None else str(value)
 
 
-def write_manifest(
-    utterances: Iterable[Utterance], path: str | Path, *, inside: bool = False
-) -> None:
+def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
     """Writes what `read_manifest` reads back as equal utterances.
 
-    Audio paths below the manifest's folder are written relative to it, others as absolute. The
+    Audio paths below the manifest's folder are written relative to it, others as absolute. Parquet gets
+    the recordings themselves, as datasets writes them; a part of one becomes a recording of its own. The
     file appears under its name only when it is complete.
 
     Args:
         utterances: with different ids.
-        path: ends in .csv, .jsonl or .parquet.
-        inside: write the recordings into the table, which is Parquet, as datasets does; a part of one
-            becomes a recording of its own. `read_manifest` then reads them from there.
+        path: ends in .csv or .parquet.
 
     Raises:
         ValueError: two ids are the same, or the suffix is another one.
     """
     path = Path(path)
-    if path.suffix not in (".csv", ".jsonl", ".parquet"):
-        raise ValueError(f"`path`={str(path)!r} must end in one of .csv, .jsonl, .parquet.")
-    folder = Path(os.path.abspath(path.parent))
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"`path`={str(path)!r} must end in one of .csv, .parquet.")
+    folder, inside = Path(os.path.abspath(path.parent)), path.suffix == ".parquet"
     rows: list[Row] = []
     columns = list(COLUMNS)
     for utterance in by_id(utterances).values():
         row = {column: getattr(utterance, field) for column, field in COLUMNS.items()}
         row |= dict(utterance.groups)
         for column in ("votes", *_LISTS):
-            if row[column] is not None and path.suffix != ".jsonl":
+            if row[column] is not None:
                 row[column] = json.dumps(row[column], ensure_ascii=False)
         columns += [column for column in row if column not in columns]
-        if utterance.audio is not None:
-            row["audio"] = _relative(sounds.located(utterance.audio, os.getcwd()), folder)
-            if inside:
-                content, suffix = sounds.own_file(
-                    utterance.audio, utterance.start_s, utterance.end_s
-                )
-                row["audio"] = {"bytes": content, "path": f"{utterance.utterance_id}{suffix}"}
-                row["start"] = row["end"] = None
+        audio, part = utterance.audio, (utterance.start_s, utterance.end_s)
+        if audio is not None and inside:
+            content, suffix = sounds.own_file(audio, *part)
+            row["audio"] = {"bytes": content, "path": f"{utterance.utterance_id}{suffix}"}
+            row["start"] = row["end"] = None
+        elif audio is not None:
+            row["audio"] = _relative(sounds.located(audio, os.getcwd()), folder)
         rows.append(row)
     with replacing(path) as temporary:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet  # comes with the training extra
-
-            types = dict.fromkeys(_NUMBERS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
-            about = None
-            if inside:
-                parts = [("bytes", pyarrow.binary()), ("path", pyarrow.string())]
-                types["audio"] = pyarrow.struct(parts)
-                known = {"info": {"features": {"audio": {"_type": "Audio"}}}}
-                about = {"huggingface": json.dumps(known)}
-            fields = [(column, types.get(column, pyarrow.string())) for column in columns]
-            table = pyarrow.Table.from_pylist(rows, pyarrow.schema(fields, about))
-            pyarrow.parquet.write_table(table, temporary, row_group_size=BLOCK if inside else None)
-            return
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
+        if not inside:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
                 writer.writerows(rows)  # None is written as the empty field, a float exactly
-                return
-            for row in rows:
-                # A label that votes or ratings would else decide is written as null.
-                present = {
-                    column: value
-                    for column, value in row.items()
-                    if value is not None or row.get(_DECIDED_BY.get(column, "")) is not None
-                }
-                file.write(json.dumps(present, ensure_ascii=False) + "\n")
+            return
+        import pyarrow.parquet  # comes with the training extra
+
+        types = dict.fromkeys(_NUMBERS, pyarrow.float64()) | {"improvised": pyarrow.bool_()}
+        types["audio"] = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+        known = {"info": {"features": {"audio": {"_type": "Audio"}}}}
+        fields = [(column, types.get(column, pyarrow.string())) for column in columns]
+        schema = pyarrow.schema(fields, {"huggingface": json.dumps(known)})
+        table = pyarrow.Table.from_pylist(rows, schema)
+        pyarrow.parquet.write_table(table, temporary, row_group_size=BLOCK)
 
 
 def _relative(audio: str, folder: Path) -> str:

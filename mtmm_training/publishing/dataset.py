@@ -43,7 +43,7 @@ def save_dataset(utterances: Sequence[Utterance], folder: Path, name: str, licen
         splits.setdefault(u.split or "train", []).append(u)
     for split, members in splits.items():
         for number, part in enumerate(groups_of(ROWS, members)):
-            write_manifest(part, folder / "data" / f"{split}-{number:05}.parquet", inside=True)
+            write_manifest(part, folder / "data" / f"{split}-{number:05}.parquet")
     labels = Counter(u.emotion for u in utterances if u.emotion).most_common()
     emotions = ", ".join(f"{emotion} {count:,}" for emotion, count in labels)
     data = DatasetCardData(
