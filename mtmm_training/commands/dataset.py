@@ -44,10 +44,11 @@ def _push(options: argparse.Namespace) -> None:
 def _write(options: argparse.Namespace, folder: Path) -> None:
     config = settings.from_options(options)
     named = [config.manifest is not None, config.corpus is not None]
-    licence = options.licence or (CORPORA[config.corpus].licence if config.corpus else None)
+    own = CORPORA[config.corpus].get("licence") if config.corpus else None
+    licence = options.licence or own
     refuse(
         (sum(named) != 1, "give one of --manifest, --dataset and --corpus"),
-        (config.corpus and not CORPORA[config.corpus].licence,
+        (config.corpus and not own,
          f"the licence of {config.corpus} does not allow to pass it on"),
         (not licence, "give --licence, under which the data may be passed on"),
     )  # fmt: skip

@@ -19,7 +19,7 @@ TAKEN = CORPUS_FLAGS | {"official_split": "--official_split"}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    known = [f"{name:12} {reader.contents}" for name, reader in CORPORA.items()]
+    known = [f"{name:12} {facts['contents']}" for name, facts in CORPORA.items()]
     groups = declare(parser, "inspect", corpus={"choices": CORPORA})
     groups["with --corpus"].description = "\n".join(known)
 

@@ -271,7 +271,7 @@ class TrainConfig:
                         f"`--{name}` is {getattr(self, name)}, but --model has {own}; leave it out."
                     )
         elif self.corpus is not None:
-            scale = list(CORPORA[self.corpus].dimension_range or scale)
+            scale = CORPORA[self.corpus].get("dimension_range", scale)
         dimensions = self.dimensions or known.dimension_names
         return dataclasses.replace(
             self,

@@ -284,7 +284,7 @@ def check_scale(config: TrainConfig, outputs: Iterable[str]) -> None:
     """Refuse to train dimensions on ratings of a corpus whose scale is not the model's."""
     if config.corpus is None or not set(config.dimensions) & set(outputs):
         return
-    own, scale = CORPORA[config.corpus].dimension_range, tuple(config.dimension_range)
+    own, scale = CORPORA[config.corpus].get("dimension_range"), list(config.dimension_range)
     if own != scale:
         raise ValueError(f"`--dimension_range` is {scale}, but {config.corpus} is rated in {own}.")
 

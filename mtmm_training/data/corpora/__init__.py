@@ -19,49 +19,15 @@ a corpus for its official split only: see `read_corpus`.
 import importlib
 import inspect
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from mtmm_training.data.corpora.labels import FACTS
 from mtmm_training.data.utterances import Utterance
 
-
-@dataclass(frozen=True)
-class Reader:
-    """Where a corpus's reader is, and what it reads; `load` imports it.
-
-    The module has `read(folder, ...)`, which takes an absolute path and gives all utterances with the
-    corpus's own labels, and `EXPECTED` (the totals that are checked, None = none).
-
-    Args:
-        module: its name.
-        contents: in a line.
-        dimension_range: lowest and highest value of its dimensional labels, None = it has none.
-            Values are on the corpus's own scale: set the model's `dimension_range` to it.
-        licence: under which it may be passed on, as the Hub names it; None = it may not, or that is
-            not known.
-    """
-
-    module: str
-    contents: str
-    dimension_range: tuple[float, float] | None
-    licence: str | None
-
-    def load(self) -> ModuleType:
-        """The reader's module, imported now."""
-        return importlib.import_module(self.module)
-
-
-def _reader(name: str) -> Reader:
-    facts = FACTS[name]
-    scale = facts.get("dimension_range")
-    scale = scale and tuple(scale)
-    return Reader(f"{__name__}.{name}", facts["contents"], scale, facts.get("licence"))
-
-
-CORPORA = {name: _reader(name) for name in FACTS}
+# By name what facts.toml says. The module of this name has `read(folder, ...)`, which takes an absolute
+# path and gives all utterances with the corpus's own labels, and `EXPECTED` (the totals that are checked).
+CORPORA = FACTS
 
 # What of read_corpus's own arguments no option of a reader may be called, and what sets it.
 CORPUS_FLAGS = {"name": "--corpus", "folder": "--corpus_dir"}
@@ -89,7 +55,8 @@ def read_corpus(
     """
     if name not in CORPORA:
         raise ValueError(f"`name`={name!r} is not a corpus; use one of {', '.join(CORPORA)}.")
-    reader, facts = CORPORA[name].load(), FACTS[name]
+    facts = FACTS[name]
+    reader = importlib.import_module(f"{__name__}.{name}")
     own = list(inspect.signature(reader.read).parameters)[1:]
     common = ["partial"] + ["labels"] * ("emotions" in facts) + ["undecided"] * ("votes" in facts)
     known = list(dict.fromkeys([*own, *common]))

@@ -14,8 +14,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,10 +143,12 @@ def write_corpus(folder: Path | str, *, seed: int = 0, utterances: int = 1200) -
     """
     folder = Path(folder)
     recipe = {"version": VERSION, "seed": seed, "utterances": utterances}
-    if not _holds(folder, recipe):
-        with _complete_or_absent(folder, recipe) as unfinished:
-            (unfinished / "audio").mkdir()
-            write_manifest(_write_audio(unfinished, seed, utterances), unfinished / "manifest.csv")
+
+    def write(unfinished: Path) -> None:
+        (unfinished / "audio").mkdir()
+        write_manifest(_write_audio(unfinished, seed, utterances), unfinished / "manifest.csv")
+
+    _complete_or_absent(folder, recipe, write)
     return read_manifest(folder / "manifest.csv")
 
 
@@ -226,28 +227,29 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
         folder/text, a BERT, and a tokenizer that knows the corpus' words.
     """
     folder = Path(folder)
-    recipe = {"version": VERSION, "seed": seed}
-    if _holds(folder, recipe):
-        return folder / "audio", folder / "text"
-    # They take seconds to import and the corpus does not need them.
-    import torch
-    import transformers
 
-    silent: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
-    audio_config = transformers.WhisperConfig(**FACTS["audio_encoder"], **silent)
-    extractor = transformers.WhisperFeatureExtractor(
-        feature_size=40, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
-    )
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *vocabulary()]
-    text_config = transformers.BertConfig(vocab_size=len(tokens), **FACTS["text_encoder"])
-    numbers = {token: index for index, token in enumerate(tokens)}
-    with _complete_or_absent(folder, recipe) as unfinished, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        transformers.WhisperModel(audio_config).save_pretrained(unfinished / "audio")
-        extractor.save_pretrained(unfinished / "audio")
-        transformers.BertModel(text_config).save_pretrained(unfinished / "text")
-        tokenizer = transformers.BertTokenizer(vocab=numbers, model_max_length=64)
-        tokenizer.save_pretrained(unfinished / "text")
+    def write(unfinished: Path) -> None:
+        # They take seconds to import and the corpus does not need them.
+        import torch
+        import transformers
+
+        silent: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
+        audio_config = transformers.WhisperConfig(**FACTS["audio_encoder"], **silent)
+        extractor = transformers.WhisperFeatureExtractor(
+            feature_size=40, chunk_length=int(LONGEST_S), sampling_rate=SAMPLING_RATE
+        )
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *vocabulary()]
+        text_config = transformers.BertConfig(vocab_size=len(tokens), **FACTS["text_encoder"])
+        numbers = {token: index for index, token in enumerate(tokens)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            transformers.WhisperModel(audio_config).save_pretrained(unfinished / "audio")
+            extractor.save_pretrained(unfinished / "audio")
+            transformers.BertModel(text_config).save_pretrained(unfinished / "text")
+            tokenizer = transformers.BertTokenizer(vocab=numbers, model_max_length=64)
+            tokenizer.save_pretrained(unfinished / "text")
+
+    _complete_or_absent(folder, {"version": VERSION, "seed": seed}, write)
     return folder / "audio", folder / "text"
 
 
@@ -256,15 +258,14 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
 RECIPE_FILE = "synthetic_recipe.json"  # the mark of a finished folder
 
 
-def _holds(folder: Path, recipe: dict[str, int]) -> bool:
+def _complete_or_absent(
+    folder: Path, recipe: dict[str, int], write: Callable[[Path], None]
+) -> None:
+    """Fills a folder, unless it holds the same already; it takes its place if nothing goes wrong."""
     mark = folder / RECIPE_FILE
-    return mark.is_file() and json.loads(mark.read_text()) == recipe
-
-
-@contextmanager
-def _complete_or_absent(folder: Path, recipe: dict[str, int]) -> Iterator[Path]:
-    """Give an empty folder beside the wanted one, which takes its place if nothing goes wrong."""
-    if folder.exists() and not (folder / RECIPE_FILE).is_file() and any(folder.iterdir()):
+    if mark.is_file() and json.loads(mark.read_text()) == recipe:
+        return
+    if folder.exists() and not mark.is_file() and any(folder.iterdir()):
         raise FileExistsError(
             f"{str(folder)!r} is not empty and was not written here; choose another folder."
         )
@@ -272,7 +273,7 @@ def _complete_or_absent(folder: Path, recipe: dict[str, int]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         unfinished = Path(beside) / folder.name
         unfinished.mkdir()
-        yield unfinished
+        write(unfinished)
         (unfinished / RECIPE_FILE).write_text(json.dumps(recipe) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
