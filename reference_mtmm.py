@@ -67,7 +67,6 @@ class Reference:
         answers: Tensor,
         seconds: float,
         encoder: str,
-        kind: str = "speaker",
     ) -> "Reference":
         """The reference of a batch of recordings.
 
@@ -76,7 +75,6 @@ class Reference:
             answers: (batch, answers), what the model answered; see [`explained_by`].
             seconds: Their length together.
             encoder: `config.reference_encoder`.
-            kind: "speaker" or "domain".
         """
         layered = states if states.dim() == 4 else states[:, None]
         counts = mask.sum(-1).double()
@@ -91,7 +89,6 @@ class Reference:
             ((rows - mean) ** 2).sum(0).cpu().numpy(),
             weighted.cpu().numpy(),
             encoder,
-            kind,
         )
 
     def __add__(self, other: "Reference") -> "Reference":

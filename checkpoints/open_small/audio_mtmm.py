@@ -22,10 +22,10 @@ import numpy as np
 try:
     if not TYPE_CHECKING:
         from .containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
-        from .waveforms_mtmm import Channels, check_rate, mix, refuse, to_mono
+        from .waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
 except ImportError:
     from containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
-    from waveforms_mtmm import Channels, check_rate, mix, refuse, to_mono
+    from waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
 
 try:
     import soundfile
@@ -129,7 +129,6 @@ class AudioFile:
 
     Args:
         source: A path, an http(s) URL, the bytes of a file, or an open binary file.
-        channel: The one that `blocks` has, from 0; None = the mean of those that carry something.
 
     Raises:
         ImportError: soundfile is not installed.
@@ -138,7 +137,7 @@ class AudioFile:
         TypeError: No source of audio.
     """
 
-    def __init__(self, source: Source, channel: int | None = None) -> None:
+    def __init__(self, source: Source) -> None:
         if soundfile is None:
             raise ImportError("Decoding audio files needs soundfile; run `pip install soundfile`.")
         self.name, self._opened = _open(source)
@@ -146,8 +145,9 @@ class AudioFile:
             self._file = self._decoder()
         self.sampling_rate: int = self._file.samplerate
         self.frames: int = self._file.frames
+        self.channels: int = self._file.channels
         self._position = 0
-        self._channels = Channels(self.name, channel)
+        self._mixed = Channels(self.name)
         check_rate(self.sampling_rate, f"{self.name}: ")
         refuse({"it has no audio, it lasts 0 s": self.frames == 0}, f"{self.name}: ")
 
@@ -173,14 +173,19 @@ class AudioFile:
             raise ValueError(f"{self.name} is cut off after {end_s:.3f} s; its header says more.")
         return samples
 
-    def blocks(self, start: int, stop: int | None) -> Iterator[np.ndarray]:
-        """As `Recording.blocks`."""
-        stop = self.frames if stop is None else min(stop, self.frames)
-        if self._file.channels > 1 and self._channels.powers is None:
-            self._channels.add(samples for _, samples in self._read_all(0, self.frames))
-        for first, samples in self._read_all(start, stop):
-            place = f"{self.name}, from {first / self.sampling_rate:g} s on: "
-            yield mix(samples, self._channels, place)
+    def recording(self, channel: int | None = None) -> Recording:
+        """To be read block by block: a channel, from 0; None = the mean of those that carry something."""
+        channels = self._mixed if channel is None else Channels(self.name, channel)
+
+        def blocks(start: int, stop: int | None) -> Iterator[np.ndarray]:
+            stop = self.frames if stop is None else min(stop, self.frames)
+            if self.channels > 1 and channels.powers is None:
+                channels.add(samples for _, samples in self._read_all(0, self.frames))
+            for first, samples in self._read_all(start, stop):
+                place = f"{self.name}, from {first / self.sampling_rate:g} s on: "
+                yield mix(samples, channels, place)
+
+        return Recording(self.sampling_rate, self.frames / self.sampling_rate, blocks, self.close)
 
     def _read_all(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         size = round(BLOCK_S * self.sampling_rate)
@@ -287,23 +292,6 @@ def load_audio(
         return file.read(start, stop), rate
 
 
-def read_blocks(source: Source, sampling_rate: int) -> Iterator[np.ndarray]:
-    """A recording of any length from its beginning to its end, in blocks of about a second.
-
-    Args:
-        source: As `load_audio` takes it; a path is read from disk as it goes.
-        sampling_rate: Rate of the blocks, Hz.
-
-    Returns:
-        Blocks (time,), mono, float32.
-
-    Raises:
-        As `load_audio`.
-    """
-    with closing(open_recording(source)) as recording:
-        yield from recording.resampled(sampling_rate)
-
-
 def _open(source: Any) -> tuple[str, BinaryIO]:
     """A name for messages, and the open file."""
     name = "The audio"
@@ -382,7 +370,7 @@ def _lacks_its_end(log: str) -> bool:
 
 
 def open_recording(
-    audio: Any, sampling_rate: int | None = None, channel: int | None = None
+    audio: Any, sampling_rate: int | None = None, channel: int | str | None = None
 ) -> Recording:
     """A recording of any length, to be read block by block.
 
@@ -392,18 +380,30 @@ def open_recording(
     Args:
         audio: A source as of `load_audio`, or an array or dict as of `MTMMProcessor.__call__`.
         sampling_rate: Rate of an array without its own, Hz.
-        channel: The one to be heard, from 0; None = the mean of those that carry something.
+        channel: The one to be heard, from 0; None = the mean of those that carry something; "each" =
+            that, and each by itself as `channels`.
 
     Raises:
         As `load_audio` and `MTMMProcessor.__call__`; what is wrong inside a file, when it is read.
     """
     audio, sampling_rate = samples_of(audio, sampling_rate)
     if is_source(audio):
-        file = AudioFile(audio, channel)
-        duration_s = file.frames / file.sampling_rate
-        return Recording(file.sampling_rate, duration_s, file.blocks, file.close)
-    waveform, rate = to_mono(audio, channel), check_rate(sampling_rate)
-    return Recording(rate, len(waveform) / rate, lambda first, stop: iter([waveform[first:stop]]))
+        file = AudioFile(audio)
+        count, opened = file.channels, file.recording
+    else:
+        array, rate = as_array(audio), check_rate(sampling_rate)
+        count = min(array.shape) if array.ndim == 2 else 1
+
+        def opened(channel: int | None = None) -> Recording:
+            waveform = to_mono(array, channel)
+            return Recording(rate, len(waveform) / rate, lambda i, j: iter([waveform[i:j]]))
+
+    if isinstance(channel, int):
+        return opened(channel)
+    recording = opened()
+    if channel == "each":
+        recording.channels = [opened(number) for number in range(count)]
+    return recording
 
 
 def is_audio(path: str | os.PathLike[str]) -> bool:
@@ -470,5 +470,5 @@ def _soxr(from_rate: int, to_rate: int) -> Any:
 
 __all__ = [
     "AudioFile", "InputError", "Recording", "check_rate", "is_audio", "is_source", "load_audio",
-    "numbered", "open_recording", "read_blocks", "resample", "samples_of", "to_mono",
+    "numbered", "open_recording", "resample", "samples_of", "to_mono",
 ]  # fmt: skip

@@ -43,21 +43,15 @@ class MTMMFamiliarity(nn.Module):
             # 1 / spread along each direction, and of the rest; 0 = does not count.
             self.register_buffer(f"{modality}_weights", torch.zeros(DIRECTIONS + 1))
 
-    def forward(
-        self,
-        acoustic_states: Tensor,
-        acoustic_mask: Tensor,
-        linguistic_states: Tensor,
-        linguistic_mask: Tensor,
-    ) -> Tensor:
+    def forward(self, streams: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """(batch, 2), audio and text; above 1 is further than training allows, NaN is absent.
 
-        States and masks are those of the fusion.
+        Args:
+            streams: As of the fusion.
         """
-        streams = ((acoustic_states, acoustic_mask), (linguistic_states, linguistic_mask))
         distances = [
             torch.where(mask.any(-1), self.distances(modality, pooled(states, mask)), torch.nan)
-            for modality, (states, mask) in zip(MODALITIES, streams, strict=True)
+            for modality, (states, mask) in streams.items()
         ]
         return torch.stack([pair.amax(0) for pair in distances], dim=-1)
 

@@ -289,28 +289,22 @@ class MTMMFusion(nn.Module):
         self.register_buffer("expected_states", torch.zeros(answers, *shape))
 
     def forward(
-        self,
-        acoustic_states: Tensor,
-        acoustic_mask: Tensor,
-        linguistic_states: Tensor,
-        linguistic_mask: Tensor,
-        output_attentions: bool = False,
+        self, streams: dict[str, tuple[Tensor, Tensor]], output_attentions: bool = False
     ) -> FusionOutput:
         """Merge the two modalities of each utterance into one vector.
 
         Args:
-            acoustic_states: (batch, frames, width), or (batch, layers, frames, width) if weighted.
-            acoustic_mask: (batch, frames) of booleans; a row without True: audio is absent.
-            linguistic_states: (batch, tokens, width), or (batch, layers, tokens, width) if weighted.
-            linguistic_mask: (batch, tokens) of booleans; a row without True: text is absent.
+            streams: Of "audio" and "text", in this order, states (batch, time, width), or (batch,
+                layers, time, width) if weighted, and a mask (batch, time) of booleans; in a row
+                without True the modality is absent. Time is in frames or tokens.
             output_attentions: Compute the interaction eagerly and return its weights.
 
         Returns:
             An output with `fused_state`, `bridge_states`, the two attentions and `hidden_states`.
         """
-        config, masks = self.config, (acoustic_mask, linguistic_mask)
-        bridge, batch = config.use_bridge_tokens, acoustic_mask.shape[0]
-        exact = _exact_dtype(acoustic_mask)
+        config, (given, masks) = self.config, zip(*streams.values(), strict=True)
+        bridge, batch = config.use_bridge_tokens, masks[0].shape[0]
+        exact = _exact_dtype(masks[0])
         lengths = torch.stack([mask.sum(-1, keepdim=True, dtype=exact) for mask in masks])
         present = lengths > 0  # (2, batch, 1), as the lengths
         there = present.unbind()
@@ -319,7 +313,7 @@ class MTMMFusion(nn.Module):
             for layers, norm, rows, mask, here in zip(
                 (self.acoustic_refinement, self.linguistic_refinement),
                 (self.acoustic_norm, self.linguistic_norm),
-                (self.acoustic_input(acoustic_states), self.linguistic_input(linguistic_states)),
+                (self.acoustic_input(given[0]), self.linguistic_input(given[1])),
                 masks,
                 there,
                 strict=True,

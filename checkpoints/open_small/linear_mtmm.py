@@ -45,29 +45,22 @@ class MTMMLinearPath(nn.Module):
         self.register_buffer("dimension_shares", torch.zeros(len(config.dimension_names)))
         self.dimension_range = tuple(config.dimension_range)
 
-    def forward(
-        self,
-        acoustic_states: Tensor,
-        acoustic_mask: Tensor,
-        linguistic_states: Tensor,
-        linguistic_mask: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, streams: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """What is added to the logits of emotions (batch, emotions) and of the dimensions.
 
-        Both are float32 at least; states and masks are those of the fusion. A dimension's logit is
-        that of its place in `config.dimension_range`.
+        Both are float32 at least. A dimension's logit is that of its place in
+        `config.dimension_range`.
+
+        Args:
+            streams: As of the fusion.
         """
-        streams = {
-            "audio": (acoustic_states, acoustic_mask),
-            "text": (linguistic_states, linguistic_mask),
-        }
         scores = self.bias
         for modality, (places, deviation) in self.pooled.items():
             states, mask = streams[modality]
             inputs = pool(states, mask, places, deviation) - getattr(self, f"{modality}_center")
             inputs = torch.where(mask.any(-1, keepdim=True), inputs, 0.0)
             scores = scores + inputs @ getattr(self, f"{modality}_weight").T.to(inputs.dtype)
-        scores = scores.expand(acoustic_states.shape[0], -1)
+        scores = scores.expand(streams["audio"][1].shape[0], -1)
         dimensions = len(self.dimension_shares)
         values = scores[:, scores.shape[1] - dimensions :]
         logits = as_logits(values, self.dimension_range)

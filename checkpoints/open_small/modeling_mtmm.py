@@ -290,8 +290,8 @@ class MTMMModel(MTMMLoading):
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
-        streams = acoustic, acoustic_mask, linguistic, linguistic_mask
-        fused = self.fusion(*streams, output_attentions)
+        streams = {"audio": (acoustic, acoustic_mask), "text": (linguistic, linguistic_mask)}
+        fused = self.fusion(streams, output_attentions)
         logits, dimensions, deviations = self._answer(fused.fused_state, streams)
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
@@ -316,7 +316,7 @@ class MTMMModel(MTMMLoading):
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait
                     self._record_trained_outputs()
         familiarity = None if self.training else self.familiarity
-        unfamiliarity = None if familiarity is None else familiarity(*streams)
+        unfamiliarity = None if familiarity is None else familiarity(streams)
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
@@ -342,14 +342,14 @@ class MTMMModel(MTMMLoading):
         return standardise(acoustic, *given)
 
     def _answer(
-        self, fused_state: Tensor, streams: tuple[Tensor, Tensor, Tensor, Tensor]
+        self, fused_state: Tensor, streams: dict[str, tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits (batch, emotions), and dimensions and raters' spread (batch, dimensions)."""
         logits = self.emotion_head(fused_state)
         low, high = self.config.dimension_range
         scores = at_least_float32(self.dimension_head(fused_state))
         if self.linear_path is not None:
-            added = self.linear_path(*streams)
+            added = self.linear_path(streams)
             logits, scores = logits + added[0].to(logits.dtype), scores + added[1]
         dimensions = low + (high - low) * scores.sigmoid()
         if self.deviation_head is None:

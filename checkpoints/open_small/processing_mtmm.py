@@ -180,10 +180,7 @@ class MTMMProcessor(ProcessorMixin):
             feature_extractor.chunk_length, feature_extractor.n_samples = audio_window_s, samples
             feature_extractor.nb_max_frames = samples // feature_extractor.hop_length
         tokenizer = AutoTokenizer.from_pretrained(text)
-        audio_config, text_config = (
-            AutoConfig.from_pretrained(audio),
-            AutoConfig.from_pretrained(text),
-        )
+        audio_config, text_config = map(AutoConfig.from_pretrained, (audio, text))
         if hasattr(audio_config, "conv_kernel"):
             options.setdefault(
                 "min_duration_s", receptive_field(audio_config) / feature_extractor.sampling_rate

@@ -126,14 +126,8 @@ class ReadingPipeline(ChunkPipeline):
 
     def _reader(self, options: dict[str, Any]) -> Callable[[Any], Iterator[Window]]:
         """`preprocess` with these options; those of windows are checked before anything is read."""
-        self._windows(options.get("window_s"), options.get("hop_s"))
+        Windows.of(self.processor, options.get("window_s"), options.get("hop_s"))
         return partial(self.preprocess, **options)
-
-    def _windows(
-        self, window_s: float | None, hop_s: float | None, segments: Any = None
-    ) -> Windows:
-        """How a recording is cut, or its segments where they are too long."""
-        return Windows.of(self.processor, window_s, hop_s, segments)
 
     def preprocess(  # type: ignore[override]
         self,
@@ -149,7 +143,7 @@ class ReadingPipeline(ChunkPipeline):
         channel: str | int | None = None,
     ) -> Iterator[Window]:
         given, opened = read_input(inputs, sampling_rate, by, channel)
-        windows = self._windows(window_s, hop_s, given.segments)
+        windows = Windows.of(self.processor, window_s, hop_s, given.segments)
         # Only what is too long is cut, unless it is asked for.
         whole_s = self.processor.longest_audio_s()
         if live or window_s is not None or hop_s is not None or by == "window":
@@ -199,9 +193,7 @@ class ReadingPipeline(ChunkPipeline):
             span.shown |= {"text": text, "transcribed": True}
         window = Window(span, features, seconds=seconds)
         if explain:
-            heard = None
-            if waveform is not None:
-                heard = part.times or (0.0, seconds)
+            heard = None if waveform is None else part.times or (0.0, seconds)
             of = "emotion" if explain is True else explain
             window.places = Places.find(of, features, heard, text or "", self.processor.tokenizer)
         return window

@@ -75,27 +75,31 @@ class ReferringPipeline(ReadingPipeline):
         """
         if kind not in ("speaker", "domain"):
             raise ValueError(f'`kind={kind!r}` is not allowed; give "speaker" or "domain".')
-        given, around, _ = self._sanitize_parameters(reference=domain or "none", **options)
         self.model.standardisation()  # refuses a model without references
+        given, *work = self._work(inputs, domain or "none", options)
+        return self._heard(given, kind, *work, batch_size, num_workers)
+
+    def _work(
+        self, inputs: Any, reference: Any, options: dict[str, Any]
+    ) -> tuple[References | None, Any, dict[str, Any]]:
+        """The references that are given, the inputs, and how these are read."""
+        given, around, _ = self._sanitize_parameters(reference=reference, **options)
         inputs = plain(inputs)
-        several = Inputs.of(inputs) or [inputs]
         settings = {**self._preprocess_params, **given}
-        return self._heard(
-            several, settings, around["reference"], batch_size, num_workers, kind=kind
-        )
+        return around["reference"], Inputs.of(inputs) or [inputs], settings
 
     def _heard(
         self,
+        domain: References | None,
+        kind: str,
         inputs: Any,
         settings: dict[str, Any],
-        domain: References | None,
-        batch_size: int,
-        num_workers: int,
-        kind: str = "speaker",
+        *work: int,
     ) -> Iterator[tuple[str | None, Reference]]:
-        settings = settings | {"explain": False}
+        """As `each_reference`; `work`: batch size and number of workers."""
+        batch_size, _ = work
         begins, heard_s = True, 0.0
-        for windows in self._portions(inputs, settings, batch_size, num_workers):
+        for windows in self._portions(inputs, settings | {"explain": False}, *work):
             self._refer(windows, domain)
             measured = self._measured(windows, batch_size)
             for i, window in enumerate(windows):
@@ -171,21 +175,11 @@ class ReferringPipeline(ReadingPipeline):
         Raises:
             ValueError, TypeError, OSError: As `__call__`.
         """
-        given, around, _ = self._sanitize_parameters(reference=reference, **options)
-        several = Inputs.of(plain(inputs)) or [inputs]
-        settings = {**self._preprocess_params, **given}
-        return self._prepared(
-            around["reference"], several, settings, batch_size, num_workers, skip=skip
-        )
+        given, *work = self._work(inputs, reference, options)
+        return self._prepared(given, *work, batch_size, num_workers, skip=skip)
 
     def _prepared(
-        self,
-        references: References | None,
-        inputs: Any,
-        settings: dict[str, Any],
-        batch_size: int,
-        num_workers: int,
-        skip: bool = False,
+        self, references: References | None, inputs: Any, *work: Any, skip: bool = False
     ) -> References | None:
         """The references of a call, with those that its inputs make: a pass over all of them."""
         if references is None or not references.made:
@@ -193,7 +187,7 @@ class ReferringPipeline(ReadingPipeline):
         made, given = references.copy(), References(dict(references.given))
         domain = given if given.given else None
         while True:
-            heard = self._heard(inputs, settings, domain, batch_size, num_workers)
+            heard = self._heard(domain, "speaker", inputs, *work)
             try:
                 for speaker, one in heard:
                     made.add(speaker, one)

@@ -5,7 +5,6 @@ Uploaded to the Hub beside the weights, and part of the runtime, which has no to
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +12,10 @@ import numpy as np
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
-        from .audio_mtmm import (
-            AudioFile,
-            Recording,
-            check_rate,
-            is_source,
-            open_recording,
-            samples_of,
-        )
+        from .audio_mtmm import Recording, open_recording
         from .timeline_mtmm import Given, TimedText, Transcript, parse_input
 except ImportError:
-    from audio_mtmm import AudioFile, Recording, check_rate, is_source, open_recording, samples_of
+    from audio_mtmm import Recording, open_recording
     from timeline_mtmm import Given, TimedText, Transcript, parse_input
 
 UNITS = ("segment", "turn", "window")  # of `by`
@@ -118,37 +110,12 @@ def open_channels(given: Given) -> tuple[Recording, Given]:
         ValueError: The audio has one channel; segments without a channel; nobody speaks.
         As `open_recording`.
     """
-    audio, rate = samples_of(given.audio, given.sampling_rate)
-    if is_source(audio):
-        file = AudioFile(audio)
-        count = file._file.channels
-
-        def blocks(channel: int, first: int, stop: int | None) -> Any:
-            size = 10 * file.sampling_rate
-            last = file.frames if stop is None else min(stop, file.frames)
-            for start in range(first, last, size):
-                yield np.ascontiguousarray(file.read(start, min(start + size, last))[:, channel])
-
-        opened = Recording(
-            file.sampling_rate, file.frames / file.sampling_rate, file.blocks, file.close
-        )
-    else:
-        array = np.asarray(audio)
-        array = array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array
-        count = array.shape[1] if array.ndim == 2 else 1
-        opened = open_recording(audio, check_rate(rate))
-        alone = [open_recording(array[:, c], rate) for c in range(count if count > 1 else 0)]
-
-        def blocks(channel: int, first: int, stop: int | None) -> Any:
-            return alone[channel].blocks(first, stop)
-
+    opened = open_recording(given.audio, given.sampling_rate, "each")
+    count = len(opened.channels)
     if count < 2:
         raise ValueError(
             '`channel="each"` needs a recording with a speaker on each channel; it has one.'
         )
-    opened.channels = [
-        Recording(opened.sampling_rate, opened.duration_s, partial(blocks, c)) for c in range(count)
-    ]
     segments = given.segments
     if segments is None:
         segments = channel_turns(opened.channels)
