@@ -80,9 +80,10 @@ class Run(Process):
         super().__init__(main, flags, self.output_file, environment)
 
     def runs(self) -> bool:
-        return self.poll() is None
+        return self.exitcode is None
 
     def send(self, number: signal.Signals) -> None:
+        assert self.pid is not None
         os.kill(self.pid, number)
 
     def output(self) -> str:
@@ -93,7 +94,7 @@ class Run(Process):
     def finish(self, status: int = 0) -> str:
         """The same, after it has ended with this status."""
         output = self.output()
-        assert self.poll() == status, output
+        assert self.exitcode == status, output
         return output
 
 

@@ -174,7 +174,7 @@ def test_stopped_run_goes_on_and_ends_in_tables(
     wait_for(out / "fold-00" / "checkpoints" / "step-000000002", process)
     process.send(signal.SIGTERM)
     process.output()
-    assert process.poll() != 0 and not (out / "summary.json").exists()
+    assert process.exitcode != 0 and not (out / "summary.json").exists()
     unfinished = not (out / "fold-00" / "results.json").exists()
 
     monkeypatch.setattr(train_accelerate, "main", main_without_pictures)

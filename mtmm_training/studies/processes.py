@@ -9,18 +9,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from mtmm_training.training.launch import usable_cores
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train_accelerate"])
+multiprocessing.set_forkserver_preload(["train_accelerate"])
 
 
-class Process:
+class Process(ForkServerProcess):
     """`main(flags)` in a process and a session of its own, with what it prints added to a log.
 
-    Ctrl-C reaches the process that started it alone, which then asks it to stop, once.
+    It begins at once. Ctrl-C reaches the process that started it alone, which then asks it to stop, once.
 
     Args:
         main: Returns the exit status; a function of a module, found there by its name.
@@ -36,38 +36,22 @@ class Process:
         log: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        self.log = log
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
         variables = dict(os.environ) | (environment or {})
-        place = None if log is None else str(log)
-        arguments = (main, flags, place, variables, os.getcwd(), sys.path)
-        self._process = _context.Process(target=_run, args=arguments)
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid = self._process.pid
+        super().__init__(target=_run, args=(main, flags, log, variables, os.getcwd(), sys.path))
+        self.start()
 
-    def poll(self) -> int | None:
-        """Its exit status; None while it runs."""
-        return self._process.exitcode
-
-    def wait(self) -> int:
+    def wait(self) -> int | None:
         """Its exit status, once it has ended."""
-        self._process.join()
-        status = self.poll()
-        assert status is not None
-        return status
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        if self.poll() is None:
-            self._process.terminate()
+        self.join()
+        return self.exitcode
 
 
 def _run(
     main: Callable[[list[str]], int],
     flags: list[str],
-    log: str | None,
+    log: Path | None,
     environment: dict[str, str],
     folder: str,
     path: list[str],

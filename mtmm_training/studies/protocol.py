@@ -183,13 +183,13 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
                 print(f"{plan.name(fold)}: begins, log in {log}", flush=True)
                 process = Process(train_accelerate.main, plan.flags(fold), log, cores)
                 running[process] = plan, fold
-            for process in [p for p in running if p.poll() is not None]:
+            for process in [p for p in running if p.exitcode is not None]:
                 plan, fold = running.pop(process)
                 folder, name = plan.folder(fold), plan.name(fold)
-                if process.poll() or not is_finished(folder):
+                if process.exitcode or not is_finished(folder):
                     log = folder / "log.txt"
                     raise RuntimeError(
-                        f"{name} failed with exit status {process.poll()}: {last_words(log)}\n"
+                        f"{name} failed with exit status {process.exitcode}: {last_words(log)}\n"
                         f"The whole log is in {log}. Finished folds stay; the same command goes on "
                         "from here."
                     )
