@@ -8,6 +8,7 @@ import pytest
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
+from configuration_mtmm import MTMMConfig
 from mtmm_training.scoring import metrics
 from mtmm_training.scoring.intervals import (
     Interval,
@@ -15,13 +16,15 @@ from mtmm_training.scoring.intervals import (
     effective_speakers,
     paired_bootstrap,
 )
+from mtmm_training.scoring.predictions import Predictions
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
+DIMENSIONS = ["valence", "arousal"]
 NAN = float("nan")
 
 
 def some_split(utterances: int = 200, seed: int = 0) -> dict[str, Any]:
-    """Makes the arguments of `split_metrics`, about a tenth of the labels absent."""
+    """Makes arguments of `Predictions`, about a tenth of the labels absent."""
     generator = np.random.default_rng(seed)
     emotion_labels = generator.integers(0, 4, utterances)
     emotion_logits = generator.normal(size=(utterances, 4)) + 1.5 * np.eye(4)[emotion_labels]
@@ -31,12 +34,17 @@ def some_split(utterances: int = 200, seed: int = 0) -> dict[str, Any]:
     dimension_labels[generator.random((utterances, 2)) < 0.1] = NAN
     return {
         "emotion_labels": emotion_labels,
-        "emotion_logits": emotion_logits.astype(np.float32),
-        "dimension_labels": dimension_labels.astype(np.float32),
-        "dimensions": dimensions.astype(np.float32),
-        "emotions": EMOTIONS,
-        "dimension_names": ["valence", "arousal"],
+        "emotion_logits": emotion_logits,
+        "dimension_labels": dimension_labels,
+        "dimensions": dimensions,
     }
+
+
+def metrics_of(split: dict[str, Any], temperature: float = 1.0) -> dict[str, Any]:
+    """Those of a whole split."""
+    config = MTMMConfig(id2label=dict(enumerate(EMOTIONS)), dimension_names=DIMENSIONS)
+    ids = [str(i) for i in range(len(split["emotion_labels"]))]
+    return Predictions(ids, **split).metrics(config, temperature)
 
 
 def direct_ccc(x: list[float], y: list[float]) -> float:
@@ -181,9 +189,9 @@ def test_temperature_that_changes_no_likelihood_is_one(logits: np.ndarray) -> No
 # A whole split
 
 
-def test_split_metrics_agree_with_single_functions() -> None:
+def test_metrics_of_a_split_agree_with_single_functions() -> None:
     split = some_split()
-    found = metrics.split_metrics(**split)
+    found = metrics_of(split)
     labels, logits = split["emotion_labels"], split["emotion_logits"]
     predictions = logits.argmax(axis=1)
     present = labels != -100
@@ -194,7 +202,7 @@ def test_split_metrics_agree_with_single_functions() -> None:
     assert found["WAR"] == pytest.approx((labels == predictions)[present].mean(), abs=1e-12)
     assert np.mean(list(found["recall"].values())) == pytest.approx(found["UAR"], abs=1e-12)
     assert np.sum(found["confusion"]) == found["emotion_labels"]
-    for i, name in enumerate(split["dimension_names"]):
+    for i, name in enumerate(DIMENSIONS):
         pair = split["dimensions"][:, i], split["dimension_labels"][:, i]
         assert found["CCC"][name] == metrics.concordance_correlation(*pair)
         assert found["MAE"][name] == metrics.mean_absolute_error(*pair)
@@ -204,7 +212,7 @@ def test_split_metrics_agree_with_single_functions() -> None:
 
 def test_temperature_changes_only_calibration() -> None:
     split = some_split()
-    cold, warm = metrics.split_metrics(**split), metrics.split_metrics(**split, temperature=3.0)
+    cold, warm = metrics_of(split), metrics_of(split, temperature=3.0)
     assert cold.pop("ECE") != warm.pop("ECE")
     assert cold == warm
 
@@ -213,7 +221,7 @@ def test_absent_task_is_none_in_json() -> None:
     split = some_split()
     split["emotion_labels"][:] = -100
     split["dimension_labels"][:, 0] = NAN
-    found = json.loads(json.dumps(metrics.split_metrics(**split), allow_nan=False))
+    found = json.loads(json.dumps(metrics_of(split), allow_nan=False))
     assert found["emotion_labels"] == found["labels"]["valence"] == 0
     assert [found[name] for name in ("UAR", "WAR", "weighted_F1", "ECE", "confusion")] == [None] * 5
     assert found["recall"] == dict.fromkeys(EMOTIONS)
@@ -223,10 +231,9 @@ def test_absent_task_is_none_in_json() -> None:
 
 
 def test_empty_split_gives_none() -> None:
-    found = metrics.split_metrics(
-        np.zeros(0, dtype=int), np.zeros((0, 4)), np.zeros((0, 2)), np.zeros((0, 2)), EMOTIONS, "va"
-    )
-    assert found["utterances"] == 0 and found["UAR"] is None and found["CCC"]["v"] is None
+    split = {name: column[:0] for name, column in some_split().items()}
+    found = metrics_of(split)
+    assert found["utterances"] == 0 and found["UAR"] is None and found["CCC"]["valence"] is None
 
 
 @pytest.mark.parametrize(
@@ -239,7 +246,7 @@ def test_empty_split_gives_none() -> None:
 )
 def test_wrong_split_is_refused(changed: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        metrics.split_metrics(**some_split() | changed)
+        metrics_of(some_split() | changed)
 
 
 # Selection

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from sklearn import metrics as sklearn_metrics
 
 ABSENT_EMOTION = -100
@@ -259,62 +259,6 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(np.exp(found.x)) if found.fun < negative_log_likelihood(0.0) else 1.0
 
 
-def split_metrics(
-    emotion_labels: ArrayLike,
-    emotion_logits: ArrayLike,
-    dimension_labels: ArrayLike,
-    dimensions: ArrayLike,
-    emotions: Sequence[str],
-    dimension_names: Sequence[str],
-    temperature: float = 1.0,
-) -> dict[str, Any]:
-    """Scores both tasks over one whole split, ready for JSON: never a NaN, None where no value.
-
-    To leave an output out that training never saw labels for, pass its labels as absent.
-
-    Args:
-        emotion_labels: (utterances,) indices into `emotions`, -100 = absent.
-        emotion_logits: (utterances, emotions), before any temperature.
-        dimension_labels: (utterances, dimensions), NaN = absent.
-        dimensions: (utterances, dimensions) predictions on the labels' scale.
-        emotions: names in the order of their index.
-        dimension_names: names in the order of the columns.
-        temperature: divides the logits; changes only the calibration error.
-
-    Returns:
-        "utterances", "emotion_labels" (how many), "UAR", "WAR", "top2", "macro_F1", "weighted_F1", "ECE",
-        "recall" (by emotion) and "confusion" (rows are labels, columns predictions, both in the order
-        of `emotions`); "CCC", "MAE", "RMSE" and "labels" (how many), each a dict by dimension.
-
-    Raises:
-        ValueError: an output is not finite, or a label is outside `emotions`.
-    """
-    emotion_labels = np.asarray(emotion_labels)
-    logits = np.asarray(emotion_logits, dtype=np.float64)
-    _check_finite("emotion logits", logits)
-    answers = emotion_labels, logits.argmax(axis=1)
-    present = int((emotion_labels != ABSENT_EMOTION).sum())
-    probabilities = softmax(logits / temperature, axis=1)
-    recalls = recall_per_emotion(*answers, emotions)
-    rated = np.asarray(dimension_labels)
-    counts = (~np.isnan(rated)).sum(0).tolist()
-    scores = emotion_scores(*answers, probabilities, emotions)
-    metrics: dict[str, Any] = {
-        "utterances": len(emotion_labels),
-        "emotion_labels": present,
-        **_of_all(scores, emotion_labels),
-        "recall": {name: or_none(value) for name, value in zip(emotions, recalls, strict=True)},
-        "confusion": confusion(*answers, emotions).tolist() if present else None,
-        **{kind: {} for kind in DIMENSION_SCORES},
-        "labels": dict(zip(dimension_names, counts, strict=True)),
-    }
-    by_dimension = dimension_scores(np.asarray(dimensions), rated, dimension_names)
-    for score, value in _of_all(by_dimension, rated).items():
-        kind, _, name = score.partition("_")
-        metrics[kind][name] = value
-    return metrics
-
-
 def by_rows(function: Callable[..., float], *columns: np.ndarray) -> Score:
     """A function of whole columns as one of some of their rows."""
     return lambda rows: function(*(column[rows] for column in columns))
@@ -356,16 +300,17 @@ def headline(scores: Mapping[str, Score]) -> dict[str, Score]:
     return {n: score for n, score in scores.items() if n == "UAR" or n.startswith("CCC_")}
 
 
-def _of_all(scores: Mapping[str, Score], rows: np.ndarray) -> dict[str, float | None]:
-    everything = np.arange(len(rows))
-    return {name: or_none(score(everything)) for name, score in scores.items()}
+def output_of(score: str) -> str:
+    """The output that a score is of: a dimension's name, or "emotion"."""
+    kind, _, name = score.partition("_")
+    return name if kind in DIMENSION_SCORES else "emotion"
 
 
 def selection_score(metrics: dict[str, Any], select_by: str = "mean") -> float | None:
     """Reads from a split's metrics the number, higher is better, that the best epoch is chosen by.
 
     Args:
-        metrics: as `split_metrics` returns them.
+        metrics: as `Predictions.metrics` gives them.
         select_by: "mean" (of UAR and of every CCC that has a value), "UAR", "WAR", "macro_F1" or
             "CCC_" followed by a dimension's name; "last", which chooses nothing, reads the mean, and
             None where there are no labels.
@@ -408,11 +353,12 @@ def _with_dimension(predictions: ArrayLike, labels: ArrayLike) -> tuple[np.ndarr
     predictions = np.asarray(predictions, dtype=np.float64)
     labels = np.asarray(labels, dtype=np.float64)
     present = ~np.isnan(labels)
-    _check_finite("predictions", predictions[present])
+    check_finite("predictions", predictions[present])
     return predictions[present], labels[present]
 
 
-def _check_finite(name: str, values: np.ndarray) -> None:
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raises ValueError for a NaN or an infinite number among these values."""
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ValueError(

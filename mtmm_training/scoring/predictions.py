@@ -17,23 +17,9 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import multi_task_loss
 from mtmm_training.data.files import replacing
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
+from mtmm_training.scoring import metrics, votes
 from mtmm_training.scoring.groups import extremes, gaps, group_values
-from mtmm_training.scoring.metrics import (
-    ABSENT_EMOTION,
-    Score,
-    dimension_scores,
-    emotion_scores,
-    fit_temperature,
-    headline,
-    split_metrics,
-)
-from mtmm_training.scoring.votes import (
-    listener_ceiling,
-    shares_of,
-    spread_scores,
-    vote_metrics,
-    vote_table,
-)
+from mtmm_training.scoring.metrics import Score
 
 GROUP = "group_"  # begins the name of a group's column in predictions.csv
 
@@ -68,31 +54,47 @@ class Predictions:
 
     def with_votes(self, utterances: Sequence[Utterance], emotions: Sequence[str]) -> "Predictions":
         """The same beside the votes of its utterances, which come in its order."""
-        votes = vote_table((u.votes for u in utterances), emotions)
-        return self if np.isnan(votes).all() else replace(self, votes=votes)
+        table = votes.vote_table((u.votes for u in utterances), emotions)
+        return self if np.isnan(table).all() else replace(self, votes=table)
 
     def metrics(self, config: MTMMConfig, temperature: float = 1.0) -> dict[str, Any]:
-        """Loss and metrics over the whole split; None for what has no labels."""
-        emotion_loss, dimension_loss = multi_task_loss(
-            config,
-            torch.from_numpy(self.emotion_logits),
-            torch.from_numpy(self.dimensions),
-            torch.from_numpy(self.emotion_labels),
-            torch.from_numpy(self.dimension_labels),
-        )
-        metrics = split_metrics(
-            self.emotion_labels,
-            self.emotion_logits,
-            self.dimension_labels,
-            self.dimensions,
-            list(config.emotion_names),
-            config.dimension_names,
-            temperature,
-        )
+        """Loss and scores of both tasks over the whole split, ready for JSON: None where no value.
+
+        Args:
+            config: The model's. Of an output that was never trained the labels must be absent.
+            temperature: Divides the logits; changes only what is of probabilities.
+
+        Returns:
+            "loss", "utterances", "emotion_labels" (how many), "UAR", "WAR", "top2", "macro_F1",
+            "weighted_F1", "ECE", "recall" (by emotion) and "confusion" (rows are labels, columns
+            predictions, both in the order of the emotions); "CCC", "MAE", "RMSE" and "labels" (how
+            many), each a dict by dimension; where there are votes those of `vote_metrics`.
+
+        Raises:
+            ValueError: An output is not finite, or a label is none of the emotions.
+        """
+        metrics.check_finite("emotion logits", self.emotion_logits)
+        emotions, everything = list(config.emotion_names), np.arange(len(self.utterance_ids))
+        answers = self.emotion_labels, self.emotion_logits.argmax(axis=1)
+        present = int((self.emotion_labels != metrics.ABSENT_EMOTION).sum())
+        recalls = map(metrics.or_none, metrics.recall_per_emotion(*answers, emotions))
+        told: dict[str, Any] = {"utterances": len(everything), "emotion_labels": present}
+        by_dimension: dict[str, Any] = {kind: {} for kind in metrics.DIMENSION_SCORES}
+        for name, score in self._all_scores(config, temperature).items():
+            kind, _, dimension = name.partition("_")
+            own, key = (by_dimension[kind], dimension) if kind in by_dimension else (told, name)
+            own[key] = metrics.or_none(score(everything))
+        told["recall"] = dict(zip(emotions, recalls, strict=True))
+        told["confusion"] = metrics.confusion(*answers, emotions).tolist() if present else None
+        counts = (~np.isnan(self.dimension_labels)).sum(0).tolist()
+        told |= by_dimension
+        told["labels"] = dict(zip(config.dimension_names, counts, strict=True))
         if self.votes is not None:
-            probabilities = softmax(self.emotion_logits / temperature, axis=1)
-            metrics |= vote_metrics(probabilities, self.votes)
-        return {"loss": float(emotion_loss + dimension_loss)} | metrics
+            shares = softmax(self.emotion_logits / temperature, axis=1)
+            told |= votes.vote_metrics(shares, self.votes)
+        outputs = self.emotion_logits, self.dimensions, self.emotion_labels, self.dimension_labels
+        losses = multi_task_loss(config, *map(torch.from_numpy, outputs))
+        return {"loss": float(sum(losses))} | told
 
     def targets(self) -> np.ndarray:
         """What probabilities are calibrated to: shares of votes, a label in their absence.
@@ -102,8 +104,8 @@ class Predictions:
         if self.votes is None:
             return self.emotion_labels
         labelled = np.eye(self.votes.shape[1])[np.maximum(self.emotion_labels, 0)]
-        labelled[self.emotion_labels == ABSENT_EMOTION] = np.nan
-        return np.where(np.isnan(self.votes), labelled, shares_of(self.votes))
+        labelled[self.emotion_labels == metrics.ABSENT_EMOTION] = np.nan
+        return np.where(np.isnan(self.votes), labelled, votes.shares_of(self.votes))
 
     def spread(self, config: MTMMConfig) -> dict[str, np.ndarray]:
         """By dimension, the predicted spread of raters, of those for which it was learned."""
@@ -114,14 +116,15 @@ class Predictions:
 
     def scores(self, config: MTMMConfig) -> dict[str, Score]:
         """Each score of trained outputs, as a function of row positions."""
+        found = self._all_scores(config, config.temperature)
+        return {n: s for n, s in found.items() if metrics.output_of(n) in config.trained_outputs}
+
+    def _all_scores(self, config: MTMMConfig, temperature: float) -> dict[str, Score]:
         labels, logits = self.emotion_labels, self.emotion_logits
-        found: dict[str, Score] = {}
-        if "emotion" in config.trained_outputs:
-            shares = softmax(logits / config.temperature, axis=1)
-            found = emotion_scores(labels, logits.argmax(1), shares, list(config.emotion_names))
-        of = dimension_scores(self.dimensions, self.dimension_labels, config.dimension_names)
-        trained = {n: s for n, s in of.items() if n.partition("_")[2] in config.trained_outputs}
-        return found | trained
+        shares, names = softmax(logits / temperature, axis=1), list(config.emotion_names)
+        return metrics.emotion_scores(
+            labels, logits.argmax(axis=1), shares, names
+        ) | metrics.dimension_scores(self.dimensions, self.dimension_labels, config.dimension_names)
 
 
 def calibrate(config: MTMMConfig, validation: Predictions) -> float:
@@ -131,7 +134,9 @@ def calibrate(config: MTMMConfig, validation: Predictions) -> float:
     """
     config.temperature, config.calibrated_on = 1.0, "labels"
     if "emotion" in config.trained_outputs:
-        config.temperature = fit_temperature(validation.emotion_logits, validation.targets())
+        config.temperature = metrics.fit_temperature(
+            validation.emotion_logits, validation.targets()
+        )
         config.calibrated_on = "labels" if validation.votes is None else "votes"
     return config.temperature
 
@@ -181,7 +186,7 @@ def scores_by_group(
     """
     corpora = np.array([u.corpus for u in utterances])
     speakers = np.array([u.speaker_id for u in utterances])
-    groups, scores = group_values(utterances, group_by), headline(test.scores(config))
+    groups, scores = group_values(utterances, group_by), metrics.headline(test.scores(config))
 
     def by_value(values: np.ndarray) -> dict[str, dict[str, Any]]:
         names = sorted(set(values.tolist()) - {""})
@@ -192,8 +197,8 @@ def scores_by_group(
         "by_group": {column: by_value(values) for column, values in groups.items()},
         "group_gaps": {n: gaps(scores, values, speakers) for n, values in groups.items()},
         "by_speaker": extremes(scores, speakers),
-        "listener_ceiling": listener_ceiling(utterances, config.emotion_names),
-        "raters_spread": spread_scores(test.spread(config), utterances),
+        "listener_ceiling": votes.listener_ceiling(utterances, config.emotion_names),
+        "raters_spread": votes.spread_scores(test.spread(config), utterances),
     }
 
 
@@ -292,7 +297,7 @@ def _table(split: str, rows: Predictions, about: pd.DataFrame, config: MTMMConfi
     columns: dict[str, Any] = {"id": rows.utterance_ids, "split": split}
     columns |= about.loc[rows.utterance_ids].to_dict("list")
     if "emotion" in config.trained_outputs:
-        names = dict(enumerate(config.emotion_names)) | {ABSENT_EMOTION: ""}
+        names = dict(enumerate(config.emotion_names)) | {metrics.ABSENT_EMOTION: ""}
         probabilities = softmax(rows.emotion_logits / config.temperature, axis=-1)
         columns["emotion_label"] = [names[label] for label in rows.emotion_labels]
         columns["emotion"] = [names[index] for index in probabilities.argmax(axis=1)]

@@ -27,7 +27,6 @@ from mtmm_training.scoring.votes import VOTE_SCORES, vote_table
 from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
-EMOTION_SCORES = ("UAR", "WAR", "top2", "macro_F1", "weighted_F1", "ECE_before_temperature", "ECE")
 COMPARED = (
     *("UAR", "WAR", "macro_F1", "weighted_F1", "JSD_votes", "CE_votes"),
     *(f"CCC_{name}" for name in DIMENSIONS),
@@ -122,8 +121,7 @@ class Experiment:
         """Positions of the rows that have the label, or votes, which a metric is about."""
         if metric in VOTE_SCORES and self.votes is not None:
             return np.flatnonzero(~np.isnan(self.votes[:, 0]))
-        output = "emotion" if metric in EMOTION_SCORES else metric.partition("_")[2]
-        return np.flatnonzero(self.rows[f"{output}_label"].notna())
+        return np.flatnonzero(self.rows[f"{metrics.output_of(metric)}_label"].notna())
 
     def by(self, column: str, score: Score) -> dict[Any, float | None]:
         """A score for each value of a column (fold or speaker); None without labels."""

@@ -88,7 +88,7 @@ def draw_test(
     Args:
         folder: Gets the pictures.
         config: The model's.
-        metrics: As of `split_metrics`.
+        metrics: As of `Predictions.metrics`.
         test: The predictions.
         title: Printed above the confusion matrix.
     """

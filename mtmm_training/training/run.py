@@ -35,8 +35,8 @@ class Run:
               "dimensions" (counts of labels by name), "speakers" (ids), and "corpora" (counts by
               name) where there are several.
             - "skipped": what was wrong with utterances that were left out, by id.
-            - "temperature"; "validation" and "test": metrics as of `scoring.metrics.split_metrics`
-              and "loss"; "test_ECE_before_temperature"; "by_corpus": test metrics by corpus;
+            - "temperature"; "validation" and "test": as of `Predictions.metrics`;
+              "test_ECE_before_temperature"; "by_corpus": test metrics by corpus;
               "test_without_reference", where references were used.
             - "by_group": test metrics by column (such as gender) and value; "group_gaps" and
               "by_speaker", see `scoring.groups`; "listener_ceiling", see `scoring.votes`;
