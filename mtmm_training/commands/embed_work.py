@@ -14,7 +14,7 @@ from mtmm_training.commands.predict_work import (
     read_given,
 )
 from mtmm_training.data.files import replacing
-from mtmm_training.training.ending import FAILED, GOOD, tell
+from mtmm_training.training.ending import FAILED, GOOD
 
 ROWS = 256  # to a group of the file
 
@@ -35,7 +35,6 @@ def write_embeddings(given: argparse.Namespace) -> int:
     ):
         for one, answer in predict_each(pipe, inputs, options):
             if "error" in answer:
-                tell(f"{one.name}: {answer['error']}")
                 failed += 1
             else:
                 rows += rows_of(one, answer, given.timeline)

@@ -105,25 +105,12 @@ class Printer:
     Args:
         config: The model's configuration.
         form: "lines" for people, "json" or "csv".
+        columns: As of `result_columns`.
         timeline: Whether each window or segment has a line or row of its own.
-        explain, reference, speakers: Whether the results have explanations, were made with references,
-            and say who speaks.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        form: str,
-        *,
-        timeline: bool = False,
-        explain: bool = False,
-        reference: bool = False,
-        speakers: bool = False,
-    ) -> None:
-        self.config, self.form, self.timeline = config, form, timeline
-        self.columns = result_columns(
-            config, explain=explain, reference=reference, speakers=speakers
-        )
+    def __init__(self, config: Any, form: str, columns: Mapping[str, type], timeline: bool) -> None:
+        self.config, self.form, self.columns, self.timeline = config, form, columns, timeline
         header = ["id", *(["start", "end"] if timeline else []), *self.columns, "error"]
         self.table = csv.DictWriter(sys.stdout, header, extrasaction="ignore", lineterminator="\n")
         if form == "csv":

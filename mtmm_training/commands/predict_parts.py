@@ -180,7 +180,6 @@ def predict_parts(
             own = {"id": one.name, "timeline": timeline or None, "error": result.get("error")}
             rows.append(own | result_row(result, columns))
             if "error" in result:
-                tell(f"{one.name}: {result['error']}")
                 failed += 1
             advance(1)
         parts.write(number, rows, columns)

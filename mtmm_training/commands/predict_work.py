@@ -21,9 +21,10 @@ from mtmm_training.data.files import file_digest
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
 BATCH_SIZE, MOST_ROWS, MOST_WORKERS = 8, 256, 16  # where no flag says so
-# What a record of a run keeps: flags that change results.
-SETTINGS: tuple[str, ...] = ("window_s", "hop_s", "top_k", "min_confidence", "transcriber")
-SETTINGS += ("explain", "explain_s", "by", "channel", "trust_remote_code")
+# Flags that are options of the pipeline's call, and what else a record of a run keeps of those that
+# change results.
+OPTIONS = ("window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s", "by", "channel")
+SETTINGS = (*OPTIONS, "transcriber", "trust_remote_code")
 
 
 def to_stdout(given: argparse.Namespace) -> int:
@@ -44,7 +45,7 @@ def to_stdout(given: argparse.Namespace) -> int:
     timeline = given.timeline or streamed
     pictures = None if given.plot is None else Pictures(given.plot, config)
     options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
-    printer = Printer(config, given.form, timeline=timeline, **_beside(given, inputs, options))
+    printer = Printer(config, given.form, _columns(given, pipe, inputs, options), timeline)
     # A batch at a time, not many sorted by length: who watches wants the first answer soon.
     results = predict_each(pipe, inputs, options, at_once=given.batch_size, stop=stop)
     if streamed:
@@ -57,7 +58,6 @@ def to_stdout(given: argparse.Namespace) -> int:
             with_times = timeline or given.form == "json"
             printer.show(one, timed(one, result) if with_times else result)
             if "error" in result:
-                tell(f"{one.name}: {result['error']}")
                 failed += 1
             elif pictures is not None:
                 pictures.draw(one, result)
@@ -89,7 +89,7 @@ def to_parts(given: argparse.Namespace) -> int:
             given.workers = min(os.cpu_count() or 1, MOST_WORKERS) if on_gpu else 0
         options, stop = pipeline_options(given, pipe, inputs), given.on_error == "stop"
         options["num_workers"] = given.workers
-        columns = result_columns(pipe.model.config, **_beside(given, inputs, options))
+        columns = _columns(given, pipe, inputs, options)
         return columns, partial(predict_each, pipe, options=options, stop=stop)
 
     to_do = sum(len(parts.of(number)) for number in parts.missing(given.share))
@@ -98,13 +98,14 @@ def to_parts(given: argparse.Namespace) -> int:
     return FAILED if failed else GOOD
 
 
-def _beside(
-    given: argparse.Namespace, inputs: Sequence[Input], options: Mapping[str, Any]
-) -> dict[str, bool]:
-    """What results have beside the model's outputs."""
+def _columns(
+    given: argparse.Namespace, pipe: Any, inputs: Sequence[Input], options: Mapping[str, Any]
+) -> dict[str, type]:
+    """The columns of the results of this call."""
     speakers = given.channel == "each" or any(one.has_speakers for one in inputs)
     explain, reference = given.explain is not None, "reference" in options
-    return {"explain": explain, "reference": reference, "speakers": speakers}
+    config = pipe.model.config
+    return result_columns(config, explain=explain, reference=reference, speakers=speakers)
 
 
 def fitting_batch(pipe: Any) -> int:
@@ -138,8 +139,8 @@ def predict_each(
         stop: Whether the first input that fails ends it.
 
     Yields:
-        The input and what the pipeline gives for it, or {"error": message}. Times are seconds from
-        the recording's beginning, also of an input that begins later in it.
+        The input and what the pipeline gives for it, or {"error": message}, which is told. Times are
+        seconds from the recording's beginning, also of an input that begins later in it.
 
     Raises:
         ValueError, TypeError: An input cannot be predicted, and `stop`; or the options are wrong.
@@ -160,6 +161,7 @@ def predict_each(
             reason = str(getattr(error, "reason", error))
             if stop:
                 raise ValueError(f"{inputs[done].name}: {reason}") from error
+            tell(f"{inputs[done].name}: {reason}")
             yield inputs[done], {"error": reason}
             done += 1
 
@@ -185,9 +187,7 @@ def make_reference(given: argparse.Namespace) -> Any:
     """The reference of all inputs, which is also written."""
     given.reference = None
     inputs, pipe = read_given(given), load_pipeline(given)
-    options = transcriber_of(given, pipe) | {"batch_size": given.batch_size}
-    if given.window_s is not None:
-        options["window_s"] = given.window_s
+    options = pipeline_options(given, pipe, inputs)
     try:
         made = pipe.reference([o.given() for o in inputs], given.kind, given.domain, **options)
     except ValueError as error:
@@ -205,37 +205,26 @@ def pipeline_options(
     given: argparse.Namespace, pipe: Any, inputs: Sequence[Input]
 ) -> dict[str, Any]:
     """Of the pipeline's call; without those that were not given."""
-    names = ["window_s", "hop_s", "top_k", "min_confidence", "explain", "explain_s"]
-    names += ["by", "channel", "batch_size"]
-    options: dict[str, Any] = {name: getattr(given, name, None) for name in names}
+    options = {name: getattr(given, name, None) for name in (*OPTIONS, "batch_size")}
     options = {name: value for name, value in options.items() if value is not None}
     options |= transcriber_of(given, pipe)
-    return options | references_of(given, pipe, inputs, **options)
-
-
-def references_of(
-    given: argparse.Namespace, pipe: Any, inputs: Sequence[Input], **options: Any
-) -> dict[str, Any]:
-    """What --reference stands for with these inputs, as an option of the pipeline's call."""
-    if given.reference in (None, ["none"]):
-        return {}
-    # Of all inputs at once: those that cannot be read are told of when they are predicted.
-    rows = [one.given() for one in inputs]
-    return {"reference": pipe.references(rows, given.reference, skip=True, **options)}
+    if given.reference not in (None, ["none"]):
+        # Of all inputs at once: those that cannot be read are told of when they are predicted.
+        rows = [one.given() for one in inputs]
+        options["reference"] = pipe.references(rows, given.reference, skip=True, **options)
+    return options
 
 
 def transcriber_of(given: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     """The option of the pipeline for --transcriber, where it is given."""
-    if given.transcriber is not None:
-        from transformers import pipeline
+    if getattr(given, "transcriber", None) is None:
+        return {}
+    from transformers import pipeline
 
-        with _named("--transcriber", given.transcriber):
-            recogniser = pipeline(
-                "automatic-speech-recognition", model=given.transcriber, device=pipe.device,
-                trust_remote_code=False,
-            )  # fmt: skip
-        return {"transcriber": recogniser}
-    return {}
+    with _named("--transcriber", given.transcriber):
+        task = {"task": "automatic-speech-recognition", "model": given.transcriber}
+        made: Any = pipeline(**task, device=pipe.device, trust_remote_code=False)
+    return {"transcriber": made}
 
 
 def _bar(total: int, *, hidden: bool) -> Any:

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
 from mtmm_training.commands.predict_inputs import Input
-from mtmm_training.commands.predict_work import load_pipeline, predict_each, references_of
+from mtmm_training.commands.predict_work import load_pipeline, pipeline_options, predict_each
 from mtmm_training.data.files import write_json
 from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.utterances import DIMENSIONS, RATINGS, Utterance, few
@@ -44,13 +44,12 @@ def score_model(given: argparse.Namespace) -> str:
             f"The model was trained or selected on {few(sorted(heard))}: these scores are too high"
         )
     inputs = [Input.of(u, speakers=True) for u in rows]
-    options = {"batch_size": given.batch_size} | references_of(given, pipe, inputs)
+    options = pipeline_options(given, pipe, inputs)
     answers, failed = [], {}
     for one, answer in predict_each(pipe, inputs, options):
         answers.append(answer)
         if "error" in answer:
             failed[one.name] = answer["error"]
-            tell(f"{one.name}: {answer['error']}")
     rows = [u for u in rows if u.utterance_id not in failed]
     if not rows:
         raise ValueError(f"No row of {given.manifest} can be predicted.")
