@@ -228,7 +228,7 @@ def run_fold(
     splits = select(utterances, fold)
     row_of = {u.utterance_id: row for row, u in enumerate(utterances)}
     rows = {name: np.array([row_of[u.utterance_id] for u in splits[name]]) for name in SPLITS}
-    fitted = Fitted.on(config, baseline, known, utterances, features, rows)
+    fitted = Fitted(config, baseline, known, utterances, features, rows)
     predictions = {name: fitted.predict(features, rows[name]) for name in ("validation", "test")}
     told: dict[str, Any] = {}
     if config.reference != "none":
@@ -267,65 +267,50 @@ def run_fold(
     return results
 
 
-@dataclass(frozen=True)
 class Fitted:
-    """The regressions of a fold.
+    """The regressions of a fold: of each trained output one, on the rows of train and validation.
 
     Args:
-        baseline: The features.
+        config, baseline: The settings.
+        known: Names the outputs that are trained; the labels of others must be absent.
         utterances: Those of all splits.
-        labels: By output, (utterances,); see `label_columns`.
-        regressions: By output.
+        features: Theirs.
+        rows: By split.
+
+    Attributes:
         chosen: By output, layers and strength.
-        config: The run's.
     """
 
-    baseline: Baseline
-    utterances: Sequence[Utterance]
-    labels: dict[str, np.ndarray]
-    regressions: dict[str, Regression]
-    chosen: dict[str, dict[str, Any]]
-    config: TrainConfig
-
-    @classmethod
-    def on(
-        cls,
+    def __init__(
+        self,
         config: TrainConfig,
         baseline: Baseline,
         known: MTMMConfig,
         utterances: Sequence[Utterance],
         features: dict[str, Features],
         rows: dict[str, np.ndarray],
-    ) -> "Fitted":
-        """Fit each trained output on the rows of train and validation.
-
-        Args:
-            config, baseline: The settings.
-            known: Names the outputs that are trained; the labels of others must be absent.
-            utterances: Those of all splits.
-            features: Theirs.
-            rows: By split.
-        """
-        speakers = np.array([u.speaker_id for u in utterances])
-        labels = label_columns(config.emotions, config.dimensions, utterances)
-        seen = shown(config, baseline, features)
-        found, chosen = {}, {}
+    ) -> None:
+        self.config, self.baseline, self.utterances = config, baseline, utterances
+        self.labels = label_columns(config.emotions, config.dimensions, utterances)
+        self.regressions: dict[str, Regression] = {}
+        self.chosen: dict[str, dict[str, Any]] = {}
+        speakers, seen = np.array([u.speaker_id for u in utterances]), self._shown(features)
         for output in known.trained_outputs:
             task = Task(
                 output,
-                labels[output],
+                self.labels[output],
                 config.emotions,
                 balanced=config.class_weights == "balanced",
                 svm=baseline.features == "egemaps",
             )
             own = {name: split[task.known[split]] for name, split in rows.items()}
             inner = inner_splits(config, own["train"], own["validation"], speakers)
-            found[output], chosen[output] = fit_regression(task, seen, list(baseline.layers), inner)
-        return cls(baseline, utterances, labels, found, chosen, config)
+            fitted = fit_regression(task, seen, list(baseline.layers), inner)
+            self.regressions[output], self.chosen[output] = fitted
 
     def predict(self, features: dict[str, Features], rows: np.ndarray) -> Predictions:
         """Predictions for some rows; an output that is not trained is 0 everywhere."""
-        config, seen = self.config, shown(self.config, self.baseline, features)
+        config, seen = self.config, self._shown(features)
         logits = np.zeros((len(rows), len(config.emotions)))
         dimensions = np.zeros((len(rows), len(config.dimensions)))
         for output, regression in self.regressions.items():
@@ -341,16 +326,13 @@ class Fitted:
         made = Predictions(ids, logits, dimensions, labels, values)
         return made.with_votes(own, config.emotions)
 
-
-def shown(
-    config: TrainConfig, baseline: Baseline, features: dict[str, Features]
-) -> dict[str, Features]:
-    """What the regression sees: with references, features have deviations that it may not see."""
-    if config.reference == "none" or baseline.pooling == "mean_std":
-        return features
-    audio = features["audio"]
-    means = audio.values[..., : audio.values.shape[-1] // 2]
-    return features | {"audio": replace(audio, values=means)}
+    def _shown(self, features: dict[str, Features]) -> dict[str, Features]:
+        """What a regression sees: with references, features have deviations that it may not see."""
+        if self.config.reference == "none" or self.baseline.pooling == "mean_std":
+            return features
+        audio = features["audio"]
+        means = audio.values[..., : audio.values.shape[-1] // 2]
+        return features | {"audio": replace(audio, values=means)}
 
 
 # ---- references ---------------------------------------------------------------------------------
