@@ -206,19 +206,15 @@ def write_cross(out: Path) -> str:
         table["trained_on"] == ALL_BUT + table["tested_on"], "all others"
     )
     table = table.assign(line=lines)
-    parts = [f"# {experiment.name}\n"]
+    matrices, of = {}, table["answers"].unique()
     for score in [name for name in COMPARED if name in table and table[name].notna().any()]:
-        parts += matrix_markdown(table, corpora, score)
+        matrices[score] = {name: matrix_rows(table, corpora, name, score) for name in of}
         panels = {name: matrix(table, corpora, name, score) for name in answers}
         path = out / "figures" / f"cross_{score}.png"
         of_runs.plot_matrices(panels, path, texts.title(score))
-    parts.append(
-        "Rows: what it was trained on; columns: what it was tested on, on the diagonal speakers of its "
-        f"own that it has not heard. Brackets: 95 % intervals of {RESAMPLES} draws of speakers. UAR is "
-        "over the emotions that occur in the tested corpus. A reference is made of the tested corpus's "
-        "own recordings, without labels.\n"
+    markdown = texts.render(
+        "cross.md", name=experiment.name, corpora=corpora, matrices=matrices, resamples=RESAMPLES
     )
-    markdown = "\n".join(parts)
     tables.write_text(markdown, out / "cross.md")
     return markdown
 
@@ -268,18 +264,14 @@ def matrix(table: pd.DataFrame, corpora: Sequence[str], answers: str, column: st
     )
 
 
-def matrix_markdown(table: pd.DataFrame, corpora: Sequence[str], score: str) -> list[str]:
-    """The matrices of a score, with intervals."""
-    parts = []
-    columns = [score, f"{score}_low", f"{score}_high"]
-    for answers in table["answers"].unique():
-        sign = "+" if answers == "difference" else ""
-        value, low, high = (
-            matrix(table, corpora, answers, column).map(texts.number, sign=sign)
-            for column in columns
-        )
-        written = value + (" [" + low + ", " + high + "]").where(low != "–", "")
-        lines = [[line, *row] for line, *row in written.itertuples()]
-        header = ["trained on \\ tested on", *corpora]
-        parts += [f"## {texts.title(score)}, {answers}\n", tables.markdown_table(header, lines)]
-    return parts
+def matrix_rows(
+    table: pd.DataFrame, corpora: Sequence[str], answers: str, score: str
+) -> list[list[str]]:
+    """The same as text, a line's name before its cells, with intervals."""
+    sign = "+" if answers == "difference" else ""
+    value, low, high = (
+        matrix(table, corpora, answers, f"{score}{end}").map(texts.number, sign=sign)
+        for end in ("", "_low", "_high")
+    )
+    written = value + (" [" + low + ", " + high + "]").where(low != "–", "")
+    return [[line, *row] for line, *row in written.itertuples()]

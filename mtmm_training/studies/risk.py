@@ -17,9 +17,9 @@ from mtmm_training.data.files import read_json, write_json
 from mtmm_training.pictures.of_runs import plot_risk
 from mtmm_training.scoring.intervals import interval_if_any
 from mtmm_training.scoring.metrics import by_rows
-from mtmm_training.scoring.texts import number
+from mtmm_training.scoring.texts import number, render
 from mtmm_training.studies.experiments import read_experiment
-from mtmm_training.studies.tables import markdown_table, write_csv
+from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run, is_finished
 
 RESAMPLES = 2000
@@ -107,9 +107,7 @@ def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool =
     names = ["name", "split", "min_confidence", "coverage", "risk"]
     write_csv(pd.concat(points)[names], out / "risk.csv")
     plot_risk(curves, marks, out / "risk.png", error)
-    header = ["", "min_confidence", "validation coverage", "risk", "test coverage"]
-    header += ["risk [95 % interval]", "risk of all", "area under the test curve"]
-    return markdown_table(header, table)
+    return render("risk.md", rows=table)
 
 
 def _save(runs: Sequence[Run], least: Sequence[float], error: float) -> None:

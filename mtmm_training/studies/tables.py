@@ -100,12 +100,6 @@ def listed(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(numbers)))
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, a line for each row."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
 def summary_markdown(summary: Mapping[str, Any]) -> str:
     """The tables of one experiment; metrics without any labels are left out."""
     metrics, speakers = summary["metrics"], dict(summary["speakers"])
