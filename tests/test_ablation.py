@@ -14,7 +14,7 @@ from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.studies import ablation
 from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.ablation import is_reference, make_plans, run_ablation, with_variant
-from mtmm_training.studies.protocol import Plan
+from mtmm_training.studies.protocol import Part, Plan
 from mtmm_training.studies.variants import VARIANTS
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import trained_outputs
@@ -127,7 +127,7 @@ def test_shares_of_all_variants_are_run(
 ) -> None:
     begun: list[Plan] = []
     monkeypatch.setattr(ablation, "run_plans", lambda plans, jobs: begun.extend(plans))
-    run_ablation(tmp_path, corpus, ["direct"], share=(1, 3))
+    run_ablation(tmp_path, corpus, ["direct"], Part(share=(1, 3)))
     assert [plan.out.name for plan in begun] == ["full", "direct"]
     assert [plan.chosen for plan in begun] == [[1, 4], [1, 4]]
     assert not (tmp_path / "ablation.md").exists()
@@ -141,7 +141,7 @@ def test_embedded_settings_train_on_what_they_write(
     monkeypatch.setattr(comparison, "RESAMPLES", 100)
     monkeypatch.setattr(train_accelerate, "main", main_without_pictures)
     config = TrainConfig(**ablation.embedded_settings(tmp_path) | {"epochs": 1, "workers": 0})
-    run_ablation(tmp_path, config, ["categories_only"], folds=[0], jobs=2)
+    run_ablation(tmp_path, config, ["categories_only"], Part([0], jobs=2))
     head, _, full, categories = table_lines(capsys.readouterr().out)
     assert "–" not in full
     of_dimensions = [title.startswith("CCC") for title in head]

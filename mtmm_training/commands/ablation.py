@@ -26,5 +26,5 @@ def run(options: argparse.Namespace) -> None:
     if not hasattr(options, "manifest") and not hasattr(options, "corpus"):
         given = vars(options)
         options = argparse.Namespace(**embedded_settings(options.out) | given)
-    config, which = run_flags(options)
-    run_ablation(options.out, config, options.variants or list(VARIANTS), **which)
+    config, part = run_flags(options)
+    run_ablation(options.out, config, options.variants or list(VARIANTS), part)

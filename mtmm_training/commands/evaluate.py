@@ -35,9 +35,7 @@ def add_run_flags(parser: argparse.ArgumentParser, without: Collection[str] = ()
     add_train_flags(parser, only=names, advanced=Advanced)
 
 
-def run_flags(
-    options: argparse.Namespace, *, preset: bool = False
-) -> tuple[TrainConfig, dict[str, Any]]:
+def run_flags(options: argparse.Namespace, *, preset: bool = False) -> tuple[TrainConfig, Any]:
     """The settings of each fold, and which folds run here, from `add_run_flags`.
 
     The protocol, and with `preset` the preset too, follow from the data where they are not given.
@@ -45,10 +43,11 @@ def run_flags(
     if options.jobs > 1 and not hasattr(options, "workers"):
         options.workers = 0  # a core for decoding would be one that another fold uses
     given = {name: value for name, value in vars(options).items() if name not in OF_ONE_FOLD}
-    which = {name: given[name] for name in ("folds", "share", "jobs")}
+    from mtmm_training.studies.protocol import Part
     from mtmm_training.training.choice import settled  # reads recordings
 
-    return settled(argparse.Namespace(**given), preset=preset), which
+    part = Part(options.folds, options.share, options.jobs)
+    return settled(argparse.Namespace(**given), preset=preset), part
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -59,8 +58,7 @@ def _run(options: argparse.Namespace) -> None:
     """
     from mtmm_training.studies.protocol import run_protocol
 
-    config, which = run_flags(options, preset=True)
-    run_protocol(options.out, config, **which)
+    run_protocol(options.out, *run_flags(options, preset=True))
 
 
 def _cross(options: argparse.Namespace) -> None:
@@ -75,8 +73,8 @@ def _cross(options: argparse.Namespace) -> None:
 
     if not hasattr(options, "protocol"):
         options.protocol, options.k = "grouped", getattr(options, "k", 5)
-    config, which = run_flags(options)
-    run_cross(options.out, config, options.corpora, leave_one_out=options.leave_one_out, **which)
+    config, part = run_flags(options)
+    run_cross(options.out, config, options.corpora, part, leave_one_out=options.leave_one_out)
 
 
 def _table(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from mtmm_training.data.files import write_json
 from mtmm_training.scoring.texts import render, title
 from mtmm_training.studies.compare import compare, draw_intervals, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
-from mtmm_training.studies.protocol import Plan, make_plan, run_plans, uses_cache
+from mtmm_training.studies.protocol import Part, Plan, make_plan, run_plans, uses_cache
 from mtmm_training.studies.tables import write_tables, write_text
 from mtmm_training.studies.variants import REFERENCE, VARIANTS, Variant
 from mtmm_training.training.config import TrainConfig
@@ -44,25 +44,17 @@ def embedded_settings(out: Path) -> dict[str, Any]:
     return EMBEDDED_RECIPE | places | {"audio_encoder": str(audio), "text_encoder": str(text)}
 
 
-def run_ablation(
-    out: Path,
-    config: TrainConfig,
-    variants: Sequence[str] = tuple(VARIANTS),
-    *,
-    folds: Collection[int] | None = None,
-    share: tuple[int, int] = (0, 1),
-    jobs: int = 1,
-) -> None:
+def run_ablation(out: Path, config: TrainConfig, variants: Sequence[str], part: Part) -> None:
     """Trains what is missing of the reference and the variants; prints the table once all is there.
 
     Args:
         out: the folder of the experiments, and of ablation.md, ablation.json and figures/.
         config: the settings of the reference.
         variants: names from `VARIANTS`.
-        folds, share, jobs: as of `run_protocol`.
+        part: the folds.
     """
-    plans = make_plans(out, config, variants, folds)
-    run_plans([plan.of_share(share) for plan in plans.values()], jobs)
+    plans = make_plans(out, config, variants, part.folds)
+    run_plans([plan.of_share(part.share) for plan in plans.values()], part.jobs)
     if any(plan.unfinished() for plan in plans.values()):
         print("This share is done; the table comes with the command whose share is the last.")
         return

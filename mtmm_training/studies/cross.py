@@ -22,7 +22,7 @@ from mtmm_training.scoring.intervals import interval_if_any
 from mtmm_training.scoring.metrics import by_rows, difference
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import Experiment, read_experiment
-from mtmm_training.studies.protocol import Plan, chosen_folds, run_plans
+from mtmm_training.studies.protocol import Part, Plan, chosen_folds, run_plans
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import planned
@@ -35,11 +35,9 @@ def run_cross(
     out: Path,
     config: TrainConfig,
     corpora: Sequence[str],
+    part: Part,
     *,
     leave_one_out: bool = False,
-    folds: Collection[int] | None = None,
-    share: tuple[int, int] = (0, 1),
-    jobs: int = 1,
 ) -> None:
     """Trains what is missing; writes and prints the matrix once all is there.
 
@@ -47,15 +45,15 @@ def run_cross(
         out: the experiment's folder.
         config: the settings of each training; the first fold of its protocol splits each corpus.
         corpora: manifests as NAME=PATH or PATH, see `named`.
+        part: the folds, which are the corpora in their order.
         leave_one_out: also train on all corpora but one, and test on that.
-        folds, share, jobs: as of `run_protocol`; the folds are the corpora in their order.
 
     Raises:
         ValueError: a corpus or a setting is not as it should be.
         RuntimeError: a training failed.
     """
-    plan = make_plan(out, config, corpora, leave_one_out, folds)
-    run_plans([plan.of_share(share)], jobs)
+    plan = make_plan(out, config, corpora, leave_one_out, part.folds)
+    run_plans([plan.of_share(part.share)], part.jobs)
     if missing := plan.unfinished():
         left = ", ".join(plan.folds[index].name for index in missing)
         print(f"This share is done; not trained yet: {left}. The same command goes on.")

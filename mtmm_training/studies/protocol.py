@@ -27,6 +27,21 @@ from mtmm_training.training.run import Run, is_finished
 
 
 @dataclass(frozen=True)
+class Part:
+    """What of an experiment a call trains.
+
+    Args:
+        folds: indices of the folds, from 0; all if None.
+        share: of these, of machine I of N as (I, N) those whose index divided by N leaves I.
+        jobs: so many folds run at once.
+    """
+
+    folds: Collection[int] | None = None
+    share: tuple[int, int] = (0, 1)
+    jobs: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """An experiment that may run: its settings and folds are checked.
 
@@ -45,7 +60,7 @@ class Plan:
     chosen: list[int]
 
     def of_share(self, share: tuple[int, int]) -> "Plan":
-        """The folds of machine I of N, as (I, N): those whose index divided by N leaves I."""
+        """The folds of machine I of N, see `Part`."""
         part, parts = share
         return replace(self, chosen=[fold for fold in self.chosen if fold % parts == part])
 
@@ -117,23 +132,15 @@ def chosen_folds(folds: Sequence[Fold], wanted: Collection[int] | None) -> list[
     return indices
 
 
-def run_protocol(
-    out: Path,
-    config: TrainConfig,
-    *,
-    folds: Collection[int] | None = None,
-    share: tuple[int, int] = (0, 1),
-    jobs: int = 1,
-) -> None:
+def run_protocol(out: Path, config: TrainConfig, part: Part) -> None:
     """Trains the folds that are missing; writes and prints the tables once all are there.
 
     Args:
-        out, config, folds: as of `make_plan`.
-        share: this machine's, as of `Plan.of_share`.
-        jobs: so many folds run at once.
+        out, config: as of `make_plan`.
+        part: the folds.
     """
-    plan = make_plan(out, config, folds)
-    run_plans([plan.of_share(share)], jobs)
+    plan = make_plan(out, config, part.folds)
+    run_plans([plan.of_share(part.share)], part.jobs)
     if missing := plan.unfinished():
         print(
             f"This share is done; folds {listed(missing)} are not. When they are: "
