@@ -34,6 +34,7 @@ from mtmm_training.batches.opinions import drop_votes
 from mtmm_training.data import hub
 from mtmm_training.scoring.metrics import selection_score
 from mtmm_training.scoring.predictions import calibrated_scores, predict
+from mtmm_training.scoring.texts import say
 from mtmm_training.training import faults, launch, report
 from mtmm_training.training.choice import settled
 from mtmm_training.training.completion import complete
@@ -78,7 +79,7 @@ def train(job: Job) -> None:
     batches = job.loaders["train"].batch_sampler
     if progress.total_steps == 0:  # a broken set-up fails in seconds
         loader, ids = job.loaders["validation"], job.data.ids("validation")
-        predict(job.model, islice(loader, 2), ids, accelerator, max_batches=2)
+        predict(job.model, islice(loader, 2), ids, accelerator, whole=False)
     accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
     job.stop.training = True
     for epoch in range(progress.epoch, config.epochs):
@@ -210,16 +211,13 @@ def finish(job: Job) -> None:
     rated = job.model_config.rated_dimensions
     model = best_model(config, data.outputs, rated, job.checkpoints, adapter)
     model = model.to(accelerator.device)
-    answers = complete(job, model)
+    predictions, told = complete(job, model)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return
     model.config.training_data = report.training_data(
         data.splits["train"], model.config.training_data if config.model else None
     )
-    predictions = {"validation": answers.validation, "test": answers.test}
-    if answers.without_reference is not None:
-        predictions["test_without_reference"] = answers.without_reference
     # Sets the temperature.
     scores = calibrated_scores(predictions, data.splits["test"], model.config, config.group_by)
     results = {
@@ -234,7 +232,7 @@ def finish(job: Job) -> None:
         "best_epoch": progress.best_epoch,
         "select_by": config.select_by,
         **scores,
-        **answers.told,
+        **told,
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
@@ -244,7 +242,7 @@ def finish(job: Job) -> None:
     }
     report.write_run(job.out, model, job.processor, results, predictions, data)
     job.checkpoints.delete()
-    report.print_test(results, job.out)
+    say("tested.txt", results=results, out=job.out, metric_parts=report.metric_parts)
 
 
 def main(words: Sequence[str] | None = None) -> int:

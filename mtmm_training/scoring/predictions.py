@@ -208,7 +208,7 @@ def predict(
     loader: Iterable[dict[str, Any]],
     utterance_ids: Sequence[str],
     accelerator: Accelerator,
-    max_batches: int | None = None,
+    whole: bool = True,
     given: dict[str, dict[str, torch.Tensor]] | None = None,
 ) -> Predictions:
     """Run a model over a loader, every process its share, and put the rows in order.
@@ -216,9 +216,9 @@ def predict(
     Args:
         model: Prepared by `accelerator`, or not; left in eval mode.
         loader: Batches with labels and `utterance_ids`.
-        utterance_ids: The split's, in order; all must come, unless `max_batches` is given.
+        utterance_ids: The split's, in order.
         accelerator: Gathers the shares.
-        max_batches: Stop after so many.
+        whole: Whether all of them must come.
         given: By utterance id, further arguments of `forward`: the references.
 
     Raises:
@@ -226,9 +226,7 @@ def predict(
     """
     model.eval()
     rows: list[tuple[Any, ...]] = []
-    for number, batch in enumerate(loader):
-        if number == max_batches:
-            break
+    for batch in loader:
         ids = batch.pop("utterance_ids")
         if given:
             own = [given[i] for i in ids]
@@ -251,7 +249,7 @@ def predict(
             f"{', '.join(infinite[:3])}; lower --learning_rate, or take --mixed_precision bf16 or no."
         )
     by_id = {row[0]: row for row in rows}
-    if len(by_id) != len(rows) or (max_batches is None and set(by_id) != set(utterance_ids)):
+    if len(by_id) != len(rows) or (whole and set(by_id) != set(utterance_ids)):
         raise RuntimeError(
             f"{len(rows)} predictions of {len(by_id)} utterances came for a split of "
             f"{len(utterance_ids)}; each must come exactly once."
@@ -259,11 +257,8 @@ def predict(
     ordered = [by_id[i] for i in utterance_ids if i in by_id]
     ids, *arrays = zip(*ordered, strict=True)
     stacked = [np.stack(column) for column in arrays]
-    deviations = stacked[4] if len(stacked) > 4 else None
-    logits, dimensions, emotion_labels, dimension_labels = stacked[:4]
-    return Predictions(
-        list(ids), logits, dimensions, emotion_labels, dimension_labels, deviations=deviations
-    )
+    deviations = stacked.pop() if len(stacked) > 4 else None
+    return Predictions(list(ids), *stacked, deviations=deviations)
 
 
 def write_predictions(

@@ -36,6 +36,11 @@ def render(template: str, **values: Any) -> str:
     return f"{_TEMPLATES.get_template(template).render(**values).rstrip()}\n"
 
 
+def say(template: str, **values: Any) -> None:
+    """Prints the same."""
+    print(render(template, **values), end="", flush=True)
+
+
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     undefined=StrictUndefined,

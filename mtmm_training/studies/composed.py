@@ -29,7 +29,7 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_answers import draw_timeline
 from mtmm_training.pictures.style import save
 from mtmm_training.scoring.metrics import confusion, unweighted_average_recall, weighted_accuracy
-from mtmm_training.scoring.texts import render
+from mtmm_training.scoring.texts import say
 from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
 from timeline_mtmm import WINDOW_S
@@ -212,7 +212,7 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
     title = f"{seconds / 60:g} minutes in {len(truth)} blocks of one emotion each"
     write_answer(result, truth, predict, title, out / "timeline")
     told = {"seconds": seconds, "took_s": took_s, "peak": peak, "shifts": SHIFTS, "out": out}
-    print(render("hour.txt", windows=windows, scores=scores, emotions=emotions, **told), end="")
+    say("hour.txt", windows=windows, scores=scores, emotions=emotions, **told)
 
 
 # ---- a call ------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ often that is so for speakers that nothing was chosen by.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,29 +36,17 @@ class _Pooled(Exception):
     """Ends a forward pass once its states are pooled: fusion and heads are not asked."""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers of a finished model.
-
-    Args:
-        validation, test: Its predictions.
-        without_reference: Those of the test split without references; None where none are used.
-        told: What was fitted, for results.json.
-    """
-
-    validation: Predictions
-    test: Predictions
-    without_reference: Predictions | None
-    told: dict[str, Any]
-
-
 @torch.no_grad()
-def complete(job: Job, model: MTMMModel) -> Answers:
+def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[str, Any]]:
     """Fit what the flags ask for beside the trained fusion, and predict both splits.
 
     Args:
         job: What was trained.
         model: The best epoch; gets the linear path and the statistics for references.
+
+    Returns:
+        Predictions of "validation", of "test" and, where references are used, of
+        "test_without_reference"; and what was fitted, for results.json.
     """
     config, data = job.config, job.data
     references = None if job.references is None else job.references.give_to(model)
@@ -87,11 +74,12 @@ def complete(job: Job, model: MTMMModel) -> Answers:
         test = answer("test")
     told["unfamiliar"]["test"] = unfamiliar_shares(model, rows)
     if references is None:
-        return Answers(validation, test, None, told)
+        return {"validation": validation, "test": test}, told
     calibrate(model.config, validation)
     given = references.given(data.splits["test"], test, config.reference)
     told["reference"] |= references.describe(data.splits["test"])
-    return Answers(validation, answer("test", given), test, told)
+    predictions = {"validation": validation, "test": answer("test", given)}
+    return predictions | {"test_without_reference": test}, told
 
 
 # ---- unfamiliar inputs --------------------------------------------------------------------------

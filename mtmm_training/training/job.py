@@ -27,6 +27,7 @@ from mtmm_training.batches.collate import (
 from mtmm_training.batches.opinions import Opinions
 from mtmm_training.batches.sampler import LengthBatches, frame_lengths
 from mtmm_training.data.files import write_json
+from mtmm_training.scoring.texts import say
 from mtmm_training.training import launch, places, report
 from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
@@ -104,7 +105,6 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     references = References.fitted(config, plain, loaders["train"], data.splits["train"])
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
-    padding = train.padding_share()
 
     if config.compile:  # only now: training from the cache never enters the encoders
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
@@ -119,7 +119,9 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     accelerator.register_for_checkpointing(schedule, progress)
     checkpoints = Checkpoints(out / "checkpoints", accelerator, model, config.keep_checkpoints)
     if accelerator.is_main_process:
-        report.print_summary(config, data, parameters, accelerator, sum(steps), padding)
+        told = {"data": data, "parameters": parameters, "accelerator": accelerator}
+        told |= {"steps": sum(steps), "padding": train.padding_share()}
+        say("fold.txt", config=config, **told)
     settings = data.settings | report.versions()
     settings |= {"processes": accelerator.num_processes, "cached states": cached}
     record, flags = out / SETTINGS_FILE, {"flags": places.written(dataclasses.asdict(config), out)}

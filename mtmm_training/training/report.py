@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from configuration_mtmm import MTMMConfig
@@ -18,7 +17,6 @@ from mtmm_training.data.files import write_json, writing
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring.predictions import Predictions, write_predictions
-from mtmm_training.scoring.texts import render
 from mtmm_training.training.adapters import FAMILIARITY_FILE
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.prepare import FoldData
@@ -108,28 +106,6 @@ def draw_test(
         )
 
 
-def print_summary(
-    config: TrainConfig,
-    data: FoldData,
-    parameters: dict[str, tuple[int, int]],
-    accelerator: Accelerator,
-    steps: int,
-    padding: float,
-) -> None:
-    """Print everything that follows from the settings, before the first step.
-
-    Args:
-        config: The settings.
-        data: The fold's utterances.
-        parameters: What `parameter_counts` says.
-        accelerator: The accelerator of this launch.
-        steps: In all epochs.
-        padding: Share of padding in the first epoch's frames, 0 to 1.
-    """
-    told = {"config": config, "data": data, "parameters": parameters, "accelerator": accelerator}
-    print(render("fold.txt", **told, steps=steps, padding=padding), end="", flush=True)
-
-
 def epoch_line(config: TrainConfig, epoch: dict[str, Any], best: bool) -> str:
     """One line: losses and validation metrics."""
     metrics = epoch["validation"]
@@ -144,12 +120,6 @@ def metric_parts(metrics: dict[str, Any]) -> list[str]:
     return parts + [
         f"CCC {name} {ccc:.3f}" for name, ccc in metrics["CCC"].items() if ccc is not None
     ]
-
-
-def print_test(results: dict[str, Any], out: Path) -> None:
-    """Print the test metrics, those of each corpus, and where the results are."""
-    text = render("tested.txt", results=results, out=out, metric_parts=metric_parts)
-    print(text, end="", flush=True)
 
 
 def tracked(epoch: dict[str, Any]) -> dict[str, float]:
