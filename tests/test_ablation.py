@@ -14,6 +14,7 @@ from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.studies import ablation
 from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.ablation import is_reference, make_plans, run_ablation, with_variant
+from mtmm_training.studies.embedded_demo import embedded_settings
 from mtmm_training.studies.protocol import Part, Plan
 from mtmm_training.studies.variants import VARIANTS
 from mtmm_training.training.config import TrainConfig
@@ -137,10 +138,10 @@ def test_embedded_settings_train_on_what_they_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The study once in earnest: one fold, the reference and one task alone."""
-    monkeypatch.setattr(ablation, "EMBEDDED_UTTERANCES", 60)
     monkeypatch.setattr(comparison, "RESAMPLES", 100)
     monkeypatch.setattr(train_accelerate, "main", main_without_pictures)
-    config = TrainConfig(**ablation.embedded_settings(tmp_path) | {"epochs": 1, "workers": 0})
+    recipe = embedded_settings(tmp_path, 60) | ablation.EMBEDDED_RECIPE
+    config = TrainConfig(**recipe | {"epochs": 1, "workers": 0})
     run_ablation(tmp_path, config, ["categories_only"], Part([0], jobs=2))
     head, _, full, categories = table_lines(capsys.readouterr().out)
     assert "–" not in full

@@ -21,10 +21,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Trains what is missing; prints the table."""
-    from mtmm_training.studies.ablation import embedded_settings, run_ablation
+    from mtmm_training.studies import ablation
+    from mtmm_training.studies.embedded_demo import embedded_settings
 
     if not hasattr(options, "manifest") and not hasattr(options, "corpus"):
-        given = vars(options)
-        options = argparse.Namespace(**embedded_settings(options.out) | given)
+        embedded = embedded_settings(options.out, ablation.EMBEDDED_UTTERANCES)
+        recipe = embedded | ablation.EMBEDDED_RECIPE
+        options = argparse.Namespace(**recipe | vars(options))
     config, part = run_flags(options)
-    run_ablation(options.out, config, options.variants or list(VARIANTS), part)
+    ablation.run_ablation(options.out, config, options.variants or list(VARIANTS), part)

@@ -8,10 +8,8 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.data.corpora.synthetic import MODEL_CONFIG, write_corpus, write_encoders
 from mtmm_training.data.files import write_json
 from mtmm_training.scoring.texts import render, title
 from mtmm_training.studies.compare import compare, draw_intervals, notes
@@ -23,25 +21,7 @@ from mtmm_training.training.config import TrainConfig
 
 # On the embedded corpus every speaker is tested once, which an interval over speakers needs.
 EMBEDDED_UTTERANCES = 500
-EMBEDDED_RECIPE = {
-    "protocol": "grouped",
-    "k": 3,
-    "batch_size": 8,
-    "epochs": 10,
-    "learning_rate": 1e-3,
-    "encoder_learning_rate": 1e-3,
-    "rmm_start": 0.5,
-    "tracker": "none",
-    "model_config": json.dumps(MODEL_CONFIG),
-}
-
-
-def embedded_settings(out: Path) -> dict[str, Any]:
-    """Writes the embedded corpus and its untrained encoders; the settings that train on them."""
-    write_corpus(out / "corpus", utterances=EMBEDDED_UTTERANCES)
-    audio, text = write_encoders(out / "encoders")
-    places = {"manifest": [str(out / "corpus" / "manifest.csv")]}
-    return EMBEDDED_RECIPE | places | {"audio_encoder": str(audio), "text_encoder": str(text)}
+EMBEDDED_RECIPE = {"protocol": "grouped", "k": 3, "batch_size": 8, "epochs": 10, "tracker": "none"}
 
 
 def run_ablation(out: Path, config: TrainConfig, variants: Sequence[str], part: Part) -> None:

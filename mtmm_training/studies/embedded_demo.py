@@ -21,7 +21,7 @@ from mtmm_training.data.corpora.synthetic import (
     write_encoders,
 )
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.scoring.texts import render
+from mtmm_training.scoring.texts import say
 from mtmm_training.studies.processes import Process
 from mtmm_training.studies.protocol import training_flags
 from mtmm_training.training.config import TrainConfig
@@ -30,16 +30,12 @@ from mtmm_training.training.run import Run
 MODELS = {"fused": ["audio", "text"], "audio only": ["audio"], "text only": ["text"]}
 
 RUN_FILES = ("results.json", "checkpoints", ".lock")  # a run, begun or finished, has one of these
-RECIPE = TrainConfig(
-    protocol="speaker",
-    fold=8,
-    batch_size=16,
-    epochs=6,
-    learning_rate=1e-3,
-    encoder_learning_rate=1e-3,
-    rmm_start=0.5,
-    model_config=json.dumps(MODEL_CONFIG),
-)
+RECIPE = {  # of whatever trains on the embedded corpus
+    "learning_rate": 1e-3,
+    "encoder_learning_rate": 1e-3,
+    "rmm_start": 0.5,
+    "model_config": json.dumps(MODEL_CONFIG),
+}
 
 # What a user of a published model writes; run with `python -I` in another folder.
 PREDICT = """
@@ -50,6 +46,14 @@ predict = pipeline(model=sys.argv[1], trust_remote_code=True)
 for utterance in json.loads(sys.argv[2]):
     print(json.dumps({"input": utterance, "output": predict(utterance)}))
 """
+
+
+def embedded_settings(folder: Path, utterances: int = 1200) -> dict[str, Any]:
+    """Writes the embedded corpus and its untrained encoders; the settings that train on them."""
+    write_corpus(folder / "corpus", utterances=utterances)
+    audio, text = write_encoders(folder / "encoders")
+    places = {"manifest": [str(folder / "corpus" / "manifest.csv")]}
+    return RECIPE | places | {"audio_encoder": str(audio), "text_encoder": str(text)}
 
 
 def run_demo(folder: Path) -> None:
@@ -76,13 +80,8 @@ def run_demo(folder: Path) -> None:
         f"corpus: about an hour of artificial speech, with sentences, into {folder / 'corpus'}",
         flush=True,
     )
-    write_corpus(folder / "corpus")
-    audio, text = write_encoders(folder / "encoders")
-    recipe = replace(
-        RECIPE,
-        manifest=[str(folder / "corpus" / "manifest.csv")],
-        audio_encoder=str(audio),
-        text_encoder=str(text),
+    recipe = TrainConfig(
+        **embedded_settings(folder), protocol="speaker", fold=8, batch_size=16, epochs=6
     )
     results = {}
     for name, modalities in MODELS.items():
@@ -99,7 +98,7 @@ def run_demo(folder: Path) -> None:
     predicted = predict_in_isolation(folder / "fused" / "model", chosen)
     pairs, took_s = list(zip(chosen, predicted, strict=True)), time.time() - began
     told = {"results": results, "predicted": pairs, "took_s": took_s, "folder": folder}
-    print(render("demo.txt", **told), end="")
+    say("demo.txt", **told)
 
 
 def predict_in_isolation(model: Path, utterances: list[Utterance]) -> list[dict[str, Any]]:
