@@ -196,7 +196,7 @@ def calibration_bins(
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
     """
-    shares, probabilities = _with_shares(labels, probabilities)
+    shares, probabilities = with_shares(labels, probabilities)
     top = probabilities.max(axis=1)
     right = shares[np.arange(len(top)), probabilities.argmax(axis=1)]
     index = np.searchsorted(np.arange(1, bins) / bins, top)
@@ -247,7 +247,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     Source:
         Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2.
     """
-    shares, logits = _with_shares(labels, np.asarray(logits, dtype=np.float64))
+    shares, logits = with_shares(labels, np.asarray(logits, dtype=np.float64))
     if not shares.size:
         return 1.0
 
@@ -338,8 +338,13 @@ def _with_emotion(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np
     return labels[present].astype(int), outputs[present]
 
 
-def _with_shares(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """The same with shares of listeners in the place of labels; a label is all of them."""
+def with_shares(labels: ArrayLike, outputs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Utterances with a label, as (utterances, emotions) shares of listeners, and their `outputs`.
+
+    Args:
+        labels: as of `calibration_bins`; a label is all of the listeners.
+        outputs: (utterances, ...).
+    """
     labels, outputs = np.asarray(labels), np.asarray(outputs)
     if labels.ndim == 1:
         labels, outputs = _with_emotion(labels, outputs)

@@ -19,6 +19,7 @@ from mtmm_training.scoring.metrics import (
     concordance_correlation,
     expected_calibration_error,
     or_none,
+    with_shares,
 )
 
 RESAMPLES = 1000  # of the spread's correlation
@@ -41,20 +42,18 @@ def jensen_shannon(probabilities: ArrayLike, votes: np.ndarray) -> float:
 
     Source: Lin, "Divergence measures based on the Shannon entropy", 1991.
     """
-    probabilities, there = np.asarray(probabilities), ~np.isnan(votes[:, 0])
-    if not there.any():
+    votes, probabilities = with_shares(votes, probabilities)
+    if not len(votes):
         return np.nan
-    distances = jensenshannon(probabilities[there], shares_of(votes[there]), base=2, axis=1)
+    distances = jensenshannon(probabilities, shares_of(votes), base=2, axis=1)
     return float(np.mean(np.nan_to_num(distances) ** 2))  # NaN: a root of a rounding error below 0
 
 
 def soft_cross_entropy(probabilities: ArrayLike, votes: np.ndarray) -> float:
     """The mean of −Σ share · log probability, in nats; NaN without votes."""
-    probabilities, there = np.asarray(probabilities), ~np.isnan(votes[:, 0])
-    if not there.any():
-        return np.nan
-    logs = np.log(np.maximum(probabilities[there], np.finfo(np.float64).tiny))
-    return float(-(shares_of(votes[there]) * logs).sum(1).mean())
+    votes, probabilities = with_shares(votes, probabilities)
+    logs = np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))
+    return float(-(shares_of(votes) * logs).sum(1).mean()) if len(votes) else np.nan
 
 
 VOTE_SCORES = {
