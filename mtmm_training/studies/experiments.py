@@ -146,13 +146,10 @@ class Experiment:
         speakers = self.rows["speaker"].to_numpy(str)
         found = {}
         for column, values in self.groups.items():
-            counted = {
-                value: {"utterances": int(own.sum()), "speakers": len(set(speakers[own]))}
-                for value in sorted(set(values.tolist()) - {""})
-                for own in [values == value]
-            }
-            scored = groups.by_value(scores, values)
-            shown = {value: counts | scored[value] for value, counts in counted.items()}
+            shown: dict[str, dict[str, Any]] = {}
+            for value, scored in groups.by_value(scores, values).items():
+                own = speakers[values == value]
+                shown[value] = {"utterances": len(own), "speakers": len(set(own))} | scored
             found[column] = {"values": shown, "gaps": groups.gaps(scores, values, speakers)}
         return found
 
@@ -273,6 +270,9 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
         speakers[name] = mean_and_sd(present) | extremes | {"by_speaker": by_speaker}
     runs = {fold: run.results for fold, run in experiment.runs.items()}
+    unfamiliar = [run.get("unfamiliar", {}).get("test", {}) for run in runs.values()]
+    ceilings, spreads = ([run.get(name, {}) for run in runs.values()]
+                         for name in ("listener_ceiling", "raters_spread"))  # fmt: skip
     return {
         "experiment": experiment.name,
         "folds": {fold: results["fold"] for fold, results in runs.items()},
@@ -284,13 +284,9 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "recall": recall,
         "speakers": speakers,
         "groups": experiment.of_groups(),
-        "listener_ceiling": _mean_by_name(
-            [run.get("listener_ceiling", {}) for run in runs.values()]
-        ),
-        "raters_spread": _mean_by_name([run.get("raters_spread", {}) for run in runs.values()]),
-        "unfamiliar": _mean_by_name(
-            [r.get("unfamiliar", {}).get("test", {}) for r in runs.values()]
-        ),
+        "listener_ceiling": _mean_by_name(ceilings),
+        "raters_spread": _mean_by_name(spreads),
+        "unfamiliar": _mean_by_name(unfamiliar),
         "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }
 
