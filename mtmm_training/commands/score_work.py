@@ -58,8 +58,17 @@ def score_model(given: argparse.Namespace) -> str:
     found = scores_of(predictions, rows, config, given.group_by)
     found |= {"model": given.model, "manifest": given.manifest, "failed": failed}
     text = as_markdown(found, config)
-    if given.out is not None:
-        write_scores(given.out, text, found, predictions, rows, config, given.group_by)
+    if given.out is None:
+        return text
+    path, figures = given.out / "predictions.csv", given.out / "figures"
+    write_predictions(path, {"test": predictions}, rows, config, given.group_by)
+    heading = f"{len(rows)} utterances of {Path(given.manifest).name}"
+    draw_test(figures, config, found["metrics"], predictions, heading)
+    if (predictions.emotion_labels != metrics.ABSENT_EMOTION).any():
+        shares = {"this table": softmax(predictions.emotion_logits / config.temperature, axis=1)}
+        of_runs.plot_reliability(shares, predictions.emotion_labels, figures / "reliability.png")
+    write_text(text, given.out / "table.md")
+    write_json(found, given.out / "scores.json")
     return text
 
 
@@ -162,25 +171,3 @@ def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
 def _of(own: Mapping[str, Any], name: str) -> float | None:
     kind, _, column = name.partition("_")
     return own[kind][column] if column else own[kind]
-
-
-def write_scores(
-    out: Path,
-    text: str,
-    found: Mapping[str, Any],
-    predictions: Predictions,
-    rows: Sequence[Utterance],
-    config: MTMMConfig,
-    group_by: Sequence[str] | None,
-) -> None:
-    """Tables, numbers, every prediction and pictures."""
-    write_predictions(out / "predictions.csv", {"test": predictions}, rows, config, group_by)
-    heading = f"{len(rows)} utterances of {Path(str(found['manifest'])).name}"
-    draw_test(out / "figures", config, found["metrics"], predictions, heading)
-    labelled = predictions.emotion_labels != metrics.ABSENT_EMOTION
-    if labelled.any():
-        shares = softmax(predictions.emotion_logits / config.temperature, axis=1)
-        path = out / "figures" / "reliability.png"
-        of_runs.plot_reliability({"this table": shares}, predictions.emotion_labels, path)
-    write_text(text, out / "table.md")
-    write_json(dict(found), out / "scores.json")

@@ -81,11 +81,8 @@ class EmbeddingModel:
 def rows_of(inputs: Iterable[Any]) -> Iterator[Any]:
     """Inputs of the pipeline, one by one: a string is a sentence."""
     for one in inputs:
-        columns = (
-            {name: one[name] for name in ("audio", "text") if name in one}
-            if (isinstance(one, Mapping))
-            else {}
-        )
+        given = one if isinstance(one, Mapping) else {}
+        columns = {name: given[name] for name in ("audio", "text") if name in given}
         if isinstance(one, str):
             yield {"text": one}
         elif columns and all(isinstance(column, (list, tuple)) for column in columns.values()):

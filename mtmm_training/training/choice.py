@@ -38,7 +38,8 @@ def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
     if goes_on or not named or not (folds_open or preset_open):
         return config
     config.check()
-    utterances = _read(config.resolve())
+    with unlogged():  # what there is to say of them is said when they are used
+        utterances = read_named(config.resolve())
     said = []
     if folds_open:
         options.protocol, k, why = protocol_of(utterances, config.k)
@@ -51,12 +52,6 @@ def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
     if os.environ.get("RANK", "0") == "0":
         print(*said, sep="\n", flush=True)
     return from_options(options)
-
-
-def _read(config: TrainConfig) -> list[Utterance]:
-    """The utterances that the flags name; what there is to say of them is said when they are used."""
-    with unlogged():
-        return read_named(config)
 
 
 def protocol_of(utterances: Sequence[Utterance], k: int | None) -> tuple[str, int | None, str]:

@@ -7,6 +7,7 @@ work on the machine each meeting waits for the slowest.
 import os
 import time
 from collections.abc import Callable
+from timeit import timeit
 
 import torch
 from accelerate import Accelerator
@@ -72,17 +73,11 @@ def choose_threads(work: Callable[[], object]) -> int:
     for number in candidates:
         torch.set_num_threads(number)
         work()  # the first one starts the threads
-        fastest[number] = min(_seconds(work) for _ in range(2))
+        fastest[number] = min(timeit(work, number=1) for _ in range(2))
         until = time.monotonic() + TRIAL_S / len(candidates)
         while time.monotonic() < until:
-            fastest[number] = min(fastest[number], _seconds(work))
+            fastest[number] = min(fastest[number], timeit(work, number=1))
     # More threads must be worth it: they are taken from others, and what is free now may not stay so.
     chosen = min(candidates, key=lambda number: fastest[number] * (1.0 if number == 1 else 1.1))
     torch.set_num_threads(chosen)
     return chosen
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
