@@ -562,6 +562,7 @@ def test_killed_worker_ends_the_run_which_can_go_on(
     flags += ["--cache_dir", "off"]
     process = start([*flags, "--workers", "1"])
     wait_for(tmp_path / "out" / "checkpoints" / "step-000000001", process)
+    assert process.pid is not None
     while process.runs():
         for pid in workers_of(process.pid):
             os.kill(pid, signal.SIGKILL)

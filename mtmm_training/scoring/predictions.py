@@ -93,7 +93,8 @@ class Predictions:
             shares = softmax(self.emotion_logits / temperature, axis=1)
             told |= votes.vote_metrics(shares, self.votes)
         outputs = self.emotion_logits, self.dimensions, self.emotion_labels, self.dimension_labels
-        losses = multi_task_loss(config, *map(torch.from_numpy, outputs))
+        logits, dimensions, labels, rated = map(torch.from_numpy, outputs)
+        losses = multi_task_loss(config, logits, dimensions, labels, rated)
         return {"loss": float(sum(losses))} | told
 
     def targets(self) -> np.ndarray:
@@ -258,7 +259,8 @@ def predict(
     ids, *arrays = zip(*ordered, strict=True)
     stacked = [np.stack(column) for column in arrays]
     deviations = stacked.pop() if len(stacked) > 4 else None
-    return Predictions(list(ids), *stacked, deviations=deviations)
+    logits, dimensions, labels, rated = stacked
+    return Predictions(list(ids), logits, dimensions, labels, rated, deviations=deviations)
 
 
 def write_predictions(
