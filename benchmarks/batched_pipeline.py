@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from transformers import DebertaV2Tokenizer, Wav2Vec2FeatureExtractor
 
-from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from modeling_mtmm import MTMMPipeline, MTMMProcessor
 
 TARGET, TOLERANCE = 2.0, 1e-4
 RATE = 16000
@@ -32,12 +31,9 @@ MODALITIES = {"both": ("audio", "text"), "audio": ("audio",), "text": ("text",)}
 
 def main() -> None:
     parser = common.make_parser(__doc__, rounds=5, batch_size=16)
-    parser.add_argument(
-        "--modalities", nargs="+", choices=list(MODALITIES), default=list(MODALITIES)
-    )
+    parser.add_argument("--modalities", nargs="+", choices=[*MODALITIES], default=[*MODALITIES])
     add_encoders(parser)
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     predict = make_pipeline(arguments, device)
     inputs = make_inputs(20 if arguments.quick else 64, predict.processor.longest_audio_s())
     seconds = sum(len(given["audio"]) for given in inputs) / RATE
@@ -47,9 +43,8 @@ def main() -> None:
         given = [{name: each[name] for name in (*names, "sampling_rate")} for each in inputs]
         answers = compare(" and ".join(names), predict, given, common.Stopwatch(device), arguments)
     if device.type != "cpu":  # the last of them
-        predict.model.to("cpu")
-        predict.device = torch.device("cpu")
-        largest = np.abs(numbers(answers) - numbers(predict(given))).max()
+        on_cpu = MTMMPipeline(model=predict.model.to("cpu"), processor=predict.processor)
+        largest = np.abs(numbers(answers) - numbers(on_cpu(given))).max()
         common.print_result("largest difference from the CPU's results", largest, TOLERANCE)
 
 
@@ -67,9 +62,7 @@ def compare(
     def run(name: str) -> None:
         results[name] = predict(inputs, batch_size=sizes[name])
 
-    run("one by one")  # warm
-    for number in range(arguments.rounds):
-        watch.round(number, {name: partial(run, name) for name in sizes})
+    watch.rounds(arguments.rounds, {name: partial(run, name) for name in sizes})
     watch.print_table()
     one, batched = sizes
     claim = f"{modalities}: one by one ÷ {batched}"
@@ -84,20 +77,17 @@ def add_encoders(parser: argparse.ArgumentParser) -> None:
 
 
 def make_pipeline(arguments: argparse.Namespace, device: torch.device) -> MTMMPipeline:
-    outputs: dict[str, Any] = {"trained_outputs": ("emotion", "valence", "arousal")}
+    fields: dict[str, Any] = {"trained_outputs": ("emotion", "valence", "arousal")}
     if arguments.encoders == "real" and not arguments.quick:
         folder = common.real_data()
         if folder is None:
             raise SystemExit("no real encoders; set MTMM_REAL_DATA to the folder that has them")
-        model, processor = common.real_model(folder, **outputs)
+        model, processor = common.real_model(folder, **fields)
     else:
         if arguments.encoders == "medium" and not arguments.quick:
-            sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
-            encoders = common.encoders_of_size(256, 4, vocab_size=1000)
-            config = MTMMConfig.paper(**encoders, **sizes, **outputs)
-        else:
-            config = common.make_config(arguments.quick, **outputs)
-        model = MTMMModel(config).eval()
+            fields |= {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
+            fields |= common.encoders_of_size(256, 4, vocab_size=1000)
+        model = common.build(arguments, torch.device("cpu"), **fields).eval()
         pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "▁", *LETTERS, "[MASK]"]
         tokenizer = DebertaV2Tokenizer(vocab=[(piece, -1.0) for piece in pieces])
         extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)

@@ -24,8 +24,7 @@ TARGET = 1.5
 def main() -> None:
     parser = common.make_parser(__doc__)
     parser.add_argument("--steps", type=int, default=30)
-    arguments = parser.parse_args()
-    common.begin(arguments)
+    arguments, _ = common.begin(parser)
     os.environ.pop("OMP_NUM_THREADS", None)  # else it is obeyed
     cores = len(os.sched_getaffinity(0))
     alone, threads = common.in_own_process(measure, arguments)
@@ -46,9 +45,8 @@ def measure(arguments: Any) -> tuple[float, int]:
     encoders = common.encoders_of_size(512, 1, vocab_size=1000)
     sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
     model = MTMMModel(MTMMConfig.tiny() if arguments.quick else MTMMConfig(**encoders, **sizes))
-    batch = common.cached_batch(model, 16, device)
-    optimiser, watch = common.make_optimiser(model.train()), common.Stopwatch(device)
-    step = partial(common.train_step, model, optimiser, batch)
+    step = partial(common.trainer(model.train()), common.cached_batch(model, 16, device))
+    watch = common.Stopwatch(device)
     threads = choose_threads(step)
     watch.rounds(3 if arguments.quick else arguments.steps, {"step": step})
     return watch.median("step"), threads

@@ -34,16 +34,13 @@ STEP_TARGET, EPOCH_TARGET = 1.10, 90.0
 FOLDS, EPOCHS = 10, 20
 # One speaker of ten validates, one tests, in every fold.
 TRAIN, VALIDATION, TEST = 0.8, 0.1, 0.1
-ENCODING = ("encoders", "re-encoding step")  # are not warmed up: encoders had their turn before
-
 Batch = dict[str, Tensor]
 
 
 def main() -> None:
     parser = common.make_parser(__doc__, rounds=2, batch_size=16)
     parser.add_argument("--batches", type=int, default=3)
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     size = arguments.batch_size
     model = common.build(arguments, device).train()
     everything = common.iemocap_like_seconds(common.IEMOCAP_UTTERANCES)
@@ -60,10 +57,6 @@ def main() -> None:
         cached = random_cache(model, raws, Path(folder))
         seconds = measure(model, raws, *cached, arguments)
     print_epoch(seconds, size)
-
-
-def rows_of(batch: int, size: int) -> list[int]:
-    return list(range(batch * size, (batch + 1) * size))
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> Batch:
@@ -93,9 +86,8 @@ def random_cache(model: MTMMModel, raws: list[Batch], folder: Path) -> tuple[Any
             )
         utterances += [
             Utterance(
-                utterance_id=f"u{i}", corpus="random", speaker_id="s",
-                audio="none.wav", text="none", emotion=EMOTIONS[i % len(EMOTIONS)],
-                valence=1.0 + i % 5, arousal=2.0 + i % 3,
+                utterance_id=f"u{i}", corpus="random", speaker_id="s", audio="none.wav", text="none",
+                emotion=EMOTIONS[i % len(EMOTIONS)], valence=1.0 + i % 5, arousal=2.0 + i % 3,
             )
             for i in range(first, first + len(raw["input_ids"]))
         ]  # fmt: skip
@@ -113,11 +105,15 @@ def measure(
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
     """Time all ways of a step on each batch, round after round; each way's seconds for a batch."""
-    train = partial(common.train_step, model, common.make_optimiser(model))
+    train, size = common.trainer(model), arguments.batch_size
     device = torch.device(arguments.device)
     everything, medians = common.Stopwatch(device), []
+
+    def train_from(loader: Iterator[dict[str, Any]]) -> None:
+        train(to_device(next(loader), device))
+
     for number, raw in enumerate(raws):
-        rows = rows_of(number, arguments.batch_size)
+        rows = list(range(number * size, (number + 1) * size))
         resident = to_device(collate(dataset.__getitems__(rows)), device)
         resident |= {n: tensor.float() for n, tensor in resident.items() if n.endswith("_states")}
         states = {n: tensor for n, tensor in resident.items() if not n.endswith("_labels")}
@@ -127,16 +123,13 @@ def measure(
             "encoders": partial(encode, model, raw),
             "heads": partial(train, resident),
             "re-encoding step": partial(train, raw),
-            "cached step, in-process": partial(train_from, alone, train, device),
-            "cached step, one worker": partial(train_from, helped, train, device),
+            "cached step, in-process": partial(train_from, alone),
+            "cached step, one worker": partial(train_from, helped),
             "collation alone": partial(collate, dataset.__getitems__(rows)),
             "heads, forward only": partial(torch.no_grad()(model), **states),
         }
-        for step in steps.keys() - set(ENCODING):
-            steps[step]()
         watch = common.Stopwatch(device)
-        for turn in range(arguments.rounds):
-            watch.round(turn, steps)
+        watch.rounds(arguments.rounds, steps)
         print(f"paper's shapes, batch {number + 1}:")
         watch.print_table()
         for step, seconds in watch.seconds.items():
@@ -147,12 +140,6 @@ def measure(
         everything.print_ratio(claim, f"cached step, {way}", "heads", STEP_TARGET)
     # Batches stand for equally many, so the mean over them is that of an epoch.
     return {step: float(np.mean([each[step] for each in medians])) for step in medians[0]}
-
-
-def train_from(
-    loader: Iterator[dict[str, Any]], train: Callable[[Batch], None], device: torch.device
-) -> None:
-    train(to_device(next(loader), device))
 
 
 def print_epoch(mean: dict[str, float], batch_size: int) -> None:

@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -48,17 +49,18 @@ def make_parser(
     return parser
 
 
-def begin(arguments: argparse.Namespace) -> torch.device:
-    """Set the threads, print the machine's line, return the device."""
+def begin(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.device]:
+    """Parse the flags, set the threads, print the machine's line; flags and device."""
+    arguments = parser.parse_args()
     device = begin_quietly(arguments)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(
-        f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; "
-        f"torch {torch.__version__}; device {name}{'; QUICK: tiny sizes' * arguments.quick}",
+        f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"load {os.getloadavg()[0]:.1f}; torch {torch.__version__}; device {name}"
+        f"{'; QUICK: tiny sizes' * arguments.quick}",
         flush=True,
     )
-    return device
+    return arguments, device
 
 
 def begin_quietly(arguments: argparse.Namespace) -> torch.device:
@@ -70,11 +72,9 @@ def begin_quietly(arguments: argparse.Namespace) -> torch.device:
 
 
 def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 # ---- timing ------------------------------------------------------------------------------------
@@ -91,21 +91,17 @@ class Stopwatch:
         self.device = device
         self.seconds: dict[str, list[float]] = {}
 
-    def round(self, number: int, steps: dict[str, Callable[[], object]]) -> None:
-        """Time every step once; every other round backwards, so that none is always the first."""
-        for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
-            synchronise(self.device)
-            began = time.perf_counter()
-            steps[name]()
-            synchronise(self.device)
-            self.seconds.setdefault(name, []).append(time.perf_counter() - began)
-
     def rounds(self, count: int, steps: dict[str, Callable[[], object]]) -> None:
-        """Every step once to warm up, then so many rounds."""
+        """Every step once to warm up, then once a round; every other round backwards."""
         for step in steps.values():
             step()
         for number in range(count):
-            self.round(number, steps)
+            for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
+                synchronise(self.device)
+                began = time.perf_counter()
+                steps[name]()
+                synchronise(self.device)
+                self.seconds.setdefault(name, []).append(time.perf_counter() - began)
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -175,22 +171,13 @@ def print_result(
 # ---- model and inputs --------------------------------------------------------------------------
 
 
-def make_config(quick: bool, **fields: object) -> MTMMConfig:
-    return MTMMConfig.tiny(**fields) if quick else MTMMConfig.paper(**fields)
-
-
-def build(
-    arguments: argparse.Namespace,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    **fields: Any,
-) -> MTMMModel:
+def build(arguments: argparse.Namespace, device: torch.device, **fields: Any) -> MTMMModel:
     """A model of the paper's shapes with random weights, made on the device itself."""
     if arguments.layers and not arguments.quick:
         fields = encoders_of_size(1024, arguments.layers, vocab_size=1000) | fields
+    make_config = MTMMConfig.tiny if arguments.quick else MTMMConfig.paper
     with device:
-        model: Any = MTMMModel(make_config(arguments.quick, **fields))
-    return model.to(dtype)
+        return MTMMModel(make_config(**fields))
 
 
 def encoders_of_size(width: int, layers: int, **text: object) -> dict[str, Any]:
@@ -221,20 +208,18 @@ def real_model(folder: Path, **fields: Any) -> tuple[MTMMModel, MTMMProcessor]:
     return model.eval(), MTMMProcessor.from_encoders_pretrained(audio, text)
 
 
-def make_optimiser(model: torch.nn.Module) -> torch.optim.Optimizer:
+def trainer(model: torch.nn.Module) -> Callable[[dict[str, Tensor]], None]:
+    """A step on a batch: forward, backward and optimiser; clips the gradient, as training does."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
+    def step(batch: dict[str, Tensor]) -> None:
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
 
-def train_step(
-    model: torch.nn.Module, optimiser: torch.optim.Optimizer, batch: dict[str, Tensor]
-) -> None:
-    """Forward, backward and optimiser step; clips the gradient, as training does."""
-    model(**batch).loss.backward()
-    trained = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
+    return step
 
 
 def cached_batch(model: MTMMModel, rows: int, device: torch.device) -> dict[str, Tensor]:
@@ -248,9 +233,9 @@ def cached_batch(model: MTMMModel, rows: int, device: torch.device) -> dict[str,
     return states
 
 
-def iemocap_like_seconds(count: int, seed: int = 0) -> np.ndarray:
+def iemocap_like_seconds(count: int) -> np.ndarray:
     """Durations (count,) drawn from a log-normal like IEMOCAP's: median 3.6 s, 0.6 to 34 s."""
-    draw = np.random.default_rng(seed).lognormal(np.log(MEDIAN_S), SPREAD, count)
+    draw = np.random.default_rng(0).lognormal(np.log(MEDIAN_S), SPREAD, count)
     return draw.clip(SHORTEST_S, LONGEST_S)
 
 

@@ -15,6 +15,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,17 +26,11 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
+from mtmm_training.data.files import read_toml
 
 LIMIT_S = 30
 LARGEST = 20_000_000  # parameters of an encoder whose sizes were cut down
-# Parts of fields' names, and what their numbers become; the first part that fits decides.
-SIZES = {
-    "vocab_size": 512, "num_hidden_groups": 1, "position": 512,
-    "num_key_value_heads": 2, "heads": 2, "n_head": 2, "layers": 2, "n_layer": 2,
-    "num_experts_per_tok": 1, "experts": 2, "head_dim": 16,
-    "ffn_dim": 64, "intermediate_size": 64, "d_ff": 64, "d_model": 32, "d_kv": 16,
-    "hidden_size": 32, "n_embd": 32, "emb_dim": 32, "embedding_size": 32, "hidden_dim": 32,
-}  # fmt: skip
+SIZES = read_toml(Path(__file__).with_suffix(".toml"))
 MODALITIES = {"input_values": "audio", "input_features": "audio", "input_ids": "text"}
 
 
@@ -107,9 +102,7 @@ def steps(model_type: str, modality: str) -> Iterator[str]:
     torch.manual_seed(0)
     model = MTMMModel(MTMMConfig.tiny(**{f"{modality}_config": config})).eval()
     inputs = inputs_of(model, modality)
-    encoder, takes = model.audio_model, model._audio_input
-    if modality == "text":
-        encoder, takes = model.text_model, model._text_input
+    encoder, takes = getattr(model, f"{modality}_model"), getattr(model, f"_{modality}_input")
     values = next(iter(inputs.values()))
     mask = torch.ones(2, values.shape[takes.time_axis(values)], dtype=torch.bool)
     with torch.no_grad():

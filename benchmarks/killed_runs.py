@@ -21,9 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from common import ROOT, begin, make_parser, print_result
-from safetensors.torch import load_file
 
 from mtmm_training.data.corpora.synthetic import MODEL_CONFIG, write_corpus, write_encoders
 
@@ -36,10 +34,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="run n draws its moments from seed + n")
     parser.add_argument("--kills", type=int, default=2, help="of one run, at most")
     parser.add_argument("--cached", action="store_true", help="train from a cache")
-    arguments = parser.parse_args()
+    arguments, _ = begin(parser)
     if arguments.quick:
         arguments.runs, arguments.kills = 1, 1
-    begin(arguments)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         flags = write_inputs(work, arguments)
@@ -52,9 +49,8 @@ def main() -> None:
         for number in range(arguments.runs):
             out, seed = work / f"run{number}", arguments.seed + number
             kills = killed_run(out, flags, duration, seed, arguments.kills)
-            same = is_identical(work / "reference", out)
-            identical += same
             every += kills
+            identical += (same := is_identical(work / "reference", out))
             verdict = "identical" if same else "DIFFERENT"
             print(f"run {number + 1}, seed {seed}: {'; '.join(kills)}: {verdict}", flush=True)
     late = sum("no checkpoint" not in kill for kill in every)
@@ -88,9 +84,7 @@ def start(out: Path, flags: list[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "train_accelerate.py"), *flags, "--out", str(out)]
     with out.with_suffix(".log").open("ab") as log:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            command, cwd=out.parent, env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
+        return subprocess.Popen(command, cwd=out.parent, env=environment, stdout=log, stderr=log)
 
 
 def finish(process: subprocess.Popen[bytes], out: Path) -> None:
@@ -109,22 +103,20 @@ def killed_run(out: Path, flags: list[str], duration: float, seed: int, most: in
     kills: list[str] = []
     wanted = draw.randint(1, most)
     while len(kills) < wanted:
-        process = start(out, flags)
-        moment = draw.uniform(0, duration)
-        deadline = time.monotonic() + moment
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        if process.poll() is not None:
-            finish(process, out)
-            if kills:
+        process, moment = start(out, flags), draw.uniform(0, duration)
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills.append(f"{moment:.2f} s ({where(out)})")
+            if (out / "results.json").exists():  # finished, but for the end of the process
                 return kills
-            shutil.rmtree(out)
             continue
-        process.kill()
-        process.wait()
-        kills.append(f"{moment:.2f} s ({where(out)})")
-        if (out / "results.json").exists():  # finished, but for the end of the process
+        finish(process, out)
+        if kills:
             return kills
+        shutil.rmtree(out)
     finish(start(out, flags), out)
     return kills
 
@@ -140,13 +132,10 @@ def where(out: Path) -> str:
 
 
 def is_identical(one: Path, two: Path) -> bool:
-    a, b = (load_file(run / "model" / "model.safetensors") for run in (one, two))
+    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (one, two)]
     results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
-    return (
-        a.keys() == b.keys()
-        and all(torch.equal(a[name], b[name]) for name in a)
-        and all(results[0][name] == results[1][name] for name in COMPARED)
-    )
+    same = all(results[0][name] == results[1][name] for name in COMPARED)
+    return same and weights[0] == weights[1]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ TARGET = 1.2
 
 
 def main() -> None:
-    arguments = make_parser(__doc__, rounds=5).parse_args()
-    device = begin(arguments)
+    arguments, device = begin(make_parser(__doc__, rounds=5))
     with tempfile.TemporaryDirectory() as folder:
         save(arguments, Path(folder))
 

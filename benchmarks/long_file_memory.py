@@ -26,20 +26,18 @@ def main() -> None:
     parser = common.make_parser(__doc__)
     parser.add_argument("--long_s", type=float, default=3600.0)
     add_encoders(parser)
-    arguments = parser.parse_args()
+    arguments, _ = common.begin(parser)
     lengths = (13.0, 60.0) if arguments.quick else (SHORT_S, arguments.long_s)
-    common.begin(arguments)
     peaks = []
     print(f"{'file':<12}{'windows':>10}{'peak memory, MiB':>18}{'real-time factor':>18}")
     with tempfile.TemporaryDirectory() as folder:
         for length in lengths:
-            path = write_recording(Path(folder, f"{length:g}.wav"), length, arguments.encoders)
+            path = Path(folder, f"{length:g}.wav")
+            write_recording(path, length, arguments.encoders)
             peak, windows, seconds = common.in_own_process(measure, arguments, path)
             peaks.append(peak)
-            print(
-                f"{length:<12g}{windows:>10}{peak / 2**20:>18.0f}{seconds / length:>18.3f}",
-                flush=True,
-            )
+            factor = seconds / length
+            print(f"{length:<12g}{windows:>10}{peak / 2**20:>18.0f}{factor:>18.3f}", flush=True)
     claim = f"peak memory of {lengths[1]:g} s ÷ that of {lengths[0]:g} s"
     common.print_result(claim, peaks[1] / peaks[0], TARGET)
 
@@ -55,7 +53,7 @@ def measure(arguments: argparse.Namespace, path: Path) -> tuple[int, int, float]
     return common.peak_bytes(torch.device("cpu")), len(result["timeline"]), seconds
 
 
-def write_recording(path: Path, seconds: float, encoders: str) -> Path:
+def write_recording(path: Path, seconds: float, encoders: str) -> None:
     """Half a minute of sound, again and again, until the file is so long."""
     real = common.real_data()
     if encoders == "real" and real is not None:
@@ -63,12 +61,7 @@ def write_recording(path: Path, seconds: float, encoders: str) -> Path:
         sound = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files])
     else:
         sound = np.random.default_rng(0).uniform(-0.3, 0.3, 30 * RATE).astype(np.float32)
-    left = round(seconds * RATE)
-    with soundfile.SoundFile(path, "w", RATE, 1) as file:
-        while left > 0:
-            file.write(sound[:left])
-            left -= len(sound)
-    return path
+    soundfile.write(path, np.resize(sound, round(seconds * RATE)), RATE)
 
 
 if __name__ == "__main__":

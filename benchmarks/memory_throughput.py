@@ -25,8 +25,7 @@ def main() -> None:
     parser = common.make_parser(__doc__, batch_size=4)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--precisions", nargs="+", choices=["no", "bf16"], default=["no"])
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     print(f"batches of {arguments.batch_size} x {common.MEDIAN_S} s")
     print(f"{'':<24}{'peak, GiB':>10}{'ms a step':>12}{'utterances/s':>14}{'trained':>14}")
     for mode in arguments.modes:
@@ -57,10 +56,9 @@ def measure(arguments: argparse.Namespace, mode: str, precision: str) -> tuple[i
         batch = common.cached_batch(plain, arguments.batch_size, device)
     else:
         batch = common.raw_batch(plain.config, [common.MEDIAN_S] * arguments.batch_size, device)
-    step = partial(common.train_step, model, common.make_optimiser(model), batch)
     watch = common.Stopwatch(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        watch.rounds(STEPS, {"step": step})
+        watch.rounds(STEPS, {"step": partial(common.trainer(model), batch)})
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return common.peak_bytes(device), min(watch.seconds["step"]), trained
 

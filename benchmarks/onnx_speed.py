@@ -32,8 +32,7 @@ LIMITS: Any = SimpleNamespace(sampling_rate=16000, max_tokens=64)
 
 def main() -> None:
     parser = common.make_parser(__doc__, rounds=20, batch_size=1)
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     if device.type != "cpu":
         parser.error(f"--device is {arguments.device}; exported files run on the cpu here.")
     model = make_model(arguments)
@@ -61,10 +60,9 @@ def main() -> None:
 
 
 def make_model(arguments: argparse.Namespace) -> MTMMModel:
-    folder = common.real_data()
     if arguments.quick:
         return MTMMModel(MTMMConfig.tiny()).eval()
-    if folder is not None:
+    if (folder := common.real_data()) is not None:
         sizes = {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 512}
         return common.real_model(folder, **sizes)[0]
     base = common.encoders_of_size(768, 12)

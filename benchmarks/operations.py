@@ -24,6 +24,10 @@ VIEWS = """view _unsafe_view t transpose expand slice select unsqueeze squeeze p
 split split_with_sizes chunk""".split()
 
 
+# By name: operations, those that are no views, and lines that wait.
+Counts = dict[str, tuple[int, int, list[str]]]
+
+
 def count(work: Any) -> tuple[int, int, list[str]]:
     """Operations that `work` dispatches, those of them that are not views, and lines that wait."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,28 +50,23 @@ def count(work: Any) -> tuple[int, int, list[str]]:
     return len(names), sum(name not in VIEWS for name in names), waits
 
 
-def measure() -> dict[str, tuple[int, int, list[str]]]:
+def measure() -> Counts:
     """The counts of the modules that this interpreter imports."""
     import torch
 
     from configuration_mtmm import DEBERTA_V3_LARGE, MTMMConfig
     from modeling_mtmm import MTMMModel
 
-    narrow = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
-    tiny = MTMMConfig.tiny()
-    # The paper's numbers of layers, bridge tokens and heads are the defaults.
-    config = MTMMConfig(
-        audio_config=tiny.encoder_config("audio").to_dict(),
-        text_config={**DEBERTA_V3_LARGE, **narrow, "vocab_size": 100},
-        hidden_size=64,
-        intermediate_size=64,
-        num_attention_heads=16,
-    )
+    narrow: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
+    few = narrow | {"num_attention_heads": 4, "vocab_size": 100}
+    audio = MTMMConfig.tiny().encoder_config("audio")
+    encoders = {"audio_config": audio.to_dict(), "text_config": DEBERTA_V3_LARGE | few}
+    # The paper's numbers of layers and bridge tokens are the defaults.
+    config = MTMMConfig(**encoders, **narrow, num_attention_heads=16)
     torch.manual_seed(0)
     model = MTMMModel(config).eval()
-    width = tiny.encoder_config("audio").hidden_size
     states = {
-        "acoustic_states": torch.randn(4, 180, width),
+        "acoustic_states": torch.randn(4, 180, audio.hidden_size),
         "acoustic_attention_mask": torch.ones(4, 180, dtype=torch.bool),
         "linguistic_states": torch.randn(4, 15, 64),
         "linguistic_attention_mask": torch.ones(4, 15, dtype=torch.bool),
@@ -89,22 +88,16 @@ def measure() -> dict[str, tuple[int, int, list[str]]]:
     return found
 
 
-def measured_at(commit: str | None) -> dict[str, tuple[int, int, list[str]]]:
+def measured_at(commit: str | None) -> Counts:
     """The counts of a commit, or of the working tree, by an interpreter of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        place = ROOT
-        if commit is not None:
-            place = Path(folder)
-            archive = subprocess.run(
-                ["git", "-C", str(ROOT), "archive", commit], check=True, capture_output=True
-            )
-            subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
-        environment = os.environ | {"PYTHONPATH": str(place)}
-        command = [sys.executable, __file__, "--here"]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, env=environment, cwd=place
-        )
-    found: dict[str, tuple[int, int, list[str]]] = json.loads(done.stdout)
+        place = folder if commit else str(ROOT)
+        if commit:
+            archive = subprocess.check_output(["git", "-C", str(ROOT), "archive", commit])
+            subprocess.run(["tar", "x", "-C", folder], input=archive, check=True)
+        environment, command = os.environ | {"PYTHONPATH": place}, [sys.executable, __file__]
+        said = subprocess.check_output([*command, "--here"], env=environment, cwd=place)
+    found: Counts = json.loads(said)
     return found
 
 

@@ -8,7 +8,6 @@ Each round times the two bare encoders, the whole forward, and that compiled, in
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,18 +30,17 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", default=["1x3.6", "1x30"], metavar="ROWSxSECONDS")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--compile", nargs="?", const=True, metavar="MODE")
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     for name in arguments.dtypes:  # one after the other: two would need the memory
         torch.manual_seed(0)
-        model = common.build(arguments, device, getattr(torch, name)).eval()
-        compiled: Any = None
-        if arguments.compile:
-            compiled = copy.deepcopy(model)
+        dtype = getattr(torch, name)
+        model: Any = common.build(arguments, device).to(dtype).eval()
+        compiled: Any = copy.deepcopy(model) if arguments.compile else None
+        if compiled is not None:
             mode = arguments.compile if isinstance(arguments.compile, str) else None
             for part in [compiled] if mode else regions(compiled):  # as the pipeline does it
                 part.compile(dynamic=True, mode=mode)
-        peak = matmul_peak(device, getattr(torch, name), 8192 if device.type == "cuda" else 1024)
+        peak = matmul_peak(device, dtype, 8192 if device.type == "cuda" else 1024)
         for size in ["1x0.5"] if arguments.quick else arguments.batches:
             with torch.inference_mode():
                 measure(f"{name} {size}", model, compiled, peak, size, arguments.rounds)
@@ -72,26 +70,24 @@ def measure(name: str, model: Any, compiled: Any, peak: float, size: str, rounds
         model(**raw)
     audio, text, whole = (1000 * watch.median(key) for key in ("audio", "text", "whole"))
     print(f"{name}: audio {audio:.1f} ms, text {text:.1f}, rest {whole - audio - text:.1f}")
-    taken = [watch.seconds[key] for key in ("whole", "audio", "text")]
-    ratio = statistics.median(w / (a + t) for w, a, t in zip(*taken, strict=True))
+    both = zip(watch.seconds["audio"], watch.seconds["text"], strict=True)
+    watch.seconds["bare"] = [sum(pair) for pair in both]
+    ratio = watch.ratio("whole", "bare")
     # Beside encoders of fewer layers the fusion is as large as ever.
     if model.config.encoder_config("audio").num_hidden_layers < 24:
         print(f"whole forward ÷ bare encoders, {name}: {ratio:.3f}")
     else:
         common.print_result(f"whole forward ÷ bare encoders, {name}", ratio, OVERHEAD)
+    kind, audio_s = model.device.type, rows * seconds
     for key in list(steps)[2:]:
-        best, claim, audio_s = watch.median(key), f"{key}, {name}", rows * seconds
-        common.print_result(
-            f"real-time factor, {claim}", best / audio_s, FACTORS[model.device.type]
-        )
-        share = 100 * flops.get_total_flops() / best / peak
+        best, claim = watch.median(key), f"{key}, {name}"
+        common.print_result(f"real-time factor, {claim}", best / audio_s, FACTORS[kind])
+        share, speed = 100 * flops.get_total_flops() / best / peak, audio_s / best
         print(f"{claim}: {share:.0f} % of {peak / 1e12:.3g} TFLOP/s", flush=True)
-        if model.device.type == "cuda" and size == LATENCY[0]:
+        if kind == "cuda" and size == LATENCY[0]:
             common.print_result(f"milliseconds, {claim}", 1000 * best, LATENCY[1])
-        if model.device.type == "cuda" and size == LARGE[0]:
-            common.print_result(
-                f"times real time, {claim}", audio_s / best, LARGE[1], at_least=True
-            )
+        if kind == "cuda" and size == LARGE[0]:
+            common.print_result(f"times real time, {claim}", speed, LARGE[1], at_least=True)
             common.print_result(f"% of the peak, {claim}", share, LARGE[2], at_least=True)
 
 

@@ -47,8 +47,7 @@ def main() -> None:
     parser = common.make_parser(__doc__, rounds=10)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with the runtime")
     batched_pipeline.add_encoders(parser)
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     predict = batched_pipeline.make_pipeline(arguments, device)
     longest_s = 1.0 if arguments.quick else predict.processor.longest_audio_s()
     inputs = batched_pipeline.make_inputs(4 if arguments.quick else 8, longest_s)
@@ -65,10 +64,8 @@ def main() -> None:
         for precision in get_args(Precision)[: 1 if arguments.quick else 3]:
             write_folder(predict.model, predict.processor, folder / precision, precision)
             row = measure(folder, precision, predict, inputs, arguments)
-            print(
-                "{:<10}{:>8.1f}{:>20.2g}{:>9.1f}{:>9.2f}{:>7.2f}".format(precision, *row),
-                flush=True,
-            )
+            columns = "{:<10}{:>8.1f}{:>20.2g}{:>9.1f}{:>9.2f}{:>7.2f}"
+            print(columns.format(precision, *row), flush=True)
             if precision == "float32":
                 common.print_result("largest difference from the pipeline", row[1], TOLERANCE)
             if precision != "float16":
@@ -83,10 +80,9 @@ def measure(
     command, path = [arguments.python, "-c"], None
     if arguments.python == sys.executable:
         path = {"PYTHONPATH": f"{common.ROOT}:{common.ROOT / 'runtime'}"}
-    words = [*command, ALL, str(export), str(folder), str(arguments.threads or 2)]
-    words.append(str(arguments.rounds))
-    done = subprocess.run(words, input=texts, env=path, stdout=-1, text=True, check=True)
-    found = json.loads(done.stdout)
+    threads, rounds = str(arguments.threads or 2), str(arguments.rounds)
+    words = [*command, ALL, str(export), str(folder), threads, rounds]
+    found = json.loads(subprocess.check_output(words, input=texts, env=path, text=True))
     apart = batched_pipeline.numbers(found["answers"]) - batched_pipeline.numbers(predict(inputs))
     first = [*command, FIRST, str(export), str(folder / "0.wav")]
     start = min(common.time_process(first, env=path) for _ in range(min(3, arguments.rounds)))

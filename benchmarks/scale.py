@@ -47,8 +47,7 @@ TARGETS = {
 def main() -> None:
     parser = common.make_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
-    arguments = parser.parse_args()
-    common.begin(arguments)
+    arguments, _ = common.begin(parser)
     sizes = (60, 120) if arguments.quick else arguments.sizes
     columns = []
     for size in sizes:
@@ -77,17 +76,16 @@ def simulate(folder: Path, size: int) -> None:
     seconds, draw = common.iemocap_like_seconds(size), np.random.default_rng(0)
     write_encoders(folder / "encoders")
     (folder / "cache").mkdir()
-    columns = "id audio text emotion valence arousal speaker".split()
     with open(folder / "manifest.csv", "w") as table, open(folder / "cache" / INDEX, "w") as index:
         rows = csv.writer(table)
-        rows.writerow(columns)
+        rows.writerow("id audio text emotion valence arousal speaker".split())
         for number, length in enumerate(seconds.round(3).tolist()):
             path = folder / "audio" / f"{number // 1000:03}" / f"{number:06}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             digest = hashlib.sha256(str(number).encode()).hexdigest()
-            key = [str(path), 0, path.stat().st_mtime_ns]
-            index.write(json.dumps([*key, digest, length, 16000]) + "\n")
+            known = [str(path), 0, path.stat().st_mtime_ns, digest, length, 16000]
+            index.write(json.dumps(known) + "\n")
             label = ("angry", "happy", "sad", "neutral")[number % 4]
             text = f"utterance {number} of the {label} people"
             rated = draw.uniform(1, 5, 2).round(2).tolist()
@@ -147,11 +145,10 @@ def share_cache(folder: Path, size: int) -> None:
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         shares = list(pool.map(partial(encode, folder, "three", world_size=3), range(3)))
     for modality in STATES:
-        print(
-            f"{modality}: one process {one[modality]}, three {[share[modality] for share in shares]}"
-        )
-    every = [sum(share[modality] for share in shares) for modality in STATES]
-    common.print_result("encoded by three ÷ by one", sum(every) / sum(one[m] for m in STATES), 1.0)
+        each = [share[modality] for share in shares]
+        print(f"{modality}: one process {one[modality]}, three {each}")
+    every = sum(sum(share.values()) for share in shares)
+    common.print_result("encoded by three ÷ by one", every / sum(one.values()), 1.0)
 
 
 def encode(folder: Path, name: str, rank: int, world_size: int) -> dict[str, int]:

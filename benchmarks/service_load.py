@@ -15,23 +15,23 @@ import io
 import itertools
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import batched_pipeline
 import common
 import httpx
 import numpy as np
+import psutil
 import soundfile
 import torch
 
@@ -46,31 +46,65 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each number of clients")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     batched_pipeline.add_encoders(parser)
-    arguments = parser.parse_args()
-    device = common.begin(arguments)
+    arguments, device = common.begin(parser)
     predict = batched_pipeline.make_pipeline(arguments, device)
     longest_s = 1.0 if arguments.quick else predict.processor.longest_audio_s()
-    inputs = list(utterances(longest_s))
+    inputs = [
+        {"audio": wav(given["audio"]), "text": given["text"]}
+        for given in batched_pipeline.make_inputs(48, longest_s)
+    ]
     expected = batched_pipeline.numbers(predict(inputs))
     bare = [throughput(predict, inputs, arguments)]
-    loads: dict[int, Load] = {}
     with tempfile.TemporaryDirectory() as folder, serving(predict, folder, arguments) as server:
         warm(server, predict, longest_s)
-        for clients in arguments.clients:
-            loads[clients] = Load(server, inputs, expected)
-            loads[clients].run(clients, arguments.seconds)
+        asked = list(zip(inputs, expected, strict=True))
+        loads = {n: load(server, asked, n, arguments.seconds) for n in arguments.clients}
     bare.append(throughput(predict, inputs, arguments))
     report(loads, bare)
 
 
-def warm(server: "Server", predict: MTMMPipeline, longest_s: float) -> None:
+class Server(NamedTuple):
+    """A service that listens."""
+
+    port: int
+    process: psutil.Process
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=300)
+
+
+class Load(NamedTuple):
+    """What the clients of a service saw.
+
+    Args:
+        answers: Seconds, and the largest difference from the pipeline, of each answer.
+        lost: Requests without an answer.
+        disturbed: The status of each answer to a disturber.
+        seconds: How long it took.
+        mebibytes: The service's memory at its end.
+        growth: The same ÷ that of a fifth into it.
+    """
+
+    answers: np.ndarray
+    lost: int
+    disturbed: list[int]
+    seconds: float
+    mebibytes: float
+    growth: float
+
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.answers) / self.seconds
+
+
+def warm(server: Server, predict: MTMMPipeline, longest_s: float) -> None:
     """An idle service's answer for a median utterance against the model's forward alone, in turns."""
     given = batched_pipeline.make_inputs(1, longest_s)[0]
     waveform = np.resize(given["audio"], round(min(common.MEDIAN_S, longest_s) * RATE))
     form = {"audio": ("a.wav", wav(waveform))}, {"text": given["text"]}
     tensors = predict.processor(audio=waveform, text=given["text"], sampling_rate=RATE)
     watch = common.Stopwatch(torch.device("cpu"))
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=300) as client:
+    with server.client() as client:
         steps: dict[str, Callable[[], object]] = {
             "forward": lambda: predict.model(**tensors),
             "service": lambda: client.post("/predict", files=form[0], data=form[1]),
@@ -80,35 +114,29 @@ def warm(server: "Server", predict: MTMMPipeline, longest_s: float) -> None:
     watch.print_ratio("an idle service's answer ÷ the forward", "service", "forward", WARM)
 
 
-def report(loads: "dict[int, Load]", bare: list[float]) -> None:
+def report(loads: dict[int, Load], bare: list[float]) -> None:
     """The table, and what the benchmark is for."""
     print(
         f"bare pipeline in batches: {bare[0]:.2f} before, {bare[1]:.2f} after, utterances a second"
     )
     print(f"{'clients':>7}{'answers':>9}{'p50 s':>9}{'p99 s':>9}{'a second':>10}{'MiB':>7}")
     for clients, load in loads.items():
-        p50, p99 = np.percentile(load.latencies, [50, 99])
+        p50, p99 = np.percentile(load.answers[:, 0], [50, 99])
         print(
-            f"{clients:>7}{len(load.latencies):>9}{p50:>9.3f}{p99:>9.3f}{load.rate():>10.2f}"
+            f"{clients:>7}{len(load.answers):>9}{p50:>9.3f}{p99:>9.3f}{load.rate():>10.2f}"
             f"{load.mebibytes:>7.0f}"
         )
-    every = list(loads.values())
-    statuses = sorted({status for load in every for status in load.disturbed})
-    print(f"answers to {sum(len(load.disturbed) for load in every)} disturbers: {statuses}")
-    largest = max(load.difference for load in every)
+    *_, last = loads.values()
+    statuses = [status for load in loads.values() for status in load.disturbed]
+    print(f"answers to {len(statuses)} disturbers: {sorted(set(statuses))}")
+    largest = max(load.answers[:, 1].max() for load in loads.values())
     common.print_result("largest difference from the pipeline", largest, TOLERANCE)
-    share = every[-1].rate() / np.mean(bare)
+    share = last.rate() / float(np.mean(bare))
     claim = f"{list(loads)[-1]} clients ÷ bare pipeline, utterances a second"
-    common.print_result(claim, float(share), THROUGHPUT, at_least=True)
-    growth = every[-1].mebibytes / every[-1].mebibytes_early
-    common.print_result("memory at the end ÷ a fifth into the last load", growth, GROWTH)
-    common.print_result("requests without an answer", sum(load.lost for load in every), 0)
-
-
-def utterances(longest_s: float) -> Iterator[dict[str, Any]]:
-    """The benchmark's inputs as files in memory."""
-    for given in batched_pipeline.make_inputs(48, longest_s):
-        yield {"audio": wav(given["audio"]), "text": given["text"]}
+    common.print_result(claim, share, THROUGHPUT, at_least=True)
+    common.print_result("memory at the end ÷ a fifth into the last load", last.growth, GROWTH)
+    lost = sum(load.lost for load in loads.values())
+    common.print_result("requests without an answer", lost, 0)
 
 
 def wav(waveform: np.ndarray) -> bytes:
@@ -128,20 +156,6 @@ def throughput(
     return done / (time.perf_counter() - began)
 
 
-@dataclass
-class Server:
-    """A service that listens."""
-
-    port: int
-    pid: int
-
-    def mebibytes(self) -> float:
-        """What it holds in memory; 0 where the system does not say."""
-        status = Path(f"/proc/{self.pid}/status")
-        found = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
-        return int(found[1]) / 1024 if found else 0.0
-
-
 @contextmanager
 def serving(predict: MTMMPipeline, folder: str, arguments: argparse.Namespace) -> Iterator[Server]:
     """`mtmm serve` of the pipeline's model."""
@@ -154,98 +168,74 @@ def serving(predict: MTMMPipeline, folder: str, arguments: argparse.Namespace) -
         environment["OMP_NUM_THREADS"] = str(arguments.threads)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    found = None
-    while found is None:
-        line = process.stderr.readline()
-        if not line:
-            raise SystemExit("the service did not start")
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+    ports = (re.search(r"http://127\.0\.0\.1:(\d+)", line) for line in process.stderr)
+    if (found := next(filter(None, ports), None)) is None:
+        raise SystemExit("the service did not start")
     threading.Thread(target=process.stderr.read, daemon=True).start()
     try:
-        yield Server(int(found[1]), process.pid)
+        yield Server(int(found[1]), psutil.Process(process.pid))
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         print(f"the service ended with status {process.wait()}")
 
 
-@dataclass
-class Load:
-    """Clients of a service, and what they saw.
-
-    Args:
-        server: The service.
-        inputs: What they ask.
-        expected: (inputs, numbers), what the pipeline answers.
-    """
-
-    server: Server
-    inputs: list[dict[str, Any]]
-    expected: np.ndarray
-    latencies: list[float] = field(default_factory=list)
-    disturbed: list[int] = field(default_factory=list)
-    difference: float = 0.0
-    lost: int = 0
-    seconds: float = 0.0
-    mebibytes: float = 0.0
-    mebibytes_early: float = 0.0
-
-    def rate(self) -> float:
-        """Answers a second."""
-        return len(self.latencies) / self.seconds
-
-    def run(self, clients: int, seconds: float) -> None:
-        """So many clients at once, for so long."""
-        began = time.monotonic()
-        ends = began + seconds
-        threads = [
-            threading.Thread(target=self._ask, args=(number, ends)) for number in range(clients)
-        ]
-        threads.append(threading.Thread(target=self._disturb, args=(ends,)))
-        for thread in threads:
-            thread.start()
+def load(server: Server, asked: list[tuple[Any, Any]], clients: int, seconds: float) -> Load:
+    """So many clients at once, for so long; they ask, and know what the pipeline answers."""
+    began = time.monotonic()
+    ends = began + seconds
+    with ThreadPoolExecutor(clients + 1) as pool:
+        disturber = pool.submit(disturb, server.port, ends)
+        # Each begins elsewhere.
+        turns = (itertools.islice(itertools.cycle(asked), 7 * n, None) for n in range(clients))
+        seen = pool.map(partial(ask, server, ends), turns)
         time.sleep(seconds / 5)
-        self.mebibytes_early = self.server.mebibytes()
-        for thread in threads:
-            thread.join()
-        self.seconds = time.monotonic() - began
-        self.mebibytes = self.server.mebibytes()
+        early = server.process.memory_info().rss
+    answers = [answer for each in seen for answer in each]
+    known = np.array([answer for answer in answers if answer is not None])
+    memory, lasted_s = server.process.memory_info().rss, time.monotonic() - began
+    lost = len(answers) - len(known)
+    return Load(known, lost, disturber.result(), lasted_s, memory / 2**20, memory / early)
 
-    def _ask(self, number: int, ends: float) -> None:
-        client = httpx.Client(base_url=f"http://127.0.0.1:{self.server.port}", timeout=300)
-        turns = itertools.cycle(zip(self.inputs, self.expected, strict=True))
-        for given, expected in itertools.islice(turns, number * 7, None):
-            if time.monotonic() >= ends:
-                return
-            began = time.monotonic()
+
+def ask(server: Server, ends: float, turns: Iterator[Any]) -> list[tuple[float, float] | None]:
+    """One client: seconds and largest difference of each answer, None where there was none."""
+    answers: list[tuple[float, float] | None] = []
+    with server.client() as client:
+        while (began := time.monotonic()) < ends:
+            given, expected = next(turns)
+            text, audio = {"text": given["text"]}, {"audio": ("a.wav", given["audio"])}
             try:
-                text, audio = {"text": given["text"]}, {"audio": ("a.wav", given["audio"])}
                 response = client.post("/predict", data=text, files=audio).raise_for_status()
             except httpx.HTTPError:
-                self.lost += 1
+                answers.append(None)
                 continue
-            self.latencies.append(time.monotonic() - began)
+            took_s = time.monotonic() - began
             found = batched_pipeline.numbers([response.json()])[0]
-            self.difference = max(self.difference, float(np.abs(found - expected).max()))
+            answers.append((took_s, np.abs(found - expected).max()))
+    return answers
 
-    def _disturb(self, ends: float) -> None:
-        """Half a body, no audio, too much: in turns."""
-        for number in itertools.count():
-            if time.monotonic() >= ends:
-                return
-            connection = HTTPConnection("127.0.0.1", self.server.port, timeout=300)
-            try:
-                if number % 3 == 0:
-                    connection.putrequest("POST", "/predict")
-                    connection.putheader("content-length", "100000")
-                    connection.endheaders(b"RIFF")
-                else:
-                    size = LIMIT + 1 if number % 3 == 1 else 5000
-                    connection.request("POST", "/predict", os.urandom(size))
-                    self.disturbed.append(connection.getresponse().status)
-            except OSError:  # refused while it was sent
-                pass
-            connection.close()
-            time.sleep(0.1)
+
+def disturb(port: int, ends: float) -> list[int]:
+    """Half a body, no audio, too much, in turns; the statuses of the answers."""
+    statuses = []
+    turns = itertools.cycle(("half", "large", "noise"))
+    while time.monotonic() < ends:
+        kind = next(turns)
+        connection = HTTPConnection("127.0.0.1", port, timeout=300)
+        try:
+            if kind == "half":
+                connection.putrequest("POST", "/predict")
+                connection.putheader("content-length", "100000")
+                connection.endheaders(b"RIFF")
+            else:
+                size = LIMIT + 1 if kind == "large" else 5000
+                connection.request("POST", "/predict", os.urandom(size))
+                statuses.append(connection.getresponse().status)
+        except OSError:  # refused while it was sent
+            pass
+        connection.close()
+        time.sleep(0.1)
+    return statuses
 
 
 if __name__ == "__main__":

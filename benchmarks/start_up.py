@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, begin, make_parser, print_result, time_process
 
@@ -32,8 +33,7 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=5)
     parser.add_argument("--model", required=True, help="folder of an MTMM model")
     parser.add_argument("--audio", required=True, help="a short recording")
-    arguments = parser.parse_args()
-    begin(arguments)
+    arguments, _ = begin(parser)
     with tempfile.TemporaryDirectory() as folder:
         save(arguments.model, Path(folder))
         mtmm = ("-m", "mtmm_training")
@@ -54,11 +54,9 @@ def main() -> None:
 
 def measure(name: str, words: tuple[str, ...], rounds: int) -> float:
     """Print a row, and return the CPU seconds."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    runs = [
-        time_process([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True)
-        for _ in range(rounds + 1)
-    ]
+    how: dict[str, Any] = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    words = (sys.executable, *words)
+    runs = [time_process(words, capture_output=True, **how) for _ in range(rounds + 1)]
     clock, used = (statistics.median(column) for column in zip(*runs[1:], strict=True))
     print(f"{name:<24}{clock:>8.2f}{used:>8.2f}", flush=True)
     return used
