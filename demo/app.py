@@ -286,11 +286,9 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
 
 def origins(pipes: Mapping[str, Any]) -> str:
     """Which models these are, and what each was trained on, as far as that is recorded."""
-    said = [
-        f"{name} was trained on {getattr(pipe.model.config, 'trained_on', 'data that is not recorded')}."
-        for name, pipe in pipes.items()
-    ]
-    return " ".join(said)
+    unknown = "data that is not recorded"
+    known = {n: getattr(pipe.model.config, "trained_on", unknown) for n, pipe in pipes.items()}
+    return " ".join(f"{name} was trained on {data}." for name, data in known.items())
 
 
 def make_examples(folder: str) -> list[list[str | None]]:
