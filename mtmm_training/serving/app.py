@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 
+from mtmm_training.data.files import read_toml
 from mtmm_training.serving.batches import Job, Lane, Refused
 from mtmm_training.serving.bodies import BODY, read, recording_of
 from mtmm_training.serving.limits import Asked, Cut, Limits
@@ -19,16 +21,9 @@ from mtmm_training.serving.numbers import Numbers
 from mtmm_training.serving.streams import Streams
 from pipeline_mtmm import MTMMPipeline
 
+SLOW = {"window_s", "hop_s", "explain", "by", "channel"}  # options of requests that take longer
 GONE, TOO_SLOW, UNUSABLE, BUSY, TIMED_OUT = 499, 408, 422, 503, 504
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"description": "the form cannot be read"},
-    408: {"description": "the body did not come in time"},
-    413: {"description": "too many bytes, or seconds"},
-    415: {"description": "the body is of a type that is no audio"},
-    422: {"description": "no audio that can be decoded, or fields that cannot be used"},
-    503: {"description": "too many requests are waiting; try again later"},
-    504: {"description": "no answer in time"},
-}
+RESPONSES: Any = read_toml(Path(__file__).with_name("responses.toml"))
 
 
 class Service:
@@ -47,12 +42,11 @@ class Service:
         self.pipe, self.limits, self.always = pipe, limits, dict(always)
         if "transcriber" in self.always:  # one for all threads
             self.always["transcriber"] = _in_turn(self.always["transcriber"])
-        self.numbers = Numbers()
-        size, wait_s, batched = limits.batch_size, limits.wait_s, self.numbers.batches.observe
-        self.short = Lane(pipe, size, wait_s, batched)
+        self.numbers, size = Numbers(), limits.batch_size
+        self.short = Lane(pipe, size, limits.wait_s, self.numbers.batches.observe)
         self.long = Lane(pipe, size, 0.0)
         self.streams = Streams(pipe, limits, self.numbers, self.always)
-        self.taken = 0
+        self.places = asyncio.Semaphore(limits.queue)
 
     def close(self) -> None:
         """Answers what is waiting."""
@@ -61,26 +55,20 @@ class Service:
 
     async def answer(self, request: Request, asked: Asked) -> dict[str, Any]:
         """The pipeline's answer to a request; HTTPException where there is none."""
-        if self.taken >= self.limits.queue:
+        if self.places.locked():
             raise HTTPException(BUSY, "Too many requests are waiting.", {"Retry-After": "1"})
-        self.taken += 1
-        self.numbers.taken.set(self.taken)
         ends = time.monotonic() + self.limits.timeout_s
-        try:
-            try:
-                async with asyncio.timeout_at(
-                    asyncio.get_running_loop().time() + self.limits.timeout_s
-                ):
-                    audio, asked = await read(request, asked, self.limits)
-            except TimeoutError as error:
-                raise HTTPException(TOO_SLOW, "The body did not come in time.") from error
-            job = await asyncio.to_thread(self._job, audio, asked)
-            return await self._answered(request, job, ends - time.monotonic())
-        except ClientDisconnect as error:
-            raise HTTPException(GONE) from error
-        finally:
-            self.taken -= 1
-            self.numbers.taken.set(self.taken)
+        async with self.places:
+            with self.numbers.taken.track_inprogress():
+                try:
+                    async with asyncio.timeout(self.limits.timeout_s):
+                        audio, asked = await read(request, asked, self.limits)
+                except TimeoutError as error:
+                    raise HTTPException(TOO_SLOW, "The body did not come in time.") from error
+                except ClientDisconnect as error:
+                    raise HTTPException(GONE) from error
+                job = await asyncio.to_thread(self._job, audio, asked)
+                return await self._answered(request, job, ends - time.monotonic())
 
     def _job(self, audio: bytes, asked: Asked) -> Job:
         """The request in its lane."""
@@ -89,12 +77,8 @@ class Service:
         options = asked.options()
         made = options.get("reference") in ("domain", "speaker")
         job = Job({**given, **asked.said()}, self.always | options, alone=made)
-        is_long = lasts_s > self.pipe.processor.longest_audio_s() or asked.segments is not None
-        is_long = (
-            is_long
-            or made
-            or any(name in options for name in ("window_s", "hop_s", "explain", "by", "channel"))
-        )
+        slow = made or asked.segments is not None or not SLOW.isdisjoint(options)
+        is_long = slow or lasts_s > self.pipe.processor.longest_audio_s()
         (self.long if is_long else self.short).put(job)
         return job
 

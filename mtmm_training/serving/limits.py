@@ -54,8 +54,7 @@ class Cut(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """Of the pipeline's call: those that were given."""
-        asked = self.model_dump(exclude_none=True)
-        return {name: asked[name] for name in OPTIONS if name in asked}
+        return self.model_dump(include=set(OPTIONS), exclude_none=True)
 
 
 class Asked(Cut):
@@ -79,8 +78,7 @@ class Asked(Cut):
 
     def said(self) -> dict[str, Any]:
         """Of the pipeline's input: what belongs to the audio."""
-        asked = self.model_dump(exclude_none=True)
-        return {name: asked[name] for name in SAID if name in asked}
+        return self.model_dump(include=set(SAID), exclude_none=True)
 
 
 TIMED = ("words", "segments")  # JSON

@@ -3,7 +3,6 @@
 import logging
 import socket
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import uvicorn
@@ -33,7 +32,7 @@ def serve(
     name: str,
     host: str,
     port: int,
-    always: Mapping[str, Any] = MappingProxyType({}),
+    always: Mapping[str, Any],
 ) -> None:
     """Serves until SIGTERM or SIGINT; then what was asked is answered, and this returns.
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,22 @@ class Streams:
     ) -> None:
         self.pipe, self.limits, self.numbers = twin(pipe), limits, numbers
         self.always = always
-        self.open = 0
+        self.places = asyncio.Semaphore(limits.streams)
 
     async def run(self, socket: WebSocket, cut: Cut) -> None:
         """One stream: messages of 16-bit little-endian mono samples, an empty one at the end."""
         await socket.accept()
-        if self.open >= self.limits.streams:
+        if self.places.locked():
             await socket.close(BUSY, "too many streams are open")
             return
-        self.open += 1
-        self.numbers.streams.set(self.open)
-        try:
-            code, reason = await self._windows(socket, cut)
-            await socket.close(code, reason[:120])
-        except (WebSocketDisconnect, RuntimeError):  # starlette's, of a socket that was closed
-            pass
-        finally:
-            self.open -= 1
-            self.numbers.streams.set(self.open)
+        async with self.places:
+            # starlette's errors, of a socket that was closed
+            with (
+                self.numbers.streams.track_inprogress(),
+                suppress(WebSocketDisconnect, RuntimeError),
+            ):
+                code, reason = await self._windows(socket, cut)
+                await socket.close(code, reason[:120])
 
     async def _windows(self, socket: WebSocket, cut: Cut) -> tuple[int, str]:
         """Sends every window; how the stream ended."""
@@ -74,16 +73,12 @@ class Streams:
             asked = asyncio.run_coroutine_threadsafe(self._message(socket), loop)
             if not (message := asked.result()):
                 return
-            yield np.frombuffer(message, "<i2")
+            yield np.frombuffer(message, "<i2")  # refuses half a sample
 
     async def _message(self, socket: WebSocket) -> bytes:
         async with asyncio.timeout(self.limits.timeout_s):
             try:
-                message = await socket.receive_bytes()
+                return await socket.receive_bytes()
             except KeyError as error:
-                raise ValueError(
-                    "send binary messages of samples, an empty one at the end"
-                ) from error
-        if len(message) % 2:
-            raise ValueError("a message has half a sample; samples are of 16 bits")
-        return message
+                said = "send binary messages of samples, an empty one at the end"
+                raise ValueError(said) from error
