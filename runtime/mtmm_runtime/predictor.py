@@ -120,22 +120,16 @@ class Predictor:
         answers = []
         for number, given in enumerate([inputs] if several is None else several):
             with numbered(None if several is None else number):
-                parts = self._parts(given, sampling_rate, window_s, hop_s, by, channel)
+                read = read_input(given, sampling_rate, by, channel)
+                parts = self._parts(*read, window_s, hop_s, by)
                 predictions = [self._predict(part, known) for part in parts]
                 answers.append(Prediction.summary(predictions, self.config, top_k, min_confidence))
         return answers[0] if several is None else answers
 
     def _parts(
-        self,
-        inputs: Any,
-        sampling_rate: int | None,
-        window_s: float | None,
-        hop_s: float | None,
-        by: str | None,
-        channel: str | int | None,
+        self, given: Any, opened: Any, window_s: float | None, hop_s: float | None, by: str | None
     ) -> Iterator[Part]:
         """What one input is predicted in; as `ReadingPipeline.preprocess`."""
-        given, opened = read_input(inputs, sampling_rate, by, channel)
         if given.audio is None:
             yield from given.texts()
             return
