@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.data.files import replacing
+from mtmm_training.data.files import read_toml, replacing
 from mtmm_training.pictures.palette import DIMENSIONS, colours
 
 SOURCE = Path(__file__).parent / "page"
@@ -30,21 +30,13 @@ class Package(NamedTuple):
     name: str
     version: str
     integrity: str
-    files: tuple[str, ...]
+    files: list[str]
 
 
-PACKAGES = (
-    Package(
-        "onnxruntime-web", "1.30.0",
-        "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
-        ("dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"),
-    ),
-    Package(
-        "@huggingface/tokenizers", "0.2.0",
-        "sha512-LidMHe1FpcSYH4vcSjXooda34pC0M8m1gmDOv7SQi6Iv+ib1zX7J3sHBCC9/3FPCkn2k1b55FneVqMRxrr99pg==",
-        ("dist/tokenizers.min.mjs", "LICENSE"),
-    ),
-)  # fmt: skip
+PACKAGES = [
+    Package(name, **facts)
+    for name, facts in read_toml(Path(__file__).with_name("packages.toml")).items()
+]
 
 
 def write_page(folder: Path, name: str, config: MTMMConfig) -> None:

@@ -7,41 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from mtmm_training.data.files import read_toml
 from mtmm_training.publishing.stage import is_hub_id
 from mtmm_training.training.run import Run
 
 # At the root of a checkout; in a wheel beside this package's rooms.
 PLACES = [folder / "model_card" / "template.md" for folder in Path(__file__).parents[2:0:-1]]
 TEMPLATE = next((place for place in PLACES if place.is_file()), PLACES[0])
-# Metric of results.json -> its id on the Hub, arguments, and the name that the card prints.
-EMOTION_METRICS = {
-    "UAR": ("recall", {"average": "macro"}, "UAR (unweighted average recall)"),
-    "WAR": ("accuracy", None, "WAR (accuracy)"),
-    "top2": ("accuracy", {"k": 2}, "accuracy of the two most probable"),
-    "macro_F1": ("f1", {"average": "macro"}, "macro F1"),
-    "ECE": ("expected_calibration_error", None, "ECE (calibration error, lower is better)"),
-    "JSD_votes": ("jensen_shannon_divergence", None, "JSD to the votes (bits, lower is better)"),
-    "CE_votes": ("cross_entropy", None, "cross-entropy to the votes (nats, lower is better)"),
-    "ECE_votes": (
-        "expected_calibration_error",
-        {"to": "votes"},
-        "ECE to the votes (lower is better)",
-    ),
-}
-DIMENSION_METRICS = {
-    "CCC": ("concordance_correlation_coefficient", "CCC"),
-    "MAE": ("mae", "mean absolute error"),
-    "RMSE": ("rmse", "root mean squared error"),
-}
-FIGURE_TITLES = {
-    "confusion": "Confusion matrix of the test split",
-    "curves": "Losses and validation metrics by epoch",
-    "valence_arousal": "Predicted and labelled valence and arousal of the test split",
-}
+FACTS = read_toml(Path(__file__).with_name("card.toml"))  # how metrics and figures are called
 # What folds of one protocol have in common.
 SHARED_FLAGS = ("protocol", "k", "corpus", "modalities", "emotions", "dimensions")
 
@@ -80,9 +58,9 @@ class Metric(NamedTuple):
     """One number of a split, and how the Hub and the card call it."""
 
     type: str
-    args: dict[str, Any] | None
     title: str
     value: float
+    args: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -150,15 +128,16 @@ def metric_values(metrics: Mapping[str, Any], trained: Sequence[str]) -> dict[st
     """
     found: dict[str, Metric] = {}
     if "emotion" in trained:
-        for key, (kind, args, title) in EMOTION_METRICS.items():
-            found[key] = Metric(kind, args, title, metrics.get(key, math.nan))
+        for key, about in FACTS["emotion"].items():
+            found[key] = Metric(**about, value=metrics.get(key))
         for emotion, value in (metrics.get("recall") or {}).items():
             title = f"recall of {emotion}"
-            found[title] = Metric("recall", {"label": emotion}, title, value)
-    for key, (kind, title) in DIMENSION_METRICS.items():
+            found[title] = Metric("recall", title, value, {"label": emotion})
+    for key, about in FACTS["dimension"].items():
         for name, value in metrics.get(key, {}).items():
             if name in trained:
-                found[f"{key}_{name}"] = Metric(kind, {"output": name}, f"{title} of {name}", value)
+                title = f"{about['title']} of {name}"
+                found[f"{key}_{name}"] = Metric(about["type"], title, value, {"output": name})
     return {k: m for k, m in found.items() if m.value is not None and math.isfinite(m.value)}
 
 
@@ -179,20 +158,6 @@ def read_folds(run: Run, others: Sequence[str | Path]) -> list[dict[str, Any]]:
     return folds
 
 
-def protocol_name(results: Mapping[str, Any]) -> str:
-    """The kind of folds, in words."""
-    config = results["config"]
-    if config.get("test_speakers"):
-        return "one fold with chosen test speakers"
-    if config.get("folds_file"):
-        return f"fold {config['fold']} of {Path(config['folds_file']).name}"
-    folds = f" of {config['k']} folds" if config.get("k") else ""
-    special = ", scripts apart too" if config.get("script_disjoint") else ""
-    special += ", of improvised utterances alone" if config.get("improvised_only") else ""
-    fold = f"fold {config['fold']} (counted from 0){folds}"
-    return f"{fold}, protocol {config['protocol']!r}{special}"
-
-
 def card_data(subject: Subject) -> ModelCardData:
     """The card's metadata, as the Hub documents it."""
     facts, flags, bases = subject.facts, subject.results["config"], subject.base_models
@@ -202,7 +167,7 @@ def card_data(subject: Subject) -> ModelCardData:
     evaluations = []
     for split in ("validation", "test"):
         for key, metric in metric_values(subject.results[split], subject.trained).items():
-            args = dict(metric.args or {})
+            args = dict(metric.args)
             if split == "test" and key in subject.spreads:
                 mean, deviation = subject.spreads[key]
                 args |= {"folds": len(subject.folds), "mean": mean, "standard_deviation": deviation}
@@ -245,16 +210,15 @@ def make_card(subject: Subject, figures: Sequence[str], code: str, printed: str)
         code: the example.
         printed: what it printed.
     """
-    outputs = ["an emotion" if name == "emotion" else name for name in subject.trained]
     return ModelCard.from_template(
         card_data(subject),
         template_path=str(TEMPLATE),
         subject=subject,
         code=code,
         printed=printed,
-        outputs=" and ".join([", ".join(outputs[:-1])] * (len(outputs) > 1) + outputs[-1:]),
-        protocol=protocol_name(subject.results),
         metrics_of=partial(metric_values, trained=subject.trained),
-        figures=[(name, FIGURE_TITLES.get(Path(name).stem, Path(name).stem)) for name in figures],
+        figures=[
+            (name, FACTS["figures"].get(Path(name).stem, Path(name).stem)) for name in figures
+        ],
         seconds=[fold["wall_time_s"] * fold.get("processes", 1) for fold in subject.folds],
     )

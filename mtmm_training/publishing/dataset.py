@@ -13,14 +13,7 @@ from mtmm_training.data.utterances import Utterance, by_id
 from mtmm_training.publishing.hub import hub_errors
 
 ROWS = 1000  # of a file
-_CARD = """---
-{data}
----
-
-# {name}
-
-{count:,} utterances of {speakers:,} speakers; {emotions}. `mtmm train --dataset PLACE` trains on it.
-"""
+TEMPLATE = Path(__file__).with_name("dataset.md")
 
 
 def save_dataset(utterances: Sequence[Utterance], folder: Path, name: str, licence: str) -> None:
@@ -44,17 +37,18 @@ def save_dataset(utterances: Sequence[Utterance], folder: Path, name: str, licen
     for split, members in splits.items():
         for number, part in enumerate(groups_of(ROWS, members)):
             write_manifest(part, folder / "data" / f"{split}-{number:05}.parquet")
-    labels = Counter(u.emotion for u in utterances if u.emotion).most_common()
-    emotions = ", ".join(f"{emotion} {count:,}" for emotion, count in labels)
     data = DatasetCardData(
         license=licence, pretty_name=name, task_categories=["audio-classification"]
     )
-    counted = {"count": len(utterances), "speakers": len({u.speaker_id for u in utterances})}
-    said = _CARD.format(
-        data=data.to_yaml(), name=name, emotions=emotions or "no emotions", **counted
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        emotions=Counter(u.emotion for u in utterances if u.emotion).most_common(),
+        count=len(utterances),
+        speakers=len({u.speaker_id for u in utterances}),
     )
     with replacing(folder / "README.md") as unfinished:
-        DatasetCard(said).save(unfinished)
+        card.save(unfinished)
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool, api: HfApi | None = None) -> CommitInfo:

@@ -8,14 +8,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from mtmm_training.scoring.texts import render
+
 # What may be uploaded, and what an older version of the model may have left in the repository.
-ALLOWED = [
-    "README.md", "results.json", "figures/*.png", "*_mtmm.py", "*.safetensors",
-    "model.safetensors.index.json", "config.json", "adapter_config.json", "processor_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "handler.py", "requirements.txt",
-    "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
-]  # fmt: skip
+ALLOWED = Path(__file__).with_name("uploaded.txt").read_text(encoding="utf-8").split()
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,9 @@ class Target:
 
 def plan(target: Target, folder: Path, *, dry_run: bool) -> str:
     """What goes where: the target, and each file with its bytes."""
-    to = [target.repo_id, "private if new" if target.private else "public if new"]
-    to.append("a pull request" if target.pull_request else f"branch {target.branch or 'main'}")
-    if target.tag:
-        to.append(f"tag {target.tag}")
-    lines = [f"{'would go' if dry_run else 'goes'} to {', '.join(to)}:"]
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    lines += [f"  {size:>14,}  {name}" for name, size in sizes.items()]
-    return "\n".join([*lines, f"  {sum(sizes.values()):>14,}  bytes in {len(sizes)} files"])
+    return render("plan.txt", target=target, sizes=sizes, dry_run=dry_run).rstrip()
 
 
 def check_target(api: HfApi, target: Target) -> None:
@@ -60,14 +50,10 @@ def check_target(api: HfApi, target: Target) -> None:
             info = api.model_info(target.repo_id)
         except RepositoryNotFoundError:
             return
-        tags = [tag.name for tag in api.list_repo_refs(target.repo_id).tags]
-        problem = None
         if target.private and not info.private:
-            problem = "exists and is public, so `--private` would not hold"
-        elif target.tag in tags:
-            problem = f"already has the tag {target.tag}"
-        if problem:
-            raise ValueError(f"{target.repo_id} {problem}.")
+            raise ValueError(f"{target.repo_id} is public already, so `--private` would not hold.")
+        if target.tag in [tag.name for tag in api.list_repo_refs(target.repo_id).tags]:
+            raise ValueError(f"{target.repo_id} already has the tag {target.tag}.")
 
 
 def upload(api: HfApi, target: Target, folder: Path) -> CommitInfo:
