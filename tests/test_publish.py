@@ -27,11 +27,7 @@ from mtmm_training.publishing.card import Facts, metric_values
 from mtmm_training.publishing.hub import Target
 from mtmm_training.publishing.isolation import Recorded, outputs_here
 from mtmm_training.publishing.publish import publish
-from mtmm_training.publishing.stage import (
-    _leave_out,
-    clean_results,
-    refuse_private_text,
-)
+from mtmm_training.publishing.stage import clean_results, leave_out, refuse_private_text
 from mtmm_training.training.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -350,7 +346,7 @@ def test_only_allowed_files_are_staged(tmp_path: Path, capsys: Capture) -> None:
     others = {"predictions.csv", "pytorch_model.bin", "other.py", ".env"}
     for name in allowed | others:
         (tmp_path / name).touch()
-    _leave_out(tmp_path)
+    leave_out(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == allowed
     assert all(name in capsys.readouterr().out for name in {"other.py"})
 
@@ -589,7 +585,7 @@ def test_full_disk_of_temporary_files_is_named(
 ) -> None:
     """tokenizers has no type of its own for it."""
 
-    def refuse(*given: object) -> None:
+    def refuse(*given: object, **options: object) -> None:
         raise Exception("No space left on device (os error 28)")
 
     monkeypatch.setattr(MTMMProcessor, "save_pretrained", refuse)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from huggingface_hub import HfApi
 
 import modeling_mtmm
@@ -21,6 +22,7 @@ from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.publishing.card import Facts
 from mtmm_training.publishing.hub import first_line
 from mtmm_training.publishing.stage import token_of
+from mtmm_training.scoring.texts import render
 from mtmm_training.training.run import Run
 
 Inputs = Sequence[Mapping[str, Any]]
@@ -58,70 +60,57 @@ class Example:
     def of(cls, run: Run, facts: Facts, processor: MTMMProcessor, adapter: bool) -> "Example":
         """Makes it for the facts' recording, or for a tone, with what the model was trained to see."""
         modalities = run.results["config"].get("modalities", ["audio", "text"])
-        lines = ["from pprint import pprint", "from transformers import pipeline"]
+        rate = processor.sampling_rate if facts.example is None else None  # of the tone
         utterance = {}
-        if "audio" in modalities and facts.example is not None:
-            utterance["audio"] = json.dumps(Path(facts.example).name)
-        elif "audio" in modalities:
-            rate = processor.sampling_rate
-            lines.insert(1, "import numpy")
-            lines += ["", f"times = numpy.arange({rate}) / {rate}"]
-            lines += ["tone = 0.1 * numpy.sin(2 * numpy.pi * 220 * times)"]
-            utterance["audio"] = f'{{"array": tone, "sampling_rate": {rate}}}'
-        text = facts.example_text or ("It is what it is." if facts.example is None else None)
+        if "audio" in modalities:
+            array = f'{{"array": tone, "sampling_rate": {rate}}}'
+            utterance["audio"] = array if rate else json.dumps(Path(str(facts.example)).name)
+        text = facts.example_text or ("It is what it is." if rate else None)
         if "text" in modalities and text is not None:
             utterance["text"] = json.dumps(text, ensure_ascii=False)
-        inner = ", ".join(f'"{name}": {value}' for name, value in utterance.items())
-        lines += ["", "predict = pipeline(model={model}, trust_remote_code=True)"]
-        if adapter:  # which has no configuration of its own
-            temperature = run.results["model_config"].get("temperature", 1.0)
-            lines += [f"predict.model.config.temperature = {temperature!r}"]
-        lines += [f"pprint(predict({{{inner}}}), sort_dicts=False)"]
+        # An adapter has no configuration of its own.
+        temperature = run.results["model_config"].get("temperature", 1.0) if adapter else None
+        tone = rate if "audio" in modalities else None
+        code = render("example.txt", rate=tone, temperature=temperature, utterance=utterance)
         cwd = Path.cwd() if facts.example is None else Path(facts.example).resolve().parent
-        return cls("\n".join(lines), cwd)
+        return cls(code.rstrip(), cwd)
 
-    def shown(self, repo_id: str) -> str:
-        """As the card prints it."""
-        return self.code.replace("{model}", f'"{repo_id}"')
-
-    def runnable(self, model: str, revision: str | None) -> str:
-        """As it runs: the same lines on a folder, or on the Hub at one commit."""
-        pinned = f", revision={revision!r}" if revision and not Path(model).is_dir() else ""
-        return self.code.replace("{model}", repr(model) + pinned)
+    def of_model(self, model: str, revision: str | None = None) -> str:
+        """The lines for a folder, or for a model on the Hub, at one commit where that is given."""
+        pinned = f', revision="{revision}"' if revision and not Path(model).is_dir() else ""
+        return self.code.replace("{model}", json.dumps(model) + pinned)
 
 
 def probes(work: Path) -> list[dict[str, Any]]:
     """Three fixed inputs: noise with text, shorter noise alone, text alone."""
     noise = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
-    texts = {16000: "Well, I did not expect that at all!", 9000: None}
-    found = [_as_input(noise[:n], 16000, text, work / f"{n}.npy") for n, text in texts.items()]
-    return [*found, {"audio": None, "sampling_rate": None, "text": "no"}]
+    said = "Well, I did not expect that at all!"
+    return [
+        {"audio": _saved(noise, 16000, work / "long.wav"), "text": said},
+        {"audio": _saved(noise[:9000], 16000, work / "short.wav"), "text": None},
+        {"audio": None, "text": "no"},
+    ]
 
 
-def _as_input(waveform: np.ndarray, rate: int, text: str | None, path: Path) -> dict[str, Any]:
-    """An input as `outputs_of` takes it, its waveform in a file that another process can read."""
-    np.save(path, waveform)
-    return {"audio": str(path), "sampling_rate": rate, "text": text}
+def _saved(waveform: np.ndarray, rate: int, path: Path) -> dict[str, Any]:
+    """A waveform as another process, the pipeline and its processor read it."""
+    soundfile.write(path, waveform, rate, subtype="FLOAT")
+    return {"path": str(path), "bytes": None}
 
 
 def outputs_of(predict, utterances):  # type: ignore[no-untyped-def]  # its source runs elsewhere
     """What a pipeline says of utterances. Its source also runs in the isolated process."""
-    import numpy
     import torch
 
     outputs = []
     for utterance in utterances:
-        audio = utterance["audio"] and {
-            "array": numpy.load(utterance["audio"]),
-            "sampling_rate": utterance["sampling_rate"],
-        }
         with torch.no_grad():
-            output = predict.model(**predict.processor(audio=audio, text=utterance["text"]))
+            output = predict.model(**predict.processor(**utterance))
         outputs.append(
             {
                 "emotion_logits": output.emotion_logits[0].float().tolist(),
                 "dimensions": output.dimensions[0].float().tolist(),
-                "named": predict({"audio": audio, "text": utterance["text"]}),
+                "named": predict(utterance),
             }
         )
     return outputs
@@ -172,7 +161,7 @@ def run_isolated(
     for name in elsewhere:
         environment.pop(name, None)
     environment |= variables or {}
-    code = f"HIDDEN = {hidden!r}\n{HIDE}\n{example.runnable(model, revision)}\n"
+    code = f"HIDDEN = {hidden!r}\n{HIDE}\n{example.of_model(model, revision)}\n"
     code += f"{inspect.getsource(outputs_of)}\nimport json\n"
     code += 'print("OUTPUTS " + json.dumps(outputs_of(predict, json.loads(sys.argv[1]))))'
     process = subprocess.run(
@@ -235,15 +224,13 @@ class Recorded:
             if run.results["model_config"]["audio_config"].get("feat_extract_norm") == "group":
                 raise ValueError("an encoder with group norm depends on its batch")
             inputs: list[dict[str, Any]] = []
-            for utterance in run.test_utterances()[:COMPARED_UTTERANCES]:
-                text = utterance.text if "text" in config["modalities"] else None
-                if utterance.audio is None or "audio" not in config["modalities"]:
-                    inputs.append({"audio": None, "sampling_rate": None, "text": text})
-                    continue
-                span = utterance.start_s, utterance.end_s
-                waveform, rate = sounds.waveform(utterance.audio, *span)
-                path = work / f"recorded_{len(inputs)}.npy"
-                inputs.append(_as_input(waveform, rate, text, path))
+            for number, u in enumerate(run.test_utterances()[:COMPARED_UTTERANCES]):
+                audio = None
+                if u.audio is not None and "audio" in config["modalities"]:
+                    sound = sounds.waveform(u.audio, u.start_s, u.end_s)
+                    audio = _saved(*sound, work / f"recorded_{number}.wav")
+                text = u.text if "text" in config["modalities"] else None
+                inputs.append({"audio": audio, "text": text})
             plain = "test_without_reference"
             answers = run.predictions(plain if plain in run.results else "test")
             rows = answers.head(len(inputs)).to_dict("records")

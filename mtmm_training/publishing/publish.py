@@ -58,7 +58,6 @@ def publish(
         work = Path(scratch)
         (folder := work / "staged").mkdir()
         inputs = isolation.probes(work)
-        variables: dict[str, str] = {}
         if adapter:
             base = facts.base_model[0]
             model, processor = stage.stage_adapter(api, finished, base, folder)
@@ -66,19 +65,18 @@ def publish(
             merged = isolation.outputs_here(finished.model(), processor, inputs)
             what = f"The adapter on {base}"
             isolation.compare(merged, expected, what, isolation.MERGING_TOLERANCE)
-        elif heads_only:
-            encoders = stage.encoder_ids(finished, facts, None if dry_run else api)
-            model, processor = stage.stage_heads(finished, folder, encoders)
-            expected = isolation.outputs_here(model, processor, inputs)
-            variables = isolation.local_encoders(finished)
         else:
-            model, processor = stage.stage_model(finished, folder)
+            hub = None if dry_run else api
+            encoders = stage.encoder_ids(finished, facts, hub) if heads_only else None
+            model, processor = stage.stage_model(finished, folder, encoders)
             expected = isolation.outputs_here(model, processor, inputs)
+        stage.leave_out(folder)
 
         # The same numbers where only the Hub's files are, and those that training wrote down.
         example = isolation.Example.of(finished, facts, processor, adapter)
         recorded = isolation.Recorded.of(finished, work, exact=not heads_only)
         both = [*inputs, *recorded.inputs]
+        variables = isolation.local_encoders(finished) if heads_only else {}
         outputs, printed = isolation.run_isolated(
             api, example, str(folder), both, work, adapter=adapter, variables=variables
         )
@@ -90,7 +88,7 @@ def publish(
         pictures = stage.stage_results(finished, folder, name_speakers=facts.name_speakers)
         results = stage.clean_results(finished.results)
         subject = Subject(target.repo_id, results, model.config, facts, folds, adapter)
-        card = make_card(subject, pictures, example.shown(target.repo_id), printed)
+        card = make_card(subject, pictures, example.of_model(target.repo_id), printed)
         card.save(folder / "README.md")
         stage.refuse_private_text(folder, finished.folder, api)
         if out is not None:

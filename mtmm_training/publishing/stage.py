@@ -25,33 +25,29 @@ ENDPOINT_NEEDS = "transformers>=5.23,<6\nsoundfile>=0.13\nsoxr>=1\n"  # torch is
 SOURCE_FIELDS = ("audio_encoder", "text_encoder", "model")
 
 
-def stage_model(run: Run, folder: Path) -> tuple[MTMMModel, MTMMProcessor]:
-    """Put the run's model, processor and Hub files into `folder`; return what was saved."""
-    model, processor = run.model(), run.processor()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    _leave_out(folder)
-    return model, processor
-
-
-def stage_heads(
-    run: Run, folder: Path, encoders: Mapping[str, str]
+def stage_model(
+    run: Run, folder: Path, encoders: Mapping[str, str] | None = None
 ) -> tuple[MTMMModel, MTMMProcessor]:
-    """As `stage_model`, without the encoders, which are where `encoders` says; see `save_pretrained`.
+    """Put the run's model, processor and Hub files into `folder`; return what was saved.
 
-    The model that is returned has the heads as they are saved, in half precision.
+    Args:
+        run: The run.
+        folder: It is filled.
+        encoders: Where the encoders are, which are then left out; see `save_pretrained`. The model that
+            is returned has the heads as they are saved, in half precision.
 
     Raises:
-        ValueError: The run trained its encoders.
+        ValueError: The encoders are to be left out, but the run trained them.
     """
-    flags = run.flags
-    if flags.lora_rank or flags.unfreeze_audio_layers or flags.unfreeze_text_layers:
+    flags, heads_only = run.flags, encoders is not None
+    trained = flags.lora_rank or flags.unfreeze_audio_layers or flags.unfreeze_text_layers
+    if heads_only and trained:
         raise ValueError(f"{run.folder} trained its encoders; publish it without --heads_only.")
     model, processor = run.model(), run.processor()
-    model.save_pretrained(folder, heads_only=True, encoders=encoders)
-    processor.save_pretrained(folder, heads_only=True)
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    _leave_out(folder)
+    model.save_pretrained(folder, heads_only=heads_only, encoders=encoders)
+    processor.save_pretrained(folder, heads_only=heads_only)
+    if heads_only:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
     return model, processor
 
 
@@ -104,7 +100,6 @@ def stage_adapter(api: HfApi, run: Run, base_id: str, folder: Path) -> tuple[Any
     model.peft_config["default"].auto_mapping = None  # the name of a folder here
     model.peft_config["default"].save_pretrained(str(folder))
     shutil.copy(run.folder / "adapter" / "adapter_model.safetensors", folder)
-    _leave_out(folder)
     return model, processor
 
 
@@ -114,7 +109,7 @@ def stage_endpoint(folder: Path) -> None:
     (folder / "requirements.txt").write_text(ENDPOINT_NEEDS, encoding="utf-8")
 
 
-def _leave_out(folder: Path) -> None:
+def leave_out(folder: Path) -> None:
     """Delete what is not on the allow-list, so that what is checked is what is uploaded."""
     for path in sorted(folder.iterdir()):
         if not any(fnmatchcase(path.name, pattern) for pattern in ALLOWED):
