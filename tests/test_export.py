@@ -430,14 +430,6 @@ def test_leavings_of_a_killed_export_are_swept(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.pt2"]
 
 
-@pytest.mark.parametrize(("name", "named"), [("mtmm.pb", "mtmm.pb"), ("mtmm.pt2", "int8")])
-def test_unknown_format_is_refused(tmp_path: Path, name: str, named: str) -> None:
-    nothing: Any = None  # neither model nor processor is looked at
-    with pytest.raises(ValueError, match=named):
-        export(nothing, nothing, tmp_path / name, "int8" if named == "int8" else "float32")
-    assert not list(tmp_path.iterdir())
-
-
 # ---- what an export costs ----------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from onnxruntime.quantization import quantize_dynamic
 from torch import Tensor, nn
 
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.publishing.exported import METADATA, OPTIONAL, ExportedModel, suffix_of
+from mtmm_training.publishing.exported import METADATA, OPTIONAL, ExportedModel
 from mtmm_training.publishing.parity import (
     input_shapes,
     largest_difference,
@@ -91,7 +91,7 @@ class ExportableModel(nn.Module):
 def export(
     model: MTMMModel,
     processor: MTMMProcessor,
-    path: str | Path,
+    path: Path,
     precision: Precision = "float32",
 ) -> float:
     """Write a model's graph as `path`, and `path`.data beside it where the weights are too many for one file.
@@ -108,16 +108,12 @@ def export(
         batches of several sizes and lengths, with and without one modality.
 
     Raises:
-        ValueError: The suffix is unknown or has no such precision; or the difference is above
-            `TOLERANCE`; or the smaller file does not answer with numbers.
+        ValueError: The difference is above `TOLERANCE`, or the smaller file does not answer with
+            numbers.
         OSError: The disk is full, or cannot be written to.
     """
-    path = Path(path)
-    suffix = suffix_of(path)
     smaller = SMALLER.get(precision)
-    if smaller and suffix != ".onnx":
-        raise ValueError(f"{precision} is for .onnx only; {path} ends in {suffix}.")
-    float32 = path.with_name(f"float32{suffix}") if smaller else path
+    float32 = path.with_name(f"float32{path.suffix}") if smaller else path
     _write(trace(model, processor), describe(model, processor), float32)
     difference = largest_difference(model, processor, ExportedModel(float32))
     problem = "" if difference <= TOLERANCE else f"differs from the model by {difference:.2g}"
@@ -161,12 +157,10 @@ def describe(model: MTMMModel, processor: MTMMProcessor) -> dict[str, Any]:
         emotion_probabilities; an axis in "input_shapes" has a size, or a name if its length is free.
     """
     config = model.config
+    named = ("dimension_names", "dimension_range", "trained_outputs", "temperature")
     return {
         "emotions": list(config.emotion_names),
-        "dimension_names": list(config.dimension_names),
-        "dimension_range": list(config.dimension_range),
-        "trained_outputs": list(config.trained_outputs),
-        "temperature": config.temperature,
+        **{name: getattr(config, name) for name in named},
         "sampling_rate": processor.sampling_rate,
         "max_tokens": processor.max_tokens,
         "input_shapes": input_shapes(model),

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from modeling_mtmm import MTMMOutput
 
-SUFFIXES = (".onnx", ".pt2")
 METADATA = "mtmm"  # the key of the description, JSON, in an ONNX file's metadata
 INPUTS = ("input_values", "audio_attention_mask", "input_ids", "attention_mask")
 REFERENCE_INPUTS = ("reference_mean", "reference_deviation")  # of models that take references
@@ -34,7 +33,7 @@ class ExportedModel(nn.Module):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        if suffix_of(self.path) == ".pt2":
+        if self.path.suffix == ".pt2":
             extra_files = {f"{METADATA}.json": ""}
             self.program = torch.export.load(self.path, extra_files=extra_files).module()
             self.metadata = json.loads(extra_files[f"{METADATA}.json"])
@@ -52,17 +51,15 @@ class ExportedModel(nn.Module):
         batch = len(next(iter(given.values())))
         # Few, but more than one frame and one token, for which torch.export made no graph.
         few = {"time": self.metadata["sampling_rate"] // 4, "frames": 100, "tokens": 2}
-        for name in INPUTS:
+        for name, (_, *free) in self.metadata["input_shapes"].items():
+            shape, is_own = [few.get(size, size) for size in free], name in REFERENCE_INPUTS
             if name not in given:
-                shape = [few.get(size, size) for size in self.metadata["input_shapes"][name][1:]]
-                dtype = torch.float32 if name == "input_values" else torch.long
-                given[name] = torch.zeros(batch, *shape, dtype=dtype)
-        for name in REFERENCE_INPUTS:
-            if name in self.metadata["input_shapes"]:
-                shape = self.metadata["input_shapes"][name][1:]
-                own = torch.full((batch, *shape), torch.nan)
-                given[name] = given.get(name, own).expand(batch, *shape).contiguous()
-        if suffix_of(self.path) == ".pt2":
+                dtype = torch.float32 if is_own or name == "input_values" else torch.long
+                absent = torch.nan if is_own else 0
+                given[name] = torch.full((batch, *shape), absent, dtype=dtype)
+            elif is_own:
+                given[name] = given[name].expand(batch, *shape).contiguous()
+        if self.path.suffix == ".pt2":
             with torch.no_grad():
                 outputs = self.program(**given)
         else:
@@ -76,12 +73,3 @@ class ExportedModel(nn.Module):
         outputs = self.run(**{name: inputs.get(name) for name in (*INPUTS, *REFERENCE_INPUTS)})
         del outputs["emotion_probabilities"]
         return MTMMOutput(**outputs)  # type: ignore[arg-type]  # tensors alone, by name
-
-
-def suffix_of(path: Path) -> str:
-    """The suffix of an export; ValueError for one that no export has."""
-    if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{path} ends in {path.suffix!r}; an export ends in {' or '.join(SUFFIXES)}."
-        )
-    return path.suffix

@@ -20,6 +20,7 @@ from mtmm_training.publishing.browser import write_page
 from mtmm_training.publishing.export import Precision, describe, export, size_of
 from mtmm_training.publishing.exported import ExportedModel
 from mtmm_training.publishing.parity import measure
+from mtmm_training.scoring.texts import render
 
 FORMAT = 1  # of the folder; a reader that is older refuses it
 GRAPH, MANIFEST, TOKENIZER, ARRAYS = (
@@ -68,18 +69,9 @@ def export_model(
             graph, difference = out / GRAPH, write_folder(loaded, processor, staged, precision)
             if page:
                 write_page(staged, "/".join(Path(model).parts[-2:]), loaded.config)
-    before = f", before {precision}" if precision != "float32" else ""
-    lines = [
-        f"{out}: {size_of(graph) / 1e6:.1f} MB; the graph differs from the model by {difference:.1e} at "
-        f"most{before}"
-    ]
-    if test is not None:
-        lines.append(f"{len(test)} test utterances, one at a time: model -> export")
-        for name, pair in measure(loaded, processor, ExportedModel(graph), test).items():
-            lines.append("{:<34}{:>8.4f} ->{:>8.4f}".format(name, *pair))
-    elif before:
-        lines.append(f"what {precision} costs in accuracy is not known; --run measures it")
-    return "\n".join(lines)
+    scores = None if test is None else measure(loaded, processor, ExportedModel(graph), test)
+    said = {"out": out, "precision": precision, "megabytes": size_of(graph) / 1e6}
+    return render("exported.txt", **said, difference=difference, test=test, scores=scores).rstrip()
 
 
 def write_folder(
