@@ -202,10 +202,9 @@ def real_data() -> Path | None:
 
 def real_model(folder: Path, **fields: Any) -> tuple[MTMMModel, MTMMProcessor]:
     """Whisper-base with a 6 s window and MiniLM of `real_data()`, with a new fusion and heads."""
-    names = (folder / "encoders" / name for name in ("whisper-base-6s", "all-MiniLM-L6-v2"))
-    audio, text = map(str, names)
-    model = MTMMModel.from_encoders_pretrained(audio, text, **fields)
-    return model.eval(), MTMMProcessor.from_encoders_pretrained(audio, text)
+    names = [str(folder / "encoders" / name) for name in ("whisper-base-6s", "all-MiniLM-L6-v2")]
+    model = MTMMModel.from_encoders_pretrained(*names, **fields).eval()
+    return model, MTMMProcessor.from_encoders_pretrained(*names)
 
 
 def trainer(model: torch.nn.Module) -> Callable[[dict[str, Tensor]], None]:

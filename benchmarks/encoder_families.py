@@ -36,11 +36,10 @@ MODALITIES = {"input_values": "audio", "input_features": "audio", "input_ids": "
 
 def cut_down(config: PreTrainedConfig) -> PreTrainedConfig:
     """The same kind of model with the sizes of SIZES."""
-    values: dict[str, Any] = {}
-    layers = config.to_dict().get("num_hidden_layers")
-    for name, value in config.to_dict().items():
+    values = config.to_dict()
+    layers = values.get("num_hidden_layers")
+    for name, value in values.items():
         part = next((part for part in SIZES if part in name), None)
-        values[name] = value
         if isinstance(vars(config).get(name), PreTrainedConfig):
             values[name] = cut_down(vars(config)[name]).to_dict()
         elif isinstance(value, (list, tuple)) and len(value) == layers:  # something of each layer

@@ -11,6 +11,7 @@ everything that results.json says of epochs and test must be the same, bit for b
 """
 
 import argparse
+import filecmp
 import json
 import os
 import random
@@ -132,10 +133,9 @@ def where(out: Path) -> str:
 
 
 def is_identical(one: Path, two: Path) -> bool:
-    weights = [(run / "model" / "model.safetensors").read_bytes() for run in (one, two)]
-    results = [json.loads((run / "results.json").read_text()) for run in (one, two)]
-    same = all(results[0][name] == results[1][name] for name in COMPARED)
-    return same and weights[0] == weights[1]
+    a, b = (json.loads((run / "results.json").read_text()) for run in (one, two))
+    weights = [run / "model" / "model.safetensors" for run in (one, two)]
+    return filecmp.cmp(*weights, shallow=False) and all(a[name] == b[name] for name in COMPARED)
 
 
 if __name__ == "__main__":

@@ -37,10 +37,10 @@ def main() -> None:
         parser.error(f"--device is {arguments.device}; exported files run on the cpu here.")
     model = make_model(arguments)
     batch = random_batch(model, LIMITS, arguments.batch_size, common.MEDIAN_S, common.TOKENS)
-    encoder_config = model.config.encoder_config
+    kinds = [model.config.encoder_config(part).model_type for part in ("audio", "text")]
+    size = sum(p.numel() for p in model.parameters())
     print(
-        f"{encoder_config('audio').model_type} and {encoder_config('text').model_type}, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; "
+        f"{' and '.join(kinds)}, {size / 1e6:.1f} M parameters; "
         f"{arguments.batch_size} utterances of {common.MEDIAN_S} s and {common.TOKENS} tokens"
     )
     steps: dict[str, Callable[[], object]] = {"eager": lambda: model(**batch)}

@@ -77,9 +77,8 @@ def measure(
 ) -> tuple[float, ...]:
     """MB, the largest difference, ms for the first utterance; start to first answer, its CPU seconds."""
     export, texts = folder / precision, json.dumps([given["text"] for given in inputs])
-    command, path = [arguments.python, "-c"], None
-    if arguments.python == sys.executable:
-        path = {"PYTHONPATH": f"{common.ROOT}:{common.ROOT / 'runtime'}"}
+    here = {"PYTHONPATH": f"{common.ROOT}:{common.ROOT / 'runtime'}"}
+    command, path = [arguments.python, "-c"], here if arguments.python == sys.executable else None
     threads, rounds = str(arguments.threads or 2), str(arguments.rounds)
     words = [*command, ALL, str(export), str(folder), threads, rounds]
     found = json.loads(subprocess.check_output(words, input=texts, env=path, text=True))

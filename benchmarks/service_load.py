@@ -80,7 +80,7 @@ class Load(NamedTuple):
         answers: Seconds, and the largest difference from the pipeline, of each answer.
         lost: Requests without an answer.
         disturbed: The status of each answer to a disturber.
-        seconds: How long it took.
+        rate: Answers a second.
         mebibytes: The service's memory at its end.
         growth: The same ÷ that of a fifth into it.
     """
@@ -88,13 +88,9 @@ class Load(NamedTuple):
     answers: np.ndarray
     lost: int
     disturbed: list[int]
-    seconds: float
+    rate: float
     mebibytes: float
     growth: float
-
-    def rate(self) -> float:
-        """Answers a second."""
-        return len(self.answers) / self.seconds
 
 
 def warm(server: Server, predict: MTMMPipeline, longest_s: float) -> None:
@@ -123,7 +119,7 @@ def report(loads: dict[int, Load], bare: list[float]) -> None:
     for clients, load in loads.items():
         p50, p99 = np.percentile(load.answers[:, 0], [50, 99])
         print(
-            f"{clients:>7}{len(load.answers):>9}{p50:>9.3f}{p99:>9.3f}{load.rate():>10.2f}"
+            f"{clients:>7}{len(load.answers):>9}{p50:>9.3f}{p99:>9.3f}{load.rate:>10.2f}"
             f"{load.mebibytes:>7.0f}"
         )
     *_, last = loads.values()
@@ -131,7 +127,7 @@ def report(loads: dict[int, Load], bare: list[float]) -> None:
     print(f"answers to {len(statuses)} disturbers: {sorted(set(statuses))}")
     largest = max(load.answers[:, 1].max() for load in loads.values())
     common.print_result("largest difference from the pipeline", largest, TOLERANCE)
-    share = last.rate() / float(np.mean(bare))
+    share = last.rate / float(np.mean(bare))
     claim = f"{list(loads)[-1]} clients ÷ bare pipeline, utterances a second"
     common.print_result(claim, share, THROUGHPUT, at_least=True)
     common.print_result("memory at the end ÷ a fifth into the last load", last.growth, GROWTH)
@@ -193,8 +189,8 @@ def load(server: Server, asked: list[tuple[Any, Any]], clients: int, seconds: fl
     answers = [answer for each in seen for answer in each]
     known = np.array([answer for answer in answers if answer is not None])
     memory, lasted_s = server.process.memory_info().rss, time.monotonic() - began
-    lost = len(answers) - len(known)
-    return Load(known, lost, disturber.result(), lasted_s, memory / 2**20, memory / early)
+    lost, rate = len(answers) - len(known), len(known) / lasted_s
+    return Load(known, lost, disturber.result(), rate, memory / 2**20, memory / early)
 
 
 def ask(server: Server, ends: float, turns: Iterator[Any]) -> list[tuple[float, float] | None]:

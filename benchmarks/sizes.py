@@ -40,24 +40,20 @@ class Source:
 
 def read(path: str, text: str) -> Source:
     """Measure one file of Python."""
-    tree = ast.parse(text)
-    docstrings: set[int] = set()
-    comments = 0
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and ast.get_docstring(node):
-            docstrings.update(_lines(node.body[0]))
     code: set[int] = set()
+    comments = 0
     skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             comments += 1
         elif token.type not in skipped:
             code.update(range(token.start[0], token.end[0] + 1))
-    code -= docstrings
     source = Source(path, text.count("\n"), code, comments, set())
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and ast.get_docstring(node):
+            code.difference_update(_lines(node.body[0]))
         if _refuses(node):
-            source.refusals.update(set(_lines(node)) & code)
+            source.refusals.update(_lines(node))
         if isinstance(node, FUNCTIONS):
             statements = node.body[1:] if ast.get_docstring(node) else node.body
             lines = _lines(statements[-1]).stop - statements[0].lineno if statements else 0
@@ -66,6 +62,7 @@ def read(path: str, text: str) -> Source:
             source.imports.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             source.imports.update(f"{node.module}.{alias.name}" for alias in node.names)
+    source.refusals &= code
     return source
 
 

@@ -94,8 +94,7 @@ def analyse(pipe: Any, path: str | None, text: str) -> Answer:
             duration_s = listen(pipe.processor, path)
         except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(path, Path(path).name)) from error
-        longest_s = pipe.processor.longest_audio_s()
-        in_windows = duration_s > longest_s
+        in_windows = duration_s > pipe.processor.longest_audio_s()
         utterance["audio"] = path
     can_explain = config.use_bridge_tokens and "emotion" in config.trained_outputs
     result = pipe(utterance, explain=can_explain and not in_windows, batch_size=BATCH_SIZE)

@@ -60,8 +60,7 @@ def upload(api: HfApi, target: Target, folder: Path) -> CommitInfo:
     """One commit with the staged files and without an earlier version's left-overs."""
     with hub_errors(target.repo_id):
         if not target.pull_request:
-            private = True if target.private else None
-            api.create_repo(target.repo_id, private=private, exist_ok=True)
+            api.create_repo(target.repo_id, private=target.private or None, exist_ok=True)
         if target.branch:
             api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
         # Weights of an earlier version would win over the new ones: one file over shards, an

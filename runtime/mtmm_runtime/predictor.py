@@ -73,12 +73,10 @@ class Predictor:
         self.arrays, _ = read_arrays(folder / self.manifest["arrays"])
         self.features = Features(self.manifest, self.arrays, folder)
         options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or 0  # its choice
         graph = folder / self.manifest["graph"]["file"]
         providers = ["CPUExecutionProvider"]
         self.session = onnxruntime.InferenceSession(graph, options, providers=providers)
-        self._outputs = [output.name for output in self.session.get_outputs()]
 
     def __call__(
         self,
@@ -165,7 +163,7 @@ class Predictor:
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The graph's outputs by name; what is left out of its inputs is absent, or the model's own."""
-        given = dict(tensors)
+        given, names = dict(tensors), self.manifest["graph"]["outputs"]
         batch = len(next(iter(given.values())))
         for name, shape in self.manifest["graph"]["inputs"].items():
             if name not in given:
@@ -173,4 +171,4 @@ class Predictor:
                 is_own = name.startswith("reference_")
                 kind = np.float32 if is_own or name == "input_values" else np.int64
                 given[name] = np.full(sizes, np.nan if is_own else 0, kind)
-        return dict(zip(self._outputs, self.session.run(None, given), strict=True))
+        return dict(zip(names, self.session.run(names, given), strict=True))
