@@ -77,11 +77,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
-        return max(self._all(), default=None)
-
-    def _all(self) -> list[Path]:
-        """The complete checkpoints, oldest first: by their steps, for clocks may go back."""
-        return sorted(self.folder.glob("step-*"))
+        return max(self.folder.glob("step-*"), default=None)  # of steps: clocks may go back
 
     def save(self, total_steps: int, epoch: int | None = None) -> Path:
         """Write a checkpoint under a temporary name, rename it, and delete the oldest beyond `keep`.
@@ -118,7 +114,7 @@ class Checkpoints:
                 f"{final} could not be written ({error}); free some disk space and add --resume."
             ) from error
         if main:
-            for old in self._all()[: -self.keep]:
+            for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
                 shutil.rmtree(old)
         return final
 
