@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.batches.cache import INPUTS
+from explanation_mtmm import FEATURES
 from mtmm_training.batches.collate import RawInputs, to_dataset
 from mtmm_training.data.corpora.synthetic import write_corpus, write_encoders
 from mtmm_training.data.folds import make_folds
@@ -26,6 +26,7 @@ from mtmm_training.studies import baselines
 from mtmm_training.studies.baselines import (
     Baseline,
     PooledReferences,
+    Statistics,
     run_baseline,
     run_fold,
 )
@@ -320,7 +321,7 @@ def test_references_are_those_of_the_states(utterances: list[Utterance]) -> None
     config = MTMMConfig(reference_encoder="")
     pooled = Features(values, (0, 1, 2), np.full(2, 40))
     rows = {u.utterance_id: row for row, u in enumerate(utterances[:2])}
-    references = PooledReferences.of_features(config, pooled, rows)
+    references = PooledReferences(Statistics(config, pooled), None, pooled=pooled, rows=rows)
     answers = torch.zeros(2, 6)
     for row, one in enumerate(states):
         mask = torch.ones(1, 40, dtype=torch.bool)
@@ -417,7 +418,7 @@ def test_features_are_means_of_encoder_states(work: Path, layers: str) -> None:
                 continue
             encode = model.encode_audio if modality == "audio" else model.encode_text
             with torch.no_grad():
-                encoded, mask = encode(*(batch[name] for name in INPUTS[modality]))
+                encoded, mask = encode(*(batch[name] for name in FEATURES[modality]))
             states = (
                 encoded[0][..., mask[0], :].reshape(-1, int(mask.sum()), encoded.shape[-1]).numpy()
             )

@@ -39,7 +39,6 @@ from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data import hub, sounds
 from mtmm_training.data.files import write_json
 from mtmm_training.data.folds import Fold, select
-from mtmm_training.data.record import settings_of
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.scoring.predictions import (
@@ -48,7 +47,6 @@ from mtmm_training.scoring.predictions import (
     calibrated_scores,
     write_predictions,
 )
-from mtmm_training.studies.experiments import keep_experiment
 from mtmm_training.studies.protocol import Plan, chosen_folds
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
@@ -106,8 +104,7 @@ def run_baseline(
     data = prepare.read_data(config)
     utterances, made = data.utterances, data.folds
     plan = Plan(Path(config.out), config, utterances, made, chosen_folds(made, folds))
-    settings = {"baseline": asdict(baseline), "flags": settings_of(config)}
-    keep_experiment(plan.out, settings, made, utterances)
+    plan.keep(baseline=asdict(baseline))
     missing, wanted = plan.unfinished(), len(plan.chosen)
     if len(missing) < wanted:
         print(f"{wanted - len(missing)} of {wanted} folds are there already")
@@ -233,7 +230,9 @@ def run_fold(
     told: dict[str, Any] = {}
     if config.reference != "none":
         home = {u.corpus for u in splits["train"]}
-        references = PooledReferences.of_features(known, features["audio"], row_of, home)
+        audio, states = features["audio"], None  # nothing but what is pooled
+        model: Any = Statistics(known, audio)
+        references = PooledReferences(model, states, home, pooled=audio, rows=row_of)
         references.fit(splits["train"], config.reference)
 
         def answer(split: str, given: Any) -> Predictions:
@@ -339,14 +338,21 @@ class Fitted:
 
 
 class Statistics:
-    """What references need of a model: its configuration, and the statistics of its training data."""
+    """What references need of a model: its configuration, and the statistics of its training data.
+
+    Args:
+        config: The baseline's.
+        pooled: Features with deviations, all of one encoder.
+    """
 
     standardisation: Any = MTMMModel.standardisation
 
-    def __init__(self, config: MTMMConfig, shape: tuple[int, int]) -> None:
+    def __init__(self, config: MTMMConfig, pooled: Features) -> None:
         answers = len(config.emotion_names) + len(config.dimension_names)
+        _, layers, width = pooled.values.shape
+        shape = layers, width // 2
         self.config, self.device = config, "cpu"
-        self.audio_model = nn.Module()  # all features are of one encoder
+        self.audio_model = nn.Module()
         self.fusion = SimpleNamespace(
             reference_mean=torch.zeros(shape),
             reference_deviation=torch.ones(shape),
@@ -365,20 +371,6 @@ class PooledReferences(References):
 
     pooled: Features
     rows: Mapping[str, int]
-
-    @classmethod
-    def of_features(
-        cls,
-        config: MTMMConfig,
-        pooled: Features,
-        rows: Mapping[str, int],
-        home: Collection[str] = (),
-    ) -> "PooledReferences":
-        """Those of these features, for a baseline's configuration; `home` as of [`References`]."""
-        _, layers, width = pooled.values.shape
-        model: Any = Statistics(config, (layers, width // 2))
-        states: Any = None
-        return cls(model, states, home, pooled=pooled, rows=rows)
 
     def of(self, utterance: Utterance, answers: np.ndarray) -> Reference | None:
         """One utterance's; None without audio."""

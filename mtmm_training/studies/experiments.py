@@ -7,7 +7,7 @@ scores come from the runs' predictions.csv, in which an output that was never tr
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from mtmm_training.data.files import read_json
-from mtmm_training.data.folds import Fold
-from mtmm_training.data.record import keep_record
-from mtmm_training.data.utterances import DIMENSIONS, Utterance, digest
+from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.scoring import groups, metrics
 from mtmm_training.scoring.metrics import ABSENT_EMOTION, Score
 from mtmm_training.scoring.predictions import GROUP
@@ -169,33 +167,6 @@ class Experiment:
         ids = rows["id"].str.removeprefix(f"{corpus}/")
         rows = rows.assign(id=ids).reset_index(drop=True)
         return replace(self, name=f"{self.name}_on_{corpus}", rows=rows)
-
-
-def fold_folder(folder: Path, fold: int, folds: int) -> Path:
-    """Where a fold's run is: two digits, or as many as the last fold needs."""
-    return folder / f"{FOLD_PREFIX}{fold:0{max(2, len(str(folds - 1)))}d}"
-
-
-def keep_experiment(
-    folder: Path,
-    settings: Mapping[str, Any],
-    folds: Sequence[Fold],
-    utterances: Sequence[Utterance],
-) -> None:
-    """Writes run.json and folds.json, or checks that the experiment was begun with the same.
-
-    Args:
-        folder: of the experiment.
-        settings: what its results depend on, beside folds and labels; as JSON values.
-        folds: all of the protocol.
-        utterances: those that the folds were made from.
-
-    Raises:
-        ValueError: the folder was begun with other settings, folds or labels.
-    """
-    keep_record(folder / "run.json", settings)
-    record = {"folds": [asdict(fold) for fold in folds], "data": digest(utterances)}
-    keep_record(folder / "folds.json", record)
 
 
 def read_experiment(folder: str | Path, split: str = "test") -> Experiment:

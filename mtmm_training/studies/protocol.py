@@ -9,13 +9,14 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.folds import Fold, select
-from mtmm_training.data.record import settings_of
-from mtmm_training.data.utterances import Utterance
-from mtmm_training.studies.experiments import fold_folder, keep_experiment
+from mtmm_training.data.record import keep_record, settings_of
+from mtmm_training.data.utterances import Utterance, digest
+from mtmm_training.studies.experiments import FOLD_PREFIX
 from mtmm_training.studies.processes import Process, share_of_cores
 from mtmm_training.studies.tables import listed, write_tables
 from mtmm_training.training import prepare
@@ -65,8 +66,22 @@ class Plan:
         return replace(self, chosen=[fold for fold in self.chosen if fold % parts == part])
 
     def folder(self, fold: int) -> Path:
-        """Where this fold's results go."""
-        return fold_folder(self.out, fold, len(self.folds))
+        """Where this fold's results go: two digits, or as many as the last fold needs."""
+        digits = max(2, len(str(len(self.folds) - 1)))
+        return self.out / f"{FOLD_PREFIX}{fold:0{digits}d}"
+
+    def keep(self, **more: Any) -> None:
+        """Writes run.json and folds.json, or checks that the experiment was begun with the same.
+
+        Args:
+            more: what its results depend on beside flags, folds and labels; as JSON values.
+
+        Raises:
+            ValueError: the folder was begun with other settings, folds or labels.
+        """
+        keep_record(self.out / "run.json", more | {"flags": settings_of(self.config)})
+        record = {"folds": [asdict(fold) for fold in self.folds], "data": digest(self.utterances)}
+        keep_record(self.out / "folds.json", record)
 
     def unfinished(self) -> list[int]:
         """The chosen folds that have no results yet."""
@@ -162,8 +177,7 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
             stop, which leaves a checkpoint; what is finished stays.
     """
     for plan in plans:
-        settings = {"flags": settings_of(plan.config)}
-        keep_experiment(plan.out, settings, plan.folds, plan.utterances)
+        plan.keep()
     for plan in plans if jobs > 1 else ():
         # Folds that run at once would each encode the same.
         if plan.unfinished() and uses_cache(plan.config):
