@@ -321,7 +321,7 @@ def test_references_are_those_of_the_states(utterances: list[Utterance]) -> None
     config = MTMMConfig(reference_encoder="")
     pooled = Features(values, (0, 1, 2), np.full(2, 40))
     rows = {u.utterance_id: row for row, u in enumerate(utterances[:2])}
-    references = PooledReferences(Statistics(config, pooled), None, pooled=pooled, rows=rows)
+    references = PooledReferences(model=Statistics(config, pooled), pooled=pooled, rows=rows)
     answers = torch.zeros(2, 6)
     for row, one in enumerate(states):
         mask = torch.ones(1, 40, dtype=torch.bool)

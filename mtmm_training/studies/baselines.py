@@ -230,9 +230,9 @@ def run_fold(
     told: dict[str, Any] = {}
     if config.reference != "none":
         home = {u.corpus for u in splits["train"]}
-        audio, states = features["audio"], None  # nothing but what is pooled
-        model: Any = Statistics(known, audio)
-        references = PooledReferences(model, states, home, pooled=audio, rows=row_of)
+        audio = features["audio"]
+        model = Statistics(known, audio)
+        references = PooledReferences(model=model, home=home, pooled=audio, rows=row_of)
         references.fit(splits["train"], config.reference)
 
         def answer(split: str, given: Any) -> Predictions:
@@ -369,6 +369,8 @@ class PooledReferences(References):
         rows: Row of each utterance, by id.
     """
 
+    model: Any  # a `Statistics`
+    states: Any = None  # all there is of them is pooled
     pooled: Features
     rows: Mapping[str, int]
 
