@@ -67,9 +67,9 @@ def test_emotion_scores_match_direct_formulas() -> None:
     assert uar == pytest.approx((2 / 3 + 1 / 2 + 3 / 4) / 3, abs=1e-12)  # sad has no label
     assert metrics.weighted_accuracy(labels, predictions) == pytest.approx(6 / 9, abs=1e-12)
     f1 = (2 * 2 / (3 + 3) + 2 * 1 / (2 + 2) + 2 * 3 / (4 + 3)) / 3
-    assert metrics.macro_f1(labels, predictions) == pytest.approx(f1, abs=1e-12)
+    assert metrics.f1(labels, predictions, "macro") == pytest.approx(f1, abs=1e-12)
     weighted = (3 * 2 * 2 / (3 + 3) + 2 * 2 * 1 / (2 + 2) + 4 * 2 * 3 / (4 + 3)) / 9
-    assert metrics.weighted_f1(labels, predictions) == pytest.approx(weighted, abs=1e-12)
+    assert metrics.f1(labels, predictions, "weighted") == pytest.approx(weighted, abs=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [4, -1, 7])

@@ -94,28 +94,20 @@ def top2_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float((two == labels[there, None]).any(1).mean()) if there.any() else np.nan
 
 
-def macro_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """Averages F1 over the emotions that occur in the labels: 0..1, or NaN without labels."""
-    return _f1(labels, predictions, "macro")
+def f1(labels: ArrayLike, predictions: ArrayLike, average: str) -> float:
+    """Averages F1 over the emotions that occur in the labels: 0..1, or NaN without labels.
 
-
-def weighted_f1(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """Averages F1 over emotions by how often each is in the labels: 0..1, or NaN without labels.
-
-    What is usually reported for MELD.
+    Args:
+        labels: (utterances,) emotion indices, -100 = absent.
+        predictions: (utterances,) emotion indices.
+        average: "macro", or "weighted" by how often each emotion is in the labels, which is what is
+            usually reported for MELD.
     """
-    return _f1(labels, predictions, "weighted")
-
-
-def _f1(labels: ArrayLike, predictions: ArrayLike, average: str) -> float:
     labels, predictions = _with_emotion(labels, predictions)
     if not labels.size:
         return np.nan
-    return float(
-        sklearn_metrics.f1_score(
-            labels, predictions, labels=np.unique(labels), average=average, zero_division=0.0
-        )
-    )
+    options = {"labels": np.unique(labels), "average": average, "zero_division": 0.0}
+    return float(sklearn_metrics.f1_score(labels, predictions, **options))
 
 
 def concordance_correlation(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -278,8 +270,8 @@ def emotion_scores(
         "UAR": by_rows(recall, labels, answers),
         "WAR": by_rows(weighted_accuracy, labels, answers),
         "top2": by_rows(top2_accuracy, probabilities, labels),
-        "macro_F1": by_rows(macro_f1, labels, answers),
-        "weighted_F1": by_rows(weighted_f1, labels, answers),
+        "macro_F1": by_rows(partial(f1, average="macro"), labels, answers),
+        "weighted_F1": by_rows(partial(f1, average="weighted"), labels, answers),
         "ECE": by_rows(expected_calibration_error, probabilities, labels),
     }
 
