@@ -117,11 +117,11 @@ def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
 
 
 @contextmanager
-def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
+def pooled_inputs(job: Job, model: MTMMModel, alone: bool = False) -> Iterator[Rows]:
     """By modality (utterances, layers · width), the pooled states of what is predicted within it.
 
     NaN where an utterance lacks the modality. They are there when it ends, those of one process behind
-    those of another.
+    those of another. With `alone` nothing is predicted: a forward pass ends by raising `_Pooled`.
     """
     rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
     found: Rows = {}
@@ -130,6 +130,8 @@ def pooled_inputs(job: Job, model: MTMMModel) -> Iterator[Rows]:
         for modality, (states, mask) in given[0].items():
             means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
             rows[modality].extend(means.float().cpu().numpy())
+        if alone:
+            raise _Pooled
 
     hook = model.fusion.register_forward_pre_hook(keep)
     try:
@@ -163,18 +165,12 @@ def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
         collate: Any = getattr(loader.collate_fn, "collate", loader.collate_fn)
         loader = make_loader(loader.dataset, batches, collate, workers=job.config.workers)
     model.eval()
-    with pooled_inputs(job, model) as rows:
-        stop = model.fusion.register_forward_pre_hook(_end_forward)
+    with pooled_inputs(job, model, alone=True) as rows:
         for batch in loader:
             batch.pop("utterance_ids")
             with suppress(_Pooled):
                 model(**send_to_device(batch, job.accelerator.device))
-        stop.remove()
     return rows
-
-
-def _end_forward(module: Any, given: Any) -> None:
-    raise _Pooled
 
 
 def _drawn(job: Job, process: int | None = None) -> list[int]:

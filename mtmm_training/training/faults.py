@@ -72,12 +72,8 @@ def explained() -> Iterator[None]:
             raise ValueError(f"`--model_config`: {' '.join(str(error).split())}") from error
         else:
             raise
-        raise RuntimeError(text.format(_first_line(error))) from error
-
-
-def _first_line(error: Exception) -> str:
-    """An error's first line without the full stop, or its name where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+        first = (str(error).splitlines() or [type(error).__name__])[0]  # it may say nothing
+        raise RuntimeError(text.format(first.rstrip(". "))) from error
 
 
 @dataclass
