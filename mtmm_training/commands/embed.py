@@ -15,7 +15,7 @@ exit status: as of predict.
 import argparse
 
 from mtmm_training.commands.flags import declare, refuse
-from mtmm_training.commands.predict import check_inputs, find_model
+from mtmm_training.commands.predict import check_inputs
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,6 @@ def run(given: argparse.Namespace) -> int:
         ("-" in given.inputs, "- goes with mtmm predict"),
     )
     check_inputs(given)
-    find_model(given)
     from mtmm_training.commands import embed_work
 
     return embed_work.write_embeddings(given)

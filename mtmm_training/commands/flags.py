@@ -102,7 +102,15 @@ def json_object(text: str) -> dict[str, Any]:
     return {**json.loads(text)}
 
 
+def model(text: str) -> str:
+    """The folder of a model, also where a run's is named; else the text, which may be an id on the Hub."""
+    inner = Path(text, "model")
+    plain = Path(text, "config.json").exists() or not (inner / "config.json").exists()
+    return text if plain else str(inner)
+
+
 KNOWN: tuple[Any, ...] = (
+    model,
     int,
     float,
     Path,

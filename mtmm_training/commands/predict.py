@@ -100,16 +100,8 @@ def check(given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> int:
     """Predicts what the flags say; the exit status is 1 where an input failed."""
     check(given)
-    find_model(given)
     from mtmm_training.commands import predict_work
 
     if given.out is not None:
         return predict_work.to_parts(given)
     return predict_work.to_stdout(given)
-
-
-def find_model(given: argparse.Namespace) -> None:
-    """Of a run's folder, --model means the model in it."""
-    inner = Path(given.model, "model")
-    if not Path(given.model, "config.json").exists() and (inner / "config.json").exists():
-        given.model = str(inner)

@@ -18,7 +18,6 @@ with --reference, and the file is for models with the same acoustic encoder.
 import argparse
 
 from mtmm_training.commands.flags import declare, refuse
-from mtmm_training.commands.predict import find_model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +30,6 @@ def run(given: argparse.Namespace) -> None:
         (not given.inputs or "-" in given.inputs, "no INPUT; give files, a folder or a manifest"),
         (given.out.suffix != ".safetensors", f"--out {given.out} must end in .safetensors"),
     )
-    find_model(given)
     from mtmm_training.commands import predict_work
 
     made = predict_work.make_reference(given)

@@ -11,7 +11,6 @@ speaker of its own. Emotions that the model does not know are left out of its sc
 import argparse
 
 from mtmm_training.commands.flags import declare, refuse
-from mtmm_training.commands.predict import find_model
 from mtmm_training.data import hub
 
 
@@ -25,7 +24,6 @@ def run(options: argparse.Namespace) -> None:
     places = [*filter(None, [options.manifest]), *hub.places_of(options)]
     refuse((len(places) != 1, "give MANIFEST, or --dataset with one data set"))
     options.manifest = places[0]
-    find_model(options)
     from mtmm_training.commands.score_work import score_model
 
     print(score_model(options))

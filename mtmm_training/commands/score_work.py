@@ -57,7 +57,15 @@ def score_model(given: argparse.Namespace) -> str:
     predictions = to_predictions(rows, answers, config)
     found = scores_of(predictions, rows, config, given.group_by)
     found |= {"model": given.model, "manifest": given.manifest, "failed": failed}
-    text = as_markdown(found, config)
+    shown = metrics.headline(found["intervals"])
+    groups = {
+        column: {
+            group: {"utterances": own["utterances"]} | {name: _of(own, name) for name in shown}
+            for group, own in values.items()
+        }
+        for column, values in found["by_group"].items()
+    }
+    text = render("scores.md", found=found, emotions=config.emotion_names, groups=groups)
     if given.out is None:
         return text
     path, figures = given.out / "predictions.csv", given.out / "figures"
@@ -153,19 +161,6 @@ def scores_of(
         "intervals": intervals,
         **scores_by_group(predictions, rows, config, group_by),
     }
-
-
-def as_markdown(found: Mapping[str, Any], config: MTMMConfig) -> str:
-    """What the command prints."""
-    shown = metrics.headline(found["intervals"])
-    groups = {
-        column: {
-            group: {"utterances": own["utterances"]} | {name: _of(own, name) for name in shown}
-            for group, own in values.items()
-        }
-        for column, values in found["by_group"].items()
-    }
-    return render("scores.md", found=found, emotions=config.emotion_names, groups=groups)
 
 
 def _of(own: Mapping[str, Any], name: str) -> float | None:

@@ -16,7 +16,6 @@ import argparse
 from pathlib import Path
 
 from mtmm_training.commands.flags import declare
-from mtmm_training.commands.predict import find_model
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Serves until it is stopped."""
-    from mtmm_training.serving import server  # before the model: it comes with an extra
-
-    find_model(given)
     from mtmm_training.commands.predict_work import load_pipeline, transcriber_of
+    from mtmm_training.serving import server  # before the model: it comes with an extra
     from mtmm_training.serving.limits import Limits
     from reference_mtmm import References
 
