@@ -394,6 +394,3 @@ class MTMMPipeline(ReferringPipeline):
         """Save model and processor: the folder loads as a pipeline again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
-
-
-__all__ = ["MTMMPipeline"]

@@ -199,6 +199,3 @@ class ReferringPipeline(ReadingPipeline):
         made.check()
         made.made = frozenset()
         return made
-
-
-__all__ = ["ReferringPipeline"]

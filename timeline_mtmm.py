@@ -17,26 +17,10 @@ import numpy as np
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
-        from .transcript_mtmm import (
-            LATE_S,
-            TimedText,
-            Transcript,
-            fitted,
-            parse_timed,
-            spoken,
-            warn_once,
-        )
+        from .transcript_mtmm import TimedText, Transcript, fitted, parse_timed, spoken, warn_once
         from .waveforms_mtmm import has_signal
 except ImportError:
-    from transcript_mtmm import (
-        LATE_S,
-        TimedText,
-        Transcript,
-        fitted,
-        parse_timed,
-        spoken,
-        warn_once,
-    )
+    from transcript_mtmm import TimedText, Transcript, fitted, parse_timed, spoken, warn_once
     from waveforms_mtmm import has_signal
 
 try:  # transformers asks whether inputs are a dataset; the runtime has neither
@@ -283,16 +267,10 @@ class Given:
         ends_s = math.inf if duration_s is None else duration_s
         begins = [] if transcript is None or self.in_segments else transcript.middles
         begins = [*begins, *(segment.start_s for segment in self.segments or [])]
-        late, count = [begin for begin in begins if begin > ends_s + LATE_S], len(begins)
-        if late and len(late) > min(max(1, count / 10), count - 1):
-            raise ValueError(
-                f"{len(late)} of {count} words and segments lie behind the end of the recording, which "
-                f"lasts {ends_s:.3f} s, the last at {max(late):g} s; is it of another recording?"
-            )
-        segments, odd = fitted(self.segments or [], ends_s, windows.shortest_s)
+        segments, odd = fitted(self.segments, begins, ends_s, windows.shortest_s)
         if transcript is not None and self.in_segments and segments != self.segments:
             transcript = Transcript([segment for segment in segments if segment.text is not None])
-        mended = self.mended + odd + (len(late) if self.segments is None else 0)
+        mended = self.mended + odd
         if ends_s <= whole_s and self.segments is None:
             text = self.text if transcript is None else transcript.between(0, math.inf)
             part = Part.heard(recording.whole(windows.sampling_rate), text, None)
@@ -393,6 +371,3 @@ def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
     mended = odd_words + odd_segments
     by = str(speaker) if named else None
     return Given(audio, rate, text, transcript, segments, by, turns, None, mended, in_segments)
-
-
-__all__ = ["Given", "Inputs", "Part", "TimedText", "Transcript", "Windows", "parse_input"]

@@ -9,7 +9,7 @@ from conftest import RATE, encoded
 from audio_mtmm import open_recording
 from mtmm_training.commands.predict_output import describe
 from pipeline_mtmm import MTMMPipeline
-from streams_mtmm import open_stream
+from reading_mtmm import open_stream
 from waveforms_mtmm import has_signal, to_mono
 
 RNG = np.random.default_rng(1)

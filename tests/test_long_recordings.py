@@ -28,11 +28,12 @@ from transformers import (
 )
 
 import reading_mtmm
-from audio_mtmm import InputError, open_recording, resample, to_mono
+from audio_mtmm import InputError, open_recording, resample
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
 from processing_mtmm import MTMMProcessor
 from timeline_mtmm import Windows
+from waveforms_mtmm import to_mono
 
 LONGEST_S = 2.0
 EMOTIONS = ("angry", "happy", "sad", "neutral")

@@ -10,7 +10,7 @@ from conftest import gradient
 from torch import Tensor
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import multi_task_loss
+from loss_mtmm import multi_task_loss
 
 CONFIG = MTMMConfig.tiny()
 DOMINANCE = MTMMConfig.tiny(

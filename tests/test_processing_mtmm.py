@@ -31,8 +31,10 @@ from transformers import (
 )
 
 import audio_mtmm
-from audio_mtmm import InputError, load_audio, open_recording, resample, to_mono
-from processing_mtmm import MTMMProcessor, receptive_field
+from audio_mtmm import InputError, load_audio, open_recording, resample
+from encoders_mtmm import receptive_field
+from processing_mtmm import MTMMProcessor
+from waveforms_mtmm import to_mono
 
 
 @pytest.fixture

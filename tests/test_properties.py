@@ -17,7 +17,7 @@ from hypothesis import given
 from strategies import MANY, SOME, finite, names, transcripts
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import multi_task_loss
+from loss_mtmm import multi_task_loss
 from mtmm_training.batches.masking import MASKED_SPAN, draw_spans
 from mtmm_training.batches.sampler import LengthBatches
 from mtmm_training.data.folds import PROTOCOLS, make_folds

@@ -30,11 +30,11 @@ from conftest import CHECKOUT, TrainedDemo
 from hub_server import HubServer, files_in
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import MTMMOutput
 from mtmm_training.commands.cli import parser_of, verb_names
 from mtmm_training.data.manifest import COLUMNS
 from mtmm_training.studies.embedded_demo import MODELS
 from mtmm_training.training.run import Run
+from outputs_mtmm import MTMMOutput
 
 REAL = Path(os.environ.get("MTMM_REAL_DATA", CHECKOUT.parent / "shared" / "real")) / "encoders"
 ENCODERS = {

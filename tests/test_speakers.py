@@ -20,7 +20,7 @@ from mtmm_training.commands.predict_inputs import read_transcript
 from mtmm_training.data.turns import of_diariser, of_json
 from pipeline_mtmm import MTMMPipeline
 from speakers_mtmm import joined
-from timeline_mtmm import TimedText
+from transcript_mtmm import TimedText
 
 SEGMENTS = [
     {"start": 0.0, "end": 1.0, "text": "so", "speaker": "ann"},

@@ -225,6 +225,3 @@ def time_weights(spans: Sequence[tuple[float, float]]) -> np.ndarray:
     seconds = np.concatenate([[0.0], np.cumsum(share_s)])
     weights = seconds[np.searchsorted(edges, ends)] - seconds[np.searchsorted(edges, starts)]
     return weights / weights.sum()
-
-
-__all__ = ["Prediction", "Span"]

@@ -466,9 +466,3 @@ def _soxr(from_rate: int, to_rate: int) -> Any:
         rates = f"{from_rate} to {to_rate} Hz"
         raise ImportError(f"Resampling from {rates} needs soxr; run `pip install soxr`.")
     return soxr
-
-
-__all__ = [
-    "AudioFile", "InputError", "Recording", "check_rate", "is_audio", "is_source", "load_audio",
-    "numbered", "open_recording", "resample", "samples_of", "to_mono",
-]  # fmt: skip

@@ -142,6 +142,3 @@ def collate(rows: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tenso
         padded = [F.pad(row[name], (0, longest - row[name].shape[-1]), value=fill) for row in rows]
         batch[name] = torch.cat(padded)
     return batch
-
-
-__all__ = ["collate", "evaluating", "portions", "regions", "rounded", "similar"]

@@ -36,6 +36,7 @@ OWN_OPTIONS = (*HUB_OPTIONS, "revision", "subfolder")
 ROUNDING, LEAST_ROUNDING = 2.0**-10, 6e-8
 # Not halved: what is subtracted and divided by, and what was fitted in closed form.
 EXACT = ("reference_mean", "reference_deviation", "linear_path")
+POSITIONS_A_SECOND = 50  # of Whisper's encoder
 PROBE = "The quick brown fox, naïve as ever, isn't over 1,234 lazy dogs: DON'T ask why!"
 
 
@@ -99,6 +100,39 @@ class MTMMLoading(MTMMEncoders):
         model._freeze_encoders()  # loading makes new parameters, all of them with gradients
         answer: Any = (model, found) if told else model
         return answer
+
+    @classmethod
+    def from_encoders_pretrained(
+        cls, audio: str, text: str, *, dtype: torch.dtype = torch.float32, **config_fields: Any
+    ) -> Self:
+        """A model with pretrained encoders and new fusion and heads.
+
+        Args:
+            audio: Folder or Hub id of the acoustic encoder (of Whisper only the encoder is kept).
+            text: Folder or Hub id of the linguistic encoder.
+            dtype: Type of all weights. Checkpoints often are float16, in which training fails; so
+                float32 unless asked otherwise.
+            config_fields: Fields of [`MTMMConfig`].
+
+        Raises:
+            ValueError: A field is not allowed.
+            OSError: An encoder cannot be found.
+        """
+        window_s = config_fields.get("audio_window_s")
+        positions = None if window_s is None else POSITIONS_A_SECOND * window_s
+        audio_model, audio_config = load_encoder(audio, dtype, positions)
+        text_model, text_config = load_encoder(text, dtype)
+        config = cls.config_class(
+            audio_config=audio_config, text_config=text_config, dtype=dtype, **config_fields
+        )
+        with torch.device("meta"):  # random encoders would be made only to be replaced
+            model = cls(config)
+        for name, module in model.named_children():
+            if name not in ("audio_model", "text_model"):
+                module.to_empty(device="cpu").to(dtype).apply(model._init_weights)
+        model.audio_model, model.text_model = audio_model, text_model
+        model._adopt_encoders()
+        return model.eval()
 
     def save_pretrained(
         self,

@@ -440,6 +440,3 @@ class MTMMConfig(PreTrainedConfig):
             close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1, cutoff=0.85)
             if close and not hasattr(type(self), name):
                 raise ValueError(f"MTMMConfig has no field `{name}`; did you mean `{close[0]}`?")
-
-
-__all__ = ["MTMMConfig"]

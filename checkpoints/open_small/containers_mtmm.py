@@ -132,6 +132,3 @@ def _written(head: bytes, rest: memoryview) -> Any:
         copy.write(rest)
     copy.seek(0)
     return copy
-
-
-__all__ = ["corrected", "what_it_is"]

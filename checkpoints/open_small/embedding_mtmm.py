@@ -47,6 +47,3 @@ def embedding_rows(outputs: Mapping[str, Tensor], count: int) -> Iterator[dict[s
     columns = [outputs[_PREFIX + name].float().tolist() for name in EMBEDDINGS]
     for row in zip(*columns, strict=True):
         yield dict(zip(EMBEDDINGS, row, strict=True))
-
-
-__all__ = ["EMBEDDINGS", "embedding_outputs", "embedding_rows"]

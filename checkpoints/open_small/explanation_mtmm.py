@@ -218,6 +218,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     """1 for the lowest; equal values share the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[place]
-
-
-__all__ = ["FEATURES", "Features", "Places", "contributions"]

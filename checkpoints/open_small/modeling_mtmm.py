@@ -23,16 +23,11 @@ try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .composing_mtmm import MTMMLoading
         from .configuration_mtmm import MTMMConfig
-        from .encoders_mtmm import (
-            UNUSED_WEIGHTS,
-            build_encoder,
-            load_encoder,
-            refuse_rows,
-        )
+        from .encoders_mtmm import UNUSED_WEIGHTS, build_encoder, refuse_rows
         from .familiarity_mtmm import MTMMFamiliarity
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
         from .linear_mtmm import MTMMLinearPath
-        from .loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
+        from .loss_mtmm import at_least_float32, labels_seen, multi_task_loss
         from .outputs_mtmm import MTMMOutput
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
@@ -40,16 +35,11 @@ try:
 except ImportError:
     from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
-    from encoders_mtmm import (
-        UNUSED_WEIGHTS,
-        build_encoder,
-        load_encoder,
-        refuse_rows,
-    )
+    from encoders_mtmm import UNUSED_WEIGHTS, build_encoder, refuse_rows
     from familiarity_mtmm import MTMMFamiliarity
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
     from linear_mtmm import MTMMLinearPath
-    from loss_mtmm import ABSENT_EMOTION, at_least_float32, labels_seen, multi_task_loss
+    from loss_mtmm import at_least_float32, labels_seen, multi_task_loss
     from outputs_mtmm import MTMMOutput
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
@@ -58,7 +48,6 @@ except ImportError:
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
 LEAST_DEVIATION, MOST_DEVIATION = 0.005, 0.495
-POSITIONS_A_SECOND = 50  # of Whisper's encoder
 
 
 class MTMMModel(MTMMLoading):
@@ -165,39 +154,6 @@ class MTMMModel(MTMMLoading):
                 lost.update(of_heads.get(key.partition(".")[0], self.config.output_names))
         kept = (name for name in self.config.trained_outputs if name not in lost)
         self.config.trained_outputs = tuple(kept)
-
-    @classmethod
-    def from_encoders_pretrained(
-        cls, audio: str, text: str, *, dtype: torch.dtype = torch.float32, **config_fields: Any
-    ) -> "MTMMModel":
-        """A model with pretrained encoders and new fusion and heads.
-
-        Args:
-            audio: Folder or Hub id of the acoustic encoder (of Whisper only the encoder is kept).
-            text: Folder or Hub id of the linguistic encoder.
-            dtype: Type of all weights. Checkpoints often are float16, in which training fails; so
-                float32 unless asked otherwise.
-            config_fields: Fields of [`MTMMConfig`].
-
-        Raises:
-            ValueError: A field is not allowed.
-            OSError: An encoder cannot be found.
-        """
-        window_s = config_fields.get("audio_window_s")
-        positions = None if window_s is None else POSITIONS_A_SECOND * window_s
-        audio_model, audio_config = load_encoder(audio, dtype, positions)
-        text_model, text_config = load_encoder(text, dtype)
-        config = MTMMConfig(
-            audio_config=audio_config, text_config=text_config, dtype=dtype, **config_fields
-        )
-        with torch.device("meta"):  # random encoders would be made only to be replaced
-            model = cls(config)
-        for name, module in model.named_children():
-            if name not in ("audio_model", "text_model"):
-                module.to_empty(device="cpu").to(dtype).apply(model._init_weights)
-        model.audio_model, model.text_model = audio_model, text_model
-        model._adopt_encoders()
-        return model.eval()
 
     def get_input_embeddings(self) -> Any:
         return self.text_model.get_input_embeddings()
@@ -459,12 +415,4 @@ def _first_given(*inputs: Tensor | None) -> Tensor:
 
 MTMMModel.register_for_auto_class("AutoModel")  # saving the model saves the Hub files with it
 
-__all__ = [
-    "ABSENT_EMOTION",
-    "UNUSED_WEIGHTS",
-    "MTMMModel",
-    "MTMMOutput",
-    "MTMMPipeline",
-    "MTMMProcessor",
-    "multi_task_loss",
-]
+__all__ = ["MTMMModel", "MTMMPipeline", "MTMMProcessor"]

@@ -54,6 +54,3 @@ class MTMMOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     unfamiliarity: Tensor | None = None
     logits: Tensor | None = None
-
-
-__all__ = ["MTMMOutput"]

@@ -24,32 +24,23 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
         from .audio_mtmm import (
-            check_rate,
             is_source,
             load_audio,
             numbered,
             open_recording,
             resample,
             samples_of,
-            to_mono,
         )
         from .composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
         from .encoders_mtmm import receptive_field
         from .timeline_mtmm import clean_transcript, is_missing, plain
+        from .waveforms_mtmm import check_rate, to_mono
 except ImportError:
-    from audio_mtmm import (
-        check_rate,
-        is_source,
-        load_audio,
-        numbered,
-        open_recording,
-        resample,
-        samples_of,
-        to_mono,
-    )
+    from audio_mtmm import is_source, load_audio, numbered, open_recording, resample, samples_of
     from composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
     from encoders_mtmm import receptive_field
     from timeline_mtmm import clean_transcript, is_missing, plain
+    from waveforms_mtmm import check_rate, to_mono
 
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
 Audio = np.ndarray | Sequence[float] | Mapping[str, Any]  # or a tensor of torch
@@ -383,5 +374,3 @@ def _each(items: Iterable[Any], function: Callable[[Any], Any]) -> list[Any]:
 
 
 MTMMProcessor.register_for_auto_class("AutoProcessor")
-
-__all__ = ["MTMMProcessor", "receptive_field"]

@@ -13,10 +13,12 @@ import numpy as np
 try:
     if not TYPE_CHECKING:
         from .audio_mtmm import Recording, open_recording
-        from .timeline_mtmm import Given, TimedText, Transcript, parse_input
+        from .timeline_mtmm import Given, parse_input
+        from .transcript_mtmm import TimedText, Transcript
 except ImportError:
     from audio_mtmm import Recording, open_recording
-    from timeline_mtmm import Given, TimedText, Transcript, parse_input
+    from timeline_mtmm import Given, parse_input
+    from transcript_mtmm import TimedText, Transcript
 
 UNITS = ("segment", "turn", "window")  # of `by`
 PAUSE_S = 1.0  # a longer silence ends a speaker's turn
@@ -159,6 +161,3 @@ def _levels(channel: Recording) -> np.ndarray:
         found.append(np.square(rest[:whole].reshape(-1, size), dtype=np.float64).mean(axis=1))
         rest = rest[whole:]
     return 10 * np.log10(np.concatenate(found) + 1e-12)
-
-
-__all__ = ["UNITS", "in_units", "open_channels", "read_input"]

@@ -128,18 +128,30 @@ def _timed_text(name: str, item: Any) -> TimedText:
 
 
 def fitted(
-    items: Sequence[TimedText], ends_s: float, shortest_s: float
+    items: Sequence[TimedText] | None, begins: Sequence[float], ends_s: float, shortest_s: float
 ) -> tuple[list[TimedText], int]:
     """Segments that lie in a recording and are long enough to be heard; and how many had to be changed.
 
     One that ends behind the recording is cut off there. A short one becomes part of the one before, if
     that is the same speaker's and near, or is widened.
 
+    Args:
+        items: The segments; None = there are none, and words behind the recording count as changed.
+        begins: When all words and segments are said, seconds.
+        ends_s: The recording's end.
+        shortest_s: Shortest audio that can be heard.
+
     Raises:
         ValueError: Most begin behind the recording.
     """
-    kept, changed = list[TimedText](), 0
-    for one in items:
+    late, count = [begin for begin in begins if begin > ends_s + LATE_S], len(begins)
+    if late and len(late) > min(max(1, count / 10), count - 1):
+        raise ValueError(
+            f"{len(late)} of {count} words and segments lie behind the end of the recording, which "
+            f"lasts {ends_s:.3f} s, the last at {max(late):g} s; is it of another recording?"
+        )
+    kept, changed = list[TimedText](), len(late) if items is None else 0
+    for one in items or []:
         start_s = min(one.start_s, ends_s)
         end_s, last = min(one.end_s, ends_s), kept[-1] if kept else None
         if end_s - start_s < shortest_s:
@@ -154,6 +166,3 @@ def fitted(
         changed += (start_s, end_s) != one[:2] and one.end_s != math.inf
         kept.append(one._replace(start_s=start_s, end_s=end_s))
     return kept, changed
-
-
-__all__ = ["TimedText", "Transcript", "fitted", "parse_timed", "spoken", "warn_once"]

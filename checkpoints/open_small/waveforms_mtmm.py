@@ -170,6 +170,3 @@ def check_rate(sampling_rate: Any, place: str = "") -> int:
         allowed = f"a whole number of Hz from {LOWEST_RATE} to {HIGHEST_RATE}"
         raise ValueError(f"{place}`sampling_rate={sampling_rate!r}` is not {allowed}.")
     return rate
-
-
-__all__ = ["Channels", "as_array", "check_rate", "has_signal", "mix", "refuse", "to_mono"]

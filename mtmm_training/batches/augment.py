@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import soxr
 
-from audio_mtmm import resample, to_mono
+from audio_mtmm import resample
 from mtmm_training.data.utterances import Utterance
 from processing_mtmm import MTMMProcessor
-from waveforms_mtmm import MAX_AMPLITUDE
+from waveforms_mtmm import MAX_AMPLITUDE, to_mono
 
 # Each change with the range that its strength is drawn from, evenly. All are small enough to leave
 # the emotion what it is; pitch and pace, which carry it, move by no more than between two speakers.

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
-from modeling_mtmm import ABSENT_EMOTION
+from loss_mtmm import ABSENT_EMOTION
 from mtmm_training.batches.augment import augment
 from mtmm_training.batches.opinions import Opinions
 from mtmm_training.data.sounds import waveform

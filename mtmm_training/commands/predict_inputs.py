@@ -56,7 +56,7 @@ class Input:
 
     def waveform(self) -> tuple[Any, int]:
         """The audio, (time,), and its sampling rate in Hz."""
-        from audio_mtmm import to_mono
+        from waveforms_mtmm import to_mono
 
         samples = self._samples()
         return to_mono(samples.data), samples.sample_rate

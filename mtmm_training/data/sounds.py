@@ -143,7 +143,8 @@ def opened(place: str) -> IO[bytes]:
 def _as_bytes(value: Any, rate: Any, table: str) -> str | bytes:
     import soundfile
 
-    from audio_mtmm import check_rate, samples_of, to_mono
+    from audio_mtmm import samples_of
+    from waveforms_mtmm import check_rate, to_mono
 
     if isinstance(value, Mapping) and not any(value.get(key) for key in ("bytes", "array")):
         value = value.get("path")

@@ -7,7 +7,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from modeling_mtmm import MTMMOutput
+from outputs_mtmm import MTMMOutput
 
 METADATA = "mtmm"  # the key of the description, JSON, in an ONNX file's metadata
 INPUTS = ("input_values", "audio_attention_mask", "input_ids", "attention_mask")

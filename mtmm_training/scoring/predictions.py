@@ -14,7 +14,7 @@ from accelerate.utils import gather_object, send_to_device
 from scipy.special import softmax
 
 from configuration_mtmm import MTMMConfig
-from modeling_mtmm import multi_task_loss
+from loss_mtmm import multi_task_loss
 from mtmm_training.data.files import replacing
 from mtmm_training.data.utterances import DIMENSIONS, Utterance
 from mtmm_training.scoring import metrics, votes

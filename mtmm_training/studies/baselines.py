@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from audio_mtmm import to_mono
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import STATES, FeatureCache
@@ -63,6 +62,7 @@ from mtmm_training.training.regressions import (
 from mtmm_training.training.report import metric_parts, versions
 from mtmm_training.training.run import PREDICTIONS, RESULTS, flags_record
 from reference_mtmm import Reference
+from waveforms_mtmm import to_mono
 
 
 @dataclass(frozen=True)

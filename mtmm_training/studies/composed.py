@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from audio_mtmm import resample, to_mono
+from audio_mtmm import resample
 from modeling_mtmm import MTMMPipeline
 from mtmm_training.data import sounds
 from mtmm_training.data.files import replacing, write_json
@@ -33,6 +33,7 @@ from mtmm_training.scoring.texts import say
 from mtmm_training.studies.tables import write_csv
 from mtmm_training.training.run import Run
 from timeline_mtmm import WINDOW_S
+from waveforms_mtmm import to_mono
 
 RATE = 16000
 BLOCK_S = (20.0, 60.0)  # a block ends with the utterance that reaches a length drawn from these

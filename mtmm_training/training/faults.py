@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
-from modeling_mtmm import MTMMOutput
 from mtmm_training.batches.collate import is_of_worker
 from mtmm_training.data.files import replacing
 from mtmm_training.training.checkpoints import Progress
+from outputs_mtmm import MTMMOutput
 
 EXPLOSION = 100.0  # a gradient explodes that is so many times the median of those before it
 BEFORE = 100  # so many of them
