@@ -243,7 +243,7 @@ def test_iemocap_missing_audio_is_listed(
         read_corpus("iemocap", iemocap_folder)
     assert len(read_corpus("iemocap", iemocap_folder, partial=True)) == 2
     assert "1 audio files are missing" in caplog.text
-    assert "speaker Ses01M: 0 found, 1 expected (-1)" in caplog.text
+    assert "Ses01M exc: 0 found, 1 expected" in caplog.text
 
 
 def test_iemocap_incomplete_totals_are_explained(
@@ -253,8 +253,7 @@ def test_iemocap_incomplete_totals_are_explained(
     monkeypatch.setattr(iemocap, "EXPECTED", expected)
     with pytest.raises(ValueError, match="3 utterances found where the corpus has 10") as refusal:
         read_corpus("iemocap", iemocap_folder)
-    assert "emotion sad: 0 found, 7 expected (-7)" in str(refusal.value)
-    assert "speaker Ses02F: 0 found, 7 expected (-7)" in str(refusal.value)
+    assert "Ses02F sad: 0 found, 7 expected" in str(refusal.value)
     assert len(read_corpus("iemocap", iemocap_folder, partial=True)) == 3
     assert "3 utterances found where the corpus has 10" in caplog.text
 
@@ -267,7 +266,7 @@ def test_totals_differ_where_only_cells_do() -> None:
 
     expected = {"a": {"Sad": 1}, "b": {"Happy": 1}}
     found = [one("1", "a", "Happy"), one("2", "b", "Sad")]
-    with pytest.raises(ValueError, match=r"cell a Happy: 1 found, 0 expected \(\+1\)"):
+    with pytest.raises(ValueError, match="a Happy: 1 found, 0 expected"):
         checks.finish("esd", found, labels="four", expected=expected, partial=False)
 
 
@@ -566,7 +565,7 @@ def test_emobank_documents_are_its_speakers(
 ) -> None:
     rows = 'doc_a_0_9,train,3.0,3.1,3.2,"Yes, sir."\ndoc_a_9_12,test,1.5,4,2,"No."\nSemEval_7,dev,2,2,2,Hm\n'
     write(tmp_path / "emobank.csv", "id,split,V,A,D,text\n" + rows)
-    with pytest.raises(ValueError, match="split train: 1 found, 8,062 expected"):
+    with pytest.raises(ValueError, match="train: 1 found, 8,062 expected"):
         read_corpus("emobank", tmp_path)
     first, second, third = read_corpus("emobank", tmp_path, partial=True)
     assert (first.valence, first.arousal, first.dominance) == (3.0, 3.1, 3.2)

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from mtmm_training.data.files import write_json
 from mtmm_training.data.folds import (
     Fold,
     fold_from_speakers,
     load_folds,
     make_folds,
-    save_folds,
     script_of,
     select,
 )
@@ -311,13 +311,13 @@ def test_select_refuses_other_utterances() -> None:
 
 def test_saved_folds_load_equal(tmp_path: Path) -> None:
     folds = make_folds(corpus(), "speaker")
-    save_folds(folds, tmp_path / "folds.json")
+    write_json({"folds": [asdict(fold) for fold in folds]}, tmp_path / "folds.json")
     assert load_folds(tmp_path / "folds.json", corpus()) == folds
 
 
 def test_loading_checks_folds_again(tmp_path: Path) -> None:
     path = tmp_path / "folds.json"
-    save_folds(make_folds(corpus(), "session"), path)
+    write_json({"folds": [asdict(fold) for fold in make_folds(corpus(), "session")]}, path)
     content = json.loads(path.read_text())
     moved = content["folds"][0]["train"].pop()
     content["folds"][0]["test"].append(moved)

@@ -117,7 +117,7 @@ def test_files_of_other_programs_say_who_speaks(tmp_path: Path) -> None:
     (turn,) = read_transcript(tmp_path / "a.rttm")["segments"]
     assert turn == {"start": 0.5, "end": 1.75, "speaker": "ann"}
     (tmp_path / "bad.rttm").write_text("SPEAKER a 1 half\n")
-    with pytest.raises(ValueError, match="line 1"):
+    with pytest.raises(ValueError, match="rttm"):
         read_transcript(tmp_path / "bad.rttm")
     word = {"word": "so", "start": 0.1, "end": 0.3, "speaker": 0}
     utterance = {"transcript": "So.", "start": 0.1, "end": 0.3, "speaker": 1, "channel": 0}

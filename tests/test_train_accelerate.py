@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ from small_runs import (
 import train_accelerate
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
-from mtmm_training.data.folds import Fold, save_folds
+from mtmm_training.data.files import write_json
+from mtmm_training.data.folds import Fold
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import SPLITS, Utterance
 from mtmm_training.training.config import TrainConfig
@@ -344,7 +345,7 @@ def test_folds_of_scripts_and_of_improvised_utterances(tmp_path: Path) -> None:
     assert sizes(improvised_only=True) == [3, 6, 3]
     assert sizes(script_disjoint=True) == [3, 6, 4]
     assert sizes(script_disjoint=True, improvised_only=True) == [2, 4, 3]
-    save_folds(folds_of(), tmp_path / "f")
+    write_json({"folds": [asdict(fold) for fold in folds_of()]}, tmp_path / "f")
     with pytest.raises(ValueError, match="'yes'"):
         sizes(folds_file=str(tmp_path / "f"), script_disjoint=True)
 

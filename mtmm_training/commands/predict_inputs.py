@@ -164,8 +164,6 @@ def read_transcript(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is no transcript: its name must end in one of {', '.join(SUFFIXES)}."
         )
-    if suffix == ".rttm":
-        return {"segments": turns.read_rttm(path)}
     try:
         raw = path.read_bytes()
         is_wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff")  # as Praat and Notepad write

@@ -11,13 +11,13 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.files import read_json, without_collection, write_json
+from mtmm_training.data.files import read_json, without_collection
 from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
 from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
 
@@ -357,11 +357,6 @@ def select(utterances: Iterable[Utterance], fold: Fold) -> Splits:
     return {split: [keyed[name] for name in getattr(fold, split)] for split in SPLITS}
 
 
-def save_folds(folds: Iterable[Fold], path: str | Path) -> None:
-    """Writes folds as JSON, {"folds": [{"name", "train", "validation", "test"}, ...]}, by id."""
-    write_json({"folds": [asdict(fold) for fold in folds]}, Path(path))
-
-
 def load_folds(
     path: str | Path,
     utterances: Sequence[Utterance],
@@ -369,10 +364,10 @@ def load_folds(
     script_disjoint: bool = False,
     recordings: Recordings | None = None,
 ) -> list[Fold]:
-    """Reads what `save_folds` wrote, and checks it again as if it were new.
+    """Reads a file of folds, and checks them as if they were new.
 
     Args:
-        path: the JSON file.
+        path: a JSON file, {"folds": [{"name", "train", "validation", "test"}, ...]}, by id.
         utterances: those that the folds were made from, or more.
         script_disjoint: whether to check that the splits share no script.
         recordings: as of `make_folds`.

@@ -25,18 +25,9 @@ def add_flags(add: Callable[..., Any], advanced: Callable[[str], str]) -> None:
     unset = argparse.SUPPRESS
     add("--dataset", nargs="+", default=unset, metavar="PLACE",
         help="data sets, OWNER/NAME[@REVISION] of the Hub or folders, as manifests")  # fmt: skip
-    add(
-        "--dataset_config",
-        default=unset,
-        metavar="NAME",
-        help=advanced("of the data set, if it has several"),
-    )
-    add(
-        "--dataset_split",
-        default=unset,
-        metavar="NAMES",
-        help=advanced("with commas; all if not given"),
-    )
+    config, split = "of the data set, if it has several", "with commas; all if not given"
+    add("--dataset_config", default=unset, metavar="NAME", help=advanced(config))
+    add("--dataset_split", default=unset, metavar="NAMES", help=advanced(split))
 
 
 def places_of(options: argparse.Namespace) -> list[str]:

@@ -1,6 +1,6 @@
-"""Transcript files of other programs, as the pipeline takes them: subtitles, tables, TextGrids, CTM.
+"""Transcript files of other programs, as the pipeline takes them: subtitles, tables, TextGrids, CTM, RTTM.
 
-JSON and RTTM are read in turns.py and by `mtmm predict`.
+JSON is read in turns.py and by `mtmm predict`.
 """
 
 import re
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from html import unescape
 from typing import Any
 
-Timed = dict[str, Any]  # "start", "end" (seconds), "text", and "speaker" where one is named
+Timed = dict[str, Any]  # "start", "end" (seconds), and "text" and "speaker" where there are any
 
 CLOCK = r"((?:\d+:)?\d+:\d\d(?:[.,]\d+)?)"
 # SubRip and WebVTT, with hours or without; SBV; and, in brackets, what whisper prints.
@@ -24,8 +24,8 @@ def read_timed(text: str, suffix: str) -> dict[str, Any] | None:
 
     Args:
         text: What is in the file.
-        suffix: The end of its name, in lower case: .srt, .vtt, .sbv, .tsv, .textgrid, .ctm; or .txt, which
-            may have the first ones' lines.
+        suffix: The end of its name, in lower case: .srt, .vtt, .sbv, .tsv, .textgrid, .ctm, .rttm; or
+            .txt, which may have the first ones' lines.
 
     Returns:
         {"segments": ...} or {"words": ...}; None of a .txt without times.
@@ -125,5 +125,14 @@ def _of_ctm(text: str) -> Iterator[Timed]:
             yield {"start": start, "end": start + float(fields[3]), "text": fields[4]}
 
 
-READERS = {".tsv": _of_table, ".textgrid": _of_textgrid, ".ctm": _of_ctm}
+def _of_rttm(text: str) -> Iterator[Timed]:
+    """SPEAKER file channel start duration <NA> <NA> name ..."""
+    for line in text.splitlines():
+        fields = line.split()
+        if fields and fields[0] == "SPEAKER":
+            start = float(fields[3])
+            yield {"start": start, "end": start + float(fields[4]), "speaker": fields[7]}
+
+
+READERS = {".tsv": _of_table, ".textgrid": _of_textgrid, ".ctm": _of_ctm, ".rttm": _of_rttm}
 SUFFIXES = (".json", ".TextGrid", ".vtt", ".srt", ".sbv", ".tsv", ".ctm", ".rttm", ".txt")

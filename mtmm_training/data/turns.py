@@ -1,29 +1,9 @@
 """Who speaks when, as other programs write it, as the "segments" that the pipeline takes."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 Segment = dict[str, Any]  # "start", "end" (seconds), and "speaker", "text", "channel" where known
-
-
-def read_rttm(path: Path) -> list[Segment]:
-    """The turns of an RTTM file: SPEAKER file channel start duration <NA> <NA> name ...
-
-    Raises:
-        ValueError: A line is no turn.
-    """
-    turns = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        fields = line.split()
-        if not fields or fields[0] != "SPEAKER":
-            continue
-        try:
-            start, length = float(fields[3]), float(fields[4])
-            turns.append({"start": start, "end": start + length, "speaker": fields[7]})
-        except (IndexError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: {line!r:.80} is no turn of RTTM.") from error
-    return turns
 
 
 def of_json(content: Any) -> list[Segment] | None:

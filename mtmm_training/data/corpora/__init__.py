@@ -67,7 +67,7 @@ def read_corpus(
     found = reader.read(place, **{option: given[option] for option in own if option in given})
     if "totals_by" not in facts:
         return found
-    from mtmm_training.data.corpora import checks  # imports pandas
+    from mtmm_training.data.corpora import checks
 
     # Totals are of the corpus's own labels, not of what listeners heard.
     expected = None if given.get("heard") else reader.EXPECTED

@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from mtmm_training.data.corpora.labels import FACTS, Labels, emotion_map, named_votes
 from mtmm_training.data.files import walk
 from mtmm_training.data.tables import read_delimited
@@ -245,27 +243,11 @@ def finish(
     for group, counts in (expected or {}).items():
         wanted.update({(group, label): n for label, n in counts.items() if label in emotions})
     if expected is not None and actual != wanted:
-        cells = pd.DataFrame(
-            {
-                "emotion": emotions[label] or "no emotion",
-                by.removesuffix("_id"): group,
-                "cell": f"{group} {label}",
-                "found": actual[group, label],
-                "expected": wanted[group, label],
-            }
-            for group, label in actual | wanted
-        )
-        lines: list[str] = []
-        for kind in cells.columns[:3]:
-            if kind == "cell" and lines:
-                break  # only where both margins agree does it take cells to tell
-            lines += [
-                f"{kind} {key}: {found:,} found, {wants:,} expected ({found - wants:+,})"
-                for key, found, wants in cells.groupby(kind)[["found", "expected"]]
-                .sum()
-                .itertuples()
-                if found != wants
-            ]
+        lines = [
+            f"{' '.join(filter(None, cell))}: {actual[cell]:,} found, {wanted[cell]:,} expected"
+            for cell in sorted(actual | wanted, key=str)
+            if actual[cell] != wanted[cell]
+        ]
         what = f"{actual.total():,} utterances found where the corpus has {wanted.total():,}"
         tell(listing(f"{corpus}: {what}", lines, limit=40), ValueError, partial)
     silent = [u.utterance_id for u in kept if u.text is None]
