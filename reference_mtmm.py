@@ -181,10 +181,6 @@ class References:
             references._count(references.given, one.kind, one)
         return references if references.given or references.made else None
 
-    def copy(self) -> "References":
-        """The same, without what was made for one call."""
-        return References(dict(self.given), self.made, dict(self.speakers))
-
     def add(self, speaker: str | None, one: Reference) -> None:
         """Count one recording of this speaker among the references that are made."""
         if "domain" in self.made:

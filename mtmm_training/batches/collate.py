@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from datasets import Audio, Dataset
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from loss_mtmm import ABSENT_EMOTION
@@ -41,10 +41,7 @@ def to_dataset(utterances: Sequence[Utterance]) -> Dataset:
     said = ("votes", *RATINGS.values())
     columns += [name for name in said if any(getattr(u, name) for u in utterances)]
     rows = [{name: getattr(utterance, name) for name in columns} for utterance in utterances]
-    dataset = Dataset.from_list(rows)
-    if any(utterance.audio is not None for utterance in utterances):
-        dataset = dataset.cast_column("audio", Audio(decode=False))
-    return dataset
+    return Dataset.from_list(rows)
 
 
 class RawInputs:
@@ -114,7 +111,7 @@ class RawInputs:
         if row["audio"] is None:
             return None
         try:
-            array, rate = waveform(row["audio"]["path"], row["start_s"], row["end_s"])
+            array, rate = waveform(row["audio"], row["start_s"], row["end_s"])
         except (ValueError, OSError) as error:
             raise UtteranceError(row["utterance_id"], str(error)) from error
         if row["augmentation"] is not None:

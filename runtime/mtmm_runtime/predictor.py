@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +17,13 @@ from mtmm_runtime.references import Place, References
 try:
     if not TYPE_CHECKING:
         from .answers_mtmm import MODALITIES, Prediction, Span
-        from .audio_mtmm import numbered, open_recording
-        from .speakers_mtmm import read_input
+        from .audio_mtmm import numbered
+        from .speakers_mtmm import cut_input, read_input
         from .timeline_mtmm import Inputs, Part, Windows, plain
 except ImportError:  # a checkout, where the shared files lie at the root
     from answers_mtmm import MODALITIES, Prediction, Span
-    from audio_mtmm import numbered, open_recording
-    from speakers_mtmm import read_input
+    from audio_mtmm import numbered
+    from speakers_mtmm import cut_input, read_input
     from timeline_mtmm import Inputs, Part, Windows, plain
 
 MANIFEST = "manifest.json"
@@ -118,26 +117,11 @@ class Predictor:
         answers = []
         for number, given in enumerate([inputs] if several is None else several):
             with numbered(None if several is None else number):
-                read = read_input(given, sampling_rate, by, channel)
-                parts = self._parts(*read, window_s, hop_s, by)
+                taken, opened = read_input(given, sampling_rate, by, channel)
+                parts = cut_input(taken, opened, self.features, window_s, hop_s, by)
                 predictions = [self._predict(part, known) for part in parts]
                 answers.append(Prediction.summary(predictions, self.config, top_k, min_confidence))
         return answers[0] if several is None else answers
-
-    def _parts(
-        self, given: Any, opened: Any, window_s: float | None, hop_s: float | None, by: str | None
-    ) -> Iterator[Part]:
-        """What one input is predicted in; as `ReadingPipeline.preprocess`."""
-        if given.audio is None:
-            yield from given.texts()
-            return
-        windows = Windows.of(self.features, window_s, hop_s, given.segments)
-        is_cut = window_s is not None or hop_s is not None or by == "window"
-        whole_s = 0.0 if is_cut else self.features.longest_audio_s()
-        with closing(
-            opened or open_recording(given.audio, given.sampling_rate, given.channel)
-        ) as recording:
-            yield from given.cut(recording, windows, whole_s)
 
     def _predict(self, part: Part, reference: References | None) -> Prediction:
         if part.silent and not (part.text or "").strip():
