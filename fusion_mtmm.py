@@ -294,9 +294,10 @@ class MTMMFusion(nn.Module):
         """Merge the two modalities of each utterance into one vector.
 
         Args:
-            streams: Of "audio" and "text", in this order, states (batch, time, width), or (batch,
-                layers, time, width) if weighted, and a mask (batch, time) of booleans; in a row
-                without True the modality is absent. Time is in frames or tokens.
+            streams: {"audio": (states, mask), "text": (states, mask)}, in this order: states
+                (batch, time, width), or (batch, layers, time, width) if weighted, and masks (batch,
+                time) of booleans; in a row without True the modality is absent. Time is in frames or
+                tokens.
             output_attentions: Compute the interaction eagerly and return its weights.
 
         Returns:

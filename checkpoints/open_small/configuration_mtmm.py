@@ -51,19 +51,10 @@ INFINITE = float("inf")
 # Raise it with any change of config.json or of the weights' names that older code would misread.
 FORMAT_VERSION = 1
 # The pipeline's own keys beside the dimensions' names in an answer.
-RESERVED_NAMES = ["emotion", "scores", "missing", "untrained", "timeline", "start", "end"]
-RESERVED_NAMES += [
-    "text",
-    "transcribed",
-    "untimed_text",
-    "speaker",
-    "speakers",
-    "embedding",
-    "explanation",
-    "unsure",
-    "agreement",
-    "unfamiliar",
-]
+RESERVED_NAMES = (
+    "emotion scores missing untrained timeline start end text transcribed untimed_text speaker speakers "
+    "embedding explanation unsure agreement unfamiliar".split()
+)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtmm.MTMMConfig",
@@ -178,17 +169,10 @@ class MTMMConfig(PreTrainedConfig):
         ),
     }
     # Trainer gathers every output that is not named here.
-    keys_to_ignore_at_inference = [
-        "emotion_loss",
-        "dimension_loss",
-        "fused_state",
-        "bridge_states",
-        "acoustic_bridge_attentions",
-        "linguistic_bridge_attentions",
-        "hidden_states",
-        "unfamiliarity",
-        "logits",
-    ]
+    keys_to_ignore_at_inference = (
+        "emotion_loss dimension_loss fused_state bridge_states acoustic_bridge_attentions "
+        "linguistic_bridge_attentions hidden_states unfamiliarity logits".split()
+    )
 
     audio_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None

@@ -31,7 +31,7 @@ try:
         from .outputs_mtmm import MTMMOutput
         from .pipeline_mtmm import MTMMPipeline
         from .processing_mtmm import MTMMProcessor
-        from .reference_mtmm import Reference, refuse_others, standardisation, standardise
+        from .reference_mtmm import STATISTICS, Reference, standardisation, standardise
 except ImportError:
     from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
@@ -43,7 +43,7 @@ except ImportError:
     from outputs_mtmm import MTMMOutput
     from pipeline_mtmm import MTMMPipeline
     from processing_mtmm import MTMMProcessor
-    from reference_mtmm import Reference, refuse_others, standardisation, standardise
+    from reference_mtmm import STATISTICS, Reference, standardisation, standardise
 
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
@@ -325,11 +325,9 @@ class MTMMModel(MTMMLoading):
         Raises:
             ValueError: The model was trained without references, or with another encoder's.
         """
-        refuse_others(self.config, domain, speaker)
-        strengths: Any = self.config.reference_strengths
-        mean, deviation = standardisation(self.fusion, domain, speaker, strengths)
-        on_device = {"reference_mean": mean[None], "reference_deviation": deviation[None]}
-        return {name: tensor.to(self.device) for name, tensor in on_device.items()}
+        own = {name: getattr(self.fusion, name).cpu().double().numpy() for name in STATISTICS}
+        made = standardisation(self.config, own, domain, speaker)
+        return {name: torch.from_numpy(values).to(self.device) for name, values in made.items()}
 
     @torch.no_grad()
     def adopt_domain(self, reference: Reference) -> None:

@@ -137,8 +137,17 @@ class MTMMPipeline(ReferringPipeline):
         if unknown:
             raise TypeError(f"MTMMPipeline has no options {unknown}; it has {', '.join(OPTIONS)}.")
         given = {name: value for name, value in options.items() if value is not None}
-        if given.get("explain"):
-            self._check_explain(given["explain"])
+        if explain := given.get("explain"):
+            trained = self.model.config.trained_outputs
+            if ("emotion" if explain is True else explain) not in trained:
+                raise ValueError(
+                    f"`explain={explain!r}` is not allowed; it must be True, for the emotion, or one of "
+                    f"the outputs that this model was trained for: {', '.join(trained) or 'none'}."
+                )
+            if not self.model.config.use_bridge_tokens:
+                raise ValueError(
+                    "`explain` reads bridge tokens, which this model was built without."
+                )
         if "reference" in given:
             given["reference"] = References.of(given["reference"])
             if given["reference"] is not None:
@@ -151,16 +160,6 @@ class MTMMPipeline(ReferringPipeline):
         of_answers = ("top_k", "min_confidence")
         after = {name: given.pop(name) for name in of_answers if name in given}
         return given, around, after
-
-    def _check_explain(self, explain: bool | str) -> None:
-        trained = self.model.config.trained_outputs
-        if ("emotion" if explain is True else explain) not in trained:
-            raise ValueError(
-                f"`explain={explain!r}` is not allowed; it must be True, for the emotion, or one of the "
-                f"outputs that this model was trained for: {', '.join(trained) or 'none'}."
-            )
-        if not self.model.config.use_bridge_tokens:
-            raise ValueError("`explain` reads bridge tokens, which this model was built without.")
 
     # Pipelines of transformers, its own too, narrow what the base class declares.
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]

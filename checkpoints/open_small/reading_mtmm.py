@@ -8,7 +8,6 @@ import math
 import os
 import wave
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -26,19 +25,19 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:
         from .answers_mtmm import Span
-        from .audio_mtmm import Recording, numbered, open_recording
+        from .audio_mtmm import Recording, numbered
         from .batching_mtmm import portions
         from .explanation_mtmm import FEATURES, Features, Places
-        from .speakers_mtmm import read_input
+        from .speakers_mtmm import cut_input, read_input
         from .timeline_mtmm import Inputs, Part, Windows
         from .transcript_mtmm import spoken
         from .waveforms_mtmm import Channels, as_array, check_rate, mix, refuse
 except ImportError:
     from answers_mtmm import Span
-    from audio_mtmm import Recording, numbered, open_recording
+    from audio_mtmm import Recording, numbered
     from batching_mtmm import portions
     from explanation_mtmm import FEATURES, Features, Places
-    from speakers_mtmm import read_input
+    from speakers_mtmm import cut_input, read_input
     from timeline_mtmm import Inputs, Part, Windows
     from transcript_mtmm import spoken
     from waveforms_mtmm import Channels, as_array, check_rate, mix, refuse
@@ -146,34 +145,22 @@ class ReadingPipeline(ChunkPipeline):
         channel: str | int | None = None,
     ) -> Iterator[Window]:
         given, opened = read_input(inputs, sampling_rate, by, channel)
-        windows = Windows.of(self.processor, window_s, hop_s, given.segments)
-        # Only what is too long is cut, unless it is asked for.
-        whole_s = self.processor.longest_audio_s()
-        if live or window_s is not None or hop_s is not None or by == "window":
-            whole_s = 0.0
         if given.text is not None or given.transcript is not None:
             transcriber = None
-        if given.audio is None:
-            for part in given.texts():
-                yield self._window(part, transcriber, explain)
-            return
         is_stream = live and (hasattr(given.audio, "read") or hasattr(given.audio, "__next__"))
-        if opened is None:
-            opened = (open_stream if is_stream else open_recording)(
-                given.audio, given.sampling_rate, given.channel
-            )
-        with closing(opened) as recording:
-            for part in given.cut(recording, windows, whole_s):
-                start_s, end_s = part.times or explain_s
-                asked = start_s < explain_s[1] and end_s > explain_s[0]
-                if explain and part.times and explain_s[1] == math.inf:
-                    logger.warning_once(
-                        "`explain` takes a run of the model for every half second and word of every "
-                        "window of a recording; `explain_s=(start, end)` names the seconds to explain."
-                    )
-                window = self._window(part, transcriber, explain if asked else False)
-                window.speaker = part.speaker or given.speaker
-                yield window
+        if opened is None and is_stream:
+            opened = open_stream(given.audio, given.sampling_rate, given.channel)
+        for part in cut_input(given, opened, self.processor, window_s, hop_s, by, live):
+            start_s, end_s = part.times or explain_s
+            asked = start_s < explain_s[1] and end_s > explain_s[0]
+            if explain and part.times and explain_s[1] == math.inf:
+                logger.warning_once(
+                    "`explain` takes a run of the model for every half second and word of every "
+                    "window of a recording; `explain_s=(start, end)` names the seconds to explain."
+                )
+            window = self._window(part, transcriber, explain if asked else False)
+            window.speaker = part.speaker or given.speaker
+            yield window
 
     def _window(self, part: Part, transcriber: Any, explain: bool | str) -> Window:
         waveform, text = part.waveform, part.text

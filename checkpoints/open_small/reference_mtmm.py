@@ -12,22 +12,27 @@ a speaker's moves the mean. What moves it is the part that the emotions of its r
 explain: from the mean of the recordings, the mean is subtracted that the training data has for the
 emotions that the model hears in them. So a speaker who was only recorded in anger keeps the anger.
 
-A leaf file: it is uploaded to the Hub with the others and imports none of them.
+A leaf file: it is uploaded to the Hub with the others, is part of the runtime, which has no torch, and
+imports none of them.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KINDS = ("speaker", "domain")
+# Of a model's fusion, or of an export: its training data's.
+STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
+DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # of safetensors' files
 LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
 
 
@@ -43,7 +48,7 @@ class Reference:
             model takes the last alone.
         squares: (layers, width), float64: summed squared deviations from the mean.
         answers: (answers,), float64: the mean over frames of what the model answered, see
-            [`explained_by`].
+            [`as_answers`].
         encoder: What tells the encoder from others: `config.reference_encoder`.
         kind: "speaker" or "domain": what the recordings have in common.
 
@@ -62,9 +67,9 @@ class Reference:
     @classmethod
     def of_states(
         cls,
-        states: Tensor,
-        mask: Tensor,
-        answers: Tensor,
+        states: "Tensor",
+        mask: "Tensor",
+        answers: "Tensor",
         seconds: float,
         encoder: str,
     ) -> "Reference":
@@ -72,7 +77,7 @@ class Reference:
 
         Args:
             states, mask: What `encode_audio` returned.
-            answers: (batch, answers), what the model answered; see [`explained_by`].
+            answers: (batch, answers), what the model answered; see [`as_answers`].
             seconds: Their length together.
             encoder: `config.reference_encoder`.
         """
@@ -121,6 +126,8 @@ class Reference:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the reference as one safetensors file, under a temporary name first."""
+        from safetensors.numpy import save_file  # here: the runtime has none
+
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         arrays = {n: v for n, v in values.items() if isinstance(v, np.ndarray)}
         others = {name: value for name, value in values.items() if name not in arrays}
@@ -136,11 +143,10 @@ class Reference:
             FileNotFoundError: There is no such file.
             ValueError: The file is no reference, or is damaged.
         """
+        arrays, metadata = read_arrays(path)
         try:
-            with safe_open(path, framework="np") as file:
-                others = json.loads((file.metadata() or {})["mtmm_reference"])
-                reference = cls(**others, **{name: file.get_tensor(name) for name in file.keys()})
-        except (SafetensorError, KeyError, TypeError) as error:
+            reference = cls(**json.loads(metadata["mtmm_reference"]), **arrays)
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is no reference ({error}); make it anew.") from error
         if not all(np.isfinite(getattr(reference, f.name)).all() for f in fields(cls)[:-2]):
             raise ValueError(f"{path} has numbers that are not finite; make it anew.")
@@ -160,7 +166,7 @@ class References:
     given: dict[str, Reference] = field(default_factory=dict)
     made: frozenset[str] = frozenset()
     speakers: dict[str, Reference] = field(default_factory=dict)
-    _known: dict[str | None, dict[str, Tensor]] = field(default_factory=dict, init=False)
+    _known: dict[str | None, dict[str, Any]] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, given: Any) -> "References | None":
@@ -180,10 +186,6 @@ class References:
             one = item if hasattr(item, "squares") else Reference.load(item)
             references._count(references.given, one.kind, one)
         return references if references.given or references.made else None
-
-    def copy(self) -> "References":
-        """The same, without what was made for one call."""
-        return References(dict(self.given), self.made, dict(self.speakers))
 
     def add(self, speaker: str | None, one: Reference) -> None:
         """Count one recording of this speaker among the references that are made."""
@@ -219,7 +221,7 @@ class References:
         }
         return {"reference": shown} if shown else {}
 
-    def standardisation(self, model: Any, speaker: str | None) -> dict[str, Tensor]:
+    def standardisation(self, model: Any, speaker: str | None) -> dict[str, Any]:
         """What `forward` takes for an input of this speaker; see `MTMMModel.standardisation`."""
         name = speaker if speaker in self.speakers else None
         if name not in self._known:
@@ -228,7 +230,8 @@ class References:
 
 
 def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> np.ndarray:
-    """(..., answers): answers in the form of [`explained_by`].
+    """(..., answers): the probability of each emotion; of a model that has learned no emotion, the
+    dimensions from −1 to 1 behind zeros.
 
     Args:
         config: The model's.
@@ -242,69 +245,57 @@ def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> 
     return np.concatenate(parts, axis=-1)
 
 
-def refuse_others(config: Any, *references: Reference | None) -> None:
-    """Raises ValueError for a model that takes no references, and for those of another encoder."""
+def standardisation(
+    config: Any,
+    own: Mapping[str, np.ndarray],
+    domain: Reference | None = None,
+    speaker: Reference | None = None,
+) -> dict[str, np.ndarray]:
+    """Mean and deviation by which an utterance's states are standardised.
+
+    The domain's statistics count against `config.reference_strengths[1]` frames of the training data,
+    as if these had been recorded too; the speaker's shift counts against `config.reference_strengths[0]`
+    frames without any shift.
+
+    Args:
+        config: The model's.
+        own: The training data's `STATISTICS`.
+        domain: Reference of recordings of the same kind; None = the training data's.
+        speaker: Reference of the same speaker's recordings; None = nobody's.
+
+    Returns:
+        "reference_mean" and "reference_deviation", (1, layers, width) each, float32.
+
+    Raises:
+        ValueError: The model takes no references, or one is of another encoder.
+    """
     if config.reference == "none":
         raise ValueError(
             "This model was trained without references, so it takes none; train with --reference."
         )
-    for one in references:
-        if one is not None and one.encoder != config.reference_encoder:
-            raise ValueError(
-                "This reference is of another encoder, or of other layers; make it with this model."
-            )
-
-
-def explained_by(answers: Tensor, expected_states: Tensor) -> Tensor:
-    """The standardised mean state that the training data has for these answers.
-
-    Args:
-        answers: (..., answers): the probability of each emotion; with a model that has learned no
-            emotion, the dimensions from −1 to 1 behind zeros.
-        expected_states: (answers, layers, width), fitted by training.
-
-    Returns:
-        (..., layers, width).
-    """
-    return torch.einsum("...a,alw->...lw", answers, expected_states)
-
-
-def standardisation(
-    fusion: Any, domain: Reference | None, speaker: Reference | None, strengths: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Mean and deviation by which an utterance's states are standardised.
-
-    The domain's statistics count against `strengths[1]` frames of the training data, as if these had
-    been recorded too; the speaker's shift counts against `strengths[0]` frames without any shift.
-
-    Args:
-        fusion: The model's, for the statistics of the training data.
-        domain: Reference of recordings of the same kind; None = the training data's.
-        speaker: Reference of the same speaker's recordings; None = nobody's.
-        strengths: Frames by which a speaker's and a domain's reference are shrunk.
-
-    Returns:
-        (layers, width) each, float32, on the CPU.
-    """
-    mean = fusion.reference_mean.double().cpu()
-    deviation = fusion.reference_deviation.double().cpu()
+    if any(one and one.encoder != config.reference_encoder for one in (domain, speaker)):
+        raise ValueError(
+            "This reference is of another encoder, or of other layers; make it with this model."
+        )
+    strengths = config.reference_strengths
+    mean, deviation, expected = (own[name].astype(np.float64) for name in STATISTICS)
     if domain is not None:
         share = domain.frames / (domain.frames + strengths[1])
-        apart = torch.from_numpy(domain.mean) - mean
-        variance = share * torch.from_numpy(domain.deviation) ** 2 + (1 - share) * deviation**2
+        apart = domain.mean - mean
+        variance = share * domain.deviation**2 + (1 - share) * deviation**2
         mean = mean + share * apart
-        deviation = (variance + share * (1 - share) * apart**2).sqrt()
-    deviation = deviation.clamp(min=LEAST_DEVIATION)
+        deviation = np.sqrt(variance + share * (1 - share) * apart**2)
+    deviation = np.maximum(deviation, LEAST_DEVIATION)
     if speaker is not None:
-        expected = fusion.expected_states.double().cpu()
-        explained = explained_by(torch.from_numpy(speaker.answers), expected)
+        # The standardised mean state that the training data has for these answers.
+        explained = np.einsum("a,alw->lw", speaker.answers, expected)
         share = speaker.frames / (speaker.frames + strengths[0])
-        shift = (torch.from_numpy(speaker.mean) - mean) - deviation * explained
-        mean = mean + share * shift
-    return mean.float(), deviation.float()
+        mean = mean + share * ((speaker.mean - mean) - deviation * explained)
+    pairs = zip(STATISTICS, (mean, deviation), strict=False)
+    return {name: values.astype(np.float32)[None] for name, values in pairs}
 
 
-def standardise(states: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+def standardise(states: "Tensor", mean: "Tensor", deviation: "Tensor") -> "Tensor":
     """(states − mean) / deviation, in float32 at least.
 
     Args:
@@ -314,5 +305,27 @@ def standardise(states: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
     mean, deviation = mean[..., None, :], deviation[..., None, :]
     if states.dim() == 3:
         mean, deviation = mean.squeeze(-3), deviation.squeeze(-3)
-    wide = torch.promote_types(states.dtype, torch.float32)
-    return ((states.to(wide) - mean) / deviation).to(states.dtype)
+    wide = states.float() if states.dtype.itemsize < 4 else states
+    return ((wide - mean) / deviation).to(states.dtype)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a file of safetensors by name, and its metadata.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no file of safetensors, or cut off.
+    """
+    content = Path(path).read_bytes()
+    try:
+        begins = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:begins])
+        metadata = header.pop("__metadata__", {})
+        arrays = {}
+        for name, told in header.items():
+            first, last = told["data_offsets"]
+            flat = np.frombuffer(content[begins + first : begins + last], DTYPES[told["dtype"]])
+            arrays[name] = flat.reshape(told["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, or no file of safetensors ({error}).") from error
+    return arrays, metadata

@@ -184,7 +184,8 @@ class ReferringPipeline(ReadingPipeline):
         """The references of a call, with those that its inputs make: a pass over all of them."""
         if references is None or not references.made:
             return references
-        made, given = references.copy(), References(dict(references.given))
+        made = replace(references, given=dict(references.given), speakers={**references.speakers})
+        given = References(dict(references.given))
         domain = given if given.given else None
         while True:
             heard = self._heard(domain, "speaker", inputs, *work)

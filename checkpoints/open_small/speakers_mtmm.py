@@ -3,8 +3,10 @@
 Uploaded to the Hub beside the weights, and part of the runtime, which has no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +15,11 @@ import numpy as np
 try:
     if not TYPE_CHECKING:
         from .audio_mtmm import Recording, open_recording
-        from .timeline_mtmm import Given, parse_input
+        from .timeline_mtmm import Given, Part, Windows, parse_input
         from .transcript_mtmm import TimedText, Transcript
 except ImportError:
     from audio_mtmm import Recording, open_recording
-    from timeline_mtmm import Given, parse_input
+    from timeline_mtmm import Given, Part, Windows, parse_input
     from transcript_mtmm import TimedText, Transcript
 
 UNITS = ("segment", "turn", "window")  # of `by`
@@ -27,6 +29,7 @@ LEVEL_DB = -50.0  # of full scale, below which nobody speaks
 BELOW_LOUD_DB = 25.0  # nor so far below the channel's loud frames
 CROSSTALK_DB = 10.0  # nor where another channel is louder by this
 SHORTEST_TURN_S = 0.3
+BY_TIME = itemgetter(0, 1)  # of a TimedText
 
 
 def in_units(given: Given, by: str | None) -> Given:
@@ -55,7 +58,7 @@ def in_units(given: Given, by: str | None) -> Given:
 def joined(items: Sequence[TimedText], pause_s: float = PAUSE_S) -> list[TimedText]:
     """Turns: neighbours of one speaker and channel as one, unless a longer pause lies between them."""
     turns: list[TimedText] = []
-    for item in sorted(items, key=_time):
+    for item in sorted(items, key=BY_TIME):
         last = turns[-1] if turns else None
         goes_on = last is not None and (last.speaker, last.channel) == (item.speaker, item.channel)
         if last is not None and goes_on and item.start_s - last.end_s <= pause_s:
@@ -65,10 +68,6 @@ def joined(items: Sequence[TimedText], pause_s: float = PAUSE_S) -> list[TimedTe
         else:
             turns.append(item)
     return turns
-
-
-def _time(item: TimedText) -> tuple[float, float]:
-    return item.start_s, item.end_s
 
 
 def read_input(
@@ -96,6 +95,35 @@ def read_input(
             f'`channel={channel!r}` is not allowed; it must be a number from 0, "each", or left out.'
         )
     return in_units(given, by), opened
+
+
+def cut_input(
+    given: Given,
+    opened: Recording | None,
+    processor: Any,
+    window_s: float | None,
+    hop_s: float | None,
+    by: str | None,
+    live: bool = False,
+) -> Iterator[Part]:
+    """The parts that one input is predicted in, while it is read; it is closed then.
+
+    Args:
+        given, opened: What [`read_input`] gave; opened now where it is not yet.
+        processor: As of `Windows.of`.
+        window_s, hop_s, by: The pipeline's options.
+        live: Cut it in any case, as if it were asked for; else only what is too long is.
+    """
+    if given.audio is None:
+        yield from given.texts()
+        return
+    windows = Windows.of(processor, window_s, hop_s, given.segments)
+    is_cut = live or window_s is not None or hop_s is not None or by == "window"
+    whole_s = 0.0 if is_cut else processor.longest_audio_s()
+    with closing(
+        opened or open_recording(given.audio, given.sampling_rate, given.channel)
+    ) as recording:
+        yield from given.cut(recording, windows, whole_s)
 
 
 # ---- a call, one speaker to a channel ------------------------------------------------------------
@@ -131,7 +159,7 @@ def open_channels(given: Given) -> tuple[Recording, Given]:
     ]
     said = [s for s in named if s.text is not None]
     transcript = Transcript(said) if said else given.transcript
-    return opened, replace(given, segments=sorted(named, key=_time), transcript=transcript)
+    return opened, replace(given, segments=sorted(named, key=BY_TIME), transcript=transcript)
 
 
 def channel_turns(channels: Sequence[Recording]) -> list[TimedText]:
@@ -148,7 +176,7 @@ def channel_turns(channels: Sequence[Recording]) -> list[TimedText]:
         ]
         turns += [t for t in joined(frames) if t.end_s - t.start_s >= SHORTEST_TURN_S]
     end_s = channels[0].duration_s or 0.0
-    return sorted((t._replace(end_s=min(t.end_s, end_s)) for t in turns), key=_time)
+    return sorted((t._replace(end_s=min(t.end_s, end_s)) for t in turns), key=BY_TIME)
 
 
 def _levels(channel: Recording) -> np.ndarray:

@@ -21,13 +21,13 @@ from mtmm_training.publishing.export import Precision, describe, export, size_of
 from mtmm_training.publishing.exported import ExportedModel
 from mtmm_training.publishing.parity import measure
 from mtmm_training.scoring.texts import render
+from reference_mtmm import STATISTICS
 
 FORMAT = 1  # of the folder; a reader that is older refuses it
 GRAPH, MANIFEST, TOKENIZER, ARRAYS = (
     "model.onnx", "manifest.json", "tokenizer.json", "arrays.safetensors"
 )  # fmt: skip
 TRANSFORMERS = "export.json"
-STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
 ENCODERS = ("audio_config", "text_config")
 
 

@@ -247,6 +247,6 @@ def labelled_answers(utterances: Sequence[Utterance], config: MTMMConfig) -> np.
 
 
 def predicted_answers(predictions: Predictions, config: MTMMConfig) -> np.ndarray:
-    """(utterances, emotions + dimensions): predictions as answers; see `explained_by`."""
+    """(utterances, emotions + dimensions): predictions as answers; see `as_answers`."""
     probabilities = softmax(predictions.emotion_logits / config.temperature, axis=-1)
     return as_answers(config, probabilities, predictions.dimensions)

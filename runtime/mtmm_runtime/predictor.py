@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from mtmm_runtime.arrays import read_arrays
 from mtmm_runtime.features import Features
-from mtmm_runtime.references import Place, References
 
 try:
     if not TYPE_CHECKING:
         from .answers_mtmm import MODALITIES, Prediction, Span
         from .audio_mtmm import numbered
+        from .reference_mtmm import Reference, References, read_arrays, standardisation
         from .speakers_mtmm import cut_input, read_input
         from .timeline_mtmm import Inputs, Part, Windows, plain
 except ImportError:  # a checkout, where the shared files lie at the root
     from answers_mtmm import MODALITIES, Prediction, Span
     from audio_mtmm import numbered
+    from reference_mtmm import Reference, References, read_arrays, standardisation
     from speakers_mtmm import cut_input, read_input
     from timeline_mtmm import Inputs, Part, Windows, plain
 
@@ -88,7 +88,7 @@ class Predictor:
         min_confidence: float | None = None,
         by: str | None = None,
         channel: str | int | None = None,
-        reference: Place | Sequence[Place] | None = None,
+        reference: Any = None,
     ) -> Any:
         """Predict; the pipeline's documentation says what the answers are.
 
@@ -110,7 +110,11 @@ class Predictor:
             ValueError, TypeError, OSError: Input that cannot be read; of several inputs a ValueError
                 whose `index` is the input's number.
         """
-        known = None if reference is None else References(reference, self.config, self.arrays)
+        known = References.of(reference)
+        if known is not None:
+            known.standardisation(self, None)  # refuses what it cannot use
+            if known.made:
+                raise ValueError("No reference is made of the inputs here; give saved ones.")
         Windows.of(self.features, window_s, hop_s)  # refused before anything is read
         inputs = plain(inputs)
         several = Inputs.of(inputs)
@@ -130,8 +134,8 @@ class Predictor:
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
         span = Span.of(part, missing)
         if reference is not None and "audio" not in missing:
-            tensors |= reference.inputs
-            span.used |= {"reference": reference.told}
+            tensors |= reference.standardisation(self, None)
+            span.used |= reference.told(None)
         found = self.run(tensors)
         # float64, as the pipeline: the quotient by a small temperature may be beyond float32.
         logits = found["emotion_logits"][0].astype(np.float64) / self.config.temperature
@@ -144,6 +148,12 @@ class Predictor:
             raise ValueError("The model's outputs are not finite; export it again, in float32.")
         more = [found[name][0].tolist() if name in found else None for name in OPTIONAL]
         return Prediction(span, probabilities, dimensions, *more)
+
+    def standardisation(
+        self, domain: Reference | None = None, speaker: Reference | None = None
+    ) -> dict[str, np.ndarray]:
+        """As `MTMMModel.standardisation`."""
+        return standardisation(self.config, self.arrays, domain, speaker)
 
     def run(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The graph's outputs by name; what is left out of its inputs is absent, or the model's own."""
