@@ -33,13 +33,13 @@ try:
         )
         from .composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
         from .encoders_mtmm import receptive_field
-        from .timeline_mtmm import clean_transcript, is_missing, plain
+        from .timeline_mtmm import check_pair, clean_transcript, is_missing, plain
         from .waveforms_mtmm import check_rate, to_mono
 except ImportError:
     from audio_mtmm import is_source, load_audio, numbered, open_recording, resample, samples_of
     from composing_mtmm import OWN_OPTIONS, encoder_sources, tokenizer_digest, where_is
     from encoders_mtmm import receptive_field
-    from timeline_mtmm import clean_transcript, is_missing, plain
+    from timeline_mtmm import check_pair, clean_transcript, is_missing, plain
     from waveforms_mtmm import check_rate, to_mono
 
 LONGEST_WAVEFORM_S = 40.0  # IEMOCAP's longest utterance lasts 34 s
@@ -259,7 +259,7 @@ class MTMMProcessor(ProcessorMixin):
             counts = f"{len(waveforms)} waveforms and {len(transcripts)} transcripts"
             raise ValueError(f"There are {counts}; give None for what is absent.")
         pairs = list(zip_longest(waveforms, transcripts)) or [(None, None)]
-        _each(pairs, self._check_pair)
+        _each(pairs, lambda pair: check_pair(self, *pair))
         data: dict[str, np.ndarray] = {}
         if any(waveform is not None for waveform in waveforms):
             data |= self._audio_tensors(waveforms, audio_options or {})
@@ -280,17 +280,6 @@ class MTMMProcessor(ProcessorMixin):
         if lasts_s > most_s:  # before resampling, which may take long
             raise ValueError(f"The audio lasts {lasts_s:.4g} s; at most {most_s:.4g} s are taken.")
         return resample(waveform, rate, self.sampling_rate)
-
-    def _check_pair(self, pair: tuple[np.ndarray | None, str | None]) -> None:
-        waveform, transcript = pair
-        if waveform is None and transcript is None:
-            raise ValueError("There is neither audio nor text; blank text is absent text.")
-        least_s = self.min_duration_s
-        if waveform is not None and len(waveform) < round(least_s * self.sampling_rate):
-            lasts_s = len(waveform) / self.sampling_rate
-            raise ValueError(
-                f"The audio lasts {lasts_s:.4g} s; at least {least_s:.4g} s are needed."
-            )
 
     def _audio_tensors(
         self, waveforms: Sequence[np.ndarray | None], options: Mapping[str, Any]

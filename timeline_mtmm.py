@@ -332,6 +332,22 @@ def clean_transcript(text: str | None) -> str | None:
     return text if any(map(str.isprintable, text.replace(" ", ""))) else None
 
 
+def check_pair(processor: Any, waveform: np.ndarray | None, transcript: str | None) -> None:
+    """Raises ValueError where there is neither audio nor text, or too little audio.
+
+    Args:
+        processor: Says how short the audio may be: `MTMMProcessor`, or the runtime's.
+        waveform: (time,), at its `sampling_rate`.
+        transcript: As `clean_transcript` gives it.
+    """
+    if waveform is None and transcript is None:
+        raise ValueError("There is neither audio nor text; blank text is absent text.")
+    least_s, rate = processor.min_duration_s, processor.sampling_rate
+    if waveform is not None and len(waveform) < round(least_s * rate):
+        lasts_s = len(waveform) / rate
+        raise ValueError(f"The audio lasts {lasts_s:.4g} s; at least {least_s:.4g} s are needed.")
+
+
 def parse_input(given: Any, sampling_rate: int | None = None) -> Given:
     """Take one input of the pipeline apart.
 

@@ -94,7 +94,7 @@ def simulate(folder: Path, size: int) -> None:
     config = config_of(folder)
     utterances = read_manifest(folder / "manifest.csv")
     model, processor = build_model(config)
-    cache = FeatureCache.open(folder / "cache", model, processor, Recordings(folder / "cache"))
+    cache = FeatureCache(folder / "cache", model, processor, Recordings(folder / "cache"))
     for modality, shards in cache.shards.items():
         width = getattr(model.config, f"{modality}_config").hidden_size
         frames = np.maximum(seconds * 50 / 8, 1) if modality == "audio" else np.full(size, 4)
@@ -155,7 +155,7 @@ def encode(folder: Path, name: str, rank: int, world_size: int) -> dict[str, int
     """This process's share of the corpus, into folder/name; how many it encoded."""
     torch.set_num_threads(1)
     model, processor = build_model(config_of(folder))
-    cache = FeatureCache.open(folder / name, model, processor, Recordings(folder / name))
+    cache = FeatureCache(folder / name, model, processor, Recordings(folder / name))
     utterances = read_manifest(folder / "corpus" / "manifest.csv")
     return cache.encode(utterances, rank=rank, world_size=world_size)
 

@@ -114,7 +114,7 @@ def utterances(tmp_path: Path) -> list[Utterance]:
 def open_cache(
     make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
 ) -> Callable[[Path], FeatureCache]:
-    return lambda disk: FeatureCache.open(
+    return lambda disk: FeatureCache(
         disk / "cache", make_model(), tiny_processor, Recordings(disk / "cache"), dtype="float32"
     )
 

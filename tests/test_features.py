@@ -85,7 +85,7 @@ def open_cache(tmp_path: Path, make_model: MakeModel, tiny_processor: MTMMProces
         model = model or make_model(**settings)
         folder = tmp_path / "cache"
         known = recordings or Recordings(folder)
-        return FeatureCache.open(folder, model, processor, known, dtype=dtype)
+        return FeatureCache(folder, model, processor, known, dtype=dtype)
 
     return open_cache
 

@@ -247,7 +247,7 @@ def test_a_block_of_a_table_is_one_process_share(
     counts = []
     for rank in range(2):
         sounds._group.cache_clear()
-        cache = FeatureCache.open(tmp_path / "c", model, processor, Recordings(tmp_path / "c"))
+        cache = FeatureCache(tmp_path / "c", model, processor, Recordings(tmp_path / "c"))
         cache.missing(utterances)  # identifies the recordings
         monkeypatch.setattr(sounds, "_group", counting(sounds._group, read))
         counts.append(cache.encode(utterances, rank=rank, world_size=2)["audio"])

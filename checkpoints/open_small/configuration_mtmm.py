@@ -361,6 +361,7 @@ class MTMMConfig(PreTrainedConfig):
         indices = list(range(len(set(emotions))))  # fewer where two have one name
         inverse = {name: index for index, name in enumerate(emotions)}
         different = len({*dimensions, *RESERVED_NAMES}) == len(dimensions) + len(RESERVED_NAMES)
+        known, each = set(self.rated_dimensions) <= set(dimensions), len(weights) == len(dimensions)
         all_finite = all(0 <= w < INFINITE for w in (self.emotion_loss_weight, *weights))
         any_loss = self.emotion_loss_weight + sum(weights) > 0
         heads = self.num_attention_heads
@@ -378,22 +379,10 @@ class MTMMConfig(PreTrainedConfig):
             ("id2label", list(self.id2label or ()) == indices, "different names from index 0 on"),
             ("id2label", len(emotions) > 1, "two names or more"),
             ("label2id", self.label2id == inverse, f"the inverse of id2label={self.id2label}"),
-            (
-                "dimension_names",
-                dimensions and different,
-                f"different, and none of {RESERVED_NAMES}",
-            ),
-            (
-                "rated_dimensions",
-                set(self.rated_dimensions) <= set(dimensions),
-                f"some of {dimensions}",
-            ),
+            ("dimension_names", dimensions and different, f"different, none of {RESERVED_NAMES}"),
+            ("rated_dimensions", known, f"some of {dimensions}"),
             ("dimension_range", rising, "two finite numbers, the lower one first"),
-            (
-                "dimension_loss_weights",
-                len(weights) == len(dimensions),
-                f"one for each {dimensions}",
-            ),
+            ("dimension_loss_weights", each, f"one for each {dimensions}"),
             ("dimension_loss_weights", all_finite, "finite and at least 0, as emotion_loss_weight"),
             ("emotion_loss_weight", any_loss, "above 0, or one of dimension_loss_weights"),
             ("audio_window_s", window_s is None or window_s >= 1, "at least 1, or None"),

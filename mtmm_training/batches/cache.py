@@ -1,6 +1,6 @@
 """The cache of frozen encoders' states: each utterance goes through each encoder once, ever.
 
-    cache = FeatureCache.open("cache", model, processor, Recordings("cache"))
+    cache = FeatureCache("cache", model, processor, Recordings("cache"))
     cache.encode(utterances, rank=0, world_size=1)  # what is there already is skipped
     collate = cache.collator(utterances, emotions, dimension_names)  # in the place of RawInputs
 
@@ -49,57 +49,49 @@ SHARD_SECONDS = 60.0
 ENCODING_FRAMES = 6000  # padded positions in a batch of encoding on a CPU: two minutes of speech
 
 
-@dataclass(eq=False)
 class FeatureCache:
     """The states of a model's two frozen encoders on disk, for one setting of both.
 
-    Made by [`open`]. Other weights, settings, versions, audio bytes or transcripts are other
-    entries: they miss, and are encoded anew.
+    Other weights, settings, versions, audio bytes or transcripts are other entries: they miss, and are
+    encoded anew. Nothing that is there is read yet.
+
+    Args:
+        folder: One for all models, folds and runs; made if it is not there.
+        model: Not yet wrapped for several processes; both encoders frozen.
+        processor: The model's.
+        recordings: What is known of the audio files; `folder` is where it is remembered.
+        dtype: In which states are kept: float16, bfloat16 or float32.
+
+    Raises:
+        ValueError: An encoder has trainable parameters.
     """
 
-    model: MTMMModel
-    processor: MTMMProcessor
-    shards: dict[str, StateShards]  # by modality
-    dtype: str  # a key of DTYPES
-    recordings: Recordings
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         folder: str | Path,
         model: MTMMModel,
         processor: MTMMProcessor,
         recordings: Recordings,
-        *,
         dtype: str = "float16",
-    ) -> "FeatureCache":
-        """The cache in `folder` that fits this model and processor; made if it is not there.
-
-        Nothing that is in it is read yet.
-
-        Args:
-            folder: One for all models, folds and runs.
-            model: Not yet wrapped for several processes; both encoders frozen.
-            processor: The model's.
-            recordings: What is known of the audio files; `folder` is where it is remembered.
-            dtype: In which states are kept: float16, bfloat16 or float32.
-
-        Raises:
-            ValueError: An encoder has trainable parameters.
-        """
+    ) -> None:
         if trained := trainable_encoders(model):
             raise ValueError(
                 f"{trained[0]}_model has trainable parameters: its states change in training and "
                 "cannot be cached. Freeze it, or set --cache_dir off."
             )
-        shards = {}
+        self.model, self.processor, self.recordings, self.dtype = (
+            model,
+            processor,
+            recordings,
+            dtype,
+        )
+        self.shards: dict[str, StateShards] = {}
         for modality in STATES:
             described = describe_states(modality, model, processor, dtype)
             name = f"{modality}-{text_digest(json.dumps(described, sort_keys=True))[:16]}"
-            shards[modality] = StateShards(Path(folder, name))
+            self.shards[modality] = StateShards(Path(folder, name))
             if not (description := Path(folder, name, "encoder.json")).exists():
                 write_json(described, description)  # for people; nothing reads it
-        return cls(model, processor, shards, dtype, recordings)
 
     def missing(self, utterances: Sequence[Utterance]) -> dict[str, dict[str, Utterance]]:
         """By modality and key, the utterances whose states are not there; equal content is one key.
@@ -415,11 +407,11 @@ def encoded(
     Args:
         utterances, batch_size, workers, compiled: See [`FeatureCache.encode`].
         raw: Has the model's processor, and makes the labels.
-        folder, model, dtype, recordings: See [`FeatureCache.open`].
+        folder, model, dtype, recordings: See [`FeatureCache`].
         accelerator: The processes; the main one says what was encoded.
         verify: Compare the checksum of every shard first.
     """
-    cache = FeatureCache.open(
+    cache = FeatureCache(
         folder, model.to(accelerator.device), raw.processor, recordings, dtype=dtype
     )
     if verify and accelerator.is_main_process:

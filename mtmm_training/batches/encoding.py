@@ -1,8 +1,7 @@
 """Frozen encoders over many inputs: batches that fill the device, and copies that it never waits for."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -11,8 +10,6 @@ from torch import Tensor
 from mtmm_training.batches.sampler import LengthBatches
 
 FILLED = 0.7  # of the free memory: fragments and kernels' own needs take some
-
-Made = tuple[Tensor, Tensor, Any]
 
 
 def positions_that_fit(used: int, free: int, positions: int) -> int:
@@ -71,24 +68,20 @@ def one_behind(
         device: Where it runs.
         dtype: That states are given in.
     """
-    waiting: Made | None = None
-    for batch in batches:
-        states, mask = encode(*(t.to(device, non_blocking=True) for t in batch.values()))
-        # Into pinned memory, as soon as they are there.
-        made = (states.to(dtype), mask.sum(-1))
-        copies = [tensor.to("cpu", non_blocking=True) for tensor in made]
-        event = torch.cuda.Event() if device.type == "cuda" else None
-        if event is not None:
-            event.record()
+    waiting = None
+    for batch in chain(batches, [None]):
+        made = None
+        if batch is not None:
+            states, mask = encode(*(t.to(device, non_blocking=True) for t in batch.values()))
+            # Into pinned memory, as soon as they are there.
+            copies = [t.to("cpu", non_blocking=True) for t in (states.to(dtype), mask.sum(-1))]
+            event = torch.cuda.Event() if device.type == "cuda" else None
+            if event is not None:
+                event.record()
+            made = (copies[0], copies[1], event)
         if waiting is not None:
-            yield _fetched(waiting)
-        waiting = (copies[0], copies[1], event)
-    if waiting is not None:
-        yield _fetched(waiting)
-
-
-def _fetched(waiting: Made) -> tuple[Tensor, list[int]]:
-    states, lengths, event = waiting
-    if event is not None:
-        event.synchronize()
-    return states, lengths.tolist()
+            states, lengths, event = waiting
+            if event is not None:
+                event.synchronize()
+            yield states, lengths.tolist()
+        waiting = made

@@ -11,10 +11,8 @@ from typing import Any
 RMM_TEXT_SHARE = 0.6  # of the utterances that lose a modality, so many lose the text
 RMM_FLOOR = 0.1  # a lower probability of random modality masking counts as none
 MASKED_SPAN = 10  # positions that one gap hides, at most: 0.2 s without an acoustic stride
-MASKS = {
-    "audio": ("audio_attention_mask", "acoustic_attention_mask"),
-    "text": ("attention_mask", "linguistic_attention_mask"),
-}
+MASKS = {"audio": ("audio_attention_mask", "acoustic_attention_mask")}
+MASKS |= {"text": ("attention_mask", "linguistic_attention_mask")}
 
 
 def rmm_probability(epoch: int, epochs: int, start: float = 0.8) -> float:

@@ -7,7 +7,7 @@ name may be left out. Tables and recordings are read where they are, and nothing
 import argparse
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -119,13 +119,29 @@ def read_dataset(place: str, problems: dict[int, str], kept: Sequence[str] = ())
     files, features = _files(place), _builder(place).info.features or {}
     columns, rows = dict[str, None](), list[Row]()
     for split, names in files.items():
-        for own, found in _tables(names, features, problems, len(rows), kept):
+        first, tables = len(rows), [name for name in names if name.lower().endswith(SUFFIXES)]
+        for table in tables:
+            bad: dict[int, str] = {}
+            own, numbered = read_table(table, bad)
+            problems |= {len(rows) + n: f"{table}: {problem}" for n, problem in bad.items()}
+            _name_classes(numbered.values(), features)
+            # Said once: a data set may have thousands of tables.
+            own, numbered = renamed(None if rows else table, own, numbered, kept)
+            for row in numbered.values():
+                if row.get("audio"):
+                    row["audio"] = sounds.located(str(row["audio"]), os.path.dirname(table))
             columns |= dict.fromkeys(own)
-            for row in found:
-                if len(files) > 1 and row.get("split") is None:
-                    row["split"] = SPLIT_NAMES.get(split.lower())
-                    columns["split"] = None
-            rows += found
+            rows += numbered.values()
+        heard = [] if tables else [n for n in names if n.lower().endswith(sounds.SUFFIXES)]
+        folders = [os.path.basename(os.path.dirname(name)) for name in heard]
+        several = len(set(folders)) > 1
+        for name, folder in zip(heard, folders, strict=True):
+            rows.append({"audio": name} | ({"emotion": folder} if several else {}))
+            columns |= dict.fromkeys(rows[-1])
+        for row in rows[first:] if len(files) > 1 else ():
+            if row.get("split") is None:
+                row["split"] = SPLIT_NAMES.get(split.lower())
+                columns["split"] = None
     if not rows and not problems:
         ends = sorted({os.path.splitext(name)[1] for names in files.values() for name in names})
         raise ValueError(f"{place} has files of {', '.join(ends)}, and no tables or recordings.")
@@ -138,40 +154,11 @@ def read_dataset(place: str, problems: dict[int, str], kept: Sequence[str] = ())
     return list(columns), dict(enumerate(rows, start=1))
 
 
-def _tables(
-    files: list[str],
-    features: Mapping[str, Any],
-    problems: dict[int, str],
-    offset: int,
-    kept: Sequence[str],
-) -> Iterator[tuple[list[str], list[Row]]]:
-    """Columns and rows of each table of a split; of recordings alone, one of them all."""
-    tables = [name for name in files if name.lower().endswith(SUFFIXES)]
-    for table in tables:
-        bad: dict[int, str] = {}
-        columns, numbered = read_table(table, bad)
-        for name, feature in features.items():
-            if type(feature).__name__ == "ClassLabel":
-                names = {str(i): label for i, label in enumerate(feature.names)}
-                for row in numbered.values():
-                    label = row.get(name)  # a number, of Parquet a name already
-                    row[name] = label if label in feature.names else names.get(str(label))
-        # Said once: a data set may have thousands of tables.
-        columns, numbered = renamed(None if offset else table, columns, numbered, kept)
-        for row in numbered.values():
-            if row.get("audio"):
-                row["audio"] = sounds.located(str(row["audio"]), os.path.dirname(table))
-        problems |= {offset + number: f"{table}: {problem}" for number, problem in bad.items()}
-        offset += len(numbered)
-        yield columns, list(numbered.values())
-    heard = [] if tables else [n for n in files if n.lower().endswith(sounds.SUFFIXES)]
-    if heard:
-        folders = [os.path.basename(os.path.dirname(name)) for name in heard]
-        several = len(set(folders)) > 1
-        yield (
-            ["audio", *["emotion"] * several],
-            [
-                {"audio": name} | ({"emotion": folder} if several else {})
-                for name, folder in zip(heard, folders, strict=True)
-            ],
-        )
+def _name_classes(rows: Iterable[Row], features: Mapping[str, Any]) -> None:
+    """Class labels by their names: a number, of Parquet a name already."""
+    for name, feature in features.items():
+        if type(feature).__name__ == "ClassLabel":
+            names = {str(i): label for i, label in enumerate(feature.names)}
+            for row in rows:
+                label = row.get(name)
+                row[name] = label if label in feature.names else names.get(str(label))

@@ -135,7 +135,7 @@ def read_features(
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     folder = prepare.cache_folder(config)
     assert folder is not None  # it is not off
-    cache = FeatureCache.open(
+    cache = FeatureCache(
         folder,
         model.to(device),  # type: ignore[arg-type]  # its decorator hides `self` from mypy
         processor,

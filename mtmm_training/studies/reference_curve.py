@@ -84,7 +84,7 @@ def answers(
     if place is None:
         raise ValueError("The run kept no states; give --cache_dir.")
     dtype = run.results["cached_states"]
-    cache = FeatureCache.open(place, model, processor, Recordings(place), dtype=dtype)
+    cache = FeatureCache(place, model, processor, Recordings(place), dtype=dtype)
     cache.encode(test)
     states = cache.collator(test, config.emotion_names, config.dimension_names)
     batches = list(groups_of(BATCH_SIZE, range(len(test))))

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer
 
 try:
     if not TYPE_CHECKING:
-        from .timeline_mtmm import clean_transcript
+        from .timeline_mtmm import check_pair, clean_transcript
 except ImportError:  # a checkout, where the shared files lie at the root
-    from timeline_mtmm import clean_transcript
+    from timeline_mtmm import check_pair, clean_transcript
 
 LEAST_POWER = 1e-10  # of a band, before the logarithm
 LEAST_VARIANCE = 1e-7
@@ -51,15 +51,9 @@ class Features:
             ValueError: Neither is there; the audio is too short, or the text too long.
         """
         said = clean_transcript(text)
-        if waveform is None and said is None:
-            raise ValueError("There is neither audio nor text; blank text is absent text.")
+        check_pair(self, waveform, said)
         tensors: dict[str, np.ndarray] = {}
         if waveform is not None:
-            least_s, lasts_s = self.min_duration_s, len(waveform) / self.sampling_rate
-            if len(waveform) < round(least_s * self.sampling_rate):
-                raise ValueError(
-                    f"The audio lasts {lasts_s:.4g} s; at least {least_s:.4g} s are needed."
-                )
             is_waveform = self.audio["kind"] == "waveform"
             values, mask = (self._normalised if is_waveform else self._log_mel)(waveform)
             tensors |= {"input_values": values[None], "audio_attention_mask": mask[None]}
