@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import noise
 
-from familiarity_mtmm import MTMMFamiliarity, pooled
 from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
+from pooled_mtmm import MTMMFamiliarity, pooled
 from processing_mtmm import MTMMProcessor
 
 

@@ -162,9 +162,14 @@ def test_improvised_only_keeps_the_improvised() -> None:
 TRAIN, VALIDATION, TEST = utterance("a", "anna"), utterance("b", "ben"), utterance("c", "cleo")
 
 
+def make(*splits: list[Utterance], script_disjoint: bool = False) -> Fold:
+    audio = excerpts([u for members in splits for u in members], Recordings())
+    return Fold.from_splits("f", dict(zip(SPLITS, splits, strict=True)), audio, script_disjoint)
+
+
 def test_speaker_in_two_splits_is_refused() -> None:
     with pytest.raises(ValueError, match="Speaker 'anna' is in both train and test of fold 'f'"):
-        Fold.from_splits("f", [TRAIN], [VALIDATION], [TEST, utterance("d", "anna")])
+        make([TRAIN], [VALIDATION], [TEST, utterance("d", "anna")])
 
 
 @pytest.mark.parametrize(
@@ -182,9 +187,9 @@ def test_fold_needs_each_utterance_once(change: dict[str, Any], named: str) -> N
 
 def test_script_in_two_splits_is_refused_where_asked() -> None:
     same_words = replace(TEST, text="  WORDS of a")
-    Fold.from_splits("f", [TRAIN], [VALIDATION], [same_words])
+    make([TRAIN], [VALIDATION], [same_words])
     with pytest.raises(ValueError, match="Script 'words of a' is in both train and test"):
-        Fold.from_splits("f", [TRAIN], [VALIDATION], [same_words], script_disjoint=True)
+        make([TRAIN], [VALIDATION], [same_words], script_disjoint=True)
 
 
 def recorded(folder: Path, contents: str) -> list[Utterance]:
@@ -200,7 +205,7 @@ def recorded(folder: Path, contents: str) -> list[Utterance]:
 def test_recording_in_two_splits_is_refused(tmp_path: Path) -> None:
     first, second, third, fourth = recorded(tmp_path, "xyzx")
     with pytest.raises(ValueError, match="names '0', '3' is in both train and test of fold 'f'"):
-        Fold.from_splits("f", [first], [second], [third, fourth])
+        make([first], [second], [third, fourth])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +230,7 @@ def test_parts_of_one_recording_overlap_a_little_at_most(
     first = replace(first, start_s=train[0], end_s=train[1])
     third = replace(third, start_s=test[0], end_s=test[1])
     with pytest.raises(ValueError, match="One recording") if refused else nullcontext():
-        Fold.from_splits("f", [first], [second], [third])
+        make([first], [second], [third])
 
 
 def test_part_without_end_ends_with_its_file(tmp_path: Path) -> None:
@@ -234,10 +239,8 @@ def test_part_without_end_ends_with_its_file(tmp_path: Path) -> None:
     whole, last = (replace(u, audio=str(tmp_path / "a.wav")) for u in (TRAIN, TEST))
     validation = replace(VALIDATION, audio=str(tmp_path / "b.wav"))
     with pytest.raises(ValueError, match="One recording under the names"):
-        Fold.from_splits(
-            "f", [replace(whole, end_s=6.0)], [validation], [replace(last, start_s=5.0)]
-        )
-    Fold.from_splits("f", [replace(whole, end_s=5.1)], [validation], [replace(last, start_s=5.0)])
+        make([replace(whole, end_s=6.0)], [validation], [replace(last, start_s=5.0)])
+    make([replace(whole, end_s=5.1)], [validation], [replace(last, start_s=5.0)])
 
 
 # Script-disjoint folds.

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import TRAINED, MakeModel
 
-from linear_mtmm import pool
 from modeling_mtmm import MTMMModel
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.linear import add_linear_path, fusion_share, inner_folds
+from pooled_mtmm import pool
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
 CONFIG = TrainConfig(

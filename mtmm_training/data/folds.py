@@ -70,28 +70,21 @@ class Fold:
     def from_splits(
         cls,
         name: str,
-        train: Sequence[Utterance],
-        validation: Sequence[Utterance],
-        test: Sequence[Utterance],
-        *,
+        splits: Mapping[str, Sequence[Utterance]],
+        audio: Mapping[str, Excerpt],
         script_disjoint: bool = False,
-        audio: Mapping[str, Excerpt] | None = None,
     ) -> "Fold":
         """Makes a fold whose splits share no speaker, utterance or recording.
 
         Args:
             name: names the fold.
-            train, validation, test: the utterances of each split.
+            splits: the utterances of "train", "validation" and "test".
+            audio: what `excerpts` gives for these utterances, and maybe others.
             script_disjoint: whether the splits may share no script either.
-            audio: what `excerpts` gives for these utterances (and maybe others); None = read the
-                files now.
 
         Raises:
             ValueError: a split is empty, or something is in two splits that may not be.
         """
-        splits = {"train": train, "validation": validation, "test": test}
-        if audio is None:
-            audio = excerpts([u for members in splits.values() for u in members], Recordings())
         ids = {split: tuple(u.utterance_id for u in members) for split, members in splits.items()}
         fold = cls(name, **ids)
         shared = _shared(splits, "Speaker", _speaker) or _shared_audio(splits, audio)
@@ -278,7 +271,7 @@ def make_folds(
     for name, splits in _splits_of(protocol, utterances, sessions, k, seed):
         if script_disjoint:
             splits = _drop_shared_scripts(name, splits)
-        folds.append(Fold.from_splits(name, **splits, script_disjoint=script_disjoint, audio=audio))
+        folds.append(Fold.from_splits(name, splits, audio, script_disjoint))
     if not folds:
         raise ValueError(f"Protocol {protocol!r} makes no folds of {len(utterances)} utterances.")
     return folds
@@ -314,7 +307,7 @@ def fold_from_speakers(
         )
     splits = _leave_out(utterances, _speaker, validation, test)
     audio = excerpts(utterances, recordings or Recordings())
-    return Fold.from_splits("+".join(test), *(splits[name] for name in SPLITS), audio=audio)
+    return Fold.from_splits("+".join(test), splits, audio)
 
 
 def _check_utterances(utterances: Sequence[Utterance]) -> None:
@@ -383,8 +376,6 @@ def load_folds(
     _check_utterances(utterances)
     audio = excerpts(utterances, recordings or Recordings())
     return [
-        Fold.from_splits(
-            fold.name, **select(utterances, fold), script_disjoint=script_disjoint, audio=audio
-        )
+        Fold.from_splits(fold.name, select(utterances, fold), audio, script_disjoint)
         for fold in folds
     ]

@@ -133,8 +133,7 @@ def make_plan(
     made = make_folds(found, leave_one_out)
     audio = excerpts(utterances, Recordings(prepare.cache_folder(config)))
     for fold in made:  # no speaker and no recording is in two corpora
-        splits = select(utterances, fold)
-        Fold.from_splits(fold.name, **splits, script_disjoint=False, audio=audio)
+        Fold.from_splits(fold.name, select(utterances, fold), audio)
     chosen = chosen_folds(made, folds)
     for index in chosen:
         prepare.check_fold(config, planned(config), select(utterances, made[index]))

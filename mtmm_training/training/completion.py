@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object, send_to_device
 
-from familiarity_mtmm import MODALITIES, pooled
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.collate import groups_of, make_loader
 from mtmm_training.scoring.predictions import Predictions, calibrate, predict
 from mtmm_training.training.job import Job
 from mtmm_training.training.linear import add_linear_path
+from pooled_mtmm import MODALITIES, pooled
 
 FALSE_FLAGS = 0.05  # share of new speakers' utterances that is called unfamiliar
 MOST = 2048  # utterances of the training split; they are drawn at random

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from linear_mtmm import as_logits, pool
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import CachedStates
 from mtmm_training.data.utterances import Utterance
@@ -30,6 +29,7 @@ from mtmm_training.training.regressions import (
     label_columns,
     matching_line,
 )
+from pooled_mtmm import as_logits, pool
 from reference_mtmm import standardise
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
