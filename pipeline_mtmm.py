@@ -318,9 +318,7 @@ class MTMMPipeline(ReferringPipeline):
         for batch in self._batches(rows, batch_size):
             given = self._collate([rows[i] for i in batch])
             if self.compiled:
-                tokenizer, audio_config = self.processor.tokenizer, self.model.config.audio_config
-                most = self.processor.max_tokens
-                given = rounded(given, tokenizer.pad_token_id, audio_config, most)
+                given = rounded(given, self.processor, self.model.config.audio_config)
             outputs = self.forward(given, embedding=embedding)
             # Compiled, there may be more rows than were asked for.
             answers |= zip(batch, self._both(outputs), strict=not self.compiled)

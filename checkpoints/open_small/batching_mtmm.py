@@ -84,26 +84,23 @@ def may_pad(audio_config: Any) -> bool:
     return has_layer_norm and audio_config.model_type in UNCHANGED_BY_PADDING
 
 
-def rounded(
-    batch: dict[str, Tensor], pad_token_id: int, audio_config: Any, most_tokens: int
-) -> dict[str, Tensor]:
+def rounded(batch: dict[str, Tensor], processor: Any, audio_config: Any) -> dict[str, Tensor]:
     """A batch of the next of few sizes, so that compiled code meets few of them.
 
     Audio that must not be padded, and spectra, keep their length.
 
     Args:
         batch: Raw inputs of the model; rows that are added repeat the last one.
-        pad_token_id: The id that the tokenizer pads with.
+        processor: The model's.
         audio_config: The acoustic encoder's.
-        most_tokens: That the text encoder takes.
     """
     waveforms = "audio_attention_mask" in batch and batch["input_values"].dim() == 2
     pads = waveforms and may_pad(audio_config)
     made = {}
     for name, values in batch.items():
         if name in ("input_ids", "attention_mask"):
-            size = min(next_size(values.shape[1], TOKENS), most_tokens)
-            fill = pad_token_id if name == "input_ids" else 0
+            size = min(next_size(values.shape[1], TOKENS), processor.max_tokens)
+            fill = processor.tokenizer.pad_token_id if name == "input_ids" else 0
             values = F.pad(values, (0, max(size - values.shape[1], 0)), value=fill)
         elif name in ("input_values", "audio_attention_mask") and pads:
             values = F.pad(values, (0, next_size(values.shape[1], SAMPLES) - values.shape[1]))

@@ -24,24 +24,22 @@ try:
         from .composing_mtmm import MTMMLoading
         from .configuration_mtmm import MTMMConfig
         from .encoders_mtmm import UNUSED_WEIGHTS, build_encoder, refuse_rows
-        from .familiarity_mtmm import MTMMFamiliarity
         from .fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
-        from .linear_mtmm import MTMMLinearPath
         from .loss_mtmm import at_least_float32, labels_seen, multi_task_loss
         from .outputs_mtmm import MTMMOutput
         from .pipeline_mtmm import MTMMPipeline
+        from .pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
         from .processing_mtmm import MTMMProcessor
         from .reference_mtmm import STATISTICS, Reference, standardisation, standardise
 except ImportError:
     from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
     from encoders_mtmm import UNUSED_WEIGHTS, build_encoder, refuse_rows
-    from familiarity_mtmm import MTMMFamiliarity
     from fusion_mtmm import MTMMFusion, MTMMHead, MTMMInput, carry_to_values
-    from linear_mtmm import MTMMLinearPath
     from loss_mtmm import at_least_float32, labels_seen, multi_task_loss
     from outputs_mtmm import MTMMOutput
     from pipeline_mtmm import MTMMPipeline
+    from pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
     from processing_mtmm import MTMMProcessor
     from reference_mtmm import STATISTICS, Reference, standardisation, standardise
 

@@ -198,16 +198,6 @@ class References:
         sums[name] = sums[name] + one if name in sums else one
         self._known.clear()
 
-    def check(self) -> None:
-        """Raises ValueError where a reference was to be made, and nothing was there to make it of."""
-        if "domain" in self.made and "domain" not in self.given:
-            raise ValueError("A domain's reference is made of recordings, and none is given.")
-        if "speaker" in self.made and not self.speakers:
-            raise ValueError(
-                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
-                '"anna"}; none does.'
-            )
-
     def used(self, speaker: str | None) -> dict[str, Reference]:
         """By kind, what an input of this speaker gets; empty where it gets nothing."""
         own = {} if speaker not in self.speakers else {"speaker": self.speakers[str(speaker)]}

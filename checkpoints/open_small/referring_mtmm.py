@@ -197,6 +197,12 @@ class ReferringPipeline(ReadingPipeline):
                 if not skip:
                     raise
                 inputs = Inputs(inputs.items[error.index + 1 :])
-        made.check()
+        if "domain" in made.made and "domain" not in made.given:
+            raise ValueError("A domain's reference is made of recordings, and none is given.")
+        if "speaker" in made.made and not made.speakers:
+            raise ValueError(
+                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
+                '"anna"}; none does.'
+            )
         made.made = frozenset()
         return made

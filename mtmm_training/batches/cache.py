@@ -323,9 +323,7 @@ class FeatureCache:
         given = {name: batch[name] for name in FEATURES[modality]}
         if not compiled:
             return given
-        processor = self.processor
-        pad, config = processor.tokenizer.pad_token_id, self.model.config.audio_config
-        return rounded(given, pad, config, processor.max_tokens)
+        return rounded(given, self.processor, self.model.config.audio_config)
 
     def _kept(self, modality: str, state: Tensor, utterance: Utterance) -> Tensor:
         """A copy of one utterance's states: a view would keep, and write, the padding of its batch.
