@@ -145,7 +145,8 @@ class Reference:
         """
         arrays, metadata = read_arrays(path)
         try:
-            reference = cls(**json.loads(metadata["mtmm_reference"]), **arrays)
+            told: dict[str, Any] = json.loads(metadata["mtmm_reference"]) | arrays
+            reference = cls(**told)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is no reference ({error}); make it anew.") from error
         if not all(np.isfinite(getattr(reference, f.name)).all() for f in fields(cls)[:-2]):
