@@ -151,9 +151,10 @@ class ReadingPipeline(ChunkPipeline):
         if opened is None and is_stream:
             opened = open_stream(given.audio, given.sampling_rate, given.channel)
         for part in cut_input(given, opened, self.processor, window_s, hop_s, by, live):
-            start_s, end_s = part.times or explain_s
+            heard = None if given.audio is None else part.times
+            start_s, end_s = heard or explain_s
             asked = start_s < explain_s[1] and end_s > explain_s[0]
-            if explain and part.times and explain_s[1] == math.inf:
+            if explain and heard and explain_s[1] == math.inf:
                 logger.warning_once(
                     "`explain` takes a run of the model for every half second and word of every "
                     "window of a recording; `explain_s=(start, end)` names the seconds to explain."
