@@ -122,7 +122,8 @@ class MTMMLoading(MTMMEncoders):
         positions = None if window_s is None else POSITIONS_A_SECOND * window_s
         audio_model, audio_config = load_encoder(audio, dtype, positions)
         text_model, text_config = load_encoder(text, dtype)
-        config = cls.config_class(
+        kind: Any = cls.config_class
+        config = kind(
             audio_config=audio_config, text_config=text_config, dtype=dtype, **config_fields
         )
         with torch.device("meta"):  # random encoders would be made only to be replaced

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor
 
 from configuration_mtmm import MTMMConfig
+from explanation_mtmm import FEATURES
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches import cache as features
 from mtmm_training.batches import fingerprint
@@ -111,7 +112,7 @@ def raw_states(cache: FeatureCache, utterance: Utterance, modality: str) -> Tens
     absent: dict[str, Any] = {other: None}
     batch = RawInputs(cache.processor, (), ())([to_dataset([replace(utterance, **absent)])[0]])
     encode = cache.model.encode_audio if modality == "audio" else cache.model.encode_text
-    states, mask = encode(*(batch[name] for name in features.FEATURES[modality]))
+    states, mask = encode(*(batch[name] for name in FEATURES[modality]))
     return states[0][..., mask[0], :]
 
 
