@@ -202,9 +202,10 @@ def real_data() -> Path | None:
 
 def real_model(folder: Path, **fields: Any) -> tuple[MTMMModel, MTMMProcessor]:
     """Whisper-base with a 6 s window and MiniLM of `real_data()`, with a new fusion and heads."""
-    names = [str(folder / "encoders" / name) for name in ("whisper-base-6s", "all-MiniLM-L6-v2")]
-    model = MTMMModel.from_encoders_pretrained(*names, **fields).eval()
-    return model, MTMMProcessor.from_encoders_pretrained(*names)
+    names = ("whisper-base-6s", "all-MiniLM-L6-v2")
+    audio, text = (str(folder / "encoders" / name) for name in names)
+    model = MTMMModel.from_encoders_pretrained(audio, text, **fields).eval()
+    return model, MTMMProcessor.from_encoders_pretrained(audio, text)
 
 
 def trainer(model: torch.nn.Module) -> Callable[[dict[str, Tensor]], None]:

@@ -134,8 +134,8 @@ def where(out: Path) -> str:
 
 def is_identical(one: Path, two: Path) -> bool:
     a, b = (json.loads((run / "results.json").read_text()) for run in (one, two))
-    weights = [run / "model" / "model.safetensors" for run in (one, two)]
-    return filecmp.cmp(*weights, shallow=False) and all(a[name] == b[name] for name in COMPARED)
+    old, new = (run / "model" / "model.safetensors" for run in (one, two))
+    return filecmp.cmp(old, new, shallow=False) and all(a[name] == b[name] for name in COMPARED)
 
 
 if __name__ == "__main__":

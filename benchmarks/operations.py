@@ -58,9 +58,9 @@ def measure() -> Counts:
     from modeling_mtmm import MTMMModel
 
     narrow: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
-    few = narrow | {"num_attention_heads": 4, "vocab_size": 100}
+    text = DEBERTA_V3_LARGE | narrow | {"num_attention_heads": 4, "vocab_size": 100}
     audio = MTMMConfig.tiny().encoder_config("audio")
-    encoders = {"audio_config": audio.to_dict(), "text_config": DEBERTA_V3_LARGE | few}
+    encoders: dict[str, Any] = {"audio_config": audio.to_dict(), "text_config": text}
     # The paper's numbers of layers and bridge tokens are the defaults.
     config = MTMMConfig(**encoders, **narrow, num_attention_heads=16)
     torch.manual_seed(0)

@@ -116,8 +116,7 @@ def measure(folder: Path) -> dict[str, float]:
         return result
 
     utterances = timed("reading", partial(read_manifest, folder / "manifest.csv"))
-    folds = partial(make_folds, utterances, "grouped", k=5, recordings=recordings)
-    timed("folds", folds)
+    timed("folds", partial(make_folds, utterances, "grouped", k=5, recordings=recordings))
     lengths = partial(frame_lengths, utterances, recordings)
     timed("batches", lambda: LengthBatches(lengths(), 16).global_batches())
     del utterances

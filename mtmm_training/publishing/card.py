@@ -129,7 +129,7 @@ def metric_values(metrics: Mapping[str, Any], trained: Sequence[str]) -> dict[st
     found: dict[str, Metric] = {}
     if "emotion" in trained:
         for key, about in FACTS["emotion"].items():
-            found[key] = Metric(**about, value=metrics.get(key))
+            found[key] = Metric(**about, value=metrics.get(key, math.nan))
         for emotion, value in (metrics.get("recall") or {}).items():
             title = f"recall of {emotion}"
             found[title] = Metric("recall", title, value, {"label": emotion})

@@ -141,18 +141,14 @@ def measure(
     dataset, ids = to_dataset(utterances), [utterance.utterance_id for utterance in utterances]
     batches = LengthBatches(frame_lengths(utterances), 1, shuffle=False)
     collate = RawInputs(processor, list(config.emotion_names), config.dimension_names)
-    temperature = config.temperature
-    scores, probabilities = [], []
-    for each in (model, exported):
-        predictions = predict(each, make_loader(dataset, batches, collate), ids, accelerator)
-        scores.append(predictions.metrics(config, temperature))
-        probabilities.append(softmax(predictions.emotion_logits / temperature, axis=-1))
-    before, after = scores
+    loader, temperature = make_loader(dataset, batches, collate), config.temperature
+    answers = [predict(each, loader, ids, accelerator) for each in (model, exported)]
+    before, after = (each.metrics(config, temperature) for each in answers)
     measured = {}
     if "emotion" in config.trained_outputs:
         measured["UAR"] = before["UAR"], after["UAR"]
-        change = abs(probabilities[0] - probabilities[1]).max()
-        measured["largest change of a probability"] = 0.0, float(change)
+        old, new = (softmax(each.emotion_logits / temperature, axis=-1) for each in answers)
+        measured["largest change of a probability"] = 0.0, float(abs(old - new).max())
     for name in config.dimension_names:
         if name in config.trained_outputs:
             measured[f"CCC {name}"] = before["CCC"][name], after["CCC"][name]

@@ -7,7 +7,6 @@ is never opened.
 """
 
 import base64
-import binascii
 from typing import Any
 
 from transformers import pipeline
@@ -46,6 +45,6 @@ def _given(inputs: Any) -> dict[str, Any]:
     if given.get("audio") is not None:
         try:
             given["audio"] = base64.b64decode(given["audio"], validate=True)
-        except (binascii.Error, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError("`audio` must be the base64 of an audio file.") from error
     return given
