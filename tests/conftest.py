@@ -230,7 +230,7 @@ def exported_pipe(make_model: MakeModel, whisper_processor: MTMMProcessor) -> MT
 
 
 @pytest.fixture(scope="session")
-def exported(exported_pipe: MTMMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_folder(exported_pipe: MTMMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its export, made once for all workers."""
     from mtmm_training.publishing.folder import write_folder
 

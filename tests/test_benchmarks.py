@@ -4,14 +4,19 @@ Run alone: python -m pytest tests/test_benchmarks.py
 """
 
 import importlib
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from modeling_mtmm import MTMMPipeline
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "common")
@@ -22,7 +27,6 @@ QUICK = {
     "load_time": ("--rounds", "1"),
     "memory_throughput": ("--threads", "1", "--modes", "frozen, cached"),
     "real_time_factor": ("--rounds", "1", "--dtypes", "float32"),
-    "runtime_start": ("--rounds", "1"),
     "service_load": ("--seconds", "1", "--clients", "2"),
 }
 
@@ -60,6 +64,29 @@ def test_quick_benchmark_prints_its_result(
         assert "\nfrozen, cached  " in printed and "failed" not in printed
     else:
         assert "RESULT " in printed and (": met" in printed or ": MISSED" in printed)
+
+
+def test_quick_runtime_starts_and_answers_as_the_pipeline(
+    load: Load,
+    exported_pipe: MTMMPipeline,
+    exported_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of an export that other tests read too: exporting takes the time."""
+    module: Any = load("runtime_start")
+
+    def write_folder(model: object, processor: object, folder: Path, precision: str) -> None:
+        shutil.copytree(exported_folder, folder)
+
+    monkeypatch.setattr(module.batched_pipeline, "make_pipeline", lambda *_: exported_pipe)
+    monkeypatch.setattr(module, "write_folder", write_folder)
+    monkeypatch.setattr(sys, "argv", ["runtime_start", "--quick", "--rounds", "1"])
+    module.main()
+    printed = capsys.readouterr().out
+    assert "QUICK" in printed.splitlines()[0]
+    assert re.search("RESULT largest difference from the pipeline: .*: met", printed)
+    assert "RESULT float32: start to first answer, s: " in printed
 
 
 def test_lengths_are_like_those_of_iemocap(load: Load) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import RATE, noise
 from scipy.special import softmax
 from sklearn.metrics import recall_score
 from torch import Tensor
@@ -29,7 +30,7 @@ onnxruntime = pytest.importorskip(
 )
 
 from configuration_mtmm import MTMMConfig  # noqa: E402
-from modeling_mtmm import MTMMModel, MTMMProcessor  # noqa: E402
+from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor  # noqa: E402
 from mtmm_training.commands.cli import main  # noqa: E402
 from mtmm_training.data.utterances import Utterance  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
@@ -80,6 +81,7 @@ class Exported:
     path: Path
     printed: str
     program: torch.export.ExportedProgram
+    converted: Any
 
     @property
     def is_whisper(self) -> bool:
@@ -104,20 +106,23 @@ def exported(
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     path = folder / "out" / "model.onnx"
-    programs: list[torch.export.ExportedProgram] = []
+    kept: list[Any] = []  # tracing and converting take the time
+
+    def keeping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def kept_too(*args: Any, **options: Any) -> Any:
+            kept.append(function(*args, **options))
+            return kept[-1]
+
+        return kept_too
+
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(io.StringIO()) as printed,
     ):
-        trace = export_module.trace  # kept, since tracing takes the time
-
-        def kept(*args: Any) -> torch.export.ExportedProgram:
-            programs.append(trace(*args))
-            return programs[0]
-
-        patch.setattr(export_module, "trace", kept)
+        patch.setattr(export_module, "trace", keeping(export_module.trace))
+        patch.setattr("torch.onnx.export", keeping(torch.onnx.export))
         assert main(["export", str(folder / "model"), str(path.parent)]) == 0
-    return Exported(model, processor, path, printed.getvalue(), programs[0])
+    return Exported(model, processor, path, printed.getvalue(), *kept)
 
 
 def write_exported(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +153,7 @@ def first_ones(lengths: list[int], width: int) -> Tensor:
 def of_model(model: MTMMModel, inputs: dict[str, Tensor]) -> list[Tensor]:
     with torch.no_grad():
         output = model(**inputs)
-    scores = np.asarray(output.emotion_logits, dtype=np.float64) / TEMPERATURE
+    scores = np.asarray(output.emotion_logits, dtype=np.float64) / model.config.temperature
     return [output.emotion_logits, torch.tensor(softmax(scores, axis=-1)), output.dimensions]
 
 
@@ -242,25 +247,15 @@ def test_frames_first_spectra_of_any_length_are_exported(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_references_are_inputs(
-    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor, tmp_path: Path
-) -> None:
+def test_references_are_inputs(exported_pipe: MTMMPipeline, exported_folder: Path) -> None:
     """Of each utterance its own; what is left out, or NaN, is the model's own."""
-    takes = {"reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0)}
-    model = make_model(**PAIRS["whisper-bert"], **takes, temperature=TEMPERATURE)
-    with torch.no_grad():
-        model.fusion.reference_mean.normal_(generator=torch.Generator().manual_seed(0))
-        model.fusion.reference_deviation.fill_(0.7)
-    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=1, hop_length=400)
-    processor = MTMMProcessor(extractor, tiny_processor.tokenizer, max_tokens=64)
-    path = tmp_path / "mtmm.onnx"
-    assert export(model, processor, path) < 1e-4
-    runtime = ExportedModel(path)
+    model, runtime = exported_pipe.model, ExportedModel(exported_folder / "model.onnx")
     shape = model.fusion.reference_mean.shape
     names = ["reference_mean", "reference_deviation"]
     assert [each.name for each in runtime.session.get_inputs()] == [*INPUTS, *names]
     assert runtime.session.get_inputs()[-1].shape == ["batch", *shape]
-    inputs = make_batch(SimpleNamespace(is_whisper=True), [4000, 1500], [3, 9])  # type: ignore[arg-type]
+    sounds, texts = [noise(0.9), noise(0.4)], ["so it is", "no"]
+    inputs = dict(exported_pipe.processor(audio=sounds, text=texts, sampling_rate=RATE))
     states, mask = model.encode_audio(inputs["input_values"], inputs["audio_attention_mask"])
     answers = torch.full((2, len(model.config.output_names) + 3), 0.1)
     one = Reference.of_states(states, mask, answers, 1.0, "e")
@@ -268,13 +263,17 @@ def test_references_are_inputs(
     own = of_model(model, inputs)
     moved = of_model(model, inputs | given)
     assert (moved[0] - own[0]).abs().max() > 1e-3
-    assert_equal(runtime.run(**inputs), own)
-    assert_equal(runtime.run(**inputs, **given), moved)
+
+    def run(**more: Tensor) -> dict[str, Tensor]:
+        found = runtime.run(**inputs, **more)
+        return {name: found[name] for name in NAMES}
+
+    assert_equal(run(), own)
+    assert_equal(run(**given), moved)
     mixed = {name: value.repeat(2, 1, 1) for name, value in given.items()}
     for value in mixed.values():
         value[0] = torch.nan
-    found = runtime.run(**inputs, **mixed)
-    assert_equal(found, [torch.cat([a[:1], b[1:]]) for a, b in zip(own, moved, strict=True)])
+    assert_equal(run(**mixed), [torch.cat([a[:1], b[1:]]) for a, b in zip(own, moved, strict=True)])
     logits = runtime(**inputs, **given).emotion_logits
     torch.testing.assert_close(logits, moved[0], atol=2e-5, rtol=0)
 
@@ -344,6 +343,7 @@ def test_int8_of_a_model_with_weights_beside_it(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_module, "trace", lambda *args: exported.program)
+    monkeypatch.setattr("torch.onnx.export", lambda *args, **options: exported.converted)
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
     monkeypatch.setattr(export_module, "PROTOBUF_LIMIT", 10_000)  # as if it were 2 GB
     path = tmp_path / "mtmm.onnx"

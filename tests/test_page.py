@@ -35,10 +35,12 @@ def pipe(exported_pipe: MTMMPipeline) -> MTMMPipeline:
 
 
 @pytest.fixture(scope="module")
-def site(pipe: MTMMPipeline, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(
+    pipe: MTMMPipeline, exported_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """What is uploaded to a host."""
     folder = tmp_path_factory.mktemp("page") / "site"
-    shutil.copytree(exported, folder)
+    shutil.copytree(exported_folder, folder)
     try:
         write_page(folder, "someone/mtmm", pipe.model.config)
     except OSError as error:
@@ -200,10 +202,10 @@ def test_waveforms_as_other_encoders_take_them(
     address: str,
     make_model: Callable[..., MTMMModel],
     tiny_processor: MTMMProcessor,
-    exported: Path,
+    exported_folder: Path,
 ) -> None:
     manifest = make_manifest(make_model(), tiny_processor, "float32")
-    expected = Features(manifest, {}, exported)(noise(0.3), None)["input_values"][0]
+    expected = Features(manifest, {}, exported_folder)(noise(0.3), None)["input_values"][0]
     call = """async ([audio, samples]) => {
         const {audioFeatures} = await import("./page/features.js");
         return [...audioFeatures(new Float32Array(samples), audio, {}).values];

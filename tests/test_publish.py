@@ -158,7 +158,9 @@ def test_isolated_heads_find_their_encoders(
         publish(lora_run(run, tmp_path), Target("writer/heads"), facts, heads_only=True, api=api)
 
 
-def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_path: Path) -> None:
+def test_isolated_adapter_and_merged_model_agree(
+    hub: HubServer, put: Publish, run: Path, tmp_path: Path
+) -> None:
     """Each is compared with this process's model of its kind, and the two with each other."""
     hub.put("writer/base", files_in(run / "model"))
     lora = lora_run(run, tmp_path)
@@ -173,9 +175,8 @@ def test_isolated_adapter_and_merged_model_agree(hub: HubServer, run: Path, tmp_
     assert data.base_model == ["writer/base"] and data.library_name == "peft"
     assert data.to_dict()["base_model_relation"] == "adapter"
     assert "predict.model.config.temperature = 1.25" in card.text
-    staged = tmp_path / "merged"
-    publish(lora, Target("writer/merged"), dry_run=True, out=staged, api=api)
-    assert "adapters are merged" in ModelCard.load(staged / "README.md").text
+    put(lora, repo_id="writer/merged", dry_run=True)  # a whole model is tried isolated above
+    assert "adapters are merged" in ModelCard.load(tmp_path / "staged" / "README.md").text
 
 
 def test_adapter_of_other_base_is_refused(

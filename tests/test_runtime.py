@@ -38,18 +38,18 @@ def pipe(exported_pipe: MTMMPipeline) -> MTMMPipeline:
 
 @pytest.fixture(scope="module")
 def exports(
-    pipe: MTMMPipeline, exported: Path, tmp_path_factory: pytest.TempPathFactory
+    pipe: MTMMPipeline, exported_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Exports:
     """By precision; the graph is traced and converted once, which takes the time."""
     folder = tmp_path_factory.mktemp("exports")
     model, processor = pipe.model, pipe.processor
-    graph = (exported / "model.onnx").read_bytes()
+    graph = (exported_folder / "model.onnx").read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_module, "trace", lambda *_: None)
         patch.setattr(export_module, "_write", lambda *given: given[-1].write_bytes(graph))
         write_folder(model, processor, folder / "float16", "float16")
         write_folder(model, processor, folder / "int8", "int8")
-    folders = {"float32": exported, "float16": folder / "float16", "int8": folder / "int8"}
+    folders = {"float32": exported_folder, "float16": folder / "float16", "int8": folder / "int8"}
     return {name: mtmm_runtime.load(place, threads=1) for name, place in folders.items()}
 
 
