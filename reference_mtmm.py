@@ -10,7 +10,9 @@ was trained with references standardises its states by those it is given:
 A domain's reference (a corpus, a call centre, a room) replaces mean and deviation of the training data,
 a speaker's moves the mean. What moves it is the part that the emotions of its recordings do not
 explain: from the mean of the recordings, the mean is subtracted that the training data has for the
-emotions that the model hears in them. So a speaker who was only recorded in anger keeps the anger.
+emotions that the model hears in them. So a speaker who was only recorded in anger keeps the anger. Where
+what it hears is nearly as mixed as the training data, it explains nothing: what is left of a difference
+is mostly the model's errors with a new voice.
 
 A leaf file: it is uploaded to the Hub with the others, is part of the runtime, which has no torch, and
 imports none of them.
@@ -18,7 +20,7 @@ imports none of them.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ KINDS = ("speaker", "domain")
 STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
 DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # of safetensors' files
 LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
+SKEWED = 0.2  # distance of mean answers, of which a half is then believed
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,30 @@ def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> 
     return np.concatenate(parts, axis=-1)
 
 
+def believed(answers: np.ndarray, usual: Sequence[float]) -> np.ndarray:
+    """What of a speaker's mean answers is taken for the mood of the recordings.
+
+    Args:
+        answers: (answers,), see [`as_answers`].
+        usual: (answers,), the training data's mean; without any, all is taken.
+    """
+    if not len(usual):
+        return answers
+    apart: np.ndarray = answers - np.asarray(usual)
+    far = float((apart**2).sum()) ** 2
+    return apart * far / (far + SKEWED**4)
+
+
+def distance(deviation: "Tensor", own: "Tensor") -> "Tensor":
+    """How far apart two domains are: the mean over layers and features of |log ratio| of deviations.
+
+    Args:
+        deviation: (..., layers, width).
+        own: (layers, width).
+    """
+    return (deviation / own.clamp(min=LEAST_DEVIATION)).log().abs().mean((-2, -1))
+
+
 def standardisation(
     config: Any,
     own: Mapping[str, np.ndarray],
@@ -278,8 +305,10 @@ def standardisation(
         deviation = np.sqrt(variance + share * (1 - share) * apart**2)
     deviation = np.maximum(deviation, LEAST_DEVIATION)
     if speaker is not None:
-        # The standardised mean state that the training data has for these answers.
-        explained = np.einsum("a,alw->lw", speaker.answers, expected)
+        # The standardised mean state that the training data has for these answers. Older exports do
+        # not know the usual ones.
+        mood = believed(speaker.answers, getattr(config, "reference_answers", ()))
+        explained = np.einsum("a,alw->lw", mood, expected)
         share = speaker.frames / (speaker.frames + strengths[0])
         mean = mean + share * ((speaker.mean - mean) - deviation * explained)
     pairs = zip(STATISTICS, (mean, deviation), strict=False)

@@ -11,5 +11,5 @@ jobs=${5:-2}
 mtmm evaluate run --out "$out/referenced" --jobs "$jobs" --cache_dir "$out/cache" \
     --manifest "$manifest" --protocol leave_one_speaker_out \
     --audio_encoder "$audio" --text_encoder "$text" --preset small --select_by last \
-    --linear_path --reference speaker
+    --class_weights balanced --linear_path --reference speaker
 mtmm study references --run "$out/referenced" --cache_dir "$out/cache"

@@ -108,7 +108,7 @@ def test_model_whose_fusion_does_not_help_is_the_regression(
     weighted.save_pretrained(tmp_path)
     loaded = MTMMModel.from_pretrained(tmp_path)
     given = batch(states, splits["train"][1])
-    assert torch.equal(loaded(**given).emotion_logits, weighted(**given).emotion_logits)
+    torch.testing.assert_close(loaded(**given).emotion_logits, weighted(**given).emotion_logits)
 
 
 def test_absent_modality_adds_nothing(weighted: MTMMModel) -> None:

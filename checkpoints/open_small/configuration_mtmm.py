@@ -136,6 +136,10 @@ class MTMMConfig(PreTrainedConfig):
             "none", "domain" (statistics of its corpus) or "speaker" (of its speaker too).
         reference_strengths (`tuple[float]`): Frames of the acoustic encoder's states against which a
             speaker's and a domain's reference count; fitted by training.
+        reference_answers (`tuple[float]`): The training data's mean answer: a speaker's recordings of
+            nearly the same are taken for as mixed as these. () = unknown.
+        reference_spread (`float`): How far the training speaker is from the training data whose states
+            deviate most otherwise; what is further is another domain. 0 = unknown.
         reference_encoder (`str`): Digest of the acoustic encoder that references must be of.
         linear_path (`dict`): What a regression beside the fusion pools, by modality:
             {"audio": {"layers": [2, 3, 4], "deviation": True}, "text": ...}; fitted by training.
@@ -209,6 +213,8 @@ class MTMMConfig(PreTrainedConfig):
     min_confidence: float | int = 0.0
     reference: Literal["none", "domain", "speaker"] = "none"
     reference_strengths: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
+    reference_answers: list[float | int] | tuple[float | int, ...] = ()
+    reference_spread: float | int = 0.0
     reference_encoder: str | None = None
     linear_path: dict[str, Any] | None = None
     rated_dimensions: list[str] | tuple[str, ...] = ()

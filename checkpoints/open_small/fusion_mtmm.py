@@ -482,3 +482,9 @@ class MTMMHead(nn.Module):
         """(batch, hidden) -> (batch, outputs)."""
         states = self.activation(self.dense(self.dropout(fused_state)))
         return self.projection(self.dropout(states))
+
+    @torch.no_grad()
+    def scale(self, factor: float, rows: slice = slice(None)) -> None:
+        """Multiply what the head gives for these outputs."""
+        self.projection.weight[rows] *= factor
+        self.projection.bias[rows] *= factor

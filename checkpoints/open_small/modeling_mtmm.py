@@ -30,7 +30,7 @@ try:
         from .pipeline_mtmm import MTMMPipeline
         from .pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
         from .processing_mtmm import MTMMProcessor
-        from .reference_mtmm import STATISTICS, Reference, standardisation, standardise
+        from .reference_mtmm import STATISTICS, Reference, distance, standardisation, standardise
 except ImportError:
     from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
@@ -41,7 +41,7 @@ except ImportError:
     from pipeline_mtmm import MTMMPipeline
     from pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
     from processing_mtmm import MTMMProcessor
-    from reference_mtmm import STATISTICS, Reference, standardisation, standardise
+    from reference_mtmm import STATISTICS, Reference, distance, standardisation, standardise
 
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
@@ -246,7 +246,8 @@ class MTMMModel(MTMMLoading):
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         streams = {"audio": (acoustic, acoustic_mask), "text": (linguistic, linguistic_mask)}
         fused = self.fusion(streams, output_attentions)
-        logits, dimensions, deviations = self._answer(fused.fused_state, streams)
+        away = self._away(reference_deviation)
+        logits, dimensions, deviations = self._answer(fused.fused_state, streams, away)
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
         if any(label is not None for label in labels):
@@ -295,15 +296,27 @@ class MTMMModel(MTMMLoading):
         given = (own[0] if mean is None else mean), (own[1] if deviation is None else deviation)
         return standardise(acoustic, *given)
 
+    def _away(self, deviation: Tensor | None) -> Tensor | None:
+        """(batch,) of booleans: of another domain, by its deviation; None = nothing is."""
+        if deviation is None or self.linear_path is None or not self.config.reference_spread:
+            return None
+        apart = distance(deviation, self.fusion.reference_deviation)
+        return torch.atleast_1d(apart) > self.config.reference_spread
+
     def _answer(
-        self, fused_state: Tensor, streams: dict[str, tuple[Tensor, Tensor]]
+        self,
+        fused_state: Tensor,
+        streams: dict[str, tuple[Tensor, Tensor]],
+        away: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits (batch, emotions), and dimensions and raters' spread (batch, dimensions)."""
         logits = self.emotion_head(fused_state)
         low, high = self.config.dimension_range
         scores = at_least_float32(self.dimension_head(fused_state))
         if self.linear_path is not None:
-            added = self.linear_path(streams)
+            added = self.linear_path(streams, away)
+            if away is not None:
+                logits, scores = (torch.where(away[:, None], 0, x) for x in (logits, scores))
             logits, scores = logits + added[0].to(logits.dtype), scores + added[1]
         dimensions = low + (high - low) * scores.sigmoid()
         if self.deviation_head is None:
@@ -342,7 +355,14 @@ class MTMMModel(MTMMLoading):
         """
         if reference.kind != "domain":
             raise ValueError("A model adopts a domain's reference, and this is a speaker's.")
-        for name, made in self.standardisation(domain=reference).items():
+        given = self.standardisation(domain=reference)
+        away = self._away(given["reference_deviation"])
+        if away is not None and away.any():
+            path: Any = self.linear_path
+            path.settle()
+            self.emotion_head.scale(0.0)
+            self.dimension_head.scale(0.0)
+        for name, made in given.items():
             getattr(self.fusion, name).copy_(made[0])
 
     def bridge_contributions(

@@ -1,8 +1,9 @@
 """What MTMM tells from states that are pooled over time; training fits it, and no gradient changes it.
 
-The linear path is a regression beside the fusion: what a logistic or ridge regression on frozen states
-gives, kept inside the model. The mean over time, and the deviation, of chosen layers of each modality are
-multiplied by one matrix, fitted in closed form or to convergence (`--linear_path`).
+The linear path is a regression beside the fusion: what a ridge regression on frozen states gives, kept
+inside the model. The mean over time, and the deviation, of chosen layers of each modality are multiplied
+by one matrix, fitted in closed form (`--linear_path`). There are two: one for recordings like the training
+data's, and one, of few means and strongly shrunk, for another domain, where the fusion does not count.
 
 Familiarity is how near an input is to what training had. A sound that is no speech, another language or a
 poor line give an encoder states that training never had, and the model answers all the same. Its states'
@@ -52,13 +53,15 @@ class MTMMLinearPath(nn.Module):
             self.pooled[modality] = (places, given["deviation"])
             inputs = len(places) * width * (1 + given["deviation"])
             self.register_buffer(f"{modality}_center", torch.zeros(inputs))
-            self.register_buffer(f"{modality}_weight", torch.zeros(outputs, inputs))
-        self.register_buffer("bias", torch.zeros(outputs))
+            self.register_buffer(f"{modality}_weight", torch.zeros(2 * outputs, inputs))
+        self.register_buffer("bias", torch.zeros(2 * outputs))
         # How much of each dimension's score is the regression's: the rest is the fusion's.
         self.register_buffer("dimension_shares", torch.zeros(len(config.dimension_names)))
         self.dimension_range = tuple(config.dimension_range)
 
-    def forward(self, streams: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, streams: dict[str, tuple[Tensor, Tensor]], away: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What is added to the logits of emotions (batch, emotions) and of the dimensions.
 
         Both are float32 at least. A dimension's logit is that of its place in
@@ -66,6 +69,7 @@ class MTMMLinearPath(nn.Module):
 
         Args:
             streams: As of the fusion.
+            away: (batch,) of booleans, or one: which are of another domain than the training data.
         """
         scores = self.bias
         for modality, (places, deviation) in self.pooled.items():
@@ -73,11 +77,22 @@ class MTMMLinearPath(nn.Module):
             inputs = pool(states, mask, places, deviation) - getattr(self, f"{modality}_center")
             inputs = torch.where(mask.any(-1, keepdim=True), inputs, 0.0)
             scores = scores + inputs @ getattr(self, f"{modality}_weight").T.to(inputs.dtype)
-        scores = scores.expand(streams["audio"][1].shape[0], -1)
-        dimensions = len(self.dimension_shares)
-        values = scores[:, scores.shape[1] - dimensions :]
-        logits = as_logits(values, self.dimension_range)
-        return scores[:, : scores.shape[1] - dimensions], logits * self.dimension_shares
+        scores, far = scores.expand(streams["audio"][1].shape[0], -1).chunk(2, dim=-1)
+        shares = self.dimension_shares
+        if away is not None:
+            away = away[:, None]
+            scores, shares = torch.where(away, far, scores), torch.where(away, 1.0, shares)
+        emotions = scores.shape[1] - len(self.dimension_shares)
+        logits = as_logits(scores[:, emotions:], self.dimension_range)
+        return scores[:, :emotions], logits * shares
+
+    def settle(self) -> None:
+        """Make the other domain's regression that of all recordings."""
+        for name, buffer in self.named_buffers():
+            if name.endswith(("weight", "bias")):
+                half = len(buffer) // 2
+                buffer[:half] = buffer[half:].clone()
+        self.dimension_shares.fill_(1.0)
 
 
 def as_logits(values: Tensor, scale: tuple[float, float]) -> Tensor:

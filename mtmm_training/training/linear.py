@@ -1,10 +1,14 @@
 """The linear path of a fold's model: regressions on pooled states, and how they share with the fusion.
 
-The regressions are those of the baselines, fitted on the same rows: layers, pooling and strength are
-chosen by inner folds over the speakers of train and validation, the fit is on both. The fusion has
-trained on the training split alone. How much it counts beside the regression is judged on the
-validation split, whose rows the regression predicts by models that did not see their speaker: unless
-the fusion makes them clearly better, the answer is the regression's.
+The regressions see the rows that the baselines' see: layers, pooling and penalty are chosen by inner
+folds over the speakers of train and validation, the fit is on both. The fusion has trained on the
+training split alone. How much it counts beside the regression is judged on the validation split, whose
+rows the regression predicts by models that did not see their speaker: unless the fusion makes them
+clearly better, the answer is the regression's.
+
+What tells speakers of one corpus apart best does not hold in another one, and folds of one corpus cannot
+show it. So there is a second regression, of few means and with a strong penalty, for recordings of a
+domain that is further from the training data than any of its speakers; the fusion is silent there.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,17 +25,15 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.regressions import (
-    UNSEEN,
-    Splits,
-    Task,
-    inner_splits,
-    label_columns,
-    matching_line,
-)
+from mtmm_training.training.regressions import Splits, Task, inner_splits, label_columns
+from mtmm_training.training.ridge import fewer, fit_task, out_of_fold
 from pooled_mtmm import as_logits, pool
 from reference_mtmm import standardise
 
+WIDTHS = (1, 3, 5)  # numbers of neighbouring layers to try
+DEVIATION = 0.5  # how far deviations count beside means
+EXPLAINED = 0.01  # of the squares, by a modality that is used
+AWAY_WIDTH, AWAY_PENALTY = 3, 3.0  # layers and penalty of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 500
 CLEARLY = 0.84  # of the resamples in which the fusion must be better: one standard error
@@ -55,10 +57,17 @@ class Pooled:
     def columns(self, chosen: dict[str, Any], of: np.ndarray) -> np.ndarray:
         """What the linear path pools, of `values`, `center` or `scale`: means, then deviations."""
         places = [self.layers.index(layer) for layer in chosen["layers"]]
-        kinds = 2 if chosen["deviation"] else 1
-        parts = [of[..., places, kind, :] for kind in range(kinds)]
-        flat = [part.reshape(*of.shape[:-3], -1) for part in parts]
+        kinds = range(2 if chosen["deviation"] else 1)
+        flat = [of[..., places, kind, :].reshape(*of.shape[:-3], -1) for kind in kinds]
         return np.concatenate(flat, axis=-1)
+
+    def few(self, chosen: dict[str, Any]) -> np.ndarray:
+        """Which of these columns are means of the layers in the middle: booleans."""
+        layers, width = chosen["layers"], self.values.shape[-1]
+        start = (len(layers) - AWAY_WIDTH) // 2 if len(layers) > AWAY_WIDTH else 0
+        means = np.zeros((1 + chosen["deviation"], len(layers), width), bool)
+        means[0, start : start + AWAY_WIDTH] = True
+        return means.ravel()
 
 
 # ---- pooled states ------------------------------------------------------------------------------
@@ -100,6 +109,8 @@ def pool_states(
         scaler = StandardScaler().fit(values[known].reshape(len(known), -1))
         values[there] = scaler.transform(values[there].reshape(there.sum(), -1)).reshape(-1, *shape)
         center, scale = scaler.mean_.reshape(shape), scaler.scale_.reshape(shape)
+        values[:, :, 1] *= DEVIATION
+        scale[:, 1] /= DEVIATION
         found[modality] = Pooled(layers, values, center, scale)
     return found
 
@@ -112,129 +123,33 @@ def choose_pooling(
 ) -> dict[str, dict[str, Any]]:
     """By modality, the layers to pool and whether their deviation too, by ridge in inner folds.
 
-    The best single layer first, then the windows of three around it, then the deviation: a step is
-    taken where it is better.
+    Of the best layer's mean, with its neighbours' and with theirs, and each with the deviation, that
+    is taken which leaves the least of all outputs unexplained. A modality that explains next to nothing
+    is left out beside a better one.
     """
-    chosen = {}
+    chosen, errors, inner = {}, {}, fewer(inner)
     for modality, own in pooled.items():
 
-        def score(layers: tuple[int, ...], deviation: bool, own: Pooled = own) -> float:
-            candidate = {"layers": list(layers), "deviation": deviation}
-            return ridge_score(own.columns(candidate, own.values), tasks, inner)
+        def error(layers: Sequence[int], deviation: bool = False, own: Pooled = own) -> float:
+            inputs = own.columns({"layers": layers, "deviation": deviation}, own.values)
+            return sum(out_of_fold(task, inputs, inner)[0].min() for task in tasks)
 
-        singles = {(layer,): score((layer,), False) for layer in own.layers}
-        best = max(singles, key=lambda layers: singles[layers])
-        place = own.layers.index(best[0])
-        windows = [own.layers[start : start + 3] for start in range(place - 2, place + 1)]
-        scores = {
-            (layers, deviation): score(layers, deviation)
-            for layers in (best, *(w for w in windows if len(w) == 3))
-            for deviation in (False, True)
-        }
-        layers, deviation = max(scores, key=lambda candidate: scores[candidate])
+        place, count = int(np.argmin([error([layer]) for layer in own.layers])), len(own.layers)
+        starts = {width: min(max(place - width // 2, 0), count - width) for width in WIDTHS}
+        spans = [own.layers[at : at + width] for width, at in starts.items() if width <= count]
+        candidates = [(span, deviation) for span in spans for deviation in (False, True)]
+        layers, deviation = min(candidates, key=lambda candidate: error(*candidate))
         chosen[modality] = {"layers": list(layers), "deviation": deviation}
-    return chosen
-
-
-def ridge_score(inputs: np.ndarray, tasks: Sequence[Task], inner: Splits) -> float:
-    """The best mean over the outputs, over strengths, of ridge regression's score in inner folds."""
-    factors = np.array([1e-2, 1e-1, 1.0, 10.0, 100.0])
-    totals = np.zeros(len(factors))
-    for task in tasks:
-        known = task.known
-        for fitted, scored in inner:
-            fitted, scored = fitted[known[fitted]], scored[known[scored]]
-            labels = task.labels[fitted]
-            wanted = np.eye(len(task.emotions))[labels] if task.is_emotion else labels[:, None]
-            center = wanted.mean(0)
-            values, vectors = np.linalg.eigh(inputs[fitted] @ inputs[fitted].T)
-            turned = vectors.T @ (wanted - center)
-            across = inputs[scored] @ inputs[fitted].T @ vectors
-            for number, strength in enumerate(factors * max(values.mean(), 1e-12)):
-                predicted = across @ (turned / (values[:, None].clip(0) + strength))
-                predicted = predicted if task.is_emotion else predicted[:, 0] + center[0]
-                totals[number] += task.score(predicted, scored)
-    return float(np.nan_to_num(totals, nan=-np.inf).max())
-
-
-# ---- the regressions ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A regression of one output.
-
-    Args:
-        weight: (classes or 1, inputs).
-        bias: (classes or 1,).
-        predicted: (utterances, classes) logits, or (utterances,) values; those of the rows to score in
-            an inner fold are by the model that was fitted on the others.
-        strength: C or alpha.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    predicted: np.ndarray
-    strength: float
-
-
-def fit_output(task: Task, inputs: np.ndarray, inner: Splits) -> Fitted:
-    """Choose the strength in inner folds, and fit on the rows that these are fitted on."""
-    known = task.known
-    every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
-    every = every[known[every]]
-    # Turned so that there are no more inputs than rows: the penalty is the same for both.
-    _, _, turn = np.linalg.svd(inputs[every], full_matrices=False)
-    turned = inputs @ turn.T
-    best: tuple[float, float, dict[int, np.ndarray]] | None = None
-    for strength in task.strengths:
-        scores: list[float] = []
-        predicted: dict[int, np.ndarray] = {}
-        for fitted, scored in inner:
-            fitted, known_scored = fitted[known[fitted]], scored[known[scored]]
-            weight, bias = _fit(task, turned, fitted, strength)
-            out = turned[scored] @ weight.T + bias
-            predicted |= dict(zip(scored, out, strict=True))
-            where = np.isin(scored, known_scored)
-            ready = out[where] if task.is_emotion else out[where, 0]
-            scores.append(task.score(ready, known_scored))
-        mean = float(np.nanmean(scores))
-        if best is None or mean > best[0]:
-            best = mean, strength, predicted
-    assert best is not None  # the grids are not empty
-    weight, bias = _fit(task, turned, every, best[1])
-    everything = turned @ weight.T + bias
-    for row, own in best[2].items():
-        everything[row] = own
-    if not task.is_emotion:
-        seen = np.array([row for row in best[2] if known[row]])
-        offset, slope = matching_line(task.labels[seen], everything[seen, 0])
-        values = slope * everything[:, 0] + offset
-        return Fitted(slope * weight @ turn, slope * bias + offset, values, best[1])
-    return Fitted(weight @ turn, bias, everything, best[1])
-
-
-def _fit(
-    task: Task, inputs: np.ndarray, rows: np.ndarray, strength: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (classes or 1, inputs) and bias; an emotion without labels is far below the others."""
-    model = task.model(strength).fit(inputs[rows], task.labels[rows])
-    if not task.is_emotion:
-        return model.coef_[None], np.array([model.intercept_])
-    found, offsets = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # scikit-learn gives the second one's advantage
-        found, offsets = np.concatenate([-found, found]) / 2, np.array([-1, 1]) * offsets / 2
-    weight = np.zeros((len(task.emotions), inputs.shape[1]))
-    bias = np.full(len(task.emotions), -UNSEEN)
-    weight[model.classes_], bias[model.classes_] = found, offsets
-    return weight, bias
+        errors[modality] = error(layers, deviation) / len(tasks)
+    least = max(1 - EXPLAINED, min(errors.values()))
+    return {name: own for name, own in chosen.items() if errors[name] <= least}
 
 
 # ---- regression and fusion ----------------------------------------------------------------------
 
 
 def inner_folds(config: TrainConfig, splits: dict[str, list[Utterance]]) -> Splits:
-    """Where the path's layers and strengths are chosen: rows of "train", then of "validation".
+    """Where the path's layers and penalties are chosen: rows of "train", then of "validation".
 
     Raises:
         ValueError: There is nobody to choose by.
@@ -265,7 +180,7 @@ def add_linear_path(
 
     Returns:
         Predictions of the validation split, and what was chosen: the layers that are pooled, and of
-        each output the strength and the fusion's share.
+        each output the penalty and the fusion's share.
 
     Raises:
         ValueError: There are too few speakers or labels to choose by.
@@ -281,8 +196,10 @@ def add_linear_path(
         Task(name, labels[name], config.emotions, balanced) for name in model.config.trained_outputs
     ]
     chosen = choose_pooling(pooled, tasks, inner)
+    pooled = {name: pooled[name] for name in chosen}
     columns = {name: own.columns(chosen[name], own.values) for name, own in pooled.items()}
     inputs = np.concatenate(list(columns.values()), axis=1)
+    few = np.concatenate([own.few(chosen[name]) for name, own in pooled.items()])
     path: Any = model.add_linear_path(chosen)
     for name, own in pooled.items():
         center = own.columns(chosen[name], own.center)
@@ -291,41 +208,41 @@ def add_linear_path(
     logits, dimensions = validation.emotion_logits.copy(), validation.dimensions.copy()
     told: dict[str, Any] = {"pooled": chosen}
     for task in tasks:
-        found = fit_output(task, inputs, inner)
+        found = fit_task(task, inputs, inner)
+        away = fit_task(task, inputs * few, inner, [AWAY_PENALTY])
+        first, share, home = 0, 0.0, 1.0
         if task.is_emotion:
-            first = 0
-            mixed, share, factors = mix_logits(task, found.predicted[rest], logits, rest)
-            logits = mixed
-            _scale(model.emotion_head, slice(None), factors[1])
-            weight, bias = found.weight * factors[0], found.bias * factors[0]
+            logits, share, heat = mix_logits(task, found.predicted[rest], logits, rest)
+            model.emotion_head.scale(share / heat)
+            home = 1 - share
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number
             own_values = dimensions[:, number]
             mixed, share = mix_values(task, found.predicted[rest], own_values, rest, config)
             dimensions[:, number] = mixed
-            _scale(model.dimension_head, slice(number, number + 1), share)
+            model.dimension_head.scale(share, slice(number, number + 1))
             path.dimension_shares[number] = 1 - share
-            weight, bias = found.weight, found.bias
-        rows = slice(first, first + len(bias))
-        path.bias[rows] = torch.from_numpy(bias).float()
-        start = 0
-        for name, scale in scales.items():
-            part = weight[:, start : start + len(scale)] / scale
-            getattr(path, f"{name}_weight")[rows] = torch.from_numpy(part).float()
-            start += len(scale)
-        told[task.output] = {"strength": found.strength, "fusion": share}
+        for line, factor, start in ((found, home, first), (away, 1.0, first + len(path.bias) // 2)):
+            rows = slice(start, start + len(line.bias))
+            path.bias[rows] = torch.from_numpy(factor * line.bias).float()
+            column = 0
+            for name, scale in scales.items():
+                part = factor * line.weight[column : column + len(scale)].T / scale
+                getattr(path, f"{name}_weight")[rows] = torch.from_numpy(part).float()
+                column += len(scale)
+        told[task.output] = {"penalty": found.penalty, "fusion": share}
     return replace(validation, emotion_logits=logits, dimensions=dimensions), told
 
 
 def mix_logits(
     task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, float, tuple[float, float]]:
-    """The validation split's logits, the fusion's share, and the factors of the two."""
-    labels, known = task.labels[rows], task.known[rows]
-    first, second = (fit_temperature(own[known], labels[known]) for own in (regression, fusion))
-    mixed, share = mix(task, regression / first, fusion / second, rows)
-    return mixed, share, ((1 - share) / first, share / second)
+) -> tuple[np.ndarray, float, float]:
+    """The validation split's logits, the fusion's share, and what its own are divided by first."""
+    known = task.known[rows]
+    heat = fit_temperature(fusion[known], task.labels[rows][known])
+    mixed, share = mix(task, regression, fusion / heat, rows)
+    return mixed, share, heat
 
 
 def mix_values(
@@ -366,10 +283,3 @@ def fusion_share(score: Callable[[float, np.ndarray], float], known: np.ndarray)
         picked = draw.choice(known, len(known))
         better += score(share, picked) > score(0.0, picked)
     return share if better >= CLEARLY * RESAMPLES else 0.0
-
-
-def _scale(head: Any, rows: slice, factor: float) -> None:
-    """What the head adds to these outputs, times a factor."""
-    with torch.no_grad():
-        head.projection.weight[rows] *= factor
-        head.projection.bias[rows] *= factor

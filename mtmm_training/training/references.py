@@ -23,16 +23,22 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import label_columns
-from reference_mtmm import LEAST_DEVIATION, Reference, as_answers
+from reference_mtmm import LEAST_DEVIATION, Reference, as_answers, distance
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
 RIDGE = 1e-3  # times the number of frames: an answer without labels has no state of its own
 # In utterances of the training split's mean length; the last is so long that nothing counts.
 STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
-GAIN_KEPT = 0.75  # of the best strength's: few validation speakers tell, and others are more skewed
+GAIN_KEPT = (
+    0.75  # of the best strength's: few validation speakers tell, and users give few recordings
+)
 HARM = 1.05  # times the loss without: a loss with references that is more stops their use
 FIRST_STRENGTHS = (2.0, 2.0)  # of a speaker and of a domain
-CAUTIOUS = 8.0  # where the validation split shows neither gain nor harm
+SPREAD = 1.25  # times the distance of the furthest speaker of training: another one may be further
+# Of the configuration, filled by `fit`.
+REFERENCE_FIELDS = tuple(
+    f"reference{suffix}" for suffix in ("", "_encoder", "_strengths", "_answers", "_spread")
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class References:
         what = f"{weights_digest(self.model.audio_model)} {mixed} {stride}"
         config.reference_encoder = text_digest(what)
         answers = labelled_answers(train, config)
+        labelled = answers[answers.any(1)]
+        config.reference_answers = tuple(map(float, labelled.mean(0))) if len(labelled) else ()
         count, shape = answers.shape[1], fusion.reference_mean.shape
         whole: Reference | None = None
         speakers: dict[str, Reference] = {}  # of what has labels: the rest tells nothing of answers
@@ -118,6 +126,15 @@ class References:
         frames = whole.frames / whole.recordings
         config.reference_strengths = tuple(frames * strength for strength in FIRST_STRENGTHS)
 
+        apart = [
+            distance(
+                self.model.standardisation(domain=own)["reference_deviation"][0],
+                fusion.reference_deviation,
+            )
+            for own in speakers.values()
+        ]
+        config.reference_spread = SPREAD * max(map(float, apart), default=0.0)
+
         # Least squares of standardised states on answers, and speakers' shifts, in turn.
         heard = sum((own.frames * own.answers for own in speakers.values()), np.zeros(count))
         states = (states - heard[:, None, None] * whole.mean) / deviation
@@ -135,7 +152,7 @@ class References:
 
     def give_to(self, model: MTMMModel) -> "References":
         """The same of another model with this encoder, which gets the statistics that were fitted."""
-        for name in ("reference", "reference_encoder", "reference_strengths"):
+        for name in REFERENCE_FIELDS:
             setattr(model.config, name, getattr(self.model.config, name))
         for name in ("reference_mean", "reference_deviation", "expected_states"):
             getattr(model.fusion, name).copy_(getattr(self.model.fusion, name))
@@ -176,7 +193,7 @@ class References:
             useful = [s for s in STRENGTHS[:-1] if losses[s] <= enough]
             harmful = min(losses[s] for s in STRENGTHS[:-1]) > HARM * none
             # Two validation speakers cannot show that references are useless, only that they harm.
-            chosen[kind] = STRENGTHS[-1] if harmful else max(useful, default=CAUTIOUS)
+            chosen[kind] = STRENGTHS[-1] if harmful else min(useful, default=STRENGTHS[0])
         config.reference_strengths = (chosen["speaker"] * unit, chosen["domain"] * unit)
         return {"strengths": chosen}
 
