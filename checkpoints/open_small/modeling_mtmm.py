@@ -240,13 +240,12 @@ class MTMMModel(MTMMLoading):
         given = _first_given(*audio[::2], *text[::2])
         acoustic, acoustic_mask = self._states_of("audio", given, *audio)
         linguistic, linguistic_mask = self._states_of("text", given, *text)
-        acoustic = self._standardised(acoustic, reference_mean, reference_deviation)
+        acoustic, away = self._standardised(acoustic, reference_mean, reference_deviation)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         streams = {"audio": (acoustic, acoustic_mask), "text": (linguistic, linguistic_mask)}
         fused = self.fusion(streams, output_attentions)
-        away = self._away(reference_deviation)
         logits, dimensions, deviations = self._answer(fused.fused_state, streams, away)
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
@@ -288,13 +287,13 @@ class MTMMModel(MTMMLoading):
 
     def _standardised(
         self, acoustic: Tensor, mean: Tensor | None, deviation: Tensor | None
-    ) -> Tensor:
-        """By the reference that is given, or the training data's own."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """By the reference that is given, or the training data's own; and what is of another domain."""
         if self.config.reference == "none" and mean is None:
-            return acoustic
+            return acoustic, None
         own = self.fusion.reference_mean, self.fusion.reference_deviation
         given = (own[0] if mean is None else mean), (own[1] if deviation is None else deviation)
-        return standardise(acoustic, *given)
+        return standardise(acoustic, *given), self._away(deviation)
 
     def _away(self, deviation: Tensor | None) -> Tensor | None:
         """(batch,) of booleans: of another domain, by its deviation; None = nothing is."""
