@@ -18,6 +18,14 @@ from typing import Any, NamedTuple
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
 
+try:
+    from spaces import GPU  # a ZeroGPU Space has it; imported before anything that uses CUDA
+except ImportError:
+
+    def GPU(function: Any) -> Any:
+        return function
+
+
 import drawings
 import gradio as gr
 import numpy as np
@@ -277,8 +285,12 @@ def build(pipes: dict[str, Any], examples: Sequence[list[str | None]]) -> gr.Blo
                 answer = gr.State()
                 gr.render(inputs=answer)(show)
         gr.Markdown(f"{NOTICE} {origins(pipes)}", elem_id="notice")
+        # A GPU's process is forked and has the pipelines; what it is given is pickled.
         button.click(
-            partial(respond, pipes), [model, audio, text], [message, answer], api_name="predict"
+            GPU(partial(respond, pipes)),
+            [model, audio, text],
+            [message, answer],
+            api_name="predict",
         ).then(fn=None, js=HERE.joinpath("scroll.js").read_text())
     return page
 

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -154,6 +155,26 @@ def test_unexplainable_models_still_answer(
     message, answer = app.respond({"only": pipe}, "only", None, SAID)
     assert message == "" and "explanation" not in answer.result
     assert ("scores" in answer.result) == ("emotion" in model.config.trained_outputs)
+
+
+def test_gpu_of_a_space_answers_in_its_own_process(
+    app: ModuleType, pipes: dict[str, MTMMPipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeroGPU pickles what goes there and back, and so must not be given the models."""
+    sent: list[bytes] = []
+
+    def gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+        def there_and_back(*given: Any) -> Any:
+            sent.append(pickle.dumps(given))
+            return pickle.loads(pickle.dumps(function(*pickle.loads(sent[-1]))))
+
+        return there_and_back
+
+    monkeypatch.setattr(app, "GPU", gpu)
+    (handler,) = (f.fn for f in app.build(pipes, []).fns.values() if f.api_name == "predict")
+    _, answer = handler("model1", None, SAID)
+    expected = pipes["model1"]({"text": SAID}, explain=True, batch_size=app.BATCH_SIZE)
+    assert answer.result == expected and len(sent) == 1 and len(sent[0]) < 1000
 
 
 def test_examples_have_each_emotion_once(app: ModuleType, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from small_runs import Run
 from starlette.websockets import WebSocketDisconnect
+from test_speakers import call
 
 from mtmm_training.commands.cli import main
 from mtmm_training.publishing.stage import stage_endpoint
@@ -71,6 +72,17 @@ def test_words_windows_and_explanations_come_along(client: TestClient, pipe: MTM
     assert found == pipe(given, window_s=0.5, top_k=2, batch_size=8)
     explained = predict(client, content=recording, params={"explain": "arousal"})
     assert explained == pipe(recording, explain="arousal", batch_size=8)
+
+
+def test_call_has_the_pipelines_turns_and_speakers(pipe: MTMMPipeline, tmp_path: Path) -> None:
+    recording = call(tmp_path).read_bytes()
+    limits = replace(LIMITS, max_bytes=1_000_000, max_seconds=6.0)
+    with TestClient(make_app(pipe, limits, "t")) as client:
+        found = predict(client, files={"audio": recording}, data={"channel": "each"})
+    turns = [(entry["speaker"], round(entry["start"])) for entry in found["timeline"]]
+    assert turns == [("channel 1", 0), ("channel 2", 2), ("channel 1", 5)]
+    assert found["speakers"].keys() == {"channel 1", "channel 2"}
+    assert found == pipe(recording, channel="each", batch_size=8)
 
 
 def test_raw_samples(client: TestClient, pipe: MTMMPipeline) -> None:
