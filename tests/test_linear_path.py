@@ -12,6 +12,8 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.linear import add_linear_path, fusion_share, inner_folds
+from mtmm_training.training.regressions import Task
+from mtmm_training.training.ridge import fit_task, speaker_strength
 from pooled_mtmm import pool
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
@@ -143,3 +145,19 @@ def test_fusion_counts_only_where_it_is_clearly_better() -> None:
     assert fusion_share(lambda w, picked: w * float(quality[picked].mean()), known) == 1.0
     even = np.where(known % 2, 1.0, -0.95)
     assert fusion_share(lambda w, picked: w * float(even[picked].mean()), known) == 0.0
+
+
+@pytest.mark.parametrize(("shifts", "wanted"), [(4.0, 2.0), (0.0, 1e6)])
+def test_reference_is_shrunk_as_speakers_left_out_ask_for(shifts: float, wanted: float) -> None:
+    draw = np.random.default_rng(0)
+    speakers, labels = np.repeat(np.arange(12), 24), np.tile(np.arange(4), 72)
+    inputs = 2.0 * np.eye(4)[labels] + draw.normal(size=(288, 4))
+    inputs += shifts * draw.normal(size=(12, 4))[speakers]
+    task = Task("emotion", labels, EMOTIONS, True)
+    inner = [
+        (np.flatnonzero(speakers % 4 != part), np.flatnonzero(speakers % 4 == part))
+        for part in range(4)
+    ]
+    found = fit_task(task, inputs, inner)
+    every = np.ones(4, bool)
+    assert speaker_strength(task, inputs, every, inner, found, speakers) == wanted

@@ -273,7 +273,9 @@ def test_run_tells_what_its_test_answers_used(embedded: Path, tmp_path: Path) ->
     model = MTMMModel.from_pretrained(out / "model")
     assert model.config.reference == "speaker"
     assert len(str(model.config.reference_encoder)) == 64
-    assert set(results["linear_path"]) == {"pooled", "emotion", "valence", "arousal"}
+    told = results["linear_path"]
+    assert set(told) == {"pooled", "emotion", "valence", "arousal", "speaker_strength"}
+    assert results["reference"]["strengths"]["speaker"] == told["speaker_strength"]
     assert model.linear_path is not None
     table = reference_curve(out, tmp_path / "curve", None)
     assert len(table) == 1 + 5 * 6  # none; at random and of four emotions, five sizes and all

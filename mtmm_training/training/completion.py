@@ -69,6 +69,12 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
             config, model, data.splits, states, validation
         )
         model.to(job.accelerator.device)
+        strength = told["linear_path"].get("speaker_strength")
+        if config.reference == "speaker" and strength:  # of more speakers than validation has
+            frames, domain = model.config.reference_strengths
+            chosen = told["reference"]["strengths"]
+            model.config.reference_strengths = (frames * strength / chosen["speaker"], domain)
+            chosen["speaker"] = strength
     told["unfamiliar"] = learn_familiarity(job, model)
     with pooled_inputs(job, model) as rows:
         test = answer("test")

@@ -26,7 +26,7 @@ from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import Splits, Task, inner_splits, label_columns
-from mtmm_training.training.ridge import fewer, fit_task, out_of_fold
+from mtmm_training.training.ridge import fewer, fit_task, out_of_fold, speaker_strength
 from pooled_mtmm import as_logits, pool
 from reference_mtmm import standardise
 
@@ -192,9 +192,13 @@ def add_linear_path(
     pooled = pool_states(model, states, utterances, fitted)
     labels = label_columns(config.emotions, config.dimensions, utterances)
     balanced = config.class_weights == "balanced"
+    outputs = model.config.trained_outputs
+    tasks = [Task(name, labels[name], config.emotions, balanced) for name in outputs]
     tasks = [
-        Task(name, labels[name], config.emotions, balanced) for name in model.config.trained_outputs
+        task for task in tasks if all(task.known[rows].any() for pair in inner for rows in pair)
     ]
+    if not tasks:  # such as votes without a majority
+        return validation, {}
     chosen = choose_pooling(pooled, tasks, inner)
     pooled = {name: pooled[name] for name in chosen}
     columns = {name: own.columns(chosen[name], own.values) for name, own in pooled.items()}
@@ -215,6 +219,12 @@ def add_linear_path(
             logits, share, heat = mix_logits(task, found.predicted[rest], logits, rest)
             model.emotion_head.scale(share / heat)
             home = 1 - share
+            if "audio" in chosen:
+                own = pooled["audio"]
+                means = np.arange(len(few)) < len(chosen["audio"]["layers"]) * own.values.shape[-1]
+                speakers = np.array([u.speaker_id for u in utterances])
+                strength = speaker_strength(task, inputs, means, inner, found, speakers)
+                told["speaker_strength"] = strength
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number

@@ -23,12 +23,11 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import label_columns
+from mtmm_training.training.ridge import STRENGTHS
 from reference_mtmm import LEAST_DEVIATION, Reference, as_answers, distance
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
 RIDGE = 1e-3  # times the number of frames: an answer without labels has no state of its own
-# In utterances of the training split's mean length; the last is so long that nothing counts.
-STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
 GAIN_KEPT = (
     0.75  # of the best strength's: few validation speakers tell, and users give few recordings
 )

@@ -12,15 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import solve
+from scipy.special import log_softmax, softmax
 
 from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.training.regressions import UNSEEN, Splits, Task, matching_line
+from reference_mtmm import believed
 
 # Times the mean squared length of a row of inputs.
 PENALTIES = tuple(10.0 ** np.arange(-1.5, 2.1, 0.25))
 MOST = (
     2048  # utterances by which layers and penalties are chosen: more take minutes and tell little
 )
+# How many utterances' worth of nobody's a reference counts against; the last is never.
+STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
+FEW = 8  # recordings, as users give them
 
 Line = tuple[np.ndarray, np.ndarray]  # weight (inputs, outputs), bias (outputs,)
 
@@ -35,12 +40,14 @@ class Fitted:
         predicted: (utterances, names) calibrated logits, or (utterances,) values; those of the rows
             to score in an inner fold are by the regression that was fitted on the others.
         penalty: One of `PENALTIES`.
+        heat: What an emotion's scores were divided by.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     predicted: np.ndarray
     penalty: float
+    heat: float = 1.0
 
 
 def ridges(
@@ -133,7 +140,48 @@ def fit_task(
     heat = fit_temperature(answers[seen], task.labels[seen])
     often = np.bincount(task.labels[seen], minlength=len(bias)).clip(1)
     usual = np.zeros(len(bias)) if task.balanced else np.log(often / often.mean())
-    return Fitted(weight / heat, bias / heat + usual, answers / heat + usual, penalty)
+    return Fitted(weight / heat, bias / heat + usual, answers / heat + usual, penalty, heat)
+
+
+def speaker_strength(
+    task: Task,
+    inputs: np.ndarray,
+    means: np.ndarray,
+    inner: Splits,
+    found: Fitted,
+    speakers: np.ndarray,
+) -> float:
+    """How much a reference of a speaker's few recordings must be shrunk, by speakers that were left out.
+
+    Args:
+        task: The emotion.
+        inputs: (utterances, inputs).
+        means: (inputs,) of booleans: which a speaker's reference moves.
+        inner: As of `inner_splits`.
+        found: The task's regression.
+        speakers: (utterances,).
+
+    Returns:
+        The one of `STRENGTHS` with the least loss, in utterances; the last stands for no reference.
+    """
+    wanted, draw, losses = outputs_of(task)[0], np.random.default_rng(0), np.zeros(len(STRENGTHS))
+    for fitted, scored in inner:
+        ((weight, bias),) = fit_lines(task, inputs, fitted, [found.penalty])
+        known = fitted[task.known[fitted]]
+        counts = wanted[known].sum(0)
+        expected = wanted[known].T @ inputs[known][:, means] / counts.clip(1)[:, None]
+        for speaker in np.unique(speakers[scored]):
+            own = scored[speakers[scored] == speaker]
+            given = draw.permutation(own)[:FEW]
+            logits = (inputs[own] @ weight + bias) / found.heat
+            heard = softmax((inputs[given] @ weight + bias) / found.heat, axis=1).mean(0)
+            mood = believed(heard, counts / counts.sum())
+            shift = inputs[given][:, means].mean(0) - mood @ expected
+            moved = shift @ weight[means] / found.heat
+            for number, strength in enumerate(STRENGTHS):
+                likely = log_softmax(logits - moved * len(given) / (len(given) + strength), axis=1)
+                losses[number] -= (likely * wanted[own])[task.known[own]].sum()
+    return STRENGTHS[int(losses.argmin())]
 
 
 def fewer(inner: Splits) -> Splits:
