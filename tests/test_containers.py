@@ -12,7 +12,7 @@ from conftest import RATE, encoded
 
 import audio_mtmm
 from audio_mtmm import load_audio, open_recording
-from containers_mtmm import _frame, what_it_is
+from containers_mtmm import _frame, corrected, what_it_is
 from mtmm_training.data.recordings import Recordings
 from pipeline_mtmm import MTMMPipeline
 
@@ -41,7 +41,7 @@ def in_wav(data: bytes) -> bytes:
 def told(data: bytes, marker: bytes, size: int, order: str = "<I") -> bytes:
     """With another size behind the marker."""
     place = data.index(marker) + len(marker)
-    return data[:place] + struct.pack(order, size) + data[place + 4 :]
+    return data[:place] + struct.pack(order, size) + data[place + struct.calcsize(order) :]
 
 
 def flac_told(samples: int) -> bytes:
@@ -63,6 +63,18 @@ MADE: dict[str, tuple[Callable[[], bytes], float]] = {
     "wav that says half": (lambda: told(encoded(SPEECH, "WAV"), b"data", 2 * RATE), 4.0),
     "wav that says nothing is there": (lambda: told(encoded(SPEECH, "WAV"), b"data", 0), 4.0),
     "aiff that says half": (lambda: told(encoded(SPEECH, "AIFF"), b"SSND", 2 * RATE, ">I"), 4.0),
+    "au that says half": (lambda: told(encoded(SPEECH, "AU"), b".snd\0\0\0\x18", RATE, ">I"), 4.0),
+    "au that says nothing is there": (
+        lambda: told(encoded(SPEECH, "AU"), b".snd\0\0\0\x18", 0, ">I"),
+        4.0,
+    ),
+    "caf that says half": (lambda: told(encoded(SPEECH, "CAF"), b"data", 2 * RATE, ">q"), 4.0),
+    "caf whose recorder was stopped": (
+        lambda: told(encoded(SPEECH, "CAF"), b"data", -1, ">q"),
+        4.0,
+    ),
+    "flac that says less": (lambda: flac_told(8000), 4.0),
+    "flac that says nothing": (lambda: flac_told(0), 4.0),
     "wav with a long chunk behind": (
         lambda: encoded(SPEECH, "WAV") + b"LIST" + struct.pack("<I", 50000) + b"\x81" * 50000,
         4.0,
@@ -72,8 +84,11 @@ MADE: dict[str, tuple[Callable[[], bytes], float]] = {
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_all_that_is_there_is_heard(name: str, tmp_path: Path, pipe: MTMMPipeline) -> None:
+def test_all_that_is_there_is_heard(
+    name: str, tmp_path: Path, pipe: MTMMPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And prediction, training and folds agree on its length."""
+    monkeypatch.setattr(audio_mtmm, "av", None)
     make, seconds = MADE[name]
     path = tmp_path / "speech.bin"
     path.write_bytes(make())
@@ -92,7 +107,7 @@ def test_samples_are_what_was_written() -> None:
     assert np.abs(part - SPEECH[2 * RATE : 3 * RATE]).max() < 1e-4
 
 
-@pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "AIFF", "OGG"])
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "AIFF", "OGG", "AU", "CAF"])
 def test_a_true_header_is_left(form: str) -> None:
     assert open_recording(encoded(SPEECH, form)).duration_s == 4.0
 
@@ -100,8 +115,7 @@ def test_a_true_header_is_left(form: str) -> None:
 JOINED: dict[str, tuple[Callable[[], bytes], float]] = {
     "two ogg in one": (lambda: encoded(SPEECH, "OGG") * 2, 8.0),
     "two opus in one": (lambda: encoded(SPEECH, "OGG", "OPUS") * 2, 8.0),
-    "flac that says less": (lambda: flac_told(8000), 4.0),
-    "flac that says nothing": (lambda: flac_told(0), 4.0),
+    "two flac in one": (lambda: encoded(SPEECH, "FLAC") * 2, 8.0),
 }
 
 
@@ -113,9 +127,21 @@ def test_longer_than_said_is_heard_whole_or_refused(
     if find_spec("av"):
         assert open_recording(make()).duration_s == pytest.approx(seconds, abs=0.05)
     monkeypatch.setattr(audio_mtmm, "av", None)
-    if name != "flac that says less":  # which only FFmpeg counts
-        with pytest.raises(ValueError, match="its header says .* length, and more is there"):
-            open_recording(make())
+    with pytest.raises(ValueError, match="its header says .* length, and more is there"):
+        open_recording(make())
+
+
+@pytest.mark.parametrize("rate, channels, samples", [(8000, 1, 100), (44100, 2, 70001)])
+def test_flac_is_counted_by_its_last_frame(rate: int, channels: int, samples: int) -> None:
+    data = encoded(RNG.uniform(-0.5, 0.5, (samples, channels)), "FLAC", "PCM_24", rate)
+    count = int.from_bytes(data[18:26], "big")
+    wrong = data[:18] + (count >> 36 << 36 | 1).to_bytes(8, "big") + data[26:]
+    assert corrected(io.BytesIO(wrong)).read() == data
+
+
+def test_a_cut_off_caf_is_refused_also_where_ffmpeg_reads_it() -> None:
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        open_recording(encoded(SPEECH, "CAF")[:60000])
 
 
 def test_gsm_is_cut_by_segments() -> None:
@@ -144,7 +170,8 @@ def media(form: str, codec: str, rate: int) -> bytes:
 
 
 FORMS = [("ipod", "aac", RATE), ("mp4", "aac", 44100), ("webm", "libopus", 48000),
-         ("amr", "libopencore_amrnb", 8000), ("adts", "aac", RATE)]  # fmt: skip
+         ("amr", "libopencore_amrnb", 8000), ("adts", "aac", RATE), ("mov", "aac", RATE),
+         ("wav", "g722", RATE), ("caf", "alac", RATE), ("rm", "ac3", 48000)]  # fmt: skip
 
 
 @pytest.mark.parametrize("form, codec, rate", FORMS)
@@ -156,6 +183,14 @@ def test_media_is_decoded(form: str, codec: str, rate: int) -> None:
     assert 0.05 < np.sqrt(np.square(recording.whole(RATE)).mean()) < 0.4
     with pytest.raises(ValueError, match="cannot be decoded|cut off"):
         open_recording(data[: len(data) // 2])
+
+
+def test_what_only_ffmpeg_reads_is_found_behind_other_beginnings() -> None:
+    tagged = b"ID3\4\0\0\0\0\0\x15" + bytes(21) + media("adts", "aac", RATE)
+    for data in (tagged, media("mpegts", "mp2", RATE), media("ac3", "ac3", 48000)):
+        assert open_recording(data).duration_s == pytest.approx(4.0, abs=0.15)
+    with pytest.raises(ValueError, match="mp4 or m4a; FFmpeg cannot read it: .* cut off"):
+        open_recording(media("ipod", "aac", RATE)[:9000])
 
 
 def test_media_without_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +213,13 @@ OTHERS: dict[bytes, str] = {
     b"\0\0\0\x20ftypM4A ": "m4a",
     b"#!AMR\n": "amr",
     b"0&\xb2u\x8ef\xcf\x11": "wma",
+    b"RIFF\4\0\0\0WAVEfmt \x10\0\0\0": "damaged; install",
+    b"\0\5\x16\7\0\2\0\0Mac OS X": "macOS",
+    b"/annex/objects/SHA256E-s9--a.wav": "git annex get",
+    b"#EXTM3U\nhttp://127.0.0.1:1/a.ts\n": "a playlist",
+    b"\x89PNG\r\n\x1a\n": "a picture",
+    b"7z\xbc\xaf\x27\x1c": "unpack it",
+    bytes(64): "zeros",
 }
 
 

@@ -50,6 +50,8 @@ TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a
 HALF_PCM = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
 HALF_OGG = re.compile("lacks an end-of-stream bit|Junk after the last page")
 
+# Whose headers tell a length; the others' are estimates.
+TOLD = {"mp4", "webm", "caf", "wav", "w64", "flv", "rm", "avi"}
 DECODING_ERRORS = (RuntimeError, TypeError, MemoryError, *([av.FFmpegError] if av else []))
 
 # Where a recording is read from: a path, a URL, the bytes of a file, or an open binary file.
@@ -210,38 +212,29 @@ class AudioFile:
         try:
             self._opened = corrected(self._opened)
             file = soundfile.SoundFile(self._opened)
-            is_whole = file.format not in ("OGG", "FLAC") or _lacks_its_end(file.extra_info)
-            if is_whole or not self._goes_on(file):
+            if not self._goes_on(file):
                 return file
-            told = (
-                f"{file.frames / file.samplerate:.3f} s" if file.frames < UNKNOWN_FRAMES else "no"
-            )
+            is_told, lasts_s = file.frames < UNKNOWN_FRAMES, file.frames / file.samplerate
+            told = f"{lasts_s:.3f} s" if is_told else "no"
             reason = f"its header says {told} length, and more is there; {INSTALL}"
         except (soundfile.SoundFileError, TypeError) as error:
             said = str(getattr(error, "error_string", error)).rstrip(".")
-            reason = f"{said}; {what_it_is(head)}"
-        if av is None or not any(
-            magic in head[:12] for magic in (*MEDIA, b"OggS", b"fLaC", b"AVI ")
-        ):
+            is_cut = "file is malformed" in said  # which FFmpeg would read as a shorter one
+            reason = f"{said}; {'it is cut off or damaged' if is_cut else what_it_is(head)}"
+        if av is None or INSTALL not in reason:
             raise RuntimeError(reason)
         self._opened.seek(0)
-        self._opened = _transcoded(self._opened)
+        try:
+            self._opened = _transcoded(self._opened)
+        except av.FFmpegError as error:
+            why = f"FFmpeg cannot read it: {error.strerror}; it may be cut off or damaged"
+            raise RuntimeError(reason.replace(INSTALL, why)) from error
         return soundfile.SoundFile(self._opened)
 
     def _goes_on(self, file: Any) -> bool:
         """Whether there is more than the header says, as where radio stations join streams."""
-        if file.frames >= UNKNOWN_FRAMES:
-            return True
-        if file.format == "FLAC":  # read far ahead: what is left of the file tells nothing
-            if av is None:
-                return False
-            place = self._opened.tell()  # where libsndfile believes to be
-            self._opened.seek(0)
-            with av.open(self._opened) as container:
-                stream = container.streams.audio[0]
-                counted = sum(packet.duration or 0 for packet in container.demux(stream))
-            self._opened.seek(place)
-            return float(counted * stream.time_base) > file.frames / file.samplerate + 0.1
+        if file.format != "OGG" or _lacks_its_end(file.extra_info):  # others' bytes were counted
+            return file.frames >= UNKNOWN_FRAMES
         file.seek(file.frames - 1)
         file.read(1)
         end = self._opened.tell()
@@ -339,18 +332,18 @@ def fetch(url: str) -> bytes:
 def _transcoded(source: BinaryIO) -> BinaryIO:
     """The audio of any file that FFmpeg reads, as a wav without a limit of its size, on disk."""
     copy: Any = tempfile.TemporaryFile()  # closed with the file that is read from it
-    with source, av.open(source) as container:
-        if not container.streams.audio:
-            raise RuntimeError("it has no audio")
-        stream = container.streams.audio[0]
+    with source, av.open(source, options={"protocol_whitelist": "none"}) as container:
+        stream = next((one for one in container.streams.audio if one.codec_context), None)
+        if stream is None:
+            raise RuntimeError("it has no audio that FFmpeg decodes")
         count, resampler = stream.channels, av.AudioResampler(format="flt", rate=stream.rate)
         with soundfile.SoundFile(copy, "w", stream.rate, count, "FLOAT", format="W64") as out:
             for frame in container.decode(stream):
                 for part in resampler.resample(frame):
                     out.write(part.to_ndarray().reshape(-1, count))
             end_s, told_s = out.frames / stream.rate, (container.duration or 0) / av.time_base
-            # The others' lengths are estimates.
-            if {"mp4", "webm"} & set(container.format.name.split(",")) and end_s < told_s - 0.5:
+            is_told = TOLD & set(container.format.name.split(","))
+            if is_told and end_s < told_s - 0.5:
                 raise RuntimeError(f"it is cut off after {end_s:.3f} of {told_s:.3f} s")
     copy.seek(0)
     return copy
