@@ -110,6 +110,7 @@ class MTMMProcessor(ProcessorMixin):
             ValueError: The tokenizer is not the one that the model was trained with.
         """
         name = pretrained_model_name_or_path
+        kwargs.pop("quantization_config", None)  # of the model, which `pipeline` gives to all
         kwargs.setdefault("trust_remote_code", False)
         sources = encoder_sources(name, kwargs)
         if sources is not None:

@@ -108,10 +108,7 @@ class ReferringPipeline(ReadingPipeline):
                     seconds = (span.end_s or 0.0) - max(span.start_s, 0.0 if begins else heard_s)
                 if i in measured:
                     one = replace(
-                        measured[i],
-                        recordings=int(begins),
-                        seconds=max(seconds, 0.0),
-                        kind=kind,
+                        measured[i], recordings=int(begins), seconds=max(seconds, 0.0), kind=kind
                     )
                     yield window.speaker, one
                 begins, heard_s = window.is_last, span.end_s or 0.0

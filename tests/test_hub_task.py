@@ -1,5 +1,6 @@
 """What the Hub's page and other tools do with a model of the task audio-classification."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ from transformers import (
     AudioClassificationPipeline,
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
+    BitsAndBytesConfig,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
+from modeling_mtmm import MTMMModel
 from pipeline_mtmm import MTMMPipeline
+from processing_mtmm import MTMMProcessor
 
 RATE = 16000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, RATE // 2).astype(np.float32)
@@ -55,3 +61,31 @@ def test_a_plain_feature_extractor_feeds_the_model(saved: Path) -> None:
         alone = model(**extractor(NOISE, sampling_rate=RATE, return_tensors="pt"))
     assert torch.allclose(both.logits[:1], alone.logits, atol=1e-4)
     assert torch.equal(both.logits, both.emotion_logits / 1.7)
+
+
+def test_trainer_gives_the_labels_by_its_own_name(saved: Path, tmp_path: Path) -> None:
+    model = AutoModelForAudioClassification.from_pretrained(saved, trust_remote_code=True)
+    extractor = AutoFeatureExtractor.from_pretrained(saved, trust_remote_code=True)
+    heard = extractor(NOISE, sampling_rate=RATE, return_tensors="pt")
+    loss = model(**heard, labels=torch.tensor([1])).loss
+    assert loss == model(**heard, emotion_labels=torch.tensor([1])).loss
+    rows: Any = [{name: value[0] for name, value in heard.items()} | {"label": 1}] * 2
+    options: dict[str, Any] = {
+        "max_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "save_strategy": "no",
+    }
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), **options), train_dataset=rows)
+    assert trainer.train().training_loss == pytest.approx(loss.item(), rel=0.2)
+
+
+def test_the_last_maps_keep_their_bits(saved: Path, tmp_path: Path) -> None:
+    """Rows as few as emotions are none that kernels of 4 bits take; `pipeline` tells the processor, too."""
+    told = BitsAndBytesConfig(load_in_8bit=True)
+    with suppress(ImportError):  # without bitsandbytes
+        MTMMModel.from_pretrained(saved, quantization_config=told)
+    assert "emotion_head.projection" in (told.llm_int8_skip_modules or ())
+    processor: Any = MTMMProcessor.from_pretrained(saved, quantization_config=told)
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer_config.json").is_file()

@@ -36,6 +36,8 @@ OWN_OPTIONS = (*HUB_OPTIONS, "revision", "subfolder")
 ROUNDING, LEAST_ROUNDING = 2.0**-10, 6e-8
 # Not halved: what is subtracted and divided by, and what was fitted in closed form.
 EXACT = ("reference_mean", "reference_deviation", "linear_path")
+# Not in 8 or 4 bits, unless a call says otherwise: the last maps, which are as small as they are sensitive.
+FEW_ROWS = ("emotion_head.projection", "dimension_head.projection", "deviation_head.projection")
 POSITIONS_A_SECOND = 50  # of Whisper's encoder
 PROBE = "The quick brown fox, naïve as ever, isn't over 1,234 lazy dogs: DON'T ask why!"
 
@@ -76,6 +78,9 @@ class MTMMLoading(MTMMEncoders):
         # Without a name the caller brings the weights, and those that are missing are drawn.
         drawn = kwargs.pop("ignore_mismatched_sizes", False) or name is None
         kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        for skipped in ("llm_int8_skip_modules", "modules_to_not_convert"):
+            if getattr(kwargs.get("quantization_config"), skipped, "") is None:
+                setattr(kwargs["quantization_config"], skipped, [*FEW_ROWS])
         sources = encoder_sources(name, kwargs)
         if encoders and sources is None:
             raise ValueError(f"{name} has its own encoders, so `encoders` cannot name others.")

@@ -164,6 +164,12 @@ class MTMMModel(MTMMLoading):
         self._record_trained_outputs()
         return super().train(mode)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `forward`; `labels` are `emotion_labels`, by the name that the `Trainer` gives them."""
+        if "labels" in kwargs:  # in `forward` it would be one that every batch needs
+            kwargs["emotion_labels"] = kwargs.pop("labels")
+        return super().__call__(*args, **kwargs)
+
     @can_return_tuple  # type: ignore[untyped-decorator]  # of transformers
     def forward(
         self,
@@ -303,10 +309,7 @@ class MTMMModel(MTMMLoading):
         return torch.atleast_1d(apart) > self.config.reference_spread
 
     def _answer(
-        self,
-        fused_state: Tensor,
-        streams: dict[str, tuple[Tensor, Tensor]],
-        away: Tensor | None,
+        self, fused_state: Tensor, streams: dict[str, tuple[Tensor, Tensor]], away: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logits (batch, emotions), and dimensions and raters' spread (batch, dimensions)."""
         logits = self.emotion_head(fused_state)

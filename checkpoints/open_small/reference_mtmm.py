@@ -69,12 +69,7 @@ class Reference:
 
     @classmethod
     def of_states(
-        cls,
-        states: "Tensor",
-        mask: "Tensor",
-        answers: "Tensor",
-        seconds: float,
-        encoder: str,
+        cls, states: "Tensor", mask: "Tensor", answers: "Tensor", seconds: float, encoder: str
     ) -> "Reference":
         """The reference of a batch of recordings.
 

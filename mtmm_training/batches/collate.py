@@ -17,13 +17,7 @@ from loss_mtmm import ABSENT_EMOTION
 from mtmm_training.batches.augment import augment
 from mtmm_training.batches.opinions import Opinions
 from mtmm_training.data.sounds import waveform
-from mtmm_training.data.utterances import (
-    DIMENSIONS,
-    RATINGS,
-    Utterance,
-    UtteranceError,
-    listing,
-)
+from mtmm_training.data.utterances import DIMENSIONS, RATINGS, Utterance, UtteranceError, listing
 from processing_mtmm import MTMMProcessor
 
 READING_S = 600.0  # a worker that takes longer over a batch waits for a disk that does not answer

@@ -30,13 +30,7 @@ def rmm_probability(epoch: int, epochs: int, start: float = 0.8) -> float:
     return probability if probability >= RMM_FLOOR else 0.0
 
 
-def mask_modalities(
-    batch: dict[str, Any],
-    probability: float,
-    *,
-    seed: int,
-    epoch: int,
-) -> None:
+def mask_modalities(batch: dict[str, Any], probability: float, *, seed: int, epoch: int) -> None:
     """Random modality masking, in place: an utterance that has both modalities may lose one.
 
     Args:

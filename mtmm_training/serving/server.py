@@ -27,12 +27,7 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    pipe: MTMMPipeline,
-    limits: Limits,
-    name: str,
-    host: str,
-    port: int,
-    always: Mapping[str, Any],
+    pipe: MTMMPipeline, limits: Limits, name: str, host: str, port: int, always: Mapping[str, Any]
 ) -> None:
     """Serves until SIGTERM or SIGINT; then what was asked is answered, and this returns.
 
