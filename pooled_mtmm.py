@@ -25,6 +25,7 @@ MARGIN = 1e-3  # a logit of the ends themselves is infinite
 DIRECTIONS = 16
 STATISTICS = ("center", "scale", "directions", "weights")
 LEAST = 1e-3
+ROUNDING = 2**-10  # of a state, in half precision
 PER_DIRECTION = 10  # utterances at least
 
 
@@ -163,7 +164,7 @@ class MTMMFamiliarity(nn.Module):
         # Their signs mean nothing: the largest number is made positive.
         turned = turned * turned.gather(1, turned.abs().argmax(1, keepdim=True)).sign()
         most = min(DIRECTIONS, max(len(means) // PER_DIRECTION, 1))
-        count = int((sizes[:most] > LEAST * sizes[0]).sum())
+        count = max(int((sizes[:most] > LEAST * wide.numel() ** 0.5).sum()), 1)
         directions = torch.zeros(DIRECTIONS, means.shape[1]).to(means)
         weights = torch.zeros(DIRECTIONS + 1).to(means)
         directions[:count] = turned[:count]
@@ -178,7 +179,10 @@ class MTMMFamiliarity(nn.Module):
         """Count these two distances as 1 from now on."""
         weights = self.get_buffer(f"{modality}_weights")
         weights[:-1].div_(max(along, LEAST))
-        weights[-1].div_(max(apart, LEAST))
+        # Of two sentences said a thousand times nothing is left apart from one direction but rounding.
+        center, scale = (self.get_buffer(f"{modality}_{name}") for name in ("center", "scale"))
+        rounding = ROUNDING * float((center * scale).norm() * weights[-1])
+        weights[-1].div_(max(apart, rounding, LEAST))
 
 
 # ---- pooling --------------------------------------------------------------------------------------

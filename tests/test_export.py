@@ -37,7 +37,7 @@ from mtmm_training.publishing import export as export_module  # noqa: E402
 from mtmm_training.publishing import folder as folder_module  # noqa: E402
 from mtmm_training.publishing.export import export, quantise  # noqa: E402
 from mtmm_training.publishing.exported import ExportedModel  # noqa: E402
-from mtmm_training.publishing.parity import input_shapes, measure  # noqa: E402
+from mtmm_training.publishing.parity import input_shapes, largest_difference, measure  # noqa: E402
 from mtmm_training.training.run import Run  # noqa: E402
 from reference_mtmm import Reference  # noqa: E402
 
@@ -387,6 +387,25 @@ def test_export_that_differs_is_refused(
     write_exported(exported, monkeypatch)
     with pytest.raises(ValueError, match=r"0\.001"):
         export(other, exported.processor, tmp_path / "mtmm.onnx")
+
+
+def test_distances_in_millions_are_compared_by_their_digits(
+    make_model: Callable[..., MTMMModel], tiny_processor: MTMMProcessor
+) -> None:
+    """A model that was trained on one sentence is as far from any other."""
+    model = make_model().eval()
+    said = torch.randn(1, 32).expand(20, -1)
+    model.add_familiarity().fit("text", said)
+
+    class Shifted:
+        def run(self, **batch: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                distances = model(**batch).unfamiliarity
+            assert (distances[:, 1].nan_to_num(1e4) > 1000).all()
+            return {"unfamiliarity": distances * 1.001}
+
+    shifted: Any = Shifted()
+    assert largest_difference(model, tiny_processor, shifted) == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

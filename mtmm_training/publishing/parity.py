@@ -59,8 +59,8 @@ def largest_difference(
         outputs = dict(expected) | {"emotion_probabilities": probabilities}
         for name, found in exported.run(**batch).items():
             apart = (found - outputs[name]).abs()
-            # Of a modality that is absent there is no distance, which NaN stands for.
-            apart = apart.nan_to_num() if name == "unfamiliarity" else apart
+            if name == "unfamiliarity":  # may be millions; NaN where a modality is absent
+                apart = (apart / outputs[name].clamp(min=1)).nan_to_num()
             differences.append(apart.max())
     return float(torch.stack(differences).max())
 
