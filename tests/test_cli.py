@@ -124,6 +124,7 @@ def test_help_names_every_verb(capsys: Capture) -> None:
         (["predict", "a.wav", "--modle", "M"], "--model"),
         (["predict", "a.wav", "--batch", "3"], "--batch_size"),  # never abbreviated
         (["predict", "a.wav"], "--model"),
+        (["serve", "M", "--channel", "each"], "is no flag. See"),
     ],
 )
 def test_wrong_words_name_the_nearest(words: list[str], named: str, capsys: Capture) -> None:

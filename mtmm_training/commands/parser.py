@@ -77,7 +77,7 @@ def split_help(text: str | None) -> tuple[str, str]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Asks whether the known word was meant that is spelled most like this one; "." without any."""
-    found = get_close_matches(word, list(known), n=1)
+    found = get_close_matches(word, list(known), n=1, cutoff=0.7)  # --channel is not like --help
     return f"; did you mean {found[0]}?" if found else "."
 
 
