@@ -20,9 +20,8 @@ from reference_mtmm import believed
 
 # Times the mean squared length of a row of inputs.
 PENALTIES = tuple(10.0 ** np.arange(-1.5, 2.1, 0.25))
-MOST = (
-    2048  # utterances by which layers and penalties are chosen: more take minutes and tell little
-)
+# Utterances by which layers and penalties are chosen: more take minutes and tell little.
+MOST = 1024
 # How many utterances' worth of nobody's a reference counts against; the last is never.
 STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
 FEW = 8  # recordings, as users give them
