@@ -9,6 +9,7 @@ import io
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -309,6 +310,10 @@ def _open_path(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
+        for form in ("NFC", "NFD"):  # an accent is a character of its own on some disks
+            other = unicodedata.normalize(form, path)
+            if other != path and os.path.exists(other):
+                return _open_path(other)
         shown = repr(path[:SHOWN])  # it may be a transcript
         raise type(error)(f"{shown} cannot be read ({error.strerror}). {TRANSCRIPT}") from error
 

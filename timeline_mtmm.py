@@ -54,10 +54,12 @@ def plain(given: Any) -> Any:
         is_row = not (AUDIO_KEYS | UTTERANCE_KEYS).isdisjoint(given.index)
         return given.to_dict() if is_row else given.tolist()
     if hasattr(given, "cast_column"):
-        for name, feature in (given.features or {}).items():
+        for name, feature in (getattr(given, "features", None) or {}).items():
             if type(feature).__name__ == "Audio" and feature.decode:
                 given = given.cast_column(name, replace(feature, decode=False))
         return given
+    if isinstance(given, np.ndarray) and given.dtype.kind in "OU":  # a column's values
+        return given.tolist()
     for name in ("to_dicts", "to_pylist", "to_list"):
         if hasattr(given, name):
             return getattr(given, name)()

@@ -21,6 +21,7 @@ import pytest
 import soundfile
 from conftest import RATE, noise
 
+from audio_mtmm import load_audio
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
 from mtmm_training.commands.predict_inputs import read_inputs
 from mtmm_training.data import sounds
@@ -54,6 +55,8 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "file address": lambda wav: wav.as_uri(),
     "polars series": lambda wav: pl.Series([str(wav)]),
     "pyarrow array": lambda wav: pa.array([str(wav)]),
+    "values of a column": lambda wav: pd.Series([str(wav)]).to_numpy(object),
+    "array of NumPy's strings": lambda wav: np.array([str(wav)]),
     "datasets column": lambda wav: _audio_dataset(wav)["audio"],
     "streamed column": lambda wav: _audio_dataset(wav).to_iterable_dataset()["audio"],
 }
@@ -193,6 +196,19 @@ def served(wav: Path) -> Iterator[str]:
     server.server_close()
 
 
+def test_all_splits_at_once_are_refused_by_name(pipe: MTMMPipeline, wav: Path) -> None:
+    with pytest.raises(ValueError, match=r"has the keys \['test'\]"):
+        pipe(datasets.DatasetDict({"test": _audio_dataset(wav)}))
+
+
+def test_bytes_in_json_are_base64(wav: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    table.write_text(json.dumps({"audio": {"bytes": _base64(wav), "path": None}, "speaker": "a"}))
+    (u,) = read_manifest(table)
+    waveform, rate = sounds.waveform(str(u.audio))
+    assert rate == RATE and (waveform == WAVE).all()
+
+
 def test_addresses_in_a_table_are_read(wav: Path, tmp_path: Path, served: str) -> None:
     places = [served, wav.as_uri(), f'"data:audio/wav;base64,{_base64(wav)}"', str(wav)]
     table = tmp_path / "t.csv"
@@ -264,6 +280,7 @@ def test_accents_of_names_may_be_written_both_ways(wav: Path, tmp_path: Path) ->
         (folder.parent / "said" / f"{said}.txt").write_text("so it is")
         (one_input,) = read_inputs([str(folder)], folder.parent / "said")
         assert one_input.transcript == {"text": "so it is"}
+        assert load_audio(folder.parent / on_disk / f"{said}.wav")[1] == RATE
     plain = tmp_path / "m.csv"
     plain.write_text(f"audio,speaker\n{one}.wav,anna\n", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=one):

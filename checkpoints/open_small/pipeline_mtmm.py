@@ -197,7 +197,8 @@ class MTMMPipeline(ReferringPipeline):
                 batches are read ahead and sorted by length, and only audio of similar length shares
                 one; results come in the order of the inputs.
             num_workers (`int`): So many processes read ahead; each of several holds all windows of
-                the input that it reads. Not with a `transcriber`, which runs where the model runs.
+                the input that it reads. Not with a `transcriber`, which runs where the model runs, nor
+                where processes begin by spawn or forkserver.
             reference: What recordings of the same domain or speaker have in common, with a model that
                 was trained with `--reference`: from `reference`, the path of a saved one, or a list
                 of a domain's and a speaker's. Or what is made of these inputs themselves, which are

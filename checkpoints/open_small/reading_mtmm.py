@@ -116,10 +116,12 @@ class ReadingPipeline(ChunkPipeline):
     ) -> Iterator[list[Window]]:
         """The windows of inputs, so many as are sorted by length at a time."""
         windows: Any = Read(inputs, self._reader(options))
-        # A generator cannot be sent to a process that does not begin as a copy of this one.
-        given = getattr(inputs, "items", inputs)
-        stays = isinstance(given, Iterator) and get_start_method() != "fork"
-        if num_workers and not stays and "transcriber" not in options:
+        if (
+            num_workers and get_start_method() != "fork"
+        ):  # the model and the inputs would be pickled
+            logger.warning_once("`num_workers` needs processes that begin by fork; this one reads.")
+            num_workers = 0
+        if num_workers and "transcriber" not in options:
             # Its own generator leaves the caller's random numbers alone.
             alone = torch.Generator()
             loader = DataLoader(windows, batch_size=None, num_workers=num_workers, generator=alone)

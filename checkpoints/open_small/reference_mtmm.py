@@ -22,7 +22,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -331,7 +330,8 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], di
         FileNotFoundError: There is no such file.
         ValueError: It is no file of safetensors, or cut off.
     """
-    content = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        content = file.read()
     try:
         begins = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:begins])

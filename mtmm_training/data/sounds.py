@@ -4,6 +4,7 @@ A cell is written FILE#COLUMN[ROW], such as train.parquet#audio[17]; rows are co
 bytes of a file, alone or as datasets writes them, {"bytes", "path"}, or {"array", "sampling_rate"}.
 """
 
+import base64
 import io
 import json
 import os
@@ -146,6 +147,8 @@ def _as_bytes(value: Any, rate: Any, table: str) -> str | bytes:
     from audio_mtmm import samples_of
     from waveforms_mtmm import check_rate, to_mono
 
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), str):  # in JSON
+        return base64.b64decode(value["bytes"], validate=True)
     if isinstance(value, Mapping) and not any(value.get(key) for key in ("bytes", "array")):
         value = value.get("path")
     value, rate = samples_of(value, rate)
