@@ -36,12 +36,7 @@ from mtmm_training.training.faults import Unread, trained_parts
 from mtmm_training.training.linear import inner_folds
 from mtmm_training.training.model import build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import build_optimiser
-from mtmm_training.training.prepare import (
-    FoldData,
-    cache_folder,
-    class_weights,
-    prepare_fold,
-)
+from mtmm_training.training.prepare import FoldData, cache_folder, class_weights, prepare_fold
 from mtmm_training.training.references import References
 from mtmm_training.training.threads import set_threads
 from processing_mtmm import MTMMProcessor

@@ -16,15 +16,7 @@ from typing import Any
 from mtmm_training.data.corpora.labels import FACTS, Labels, emotion_map, named_votes
 from mtmm_training.data.files import walk
 from mtmm_training.data.tables import read_delimited
-from mtmm_training.data.utterances import (
-    OTHER,
-    RATINGS,
-    Utterance,
-    by_id,
-    few,
-    leading,
-    listing,
-)
+from mtmm_training.data.utterances import OTHER, RATINGS, Utterance, by_id, few, leading, listing
 
 logger = logging.getLogger(__name__)
 
