@@ -61,13 +61,18 @@ class Pooled:
         flat = [of[..., places, kind, :].reshape(*of.shape[:-3], -1) for kind in kinds]
         return np.concatenate(flat, axis=-1)
 
-    def few(self, chosen: dict[str, Any]) -> np.ndarray:
-        """Which of these columns are means of the layers in the middle: booleans."""
-        layers, width = chosen["layers"], self.values.shape[-1]
-        start = (len(layers) - AWAY_WIDTH) // 2 if len(layers) > AWAY_WIDTH else 0
-        means = np.zeros((1 + chosen["deviation"], len(layers), width), bool)
-        means[0, start : start + AWAY_WIDTH] = True
-        return means.ravel()
+    def middle(self) -> list[int]:
+        """The layers of the second regression: those in the middle, whatever one corpus prefers."""
+        start = max((len(self.layers) - AWAY_WIDTH) // 2, 0)
+        return list(self.layers[start : start + AWAY_WIDTH])
+
+    def among(self, pooled: dict[str, Any], layers: Sequence[int], deviation: bool) -> np.ndarray:
+        """Which columns of what is pooled are of these layers: booleans."""
+        where = np.zeros(
+            (1 + pooled["deviation"], len(pooled["layers"]), self.values.shape[-1]), bool
+        )
+        where[: 1 + deviation, np.isin(pooled["layers"], layers)] = True
+        return where.ravel()
 
 
 # ---- pooled states ------------------------------------------------------------------------------
@@ -145,6 +150,29 @@ def choose_pooling(
     return {name: own for name, own in chosen.items() if errors[name] <= least}
 
 
+def side_by_side(
+    pooled: dict[str, Pooled], chosen: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], np.ndarray, np.ndarray, np.ndarray]:
+    """What is pooled for both regressions, their inputs, and which of these a speaker's reference moves.
+
+    Returns:
+        As of `choose_pooling`, with the middle layers too; (utterances, inputs) twice, with zeros for
+        what a regression does not see; and (inputs,) of booleans.
+    """
+    pools, all_inputs, parts = {}, [], []
+    for name, own in pooled.items():
+        layers, deviation = chosen[name]["layers"], chosen[name]["deviation"]
+        both = {"layers": sorted({*layers, *own.middle()}), "deviation": deviation}
+        pools[name] = both
+        all_inputs.append(own.columns(both, own.values))
+        many, few = own.among(both, layers, deviation), own.among(both, own.middle(), False)
+        moved = own.among(both, layers if name == "audio" else [], False)
+        parts.append(np.stack([many, few, moved]))
+    inputs = np.concatenate(all_inputs, axis=1)
+    many, few, moved = np.concatenate(parts, axis=1)
+    return pools, inputs * many, inputs * few, moved
+
+
 # ---- regression and fusion ----------------------------------------------------------------------
 
 
@@ -201,29 +229,25 @@ def add_linear_path(
         return validation, {}
     chosen = choose_pooling(pooled, tasks, inner)
     pooled = {name: pooled[name] for name in chosen}
-    columns = {name: own.columns(chosen[name], own.values) for name, own in pooled.items()}
-    inputs = np.concatenate(list(columns.values()), axis=1)
-    few = np.concatenate([own.few(chosen[name]) for name, own in pooled.items()])
-    path: Any = model.add_linear_path(chosen)
+    pools, many, few, means = side_by_side(pooled, chosen)
+    path: Any = model.add_linear_path(pools)
     for name, own in pooled.items():
-        center = own.columns(chosen[name], own.center)
+        center = own.columns(pools[name], own.center)
         getattr(path, f"{name}_center").copy_(torch.from_numpy(center))
-    scales = {name: own.columns(chosen[name], own.scale) for name, own in pooled.items()}
+    scales = {name: own.columns(pools[name], own.scale) for name, own in pooled.items()}
     logits, dimensions = validation.emotion_logits.copy(), validation.dimensions.copy()
     told: dict[str, Any] = {"pooled": chosen}
     for task in tasks:
-        found = fit_task(task, inputs, inner)
-        away = fit_task(task, inputs * few, inner, [AWAY_PENALTY])
+        found = fit_task(task, many, inner)
+        away = fit_task(task, few, inner, [AWAY_PENALTY])
         first, share, home = 0, 0.0, 1.0
         if task.is_emotion:
             logits, share, heat = mix_logits(task, found.predicted[rest], logits, rest)
             model.emotion_head.scale(share / heat)
             home = 1 - share
             if "audio" in chosen:
-                own = pooled["audio"]
-                means = np.arange(len(few)) < len(chosen["audio"]["layers"]) * own.values.shape[-1]
                 speakers = np.array([u.speaker_id for u in utterances])
-                strength = speaker_strength(task, inputs, means, inner, found, speakers)
+                strength = speaker_strength(task, many, means, inner, found, speakers)
                 told["speaker_strength"] = strength
         else:
             number = config.dimensions.index(task.output)
