@@ -246,13 +246,17 @@ class MTMMModel(MTMMLoading):
         given = _first_given(*audio[::2], *text[::2])
         acoustic, acoustic_mask = self._states_of("audio", given, *audio)
         linguistic, linguistic_mask = self._states_of("text", given, *text)
-        acoustic, away = self._standardised(acoustic, reference_mean, reference_deviation)
+        acoustic = self._standardised(acoustic, reference_mean, reference_deviation)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
             masks = (*audio[1::2], *text[1::2])
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         streams = {"audio": (acoustic, acoustic_mask), "text": (linguistic, linguistic_mask)}
+        familiarity = None if self.training else self.familiarity
+        unfamiliarity = None if familiarity is None else familiarity(streams)
         fused = self.fusion(streams, output_attentions)
-        logits, dimensions, deviations = self._answer(fused.fused_state, streams, away)
+        logits, dimensions, deviations = self._answer(
+            fused.fused_state, streams, self._away(reference_deviation, unfamiliarity)
+        )
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
         if any(label is not None for label in labels):
@@ -275,8 +279,6 @@ class MTMMModel(MTMMLoading):
                 self._labels_seen = labels_seen(outputs, self._labels_seen, *labels)
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait
                     self._record_trained_outputs()
-        familiarity = None if self.training else self.familiarity
-        unfamiliarity = None if familiarity is None else familiarity(streams)
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
@@ -293,20 +295,24 @@ class MTMMModel(MTMMLoading):
 
     def _standardised(
         self, acoustic: Tensor, mean: Tensor | None, deviation: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """By the reference that is given, or the training data's own; and what is of another domain."""
+    ) -> Tensor:
+        """By the reference that is given, or the training data's own."""
         if self.config.reference == "none" and mean is None:
-            return acoustic, None
+            return acoustic
         own = self.fusion.reference_mean, self.fusion.reference_deviation
         given = (own[0] if mean is None else mean), (own[1] if deviation is None else deviation)
-        return standardise(acoustic, *given), self._away(deviation)
+        return standardise(acoustic, *given)
 
-    def _away(self, deviation: Tensor | None) -> Tensor | None:
-        """(batch,) of booleans: of another domain, by its deviation; None = nothing is."""
-        if deviation is None or self.linear_path is None or not self.config.reference_spread:
+    def _away(self, deviation: Tensor | None, unfamiliarity: Tensor | None) -> Tensor | None:
+        """(batch,) of booleans: of another domain, by its deviation or by itself; None = nothing is."""
+        if self.linear_path is None:
             return None
-        apart = distance(deviation, self.fusion.reference_deviation)
-        return torch.atleast_1d(apart) > self.config.reference_spread
+        away = None if unfamiliarity is None else unfamiliarity[:, 0] > 1
+        if deviation is not None and self.config.reference_spread:
+            apart = distance(deviation, self.fusion.reference_deviation)
+            far = torch.atleast_1d(apart) > self.config.reference_spread
+            away = far if away is None else away | far
+        return away
 
     def _answer(
         self, fused_state: Tensor, streams: dict[str, tuple[Tensor, Tensor]], away: Tensor | None
@@ -358,7 +364,7 @@ class MTMMModel(MTMMLoading):
         if reference.kind != "domain":
             raise ValueError("A model adopts a domain's reference, and this is a speaker's.")
         given = self.standardisation(domain=reference)
-        away = self._away(given["reference_deviation"])
+        away = self._away(given["reference_deviation"], None)
         if away is not None and away.any():
             path: Any = self.linear_path
             path.settle()
