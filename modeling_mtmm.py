@@ -251,12 +251,12 @@ class MTMMModel(MTMMLoading):
             masks = (*audio[1::2], *text[1::2])
             refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
         streams = {"audio": (acoustic, acoustic_mask), "text": (linguistic, linguistic_mask)}
-        familiarity = None if self.training else self.familiarity
-        unfamiliarity = None if familiarity is None else familiarity(streams)
-        fused = self.fusion(streams, output_attentions)
-        logits, dimensions, deviations = self._answer(
-            fused.fused_state, streams, self._away(reference_deviation, unfamiliarity)
+        unfamiliarity = (
+            known(streams) if (known := self.familiarity) and not self.training else None
         )
+        away = self._away(reference_deviation, unfamiliarity)
+        fused = self.fusion(streams, output_attentions)
+        logits, dimensions, deviations = self._answer(fused.fused_state, streams, away)
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
         if any(label is not None for label in labels):
