@@ -248,12 +248,10 @@ class MTMMModel(MTMMLoading):
         linguistic, linguistic_mask = self._states_of("text", given, *text)
         acoustic = self._standardised(acoustic, reference_mean, reference_deviation)
         if given.device.type == "cpu" and not torch.compiler.is_compiling():
-            masks = (*audio[1::2], *text[1::2])
-            refuse_rows(input_values, masks, acoustic_mask, linguistic_mask)
+            refuse_rows(input_values, (*audio[1::2], *text[1::2]), acoustic_mask, linguistic_mask)
         streams = {"audio": (acoustic, acoustic_mask), "text": (linguistic, linguistic_mask)}
-        unfamiliarity = (
-            known(streams) if (known := self.familiarity) and not self.training else None
-        )
+        familiarity = None if self.training else self.familiarity
+        unfamiliarity = None if familiarity is None else familiarity(streams)
         away = self._away(reference_deviation, unfamiliarity)
         fused = self.fusion(streams, output_attentions)
         logits, dimensions, deviations = self._answer(fused.fused_state, streams, away)
