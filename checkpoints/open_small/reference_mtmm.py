@@ -35,7 +35,7 @@ KINDS = ("speaker", "domain")
 STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
 DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # of safetensors' files
 LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
-SKEWED = 0.15  # distance of mean answers, of which a half is then believed
+SKEWED = 0.2  # distance of mean answers, of which a half is then believed
 
 
 @dataclass(frozen=True)
