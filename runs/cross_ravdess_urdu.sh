@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Four emotions across corpora: trained on RAVDESS and tested on URDU, and the other way, without a
+# reference and with one of the tested corpus's own unlabelled recordings; then URDU within itself.
+#   runs/cross_ravdess_urdu.sh RAVDESS_MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT URDU_MANIFEST
+set -euo pipefail
+. "$(dirname "$0")/help.sh"
+urdu=$(realpath "${5:?give the manifest of URDU}")
+. "$(dirname "$0")/speech.sh"
+recipe=(--protocol grouped --k 5 --preset small --select_by last --class_weights balanced --modalities audio
+    --audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
+mtmm evaluate cross --out "$out/cross" --corpora "ravdess=$manifest" "urdu=$urdu" "${recipe[@]}" --reference domain
+mtmm evaluate run --out "$out/urdu" --manifest "$urdu" "${recipe[@]}" --reference speaker
