@@ -146,6 +146,10 @@ class MTMMModel(MTMMLoading):
         of_heads = {"emotion_head": ["emotion"], "dimension_head": dimensions, "deviation_head": ()}
         if any(key.startswith("deviation_head.") for key in drawn):
             self.deviation_head, self.config.rated_dimensions = None, ()
+        if any(
+            key.startswith("linear_path.") for key in drawn
+        ):  # of zeros it would silence the rest
+            self.linear_path = self.config.linear_path = None
         lost: set[str] = set()
         for key in drawn:
             if not key.startswith((*UNUSED_WEIGHTS, "fusion.expected_states", "familiarity.")):

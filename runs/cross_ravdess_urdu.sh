@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/help.sh"
 urdu=$(realpath "${5:?give the manifest of URDU}")
 . "$(dirname "$0")/speech.sh"
-recipe=(--protocol grouped --k 5 --preset small --select_by last --class_weights balanced --modalities audio
+recipe=(--protocol grouped --k 5 --preset small --select_by last --linear_path --class_weights balanced --modalities audio
     --audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 mtmm evaluate cross --out "$out/cross" --corpora "ravdess=$manifest" "urdu=$urdu" "${recipe[@]}" --reference domain
 mtmm evaluate run --out "$out/urdu" --manifest "$urdu" "${recipe[@]}" --reference speaker

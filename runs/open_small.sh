@@ -36,7 +36,7 @@ PY
 recipe=(--audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 if [ ! -d "$audio" ]; then recipe+=(--model_config '{"audio_window_s": 6}'); fi
 recipe+=(--preset small --augment --reference speaker --corpus_exponent 0.5 --batch_size 32 --epochs 12)
-recipe+=(--linear_path False "${@:8}")  # the checkpoint is to have two megabytes
+recipe+=("${@:8}")
 mtmm evaluate run --out "$out/folds" --manifest "$out/ravdess.csv" "$out/emobank.csv" \
     --protocol grouped --k 4 "${recipe[@]}"
 [ -f "$out/model/results.json" ] || mtmm train --out "$out/model" --resume True \

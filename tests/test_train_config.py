@@ -174,9 +174,6 @@ def test_small_preset_fills_what_is_not_given() -> None:
     of_text = parse(["--preset", "small", "--modalities", "text"])
     assert (of_text.epochs, of_text.augment) == (30, [])
     assert parse(["--preset", "small", "--model", "x"]).model_config == "{}"
-    assert config.linear_path and of_text.linear_path
-    for changed in (["--lora_rank", "8"], ["--cache_dir", "off"], ["--linear_path", "False"]):
-        assert not parse([*flags, *changed]).linear_path
     # As a fold's own process is told, with flags that are the defaults of another preset.
     for given in (config, of_text, TrainConfig(modalities=["audio"]), TrainConfig(model="x")):
         assert parse(training_flags(given)) == given

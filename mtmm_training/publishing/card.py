@@ -104,8 +104,8 @@ class Subject:
     def base_models(self) -> list[str]:
         """Hub ids that the model derives from."""
         flags = self.results["config"]
-        encoders = [flags["audio_encoder"], flags["text_encoder"]]
-        sources = [flags["model"]] if flags.get("model") else encoders
+        said = ("model",) if flags.get("model") else ("audio_encoder", "text_encoder")
+        sources = (flags[name] for name in said)
         return list(self.facts.base_model) or [name for name in sources if is_hub_id(name)]
 
     @cached_property

@@ -8,7 +8,6 @@ from mtmm_training.data.files import read_toml
 
 RECIPES = read_toml(Path(__file__).with_name("presets.toml"))
 PRESETS = ("small", "paper")
-TRAIN_ENCODERS = ("lora_rank", "unfreeze_audio_layers", "unfreeze_text_layers")
 
 
 def filled(given: dict[str, Any]) -> dict[str, Any]:
@@ -20,11 +19,8 @@ def filled(given: dict[str, Any]) -> dict[str, Any]:
         return given
     heard = "audio" in given.get("modalities", ["audio"])
     values = RECIPES["small"] | (RECIPES["small_speech"] if heard else {}) | given
-    own = given.get("model_config", "{}")
-    trained = any(given.get(name) for name in TRAIN_ENCODERS) or "freeze" in own
-    if (trained or given.get("cache_dir") == "off") and "linear_path" not in given:
-        del values["linear_path"]  # it is of states that do not change
     if given.get("model") is None:
+        own = given.get("model_config", "{}")
         try:
             values["model_config"] = json.dumps(RECIPES["small_model"] | json.loads(own))
         except (ValueError, TypeError):  # no JSON object, which is refused later
