@@ -138,8 +138,9 @@ class MTMMConfig(PreTrainedConfig):
             speaker's and a domain's reference count; fitted by training.
         reference_answers (`tuple[float]`): The training data's mean answer: a speaker's recordings of
             nearly the same are taken for as mixed as these. () = unknown.
-        reference_spread (`float`): How far the training speaker is from the training data whose states
-            deviate most otherwise; what is further is another domain. 0 = unknown.
+        reference_spread (`float`): A domain's reference that is further from the training data, by the
+            deviation of its states, is of another domain: a quarter more than the distance of the
+            furthest training speaker. 0 = unknown.
         reference_encoder (`str`): Digest of the acoustic encoder that references must be of.
         linear_path (`dict`): What a regression beside the fusion pools, by modality:
             {"audio": {"layers": [2, 3, 4], "deviation": True}, "text": ...}; fitted by training.

@@ -79,12 +79,8 @@ class FeatureCache:
                 f"{trained[0]}_model has trainable parameters: its states change in training and "
                 "cannot be cached. Freeze it, or set --cache_dir off."
             )
-        self.model, self.processor, self.recordings, self.dtype = (
-            model,
-            processor,
-            recordings,
-            dtype,
-        )
+        self.model, self.processor = model, processor
+        self.recordings, self.dtype = recordings, dtype
         self.shards: dict[str, StateShards] = {}
         for modality in STATES:
             described = describe_states(modality, model, processor, dtype)

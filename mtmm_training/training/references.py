@@ -28,9 +28,8 @@ from reference_mtmm import LEAST_DEVIATION, Reference, as_answers, distance
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
 RIDGE = 1e-3  # times the number of frames: an answer without labels has no state of its own
-GAIN_KEPT = (
-    0.75  # of the best strength's: few validation speakers tell, and users give few recordings
-)
+# Of the best strength's gain: few validation speakers tell, and users give few recordings.
+GAIN_KEPT = 0.75
 HARM = 1.05  # times the loss without: a loss with references that is more stops their use
 FIRST_STRENGTHS = (2.0, 2.0)  # of a speaker and of a domain
 SPREAD = 1.25  # times the distance of the furthest speaker of training: another one may be further
