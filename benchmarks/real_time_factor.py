@@ -51,6 +51,7 @@ def measure(name: str, model: Any, compiled: Any, peak: float, size: str, rounds
     rows, seconds = int(size.split("x")[0]), float(size.split("x")[1])
     batch = common.raw_batch(model.config, [seconds] * rows, model.device)
     raw = {key: tensor for key, tensor in batch.items() if "labels" not in key}
+    raw["input_values"] = raw["input_values"].to(model.dtype)  # the bare encoder does not
     sound, words = [raw[key] for key in common.AUDIO], [raw[key] for key in common.TEXT]
     steps: dict[str, Callable[[], object]] = {
         "audio": partial(model.audio_model, sound[0], attention_mask=sound[1]),
