@@ -18,7 +18,7 @@ from mtmm_training.data.manifest import UNKNOWN_SPEAKER, read_manifest
 from mtmm_training.data.utterances import DIMENSIONS, RATINGS, Utterance, few
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import metrics
-from mtmm_training.scoring.intervals import effective_speakers, interval_if_any
+from mtmm_training.scoring.intervals import effective_speakers, paired_bootstrap
 from mtmm_training.scoring.predictions import Predictions, scores_by_group, write_predictions
 from mtmm_training.scoring.texts import render
 from mtmm_training.studies.tables import write_text
@@ -151,7 +151,7 @@ def scores_of(
             known = ~np.isnan(rated)
         at = np.flatnonzero(known)
         if len(at):
-            drawn = interval_if_any(metrics.by_rows(score, at), speakers[at])
+            drawn = paired_bootstrap(metrics.by_rows(score, at), speakers[at])
             intervals[name] = [metrics.or_none(v) for v in (drawn.point, drawn.low, drawn.high)]
     return {
         "utterances": len(rows),

@@ -7,7 +7,7 @@ import numpy as np
 
 from mtmm_training.data.manifest import column_of
 from mtmm_training.data.utterances import Utterance
-from mtmm_training.scoring.intervals import NoIntervalError, paired_bootstrap
+from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import Score, or_none
 
 RESAMPLES = 2000
@@ -70,14 +70,11 @@ def gaps(
             above, below = (score(rows[drawn[own[drawn] == group]]) for group in pair)
             return above - below
 
-        told: dict[str, Any] = {"lowest": lowest, "highest": highest}
-        told["gap"] = gap(np.arange(len(rows)))
-        try:
-            interval = paired_bootstrap(gap, speakers[rows], RESAMPLES, strata=own)
-            told["interval"] = [interval.low, interval.high]
-        except NoIntervalError as error:
-            told |= {"interval": None, "reason": str(error)}
-        found[name] = told
+        drawn = paired_bootstrap(gap, speakers[rows], RESAMPLES, strata=own)
+        interval = {"interval": [drawn.low, drawn.high]}
+        lacking = {"interval": None, "reason": drawn.reason}
+        told = {"lowest": lowest, "highest": highest, "gap": drawn.point}
+        found[name] = told | (lacking if drawn.reason else interval)
     return found
 
 

@@ -6,17 +6,21 @@ from dataclasses import dataclass
 import numpy as np
 
 
-class NoIntervalError(ValueError):
-    """Speakers or labels are too few for any interval."""
-
-
 @dataclass(frozen=True)
 class Interval:
-    """A value on all utterances, and the 95 % interval around it."""
+    """A value on all utterances, and the 95 % interval around it.
+
+    Args:
+        point: the value; NaN without labels.
+        low: NaN where there is no interval, as `high`.
+        high: the upper end.
+        reason: why there is no interval.
+    """
 
     point: float
-    low: float
-    high: float
+    low: float = np.nan
+    high: float = np.nan
+    reason: str | None = None
 
 
 def paired_bootstrap(
@@ -26,7 +30,7 @@ def paired_bootstrap(
     seed: int = 0,
     strata: np.ndarray | None = None,
 ) -> Interval:
-    """Gives the 95 % percentile interval of a metric, resampling whole speakers.
+    """Gives the 95 % percentile interval of a metric, if there is one, resampling whole speakers.
 
     Utterances of one speaker are not independent, so speakers are drawn with replacement and bring
     all their utterances along. Two variants are compared in pairs: `metric` scores both on the same
@@ -41,8 +45,8 @@ def paired_bootstrap(
         strata: (utterances,), groups of speakers, each of which keeps its number of speakers in a
             draw; without effect where a speaker is in several.
 
-    Raises:
-        NoIntervalError: there are fewer than two speakers, or `metric` is undefined on a draw.
+    Returns:
+        The interval; none of fewer than two speakers, nor where `metric` is undefined on a draw.
 
     Source:
         Percentile interval: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13.
@@ -51,40 +55,29 @@ def paired_bootstrap(
         evaluation", ICASSP 2004.
     """
     names, owner = np.unique(np.asarray(speakers), return_inverse=True)
+    point = float(metric(np.arange(len(owner))))
     if len(names) < 2:
-        raise NoIntervalError(
-            f"an interval over speakers needs at least 2, there are {len(names)}."
-        )
+        reason = f"an interval over speakers needs at least 2, there are {len(names)}."
+        return Interval(point, reason=reason)
     utterances = [np.flatnonzero(owner == speaker) for speaker in range(len(names))]
     apart = [np.arange(len(names))]
     if strata is not None and all(len(set(strata[rows])) == 1 for rows in utterances):
         homes = np.array([strata[rows[0]] for rows in utterances])
         apart = [np.flatnonzero(homes == stratum) for stratum in np.unique(homes)]
         if min(map(len, apart)) < 2:
-            raise NoIntervalError("an interval over speakers needs at least 2 in each group.")
+            reason = "an interval over speakers needs at least 2 in each group."
+            return Interval(point, reason=reason)
     generator = np.random.default_rng(seed)
     draws = np.empty(resamples)
     for i in range(resamples):
         drawn = np.concatenate([own[generator.integers(len(own), size=len(own))] for own in apart])
         draws[i] = metric(np.concatenate([utterances[speaker] for speaker in drawn]))
-    point = float(metric(np.arange(len(owner))))
     undefined = int(np.isnan(draws).sum())
     if undefined or np.isnan(point):
-        raise NoIntervalError(
-            f"on {undefined} of {resamples} draws of speakers the score has no value; too few have labels."
-        )
+        drawn = f"on {undefined} of {resamples} draws of speakers"
+        return Interval(point, reason=f"{drawn} the score has no value; too few have labels.")
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(point, float(low), float(high))
-
-
-def interval_if_any(
-    metric: Callable[[np.ndarray], float], speakers: np.ndarray, resamples: int = 2000
-) -> Interval:
-    """As `paired_bootstrap`; NaN bounds around the value where there is no interval."""
-    try:
-        return paired_bootstrap(metric, speakers, resamples)
-    except NoIntervalError:
-        return Interval(float(metric(np.arange(len(speakers)))), np.nan, np.nan)
 
 
 def effective_speakers(speakers: Sequence[str] | np.ndarray) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import jensenshannon
 
 from mtmm_training.data.utterances import RATINGS, Utterance
-from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import (
     by_rows,
     concordance_correlation,
@@ -155,7 +155,7 @@ def spread_scores(
         own = deviations[rows]
         observed = np.array([np.std(ratings[i], ddof=1) for i in rows])
         speakers = np.array([utterances[i].speaker_id for i in rows])
-        interval = interval_if_any(by_rows(_pearson, own, observed), speakers, RESAMPLES)
+        interval = paired_bootstrap(by_rows(_pearson, own, observed), speakers, RESAMPLES)
         found[name] = {
             "correlation": or_none(interval.point),
             "low": or_none(interval.low),

@@ -82,11 +82,8 @@ def _difference(reference: Experiment, other: Experiment, name: str) -> Differen
     rows = reference.labelled(name)
     speakers = reference.rows["speaker"].to_numpy()[rows]
     effective = intervals.effective_speakers(speakers)
-    try:
-        interval = intervals.paired_bootstrap(metrics.by_rows(apart, rows), speakers, RESAMPLES)
-    except intervals.NoIntervalError as error:
-        return Difference(by_fold, None, effective, str(error))
-    return Difference(by_fold, interval, effective)
+    drawn = intervals.paired_bootstrap(metrics.by_rows(apart, rows), speakers, RESAMPLES)
+    return Difference(by_fold, None if drawn.reason else drawn, effective, drawn.reason)
 
 
 def _other_label(first: pd.DataFrame, second: pd.DataFrame) -> str | None:

@@ -18,7 +18,7 @@ from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.recordings import Recordings, excerpts
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import texts
-from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import by_rows, difference
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import Experiment, read_experiment
@@ -246,7 +246,7 @@ def cells(
                 value = difference(value, minus.scores[score])
             speakers = tested["speaker"][own].to_numpy(str)
             if len(own):
-                drawn = interval_if_any(by_rows(value, own.to_numpy()), speakers, RESAMPLES)
+                drawn = paired_bootstrap(by_rows(value, own.to_numpy()), speakers, RESAMPLES)
                 cell |= {score: drawn.point, f"{score}_low": drawn.low, f"{score}_high": drawn.high}
         found.append(cell)
     return pd.DataFrame(found)

@@ -20,7 +20,7 @@ from mtmm_training.batches.collate import groups_of, make_loader, to_dataset
 from mtmm_training.data.recordings import Recordings
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures.of_runs import plot_reference_curve
-from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import by_rows, difference, unweighted_average_recall
 from mtmm_training.scoring.predictions import Predictions, predict
 from mtmm_training.studies.experiments import FOLD_PREFIX
@@ -138,7 +138,7 @@ def score_all(
         score = by_rows(uar, labels, own)
         line: dict[str, Any] = {"kind": kind, "size": size}
         for name, metric in (("UAR", score), ("gain", difference(score, without))):
-            found = interval_if_any(metric, np.array(speakers), RESAMPLES)
+            found = paired_bootstrap(metric, np.array(speakers), RESAMPLES)
             line |= {name: found.point, f"{name}_low": found.low, f"{name}_high": found.high}
         table.append(line)
     return pd.DataFrame(table).astype({"size": "Int64"})

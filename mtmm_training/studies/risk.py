@@ -15,7 +15,7 @@ import pandas as pd
 
 from mtmm_training.data.files import read_json, write_json
 from mtmm_training.pictures.of_runs import plot_risk
-from mtmm_training.scoring.intervals import interval_if_any
+from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import by_rows
 from mtmm_training.scoring.texts import number, render
 from mtmm_training.studies.experiments import read_experiment
@@ -98,7 +98,7 @@ def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool =
             cells += map(number, mark)
         # What follows is of the test split.
         speakers = rows["speaker"].to_numpy(str)
-        interval = interval_if_any(by_rows(risk_of, *columns), speakers, RESAMPLES)
+        interval = paired_bootstrap(by_rows(risk_of, *columns), speakers, RESAMPLES)
         if np.isfinite(interval.low):
             cells[-1] += f" [{number(interval.low)}, {number(interval.high)}]"
         cells += [number(float((~columns[0]).mean())), number(float(points[-1]["risk"].mean()))]
