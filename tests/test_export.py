@@ -32,6 +32,7 @@ onnxruntime = pytest.importorskip(
 from configuration_mtmm import MTMMConfig  # noqa: E402
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor  # noqa: E402
 from mtmm_training.commands.cli import main  # noqa: E402
+from mtmm_training.data.files import appearing  # noqa: E402
 from mtmm_training.data.utterances import Utterance  # noqa: E402
 from mtmm_training.publishing import export as export_module  # noqa: E402
 from mtmm_training.publishing import folder as folder_module  # noqa: E402
@@ -420,12 +421,12 @@ def test_program_on_a_full_disk_is_an_error(exported: Exported, tmp_path: Path) 
 def test_failed_export_leaves_the_older_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for name in ("older", "newer"):
-        with folder_module._appearing(out) as staged:
+        with appearing(out, "manifest.json") as staged:
             staged.mkdir()
             (staged / "manifest.json").write_text(name)
     assert (out / "manifest.json").read_text() == "newer"
     full = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError, match=str(out)), folder_module._appearing(out) as staged:
+    with pytest.raises(OSError, match=str(out)), appearing(out, "manifest.json") as staged:
         staged.mkdir()
         raise full
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "manifest.json"]
@@ -434,7 +435,7 @@ def test_failed_export_leaves_the_older_one(tmp_path: Path) -> None:
 
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("words")
-    with pytest.raises(FileExistsError, match=str(tmp_path)), folder_module._appearing(tmp_path):
+    with pytest.raises(FileExistsError, match=str(tmp_path)), appearing(tmp_path, "manifest.json"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -444,7 +445,7 @@ def test_leavings_of_a_killed_export_are_swept(tmp_path: Path) -> None:
     left.mkdir()
     (left / "m.pt2").write_bytes(b"half")
     os.utime(left, (0, 0))
-    with folder_module._appearing(tmp_path / "m.pt2") as staged:
+    with appearing(tmp_path / "m.pt2", "manifest.json") as staged:
         staged.write_bytes(b"whole")
     assert os.listdir(tmp_path) == ["m.pt2"]
 

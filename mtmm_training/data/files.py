@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import tomllib
 import unicodedata
@@ -118,6 +119,31 @@ def sweep(folder: Path, pattern: str = ".*.tmp") -> None:
         with suppress(OSError):  # finished, or swept by another process; or not ours to delete
             if abs(time.time() - path.stat().st_mtime) > FORGOTTEN_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def appearing(out: Path, mark: str) -> Iterator[Path]:
+    """Gives `out`'s name in a folder beside it; puts what is there in the place of an older one.
+
+    Args:
+        out: a folder, or a file.
+        mark: a file that an older folder has.
+
+    Raises:
+        FileExistsError: `out` is a folder of something else.
+        OSError: the disk refuses it; what is there is untouched.
+    """
+    if out.is_dir() and not (out / mark).is_file() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty and has no {mark}; choose another folder.")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent, f".{out.name}.*.tmp")
+        with tempfile.TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as temporary:
+            staged = Path(temporary, out.name)
+            yield staged
+            if out.is_dir():  # a folder cannot be renamed onto another
+                os.replace(out, Path(temporary, "older"))
+            os.replace(staged, out)
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any]:

@@ -1,10 +1,5 @@
 """An export as a folder: the graph, and all else that an answer takes, for a reader without torch."""
 
-import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +10,7 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
-from mtmm_training.data.files import sweep, writing
+from mtmm_training.data.files import appearing, write_json
 from mtmm_training.publishing.browser import write_page
 from mtmm_training.publishing.export import Precision, describe, export, size_of
 from mtmm_training.publishing.exported import ExportedModel
@@ -62,7 +57,7 @@ def export_model(
     out = Path(out)
     loaded = MTMMModel.from_pretrained(model, dtype=torch.float32).eval()
     processor = MTMMProcessor.from_pretrained(model)
-    with _appearing(out) as staged:
+    with appearing(out, MANIFEST) as staged:
         if out.suffix == ".pt2":
             graph, difference = out, export(loaded, processor, staged)
         else:
@@ -86,30 +81,8 @@ def write_folder(
     processor.tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
     manifest = make_manifest(model, processor, precision)
     for name, content in ((MANIFEST, manifest), (TRANSFORMERS, _for_transformers(manifest))):
-        text = json.dumps(content, indent=1, allow_nan=False)
-        (folder / name).write_text(text, encoding="utf-8")
+        write_json(content, folder / name)
     return difference
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """Gives `out`'s name in a folder beside it; puts what is there in the place of an older export.
-
-    Raises:
-        FileExistsError: `out` is a folder of something else.
-        OSError: The disk refuses it; an older export is untouched.
-    """
-    if out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty and no export; choose another folder.")
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sweep(out.parent, f".{out.name}.*.tmp")
-        with tempfile.TemporaryDirectory(".tmp", f".{out.name}.", out.parent) as temporary:
-            staged = Path(temporary, out.name)
-            yield staged
-            if out.is_dir():  # a folder cannot be renamed onto another
-                os.replace(out, Path(temporary, "older"))
-            os.replace(staged, out)
 
 
 def make_manifest(

@@ -9,12 +9,8 @@ where a label is near the midpoint, and some utterances have no majority. Emotio
 what was meant, as in CREMA-D; `heard` makes them what was heard, as in IEMOCAP.
 """
 
-import json
 import re
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +20,13 @@ import soundfile
 
 from mtmm_training.data.corpora import synthetic_speech as speech
 from mtmm_training.data.corpora.synthetic_speech import LONGEST_S, MIDPOINT, SAMPLING_RATE
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import appearing, read_json, read_toml, write_json
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, leading
 
 # Raise this when a seed starts to give other bytes, so that finished folders are written anew.
 VERSION = 2
+RECIPE_FILE = "synthetic_recipe.json"  # the mark of a finished folder
 
 CORPUS = "synthetic"
 DIMENSION_RANGE = (1.0, 5.0)
@@ -143,13 +140,17 @@ def write_corpus(folder: Path | str, *, seed: int = 0, utterances: int = 1200) -
     """
     folder = Path(folder)
     recipe = {"version": VERSION, "seed": seed, "utterances": utterances}
-
-    def write(unfinished: Path) -> None:
-        (unfinished / "audio").mkdir()
-        write_manifest(_write_audio(unfinished, seed, utterances), unfinished / "manifest.csv")
-
-    _complete_or_absent(folder, recipe, write)
+    if not _is_there(folder, recipe):
+        with appearing(folder, RECIPE_FILE) as unfinished:
+            (unfinished / "audio").mkdir(parents=True)
+            write_manifest(_write_audio(unfinished, seed, utterances), unfinished / "manifest.csv")
+            write_json(recipe, unfinished / RECIPE_FILE)
     return read_manifest(folder / "manifest.csv")
+
+
+def _is_there(folder: Path, recipe: dict[str, int]) -> bool:
+    mark = folder / RECIPE_FILE
+    return mark.is_file() and read_json(mark) == recipe
 
 
 def _write_audio(folder: Path, seed: int, count: int) -> list[Utterance]:
@@ -227,12 +228,14 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
         folder/text, a BERT, and a tokenizer that knows the corpus' words.
     """
     folder = Path(folder)
+    recipe = {"version": VERSION, "seed": seed}
+    if _is_there(folder, recipe):
+        return folder / "audio", folder / "text"
+    # They take seconds to import and the corpus does not need them.
+    import torch
+    import transformers
 
-    def write(unfinished: Path) -> None:
-        # They take seconds to import and the corpus does not need them.
-        import torch
-        import transformers
-
+    with appearing(folder, RECIPE_FILE) as unfinished:
         silent: dict[str, Any] = {"suppress_tokens": None, "begin_suppress_tokens": None}
         audio_config = transformers.WhisperConfig(**FACTS["audio_encoder"], **silent)
         extractor = transformers.WhisperFeatureExtractor(
@@ -248,33 +251,5 @@ def write_encoders(folder: Path | str, *, seed: int = 0) -> tuple[Path, Path]:
             transformers.BertModel(text_config).save_pretrained(unfinished / "text")
             tokenizer = transformers.BertTokenizer(vocab=numbers, model_max_length=64)
             tokenizer.save_pretrained(unfinished / "text")
-
-    _complete_or_absent(folder, {"version": VERSION, "seed": seed}, write)
+        write_json(recipe, unfinished / RECIPE_FILE)
     return folder / "audio", folder / "text"
-
-
-# --- complete or absent --------------------------------------------------------------------------
-
-RECIPE_FILE = "synthetic_recipe.json"  # the mark of a finished folder
-
-
-def _complete_or_absent(
-    folder: Path, recipe: dict[str, int], write: Callable[[Path], None]
-) -> None:
-    """Fills a folder, unless it holds the same already; it takes its place if nothing goes wrong."""
-    mark = folder / RECIPE_FILE
-    if mark.is_file() and json.loads(mark.read_text()) == recipe:
-        return
-    if folder.exists() and not mark.is_file() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{str(folder)!r} is not empty and was not written here; choose another folder."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        unfinished = Path(beside) / folder.name
-        unfinished.mkdir()
-        write(unfinished)
-        (unfinished / RECIPE_FILE).write_text(json.dumps(recipe) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
