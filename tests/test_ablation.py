@@ -11,7 +11,7 @@ from small_runs import main_without_pictures
 import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.manifest import read_manifest, write_manifest
-from mtmm_training.studies import ablation
+from mtmm_training.studies import ablation, protocol
 from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.ablation import is_reference, make_plans, run_ablation, with_variant
 from mtmm_training.studies.embedded_demo import embedded_settings
@@ -127,7 +127,7 @@ def test_shares_of_all_variants_are_run(
     corpus: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Plan] = []
-    monkeypatch.setattr(ablation, "run_plans", lambda plans, jobs: begun.extend(plans))
+    monkeypatch.setattr(protocol, "run_plans", lambda plans, jobs: begun.extend(plans))
     run_ablation(tmp_path, corpus, ["direct"], Part(share=(1, 3)))
     assert [plan.out.name for plan in begun] == ["full", "direct"]
     assert [plan.chosen for plan in begun] == [[1, 4], [1, 4]]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.data import hub
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import facts_beside
 from mtmm_training.training.ending import WrongUse
 
-FLAGS = read_toml(Path(__file__).with_name("flags.toml"))
+FLAGS = facts_beside(__file__, "flags.toml")
 
 
 class Advanced(str):

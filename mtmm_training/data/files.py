@@ -171,6 +171,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
+def facts_beside(module: str, name: str) -> dict[str, Any]:
+    """Reads the TOML file of this name beside a module, whose `__file__` is given."""
+    return read_toml(Path(module).with_name(name))
+
+
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Writes a file of JSON, under a temporary name first; NaN is refused."""
     with replacing(path) as temporary:

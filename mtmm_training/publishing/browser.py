@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from configuration_mtmm import MTMMConfig
-from mtmm_training.data.files import read_toml, replacing
+from mtmm_training.data.files import facts_beside, replacing
 from mtmm_training.pictures.palette import DIMENSIONS, colours
 
 SOURCE = Path(__file__).parent / "page"
@@ -34,8 +34,7 @@ class Package(NamedTuple):
 
 
 PACKAGES = [
-    Package(name, **facts)
-    for name, facts in read_toml(Path(__file__).with_name("packages.toml")).items()
+    Package(name, **facts) for name, facts in facts_beside(__file__, "packages.toml").items()
 ]
 
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import facts_beside
 from mtmm_training.publishing.stage import is_hub_id
 from mtmm_training.training.run import Run
 
 # At the root of a checkout; in a wheel beside this package's rooms.
 PLACES = [folder / "model_card" / "template.md" for folder in Path(__file__).parents[2:0:-1]]
 TEMPLATE = next((place for place in PLACES if place.is_file()), PLACES[0])
-FACTS = read_toml(Path(__file__).with_name("card.toml"))  # how metrics and figures are called
+FACTS = facts_beside(__file__, "card.toml")  # how metrics and figures are called
 # What folds of one protocol have in common.
 SHARED_FLAGS = ("protocol", "k", "corpus", "modalities", "emotions", "dimensions")
 

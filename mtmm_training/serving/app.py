@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response, WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import ClientDisconnect
 
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import facts_beside
 from mtmm_training.serving.batches import Job, Lane, Refused
 from mtmm_training.serving.bodies import BODY, read, recording_of
 from mtmm_training.serving.limits import Asked, Cut, Limits
@@ -23,7 +22,7 @@ from pipeline_mtmm import MTMMPipeline
 
 SLOW = {"window_s", "hop_s", "explain", "by", "channel"}  # options of requests that take longer
 GONE, TOO_SLOW, UNUSABLE, BUSY, TIMED_OUT = 499, 408, 422, 503, 504
-RESPONSES: Any = read_toml(Path(__file__).with_name("responses.toml"))
+RESPONSES: Any = facts_beside(__file__, "responses.toml")
 
 
 class Service:

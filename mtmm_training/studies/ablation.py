@@ -14,7 +14,7 @@ from mtmm_training.data.files import write_json
 from mtmm_training.scoring.texts import render, title
 from mtmm_training.studies.compare import compare, draw_intervals, notes
 from mtmm_training.studies.experiments import COMPARED, read_experiment, summarise
-from mtmm_training.studies.protocol import Part, Plan, make_plan, run_plans, uses_cache
+from mtmm_training.studies.protocol import Part, Plan, make_plan, run_part, uses_cache
 from mtmm_training.studies.tables import write_tables, write_text
 from mtmm_training.studies.variants import REFERENCE, VARIANTS, Variant
 from mtmm_training.training.config import TrainConfig
@@ -34,13 +34,13 @@ def run_ablation(out: Path, config: TrainConfig, variants: Sequence[str], part: 
         part: the folds.
     """
     plans = make_plans(out, config, variants, part.folds)
-    run_plans([plan.of_share(part.share) for plan in plans.values()], part.jobs)
-    if any(plan.unfinished() for plan in plans.values()):
-        print("This share is done; the table comes with the command whose share is the last.")
-        return
-    for plan in plans.values():
-        write_tables(plan.out)
-    print("\n" + write_ablation(out, list(plans)))
+
+    def write() -> str:
+        for plan in plans.values():
+            write_tables(plan.out)
+        return write_ablation(out, list(plans))
+
+    run_part(list(plans.values()), part, write)
 
 
 def make_plans(

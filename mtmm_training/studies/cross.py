@@ -22,7 +22,7 @@ from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import by_rows, difference
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import Experiment, read_experiment
-from mtmm_training.studies.protocol import Part, Plan, chosen_folds, run_plans
+from mtmm_training.studies.protocol import Part, Plan, chosen_folds, run_part
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.model import planned
@@ -53,12 +53,7 @@ def run_cross(
         RuntimeError: a training failed.
     """
     plan = make_plan(out, config, corpora, leave_one_out, part.folds)
-    run_plans([plan.of_share(part.share)], part.jobs)
-    if missing := plan.unfinished():
-        left = ", ".join(plan.folds[index].name for index in missing)
-        print(f"This share is done; not trained yet: {left}. The same command goes on.")
-    else:
-        print("\n" + write_cross(out))
+    run_part([plan], part, lambda: write_cross(out))
 
 
 def named(corpora: Sequence[str]) -> dict[str, Path]:

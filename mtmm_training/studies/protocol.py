@@ -6,7 +6,7 @@ the folder each take a share of the folds.
 
 import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import train_accelerate
 from configuration_mtmm import MTMMConfig
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.record import keep_record, settings_of
-from mtmm_training.data.utterances import Utterance, digest
+from mtmm_training.data.utterances import Utterance, digest, few
 from mtmm_training.studies.experiments import FOLD_PREFIX
 from mtmm_training.studies.processes import Process, share_of_cores
-from mtmm_training.studies.tables import listed, write_tables
+from mtmm_training.studies.tables import write_tables
 from mtmm_training.training import prepare
 from mtmm_training.training.config import FROM_DATA, TrainConfig
 from mtmm_training.training.model import planned
@@ -154,15 +154,16 @@ def run_protocol(out: Path, config: TrainConfig, part: Part) -> None:
         out, config: as of `make_plan`.
         part: the folds.
     """
-    plan = make_plan(out, config, part.folds)
-    run_plans([plan.of_share(part.share)], part.jobs)
-    if missing := plan.unfinished():
-        print(
-            f"This share is done; folds {listed(missing)} are not. When they are: "
-            f"mtmm evaluate table {out}"
-        )
+    run_part([make_plan(out, config, part.folds)], part, lambda: write_tables(out))
+
+
+def run_part(plans: Sequence[Plan], part: Part, write: Callable[[], str]) -> None:
+    """Trains this part's share of the plans; writes and prints the tables once all is there."""
+    run_plans([plan.of_share(part.share) for plan in plans], part.jobs)
+    if missing := [plan.name(fold) for plan in plans for fold in plan.unfinished()]:
+        print(f"This share is done; not trained yet: {few(missing)}. The same command goes on.")
     else:
-        print("\n" + write_tables(out))
+        print("\n" + write())
 
 
 # ---- processes ---------------------------------------------------------------------------------

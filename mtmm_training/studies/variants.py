@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import facts_beside
 
 REFERENCE = "full"
 
@@ -26,7 +25,4 @@ class Variant:
     model_config: Mapping[str, Any] = field(default_factory=dict)
 
 
-VARIANTS = {
-    name: Variant(**own)
-    for name, own in read_toml(Path(__file__).with_name("variants.toml")).items()
-}
+VARIANTS = {name: Variant(**own) for name, own in facts_beside(__file__, "variants.toml").items()}

@@ -1,12 +1,11 @@
 """Recipes: values of flags that belong together, for those that are not given."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import facts_beside
 
-RECIPES = read_toml(Path(__file__).with_name("presets.toml"))
+RECIPES = facts_beside(__file__, "presets.toml")
 PRESETS = ("small", "paper")
 
 

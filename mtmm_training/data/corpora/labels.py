@@ -10,13 +10,12 @@ votes for emotions of the set; readers keep it where `undecided` says so.
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from mtmm_training.data.files import read_toml
+from mtmm_training.data.files import facts_beside
 from mtmm_training.data.utterances import OTHER
 
-FACTS: dict[str, dict[str, Any]] = read_toml(Path(__file__).with_name("facts.toml"))
+FACTS: dict[str, dict[str, Any]] = facts_beside(__file__, "facts.toml")
 FOUR = ("angry", "happy", "neutral", "sad")
 
 

@@ -20,7 +20,7 @@ import soundfile
 
 from mtmm_training.data.corpora import synthetic_speech as speech
 from mtmm_training.data.corpora.synthetic_speech import LONGEST_S, MIDPOINT, SAMPLING_RATE
-from mtmm_training.data.files import appearing, read_json, read_toml, write_json
+from mtmm_training.data.files import appearing, facts_beside, read_json, write_json
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.utterances import Utterance, leading
 
@@ -45,7 +45,7 @@ FEWEST, MOST = 3, 10  # listeners of an utterance
 
 # --- words ---------------------------------------------------------------------------------------
 
-FACTS = read_toml(Path(__file__).with_name("synthetic.toml"))
+FACTS = facts_beside(__file__, "synthetic.toml")
 TEMPLATES: list[str] = FACTS["templates"]
 # Word class -> strongly negative, mildly negative, mildly positive, strongly positive words.
 POLAR_WORDS = {kind: [level.split() for level in own] for kind, own in FACTS["polar"].items()}
