@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Four emotions across corpora: trained on RAVDESS and tested on URDU, and the other way, without a
-# reference and with one of the tested corpus's own unlabelled recordings; then URDU within itself.
+# reference and with one of the tested corpus's own unlabelled recordings; then URDU within itself, and which
+# answers are unsure.
 #   runs/cross_ravdess_urdu.sh RAVDESS_MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT URDU_MANIFEST
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
@@ -10,3 +11,7 @@ recipe=(--protocol grouped --k 5 --preset small --select_by last --linear_path -
     --audio_encoder "$audio" --text_encoder "$text" --cache_dir "$out/cache")
 mtmm evaluate cross --out "$out/cross" --corpora "ravdess=$manifest" "urdu=$urdu" "${recipe[@]}" --reference domain
 mtmm evaluate run --out "$out/urdu" --manifest "$urdu" "${recipe[@]}" --reference speaker
+# What is unsure of each corpus, by the model of RAVDESS (fold-00) and that of URDU (fold-01).
+for corpus in ravdess urdu; do
+    mtmm evaluate risk "$out/cross/fold-00" "$out/cross/fold-01" --error 0.2 --corpus "$corpus" --out "$out/risk_$corpus"
+done

@@ -100,6 +100,7 @@ def test_cells_are_scores_of_one_corpus(tmp_path: Path, monkeypatch: pytest.Monk
         for index, row in enumerate(folds[fold]):
             row["id"] = f"{'ab'[index % 2]}/{row['id']}"
             row["speaker"] = f"s{index % 6}"
+            row["unfamiliar_audio"] = float(index % 2 == (fold == 0) and index % 10 < 6)
             if index % 2 and row["emotion_label"] == "sad":
                 row["emotion_label"] = ""  # b has no sadness
     for rows in folds.values():
@@ -125,6 +126,7 @@ def test_cells_are_scores_of_one_corpus(tmp_path: Path, monkeypatch: pytest.Monk
         assert len(set(pairs[:, 0])) == (3 if cell.tested_on == "a" else 2) <= len(EMOTIONS)
         assert cell.UAR_low < cell.UAR < cell.UAR_high
         assert np.isnan(cell.CCC_valence) == (cell.tested_on == "b")
+        assert cell.unfamiliar_audio == (0 if cell.trained_on == cell.tested_on else 0.6)
     assert "| a | 0." in markdown and "## CCC valence, no reference" in markdown
 
 

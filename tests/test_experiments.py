@@ -32,7 +32,7 @@ from mtmm_training.scoring.predictions import Predictions, write_predictions
 from mtmm_training.studies import compare as comparison
 from mtmm_training.studies.compare import compare, comparison_markdown
 from mtmm_training.studies.experiments import Experiment, read_experiment, summarise
-from mtmm_training.studies.tables import write_tables
+from mtmm_training.studies.tables import summary_markdown, write_tables
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +119,16 @@ def table_rows(markdown: str) -> dict[str, list[str]]:
     """Cells of the rows of all tables, by the first one."""
     lines = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line[:1] == "|"]
     return {cells[0]: cells[1:] for cells in lines}
+
+
+def test_share_of_the_unfamiliar_leaves_out_what_is_absent(tmp_path: Path) -> None:
+    folds = {0: fake_rows(0, 1, 1.5)}
+    for index, row in enumerate(folds[0]):
+        row["unfamiliar_audio"] = ("", 1.0, 0.0, 0.0)[index % 4]
+    summary = summarise(read(tmp_path / "a", folds))
+    assert summary["metrics"]["unfamiliar_audio"]["pooled"] == pytest.approx(1 / 3)
+    assert "| unfamiliar audio | 0.333 | 0.333 |" in summary_markdown(summary)
+    assert "unfamiliar_text" not in summary["metrics"]
 
 
 def test_tables_have_no_row_without_labels(tmp_path: Path) -> None:
@@ -249,6 +259,18 @@ def test_comparison_is_written_as_it_is_returned(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"compared_b.png", "compared_c.png"}
 
 
+def test_validation_is_compared_as_the_test_split_is(tmp_path: Path) -> None:
+    a, b = (write_experiment(tmp_path / n, all_folds(i, 1 + i)) for i, n in enumerate("ab", 1))
+    tested = comparison.write_comparison(a, [b])
+    for path in tmp_path.glob("*/fold-*/predictions.csv"):
+        text = path.read_text().replace(",test,", ",x,").replace(",validation,", ",test,")
+        path.write_text(text.replace(",x,", ",validation,"))
+        results = path.with_name("results.json")
+        results.write_text(results.read_text().replace('{"test"', '{"validation"'))
+    chosen = comparison.write_comparison(a, [b], split="validation")
+    assert chosen.replace("_on_validation", "") == tested != chosen
+
+
 def test_experiment_of_two_corpora_is_seen_on_one(tmp_path: Path) -> None:
     alone, mixed = all_folds(1, 1.0), all_folds(2, 2.0)
     for fold, rows in mixed.items():
@@ -260,7 +282,7 @@ def test_experiment_of_two_corpora_is_seen_on_one(tmp_path: Path) -> None:
     part = read_experiment(both).of_corpus("acted")
     assert compare(read_experiment(a), part) == compare(read_experiment(a), other)
     markdown = comparison.write_comparison(a, [both], corpus="acted")
-    assert "## both_on_acted minus a" in markdown and "120 test utterances of 6" in markdown
+    assert "## both_on_acted minus a" in markdown and "120 utterances of 6" in markdown
     with pytest.raises(ValueError, match="'sung'"):
         read_experiment(both).of_corpus("sung")
 

@@ -45,6 +45,15 @@ class FakeRun:
         return pd.DataFrame(columns | {"p_sad": shares, "p_angry": [1 - p for p in shares]})
 
 
+def test_coverage_is_of_one_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FakeRun(tmp_path / "run")
+    rows, ids = run.predictions, ["a/1", "b/1", "b/2", "b/3"]
+    monkeypatch.setattr(Run, "open", lambda folder: run)
+    monkeypatch.setattr(run, "predictions", lambda split: rows(split).assign(id=ids))
+    told = risk_study([run.folder], tmp_path / "out", 0.1, corpus="b")
+    assert "| run | 0.700 | 0.667 | 0.000 | 0.500 | 0.000" in told
+
+
 def test_study_saves_what_validation_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = FakeRun(tmp_path / "run")
     monkeypatch.setattr(Run, "open", lambda folder: run)

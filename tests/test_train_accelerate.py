@@ -78,6 +78,9 @@ def test_run_leaves_everything_in_its_folder(finished: Path) -> None:
     with open(finished / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 10 + 10 and {"emotion", "p_sad", "valence"} <= rows[0].keys()
+    for name, share in known["test"].items():
+        flags = [float(row[f"unfamiliar_{name}"]) for row in rows if row["split"] == "test"]
+        assert sum(flags) / 10 == pytest.approx(share)
     assert not (finished / "checkpoints").exists()
 
 

@@ -88,7 +88,8 @@ def _compare(options: argparse.Namespace) -> None:
     """Differences of experiments, with intervals."""
     from mtmm_training.studies.compare import write_comparison
 
-    print(write_comparison(options.reference, options.others, options.out, options.corpus))
+    how = options.out, options.corpus, options.split
+    print(write_comparison(options.reference, options.others, *how))
 
 
 def _risk(options: argparse.Namespace) -> None:
@@ -106,5 +107,5 @@ def _risk(options: argparse.Namespace) -> None:
     from mtmm_training.studies.risk import risk_study
 
     out = options.out or options.folders[0] / "risk"
-    print(risk_study(options.folders, out, options.error, save=options.save), end="")
+    print(risk_study(options.folders, out, options.error, options.save, options.corpus), end="")
     print(f"the curves are in {out}")

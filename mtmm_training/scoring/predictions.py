@@ -20,6 +20,7 @@ from mtmm_training.data.utterances import DIMENSIONS, Utterance
 from mtmm_training.scoring import metrics, votes
 from mtmm_training.scoring.groups import extremes, gaps, group_values
 from mtmm_training.scoring.metrics import Score
+from pooled_mtmm import MODALITIES
 
 GROUP = "group_"  # begins the name of a group's column in predictions.csv
 
@@ -37,6 +38,7 @@ class Predictions:
         votes: (utterances, emotions), how many listeners heard each, see `scoring.votes`; None =
             nothing is known of them.
         deviations: (utterances, dimensions), the predicted spread of raters; None = not learned.
+        unfamiliarity: (utterances, 2), as of the model's output; None = it has no statistics.
     """
 
     utterance_ids: list[str]
@@ -46,6 +48,7 @@ class Predictions:
     dimension_labels: np.ndarray
     votes: np.ndarray | None = None
     deviations: np.ndarray | None = None
+    unfamiliarity: np.ndarray | None = None
 
     def at(self, rows: np.ndarray) -> "Predictions":
         """Those of some rows, by position or as a boolean mask."""
@@ -239,8 +242,9 @@ def predict(
             batch["emotion_labels"],
             batch["dimension_labels"].double(),
         ]
-        if getattr(output, "dimension_deviations", None) is not None:
-            columns.append(output.dimension_deviations.double())
+        for name in ("dimension_deviations", "unfamiliarity"):
+            own = getattr(output, name, None)
+            columns.append(columns[0][:, :0] if own is None else own.double())
         rows += zip(ids, *(column.cpu().numpy() for column in columns), strict=True)
     rows = gather_object(rows)
     infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
@@ -258,9 +262,8 @@ def predict(
     ordered = [by_id[i] for i in utterance_ids if i in by_id]
     ids, *arrays = zip(*ordered, strict=True)
     stacked = [np.stack(column) for column in arrays]
-    deviations = stacked.pop() if len(stacked) > 4 else None
-    logits, dimensions, labels, rated = stacked
-    return Predictions(list(ids), logits, dimensions, labels, rated, deviations=deviations)
+    deviations, away = (column if column.size else None for column in stacked[4:])
+    return Predictions(list(ids), *stacked[:4], deviations=deviations, unfamiliarity=away)
 
 
 def write_predictions(
@@ -308,6 +311,9 @@ def _table(split: str, rows: Predictions, about: pd.DataFrame, config: MTMMConfi
             columns[name] = [f"{x:.6f}" for x in rows.dimensions[:, i]]
     for name, own in rows.spread(config).items():
         columns[f"{name}_sd"] = [f"{x:.6f}" for x in own]
+    if rows.unfamiliarity is not None:
+        for name, own in zip(MODALITIES, rows.unfamiliarity.T, strict=True):
+            columns[f"unfamiliar_{name}"] = np.where(np.isnan(own), np.nan, own > 1)
     return pd.DataFrame(columns)
 
 
@@ -316,11 +322,10 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Returns:
         One row per utterance, with the columns "id", "split", "speaker", "group_NAME" of groups and
-        "votes", where there are any, as a manifest has them;
-        "emotion_label", "emotion"
-        and "p_NAME" of each emotion (after the temperature); "NAME_label", "NAME" and maybe "NAME_sd" of each
-        dimension, on the labels' scale. Outputs that were not trained have no columns; an absent
-        label is NaN.
+        "votes", where there are any, as a manifest has them; "emotion_label", "emotion" and "p_NAME" of
+        each emotion (after the temperature); "NAME_label", "NAME" and maybe "NAME_sd" of each
+        dimension, on the labels' scale; "unfamiliar_audio" and "unfamiliar_text", 1 or 0. Outputs that
+        were not trained have no columns; an absent label or modality is NaN.
 
     Raises:
         FileNotFoundError, ValueError: The file is absent or damaged, or has an utterance twice.

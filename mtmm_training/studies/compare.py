@@ -111,6 +111,7 @@ def write_comparison(
     others: Sequence[str | Path],
     out: Path | None = None,
     corpus: str | None = None,
+    split: str = "test",
 ) -> str:
     """Compares experiments with one of them.
 
@@ -119,15 +120,16 @@ def write_comparison(
         others: folders of experiments with the same folds. What answered with references is compared
             without them, too.
         out: also writes OUT.md, OUT.json, and OUT_NAME.png for each of the others.
-        corpus: on the test utterances of this corpus alone, see `Experiment.of_corpus`.
+        corpus: on the utterances of this corpus alone, see `Experiment.of_corpus`.
+        split: "test", or "validation", by which settings are chosen.
 
     Returns:
         Each experiment minus the reference, as Markdown.
     """
     experiments: dict[str, Experiment] = {}
     for folder in map(str, (reference, *others)):
-        experiments[folder] = found = read_experiment(folder)
-        if found.flags.get("reference", "none") != "none":
+        experiments[folder] = found = read_experiment(folder, split)
+        if split == "test" and found.flags.get("reference", "none") != "none":
             plain = read_experiment(folder, "test_without_reference")
             name = f"{found.name} without references"
             experiments[f"{folder} without references"] = replace(plain, name=name)

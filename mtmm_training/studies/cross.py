@@ -21,7 +21,7 @@ from mtmm_training.scoring import texts
 from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import by_rows, difference
 from mtmm_training.studies import tables
-from mtmm_training.studies.experiments import Experiment, read_experiment
+from mtmm_training.studies.experiments import UNFAMILIAR, Experiment, read_experiment
 from mtmm_training.studies.protocol import Part, Plan, chosen_folds, run_part
 from mtmm_training.training import prepare
 from mtmm_training.training.config import TrainConfig
@@ -200,8 +200,9 @@ def write_cross(out: Path) -> str:
     table = table.assign(line=lines)
     matrices, of = {}, table["answers"].unique()
     for score in [name for name in COMPARED if name in table and table[name].notna().any()]:
-        matrices[score] = {name: matrix_rows(table, corpora, name, score) for name in of}
-        panels = {name: matrix(table, corpora, name, score) for name in answers}
+        shown = of[:1] if score in UNFAMILIAR else of  # a reference changes nothing of it
+        matrices[score] = {name: matrix_rows(table, corpora, name, score) for name in shown}
+        panels = {name: matrix(table, corpora, name, score) for name in answers if name in shown}
         path = out / "figures" / f"cross_{score}.png"
         of_runs.plot_matrices(panels, path, texts.title(score))
     markdown = texts.render(
@@ -211,7 +212,7 @@ def write_cross(out: Path) -> str:
     return markdown
 
 
-COMPARED = ("UAR", "CCC_valence", "CCC_arousal", "CCC_dominance")
+COMPARED = ("UAR", "CCC_valence", "CCC_arousal", "CCC_dominance", *UNFAMILIAR)
 
 
 def cells(

@@ -29,6 +29,7 @@ COMPARED = (
     *("UAR", "WAR", "macro_F1", "weighted_F1", "JSD_votes", "CE_votes"),
     *(f"CCC_{name}" for name in DIMENSIONS),
 )
+UNFAMILIAR = ("unfamiliar_audio", "unfamiliar_text")  # shares of what is called so
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class Experiment:
             if self.votes is not None:
                 for name, function in VOTE_SCORES.items():
                     scores[name] = metrics.by_rows(function, after, self.votes)
+        for name in [name for name in UNFAMILIAR if name in self.rows]:
+            flags = self.rows[name].to_numpy(np.float64)  # NaN: the modality is absent
+            scores[name] = metrics.by_rows(lambda own: float(pd.Series(own).mean()), flags)
         predictions = self.rows[self.dimensions].to_numpy(np.float64)
         rated = self.rows[[f"{name}_label" for name in self.dimensions]].to_numpy(np.float64)
         return scores | metrics.dimension_scores(predictions, rated, self.dimensions)
@@ -119,7 +123,8 @@ class Experiment:
         """Positions of the rows that have the label, or votes, which a metric is about."""
         if metric in VOTE_SCORES and self.votes is not None:
             return np.flatnonzero(~np.isnan(self.votes[:, 0]))
-        return np.flatnonzero(self.rows[f"{metrics.output_of(metric)}_label"].notna())
+        column = metric if metric in UNFAMILIAR else f"{metrics.output_of(metric)}_label"
+        return np.flatnonzero(self.rows[column].notna())
 
     def by(self, column: str, score: Score) -> dict[Any, float | None]:
         """A score for each value of a column (fold or speaker); None without labels."""
@@ -174,7 +179,7 @@ def read_experiment(folder: str | Path, split: str = "test") -> Experiment:
 
     Args:
         folder: of the experiment.
-        split: "test_without_reference" for the same answers without references.
+        split: "test_without_reference" for the same answers without references, or "validation".
 
     Raises:
         FileNotFoundError: no fold is finished, or a finished one has no predictions.csv.
@@ -196,7 +201,8 @@ def read_experiment(folder: str | Path, split: str = "test") -> Experiment:
         run.predictions(split).assign(fold=fold, temperature=run.results["temperature"])
         for fold, run in runs.items()
     ]
-    return Experiment(folder.resolve().name, runs, missing, pd.concat(rows, ignore_index=True))
+    name = folder.resolve().name + ("_on_validation" if split == "validation" else "")
+    return Experiment(name, runs, missing, pd.concat(rows, ignore_index=True))
 
 
 def mean_and_sd(values: Sequence[float | None]) -> dict[str, Any]:
@@ -216,10 +222,8 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "metrics": by metric "mean", "sd" and "n" over the folds that have labels, "by_fold", and
         "pooled" over all test rows at once; "confusion" (rows are labels, columns predictions) and
         "recall", pooled; "speakers": the spread of UAR, WAR and CCC between speakers; "groups", see
-        `Experiment.of_groups`; "listener_ceiling" (see `scoring.votes`), "raters_spread" (see
-        `scoring.votes`) and "unfamiliar" (the share of test utterances that are called so, by
-        modality), means over folds; "folds", "missing_folds", "utterances" and "wall_time_s" of all
-        folds together.
+        `Experiment.of_groups`; "listener_ceiling" and "raters_spread" (see `scoring.votes`), means over
+        folds; "folds", "missing_folds", "utterances" and "wall_time_s" of all folds together.
     """
     everything = np.arange(len(experiment.rows))
     scored = {}
@@ -241,7 +245,6 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
         speakers[name] = mean_and_sd(present) | extremes | {"by_speaker": by_speaker}
     runs = {fold: run.results for fold, run in experiment.runs.items()}
-    unfamiliar = [run.get("unfamiliar", {}).get("test", {}) for run in runs.values()]
     ceilings, spreads = ([run.get(name, {}) for run in runs.values()]
                          for name in ("listener_ceiling", "raters_spread"))  # fmt: skip
     return {
@@ -257,7 +260,6 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "groups": experiment.of_groups(),
         "listener_ceiling": _mean_by_name(ceilings),
         "raters_spread": _mean_by_name(spreads),
-        "unfamiliar": _mean_by_name(unfamiliar),
         "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }
 

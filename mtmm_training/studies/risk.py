@@ -25,13 +25,15 @@ from mtmm_training.training.run import Run, is_finished
 RESAMPLES = 2000
 
 
-def answered(run: Run, split: str) -> pd.DataFrame:
+def answered(run: Run, split: str, corpus: str | None = None) -> pd.DataFrame:
     """A run's answers for labelled utterances: "confidence", whether it is "right", and "speaker".
 
     Raises:
-        ValueError: It has no emotions, or no labels of them.
+        ValueError: It has no emotions, or no labels of them, or nothing of the corpus.
     """
     rows = run.predictions(split)
+    if corpus is not None:
+        rows = rows[rows["id"].str.startswith(f"{corpus}/")]
     shares = [name for name in rows if name.startswith("p_")]
     rows = rows[rows["emotion_label"].notna()] if shares else rows[:0]
     if rows.empty:
@@ -61,7 +63,9 @@ def risk_of(right: np.ndarray, sure: np.ndarray) -> float:
     return float((~right[sure]).mean()) if sure.any() else np.nan
 
 
-def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool = False) -> str:
+def risk_study(
+    folders: Sequence[Path], out: Path, error: float, save: bool = False, corpus: str | None = None
+) -> str:
     """Draw risk over coverage of runs or experiments, and choose the least confidence of each run.
 
     Args:
@@ -69,6 +73,7 @@ def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool =
         out: gets risk.csv, with every point of the curves, and risk.png.
         error: the wanted share of wrong answers, 0 to 1.
         save: whether each run's model gets its `min_confidence`.
+        corpus: the one of several manifests whose test utterances count; None = all.
 
     Returns:
         A table in Markdown.
@@ -81,7 +86,8 @@ def risk_study(folders: Sequence[Path], out: Path, error: float, *, save: bool =
         name = folder.resolve().name
         single = is_finished(folder)
         runs = [Run.open(folder)] if single else list(read_experiment(folder).runs.values())
-        splits = {split: [answered(run, split) for run in runs] for split in ("validation", "test")}
+        of = {"validation": None, "test": corpus}
+        splits = {split: [answered(run, split, own) for run in runs] for split, own in of.items()}
         least = [least_for(own, error) for own in splits["validation"]]
         if save:
             _save(runs, least, error)

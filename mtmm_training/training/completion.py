@@ -9,11 +9,11 @@ one or two validation speakers tell little. A stated share is beyond the limit; 
 often that is so for speakers that nothing was chosen by.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate.utils import gather_object, send_to_device
 
@@ -76,9 +76,8 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
             model.config.reference_strengths = (frames * strength / chosen["speaker"], domain)
             chosen["speaker"] = strength
     told["unfamiliar"] = learn_familiarity(job, model)
-    with pooled_inputs(job, model) as rows:
-        test = answer("test")
-    told["unfamiliar"]["test"] = unfamiliar_shares(model, rows)
+    test = answer("test")
+    told["unfamiliar"]["test"] = unfamiliar_shares(model, test.unfamiliarity)
     if references is None:
         return {"validation": validation, "test": test}, told
     calibrate(model.config, validation)
@@ -119,64 +118,58 @@ def learn_familiarity(job: Job, model: MTMMModel) -> dict[str, Any]:
         # Directions of few utterances suit these better than new ones, which lie nearer along them.
         limits = np.maximum(new, _limits(familiarity.distances(modality, known)))
         familiarity.limit(modality, *map(float, limits))
-    return {"stated": FALSE_FLAGS, "validation": unfamiliar_shares(model, validation)}
+    distances = [familiarity.distances(name, validation[name]).amax(0) for name in MODALITIES]
+    shares = unfamiliar_shares(model, torch.stack(distances, 1).cpu().numpy())
+    return {"stated": FALSE_FLAGS, "validation": shares}
 
 
-@contextmanager
-def pooled_inputs(job: Job, model: MTMMModel, alone: bool = False) -> Iterator[Rows]:
-    """By modality (utterances, layers · width), the pooled states of what is predicted within it.
+def unfamiliar_shares(model: MTMMModel, distances: np.ndarray | None) -> dict[str, float]:
+    """By modality, the share of utterances that the model calls unfamiliar.
 
-    NaN where an utterance lacks the modality. They are there when it ends, those of one process behind
-    those of another. With `alone` nothing is predicted: a forward pass ends by raising `_Pooled`.
+    Args:
+        model: Has the statistics.
+        distances: (utterances, 2), as of its output.
     """
-    rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
-    found: Rows = {}
-
-    def keep(module: Any, given: Any) -> None:
-        for modality, (states, mask) in given[0].items():
-            means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
-            rows[modality].extend(means.float().cpu().numpy())
-        if alone:
-            raise _Pooled
-
-    hook = model.fusion.register_forward_pre_hook(keep)
-    try:
-        yield found
-    finally:
-        hook.remove()
-    for modality, own in rows.items():
-        gathered = np.array(gather_object(own), np.float32)
-        found[modality] = torch.from_numpy(gathered).to(job.accelerator.device)
-
-
-def unfamiliar_shares(model: MTMMModel, rows: Rows) -> dict[str, float]:
-    """By modality, the share of rows that the model calls unfamiliar."""
-    shares = {}
-    for modality, means in rows.items():
-        assert model.familiarity is not None
-        means = means[~means.isnan().any(1)]
-        if len(means) and model.familiarity.get_buffer(f"{modality}_weights").any():
-            beyond = model.familiarity.distances(modality, means).amax(0) > 1
-            shares[modality] = float(beyond.double().mean())
-    return shares
+    familiarity = model.familiarity
+    assert familiarity is not None and distances is not None
+    known = [n for n in MODALITIES if familiarity.get_buffer(f"{n}_weights").any()]
+    flags = np.where(np.isnan(distances), np.nan, distances > 1)
+    return dict(pd.DataFrame(flags, columns=MODALITIES)[known].mean().dropna())
 
 
 @torch.no_grad()
 def _rows_of(job: Job, model: MTMMModel, split: str) -> Rows:
-    """The pooled states of a split; of the training split at most `MOST`, without augmentation."""
+    """By modality (utterances, layers · width), the pooled states of a split, NaN where one is absent.
+
+    Of the training split they are at most `MOST`, without augmentation. Those of one process stand
+    behind those of another.
+    """
     loader = job.loaders[split]
     if split == "train":
         own = _drawn(job, job.accelerator.process_index)
         batches = list(groups_of(job.config.batch_size, own))
         collate: Any = getattr(loader.collate_fn, "collate", loader.collate_fn)
         loader = make_loader(loader.dataset, batches, collate, workers=job.config.workers)
+    rows: dict[str, list[np.ndarray]] = {modality: [] for modality in MODALITIES}
+
+    def keep(module: Any, given: Any) -> None:
+        for modality, (states, mask) in given[0].items():
+            means = torch.where(mask.any(-1, keepdim=True), pooled(states, mask), torch.nan)
+            rows[modality].extend(means.float().cpu().numpy())
+        raise _Pooled
+
     model.eval()
-    with pooled_inputs(job, model, alone=True) as rows:
+    hook = model.fusion.register_forward_pre_hook(keep)
+    try:
         for batch in loader:
             batch.pop("utterance_ids")
             with suppress(_Pooled):
                 model(**send_to_device(batch, job.accelerator.device))
-    return rows
+    finally:
+        hook.remove()
+    gathered = {name: np.array(gather_object(own), np.float32) for name, own in rows.items()}
+    device = job.accelerator.device
+    return {name: torch.from_numpy(own).to(device) for name, own in gathered.items()}
 
 
 def _drawn(job: Job, process: int | None = None) -> list[int]:
