@@ -1,6 +1,7 @@
 """What a file's header says of its length, and what is there; files that libsndfile does not read."""
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -71,6 +72,14 @@ MADE: dict[str, tuple[Callable[[], bytes], float]] = {
     "caf that says half": (lambda: told(encoded(SPEECH, "CAF"), b"data", 2 * RATE, ">q"), 4.0),
     "caf whose recorder was stopped": (
         lambda: told(encoded(SPEECH, "CAF"), b"data", -1, ">q"),
+        4.0,
+    ),
+    "rf64 that says half": (
+        lambda: told(encoded(SPEECH, "RF64"), b"ds64" + struct.pack("<IQ", 28, 128096), RATE, "<Q"),
+        4.0,
+    ),
+    "rf64 that says nothing is there": (
+        lambda: told(encoded(SPEECH, "RF64"), b"ds64" + struct.pack("<IQ", 28, 128096), 0, "<Q"),
         4.0,
     ),
     "flac that says less": (lambda: flac_told(8000), 4.0),
@@ -144,6 +153,17 @@ def test_a_cut_off_caf_is_refused_also_where_ffmpeg_reads_it() -> None:
         open_recording(encoded(SPEECH, "CAF")[:60000])
 
 
+@pytest.mark.parametrize("form", ["RF64", "W64", "NIST", "VOC"])
+def test_a_cut_off_file_whose_decoder_says_nothing(form: str) -> None:
+    data = encoded(SPEECH, form)
+    for share in (0.5, 0.9):
+        with pytest.raises(ValueError, match="cut off after") as error:
+            load_audio(data[: int(share * len(data))])
+        assert float(re.findall(r"[\d.]+ s", str(error.value))[0][:-2]) == pytest.approx(
+            4 * share, abs=0.05
+        )
+
+
 def test_gsm_is_cut_by_segments() -> None:
     data = encoded(SPEECH, "WAV", "GSM610")
     whole, part = load_audio(data)[0], load_audio(data, 1.0, 2.5)[0]
@@ -187,10 +207,19 @@ def test_media_is_decoded(form: str, codec: str, rate: int) -> None:
 
 def test_what_only_ffmpeg_reads_is_found_behind_other_beginnings() -> None:
     tagged = b"ID3\4\0\0\0\0\0\x15" + bytes(21) + media("adts", "aac", RATE)
-    for data in (tagged, media("mpegts", "mp2", RATE), media("ac3", "ac3", 48000)):
+    others = [media("mpegts", "mp2", RATE), media("ac3", "ac3", 48000), media("mp2", "mp2", 48000)]
+    for data in (tagged, *others):
         assert open_recording(data).duration_s == pytest.approx(4.0, abs=0.15)
     with pytest.raises(ValueError, match="mp4 or m4a; FFmpeg cannot read it: .* cut off"):
         open_recording(media("ipod", "aac", RATE)[:9000])
+
+
+def test_ogg_of_ffmpeg_is_cut_off_where_its_last_page_lacks() -> None:
+    data = media("ogg", "flac", RATE)
+    assert open_recording(data).duration_s == 4.0
+    for size in (len(data) // 2, len(data) - 3):
+        with pytest.raises(ValueError, match="cut off after"):
+            open_recording(data[:size])
 
 
 def test_media_without_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

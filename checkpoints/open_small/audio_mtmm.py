@@ -22,10 +22,10 @@ import numpy as np
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
-        from .containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
+        from .containers_mtmm import INSTALL, MEDIA, corrected, ends_ogg, what_it_is
         from .waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
 except ImportError:
-    from containers_mtmm import INSTALL, MEDIA, corrected, what_it_is
+    from containers_mtmm import INSTALL, MEDIA, corrected, ends_ogg, what_it_is
     from waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
 
 try:
@@ -47,9 +47,10 @@ SHOWN = 300  # letters of an address in a message
 BLOCK_S = 1.0  # of a file, read at a time
 SAMPLES = ("array", "raw", "bytes", "path")  # of a dict; the first that is there counts
 TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a path's place
-# What libsndfile's log says of a wav, aiff, au, caf or ogg file that it reads as a shorter one.
-HALF_PCM = re.compile(r"(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)")
-HALF_OGG = re.compile("lacks an end-of-stream bit|Junk after the last page")
+# What libsndfile's log says of a wav, rf64, w64, aiff, au, voc or ogg file that it reads as a shorter one.
+HALF_PCM = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
+CUT_OFF = re.compile("lacks an end-of-stream bit|Junk after the last page|a truncated file")
+NIST_COUNT = re.compile(rb"NIST_1A\n.*?\nsample_count -i (\d+)", re.DOTALL)
 
 # Whose headers tell a length; the others' are estimates.
 TOLD = {"mp4", "webm", "caf", "wav", "w64", "flv", "rm", "avi"}
@@ -144,10 +145,11 @@ class AudioFile:
         if soundfile is None:
             raise ImportError("Decoding audio files needs soundfile; run `pip install soundfile`.")
         self.name, self._opened = _open(source)
+        self.frames = 0
         with self._decoding():
             self._file = self._decoder()
         self.sampling_rate: int = self._file.samplerate
-        self.frames: int = self._file.frames
+        self.frames: int = max(self.frames, self._file.frames)
         self.channels: int = self._file.channels
         self._position = 0
         self._mixed = Channels(self.name)
@@ -208,11 +210,13 @@ class AudioFile:
 
     def _decoder(self) -> Any:
         """The file opened by libsndfile, as wav where only FFmpeg reads it."""
-        head = self._opened.read(64)
+        head = self._opened.read(1024)
         self._opened.seek(0)
         try:
             self._opened = corrected(self._opened)
             file = soundfile.SoundFile(self._opened)
+            if told := NIST_COUNT.match(head):  # which libsndfile does not read
+                self.frames = int(told[1])
             if not self._goes_on(file):
                 return file
             is_told, lasts_s = file.frames < UNKNOWN_FRAMES, file.frames / file.samplerate
@@ -221,7 +225,7 @@ class AudioFile:
         except (soundfile.SoundFileError, TypeError) as error:
             said = str(getattr(error, "error_string", error)).rstrip(".")
             is_cut = "file is malformed" in said  # which FFmpeg would read as a shorter one
-            reason = f"{said}; {'it is cut off or damaged' if is_cut else what_it_is(head)}"
+            reason = f"{said}; {'it is cut off or damaged' if is_cut else what_it_is(head[:64])}"
         if av is None or INSTALL not in reason:
             raise RuntimeError(reason)
         self._opened.seek(0)
@@ -350,6 +354,8 @@ def _transcoded(source: BinaryIO) -> BinaryIO:
             is_told = TOLD & set(container.format.name.split(","))
             if is_told and end_s < told_s - 0.5:
                 raise RuntimeError(f"it is cut off after {end_s:.3f} of {told_s:.3f} s")
+            if container.format.name == "ogg" and not ends_ogg(source):
+                raise RuntimeError(f"it is cut off after {end_s:.3f} s")
     copy.seek(0)
     return copy
 
@@ -361,7 +367,8 @@ def _lacks_its_end(log: str) -> bool:
     """
     sizes = HALF_PCM.search(log)
     promised, found = map(int, sizes.groups()) if sizes else (0, 0)
-    return found + 1024 < promised < 2**31 - 2**16 or bool(HALF_OGG.search(log))
+    is_size = promised < 2**31 - 2**16 or 2**32 < promised < UNKNOWN_FRAMES  # of 64 bits: RF64, W64
+    return (is_size and found + 1024 < promised) or bool(CUT_OFF.search(log))
 
 
 # ---- any form of audio ---------------------------------------------------------------------------

@@ -22,7 +22,8 @@ MEDIA = {b"ftyp": "mp4 or m4a", b"\x1aE\xdf\xa3": "webm or Matroska", b"#!AMR": 
          b"0&\xb2u\x8ef": "wma or asf", b"\xff\xf1": "aac", b"\xff\xf9": "aac", b"ADIF": "aac",
          b"MAC ": "Monkey's Audio", b"wvpk": "WavPack", b"caff": "caf of a codec that libsndfile lacks",
          b"wide": "QuickTime", b"mdat": "QuickTime", b"moov": "QuickTime", b"G@": "an MPEG stream",
-         b"\0\0\1\xba": "MPEG", b"\x0bw": "ac3", b"TTA1": "True Audio", b".RMF": "RealMedia"}  # fmt: skip
+         b"\0\0\1\xba": "MPEG", b"\x0bw": "ac3", b"TTA1": "True Audio", b".RMF": "RealMedia", b"BW64": "BW64",
+         b"\x7f\xfe\x80\1": "DTS", b"DSD ": "DSD", b"MPCK": "Musepack", b"MP+": "Musepack"}  # fmt: skip
 # What it reads with the codecs that it knows.
 SOUNDS = (b"RIFF", b"RF64", b"riff", b"FORM", b"OggS", b"fLaC", b"ID3", b"NIST_1A")
 INSTALL = "install the extra `media` (`pip install av`), or convert it to wav"
@@ -76,14 +77,19 @@ def corrected(file: Any) -> Any:
 
 
 def _chunked(file: Any, data: Any, form: str, place: int) -> Any:
-    is_mp3, head = False, struct.calcsize(form)
+    is_mp3, large, head = False, 0, struct.calcsize(form)
     while place + head <= len(data):
         name, size = struct.unpack_from(form, data, place)
         begin, end = place + head, place + head + size + (size % 2 if head == 8 else 0)
         if name == b"fmt ":
             is_mp3 = data[begin : begin + 1] == MP3_IN_WAV
+        elif name == b"ds64":  # of an RF64, which has the size of its data here
+            large = begin + 8
         elif name == b"data" and is_mp3:
             return _mp3(file, data[begin : begin + size])
+        elif name == b"data" and large and size == 2**32 - 1:
+            end = begin + int.from_bytes(data[large : large + 8], "little")
+            return _to_the_end(file, data, large, end, struct.pack("<Q", len(data) - begin))
         elif name in (b"data", b"SSND"):
             big = TO_THE_END if form[0] == "<" else struct.pack(form, name, len(data) - begin)[4:]
             return _to_the_end(file, data, place + 4, end, big)
@@ -130,6 +136,14 @@ def _flac_end(head: bytes, block: int) -> int:
     return 0 if rest or not samples else number * block + samples
 
 
+def ends_ogg(file: Any) -> bool:
+    """Whether the last page says that it is the last, and is whole."""
+    file.seek(-min(file.seek(0, io.SEEK_END), 2**16), io.SEEK_END)
+    page = file.read().rpartition(b"OggS")[2]
+    is_whole = len(page) > 22 and len(page) >= 23 + page[22] + sum(page[23 : 23 + page[22]])
+    return is_whole and bool(page[1] & 4)
+
+
 def _frame(head: bytes) -> tuple[int, int, tuple[int, int, int]] | None:
     """Of an mp3 frame's header: its bytes, its samples, and what all frames of a file share."""
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
@@ -164,7 +178,7 @@ def _mp3(file: Any, data: Any) -> Any:
     frame = data[first : first + size]
     told = max(frame.find(b"Xing", 0, 48), frame.find(b"Info", 0, 48))
     frames = int.from_bytes(frame[told + 8 : told + 12], "big") if told > 0 else 0
-    if kind is None or frames >= count - 1:
+    if kind is None or kind[1] == 2 or frames >= count - 1:  # layer II has a constant rate
         return file
     begin, is_mono = first + (size if told > 0 or b"VBRI" in frame[:48] else 0), head[3] >> 6 == 3
     aside = (17 if is_mono else 32) if head[1] & 8 else (9 if is_mono else 17)

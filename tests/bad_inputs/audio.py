@@ -53,6 +53,11 @@ def wav(
     return b"RIFF" + struct.pack("<I", (36 + size) % 2**32) + head + data
 
 
+def rf64_that_says_half() -> bytes:
+    data = encoded("RF64")
+    return data[:28] + struct.pack("<Q", RATE) + data[36:]
+
+
 def flac_of_unknown_length() -> bytes:
     data = bytearray(encoded("FLAC"))
     field = int.from_bytes(data[18:26], "big") >> 36 << 36  # a count of 36 bits; 0: nobody knows
@@ -125,6 +130,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "JSON": (lambda: b'{"audio_filepath": "a.wav"}', "JSON"),
     "m4a, header only": (lambda: b"\0\0\0\x20ftypM4A " + bytes(99), UNDECODABLE),
     "amr, header only": (lambda: b"#!AMR\n", f"({UNDECODABLE}|{NO_AUDIO})"),
+    "rf64 that says it is shorter": (rf64_that_says_half, None),
     "flac of unknown length": (flac_of_unknown_length, None),
 }
 
@@ -133,8 +139,8 @@ def cut(form: str, share: float) -> bytes:
     return encoded(form)[: int(len(encoded(form)) * share)]
 
 
-for form in ("WAV", "FLAC", "OGG", "MP3"):
-    for place in (0.0002, 0.005, 0.3, 0.95):
+for form in ("WAV", "FLAC", "OGG", "MP3", "RF64", "W64", "NIST"):
+    for place in (0.3, 0.95) if form == "NIST" else (0.0002, 0.005, 0.3, 0.95):
         name = f"{form.lower()} cut at {place:.4g} of it"
         FILES[name] = partial(cut, form, place), f"({CUT_OFF}|{NO_AUDIO})"
 for subtype in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "IMA_ADPCM"):
