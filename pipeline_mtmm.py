@@ -6,6 +6,7 @@ Uploaded to the Hub beside the weights.
 import math
 import os
 from collections.abc import Iterable, Iterator
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -264,7 +265,8 @@ class MTMMPipeline(ReferringPipeline):
         if batch_size < 1:
             raise ValueError(f"`batch_size={batch_size!r}` is not allowed; give at least 1.")
         items = getattr(inputs, "items", inputs)
-        count = len(items) if hasattr(items, "__len__") else None
+        # Of torch's datasets and loaders some have a `__len__` that raises.
+        count = length_hint(items, -1) if hasattr(items, "__len__") else -1
         self._reader(preprocess_params)  # options are refused at once
         references = forward_params.get("reference")
         if references is not None and references.made and isinstance(inputs, Inputs):
@@ -275,7 +277,9 @@ class MTMMPipeline(ReferringPipeline):
             is_one = items is inputs  # whose windows the bar counts
             embedding = bool(forward_params.get("embedding"))
             is_quiet = not forward_params.get("progress", False)
-            with logging.tqdm(total=None if is_one else count, disable=is_quiet) as bar:
+            with logging.tqdm(
+                total=None if is_one or count < 0 else count, disable=is_quiet
+            ) as bar:
                 predictions: list[Prediction] = []
                 prepared = self._prepared(references, *work)
                 for read in self._portions(*work):
@@ -288,7 +292,7 @@ class MTMMPipeline(ReferringPipeline):
                             yield self.postprocess(predictions, **postprocess_params)
                             predictions = []
 
-        return predict() if count is None else Results(predict, count)
+        return predict() if count < 0 else Results(predict, count)
 
     # ---- windows through the model ----
 

@@ -69,10 +69,12 @@ def plain(given: Any) -> Any:
             array = given[isinstance(given[0], Real)]
             return {"array": array, "sampling_rate": numbers[0]}
     elif hasattr(given, "__getitem__"):
-        for name in ("source", "dataset"):  # a column of datasets, KeyDataset, torch's Subset
+        # A column of datasets, KeyDataset, torch's Subset, and its ConcatDataset and ChainDataset.
+        for name in ("source", "dataset", "datasets"):
             if hasattr(given, name):
-                given = copy(given)
-                setattr(given, name, plain(getattr(given, name)))
+                given, inner = copy(given), getattr(given, name)
+                several = isinstance(inner, (list, tuple))
+                setattr(given, name, [*map(plain, inner)] if several else plain(inner))
     return given
 
 
@@ -102,7 +104,7 @@ class Inputs(Dataset):  # type: ignore[type-arg]
         return Inputs(list(self.items)) if iter(self) is self.items else self
 
     def __iter__(self) -> Iterator[Any]:
-        if hasattr(self.items, "__len__") and hasattr(self.items, "__getitem__"):
+        if hasattr(self.items, "__len__") and not hasattr(self.items, "__iter__"):  # torch's
             return (self.items[index] for index in range(len(self.items)))
         return iter(self.items)
 
