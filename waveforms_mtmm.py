@@ -107,6 +107,8 @@ def as_array(waveform: Any) -> np.ndarray:
         waveform = waveform.detach().cpu().resolve_neg()
         waveform = (waveform.float() if waveform.is_floating_point() else waveform).numpy()
     array = np.asarray(waveform)
+    if array.dtype.kind == "O":  # channels, as pandas keeps them
+        array = np.asarray(array.tolist())
     # A file's bytes would pass for integers.
     is_bytes = isinstance(waveform, (bytes, bytearray, memoryview))
     if is_bytes or array.dtype.kind not in "iuf" or array.ndim not in (1, 2):

@@ -20,6 +20,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from conftest import RATE, noise
+from torch.utils.data import ChainDataset, ConcatDataset, StackDataset, Subset
 
 from audio_mtmm import load_audio
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
@@ -66,6 +67,9 @@ ROWS: dict[str, Callable[[Path], Any]] = {
     "pyarrow struct": lambda wav: pa.table({"audio": [_struct(wav)], "text": [SAID]}),
     "datasets": lambda wav: _audio_dataset(wav),
     "subset of datasets": lambda wav: _subset(_audio_dataset(wav)),
+    "torch's joined sets": lambda wav: ConcatDataset([_subset(_audio_dataset(wav))]),
+    "torch's joined streams": lambda wav: ChainDataset([_audio_dataset(wav).to_iterable_dataset()]),
+    "torch's stacked columns": lambda wav: StackDataset(audio=[str(wav)], text=[SAID]),
     "streamed datasets": lambda wav: _audio_dataset(wav).to_iterable_dataset(),
     "pair in a dict": lambda wav: {"audio": (WAVE, RATE), "text": SAID},
 }
@@ -85,8 +89,6 @@ def _audio_dataset(wav: Path) -> datasets.Dataset:
 
 
 def _subset(rows: datasets.Dataset) -> Any:
-    from torch.utils.data import Subset
-
     return Subset(rows, [0])
 
 
@@ -181,6 +183,33 @@ def test_tables_with_audio_inside_are_read_everywhere(
     )
     write_manifest([heard, read], tmp_path / "copy.csv")  # the addresses hold in another table
     assert [u.audio for u in read_manifest(tmp_path / "copy.csv")] == [heard.audio, None]
+
+
+@pytest.mark.parametrize("kind", ["int16", "int32", "uint8", "float16", "stereo", "struct"])
+def test_lists_of_samples_have_the_scale_of_their_type(tmp_path: Path, kind: str) -> None:
+    numbers = {"int32": WAVE * 2.0**31, "int16": WAVE * 2**15, "uint8": WAVE * 127 + 128}
+    dtype = kind if kind[-1].isdecimal() else "int16"
+    array = pa.array([numbers.get(dtype, WAVE).astype(dtype)])
+    if kind == "stereo":
+        array = pa.array([[array[0].as_py()] * 2], pa.list_(pa.list_(pa.int16())))
+    if kind == "struct":
+        array = pa.StructArray.from_arrays([array, pa.array([RATE])], ["array", "sampling_rate"])
+    table = pa.table({"audio": array, "speaker": ["a"], "sampling_rate": [RATE]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    (u,) = read_manifest(tmp_path / "t.parquet")
+    waveform, rate = sounds.waveform(str(u.audio))
+    assert rate == RATE
+    np.testing.assert_allclose(waveform, WAVE, atol=0.02 if kind == "uint8" else 1e-3)
+
+
+def test_quotes_in_tab_separated_tables_are_the_words_own(tmp_path: Path) -> None:
+    """Common Voice's tables are written so; two lone ones would swallow what lies between."""
+    said = ['"Hello', "so", 'he said "no"', '"Yes," she said, "no"', '"say ""so"""', "it's"]
+    table = tmp_path / "t.tsv"
+    table.write_text("path\tsentence\tclient_id\n" + "".join(f"\t{one}\ta\n" for one in said))
+    assert [u.text for u in read_manifest(table)] == [*said[:4], 'say "so"', "it's"]
+    table.write_text('sentence\tclient_id\n"two\nlines"\ta\nso\ta\n')  # as pandas writes it
+    assert [u.text for u in read_manifest(table)] == ["two\nlines", "so"]
 
 
 @pytest.fixture

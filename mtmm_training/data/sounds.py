@@ -149,8 +149,6 @@ def _as_bytes(value: Any, rate: Any, table: str) -> str | bytes:
 
     if isinstance(value, Mapping) and isinstance(value.get("bytes"), str):  # in JSON
         return base64.b64decode(value["bytes"], validate=True)
-    if isinstance(value, Mapping) and not any(value.get(key) for key in ("bytes", "array")):
-        value = value.get("path")
     value, rate = samples_of(value, rate)
     if value is None:
         raise ValueError("the cell is empty")
@@ -171,8 +169,9 @@ def _value(table: str, column: str, row: int) -> tuple[Any, Any]:
             found = json.loads(file.readline())
         return found[column], found.get("sampling_rate")
     group, at = _position(table, row)
-    found = _group(table, group, column, os.getpid()).slice(at, 1).to_pylist()[0]
-    return found[column], found.get("sampling_rate")
+    rows = _group(table, group, column, os.getpid()).slice(at, 1)
+    rate = rows["sampling_rate"].to_pylist()[0] if "sampling_rate" in rows.column_names else None
+    return rows[column].to_numpy()[0], rate  # lists of the column's type: it tells their scale
 
 
 def _position(table: str, row: int) -> tuple[int, int]:

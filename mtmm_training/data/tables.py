@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,13 @@ def read_delimited(text: str, problems: dict[int, str], place: str = "") -> Tabl
     delimiter = max(",\t;", key=header.count)
     # newline="" keeps the line ends inside quoted fields; strict refuses an unclosed quote, which
     # would otherwise swallow the rest of the file.
-    records = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records: Iterator[list[str]] = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True
+    )
+    lines = [line.split("\t") for line in re.split(r"\r?\n|\r", text)]
+    if delimiter == "\t" and len({len(line) for line in lines if any(line)}) == 1:
+        # Tools that write tabs seldom quote, and a lone quote would swallow the rows up to the next.
+        records = iter([[unquoted(field) for field in line] for line in lines])
     columns: list[str] = []
     rows: dict[int, Row] = {}
     number = 0
@@ -110,6 +116,13 @@ def read_delimited(text: str, problems: dict[int, str], place: str = "") -> Tabl
     except csv.Error as error:
         problems[number + 1] = f"cannot be taken apart ({error}); check its double quotes."
     return columns, rows
+
+
+def unquoted(field: str) -> str:
+    """A field of tab-separated text, whose quotes are its own unless they are as CSV's."""
+    inner = field[1:-1].replace('""', "")
+    is_quoted = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner
+    return field[1:-1].replace('""', '"') if is_quoted else field
 
 
 def _read_jsonl(text: str, problems: dict[int, str], place: str) -> Table:

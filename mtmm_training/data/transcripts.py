@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from html import unescape
 from typing import Any
 
+from mtmm_training.data.tables import unquoted
+
 Timed = dict[str, Any]  # "start", "end" (seconds), and "text" and "speaker" where there are any
 
 CLOCK = r"((?:\d+:)?\d+:\d\d(?:[.,]\d+)?)"
@@ -90,7 +92,8 @@ def _of_table(text: str) -> Iterator[Timed]:
     times = [row[places[name]] for row in rows for name in ("start", "end")]
     unit = 1000 if has_header and all(time.strip().isdecimal() for time in times) else 1
     for row in rows:
-        cells = {name: row[place].strip() for name, place in places.items() if place < len(row)}
+        there = {name: place for name, place in places.items() if place < len(row)}
+        cells = {name: unquoted(row[place].strip()) for name, place in there.items()}
         yield cells | {name: float(cells[name]) / unit for name in ("start", "end")}
 
 

@@ -9,7 +9,6 @@ apart, whose turns it finds itself, and mixed to one channel, with the turns tol
 with the speakers' own references.
 """
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,6 +193,8 @@ def run_hour(folder: Path, out: Path, seconds: float = 3600.0, seed: int = 0) ->
     model, processor = predict.model, predict.processor
     if "emotion" not in model.config.trained_outputs:
         raise ValueError(f"The model of {folder} never saw an emotion; give a run that did.")
+    import resource  # here: the call's study needs none, and Windows lacks it
+
     emotions = list(model.config.emotion_names)
     truth = write_recording(test, out / "recording.wav", seconds, seed)
     write_csv(truth, out / "truth.csv")

@@ -127,6 +127,7 @@ CASES = [
     # ---- separators and quotes
     written("semicolons", GOOD.replace(",", ";")),
     written("tabs", GOOD.replace(",", "\t"), "m.tsv"),
+    written("a lone quote between tabs", GOOD.replace(",", "\t").replace("Hi", chr(34) + "Hi"), "m.tsv"),
     written("bars", GOOD.replace(",", "|"), error=NO_TABLE),
     written("semicolons in the header only", GOOD.replace(",", ";", 3), error="row 2: .* 1,.* 4;"),
     written("quotes, commas and newlines in fields", HEADER + '"She said ""no"",\nleft",a,sad,3\n'),
