@@ -133,6 +133,8 @@ A-F1:\tval 4; act 1; dom  ;\t()\r
 C-E2:\tExcited; Happiness;\t()\r
 C-E3:\tExcited;\t()\r
 C-E4:\tNeutral state; Surprise; Other;\t(curious (a little))\r
+C-M1:\tAnger;\t()\r
+A-M1:\tval 5; act 5; dom 5;\t()\r
 [14.0 - 15.0]\tSes01F_impro01_M001\txxx\t[2.0000, 3.0000, 5.5000]\r
 C-E2:\tAnger;\t()\r
 C-E3:\tSadness;\t()\r
@@ -197,6 +199,7 @@ def test_iemocap_reads_the_release(iemocap_folder: Path) -> None:
     )
     third = pytest.approx(1 / 3)
     assert second.votes == {"happy": 2, "neutral": third, "other": pytest.approx(2 / 3)}
+    assert second.valence_ratings is None and ("self_report", "ang") in second.groups
     assert (second.emotion, second.speaker_id, second.gender) == ("happy", "Ses01M", "male")
     assert (second.valence, second.arousal, second.dominance) == (4.0, 3.5, 3.0)
     assert second.text == "Do you have your forms?"
