@@ -46,7 +46,8 @@ def test_help_is_the_comment_at_the_head(script: Path, tmp_path: Path) -> None:
 def commands_of(script: Path, folder: Path) -> list[list[str]]:
     """What a script would run with mtmm, word by word, its results going into folder/out."""
     (folder / "bin").mkdir()
-    for name, content in (("mtmm", NOTES), ("python", "#!/usr/bin/env bash\n")):
+    nothing = "#!/usr/bin/env bash\n"
+    for name, content in (("mtmm", NOTES), ("python", nothing), ("espeak-ng", nothing)):
         (folder / "bin" / name).write_text(content)
         (folder / "bin" / name).chmod(0o755)
     (usage,) = re.findall(rf"^#   runs/{script.name} ([^\[\n]*)", script.read_text(), re.M)
