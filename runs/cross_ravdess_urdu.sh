@@ -13,5 +13,7 @@ mtmm evaluate cross --out "$out/cross" --corpora "ravdess=$manifest" "urdu=$urdu
 mtmm evaluate run --out "$out/urdu" --manifest "$urdu" "${recipe[@]}" --reference speaker
 # What is unsure of each corpus, by the model of RAVDESS (fold-00) and that of URDU (fold-01).
 for corpus in ravdess urdu; do
-    mtmm evaluate risk "$out/cross/fold-00" "$out/cross/fold-01" --error 0.2 --corpus "$corpus" --out "$out/risk_$corpus"
+    for error in 0.1 0.2; do
+        mtmm evaluate risk "$out/cross/fold-00" "$out/cross/fold-01" --error "$error" --corpus "$corpus" --out "$out/risk_$corpus"
+    done
 done
