@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import DebertaV2Config, DebertaV2Model
 
 from configuration_mtmm import MTMMConfig
-from encoders_mtmm import use_fast_attention
+from fast_mtmm import use_fast_attention
 from modeling_mtmm import MTMMModel
 from mtmm_training.training.faults import gradient_norms, trained_parts
 
