@@ -109,6 +109,18 @@ def rounded(batch: dict[str, Tensor], processor: Any, audio_config: Any) -> dict
     return made
 
 
+def rounded_states(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of cached states whose lengths are of few sizes."""
+    made = dict(batch)
+    for modality in ("acoustic", "linguistic"):
+        states, mask = f"{modality}_states", f"{modality}_attention_mask"
+        if states in batch:
+            missing = next_size(batch[mask].shape[1], TOKENS) - batch[mask].shape[1]
+            made[states] = F.pad(batch[states], (0, 0, 0, missing))
+            made[mask] = F.pad(batch[mask], (0, missing))
+    return made
+
+
 def next_size(length: int, least: int) -> int:
     """The first of `least` times 1, 1.5, 2, 3, 4, 6, 8 and so on that is not below `length`."""
     size = least
@@ -118,14 +130,16 @@ def next_size(length: int, least: int) -> int:
 
 
 def regions(model: Any, parts: Sequence[str] = PARTS) -> Iterator[Any]:
-    """What is compiled for itself: each layer of the encoders, all of one kind once, and the fusion.
+    """What is compiled for itself: each layer of the encoders, all of one kind once, and the rest.
 
     A whole model of twenty-four layers takes minutes to compile, one layer of them seconds.
     """
     for name, module in model.named_modules():
         part, _, inner = name.partition(".")
-        if part in parts and (name == "fusion" or inner.endswith((".layer", ".layers"))):
-            yield from [module] if name == "fusion" else module.children()
+        if part in parts and (name == "fusion" or inner == "feature_extractor"):
+            yield module
+        elif part in parts and inner.endswith((".layer", ".layers")):
+            yield from module.children()
 
 
 def collate(rows: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtmm_training.batches.collate import groups_of
@@ -40,6 +42,7 @@ from mtmm_training.training.choice import settled
 from mtmm_training.training.completion import complete
 from mtmm_training.training.config import TrainConfig, parse_options
 from mtmm_training.training.ending import run_command
+from mtmm_training.training.graphs import PassGraphs
 from mtmm_training.training.job import Job, prepare
 from mtmm_training.training.launch import Stopped, StopSignal
 from mtmm_training.training.model import best_model
@@ -81,6 +84,10 @@ def train(job: Job) -> None:
         loader, ids = job.loaders["validation"], job.data.ids("validation")
         predict(job.model, islice(loader, 2), ids, accelerator, whole=False)
     accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
+    if job.may_record():
+        job.graphs = PassGraphs(
+            partial(forward_and_backward, job), accelerator.unwrap_model(job.model)
+        )
     job.stop.training = True
     for epoch in range(progress.epoch, config.epochs):
         if config.patience is not None and epoch - progress.best_epoch >= config.patience:
@@ -143,22 +150,27 @@ def step(job: Job, group: list[dict[str, Any]]) -> faults.Unread:
         # Gradients travel between processes once per step, with the last of its passes.
         alone = accelerator.no_sync(model) if index < len(group) else nullcontext()
         with alone:
-            output = model(
-                **send_to_device(inputs, accelerator.device, non_blocking=True),
-                class_weights=job.class_weights,
-                reduce_sum=sum_over_processes if accelerator.num_processes > 1 else None,
+            passes = job.graphs or partial(forward_and_backward, job, parts=len(group))
+            made.losses.append(
+                passes(send_to_device(inputs, accelerator.device, non_blocking=True))
             )
-            accelerator.backward(output.loss / len(group))
-        made.add_losses(output)
     made.parts = faults.gradient_norms(job.trained)
     made.norm = clip_gradients(accelerator, model, job.trained, made.parts, config.clip_norm)
     job.optimiser.step()
-    job.optimiser.zero_grad()
+    job.optimiser.zero_grad(set_to_none=job.graphs is None)
     if not accelerator.optimizer_step_was_skipped:
         job.schedule.step()
     progress.step += 1
     progress.total_steps += 1
     return made
+
+
+def forward_and_backward(job: Job, inputs: dict[str, Any], parts: int = 1) -> Tensor:
+    """Losses (3,) of a batch: the whole, emotions' and dimensions'; gradients of the whole ÷ `parts`."""
+    together = sum_over_processes if job.accelerator.num_processes > 1 else None
+    output = job.model(**inputs, class_weights=job.class_weights, reduce_sum=together)
+    job.accelerator.backward(output.loss / parts)
+    return torch.stack([output.loss, output.emotion_loss, output.dimension_loss]).detach()
 
 
 def read(job: Job) -> None:

@@ -105,8 +105,8 @@ def measure(
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
     """Time all ways of a step on each batch, round after round; each way's seconds for a batch."""
-    train, size = common.trainer(model), arguments.batch_size
-    device = torch.device(arguments.device)
+    device, size = torch.device(arguments.device), arguments.batch_size
+    train = common.trainer(model, graphs=device.type == "cuda")
     everything, medians = common.Stopwatch(device), []
 
     def train_from(loader: Iterator[dict[str, Any]]) -> None:

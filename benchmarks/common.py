@@ -21,6 +21,7 @@ from torch import Tensor
 
 from configuration_mtmm import DEBERTA_V3_LARGE, HUBERT_LARGE, MTMMConfig
 from modeling_mtmm import MTMMModel, MTMMProcessor
+from mtmm_training.training.graphs import PassGraphs
 
 ROOT = Path(__file__).parents[1]
 MEDIAN_S, SPREAD, SHORTEST_S, LONGEST_S = 3.6, 0.7, 0.6, 34.0  # of IEMOCAP's utterances, about
@@ -208,16 +209,30 @@ def real_model(folder: Path, **fields: Any) -> tuple[MTMMModel, MTMMProcessor]:
     return model, MTMMProcessor.from_encoders_pretrained(audio, text)
 
 
-def trainer(model: torch.nn.Module) -> Callable[[dict[str, Tensor]], None]:
-    """A step on a batch: forward, backward and optimiser; clips the gradient, as training does."""
+def trainer(
+    model: torch.nn.Module, precision: str = "no", graphs: bool = False
+) -> Callable[[dict[str, Tensor]], None]:
+    """A step on a batch: forward, backward and optimiser; clips the gradient, as training does.
+
+    With `graphs` the passes are CUDA graphs, as they are where training reads the cache.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
+    def passes(batch: dict[str, Tensor]) -> Tensor:
+        kind = batch["emotion_labels"].device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+            loss = model(**batch).loss
+        loss.backward()
+        return loss.detach()
+
+    both = PassGraphs(passes, model) if graphs else passes
+
     def step(batch: dict[str, Tensor]) -> None:
-        model(**batch).loss.backward()
+        both(batch)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-        optimiser.zero_grad()
+        optimiser.zero_grad(set_to_none=not graphs)
 
     return step
 

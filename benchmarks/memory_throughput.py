@@ -2,8 +2,8 @@
 
     python benchmarks/memory_throughput.py [--device cuda] [--batch_size 4] [--precisions no bf16]
 
-The paper's shapes with random weights; utterances of 3.6 s; each way in a process of its own. One
-step warms up, then two are timed. On a CPU the peak is the process's largest resident size,
+The paper's shapes with random weights; utterances of 3.6 s; each way in a process of its own. Two
+steps warm up, then two are timed. On a CPU the peak is the process's largest resident size,
 libraries included; on a GPU it is what torch allocated there. bf16 is autocast, as in training.
 """
 
@@ -11,7 +11,6 @@ import argparse
 from functools import partial
 
 import common
-import torch
 from torch import nn
 
 from mtmm_training.training.adapters import add_lora
@@ -57,8 +56,9 @@ def measure(arguments: argparse.Namespace, mode: str, precision: str) -> tuple[i
     else:
         batch = common.raw_batch(plain.config, [common.MEDIAN_S] * arguments.batch_size, device)
     watch = common.Stopwatch(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        watch.rounds(STEPS, {"step": partial(common.trainer(model), batch)})
+    step = common.trainer(model, precision, mode == MODES[0] and device.type == "cuda")
+    step(batch)  # graphs are recorded when a size comes again, which is the step that warms up
+    watch.rounds(STEPS, {"step": partial(step, batch)})
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return common.peak_bytes(device), min(watch.seconds["step"]), trained
 

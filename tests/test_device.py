@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import DebertaV2Config, DebertaV2Model
 
 from configuration_mtmm import MTMMConfig
-from fast_mtmm import use_fast_attention
+from fast_mtmm import use_fast_ways
 from modeling_mtmm import MTMMModel
 from mtmm_training.training.faults import gradient_norms, trained_parts
 
@@ -100,7 +100,7 @@ def deberta() -> tuple[DebertaV2Model, DebertaV2Model]:
         nn.init.normal_(parameter, std=0.3)  # so large that position and content matter
     fast = DebertaV2Model(config)
     fast.load_state_dict(plain.state_dict())
-    use_fast_attention(fast)
+    use_fast_ways(fast)
     return plain, fast
 
 

@@ -506,7 +506,8 @@ def test_compiled_encoders_are_compiled_once(
 
 
 def test_batches_fill_what_is_free() -> None:
-    assert positions_that_fit(used=1_000, free=100_000, positions=600) == 42_000
+    assert positions_that_fit(used=10_000, free=100_000, positions=600) == 4_200
+    assert positions_that_fit(used=1_000, free=100_000, positions=600) == 32_000  # enough
     assert positions_that_fit(used=100_000, free=100_000, positions=600) == 600  # they did fit
 
 

@@ -17,9 +17,9 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 # modules.
 try:
     if not TYPE_CHECKING:  # a relative import without a package means nothing to mypy
-        from .fast_mtmm import use_fast_attention
+        from .fast_mtmm import use_fast_ways
 except ImportError:
-    from fast_mtmm import use_fast_attention
+    from fast_mtmm import use_fast_ways
 
 # What transformers calls the mask over the input, and the number of features of a frame.
 MASK_ARGUMENTS = ("attention_mask", "input_features_mask", "padding_mask")
@@ -270,7 +270,7 @@ class MTMMEncoders(PreTrainedModel):
         self._text_input = EncoderInput.of(self.text_model)
         for modality in ("audio", "text"):
             encoder = self.encoder_of(modality)
-            use_fast_attention(encoder)
+            use_fast_ways(encoder)
             for config in (encoder.config, self.config.encoder_config(modality)):
                 config._name_or_path = ""  # else a private path is saved and published
                 config.return_dict = True  # its outputs are read by name

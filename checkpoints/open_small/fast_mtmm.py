@@ -1,9 +1,11 @@
-"""Faster ways through encoders of transformers, with the same weights and numbers.
+"""Faster ways through encoders of transformers, with the same weights and numbers; CUDA graphs.
 
 A leaf file: it is uploaded to the Hub with the others and imports none of them.
 """
 
 import math
+from collections.abc import Callable
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -123,16 +125,112 @@ def _by_head(rows: Tensor, heads: int) -> Tensor:
     return rows.view(rows.shape[0], heads, -1).transpose(0, 1)
 
 
-def use_fast_attention(encoder: PreTrainedModel) -> None:
-    """Give DeBERTa-v2 and v3 the faster attention, with the same weights; others have it already."""
-    for module in encoder.modules():
-        if type(module) is not DebertaV2Encoder:
-            continue
-        layers: Any = module.layer
-        attentions = [layer.attention.self for layer in layers]
-        if all(a.relative_attention and a.share_att_key for a in attentions) and all(
-            sorted(a.pos_att_type) == ["c2p", "p2c"] for a in attentions
-        ):
-            module.__class__ = FastDebertaEncoder
-            for attention in attentions:
-                attention.__class__ = FastDebertaAttention
+def use_fast_ways(encoder: PreTrainedModel) -> None:
+    """Give an encoder what is faster here; of other families nothing changes.
+
+    DeBERTa-v2 and v3 get the faster attention; HuBERT's kind, wav2vec 2.0 and WavLM among them,
+    convolutions of channels that lie beside each other, and a mask that CUDA graphs can record.
+    """
+    modules: Any = encoder.modules()
+    for module in modules:
+        if type(module).__name__.endswith("LayerNormConvLayer"):
+            module.forward = MethodType(_convolved, module)
+        elif hasattr(module, "_get_feature_vector_attention_mask"):
+            module._get_feature_vector_attention_mask = MethodType(_frames_mask, module)
+        elif type(module) is DebertaV2Encoder:
+            _use_fast_attention(module)
+
+
+def _use_fast_attention(module: Any) -> None:
+    attentions = [layer.attention.self for layer in module.layer]
+    if all(a.relative_attention and a.share_att_key for a in attentions) and all(
+        sorted(a.pos_att_type) == ["c2p", "p2c"] for a in attentions
+    ):
+        module.__class__ = FastDebertaEncoder
+        for attention in attentions:
+            attention.__class__ = FastDebertaAttention
+
+
+# ---- HuBERT's convolutions and mask --------------------------------------------------------------
+
+
+def _convolved(layer: Any, states: Tensor) -> Tensor:
+    """A convolution, layer norm and activation: (batch, channels, time) to the same.
+
+    On CUDA channels lie beside each other all the way. transformers' own changes that four times a
+    layer, which takes longer than the arithmetic.
+    """
+    if not states.is_cuda:
+        made: Tensor = type(layer).forward(layer, states)
+        return made
+    states = layer.layer_norm(channels_last(layer.conv, states).transpose(1, 2))
+    return layer.activation(states).transpose(1, 2)
+
+
+def _frames_mask(encoder: Any, frames: int, mask: Tensor, **adapter: Any) -> Tensor:
+    """(batch, frames) of booleans from one over samples; transformers' own copies from the host."""
+    counts = encoder._get_feat_extract_output_lengths(mask.sum(-1), **adapter)
+    return torch.arange(frames, device=mask.device) < counts[:, None]
+
+
+def channels_last(conv: Any, states: Tensor) -> Tensor:
+    """A convolution over time: (batch, channels, time) to the same, whose channels lie together."""
+    (size,), (stride,) = conv.kernel_size, conv.stride
+    if conv.in_channels == 1:  # of so few numbers, windows are a small copy
+        windows = states[:, 0].unfold(-1, size, stride)
+        return F.linear(windows, conv.weight[:, 0], conv.bias).transpose(1, 2)
+    planes, weight = (
+        tensor.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        for tensor in (states, conv.weight)
+    )
+    return F.conv2d(planes, weight, conv.bias, (1, stride)).squeeze(2)
+
+
+# ---- CUDA graphs ---------------------------------------------------------------------------------
+
+
+class Graphs:
+    """What a GPU does for inputs of one size, launched at once: recorded when a size comes again.
+
+    A host needs longer to launch the operations of a small batch one by one than a GPU to do them.
+
+    Args:
+        work: Takes tensors of one GPU by name, gives others by name, and reads no value on the host.
+        around: Runs the recording, which calls `work` three times, and leaves no trace of that.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        around: Callable[[Callable[[], None]], None] = lambda record: record(),
+    ) -> None:
+        self.work, self.around = work, around
+        self.made: dict[Any, Any] = {}
+
+    def __call__(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `work` gives; of the memory that is returned nothing is used again."""
+        key = tuple((name, tensor.shape, tensor.dtype) for name, tensor in given.items())
+        if key not in self.made:
+            self.made[key] = None
+            return self.work(given)
+        if self.made[key] is None:
+            self.around(lambda: self._record(key, given))
+        graph, inputs, outputs = self.made[key]
+        for name, tensor in given.items():
+            inputs[name].copy_(tensor, non_blocking=True)
+        graph.replay()
+        return {name: tensor.clone() for name, tensor in outputs.items()}
+
+    def _record(self, key: Any, given: dict[str, Tensor]) -> None:
+        inputs = {name: tensor.clone() for name, tensor in given.items()}
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):  # what libraries make at first use must not be recorded
+            for _ in range(2):
+                self.work(inputs)
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((made[0].pool() for made in self.made.values() if made), None)
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = self.work(inputs)
+        self.made[key] = graph, inputs, outputs

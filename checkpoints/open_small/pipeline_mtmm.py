@@ -5,7 +5,7 @@ Uploaded to the Hub beside the weights.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ try:
         from .batching_mtmm import collate, evaluating, regions, rounded, similar
         from .embedding_mtmm import EMBEDDINGS, embedding_outputs, embedding_rows
         from .explanation_mtmm import FEATURES, Answer, Features, Places, contributions
+        from .fast_mtmm import Graphs
         from .reading_mtmm import Window
         from .reference_mtmm import References
         from .referring_mtmm import ReferringPipeline
@@ -29,6 +30,7 @@ except ImportError:
     from batching_mtmm import collate, evaluating, regions, rounded, similar
     from embedding_mtmm import EMBEDDINGS, embedding_outputs, embedding_rows
     from explanation_mtmm import FEATURES, Answer, Features, Places, contributions
+    from fast_mtmm import Graphs
     from reading_mtmm import Window
     from reference_mtmm import References
     from referring_mtmm import ReferringPipeline
@@ -117,18 +119,22 @@ class MTMMPipeline(ReferringPipeline):
         if self.processor is None:
             raise ValueError("MTMMPipeline needs the model's processor; give `processor=`.")
         self.compiled = False
+        self._numbers_of: Callable[[Features], dict[str, Tensor]] = self._numbers
 
     def compile(self, **options: Any) -> None:
         """Compile the model part by part, and give it batches of few sizes from now on.
 
         A kind of layer is compiled once, at its first batch, for all lengths and numbers of utterances.
+        On CUDA, sizes that come again are CUDA graphs from then on: launched at once.
 
         Args:
             options: What `torch.compile` takes; `dynamic=True` unless given. With a `mode`, such as
-                "reduce-overhead" for CUDA graphs, the model is compiled as a whole, which takes minutes.
+                "max-autotune", the model is compiled as a whole, which takes minutes.
         """
         for part in [self.model] if options.get("mode") else regions(self.model):
             part.compile(**{"dynamic": True} | options)
+        if self.device.type == "cuda" and not options.get("mode"):  # modes have graphs of their own
+            self._numbers_of = Graphs(self._numbers)
         self.compiled = True
 
     def _sanitize_parameters(
@@ -367,12 +373,14 @@ class MTMMPipeline(ReferringPipeline):
                     "acoustic_attention_mask": mask,
                 }
                 states = {"states": acoustic, "mask": mask}
-            output = self.model(**model_inputs, return_dict=True, output_hidden_states=embedding)
-        if embedding:
-            masks = states.get("mask"), model_inputs.get(FEATURES["text"][1])
-            states = embedding_outputs(output, masks)
-        names = ("emotion_logits", "dimensions", *OPTIONAL)
-        return {name: output[name] for name in names if name in output} | states
+            if not embedding:
+                return self._numbers_of(model_inputs) | states
+            output = self.model(**model_inputs, return_dict=True, output_hidden_states=True)
+        masks = states.get("mask"), model_inputs.get(FEATURES["text"][1])
+        return _named(output) | embedding_outputs(output, masks)
+
+    def _numbers(self, model_inputs: Features) -> dict[str, Tensor]:
+        return _named(self.model(**model_inputs, return_dict=True))
 
     def _explain(
         self, window: Window, places: Places, answer: Answer, batch_size: int
@@ -396,3 +404,8 @@ class MTMMPipeline(ReferringPipeline):
         """Save model and processor: the folder loads as a pipeline again."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
+
+
+def _named(output: Any) -> dict[str, Tensor]:
+    names = ("emotion_logits", "dimensions", *OPTIONAL)
+    return {name: output[name] for name in names if name in output}

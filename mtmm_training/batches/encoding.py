@@ -10,17 +10,18 @@ from torch import Tensor
 from mtmm_training.batches.sampler import LengthBatches
 
 FILLED = 0.7  # of the free memory: fragments and kernels' own needs take some
+ENOUGH = 32_000  # positions keep any GPU busy: 11 minutes; of larger batches workers make too few at once
 
 
 def positions_that_fit(used: int, free: int, positions: int) -> int:
-    """Padded positions of a batch that fills the memory, from one that ran.
+    """Padded positions of a batch that fills the memory, or is large enough, from one that ran.
 
     Args:
         used: Bytes that it took at its peak, beside the weights.
         free: Bytes that were free before.
         positions: That it had: of the longest inputs, which need most for each.
     """
-    return max(int(FILLED * free / max(used, 1) * positions), positions)
+    return max(min(int(FILLED * free / max(used, 1) * positions), ENOUGH), positions)
 
 
 def fill(device: torch.device, run: Callable[[], object], positions: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from mtmm_training.batches.collate import is_of_worker
 from mtmm_training.data.files import replacing
 from mtmm_training.training.checkpoints import Progress
-from outputs_mtmm import MTMMOutput
 
 EXPLOSION = 100.0  # a gradient explodes that is so many times the median of those before it
 BEFORE = 100  # so many of them
@@ -95,11 +94,6 @@ class Unread:
     losses: list[Tensor] = field(default_factory=list)
     norm: Tensor | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
-
-    def add_losses(self, output: MTMMOutput) -> None:
-        """Keep the losses of a batch, on the device."""
-        three = (output.loss, output.emotion_loss, output.dimension_loss)
-        self.losses.append(torch.stack(cast("list[Tensor]", three)).detach())
 
     def read(self, progress: Progress, accelerator: Accelerator) -> None:
         """Note losses and norm in `progress`, and say where the gradient explodes; one wait.

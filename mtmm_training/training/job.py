@@ -33,6 +33,7 @@ from mtmm_training.training.adapters import without_adapters
 from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
 from mtmm_training.training.faults import Unread, trained_parts
+from mtmm_training.training.graphs import PassGraphs
 from mtmm_training.training.linear import inner_folds
 from mtmm_training.training.model import build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import build_optimiser
@@ -67,6 +68,13 @@ class Job:
     progress: Progress
     checkpoints: Checkpoints
     unread: Unread | None = None  # the step before: reading it at once would make a GPU wait
+    graphs: PassGraphs | None = None
+
+    def may_record(self) -> bool:
+        """Whether CUDA graphs may do a step's passes: of cached states, on one GPU."""
+        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
+        plain = self.config.accumulation == 1 and not self.config.compile
+        return alone and plain and self.cached and self.accelerator.scaler is None
 
 
 def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | None:
