@@ -18,7 +18,7 @@ embedded_settings(Path(sys.argv[1]))
 PY
 recipe=(--corpus synthetic --corpus_dir "$out/corpus" --corpus_options '{"heard": true}'
     --audio_encoder "$out/encoders/audio" --text_encoder "$out/encoders/text"
-    --protocol grouped --k 3 --epochs 10 --batch_size 8
+    --protocol grouped --k 3 --preset paper --epochs 10 --batch_size 8
     --learning_rate 1e-3 --encoder_learning_rate 1e-3 --rmm_start 0.5 --model_config '{"freeze_audio_encoder": false,
     "freeze_text_encoder": false, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
     "num_bridge_tokens": 8}')
