@@ -18,7 +18,7 @@ from mtmm_training.scoring.votes import (
     jensen_shannon,
     listener_ceiling,
     soft_cross_entropy,
-    vote_metrics,
+    vote_scores,
     vote_table,
 )
 
@@ -42,8 +42,10 @@ def test_divergence_and_cross_entropy() -> None:
     apart = (-math.log2(0.75) + 0.5 * math.log2(0.5 / 0.75) + 0.5 * math.log2(0.5 / 0.25)) / 2
     assert jensen_shannon(shares, votes) == pytest.approx(apart / 2)
     assert soft_cross_entropy(shares, votes) == pytest.approx(math.log(2))
-    assert vote_metrics(shares, votes)["votes"] == 2
-    assert vote_metrics(shares, np.array([NONE] * 3)) == {}
+    found = {name: score(np.array([0, 2])) for name, score in vote_scores(shares, votes).items()}
+    assert found["JSD_votes"] == pytest.approx(apart) and found["CE_votes"] > 0
+    assert math.isnan(vote_scores(shares, votes)["JSD_votes"](np.array([2])))
+    assert vote_scores(shares, None) == {}
 
 
 def test_calibration_error_to_votes_is_zero_where_shares_are_met() -> None:

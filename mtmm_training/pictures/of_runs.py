@@ -57,10 +57,11 @@ def plot_dimensions(
     """Draws labels and predictions side by side in the valence–arousal plane.
 
     A small mark is one utterance, a large one the mean of an emotion's utterances. Utterances that
-    lack either label are left out. Labels are jittered by 2 % of the range, as the title says.
+    lack either label are left out, and nothing is drawn where all do. Labels are jittered by 2 % of
+    the range, as the title says.
 
     Args:
-        labels: (utterances, 2) valence and arousal, NaN = absent; at least one row has both.
+        labels: (utterances, 2) valence and arousal, NaN = absent.
         predictions: (utterances, 2) valence and arousal on the labels' scale.
         path: the PNG file to write.
         dimension_range: lowest and highest value of the scale.
@@ -71,8 +72,10 @@ def plot_dimensions(
     """
     columns = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
     present = ~np.isnan(columns[0]).any(axis=1)
+    if not present.any():
+        return
     labelled, predicted = (column[present] for column in columns)
-    given = emotions or [None] * len(columns[0])
+    given = [None] * len(columns[0]) if emotions is None else emotions
     names = np.array([name or "" for name in given])[present]  # "" = no emotion label
     ccc = map(metrics.concordance_correlation, predicted.T, labelled.T)
     valence, arousal = ("undefined" if np.isnan(value) else f"{value:.2f}" for value in ccc)

@@ -71,7 +71,8 @@ class Predictions:
             "loss", "utterances", "emotion_labels" (how many), "UAR", "WAR", "top2", "macro_F1",
             "weighted_F1", "ECE", "recall" (by emotion) and "confusion" (rows are labels, columns
             predictions, both in the order of the emotions); "CCC", "MAE", "RMSE" and "labels" (how
-            many), each a dict by dimension; where there are votes those of `vote_metrics`.
+            many), each a dict by dimension; where there are votes those of `vote_scores`, and "votes",
+            how many utterances have some.
 
         Raises:
             ValueError: An output is not finite, or a label is none of the emotions.
@@ -93,8 +94,7 @@ class Predictions:
         told |= by_dimension
         told["labels"] = dict(zip(config.dimension_names, counts, strict=True))
         if self.votes is not None:
-            shares = softmax(self.emotion_logits / temperature, axis=1)
-            told |= votes.vote_metrics(shares, self.votes)
+            told["votes"] = int((~np.isnan(self.votes[:, 0])).sum())
         outputs = self.emotion_logits, self.dimensions, self.emotion_labels, self.dimension_labels
         logits, dimensions, labels, rated = map(torch.from_numpy, outputs)
         losses = multi_task_loss(config, logits, dimensions, labels, rated)
@@ -126,9 +126,10 @@ class Predictions:
     def _all_scores(self, config: MTMMConfig, temperature: float) -> dict[str, Score]:
         labels, logits = self.emotion_labels, self.emotion_logits
         shares, names = softmax(logits / temperature, axis=1), list(config.emotion_names)
-        return metrics.emotion_scores(
-            labels, logits.argmax(axis=1), shares, names
-        ) | metrics.dimension_scores(self.dimensions, self.dimension_labels, config.dimension_names)
+        found = metrics.emotion_scores(labels, logits.argmax(axis=1), shares, names)
+        found |= votes.vote_scores(shares, self.votes)
+        rated = self.dimensions, self.dimension_labels
+        return found | metrics.dimension_scores(*rated, config.dimension_names)
 
 
 def calibrate(config: MTMMConfig, validation: Predictions) -> float:

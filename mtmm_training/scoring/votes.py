@@ -15,6 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from mtmm_training.data.utterances import RATINGS, Utterance
 from mtmm_training.scoring.intervals import paired_bootstrap
 from mtmm_training.scoring.metrics import (
+    Score,
     by_rows,
     concordance_correlation,
     expected_calibration_error,
@@ -65,13 +66,10 @@ VOTE_SCORES = {
 }
 
 
-def vote_metrics(probabilities: ArrayLike, votes: np.ndarray) -> dict[str, Any]:
-    """Each of these scores, and "votes", how many utterances have some; {} without any."""
-    count = int((~np.isnan(votes[:, 0])).sum())
-    if not count:
-        return {}
-    scores = {name: or_none(score(probabilities, votes)) for name, score in VOTE_SCORES.items()}
-    return {"votes": count} | scores
+def vote_scores(probabilities: np.ndarray, votes: np.ndarray | None) -> dict[str, Score]:
+    """Each of these as a function of row positions; {} without votes."""
+    known = {} if votes is None else VOTE_SCORES
+    return {name: by_rows(score, probabilities, votes) for name, score in known.items()}
 
 
 # ---- one listener against the others ------------------------------------------------------------

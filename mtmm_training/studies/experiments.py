@@ -21,7 +21,7 @@ from mtmm_training.data.utterances import DIMENSIONS
 from mtmm_training.scoring import groups, metrics
 from mtmm_training.scoring.metrics import ABSENT_EMOTION, Score
 from mtmm_training.scoring.predictions import GROUP
-from mtmm_training.scoring.votes import VOTE_SCORES, vote_table
+from mtmm_training.scoring.votes import VOTE_SCORES, vote_scores, vote_table
 from mtmm_training.training.run import Run, is_finished
 
 FOLD_PREFIX = "fold-"
@@ -66,16 +66,6 @@ class Experiment:
         return [name for name in DIMENSIONS if name in self.rows.columns]
 
     @cached_property
-    def emotion_labels(self) -> np.ndarray:
-        """(rows,) indices into `emotions`, -100 = absent."""
-        return self._indices("emotion_label")
-
-    @cached_property
-    def predicted_emotions(self) -> np.ndarray:
-        """(rows,) indices into `emotions`."""
-        return self._indices("emotion")
-
-    @cached_property
     def votes(self) -> np.ndarray | None:
         """(rows, emotions), how many listeners heard each, NaN = none; None without any."""
         if "votes" not in self.rows or not self.emotions:
@@ -83,7 +73,8 @@ class Experiment:
         said = (json.loads(own) if isinstance(own, str) else None for own in self.rows["votes"])
         return vote_table(said, self.emotions)
 
-    def _indices(self, column: str) -> np.ndarray:
+    def indices(self, column: str) -> np.ndarray:
+        """(rows,) indices into `emotions`, -100 = absent, of "emotion_label" or "emotion"."""
         codes = pd.Categorical(self.rows[column], categories=self.emotions).codes.astype(np.int64)
         return np.where(codes < 0, ABSENT_EMOTION, codes)
 
@@ -104,14 +95,12 @@ class Experiment:
         """Every metric as a function of row positions, repeats allowed; NaN without labels."""
         scores: dict[str, Score] = {}
         if self.emotions:
-            labels, after = self.emotion_labels, self.probabilities
-            scores = metrics.emotion_scores(labels, self.predicted_emotions, after, self.emotions)
+            labels, after = self.indices("emotion_label"), self.probabilities
+            scores = metrics.emotion_scores(labels, self.indices("emotion"), after, self.emotions)
             error = metrics.expected_calibration_error
             before = metrics.by_rows(error, self.probabilities_before, labels)
             scores |= {"ECE_before_temperature": before, "ECE": scores.pop("ECE")}
-            if self.votes is not None:
-                for name, function in VOTE_SCORES.items():
-                    scores[name] = metrics.by_rows(function, after, self.votes)
+            scores |= vote_scores(after, self.votes)
         for name in [name for name in UNFAMILIAR if name in self.rows]:
             flags = self.rows[name].to_numpy(np.float64)  # NaN: the modality is absent
             scores[name] = metrics.by_rows(lambda own: float(pd.Series(own).mean()), flags)
@@ -234,7 +223,7 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
     confusion, recall = None, None
     emotions = experiment.emotions
     if emotions and len(experiment.labelled("UAR")):
-        answers = experiment.emotion_labels, experiment.predicted_emotions
+        answers = experiment.indices("emotion_label"), experiment.indices("emotion")
         confusion = metrics.confusion(*answers, emotions).tolist()
         recalls = metrics.recall_per_emotion(*answers, emotions)
         recall = dict(zip(emotions, map(metrics.or_none, recalls), strict=True))
@@ -245,8 +234,8 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         extremes = {"lowest": min(present, default=None), "highest": max(present, default=None)}
         speakers[name] = mean_and_sd(present) | extremes | {"by_speaker": by_speaker}
     runs = {fold: run.results for fold, run in experiment.runs.items()}
-    ceilings, spreads = ([run.get(name, {}) for run in runs.values()]
-                         for name in ("listener_ceiling", "raters_spread"))  # fmt: skip
+    names = ("listener_ceiling", "raters_spread")
+    told = [{name: run.get(name, {}) for name in names} for run in runs.values()]
     return {
         "experiment": experiment.name,
         "folds": {fold: results["fold"] for fold, results in runs.items()},
@@ -258,8 +247,7 @@ def summarise(experiment: Experiment) -> dict[str, Any]:
         "recall": recall,
         "speakers": speakers,
         "groups": experiment.of_groups(),
-        "listener_ceiling": _mean_by_name(ceilings),
-        "raters_spread": _mean_by_name(spreads),
+        **_mean_by_name(told),
         "wall_time_s": sum(results["wall_time_s"] for results in runs.values()),
     }
 

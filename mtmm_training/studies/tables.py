@@ -73,23 +73,16 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
             "after temperature": experiment.probabilities,
         }
         path = folder / "reliability.png"
-        of_runs.plot_reliability(compared, experiment.emotion_labels, path)
+        of_runs.plot_reliability(compared, experiment.indices("emotion_label"), path)
         if experiment.votes is not None:
             path, shares = folder / "reliability_votes.png", shares_of(experiment.votes)
             of_runs.plot_reliability(compared, shares, path, accuracy="share of listeners")
     plane = ["valence", "arousal"]
     if set(plane) <= set(experiment.dimensions):
         labels = experiment.rows[[f"{name}_label" for name in plane]].to_numpy(np.float64)
-        if np.isnan(labels).any(axis=1).all():
-            return
-        limits = experiment.flags["dimension_range"]
-        names = None
-        if experiment.emotions:
-            given = experiment.rows["emotion_label"]
-            names = [name if isinstance(name, str) else None for name in given]
-        predictions = experiment.rows[plane].to_numpy(np.float64)
-        path = folder / "valence_arousal.png"
-        of_runs.plot_dimensions(labels, predictions, path, limits, names)
+        predictions, limits = experiment.rows[plane], experiment.flags["dimension_range"]
+        names = experiment.rows["emotion_label"].fillna("") if experiment.emotions else None
+        of_runs.plot_dimensions(labels, predictions, folder / "valence_arousal.png", limits, names)
 
 
 # ---- how things are written --------------------------------------------------------------------

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import save_file
 
 from configuration_mtmm import MTMMConfig
@@ -95,8 +94,7 @@ def draw_test(
     if confusion is not None:
         of_runs.plot_confusion(confusion, names, folder / "confusion.png", title)
     columns = [i for i, n in enumerate(config.dimension_names) if n in ("valence", "arousal")]
-    complete = ~np.isnan(test.dimension_labels[:, columns]).any(axis=1)
-    if len(columns) == 2 and complete.any():  # rows that lack one are left out
+    if len(columns) == 2:
         of_runs.plot_dimensions(
             test.dimension_labels[:, columns],
             test.dimensions[:, columns],
