@@ -32,8 +32,7 @@ from tqdm.auto import tqdm
 
 from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
-from mtmm_training.batches.cache import STATES, FeatureCache
-from mtmm_training.batches.collate import to_dataset
+from mtmm_training.batches.cache import FeatureCache
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data import hub, sounds
 from mtmm_training.data.files import write_json
@@ -143,25 +142,19 @@ def read_features(
         dtype=config.cache_dtype,
     )
     cache.encode(utterances, batch_size=config.batch_size, workers=config.workers)
-    given = [m for m in config.modalities if any(getattr(u, m) is not None for u in utterances)]
-    pooled: dict[str, list[np.ndarray | None]] = {modality: [] for modality in given}
-    frames = []
-    # A reference has deviations, whatever the regression sees.
-    pooling = {"text": baseline.pooling, "audio": baseline.pooling}
-    if config.reference != "none":
-        pooling["audio"] = "mean_std"
-    collate = cache.collator(utterances, (), ())
-    for row in to_dataset(utterances):
-        batch = collate([row])  # one at a time: no padding, and little memory
-        for modality, vectors in pooled.items():
-            states = batch.get(f"{STATES[modality]}_states")
-            vectors.append(None if states is None else pool(states[0], pooling[modality]))
-            if modality == "audio":
-                frames.append(0 if states is None else states.shape[-2])
-    features = {}
-    for modality, vectors in pooled.items():
-        encoder = model.encoder_of(modality)
-        last = encoder.config.num_hidden_layers
+    states, features = cache.collator(utterances, (), ()), {}
+    for modality in config.modalities:
+        # A reference has deviations, whatever the regression sees.
+        referred = modality == "audio" and config.reference != "none"
+        pooling = "mean_std" if referred else baseline.pooling
+        vectors, frames = [], []
+        for u in utterances:  # one at a time: no padding, and little memory
+            own = states.of(modality, u)
+            vectors.append(None if own is None else pool(own, pooling))
+            frames.append(0 if own is None else own.shape[-2])
+        if not any(frames):
+            continue
+        last = model.encoder_of(modality).config.num_hidden_layers
         numbers = (last,) if baseline.layers == ("last",) else tuple(range(last + 1))
         absent = np.full_like(next(v for v in vectors if v is not None), np.nan)
         values = np.stack([absent if v is None else v for v in vectors])
