@@ -101,9 +101,7 @@ def _risk(options: argparse.Namespace) -> None:
       mtmm evaluate risk out/ours --error 0.1
       mtmm evaluate risk out/votes out/majority --out out/risk
     """
-    refuse(
-        (not 0 <= options.error < 1, f"--error is {options.error:g}; it must be from 0 to below 1")
-    )
+    refuse((not 0 <= options.error < 1, f"--error {options.error:g} must be from 0 to below 1"))
     from mtmm_training.studies.risk import risk_study
 
     out = options.out or options.folders[0] / "risk"

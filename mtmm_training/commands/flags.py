@@ -77,9 +77,7 @@ def share(text: str) -> tuple[int, int]:
     """ "1/4" as (1, 4)."""
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no share; machine or process I of N is I/N, from 0/N to N-1/N"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N, for process I of N, from 0/N")
     return int(part), int(parts)
 
 

@@ -164,9 +164,7 @@ def predict_parts(
     elif parts.record_file.exists():
         keep_record(parts.record_file, parts.record)
     else:
-        raise ValueError(
-            f"{parts.folder} holds Parquet files but has no {parts.record_file.name}; choose another --out."
-        )
+        raise ValueError(f"{parts.folder} holds Parquet files of no run; choose another --out.")
     mine, failed = parts.missing(share), 0
     if mine:
         columns, predict = load()
@@ -187,9 +185,7 @@ def predict_parts(
         tell(f"This share is done; {len(missing)} of {parts.count} parts are left to others.")
         return failed
     names = parts.check()
-    again = (
-        f": {few(names)}; to try them anew, delete their parts and run this again" if names else ""
-    )
+    again = f": {few(names)}; to try them anew, delete their parts and run again" if names else ""
     tell(
         f"{parts.folder}: {len(parts.inputs)} utterances in {parts.count} parts, complete and in order; "
         f"{len(names)} failed{again}."

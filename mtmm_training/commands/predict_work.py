@@ -306,6 +306,4 @@ def _named(flag: str, name: str) -> Iterator[None]:
         if name and Path(name).is_dir():
             raise
         reason = str(error).splitlines()[0]
-        raise OSError(
-            f"`{flag} {name}` is no folder here, and cannot be had from the Hub: {reason}"
-        ) from error
+        raise OSError(f"`{flag} {name}` is no folder here, and not on the Hub: {reason}") from error

@@ -40,9 +40,7 @@ def score_model(given: argparse.Namespace) -> str:
     config = pipe.model.config
     rows = read_rows(given, config)
     if heard := speakers_behind(given.model) & {u.speaker_id for u in rows}:
-        tell(
-            f"The model was trained or selected on {few(sorted(heard))}: these scores are too high"
-        )
+        tell(f"The model was trained or selected on {few(sorted(heard))}: scores are too high")
     inputs = [Input.of(u, speakers=True) for u in rows]
     options = pipeline_options(given, pipe, inputs)
     answers, failed = [], {}
@@ -112,9 +110,7 @@ def read_rows(given: argparse.Namespace, config: MTMMConfig) -> list[Utterance]:
         }
         kept.append(replace(u, emotion=u.emotion if u.emotion in names else None, **moved))
     if not any(u.emotion or any(getattr(u, n) is not None for n in known) for u in kept):
-        raise ValueError(
-            f"{given.manifest} has no label of {', '.join(config.trained_outputs)} that the model knows."
-        )
+        raise ValueError(f"{given.manifest} has no label of {', '.join(config.trained_outputs)}.")
     return kept
 
 

@@ -61,9 +61,7 @@ class Fold:
         counts = Counter(name for split in SPLITS for name in getattr(self, split))
         twice = [name for name, count in counts.items() if count > 1]
         if empty or twice:
-            problem = (
-                f"split {empty[0]} is empty" if empty else f"utterance {twice[0]!r} is in it twice"
-            )
+            problem = f"split {empty[0]} is empty" if empty else f"{twice[0]!r} is in it twice"
             raise ValueError(f"Fold {self.name!r} cannot be: {problem}.")
 
     @classmethod
@@ -302,9 +300,7 @@ def fold_from_speakers(
     known = _speakers(utterances)
     wrong = ({*validation, *test} - set(known)) or (set(validation) & set(test))
     if wrong:
-        raise ValueError(
-            f"Speaker {_shown(wrong)} must be one of {few(known)}, in validation or in test."
-        )
+        raise ValueError(f"Speaker {_shown(wrong)} must be one of {few(known)}, and in one split.")
     splits = _leave_out(utterances, _speaker, validation, test)
     audio = excerpts(utterances, recordings or Recordings())
     return Fold.from_splits("+".join(test), splits, audio)
@@ -344,9 +340,7 @@ def select(utterances: Iterable[Utterance], fold: Fold) -> Splits:
     keyed = by_id(utterances)
     missing = [name for split in SPLITS for name in getattr(fold, split) if name not in keyed]
     if missing:
-        raise ValueError(
-            f"{len(missing)} utterances of fold {fold.name!r} are not there: {_shown(missing)}."
-        )
+        raise ValueError(f"Fold {fold.name!r} lacks {len(missing)} utterances: {_shown(missing)}.")
     return {split: [keyed[name] for name in getattr(fold, split)] for split in SPLITS}
 
 

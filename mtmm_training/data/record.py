@@ -59,9 +59,7 @@ def keep_record(
         return
     kept = {name: value for name, value in read_json(path).items() if name not in notes}
     if difference := changed(kept, settings):
-        raise ValueError(
-            f"{path} was begun with other settings: {difference}. Choose or delete a folder."
-        )
+        raise ValueError(f"{path} was begun with other settings: {difference}. Choose another.")
 
 
 def changed(old: Any, new: Any, name: str = "settings") -> str | None:

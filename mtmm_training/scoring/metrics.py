@@ -358,9 +358,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
     """Raises ValueError for a NaN or an infinite number among these values."""
     wrong = int((~np.isfinite(values)).sum())
     if wrong:
-        raise ValueError(
-            f"{wrong} of {values.size} {name} are NaN or infinite: the model diverged."
-        )
+        raise ValueError(f"{wrong} of {values.size} {name} are not finite: the model diverged.")
 
 
 def or_none(value: float) -> float | None:

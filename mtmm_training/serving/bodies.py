@@ -58,9 +58,7 @@ async def read(request: Request, asked: Asked, limits: Limits) -> tuple[bytes, A
     kind = request.headers.get("content-type", "").lower()
     if not kind.startswith("multipart/form-data"):
         if kind.startswith(NO_AUDIO_TYPES):
-            raise HTTPException(
-                NOT_AUDIO, f"The body is {kind}; send audio, or multipart/form-data."
-            )
+            raise HTTPException(NOT_AUDIO, f"{kind} is no audio; send audio, or a form.")
         return await request.body(), asked
     async with request.form(max_files=1, max_part_size=limits.max_bytes) as form:
         fields: dict[str, Any] = asked.model_dump(exclude_unset=True)
@@ -95,7 +93,5 @@ def recording_of(audio: bytes, asked: Asked, limits: Limits) -> tuple[dict[str, 
     except (ValueError, TypeError, OSError) as error:
         raise HTTPException(UNUSABLE, str(error)) from error
     if lasts_s > limits.max_seconds:
-        raise HTTPException(
-            TOO_LARGE, f"The recording lasts {lasts_s:.1f} s; at most {limits.max_seconds:g} s."
-        )
+        raise HTTPException(TOO_LARGE, f"{lasts_s:.1f} s of audio exceed {limits.max_seconds:g} s.")
     return {"audio": given}, lasts_s

@@ -53,9 +53,7 @@ def make_plans(
             utterances as the reference.
     """
     if config.model is not None:
-        raise ValueError(
-            f"`--model` is {config.model!r}; variants begin with --audio_encoder and --text_encoder."
-        )
+        raise ValueError(f"`--model` is {config.model!r}; variants begin with encoders.")
     config.check()  # before anything reads it; each variant is checked again
     if config.cache_dir is None and uses_cache(config):
         config = replace(config, cache_dir=str(out / "cache"))  # one for all variants
@@ -67,9 +65,7 @@ def make_plans(
             continue
         plans[name] = make_plan(out / name, with_variant(config, variant), folds)
         if plans[name].folds != plans[REFERENCE].folds:
-            raise ValueError(
-                f"Leave out variant {name}, or the utterances that lack a modality, which it cannot use."
-            )
+            raise ValueError(f"Leave out variant {name}, or utterances that lack a modality.")
     return plans
 
 

@@ -99,9 +99,7 @@ def write_recording(
     generator = np.random.default_rng(seed)
     emotions = sorted({u.emotion for u in utterances if u.emotion is not None})
     if len(emotions) < 2:
-        raise ValueError(
-            f"The utterances have {emotions or 'no emotion'} only; changes need two emotions or more."
-        )
+        raise ValueError(f"The only emotions are {emotions}; changes need two or more.")
     turns = {
         emotion: _in_turn([u for u in utterances if u.emotion == emotion], generator)
         for emotion in emotions

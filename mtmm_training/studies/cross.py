@@ -74,9 +74,7 @@ def named(corpora: Sequence[str]) -> dict[str, Path]:
         for (name, _, _), path in zip(given, paths, strict=True)
     ]
     if len(set(names)) < max(len(names), 2) or any("/" in name for name in names):
-        raise ValueError(
-            f"`--corpora` are called {', '.join(names)}; give two or more different ones, as NAME=PATH."
-        )
+        raise ValueError(f"`--corpora`: {', '.join(names)}; give two or more different NAME=PATH.")
     return dict(zip(names, paths, strict=True))
 
 

@@ -73,9 +73,7 @@ def run_demo(folder: Path) -> None:
     for out in outs.values():
         ours = demo and any((out / name).exists() for name in RUN_FILES)
         if out.exists() and any(out.iterdir()) and not ours:
-            raise FileExistsError(
-                f"{out} is not empty and holds no run of an earlier demo; choose another folder."
-            )
+            raise FileExistsError(f"{out} holds no run of an earlier demo; choose another folder.")
     print(
         f"corpus: about an hour of artificial speech, with sentences, into {folder / 'corpus'}",
         flush=True,

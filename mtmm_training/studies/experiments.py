@@ -179,9 +179,7 @@ def read_experiment(folder: str | Path, split: str = "test") -> Experiment:
     folders = {int(number): path for number, path in sorted(named) if number.isdecimal()}
     runs = {fold: Run.open(path) for fold, path in folders.items() if is_finished(path)}
     if not runs:
-        raise FileNotFoundError(
-            f"{folder} has no finished fold (fold-00/results.json, ...); give an experiment's --out."
-        )
+        raise FileNotFoundError(f"{folder} has no finished fold; give an experiment's --out.")
     planned = len(folders)
     if (folder / "folds.json").is_file():
         planned = len(read_json(folder / "folds.json", "folds")["folds"])

@@ -130,9 +130,7 @@ def check_explanations(folder: Path, utterances: int | None = None) -> None:
     run = Run.open(folder)
     test = run.test_utterances()[:utterances]
     if any(utterance.corpus != CORPUS for utterance in test):
-        raise ValueError(
-            f"{folder} was not trained on the embedded corpus alone, of which it is known what was planted."
-        )
+        raise ValueError(f"{folder} was not trained on the embedded corpus alone.")
     pipe = run.pipeline()
     words = [Probe({"audio": u.audio, "text": u.text}, None) for u in test]
     explained = {output: explain(pipe, words, output) for output in OUTPUTS}

@@ -141,9 +141,7 @@ def chosen_folds(folds: Sequence[Fold], wanted: Collection[int] | None) -> list[
     indices = sorted(set(range(len(folds)) if wanted is None else wanted))
     wrong = set(indices) - set(range(len(folds)))
     if wrong:
-        raise ValueError(
-            f"`--folds {min(wrong)}` does not exist: there are {len(folds)}, counted from 0."
-        )
+        raise ValueError(f"`--folds {min(wrong)}` does not exist: there are {len(folds)}, from 0.")
     return indices
 
 
@@ -191,9 +189,7 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
             finally:
                 stop([process])
             if status:
-                raise RuntimeError(
-                    f"Encoding failed: {last_words(log)}\nThe whole log is in {log}."
-                )
+                raise RuntimeError(f"Encoding failed: {last_words(log)}\nThe log is in {log}.")
     waiting = [(plan, fold) for plan in plans for fold in plan.unfinished()]
     running: dict[Process, tuple[Plan, int]] = {}
     cores = share_of_cores(jobs)

@@ -77,9 +77,7 @@ def answers(
     model, processor = run.model(), run.processor()
     config = model.config
     if config.reference != "speaker" or "emotion" not in config.trained_outputs:
-        raise ValueError(
-            f"{run.folder} was not trained with --reference speaker and emotions; train such a run."
-        )
+        raise ValueError(f"{run.folder} was not trained with --reference speaker and emotions.")
     place = cache_dir or cache_folder(run.flags)
     if place is None:
         raise ValueError("The run kept no states; give --cache_dir.")

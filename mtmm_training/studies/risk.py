@@ -119,8 +119,6 @@ def risk_study(
 def _save(runs: Sequence[Run], least: Sequence[float], error: float) -> None:
     for run, limit in zip(runs, least, strict=True):
         if not np.isfinite(limit):
-            raise ValueError(
-                f"No confidence gives {run.folder} an error of {error:g} in validation; raise --error."
-            )
+            raise ValueError(f"{run.folder} always errs more than {error:g}; raise --error.")
         path = run.folder / "model" / "config.json"
         write_json(read_json(path) | {"min_confidence": limit}, path)

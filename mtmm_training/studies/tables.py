@@ -63,9 +63,7 @@ def draw(experiment: Experiment, summary: Mapping[str, Any], folder: Path) -> No
         of_runs.plot_fold_spread(complete, folder / "fold_spread.png", "score on the test split")
     if summary["confusion"] is not None:
         labelled = len(experiment.labelled("UAR"))
-        heading = (
-            f"{experiment.name}: {folds_of(summary)}, {labelled} test utterances with an emotion"
-        )
+        heading = f"{experiment.name}: {folds_of(summary)}, {labelled} labelled test utterances"
         path = folder / "confusion.png"
         of_runs.plot_confusion(summary["confusion"], experiment.emotions, path, heading)
         compared = {

@@ -134,9 +134,7 @@ def measure_errors(
     test = run.test_utterances()
     true = [utterance.text or "" for utterance in test]
     if not any(true):
-        raise ValueError(
-            f"The test utterances of {folder} have no transcripts that its model reads."
-        )
+        raise ValueError(f"No test utterance of {folder} has a transcript that its model reads.")
     model, processor = run.model(), run.processor()
     rows: list[dict[str, Any]] = []
     for rate in rates:

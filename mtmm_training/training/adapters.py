@@ -111,9 +111,7 @@ def unfreeze_top_layers(encoder: PreTrainedModel, count: int) -> None:
     """
     name, layers = layers_of(encoder)
     if not 1 <= count <= len(layers):
-        raise ValueError(
-            f"{count} layers of {type(encoder).__name__} cannot be unfrozen; it has {len(layers)}."
-        )
+        raise ValueError(f"{type(encoder).__name__} has {len(layers)} layers, not {count}.")
     _freeze(encoder)
     layers[-count:].requires_grad_(True)
     # Without stable layer norm, wav2vec 2.0 and its kin have this norm before their layers.
@@ -221,21 +219,15 @@ def merge(
             names["audio_encoder"], names["text_encoder"], **fields
         )
     else:
-        raise ValueError(
-            f"{folder} does not name its base; give --base, or --audio_encoder and --text_encoder."
-        )
+        raise ValueError(f"{folder} names no base; give --base, or both encoders.")
     found = describe_base(model)["encoders"]
     if other := [name for name in ENCODERS if saved["encoders"].get(name) != found[name]]:
-        raise ValueError(
-            f"{folder} was trained with another {' and another '.join(other)} encoder than the given one."
-        )
+        raise ValueError(f"{folder} is of another {' and another '.join(other)} encoder.")
     adapted = PeftModel(model, LoraConfig.from_pretrained(str(folder)))
     weights = load_file(folder / WEIGHTS_FILE)
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if differing := weights.keys() ^ expected.keys():  # peft leaves adapters at zero that it misses
-        raise ValueError(
-            f"{folder / WEIGHTS_FILE} lacks {len(differing)} weights, or has others: {min(differing)!r}."
-        )
+        raise ValueError(f"{folder / WEIGHTS_FILE} lacks or adds weights: {min(differing)!r}.")
     set_peft_model_state_dict(adapted, weights)
     merged = adapted.merge_and_unload(safe_merge=True).eval()
     if (folder / FAMILIARITY_FILE).exists():

@@ -138,9 +138,7 @@ class Checkpoints:
         found = _digests(checkpoint)
         damaged = sorted(name for name in written if found.get(name) != written[name])
         if damaged:
-            raise ValueError(
-                f"{checkpoint} is damaged ({', '.join(damaged)}); delete it, and the one before is taken."
-            )
+            raise ValueError(f"{checkpoint} is damaged ({', '.join(damaged)}); delete it.")
         keep_record(record, settings, notes)
         # Not strict: frozen weights are not in it.
         options = {"load_module_strict" if self._deepspeed else "strict": False}
@@ -172,9 +170,7 @@ class Checkpoints:
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"The best epoch's weights in {path} cannot be read ({error}); train anew."
-            ) from error
+            raise ValueError(f"{path} cannot be read ({error}); train anew.") from error
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == set(state), f"best.safetensors differs in {sorted(trained ^ set(state))}"
         model.load_state_dict(state, strict=False)

@@ -79,9 +79,7 @@ def protocol_of(utterances: Sequence[Utterance], k: int | None) -> tuple[str, in
             return "session", None, "one session tests, the next validates"
     count = min(k or GROUPS, len(splits))
     if count < len(SPLITS):
-        raise ValueError(
-            f"Three splits need speakers of their own, and the column 'speaker' has {len(splits)}."
-        )
+        raise ValueError(f"Three splits need three speakers or more; there are {len(splits)}.")
     lack = "no session" if set(sessions) == {None} else "sessions that share speakers, or are few"
     return "grouped", count, f"{lack}: {count} folds of grouped speakers; one tests, one validates"
 

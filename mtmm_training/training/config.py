@@ -267,9 +267,7 @@ class TrainConfig:
                 ("dimension_range", self.dimension_range, scale),
             ):
                 if given and given != own:
-                    raise ValueError(
-                        f"`--{name}` is {getattr(self, name)}, but --model has {own}; leave it out."
-                    )
+                    raise ValueError(f"`--{name}` is {getattr(self, name)}, but --model has {own}.")
         elif self.corpus is not None:
             scale = CORPORA[self.corpus].get("dimension_range", scale)
         dimensions = self.dimensions or known.dimension_names

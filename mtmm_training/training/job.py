@@ -162,9 +162,7 @@ def make_loaders(
         cache = None  # it was not asked for, and states change in training
     for name, unused in (("mask_frames", 0.0), ("reference", "none"), ("linear_path", False)):
         if getattr(config, name) != unused and cache is None:
-            raise ValueError(
-                f"`--{name}` is {getattr(config, name)}; it needs the cache, and encoders that are frozen."
-            )
+            raise ValueError(f"`--{name}` needs the cache, and encoders that are frozen.")
     variants = add_variants(
         data.splits["train"], config.augment, config.augment_variants, config.seed
     )
@@ -187,9 +185,7 @@ def make_loaders(
     elif config.on_error == "stop":
         own = [utterance for split in data.splits.values() for utterance in split]
         if bad := find_bad(own, processor, config.workers):
-            raise ValueError(
-                f"{unusable(bad, own)}\nRepair their files, or leave them out by --on_error skip."
-            )
+            raise ValueError(f"{unusable(bad, own)}\nRepair their files, or add --on_error skip.")
     if config.encode_only:
         return {}, True
     loaders = {}

@@ -57,9 +57,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.tracker != "none" and not accelerator.log_with:
         raise ValueError(f"`--tracker` is {config.tracker!r}, which is not installed.")
     if accelerator.num_processes != launched:
-        raise RuntimeError(
-            f"{launched} processes were launched, but {accelerator.device} cannot be shared by several."
-        )
+        raise RuntimeError(f"{launched} processes cannot share {accelerator.device}.")
     return accelerator
 
 
@@ -90,9 +88,7 @@ def check_launch(config: TrainConfig, accelerator: Accelerator, counts: dict[str
     elif config.batch_size * accelerator.num_processes < 2 and any(
         counts["train"]["dimensions"].values()
     ):
-        problem = (
-            "`--batch_size` is 1; CCC, where dimensions are trained, needs 2 utterances or more."
-        )
+        problem = "`--batch_size` is 1; CCC, where dimensions are trained, needs 2 or more."
     elif sharded and partial:
         problem = (
             "Where the model is sharded, every utterance needs both modalities, but "
@@ -131,9 +127,7 @@ def alone_in(folder: Path, resume: bool = False) -> Iterator[None]:
 
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would inherit it
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(
-                f"{folder} is in use by another run; wait for it, or choose another --out."
-            ) from error
+            raise ValueError(f"{folder} is in use; wait, or choose another --out.") from error
         except (OSError, ImportError) as error:  # Windows has no fcntl
             print(f"{folder} cannot be locked ({error}): start no second run with this --out")
         _refuse_to_overwrite(folder, resume)
@@ -189,6 +183,4 @@ class StopSignal:
         again = self.name is not None  # asked twice: whoever asks wants out now
         self.name = signal.Signals(number).name
         if again or not self.training:
-            raise Stopped(
-                f"{self.name}: stopped. Run the same command again, with --resume if training had begun."
-            )
+            raise Stopped(f"{self.name}: stopped. Run it again, with --resume if training began.")

@@ -101,9 +101,7 @@ def prepare_fold(config: TrainConfig) -> FoldData:
         outputs = tuple(known.loss_weights)
         return FoldData("all", splits, outputs, {}, data.bad, data.recordings, {})
     if config.fold >= len(data.folds):
-        raise ValueError(
-            f"`--fold {config.fold}` does not exist: there are {len(data.folds)}, counted from 0."
-        )
+        raise ValueError(f"`--fold {config.fold}` does not exist: {len(data.folds)} do, from 0.")
     fold = data.folds[config.fold]
     chosen = select(data.utterances, fold)
     settings = settings_of(config) | {"skipped": sorted(data.bad)}
@@ -168,9 +166,7 @@ def read_all(config: TrainConfig) -> list[Utterance]:
     """The utterances that the flags name, usable or not."""
     utterances = read_named(config, audio_exists=config.on_error == "stop")
     hidden = {"audio", "text"} - set(config.modalities)
-    kept = [
-        u for u in utterances if any(getattr(u, name) is not None for name in config.modalities)
-    ]
+    kept = [u for u in utterances if any(getattr(u, n) is not None for n in config.modalities)]
     if left := len(utterances) - len(kept):
         print(f"{left} of {len(utterances)} utterances have no {config.modalities[0]}: left out")
     for column in config.group_by or ():
@@ -180,9 +176,7 @@ def read_all(config: TrainConfig) -> list[Utterance]:
     unknown = sorted(set(found) - set(config.emotions))
     if unknown and not config.encode_only:  # the model has no output for them
         counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
-        raise ValueError(
-            f"The data has emotions that are not among --emotions {' '.join(config.emotions)}: {counts}."
-        )
+        raise ValueError(f"Emotions beside --emotions {' '.join(config.emotions)}: {counts}.")
     kept = votes_among(kept, config.emotions)
     if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
         kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]
@@ -274,9 +268,7 @@ def check_fold(
         )
     seen = sorted(speakers_behind(config.model) & {u.speaker_id for u in splits["test"]})
     if seen:
-        raise ValueError(
-            f"`--model` is {config.model!r}, which has seen {few(seen)} of the test split."
-        )
+        raise ValueError(f"`--model` {config.model!r} has seen {few(seen)} of the test split.")
     return outputs, splits, counts
 
 
@@ -318,9 +310,7 @@ def trained_outputs(
         and (voted and name == "emotion" or any(getattr(u, name) is not None for u in utterances))
     )
     if not outputs:
-        raise ValueError(
-            f"The training split has no label that counts in the loss, whose weights are {weights}."
-        )
+        raise ValueError(f"No training label counts in the loss, whose weights are {weights}.")
     return outputs
 
 

@@ -66,9 +66,7 @@ class Features:
             return [(layer,) for layer in self.layers]
         chosen = self.layers[-1:] if wanted == ["last"] else tuple(map(int, wanted))
         if not set(chosen) <= set(self.layers):
-            raise ValueError(
-                f"`--layers` is {' '.join(wanted)!r}; there are {self.layers[0]} to {self.layers[-1]}."
-            )
+            raise ValueError(f"`--layers` is {' '.join(wanted)!r}; there are {self.layers}.")
         return [chosen]
 
 

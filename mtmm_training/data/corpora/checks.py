@@ -253,17 +253,13 @@ def tell_differing_opinions(corpus: str, utterances: Sequence[Utterance]) -> Non
     voted = [u for u in utterances if u.votes and u.emotion is not None]
     differing = sum(leading(u.votes or {}) not in (None, u.emotion) for u in voted)
     if differing:
-        logger.warning(
-            "%s: %d of %d labels are not the emotion with most votes", corpus, differing, len(voted)
-        )
+        logger.warning("%s: %d of %d labels are not of most votes", corpus, differing, len(voted))
     for name, ratings in RATINGS.items():
         pairs = [(getattr(u, name), getattr(u, ratings)) for u in utterances]
         rated = [(mean, own) for mean, own in pairs if own and mean is not None]
         off = sum(abs(sum(own) / len(own) - mean) > ROUNDING for mean, own in rated)
         if off:
-            logger.warning(
-                "%s: %d of %d %ss are not the mean of the ratings", corpus, off, len(rated), name
-            )
+            logger.warning("%s: %d of %d %ss are no mean of ratings", corpus, off, len(rated), name)
 
 
 def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -> list[Utterance]:
@@ -283,9 +279,7 @@ def _with_audio_files(corpus: str, utterances: list[Utterance], partial: bool) -
 def tell(message: str, error: type[Exception], partial: bool) -> None:
     """Logs what is missing where a part of the corpus is enough, else raises it."""
     if not partial:
-        raise error(
-            f"{message}\nComplete the corpus, or read what is there: partial=True (--partial)."
-        )
+        raise error(f"{message}\nComplete it, or read what is there: partial=True (--partial).")
     logger.warning("%s\nWhat is there is read.", message)
 
 

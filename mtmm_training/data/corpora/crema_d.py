@@ -87,9 +87,7 @@ def _votes(path: Path, partial: bool) -> dict[str, Mapping[str, float]]:
             continue
         counts = {own: float(row[letter]) for letter, own in answers.items()}
         if sum(counts.values()) != float(row["numResponses"]) or row["fileName"] in found:
-            raise ValueError(
-                f"{path}, {number}: votes of {row['fileName']} are doubled or missing."
-            )
+            raise ValueError(f"{path} {number}: votes of {row['fileName']} are doubled or missing.")
         found[row["fileName"]] = {own: count for own, count in counts.items() if count}
     total = sum(sum(votes.values()) for votes in found.values())
     if (len(found), total) != (VOTED, TOTAL_VOTES):

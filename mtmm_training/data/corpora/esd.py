@@ -21,9 +21,7 @@ LAYOUT = "0011/Angry/train/0011_000401.wav and others"
 
 SPEAKERS = [f"00{number}" for number in range(11, 21)]
 SENTENCES = 350
-EXPECTED = {
-    f"esd_{speaker}": dict.fromkeys(LABELS["esd"]["all"], SENTENCES) for speaker in SPEAKERS
-}
+EXPECTED = {f"esd_{name}": dict.fromkeys(LABELS["esd"]["all"], SENTENCES) for name in SPEAKERS}
 SPLITS = {"train": "train", "evaluation": "validation", "test": "test"}
 
 _NAME = re.compile(r"(\d{4})_(\d{6})")

@@ -117,9 +117,7 @@ def _ratings(folder: Path, opinions: dict[str, dict[str, Any]]) -> dict[str, Rat
             if name not in lines:
                 lines[name] = below
             if ratings.setdefault(name, rating) != rating:
-                problems.append(
-                    f"{path}, line {number}: {name} is {rating}, before it was {ratings[name]}"
-                )
+                problems.append(f"{path}, line {number}: {name} is {rating}, was {ratings[name]}")
     for name, below in lines.items():
         try:
             opinions[name] = _opinions(below)
@@ -129,9 +127,7 @@ def _ratings(folder: Path, opinions: dict[str, dict[str, Any]]) -> dict[str, Rat
     low, high = FACTS["iemocap"]["dimension_range"]
     outside = [name for name, (_, d) in ratings.items() if not low <= min(d) <= max(d) <= high]
     if outside:
-        checks.logger.warning(
-            "iemocap: %d ratings in %s leave the scale, 1 to 5, and are kept", len(outside), folder
-        )
+        checks.logger.warning("iemocap: kept %d ratings in %s off the scale", len(outside), folder)
     return ratings
 
 
@@ -179,9 +175,7 @@ def _transcripts(folder: Path) -> dict[str, str]:
                 spoken = match[2].strip()
                 differing += words.setdefault(match[1], spoken) != spoken
     if differing:
-        checks.logger.warning(
-            "iemocap: %d turns in %s have several transcripts; the first is kept", differing, folder
-        )
+        checks.logger.warning("iemocap: %d turns in %s have several transcripts", differing, folder)
     return words
 
 

@@ -68,9 +68,7 @@ def _utterance(row: dict[str, str], audio: Path | None, with_valence: bool) -> U
     name = f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}"
     path = None if audio is None else audio / split / f"{name}.wav"
     if path is not None and f"{split}_{name}" in SILENT and not path.exists():
-        checks.logger.warning(
-            "meld: %s has no video that can be read; its text alone is read", path
-        )
+        checks.logger.warning("meld: %s has no readable video; its text alone is read", path)
         path = None
     person = _clean(row["Speaker"]).partition("/")[0].strip()
     return Utterance(

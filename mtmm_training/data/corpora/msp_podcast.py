@@ -179,9 +179,7 @@ def read_details(path: Path, secondary: float) -> dict[str, dict[str, Any]]:
             said = _annotation(row)
             earlier = annotations[row["FileName"]].setdefault(said.worker, said)
             if repr(earlier) != repr(said):  # equal rows are one; by repr, for NaN is not NaN
-                raise ValueError(
-                    f"{said.worker} annotates {row['FileName']} twice, and differently"
-                )
+                raise ValueError(f"{said.worker} annotates {row['FileName']} twice, differently")
         except ValueError as error:
             bad.append(f"{number}: {error}")
     checks.refuse(f"{path}: rows that cannot be read", bad)
@@ -192,9 +190,7 @@ def _annotation(row: dict[str, str]) -> Annotation:
     if _STRING in row:
         match = _DETAIL.fullmatch(row[_STRING].strip())
         if match is None:
-            raise ValueError(
-                f"{row[_STRING]!r} is not like 'WORKER1; Happy; Happy,Concerned; A:6.0; V:5.0; D:5.0;'"
-            )
+            raise ValueError(f"{row[_STRING]!r} is not like 'W1; Happy; Sad; A:6; V:5; D:5;'")
         row = match.groupdict()
     worker = next(row[name] for name in _WORKERS if name in row)
     major, second = (row[name] for name in _ANSWERS)
