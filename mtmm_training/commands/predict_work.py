@@ -74,10 +74,7 @@ def to_parts(given: argparse.Namespace) -> int:
     settings = {name: getattr(given, name) for name in SETTINGS}
     settings |= {"model": identify(given), "mtmm": installed_version()}
     if given.reference is not None:  # of files what is in them
-        files = {word: Path(word) for word in given.reference if word not in REFERENCES}
-        settings["reference"] = [
-            file_digest(files[word]) if word in files else word for word in given.reference
-        ]
+        settings["reference"] = [w if w in REFERENCES else file_digest(w) for w in given.reference]
     inputs = read_given(given)
     parts = Parts(given.out, inputs, given.part_size, settings)
 

@@ -102,12 +102,9 @@ def read_rows(given: argparse.Namespace, config: MTMMConfig) -> list[Utterance]:
         tell(f"not scored, the model knows {', '.join(names) or 'no emotions'} alone: {listed}")
     kept = []
     for u in rows:
-        values = {n: getattr(u, n) for n in DIMENSIONS}
-        moved: dict[str, Any] = dict.fromkeys((*RATINGS.values(), "raters", "votes"))
-        moved |= {
-            n: low + (v - scale[0]) * factor if v is not None and n in known else None
-            for n, v in values.items()
-        }
+        values = {n: getattr(u, n) for n in known}
+        moved: dict[str, Any] = dict.fromkeys((*DIMENSIONS, *RATINGS.values(), "raters", "votes"))
+        moved |= {n: low + (v - scale[0]) * factor for n, v in values.items() if v is not None}
         kept.append(replace(u, emotion=u.emotion if u.emotion in names else None, **moved))
     if not any(u.emotion or any(getattr(u, n) is not None for n in known) for u in kept):
         raise ValueError(f"{given.manifest} has no label of {', '.join(config.trained_outputs)}.")

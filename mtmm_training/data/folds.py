@@ -369,7 +369,4 @@ def load_folds(
         raise ValueError(f"{path} is not a file of folds ({error}).") from error
     _check_utterances(utterances)
     audio = excerpts(utterances, recordings or Recordings())
-    return [
-        Fold.from_splits(fold.name, select(utterances, fold), audio, script_disjoint)
-        for fold in folds
-    ]
+    return [Fold.from_splits(f.name, select(utterances, f), audio, script_disjoint) for f in folds]

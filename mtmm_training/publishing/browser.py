@@ -33,9 +33,7 @@ class Package(NamedTuple):
     files: list[str]
 
 
-PACKAGES = [
-    Package(name, **facts) for name, facts in facts_beside(__file__, "packages.toml").items()
-]
+PACKAGES = [Package(name, **own) for name, own in facts_beside(__file__, "packages.toml").items()]
 
 
 def write_page(folder: Path, name: str, config: MTMMConfig) -> None:

@@ -40,11 +40,8 @@ def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
 
 def output_names(model: MTMMModel) -> list[str]:
     """The outputs of the model's graph, in their order."""
-    has = {
-        "dimension_deviations": model.deviation_head is not None,
-        "unfamiliarity": model.familiarity is not None,
-    }
-    return [*OUTPUTS, *(name for name in OPTIONAL if has[name])]
+    has = {"dimension_deviations": model.deviation_head, "unfamiliarity": model.familiarity}
+    return [*OUTPUTS, *(name for name in OPTIONAL if has[name] is not None)]
 
 
 def largest_difference(

@@ -48,9 +48,7 @@ class Cut(BaseModel):
     window_s: Positive | None = Field(None, description="cut into windows of so many seconds")
     hop_s: Positive | None = Field(None, description="from one window to the next, seconds")
     top_k: int | None = Field(None, ge=1, le=10**6, description="only the highest scores")
-    min_confidence: float | None = Field(
-        None, ge=0, le=1, description="name no emotion whose score is below"
-    )
+    min_confidence: float | None = Field(None, ge=0, le=1, description="name no emotion below it")
 
     def options(self) -> dict[str, Any]:
         """Of the pipeline's call: those that were given."""
@@ -65,9 +63,7 @@ class Asked(Cut):
     segments: Timed = Field(None, description='JSON: [{"start": 0, "end": 2.5, "text": ...}, ...]')
     speaker: str | None = Field(None, description="who speaks")
     explain: str | None = Field(None, description="emotion, or the name of a dimension")
-    by: Literal["segment", "turn", "window"] | None = Field(
-        None, description="what is predicted by itself"
-    )
+    by: Literal["segment", "turn", "window"] | None = Field(None, description="what is predicted")
     channel: NonNegativeInt | Literal["each"] | None = Field(
         None, description="this one alone, from 0; or each has its own speaker"
     )

@@ -102,11 +102,7 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
     experiments = {name: read_experiment(out / name) for name in names}
     reference = experiments[REFERENCE]
     summaries = {name: summarise(experiment) for name, experiment in experiments.items()}
-    differences = {
-        name: compare(reference, experiment)
-        for name, experiment in experiments.items()
-        if name != REFERENCE
-    }
+    differences = {n: compare(reference, own) for n, own in experiments.items() if n != REFERENCE}
     first = summaries[REFERENCE]
     metrics = [m for m in COMPARED if first["metrics"].get(m, {}).get("n")]
     markdown = render(

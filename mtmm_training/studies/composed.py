@@ -149,21 +149,17 @@ def score(
     times = np.arange(STEP_S / 2, truth[-1].end_s, STEP_S)
     labels, answers = (_emotions_at(times, spans, emotions) for spans in (truth, timeline))
     shifts = np.random.default_rng(0).integers(1, len(times), SHIFTS)
-    by_chance = [
-        unweighted_average_recall(np.roll(labels, shift), answers, emotions) for shift in shifts
-    ]
+    by_chance = [unweighted_average_recall(np.roll(labels, n), answers, emotions) for n in shifts]
     edges = np.array([block.end_s for block in truth])
     inside = [s for s in timeline if not ((s.start_s < edges) & (edges < s.end_s)).any()]
     middles = np.array([(span.start_s + span.end_s) / 2 for span in inside])
-    inside_labels, inside_answers = (
-        _emotions_at(middles, spans, emotions) for spans in (truth, inside)
-    )
+    own_labels, own_answers = (_emotions_at(middles, spans, emotions) for spans in (truth, inside))
     return {
         "confusion": STEP_S * confusion(labels, answers, emotions),
         "UAR": unweighted_average_recall(labels, answers, emotions),
         "WAR": weighted_accuracy(labels, answers),
         "windows": len(inside),
-        "UAR_windows": unweighted_average_recall(inside_labels, inside_answers, emotions),
+        "UAR_windows": unweighted_average_recall(own_labels, own_answers, emotions),
         "chance": float(np.mean(by_chance)),
         "chance_highest": max(by_chance),
     }

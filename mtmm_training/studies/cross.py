@@ -192,10 +192,8 @@ def write_cross(out: Path) -> str:
         table = pd.concat([table, gains])
     tables.write_csv(table, out / "cross.csv")
     # The folds of leaving one out are together a line.
-    lines = table["trained_on"].mask(
-        table["trained_on"] == ALL_BUT + table["tested_on"], "all others"
-    )
-    table = table.assign(line=lines)
+    left_out = table["trained_on"] == ALL_BUT + table["tested_on"]
+    table = table.assign(line=table["trained_on"].mask(left_out, "all others"))
     matrices, of = {}, table["answers"].unique()
     for score in [name for name in COMPARED if name in table and table[name].notna().any()]:
         shown = of[:1] if score in UNFAMILIAR else of  # a reference changes nothing of it
@@ -250,9 +248,8 @@ def matrix(table: pd.DataFrame, corpora: Sequence[str], answers: str, column: st
     """A column of what was trained on (rows) and tested on (columns)."""
     own = table[table["answers"] == answers]
     lines = own["line"].unique()
-    return own.pivot(index="line", columns="tested_on", values=column).reindex(
-        lines, columns=corpora
-    )
+    wide = own.pivot(index="line", columns="tested_on", values=column)
+    return wide.reindex(lines, columns=corpora)
 
 
 def matrix_rows(

@@ -95,10 +95,8 @@ def answers(
     plain = answer()
     yield (RANDOM, 0), plain
     references = References(model, states)
-    each = [
-        references.of(u, said)
-        for u, said in zip(test, predicted_answers(plain, config), strict=True)
-    ]
+    said = predicted_answers(plain, config)
+    each = [references.of(u, own) for u, own in zip(test, said, strict=True)]
     speakers: dict[str, list[int]] = {}
     for i, u in enumerate(test):
         speakers.setdefault(u.speaker_id, []).append(i)

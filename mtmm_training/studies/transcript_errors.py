@@ -48,13 +48,10 @@ def degrade(transcripts: Sequence[str], rate: float, seed: int) -> list[str]:
         i, j = places[place]
         kind = generator.choice(list(KINDS), p=list(KINDS.values()))
         word = texts[i][j]
-        others = [w for w in generator.choice(vocabulary, 2) if w != word] or vocabulary[:1]
+        other = next((w for w in generator.choice(vocabulary, 2) if w != word), vocabulary[0])
         # A place keeps its number until the end: what stands there is a string of words.
-        texts[i][j] = {
-            "substitution": others[0],
-            "deletion": "",
-            "insertion": f"{others[0]} {word}",
-        }[str(kind)]
+        errors = {"substitution": other, "deletion": "", "insertion": f"{other} {word}"}
+        texts[i][j] = errors[str(kind)]
     return [" ".join(word for word in words if word) for words in texts]
 
 

@@ -147,10 +147,7 @@ def describe_base(base: MTMMModel, /, **names: str | None) -> dict[str, Any]:
         names: `model`, or `audio_encoder` and `text_encoder`: Hub ids, or folders, whose place is
             not written down.
     """
-    public = {
-        name: None if value is None or Path(value).exists() else value
-        for name, value in names.items()
-    }
+    public = {n: None if own is None or Path(own).exists() else own for n, own in names.items()}
     # Of both encoders, also where one has no adapters: its states are fused all the same. Left out is
     # what no forward pass reads, and transformers draws anew where a checkpoint lacks it: the pooler,
     # and `masked_spec_embed`, which lies beside the parts.

@@ -191,9 +191,5 @@ def _drop_frozen(
 
 def _digests(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of a checkpoint's other files, by name."""
-    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
-    return {
-        str(path.relative_to(checkpoint)): file_digest(path)
-        for path in files
-        if path.name != DIGESTS
-    }
+    files = [p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != DIGESTS]
+    return {str(path.relative_to(checkpoint)): file_digest(path) for path in files}

@@ -163,9 +163,8 @@ def make_loaders(
     for name, unused in (("mask_frames", 0.0), ("reference", "none"), ("linear_path", False)):
         if getattr(config, name) != unused and cache is None:
             raise ValueError(f"`--{name}` needs the cache, and encoders that are frozen.")
-    variants = add_variants(
-        data.splits["train"], config.augment, config.augment_variants, config.seed
-    )
+    augmented = config.augment, config.augment_variants, config.seed
+    variants = add_variants(data.splits["train"], *augmented)
     shown = data.splits | {"train": [u for variant in variants for u in variant]}
     collate: Any = RawInputs(processor, config.emotions, config.dimensions)
     if cache is not None:  # encoding reads all of them, and says itself what is bad

@@ -69,9 +69,8 @@ class Pooled:
 
     def among(self, pooled: dict[str, Any], layers: Sequence[int], deviation: bool) -> np.ndarray:
         """Which columns of what is pooled are of these layers: booleans."""
-        where = np.zeros(
-            (1 + pooled["deviation"], len(pooled["layers"]), self.values.shape[-1]), bool
-        )
+        shape = 1 + pooled["deviation"], len(pooled["layers"]), self.values.shape[-1]
+        where = np.zeros(shape, bool)
         where[: 1 + deviation, np.isin(pooled["layers"], layers)] = True
         return where.ravel()
 

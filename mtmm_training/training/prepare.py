@@ -325,10 +325,8 @@ def hide_labels(
 
 def class_weights(config: TrainConfig, counts: dict[str, Any]) -> Tensor | None:
     """Weights (emotions,) that give every emotion of the training split the same total, or None."""
-    voted = config.labels == "votes" and "votes" in counts
-    found = {
-        n: count for n, count in counts["votes" if voted else "emotions"].items() if n != OTHER
-    }
+    kind = "votes" if config.labels == "votes" and "votes" in counts else "emotions"
+    found = {n: count for n, count in counts[kind].items() if n != OTHER}
     if config.class_weights == "none" or not found:
         return None
     total, present = sum(found.values()), len(found)

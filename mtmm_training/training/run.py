@@ -108,11 +108,7 @@ class Run:
         known = by_id(read_all(self.flags))
         rows = self.predictions()
         tested = dict(zip(rows["id"], rows["speaker"], strict=True))
-        changed = [
-            name
-            for name, speaker in tested.items()
-            if name not in known or known[name].speaker_id != speaker
-        ]
+        changed = [n for n, who in tested.items() if n not in known or known[n].speaker_id != who]
         if changed:
             raise ValueError(f"{len(changed)} utterances of {self.folder} changed: {changed[0]!r}.")
         return [known[name] for name in tested]

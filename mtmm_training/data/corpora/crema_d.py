@@ -33,11 +33,8 @@ VOTES_FILE = "processedResults/tabulatedVotes.csv"
 VOTED, TOTAL_VOTES = 7442, 68568
 
 # One file ends in X.
-_NAME = re.compile(
-    r"(?P<speaker>\d{4})_(?P<script>"
-    + "|".join(FACTS["crema_d"]["texts"])
-    + r")_(?P<emotion>[A-Z]{3})_(LO|MD|HI|XX?)"
-)
+_SCRIPT = rf"(?P<script>{'|'.join(FACTS['crema_d']['texts'])})"
+_NAME = re.compile(rf"(?P<speaker>\d{{4}})_{_SCRIPT}_(?P<emotion>[A-Z]{{3}})_(LO|MD|HI|XX?)")
 
 
 def read(folder: Path, *, partial: bool = False, heard: bool = False) -> list[Utterance]:
