@@ -142,8 +142,8 @@ def show(answer: Answer | None) -> None:
     """Put an answer's components on the page."""
     if answer is None:
         return
-    result = answer.result
-    gr.HTML(drawings.summary(result, answer.dimension_range), elem_id="summary")
+    result, numbers = answer.result, palette.dimensions_of(answer.result)
+    gr.HTML(drawings.summary(result, numbers, answer.dimension_range), elem_id="summary")
     with gr.Row():
         if result.get("scores"):
             with gr.Column(min_width=260):
@@ -174,7 +174,7 @@ def show_timeline(answer: Answer) -> None:
             bars, x="middle", y="probability", color="emotion", x_bin=window_s, height=170,
             color_map=answer.colours, color_title=" ", y_lim=[0, 1], **ends,
         )  # fmt: skip
-    names = list(drawings.dimensions(*entries))
+    names = list(palette.dimensions_of(*entries))
     if names:
         middles = frame.assign(middle=(frame["start"] + frame["end"]) / 2)
         lines = middles.melt("middle", names, "dimension", "value")
@@ -194,7 +194,7 @@ def windows(entries: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     if "emotion" in frame:
         frame["emotion"] = frame["emotion"].fillna("unsure")
         frame["probability"] = [max(entry["scores"].values(), default=None) for entry in entries]
-    names = ["start", "end", "emotion", "probability", *drawings.dimensions(*entries)]
+    names = ["start", "end", "emotion", "probability", *palette.dimensions_of(*entries)]
     return frame[[name for name in names if name in frame]]
 
 

@@ -21,17 +21,17 @@ def message(text: str) -> str:
     return str(_MACROS.message(text))
 
 
-def summary(result: Mapping[str, Any], dimension_range: tuple[float, float]) -> str:
-    """Dimensions as numbers, and what is missing in them."""
-    return str(_MACROS.summary(result, dimensions(result), *dimension_range))
+def summary(
+    result: Mapping[str, Any], numbers: Mapping[str, float], dimension_range: tuple[float, float]
+) -> str:
+    """Dimensions as numbers, and what is missing in them.
 
-
-def dimensions(*entries: Mapping[str, Any]) -> dict[str, float]:
-    """Valence, arousal and others by name, of the first entry that has a signal; those that were trained."""
-    entry = next((entry for entry in entries if entry.get("scores")), entries[0])
-    others = ("start", "end", "agreement")
-    numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in others}
-    return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
+    Args:
+        result: of the pipeline.
+        numbers: its dimensions by name.
+        dimension_range: lowest and highest value of the scale.
+    """
+    return str(_MACROS.summary(result, numbers, *dimension_range))
 
 
 def plane(

@@ -248,7 +248,7 @@ def test_words_of_others_are_escaped(drawings: ModuleType) -> None:
     result = RESULT | {"untrained": ["<script>"], "emotion": "<x>", "scores": {"<x>": 1.0}}
     pages = [
         drawings.message("<script>"),
-        drawings.summary(result, (1, 5)),
+        drawings.summary(result, {"<d>": 2.0}, (1, 5)),
         drawings.plane(result, {"<x>": "red"}, (1, 5)),
     ]
     assert all("&lt;" in page for page in pages)

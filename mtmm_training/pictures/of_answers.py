@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
-from mtmm_training.pictures.palette import COLOURS, GREY
+from mtmm_training.pictures.palette import COLOURS, GREY, dimensions_of
 from mtmm_training.pictures.style import (
     below,
     dimension_style,
@@ -28,7 +28,6 @@ from mtmm_training.pictures.style import (
 )
 
 READ, MATTERED = COLOURS[0], COLOURS[1]  # of the two sides of an explanation
-NO_DIMENSIONS = {"start", "end", "agreement"}  # the other numbers of an entry, and NAME_sd
 TICKS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MOST_TICKS = 12
 MOST_WORDS = 40  # of an explanation: as many as a page can hold
@@ -91,13 +90,6 @@ def draw_timeline(
 def named(entry: Mapping[str, Any]) -> str:
     """The emotion of an answer with emotions, or "unsure"."""
     return entry["emotion"] or ("unsure" if entry["scores"] else "no signal")
-
-
-def dimensions_of(*entries: Mapping[str, Any]) -> dict[str, float]:
-    """Valence, arousal and others by name, of the first entry with a signal; those that were trained."""
-    entry = next((entry for entry in entries if entry.get("scores")), entries[0])
-    numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in NO_DIMENSIONS}
-    return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
 
 
 class _Timeline:

@@ -1,10 +1,10 @@
-"""The one palette: which colour and marker an emotion has, in every picture and on the demo page.
+"""The one palette: what of an answer is drawn, in which colour, in every picture and on the demo page.
 
 Imports the standard library alone, because the demo's Space takes this one file with it.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 from zlib import crc32
 
 
@@ -63,6 +63,8 @@ DIMENSIONS = {
     "dominance": ("#CCBB44", ":"),
 }
 
+NO_DIMENSIONS = {"start", "end", "agreement"}  # the other numbers of an entry, and NAME_sd
+
 
 def looks(emotions: Iterable[str]) -> dict[str, Look]:
     """Colour, marker and hatch of each emotion, by name.
@@ -83,6 +85,13 @@ def looks(emotions: Iterable[str]) -> dict[str, Look]:
             free = (look for look in turns if look not in found.values())
             found[name] = next(free, turns[0])
     return found
+
+
+def dimensions_of(*entries: Mapping[str, Any]) -> dict[str, float]:
+    """Valence, arousal and others by name, of the first entry with a signal; those that were trained."""
+    entry = next((entry for entry in entries if entry.get("scores")), entries[0])
+    numbers = {k: v for k, v in entry.items() if isinstance(v, float) and k not in NO_DIMENSIONS}
+    return {k: v for k, v in numbers.items() if not k.endswith("_sd")}
 
 
 def colours(emotions: Iterable[str]) -> dict[str, str]:
