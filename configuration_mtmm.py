@@ -265,9 +265,7 @@ class MTMMConfig(PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(name, **kwargs)
         kind = config_dict.get("model_type")
         if kind != cls.model_type:
-            raise ValueError(
-                f"{name} is no MTMM model: the `model_type` of its config.json is {kind}."
-            )
+            raise ValueError(f"{name} is no MTMM model: its `model_type` is {kind}.")
         return config_dict, kwargs
 
     @classmethod
@@ -408,9 +406,7 @@ class MTMMConfig(PreTrainedConfig):
 
     def _require(self, name: str, holds: Any, allowed: str) -> None:
         if not holds:
-            raise ValueError(
-                f"`{name}={getattr(self, name)!r}` is not allowed; it must be {allowed}."
-            )
+            raise ValueError(f"`{name}={getattr(self, name)!r}` must be {allowed}.")
 
     def _refuse_misspelt_fields(self, extra: dict[str, Any]) -> None:
         """transformers keeps unknown arguments as attributes, so a misspelt field would do nothing."""

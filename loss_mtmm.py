@@ -153,9 +153,7 @@ def _vote_sums(
 ) -> tuple[Tensor, ...]:
     """The same for votes. A vote weighs what its emotion does, an utterance what its votes do."""
     if votes.shape != logits.shape:  # or they would be broadcast in silence
-        raise ValueError(
-            f"`emotion_votes` are {tuple(votes.shape)}; they must be {tuple(logits.shape)}."
-        )
+        raise ValueError(f"`emotion_votes` are {tuple(votes.shape)}, not {tuple(logits.shape)}.")
     votes, weights = votes.to(logits), _scaled(class_weights, logits)
     total = votes.sum(-1, keepdim=True)
     trust = total / (total + VOTE_DOUBT)
@@ -214,9 +212,7 @@ def _dimension_sums(
     if labels is None:
         labels = torch.full_like(predictions, torch.nan)
     if labels.shape != predictions.shape:  # or they would be broadcast in silence
-        raise ValueError(
-            f"`dimension_labels` are {tuple(labels.shape)}; they must be {tuple(predictions.shape)}."
-        )
+        raise ValueError(f"`dimension_labels` are {[*labels.shape]}, not {[*predictions.shape]}.")
     low, high = config.dimension_range
     on_mps = predictions.device.type == "mps"  # which has no float64
     pairs = torch.stack([predictions, labels.to(predictions.device)])

@@ -94,9 +94,7 @@ class MTMMLoading(MTMMEncoders):
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
                 raise
-            raise OSError(
-                f"The weights in {name} are damaged ({error}); copy or save them again."
-            ) from error
+            raise OSError(f"Weights in {name} are damaged ({error}); copy them again.") from error
         model, found = loaded
         if not drawn:
             refuse_other_weights(name, found, told)

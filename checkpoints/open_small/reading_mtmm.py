@@ -177,9 +177,7 @@ class ReadingPipeline(ChunkPipeline):
         missing = [modality for modality, (key, _) in FEATURES.items() if key not in features]
         known = self.model.get_input_embeddings().num_embeddings
         if "text" not in missing and features["input_ids"].max() >= known:
-            raise ValueError(
-                "The tokenizer has tokens that the model lacks; give its own processor."
-            )
+            raise ValueError("The tokenizer has tokens that the model lacks; give its processor.")
         seconds = 0.0 if waveform is None else len(waveform) / self.processor.sampling_rate
         span = Span.of(part, missing)
         if transcribed:

@@ -282,13 +282,9 @@ def standardisation(
         ValueError: The model takes no references, or one is of another encoder.
     """
     if config.reference == "none":
-        raise ValueError(
-            "This model was trained without references, so it takes none; train with --reference."
-        )
+        raise ValueError("This model was trained without references; train with --reference.")
     if any(one and one.encoder != config.reference_encoder for one in (domain, speaker)):
-        raise ValueError(
-            "This reference is of another encoder, or of other layers; make it with this model."
-        )
+        raise ValueError("This reference is of another encoder or other layers; make it anew.")
     strengths = config.reference_strengths
     mean, deviation, expected = (own[name].astype(np.float64) for name in STATISTICS)
     if domain is not None:

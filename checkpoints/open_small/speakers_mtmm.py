@@ -91,9 +91,7 @@ def read_input(
     elif channel == "each":
         opened, given = open_channels(given)
     elif channel is not None:
-        raise ValueError(
-            f'`channel={channel!r}` is not allowed; it must be a number from 0, "each", or left out.'
-        )
+        raise ValueError(f'`channel={channel!r}` must be a number from 0, "each", or left out.')
     return in_units(given, by), opened
 
 
@@ -143,9 +141,7 @@ def open_channels(given: Given) -> tuple[Recording, Given]:
     opened = open_recording(given.audio, given.sampling_rate, "each")
     count = len(opened.channels)
     if count < 2:
-        raise ValueError(
-            '`channel="each"` needs a recording with a speaker on each channel; it has one.'
-        )
+        raise ValueError('`channel="each"` needs a recording of several channels; it has one.')
     segments = given.segments
     if segments is None:
         segments = channel_turns(opened.channels)
