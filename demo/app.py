@@ -117,9 +117,9 @@ def listen(processor: Any, path: str) -> float:
         ValueError: A file that is no audio, too short, too long, or silent.
     """
     name, recording = Path(path).name, processor.open_recording(path)
-    duration_s, shortest_s = recording.duration_s, max(SHORTEST_S, processor.min_duration_s)
-    if not shortest_s <= duration_s <= LONGEST_S:
-        raise ValueError(f"{name} lasts {duration_s:.2f} s, not {shortest_s:g} to {LONGEST_S:g} s.")
+    duration_s, least_s = recording.duration_s, max(SHORTEST_S, processor.min_duration_s)
+    if not least_s <= duration_s <= LONGEST_S:
+        raise ValueError(f"{name} lasts {duration_s:.2f} s; from {least_s:g} to {LONGEST_S:g} s.")
     if all(np.abs(block).max() < SILENT for block in recording.blocks(0, None)):
         raise ValueError(f"{name} is silent. Is the microphone muted? Record again.")
     return duration_s

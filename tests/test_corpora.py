@@ -214,7 +214,7 @@ def test_iemocap_label_sets_keep_what_they_say(
     assert (
         "left out 2 of 5 utterances, whose labels are not in this set: fru 1, xxx 1" in caplog.text
     )
-    assert "1 ratings" in caplog.text and "leave the scale, 1 to 5, and are kept" in caplog.text
+    assert "kept 1 ratings" in caplog.text and "off the scale" in caplog.text
     assert "1 utterances have no transcript: Ses01M_script01_1b_F002" in caplog.text
     everything = read_corpus("iemocap", iemocap_folder, labels="all")
     assert emotions(everything) == {
@@ -276,7 +276,7 @@ def test_totals_differ_where_only_cells_do() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[1.0 - 2.0]\tSes01F_impro01_F000\tsad\t[2.5, 2.5, 2.5]", "before it was .'neu'"),
+        ("[1.0 - 2.0]\tSes01F_impro01_F000\tsad\t[2.5, 2.5, 2.5]", ", was .'neu'"),
         ("[1.0 - 2.0]\tSes01F_impro01_F009\tsad\t[2.5, 2.5]", "line 20: .*F009"),
         ("[1.0 - 2.0]\tSes01F_impro01_F009\tmad\t[1, 1, 1]", "Ses01F_impro01_F009: 'mad'"),
         ("[1 - 2]\tSes01F_impro01_F009\tneu\t[1, 1, 1]\nC-E1:\tJoy;\t()", "F009: .*'Joy'"),
@@ -394,7 +394,7 @@ def test_msp_podcast_votes_in_three_layouts(
     assert (first.valence_ratings, first.arousal_ratings) == ((4,), (2,))
     assert (undecided.emotion, undecided.votes) == (None, {"other": 1, "angry": 1})
     assert last.votes is None and "2 of 4 turns have no votes" in caplog.text
-    assert "1 of 2 arousals are not the mean of the ratings" in caplog.text
+    assert "1 of 2 arousals are no mean of ratings" in caplog.text
     (first, *_) = read_corpus("msp_podcast", msp_folder, secondary=0.5)
     assert first.votes == {"neutral": 1, "happy": 1, "sad": 0.5, "other": 1.0}
 
@@ -500,7 +500,7 @@ def test_meld_lines_without_a_video_are_read_as_text(
     monkeypatch.setattr(meld, "SILENT", {"dev_dia0_utt0", "train_dia0_utt1"})
     lines = read_corpus("meld", meld_folder, audio_dir=audio)
     assert [u.audio is not None for u in lines] == [True, True, False, True]
-    assert "dev/dia0_utt0.wav has no video that can be read" in caplog.text
+    assert "dev/dia0_utt0.wav has no readable video" in caplog.text
     assert caplog.text.count("has no video") == 1  # somebody mended the other
 
 

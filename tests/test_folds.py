@@ -308,7 +308,7 @@ def test_bad_speaker_lists_are_refused(validation: list[str], test: list[str], n
 
 def test_select_refuses_other_utterances() -> None:
     fold = make_folds(corpus(), "session")[0]
-    with pytest.raises(ValueError, match="6 utterances of fold '1'"):
+    with pytest.raises(ValueError, match="Fold '1' lacks 6 utterances"):
         select([u for u in corpus() if u.session_id != "1"], fold)
 
 

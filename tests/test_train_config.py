@@ -198,7 +198,7 @@ def test_protocol_follows_from_the_columns(
     assert protocol_of(pairs, None)[:2] == ("speaker", None)
     assert protocol_of(pairs, 3)[:2] == ("grouped", 3)
     assert protocol_of([*pairs, row(7, session_id="0")], None)[:2] == ("session", None)
-    with pytest.raises(ValueError, match="has 2"):
+    with pytest.raises(ValueError, match="there are 2"):
         protocol_of([row(0), row(1)], None)
     write_manifest([row(i) for i in range(7)], tmp_path / "m.csv")
     given = parse_options(["--manifest", str(tmp_path / "m.csv"), "--epochs", "3"])

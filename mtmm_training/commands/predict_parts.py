@@ -164,7 +164,9 @@ def predict_parts(
     elif parts.record_file.exists():
         keep_record(parts.record_file, parts.record)
     else:
-        raise ValueError(f"{parts.folder} holds Parquet files of no run; choose another --out.")
+        raise ValueError(
+            f"{parts.folder} holds Parquet files but has no {parts.record_file.name}; choose another --out."
+        )
     mine, failed = parts.missing(share), 0
     if mine:
         columns, predict = load()
