@@ -250,7 +250,7 @@ def test_merging_without_its_base_is_refused(
         (make_model(seed=1), "another audio and another"),
     ):
         other.save_pretrained(folder / "other")
-        with pytest.raises(ValueError, match=f"with {named}"):
+        with pytest.raises(ValueError, match=f"of {named}"):
             merge(folder / "adapter", folder / "out", base=str(folder / "other"))
     assert not (folder / "out").exists()
 
@@ -353,7 +353,7 @@ def test_top_layers_learn_and_lower_ones_keep_no_graph(
 
 
 def test_more_layers_than_there_are_is_refused(make_model: Callable[..., MTMMModel]) -> None:
-    with pytest.raises(ValueError, match="3 layers of HubertModel"):
+    with pytest.raises(ValueError, match="HubertModel has 2 layers, not 3"):
         unfreeze_top_layers(make_model().audio_model, 3)
 
 

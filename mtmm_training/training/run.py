@@ -94,7 +94,9 @@ class Run:
         rows = rows[rows["split"] == split].reset_index(drop=True)
         expected = self.results["splits"][split.partition("_")[0]]["utterances"]
         if len(rows) != expected:
-            raise ValueError(f"{self.folder}: {len(rows)} of {expected} {split} rows; run again.")
+            raise ValueError(
+                f"{self.folder / PREDICTIONS} has {len(rows)} {split} utterances of {expected}; run it again."
+            )
         return rows
 
     def test_utterances(self) -> list[Utterance]:
@@ -110,7 +112,9 @@ class Run:
         tested = dict(zip(rows["id"], rows["speaker"], strict=True))
         changed = [n for n, who in tested.items() if n not in known or known[n].speaker_id != who]
         if changed:
-            raise ValueError(f"{len(changed)} utterances of {self.folder} changed: {changed[0]!r}.")
+            raise ValueError(
+                f"{len(changed)} of {len(tested)} test utterances of {self.folder} changed: {changed[0]!r}."
+            )
         return [known[name] for name in tested]
 
     def model(self) -> MTMMModel:
