@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeModel
-from test_device import LABELS, raw, states_of
+from test_device import LABELS, VARIANTS, raw, states_of
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from transformers import HubertConfig, HubertModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import HubertConfig, HubertModel, masking_utils
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from batching_mtmm import rounded_states
 from configuration_mtmm import MTMMConfig
-from fast_mtmm import Graphs, channels_last, use_fast_ways
+from fast_mtmm import Graphs, channels_last, in_buckets, use_fast_ways
 from modeling_mtmm import MTMMModel
 from mtmm_training.training.graphs import PassGraphs
 
@@ -73,6 +76,52 @@ def test_batches_of_few_sizes_have_the_same_losses(
     assert padded["acoustic_states"].shape[-2:] == (24, model.audio_model.config.hidden_size)
     assert padded["linguistic_attention_mask"].shape == (3, 16)
     assert model(**padded).loss.item() == pytest.approx(model(**given).loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("buckets", "farthest"), [(8, 64), (256, 512)])
+def test_distances_are_in_transformers_buckets(buckets: int, farthest: int) -> None:
+    distances = torch.arange(-1500, 1501)
+    own = make_log_bucket_position(distances, buckets, farthest).long()
+    assert torch.equal(in_buckets(distances, buckets, farthest), own)
+
+
+class FromHost(TorchDispatchMode):
+    """Operations that bring a number or tensor of the host to the device, which no CUDA graph can record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        devices = {t.device.type for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        # A number that is put at places of a tensor of CUDA is one on the host first.
+        copied = name in ("copy_", "_to_copy") and "cpu" in devices and made.device.type == "meta"
+        put = name == "index_put_" and args[2].dim() == 0 and args[1][0].dtype != torch.bool
+        if copied or put:
+            self.found.append(name)
+        return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_nothing_comes_from_the_host(
+    overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As CUDA graphs ask for it, in which transformers leaves out its own look at the mask."""
+    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)
+    with torch.device("meta"):
+        model = MTMMModel(MTMMConfig.tiny(**overrides)).eval()
+    given = {name: tensor.to("meta") for name, tensor in raw().items()}
+    plain: Any = HubertModel(model.audio_model.config)
+    plain.to("meta").eval()
+    with FromHost() as theirs:
+        plain(given["input_values"], attention_mask=given["audio_attention_mask"])
+    assert theirs.found  # the test can fail
+    with FromHost() as ours:
+        model(**given)
+    assert ours.found == []
 
 
 @needs_gpu

@@ -24,14 +24,12 @@ class Distances(NamedTuple):
     """Distances between tokens, found once for all layers.
 
     Args:
-        buckets: (1, tokens, tokens), what transformers' own attention takes.
         rows: (2 · tokens − 1,), the rows of the table of relative embeddings, farthest left first.
         of_queries: (batch · tokens, tokens), for each query the places in `rows` of the distances to
             all keys.
         of_keys: The same shape, for each key those of the distances from all queries.
     """
 
-    buckets: Tensor
     rows: Tensor
     of_queries: Tensor
     of_keys: Tensor
@@ -44,14 +42,15 @@ class FastDebertaEncoder(DebertaV2Encoder):
         self, hidden_states: Any, query_states: Any = None, relative_pos: Any = None
     ) -> Any:
         """Distances between the tokens of states (batch, tokens, hidden), as [`Distances`]."""
-        buckets = super().get_rel_pos(hidden_states, query_states, relative_pos)
         batch, tokens = hidden_states.shape[:2]
         span = self.rel_embeddings.num_embeddings // 2
-        distances = torch.cat([buckets[0, 0, 1:].flip(0), buckets[0, :, 0]])
-        place = torch.arange(tokens, device=buckets.device)
+        distances = torch.arange(1 - tokens, tokens, device=hidden_states.device)
+        if self.position_buckets > 0:
+            distances = in_buckets(distances, self.position_buckets, self.max_relative_positions)
+        place = torch.arange(tokens, device=distances.device)
         places = place[:, None] - place + tokens - 1
         both = torch.stack([places, places.T])[:, None].expand(-1, batch, -1, -1).flatten(1, 2)
-        return Distances(buckets, (distances + span).clamp(0, 2 * span - 1), both[0], both[1])
+        return Distances((distances + span).clamp(0, 2 * span - 1), both[0], both[1])
 
 
 class FastDebertaAttention(DisentangledSelfAttention):
@@ -71,13 +70,12 @@ class FastDebertaAttention(DisentangledSelfAttention):
         rel_embeddings: Any = None,
     ) -> Any:
         if output_attentions or query_states is not None:
-            buckets = relative_pos.buckets
-            return super().forward(
+            return super().forward(  # which finds the distances itself
                 hidden_states,
                 attention_mask,
                 output_attentions,
                 query_states,
-                buckets,
+                None,
                 rel_embeddings,
             )
         batch, tokens, _ = hidden_states.shape
@@ -117,6 +115,18 @@ class FastDebertaAttention(DisentangledSelfAttention):
             scale=1.0,
         )
         return context.transpose(1, 2).reshape(batch, tokens, -1), None
+
+
+def in_buckets(distances: Tensor, buckets: int, farthest: int) -> Tensor:
+    """Near distances as they are, far ones in logarithmic buckets, as transformers' function does it.
+
+    That one copies a number from the host, which no CUDA graph can record.
+    """
+    middle = buckets // 2
+    far = distances.abs().clamp(min=middle - 1)
+    whole = torch.log(torch.tensor((farthest - 1) / middle))
+    logarithmic = torch.ceil(torch.log(far / middle) / whole * (middle - 1)) + middle
+    return torch.where(far <= middle, distances, logarithmic * distances.sign()).long()
 
 
 def _by_head(rows: Tensor, heads: int) -> Tensor:
