@@ -12,6 +12,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModelForAudioClassification,
     BitsAndBytesConfig,
+    PreTrainedModel,
     Trainer,
     TrainingArguments,
     pipeline,
@@ -78,6 +79,21 @@ def test_trainer_gives_the_labels_by_its_own_name(saved: Path, tmp_path: Path) -
     }
     trainer = Trainer(model, TrainingArguments(str(tmp_path), **options), train_dataset=rows)
     assert trainer.train().training_loss == pytest.approx(loss.item(), rel=0.2)
+
+
+def test_weights_that_cannot_be_quantised_here_are_no_riddle(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchao's int4 on a CPU: transformers' error names a report of ten thousand lines."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("We encountered some issues during automatic conversion of the weights.")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", fail)
+    with pytest.raises(ValueError, match="Int4WeightOnlyConfig has no kernel for a CPU"):
+        MTMMModel.from_pretrained(saved, quantization_config=BitsAndBytesConfig())
+    with pytest.raises(RuntimeError, match="automatic conversion"):
+        MTMMModel.from_pretrained(saved)
 
 
 def test_the_last_maps_keep_their_bits(saved: Path, tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ class MTMMLoading(MTMMEncoders):
                 loaded = super().from_pretrained(None, *args, **kwargs)
                 loaded[0].name_or_path = loaded[0].config.name_or_path = str(name)
         except Exception as error:
+            if kwargs.get("quantization_config") and "conversion of the weights" in str(error):
+                raise ValueError(
+                    f"The weights in {name} cannot be quantised as `quantization_config` says: torchao's"
+                    " Int4WeightOnlyConfig has no kernel for a CPU, IntxWeightOnlyConfig(torch.int4) has."
+                ) from error
             if type(error).__name__ != "SafetensorError":
                 raise
             raise OSError(f"Weights in {name} are damaged ({error}); copy them again.") from error
