@@ -49,7 +49,7 @@ launched() {
     for way in ddp fsdp; do
         sed "s/num_processes: .*/num_processes: 1/; s/cls_to_wrap: .*/cls_to_wrap: WhisperEncoderLayer,BertLayer/" \
             "launch/$way.yaml" >"$work/$way.yaml"
-        train "$way" accelerate launch --config_file "$work/$way.yaml" -- --epochs 1 --unfreeze_audio_layers 6 --cache_dir off
+        train "$way" "$python" -m accelerate.commands.launch --config_file "$work/$way.yaml" -- --epochs 1 --unfreeze_audio_layers 6 --cache_dir off
     done
 }
 if [ -d "$real/ravdess4" ]; then
