@@ -136,12 +136,14 @@ def _flac_end(head: bytes, block: int) -> int:
     return 0 if rest or not samples else number * block + samples
 
 
-def ends_ogg(file: Any) -> bool:
-    """Whether the last page says that it is the last, and is whole."""
+def ogg_end(file: Any) -> int | None:
+    """What the last page says: above 0 that it is the last, 0 nothing; None = it is not whole."""
+    place = file.tell()
     file.seek(-min(file.seek(0, io.SEEK_END), 2**16), io.SEEK_END)
     page = file.read().rpartition(b"OggS")[2]
+    file.seek(place)
     is_whole = len(page) > 22 and len(page) >= 23 + page[22] + sum(page[23 : 23 + page[22]])
-    return is_whole and bool(page[1] & 4)
+    return page[1] & 4 if is_whole else None
 
 
 def _frame(head: bytes) -> tuple[int, int, tuple[int, int, int]] | None:

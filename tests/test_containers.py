@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_inputs.audio import without_end
 from conftest import RATE, encoded
 
 import audio_mtmm
@@ -214,12 +215,23 @@ def test_what_only_ffmpeg_reads_is_found_behind_other_beginnings() -> None:
         open_recording(media("ipod", "aac", RATE)[:9000])
 
 
-def test_ogg_of_ffmpeg_is_cut_off_where_its_last_page_lacks() -> None:
+def test_ogg_of_ffmpeg_is_cut_off_where_its_last_page_is_not_whole() -> None:
     data = media("ogg", "flac", RATE)
     assert open_recording(data).duration_s == 4.0
     for size in (len(data) // 2, len(data) - 3):
         with pytest.raises(ValueError, match="cut off after"):
             open_recording(data[:size])
+
+
+@pytest.mark.parametrize("codec", ["OPUS", "VORBIS"])
+def test_ogg_whose_recorder_marks_no_end(codec: str) -> None:
+    """BCR 922: what Android records; where it is cut off, its last page is not whole."""
+    pytest.importorskip("av")
+    data = encoded(SPEECH, "OGG", codec)
+    whole = without_end(data)
+    assert open_recording(whole).duration_s == pytest.approx(4.0, abs=0.02)
+    with pytest.raises(ValueError, match="cut off"):
+        load_audio(whole[:-3])
 
 
 def test_media_without_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,3 +78,23 @@ def test_ogg_damaged_in_the_middle() -> None:
 def test_more_scores_than_labels(pipe: MTMMPipeline) -> None:
     """transformers 35736"""
     assert len(pipe(SPEECH, sampling_rate=RATE, top_k=10)["scores"]) == 4
+
+
+def test_wav_without_its_last_byte_or_with_a_wrong_size() -> None:
+    """hound 100, picoTracker 1262"""
+    data = encoded(SPEECH, "WAV")
+    assert len(load_audio(data[:-1])[0]) == len(SPEECH) - 1
+    for size in (0, 36, 99999, 2**32 - 1):
+        assert len(load_audio(data[:4] + size.to_bytes(4, "little") + data[8:])[0]) == len(SPEECH)
+
+
+def test_flac_that_is_cut_in_a_frame() -> None:
+    """subwave 1670"""
+    with pytest.raises(ValueError, match="cannot be decoded|cut off"):
+        load_audio(encoded(SPEECH, "FLAC")[:50000])
+
+
+def test_rf64_with_more_behind_its_data() -> None:
+    """NAudio 1231"""
+    data = encoded(SPEECH, "RF64") + b"LIST" + (5000).to_bytes(4, "little") + bytes(range(250)) * 20
+    assert len(load_audio(data)[0]) == len(SPEECH)

@@ -22,10 +22,10 @@ import numpy as np
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
-        from .containers_mtmm import INSTALL, MEDIA, corrected, ends_ogg, what_it_is
+        from .containers_mtmm import INSTALL, MEDIA, corrected, ogg_end, what_it_is
         from .waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
 except ImportError:
-    from containers_mtmm import INSTALL, MEDIA, corrected, ends_ogg, what_it_is
+    from containers_mtmm import INSTALL, MEDIA, corrected, ogg_end, what_it_is
     from waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
 
 try:
@@ -49,7 +49,8 @@ SAMPLES = ("array", "raw", "bytes", "path")  # of a dict; the first that is ther
 TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a path's place
 # What libsndfile's log says of a wav, rf64, w64, aiff, au, voc or ogg file that it reads as a shorter one.
 HALF_PCM = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
-CUT_OFF = re.compile("lacks an end-of-stream bit|Junk after the last page|a truncated file")
+CUT_OFF = re.compile("Junk after the last page|a truncated file")
+NO_END = "lacks an end-of-stream bit"  # also of what Android records, whose last page is whole
 NIST_COUNT = re.compile(rb"NIST_1A\n.*?\nsample_count -i (\d+)", re.DOTALL)
 
 # Whose headers tell a length; the others' are estimates.
@@ -172,7 +173,7 @@ class AudioFile:
                 self._seek(start)
             samples = self._file.read(stop - start, dtype="float32")
         self._position = start + len(samples)
-        cut_off = stop == self.frames and _lacks_its_end(self._file.extra_info)
+        cut_off = stop == self.frames and _lacks_its_end(self._file.extra_info, self._opened)
         if self._position < stop or cut_off:
             end_s = self._position / self.sampling_rate
             raise ValueError(f"{self.name} is cut off after {end_s:.3f} s; its header says more.")
@@ -224,7 +225,10 @@ class AudioFile:
             reason = f"its header says {told} length, and more is there; {INSTALL}"
         except (soundfile.SoundFileError, TypeError) as error:
             said = str(getattr(error, "error_string", error)).rstrip(".")
-            is_cut = "file is malformed" in said  # which FFmpeg would read as a shorter one
+            has_no_end = head[:4] == b"OggS" and ogg_end(self._opened) == 0
+            is_cut = (
+                "file is malformed" in said and not has_no_end
+            )  # FFmpeg would read it as a shorter one
             reason = f"{said}; {'it is cut off or damaged' if is_cut else what_it_is(head[:64])}"
         if av is None or INSTALL not in reason:
             raise RuntimeError(reason)
@@ -238,7 +242,9 @@ class AudioFile:
 
     def _goes_on(self, file: Any) -> bool:
         """Whether there is more than the header says, as where radio stations join streams."""
-        if file.format != "OGG" or _lacks_its_end(file.extra_info):  # others' bytes were counted
+        if file.format != "OGG" or _lacks_its_end(
+            file.extra_info, self._opened
+        ):  # others' bytes were counted
             return file.frames >= UNKNOWN_FRAMES
         file.seek(file.frames - 1)
         file.read(1)
@@ -354,13 +360,13 @@ def _transcoded(source: BinaryIO) -> BinaryIO:
             is_told = TOLD & set(container.format.name.split(","))
             if is_told and end_s < told_s - 0.5:
                 raise RuntimeError(f"it is cut off after {end_s:.3f} of {told_s:.3f} s")
-            if container.format.name == "ogg" and not ends_ogg(source):
+            if container.format.name == "ogg" and ogg_end(source) is None:
                 raise RuntimeError(f"it is cut off after {end_s:.3f} s")
     copy.seek(0)
     return copy
 
 
-def _lacks_its_end(log: str) -> bool:
+def _lacks_its_end(log: str, file: BinaryIO) -> bool:
     """Whether libsndfile found a file shorter than its header says.
 
     Writers that cannot know the size promise 2 GiB or more; some are wrong by a few bytes.
@@ -368,7 +374,8 @@ def _lacks_its_end(log: str) -> bool:
     sizes = HALF_PCM.search(log)
     promised, found = map(int, sizes.groups()) if sizes else (0, 0)
     is_size = promised < 2**31 - 2**16 or 2**32 < promised < UNKNOWN_FRAMES  # of 64 bits: RF64, W64
-    return (is_size and found + 1024 < promised) or bool(CUT_OFF.search(log))
+    is_cut = CUT_OFF.search(log) or (NO_END in log and ogg_end(file) != 0)
+    return (is_size and found + 1024 < promised) or bool(is_cut)
 
 
 # ---- any form of audio ---------------------------------------------------------------------------

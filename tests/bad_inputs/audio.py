@@ -58,6 +58,20 @@ def rf64_that_says_half() -> bytes:
     return data[:28] + struct.pack("<Q", RATE) + data[36:]
 
 
+def without_end(ogg: bytes) -> bytes:
+    """Without the mark of the last page, as Android records it."""
+    at = ogg.rindex(b"OggS")
+    page = bytearray(ogg[at:])
+    page[5], page[22:26] = page[5] & ~4, bytes(4)
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = checksum << 1 ^ (0x104C11DB7 if checksum >> 31 else 0)
+    page[22:26] = checksum.to_bytes(4, "little")
+    return ogg[:at] + bytes(page)
+
+
 def flac_of_unknown_length() -> bytes:
     data = bytearray(encoded("FLAC"))
     field = int.from_bytes(data[18:26], "big") >> 36 << 36  # a count of 36 bits; 0: nobody knows
@@ -130,6 +144,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "JSON": (lambda: b'{"audio_filepath": "a.wav"}', "JSON"),
     "m4a, header only": (lambda: b"\0\0\0\x20ftypM4A " + bytes(99), UNDECODABLE),
     "amr, header only": (lambda: b"#!AMR\n", f"({UNDECODABLE}|{NO_AUDIO})"),
+    "ogg without a mark of its end": (lambda: without_end(encoded("OGG")), None),
     "rf64 that says it is shorter": (rf64_that_says_half, None),
     "flac of unknown length": (flac_of_unknown_length, None),
 }
