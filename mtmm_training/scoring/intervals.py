@@ -74,8 +74,8 @@ def paired_bootstrap(
         draws[i] = metric(np.concatenate([utterances[speaker] for speaker in drawn]))
     undefined = int(np.isnan(draws).sum())
     if undefined or np.isnan(point):
-        drawn = f"on {undefined} of {resamples} draws of speakers"
-        return Interval(point, reason=f"{drawn} the score has no value; too few have labels.")
+        where = f"on {undefined} of {resamples} draws of speakers"
+        return Interval(point, reason=f"{where} the score has no value; too few have labels.")
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(point, float(low), float(high))
 

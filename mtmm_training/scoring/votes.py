@@ -68,8 +68,9 @@ VOTE_SCORES = {
 
 def vote_scores(probabilities: np.ndarray, votes: np.ndarray | None) -> dict[str, Score]:
     """Each of these as a function of row positions; {} without votes."""
-    known = {} if votes is None else VOTE_SCORES
-    return {name: by_rows(score, probabilities, votes) for name, score in known.items()}
+    if votes is None:
+        return {}
+    return {name: by_rows(score, probabilities, votes) for name, score in VOTE_SCORES.items()}
 
 
 # ---- one listener against the others ------------------------------------------------------------
