@@ -22,8 +22,8 @@ TIMED_KEYS |= set(
     "id seek tokens temperature avg_logprob compression_ratio no_speech_prob words score confidence "
     "probability punctuated_word speaker_confidence chars language".split()
 )
-# <|en|>, <|HAPPY|>, <|2.40|>; and whisper.cpp's.
-MARKS = re.compile(r"<\|[^<>|]*\|>|\[_[A-Z]+_\d*\]|\[BLANK_AUDIO\]")
+# <|en|>, <|HAPPY|>, <|2.40|>; whisper.cpp's; and the time in front of a line of lyrics or a chat.
+MARKS = re.compile(r"<\|[^<>|]*\|>|\[_[A-Z]+_\d*\]|\[BLANK_AUDIO\]|\[(?:\d+:)+\d\d(?:[.,]\d+)?\]")
 LATE_S = 1.0  # recognisers' times may lie so far behind the end of the audio
 
 

@@ -121,6 +121,8 @@ FILES: dict[str, tuple[str, Any]] = {
     "a.sbv": ("0:00:00.500,0:00:01.250\nSo you won\n", [segment(0.5, 1.25, "So you won")]),
     "a.txt": ("[00:00.500 --> 00:01.250]  So you won\n[00:03.000 --> 00:04.000] no\n",
               [segment(0.5, 1.25, "So you won"), segment(3, 4, "no")]),
+    "faster-whisper.txt": ("[0.50s -> 1.25s]  So you won\n[3.00s -> 4.00s] no, 1.5 or 2, 3\n",
+                           [segment(0.5, 1.25, "So you won"), segment(3, 4, "no, 1.5 or 2, 3")]),
     "labels.txt": ("0.500000\t1.250000\tSo you\n3.0\t4.0\tno\n",
                    [segment(0.5, 1.25, "So you"), segment(3, 4, "no")]),
     "a.tsv": ("start\tend\ttext\n500\t1250\tSo you\n3000\t4000\tno\n",
@@ -170,6 +172,7 @@ def test_subtitles_beside_recordings_are_found(tmp_path: Path) -> None:
 
 MARKED = {
     "<|en|><|HAPPY|><|Speech|><|withitn|>So you won": "So you won",
+    "[00:12.50]So you [01:02:03] won [2] at 1:30": "So you won [2] at 1:30",
     "<|0.00|> So you<|2.40|>": "So you",
     "[_BEG_] So [BLANK_AUDIO] you[_TT_120]": "So you",
     "<|nospeech|>": None,

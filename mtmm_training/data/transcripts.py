@@ -12,9 +12,9 @@ from mtmm_training.data.tables import unquoted
 
 Timed = dict[str, Any]  # "start", "end" (seconds), and "text" and "speaker" where there are any
 
-CLOCK = r"((?:\d+:)?\d+:\d\d(?:[.,]\d+)?)"
-# SubRip and WebVTT, with hours or without; SBV; and, in brackets, what whisper prints.
-CUE = re.compile(rf"\[?{CLOCK}\s*(?:-->|,)\s*{CLOCK}(\])?(.*)")
+CLOCK = r"((?:\d+:)?\d+:\d\d(?:[.,]\d+)?|\d+\.\d+(?=s? -)|(?<=> )\d+\.\d+)s?"
+# SubRip and WebVTT, with hours or without; SBV; and, in brackets, what whisper and faster-whisper print.
+CUE = re.compile(rf"\[?{CLOCK}\s*(?:--?>|,)\s*{CLOCK}(\])?(.*)")
 SPEAKER = re.compile(r"<v(?:\.[^ >]*)? ([^>]+)>|\[?(SPEAKER_\d+)\]?:")  # WebVTT's, and whisperX's
 MARKUP = re.compile(r"<[^<>|]*>|\{\\[^}]*\}")
 UNSPOKEN = {"", "sp", "sil", "spn", "<eps>", "<sil>", "SIL"}  # labels of aligners
