@@ -150,7 +150,7 @@ class AudioFile:
         with self._decoding():
             self._file = self._decoder()
         self.sampling_rate: int = self._file.samplerate
-        self.frames: int = max(self.frames, self._file.frames)
+        self.frames = max(self.frames, self._file.frames)
         self.channels: int = self._file.channels
         self._position = 0
         self._mixed = Channels(self.name)
@@ -216,8 +216,8 @@ class AudioFile:
         try:
             self._opened = corrected(self._opened)
             file = soundfile.SoundFile(self._opened)
-            if told := NIST_COUNT.match(head):  # which libsndfile does not read
-                self.frames = int(told[1])
+            if count := NIST_COUNT.match(head):  # which libsndfile does not read
+                self.frames = int(count[1])
             if not self._goes_on(file):
                 return file
             is_told, lasts_s = file.frames < UNKNOWN_FRAMES, file.frames / file.samplerate

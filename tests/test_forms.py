@@ -69,7 +69,7 @@ ROWS: dict[str, Callable[[Path], Any]] = {
     "subset of datasets": lambda wav: _subset(_audio_dataset(wav)),
     "torch's joined sets": lambda wav: ConcatDataset([_subset(_audio_dataset(wav))]),
     "torch's joined streams": lambda wav: ChainDataset([_audio_dataset(wav).to_iterable_dataset()]),
-    "torch's stacked columns": lambda wav: StackDataset(audio=[str(wav)], text=[SAID]),
+    "torch's stacked columns": lambda wav: StackDataset(**_columns(wav)),
     "streamed datasets": lambda wav: _audio_dataset(wav).to_iterable_dataset(),
     "pair in a dict": lambda wav: {"audio": (WAVE, RATE), "text": SAID},
 }
@@ -86,6 +86,10 @@ def _struct(wav: Path) -> dict[str, Any]:
 def _audio_dataset(wav: Path) -> datasets.Dataset:
     rows = datasets.Dataset.from_dict({"audio": [str(wav)], "text": [SAID]})
     return rows.cast_column("audio", datasets.Audio())
+
+
+def _columns(wav: Path) -> dict[str, Any]:
+    return {"audio": [str(wav)], "text": [SAID]}
 
 
 def _subset(rows: datasets.Dataset) -> Any:
