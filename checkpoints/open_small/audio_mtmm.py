@@ -226,9 +226,8 @@ class AudioFile:
         except (soundfile.SoundFileError, TypeError) as error:
             said = str(getattr(error, "error_string", error)).rstrip(".")
             has_no_end = head[:4] == b"OggS" and ogg_end(self._opened) == 0
-            is_cut = (
-                "file is malformed" in said and not has_no_end
-            )  # FFmpeg would read it as a shorter one
+            # Which FFmpeg would read as a shorter one.
+            is_cut = "file is malformed" in said and not has_no_end
             reason = f"{said}; {'it is cut off or damaged' if is_cut else what_it_is(head[:64])}"
         if av is None or INSTALL not in reason:
             raise RuntimeError(reason)
