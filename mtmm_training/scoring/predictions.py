@@ -244,8 +244,8 @@ def predict(
             batch["dimension_labels"].double(),
         ]
         for name in ("dimension_deviations", "unfamiliarity"):
-            own = getattr(output, name, None)
-            columns.append(columns[0][:, :0] if own is None else own.double())
+            told = getattr(output, name, None)
+            columns.append(columns[0][:, :0] if told is None else told.double())
         rows += zip(ids, *(column.cpu().numpy() for column in columns), strict=True)
     rows = gather_object(rows)
     infinite = [row[0] for row in rows if not all(np.isfinite(row[i]).all() for i in (1, 2))]
@@ -262,9 +262,9 @@ def predict(
         )
     ordered = [by_id[i] for i in utterance_ids if i in by_id]
     ids, *arrays = zip(*ordered, strict=True)
-    stacked = [np.stack(column) for column in arrays]
-    deviations, away = (column if column.size else None for column in stacked[4:])
-    return Predictions(list(ids), *stacked[:4], deviations=deviations, unfamiliarity=away)
+    logits, dimensions, labels, rated, *more = (np.stack(column) for column in arrays)
+    optional = [column if column.size else None for column in more]
+    return Predictions(list(ids), logits, dimensions, labels, rated, None, *optional)
 
 
 def write_predictions(
