@@ -241,6 +241,7 @@ class Graphs:
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         pool = next((made[0].pool() for made in self.made.values() if made), None)
-        with torch.cuda.graph(graph, pool=pool):
+        # Other threads, such as a loader's that pins memory, may go on while this one records.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = self.work(inputs)
         self.made[key] = graph, inputs, outputs

@@ -84,7 +84,7 @@ def train(job: Job) -> None:
         loader, ids = job.loaders["validation"], job.data.ids("validation")
         predict(job.model, islice(loader, 2), ids, accelerator, whole=False)
     accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
-    if job.may_record():
+    if job.recorded:
         job.graphs = PassGraphs(
             partial(forward_and_backward, job), accelerator.unwrap_model(job.model)
         )

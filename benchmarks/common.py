@@ -178,7 +178,8 @@ def build(arguments: argparse.Namespace, device: torch.device, **fields: Any) ->
         fields = encoders_of_size(1024, arguments.layers, vocab_size=1000) | fields
     make_config = MTMMConfig.tiny if arguments.quick else MTMMConfig.paper
     with device:
-        return MTMMModel(make_config(**fields))
+        model = MTMMModel(make_config(**fields))
+    return model.to(device)  # HuBERT makes one weight on the CPU, whatever it is told
 
 
 def encoders_of_size(width: int, layers: int, **text: object) -> dict[str, Any]:
@@ -245,6 +246,8 @@ def cached_batch(model: MTMMModel, rows: int, device: torch.device) -> dict[str,
     for name, part, time_ in ("acoustic", "audio", frames), ("linguistic", "text", TOKENS):
         shape = rows, time_, model.config.encoder_config(part).hidden_size
         states[f"{name}_states"] = torch.randn(shape, device=device).half()
+        real = torch.ones(shape[:2], dtype=torch.bool, device=device)
+        states[f"{name}_attention_mask"] = real
     return states
 
 

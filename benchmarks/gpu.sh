@@ -37,7 +37,11 @@ memory() { bench memory_throughput --batch_size 16 --precisions no bf16; }
 pipeline() { bench batched_pipeline --modalities both text --rounds 2; }
 encode() { train encode "$python" -- --encode_only True; }
 cached() { # the goal of the first: 12 s
-    for precision in no bf16; do train "cached-$precision" "$python" -- --epochs 10 --mixed_precision "$precision"; done
+    for precision in no bf16; do
+        for compile in False True; do # True: CUDA graphs
+            train "cached-$precision-graphs-$compile" "$python" -- --epochs 10 --mixed_precision "$precision" --compile "$compile"
+        done
+    done
 }
 tuned() {
     for precision in no bf16; do

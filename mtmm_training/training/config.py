@@ -159,7 +159,7 @@ class TrainConfig:
         gradient_checkpointing (seldom): Keep few activations and compute them again: less memory,
             about a third more time.
         compile (seldom): Use torch.compile, which takes minutes before the first step; not with
-            --gradient_checkpointing.
+            --gradient_checkpointing. From the cache on one GPU, record CUDA graphs instead.
         workers: Processes that decode audio ahead of the step.
     """
 

@@ -68,13 +68,8 @@ class Job:
     progress: Progress
     checkpoints: Checkpoints
     unread: Unread | None = None  # the step before: reading it at once would make a GPU wait
+    recorded: bool = False  # whether its passes are CUDA graphs
     graphs: PassGraphs | None = None
-
-    def may_record(self) -> bool:
-        """Whether CUDA graphs may do a step's passes: of cached states, on one GPU."""
-        alone = self.accelerator.num_processes == 1 and self.accelerator.device.type == "cuda"
-        plain = self.config.accumulation == 1 and not self.config.compile
-        return alone and plain and self.cached and self.accelerator.scaler is None
 
 
 def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | None:
@@ -109,7 +104,8 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
 
-    if config.compile:  # only now: training from the cache never enters the encoders
+    recorded = config.compile and cached and may_record(config, accelerator)
+    if config.compile and not recorded:  # only now: the cache needs the encoders as they are
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     optimiser, schedule = build_optimiser(config, model, sum(steps))
     model, optimiser = accelerator.prepare(model, optimiser)
@@ -140,8 +136,14 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     return Job(
         config, out, stop, began - progress.seconds, accelerator, data, processor, model, trained,
         plain.config, parameters, loaders, cached, references, steps, optimiser, schedule, weights,
-        progress, checkpoints,
+        progress, checkpoints, recorded=recorded,
     )  # fmt: skip
+
+
+def may_record(config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Whether CUDA graphs can do the passes of a step: on one GPU, whose loss has no scale."""
+    alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
+    return alone and config.accumulation == 1 and accelerator.scaler is None
 
 
 def make_loaders(
