@@ -138,14 +138,12 @@ def _by_head(rows: Tensor, heads: int) -> Tensor:
 def use_fast_ways(encoder: PreTrainedModel) -> None:
     """Give an encoder what is faster here; of other families nothing changes.
 
-    DeBERTa-v2 and v3 get the faster attention; HuBERT's kind, wav2vec 2.0 and WavLM among them,
-    convolutions of channels that lie beside each other, and a mask that CUDA graphs can record.
+    DeBERTa-v2 and v3 get the faster attention; HuBERT's kind, wav2vec 2.0 and WavLM among them, a mask
+    that CUDA graphs can record.
     """
     modules: Any = encoder.modules()
     for module in modules:
-        if type(module).__name__.endswith("LayerNormConvLayer"):
-            module.forward = MethodType(_convolved, module)
-        elif hasattr(module, "_get_feature_vector_attention_mask"):
+        if hasattr(module, "_get_feature_vector_attention_mask"):
             module._get_feature_vector_attention_mask = MethodType(_frames_mask, module)
         elif type(module) is DebertaV2Encoder:
             _use_fast_attention(module)
@@ -161,25 +159,13 @@ def _use_fast_attention(module: Any) -> None:
             attention.__class__ = FastDebertaAttention
 
 
-# ---- HuBERT's convolutions and mask --------------------------------------------------------------
-
-
-def _convolved(layer: Any, states: Tensor) -> Tensor:
-    """A convolution, layer norm and activation: (batch, channels, time) to the same.
-
-    On CUDA channels lie beside each other all the way. transformers' own changes that four times a
-    layer, which takes longer than the arithmetic.
-    """
-    if not states.is_cuda:
-        made: Tensor = type(layer).forward(layer, states)
-        return made
-    states = layer.layer_norm(channels_last(layer.conv, states).transpose(1, 2))
-    return layer.activation(states).transpose(1, 2)
+# ---- HuBERT's mask ------------------------------------------------------------------------------
 
 
 def _frames_mask(encoder: Any, frames: int, mask: Tensor, **adapter: Any) -> Tensor:
     """(batch, frames) of booleans from one over samples; transformers' own copies from the host."""
     counts = encoder._get_feat_extract_output_lengths(mask.sum(-1), **adapter)
+    counts = torch.where(counts < 1, frames, counts)  # as there: no row is masked whole
     return torch.arange(frames, device=mask.device) < counts[:, None]
 
 
