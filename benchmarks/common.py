@@ -178,8 +178,9 @@ def build(arguments: argparse.Namespace, device: torch.device, **fields: Any) ->
         fields = encoders_of_size(1024, arguments.layers, vocab_size=1000) | fields
     make_config = MTMMConfig.tiny if arguments.quick else MTMMConfig.paper
     with device:
-        model = MTMMModel(make_config(**fields))
-    return model.to(device)  # HuBERT makes one weight on the CPU, whatever it is told
+        model: Any = MTMMModel(make_config(**fields))
+    made: MTMMModel = model.to(device)
+    return made  # HuBERT makes one weight on the CPU, whatever it is told
 
 
 def encoders_of_size(width: int, layers: int, **text: object) -> dict[str, Any]:
