@@ -18,7 +18,7 @@ train() { # NAME LAUNCHER... -- FLAGS...
     timeout "${LIMIT:-120}" "${launcher[@]}" train_accelerate.py --out "$work/$name" --tracker none --workers 8 \
         --manifest "$work/manifest.csv" --audio_dir "$real/ravdess4" --protocol grouped --k "${FOLDS:-4}" \
         --audio_encoder "$real/encoders/whisper-base-6s" --text_encoder "$work/encoders/text" \
-        --cache_dir "$work/cache" --preset small "${@:2}" >"$work/log" 2>&1 || tail -20 "$work/log"
+        --cache_dir "$work/cache" --preset small "${@:2}" >"$work/log" 2>&1 || grep -E "^error|Error:" "$work/log" | head -5
     "$python" -c "
 import json, sys
 from pathlib import Path
