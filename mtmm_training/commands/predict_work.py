@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.commands import installed_version
-from mtmm_training.commands.predict import REFERENCES
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns, timed
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
@@ -74,7 +73,10 @@ def to_parts(given: argparse.Namespace) -> int:
     settings = {name: getattr(given, name) for name in SETTINGS}
     settings |= {"model": identify(given), "mtmm": installed_version()}
     if given.reference is not None:  # of files what is in them
-        settings["reference"] = [w if w in REFERENCES else file_digest(w) for w in given.reference]
+        words = (
+            given.reference
+        )  # predict.py lets pass names of its own and files of this kind alone
+        settings["reference"] = [file_digest(w) if w.endswith(".safetensors") else w for w in words]
     inputs = read_given(given)
     parts = Parts(given.out, inputs, given.part_size, settings)
 
