@@ -277,7 +277,7 @@ def test_totals_differ_where_only_cells_do() -> None:
     ("line", "message"),
     [
         ("[1.0 - 2.0]\tSes01F_impro01_F000\tsad\t[2.5, 2.5, 2.5]", ", was .'neu'"),
-        ("[1.0 - 2.0]\tSes01F_impro01_F009\tsad\t[2.5, 2.5]", "line 20: .*F009"),
+        ("[1.0 - 2.0]\tSes01F_impro01_F009\tsad\t[2.5, 2.5]", "line 22: .*F009"),
         ("[1.0 - 2.0]\tSes01F_impro01_F009\tmad\t[1, 1, 1]", "Ses01F_impro01_F009: 'mad'"),
         ("[1 - 2]\tSes01F_impro01_F009\tneu\t[1, 1, 1]\nC-E1:\tJoy;\t()", "F009: .*'Joy'"),
         ("[1 - 2]\tSes01F_impro01_F009\tneu\t[1, 1, 1]\nA-E1:\tval 3;", "F009: .*'A-E1"),

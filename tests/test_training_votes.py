@@ -93,7 +93,7 @@ def test_votes_alone_are_labels_where_they_count() -> None:
     majority = class_weights(replace(balanced, labels="majority"), counts)
     assert majority is not None and majority[0] == 0
     assert trained_outputs(MTMMConfig(), split[:1], by_votes=True) == ("emotion",)
-    with pytest.raises(ValueError, match="no label"):
+    with pytest.raises(ValueError, match="No training label"):
         trained_outputs(MTMMConfig(), split[:1])
 
 

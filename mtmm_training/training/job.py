@@ -163,8 +163,10 @@ def make_loaders(
     if config.cache_dir is None and not config.encode_only and trainable_encoders(model):
         cache = None  # it was not asked for, and states change in training
     for name, unused in (("mask_frames", 0.0), ("reference", "none"), ("linear_path", False)):
-        if getattr(config, name) != unused and cache is None:
-            raise ValueError(f"`--{name}` needs the cache, and encoders that are frozen.")
+        given = getattr(config, name)
+        if given != unused and cache is None:
+            text = "it needs the cache, and encoders that are frozen"
+            raise ValueError(f"`--{name}` is {given}; {text}.")
     augmented = config.augment, config.augment_variants, config.seed
     variants = add_variants(data.splits["train"], *augmented)
     shown = data.splits | {"train": [u for variant in variants for u in variant]}
