@@ -53,7 +53,9 @@ def make_plans(
             utterances as the reference.
     """
     if config.model is not None:
-        raise ValueError(f"`--model` is {config.model!r}; variants begin with encoders.")
+        raise ValueError(
+            f"`--model` is {config.model!r}; variants begin with --audio_encoder and --text_encoder."
+        )
     config.check()  # before anything reads it; each variant is checked again
     if config.cache_dir is None and uses_cache(config):
         config = replace(config, cache_dir=str(out / "cache"))  # one for all variants

@@ -138,7 +138,9 @@ class Checkpoints:
         found = _digests(checkpoint)
         damaged = sorted(name for name in written if found.get(name) != written[name])
         if damaged:
-            raise ValueError(f"{checkpoint} is damaged ({', '.join(damaged)}); delete it.")
+            raise ValueError(
+                f"{checkpoint} is damaged ({', '.join(damaged)}); delete it, and the one before is taken."
+            )
         keep_record(record, settings, notes)
         # Not strict: frozen weights are not in it.
         options = {"load_module_strict" if self._deepspeed else "strict": False}

@@ -101,7 +101,9 @@ def prepare_fold(config: TrainConfig) -> FoldData:
         outputs = tuple(known.loss_weights)
         return FoldData("all", splits, outputs, {}, data.bad, data.recordings, {})
     if config.fold >= len(data.folds):
-        raise ValueError(f"`--fold {config.fold}` does not exist: {len(data.folds)} do, from 0.")
+        raise ValueError(
+            f"`--fold {config.fold}` does not exist: there are {len(data.folds)}, counted from 0."
+        )
     fold = data.folds[config.fold]
     chosen = select(data.utterances, fold)
     settings = settings_of(config) | {"skipped": sorted(data.bad)}
@@ -176,7 +178,9 @@ def read_all(config: TrainConfig) -> list[Utterance]:
     unknown = sorted(set(found) - set(config.emotions))
     if unknown and not config.encode_only:  # the model has no output for them
         counts = ", ".join(f"{name} ({found[name]})" for name in unknown)
-        raise ValueError(f"Emotions beside --emotions {' '.join(config.emotions)}: {counts}.")
+        raise ValueError(
+            f"The data has emotions that are not among --emotions {' '.join(config.emotions)}: {counts}."
+        )
     kept = votes_among(kept, config.emotions)
     if config.script_disjoint and "text" in hidden:  # folds are by words that the model may not see
         kept = [replace(u, script_id=script_of(u)) if u.text is not None else u for u in kept]

@@ -175,7 +175,9 @@ def _transcripts(folder: Path) -> dict[str, str]:
                 spoken = match[2].strip()
                 differing += words.setdefault(match[1], spoken) != spoken
     if differing:
-        checks.logger.warning("iemocap: %d turns in %s have several transcripts", differing, folder)
+        checks.logger.warning(
+            "iemocap: %d turns in %s have several transcripts; the first is kept", differing, folder
+        )
     return words
 
 
