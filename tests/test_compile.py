@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TRAINED, MakeModel
 from small_runs import NO_DROPOUT, results_of, train, weights, words
+from test_device import LABELS, states_of
 
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
 
@@ -74,3 +76,25 @@ def test_nothing_is_compiled_for_other_lengths_and_batches(
         made.append(len(graphs))
     # A layer and the fusion; the former may be made anew once, where two sizes were equal by chance.
     assert made[0] == made[-1] <= 3
+
+
+def test_training_compiles_nothing_for_other_lengths_and_batches(make_model: MakeModel) -> None:
+    """Forward and backward of a training step on cached states: one graph for all sizes."""
+    model = make_model().train()
+    graphs = []
+
+    def make(graph: torch.fx.GraphModule, example_inputs: list[Any]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model.compile(dynamic=True, backend=make)
+    for times, more in ((1, 0), (2, 13), (3, 30), (5, 4)):
+        batch = {
+            name: torch.cat([tensor] * times)
+            for name, tensor in (states_of(model) | LABELS).items()
+        }
+        batch["acoustic_states"] = F.pad(batch["acoustic_states"], (0, 0, 0, more))
+        batch["acoustic_attention_mask"] = F.pad(batch["acoustic_attention_mask"], (0, more))
+        model(**batch).loss.backward()
+        assert len(graphs) == 1
