@@ -231,10 +231,19 @@ def test_every_end_has_its_status(
 @pytest.mark.parametrize(
     ("package", "extra"), [("pandas.core", "train"), ("onnxruntime", "onnx"), ("gradio", "demo")]
 )
-def test_missing_package_names_its_extra(package: str, extra: str, capsys: Capture) -> None:
+def test_missing_package_names_its_extra(
+    package: str, extra: str, capsys: Capture, monkeypatch: Patch
+) -> None:
+    monkeypatch.setitem(sys.modules, package.partition(".")[0], None)
     assert ended_by(ModuleNotFoundError("No module", name=package)) == 1
     said = capsys.readouterr().err
     assert package.partition(".")[0] in said and f"[{extra}]" in said
+
+
+@pytest.mark.parametrize("package", ["transformers", "pandas.core.gone", "torch"])
+def test_package_that_is_there_speaks_for_itself(package: str, capsys: Capture) -> None:
+    assert ended_by(ImportError("cannot import name 'Gone'", name=package)) == 1
+    assert capsys.readouterr().err == "error: cannot import name 'Gone'\n"
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ImportError("x", name="mtmm_training.gone")])

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class WrongUse(Exception):
@@ -113,7 +114,7 @@ def run_command(work: Callable[[], int | None]) -> int:
             raise
         remedy = f'pip install -e ".[{EXTRAS.get(package, "train")}]"'
         missing = f"This needs the package {package!r}, which is not installed; run `{remedy}`."
-        tell(f"error: {missing if package else error}")
+        tell(f"error: {missing if package and not find_spec(package) else error}")
         return FAILED
     except Exception as error:
         # Not above: what only parses imports no library.
