@@ -265,7 +265,7 @@ class MTMMConfig(PreTrainedConfig):
         config_dict, kwargs = super().get_config_dict(name, **kwargs)
         kind = config_dict.get("model_type")
         if kind != cls.model_type:
-            raise ValueError(f"{name} is no MTMM model: its `model_type` is {kind}.")
+            raise ValueError(f"{name} is no MTMM model: its config.json has `model_type` {kind}.")
         return config_dict, kwargs
 
     @classmethod
