@@ -47,14 +47,16 @@ SHOWN = 300  # letters of an address in a message
 BLOCK_S = 1.0  # of a file, read at a time
 SAMPLES = ("array", "raw", "bytes", "path")  # of a dict; the first that is there counts
 TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a path's place
-# What libsndfile's log says of a wav, rf64, w64, aiff, au, voc or ogg file that it reads as a shorter one.
-HALF_PCM = re.compile(r"(?:data|SSND|Data Size|Riff size|riff)\s*: (\d+) \(should be (\d+)\)")
-CUT_OFF = re.compile("Junk after the last page|a truncated file")
+# What libsndfile's log says of a wav, rf64, w64, aiff, au, voc, svx or ogg that it reads as a shorter one.
+HALF_PCM = re.compile(
+    r"(?:data|SSND|BODY|Data Size|Data length|Riff size|riff)(?:\s*:)? (\d+) \(?should be (\d+)"
+)
+CUT_OFF = re.compile("Junk after the last page|a truncated file|to be truncated")
 NO_END = "lacks an end-of-stream bit"  # also of what Android records, whose last page is whole
 NIST_COUNT = re.compile(rb"NIST_1A\n.*?\nsample_count -i (\d+)", re.DOTALL)
 
 # Whose headers tell a length; the others' are estimates.
-TOLD = {"mp4", "webm", "caf", "wav", "w64", "flv", "rm", "avi"}
+TOLD = {"mp4", "webm", "caf", "wav", "w64", "flv", "rm", "avi", "nistsphere"}
 DECODING_ERRORS = (RuntimeError, TypeError, MemoryError, *([av.FFmpegError] if av else []))
 
 # Where a recording is read from: a path, a URL, the bytes of a file, or an open binary file.
@@ -213,6 +215,8 @@ class AudioFile:
         """The file opened by libsndfile, as wav where only FFmpeg reads it."""
         head = self._opened.read(1024)
         self._opened.seek(0)
+        if head[:7] == b"NIST_1A" and len(head) < 1024:  # its text would be read as samples
+            raise RuntimeError("it is cut off in its header")
         try:
             self._opened = corrected(self._opened)
             file = soundfile.SoundFile(self._opened)

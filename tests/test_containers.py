@@ -154,7 +154,18 @@ def test_a_cut_off_caf_is_refused_also_where_ffmpeg_reads_it() -> None:
         open_recording(encoded(SPEECH, "CAF")[:60000])
 
 
-@pytest.mark.parametrize("form", ["RF64", "W64", "NIST", "VOC"])
+@pytest.mark.parametrize(
+    "form", ["NIST", "AU", "AIFF", "CAF", "W64", "VOC", "IRCAM", "WAV", "FLAC"]
+)
+def test_a_file_that_is_cut_in_its_header_has_no_sound(form: str) -> None:
+    """Also where FFmpeg would read its text as samples."""
+    data = encoded(SPEECH, form)
+    for size in range(1, 1024 if form in ("NIST", "IRCAM") else 44, 9):
+        with pytest.raises(ValueError, match="cannot be decoded|has no audio|cut off"):
+            load_audio(data[:size])
+
+
+@pytest.mark.parametrize("form", ["RF64", "W64", "NIST", "VOC", "SVX", "MAT4"])
 def test_a_cut_off_file_whose_decoder_says_nothing(form: str) -> None:
     data = encoded(SPEECH, form)
     for share in (0.5, 0.9):
