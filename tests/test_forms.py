@@ -20,7 +20,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from conftest import RATE, noise
-from torch.utils.data import ChainDataset, ConcatDataset, StackDataset, Subset
+from torch.utils.data import ChainDataset, ConcatDataset, DataLoader, StackDataset, Subset
 
 from audio_mtmm import load_audio
 from mtmm_training.batches.collate import RawInputs, make_loader, to_dataset
@@ -70,6 +70,7 @@ ROWS: dict[str, Callable[[Path], Any]] = {
     "torch's joined sets": lambda wav: ConcatDataset([_subset(_audio_dataset(wav))]),
     "torch's joined streams": lambda wav: ChainDataset([_audio_dataset(wav).to_iterable_dataset()]),
     "torch's stacked columns": lambda wav: StackDataset(**_columns(wav)),
+    "torch's loader": lambda wav: DataLoader(_audio_dataset(wav), batch_size=None),
     "streamed datasets": lambda wav: _audio_dataset(wav).to_iterable_dataset(),
     "pair in a dict": lambda wav: {"audio": (WAVE, RATE), "text": SAID},
 }
@@ -105,6 +106,30 @@ def test_pipeline_hears_the_same_in_every_form(pipe: MTMMPipeline, wav: Path, fo
 def test_pipeline_takes_rows_in_every_form(pipe: MTMMPipeline, wav: Path, form: str) -> None:
     expected = valence(pipe({"audio": str(wav), "text": SAID}))
     assert valence(pipe(ROWS[form](wav))) == pytest.approx(expected, abs=1e-6)
+
+
+PCM = (WAVE * 2**15).astype(np.int16)
+LISTS = pa.list_(pa.int16())
+INTEGERS: dict[str, Any] = {
+    "pyarrow table": pa.table({"audio": [PCM], "sampling_rate": [RATE]}),
+    "pyarrow struct": pa.table({"audio": pa.StructArray.from_arrays([pa.array([PCM])], ["array"])}),
+    "pyarrow lists": pa.chunked_array([[PCM]]),
+    "pyarrow stereo": pa.array([[PCM.tolist()] * 2], pa.list_(LISTS)),
+    "pyarrow numbers": {"audio": pa.array(PCM), "sampling_rate": RATE},
+    "polars frame": pl.DataFrame({"audio": [PCM], "sampling_rate": [RATE]}),
+    "polars lists": pl.Series([PCM]),
+    "polars numbers": {"audio": pl.Series(PCM), "sampling_rate": RATE},
+    "pandas frame of Arrow's types": pd.DataFrame(
+        {"audio": pd.Series([PCM], dtype=pd.ArrowDtype(LISTS))}
+    ),
+    "pandas numbers": {"audio": pd.Series(PCM), "sampling_rate": RATE},
+}
+
+
+@pytest.mark.parametrize("form", INTEGERS)
+def test_samples_in_tables_have_the_scale_of_their_type(pipe: MTMMPipeline, form: str) -> None:
+    expected = valence(pipe(PCM, sampling_rate=RATE))
+    assert valence(pipe(INTEGERS[form], sampling_rate=RATE)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_missing_values_of_pandas_are_absent(pipe: MTMMPipeline, wav: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -45,12 +46,18 @@ def plain(given: Any) -> Any:
     """What other libraries hold, in forms of their own, as lists and dicts; anything else as it is.
 
     Series and frames of pandas, polars and pyarrow become lists, their [] goes by label; one row of
-    pandas a dict. Audio columns of datasets are not decoded by it, which would need torchcodec.
+    pandas a dict. Samples of integers keep their type, which tells their scale. Audio columns of datasets
+    are not decoded by it, which would need torchcodec.
     (array, rate), as librosa gives it, and (rate, array), as gradio does, become a dict.
     """
     if hasattr(given, "iloc"):
         if given.ndim == 2:
-            return given.to_dict("records")
+            columns = [plain(given.iloc[:, place]) for place in range(given.shape[1])]
+            return [dict(zip(given, row, strict=True)) for row in zip(*columns, strict=True)]
+        if hasattr(given.dtype, "pyarrow_dtype"):
+            return plain(given.array.__arrow_array__())
+        if given.dtype.kind in "iu":
+            return given.to_numpy()  # samples, whose type tells their scale
         is_row = not (AUDIO_KEYS | UTTERANCE_KEYS).isdisjoint(given.index)
         return given.to_dict() if is_row else given.tolist()
     if hasattr(given, "cast_column"):
@@ -60,7 +67,16 @@ def plain(given: Any) -> Any:
         return given
     if isinstance(given, np.ndarray) and given.dtype.kind in "OU":  # a column's values
         return given.tolist()
-    for name in ("to_dicts", "to_pylist", "to_list"):
+    if hasattr(given, "to_arrow"):  # polars
+        has_objects = "Object" in str(getattr(given, "schema", 0) or given.dtype)
+        with suppress(ImportError):  # without pyarrow samples are lists, of floats alone
+            given = given if has_objects else given.to_arrow()
+    if hasattr(given, "to_pylist"):
+        if hasattr(given, "to_struct_array"):
+            given = given.to_struct_array()
+        is_int = str(given.type).startswith(("int", "uint"))
+        return given.to_numpy(zero_copy_only=False) if is_int else [*map(_of_arrow, given)]
+    for name in ("to_dicts", "to_list"):
         if hasattr(given, name):
             return getattr(given, name)()
     if isinstance(given, tuple) and len(given) == 2:
@@ -68,14 +84,24 @@ def plain(given: Any) -> Any:
         if len(numbers) == 1:
             array = given[isinstance(given[0], Real)]
             return {"array": array, "sampling_rate": numbers[0]}
-    elif hasattr(given, "__getitem__"):
-        # A column of datasets, KeyDataset, torch's Subset, and its ConcatDataset and ChainDataset.
+    elif hasattr(given, "__getitem__") or hasattr(given, "batch_sampler"):
+        # A column of datasets, KeyDataset, torch's Subset, ConcatDataset, ChainDataset and DataLoader.
         for name in ("source", "dataset", "datasets"):
             if hasattr(given, name):
                 given, inner = copy(given), getattr(given, name)
                 several = isinstance(inner, (list, tuple))
-                setattr(given, name, [*map(plain, inner)] if several else plain(inner))
+                vars(given)[name] = [*map(plain, inner)] if several else plain(inner)
     return given
+
+
+def _of_arrow(value: Any, name: str = "audio") -> Any:
+    """A value of pyarrow's as Python's; samples as an array of their type."""
+    if not value.is_valid:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _of_arrow(value[key], key) for key in value}
+    is_list = hasattr(value, "values") and name in {*AUDIO_KEYS, "audio"}
+    return value.values.to_numpy(zero_copy_only=False) if is_list else value.as_py()
 
 
 def is_missing(value: Any) -> bool:
