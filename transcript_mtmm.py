@@ -19,8 +19,8 @@ TIMED_FORMS = {
 TIMED_KEYS = {"text", "word", "start", "end", "timestamp", "speaker", "channel"}
 # What recognisers write beside these.
 TIMED_KEYS |= set(
-    "id seek tokens temperature avg_logprob compression_ratio no_speech_prob words score confidence "
-    "probability punctuated_word speaker_confidence chars language".split()
+    "id seek tokens temperature avg_logprob compression_ratio no_speech_prob words score conf "
+    "confidence probability punctuated_word speaker_confidence chars language".split()
 )
 # <|en|>, <|HAPPY|>, <|2.40|>; whisper.cpp's; and the time in front of a line of lyrics or a chat.
 MARKS = re.compile(r"<\|[^<>|]*\|>|\[_[A-Z]+_\d*\]|\[BLANK_AUDIO\]|\[(?:\d+:)+\d\d(?:[.,]\d+)?\]")

@@ -124,6 +124,10 @@ def test_manifest_needs_no_speaker_and_its_labels_are_not_read(tmp_path: Path) -
          {"words": [{"text": "no", "start": 0, "end": 1}]}),
         ("a.json", '{"words": [{"word": "no", "start": 0, "end": 1}]}',
          {"words": [{"word": "no", "start": 0, "end": 1}]}),
+        ("vosk.json", '{"result": [{"conf": 1, "end": 1, "start": 0, "word": "no"}], "text": "no"}',
+         {"words": [{"conf": 1, "end": 1, "start": 0, "word": "no"}]}),
+        ("vosk.json", '[{"result": [{"word": "no"}]}, {"text": ""}, {"result": [{"word": "so"}]}]',
+         {"words": [{"word": "no"}, {"word": "so"}]}),
     ],
 )  # fmt: skip
 def test_transcript_file_to_what_the_pipeline_takes(
@@ -131,6 +135,14 @@ def test_transcript_file_to_what_the_pipeline_takes(
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert read_transcript(tmp_path / name) == expected
+
+
+def test_times_of_an_unknown_form_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text('{"text": "no", "timestamps": [0.1], "language": "en"}')
+    assert read_transcript(tmp_path / "a.json") == {"text": "no"}
+    assert "timestamps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b'{"text": 3}', b'"We won"', b"{", b"\xff"])

@@ -17,7 +17,8 @@ from mtmm_training.data.transcripts import SUFFIXES, read_timed
 from mtmm_training.data.utterances import Utterance, few
 from mtmm_training.training.ending import tell
 
-TIMED = {"chunks": "words", "words": "words", "segments": "segments"}  # in a file: to the pipeline
+# In a file: to the pipeline. "result" is Vosk's.
+TIMED = {"chunks": "words", "words": "words", "result": "words", "segments": "segments"}
 
 
 @dataclass(frozen=True)
@@ -174,15 +175,21 @@ def read_transcript(path: Path) -> dict[str, Any]:
         content: Any = json.loads(text)
     except ValueError as error:  # of UTF-8, of JSON, or of the format
         raise ValueError(f"{path} cannot be read as a transcript: {error}.") from error
-    if isinstance(content, list):
-        return {"words": content}
+    if isinstance(content, list):  # of Vosk's an object for each stretch of speech
+        parts = [
+            item.get("result", [item]) if isinstance(item, dict) else [item] for item in content
+        ]
+        return {"words": [word for part in parts for word in part if word != {"text": ""}]}
     if segments := turns.of_json(content):
         return {"segments": segments}
     if isinstance(content, dict):
         # "text" beside them has the same words
-        if found := {name: content[key] for key, name in TIMED.items() if content.get(key)}:
+        lists = [key for key, value in content.items() if isinstance(value, (list, dict)) and value]
+        if found := {name: content[key] for key, name in TIMED.items() if key in lists}:
             return found
         if isinstance(content.get("text"), str):
+            if lists:
+                tell(f"{path}: its text is read, and not {', '.join(lists)}")
             return {"text": content["text"]} if content["text"].strip() else {}
     raise ValueError(
         f'{path} has no transcript: a list of words {{"text", "start", "end"}}, or an object with '
