@@ -1,10 +1,15 @@
 """Transcripts that are not what they ought to be."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bad_inputs import tiny
-from bad_inputs.case import at_once
+from bad_inputs.case import Case, at_once
+from mtmm_training.commands.predict_inputs import read_transcript
 
 LONG = r"\d+ tokens; at most 64"
 ABSENT = "neither audio nor text"
@@ -81,3 +86,32 @@ OTHERS: list[tuple[str, Callable[[Any], Any], Any, str]] = [
     ("a list to the pipeline", predict, ["a", "b"], f"list; {NO_STRING}"),
 ]
 CASES += [at_once(f"text: {name}", feed, text, error) for name, feed, text, error in OTHERS]
+
+# Transcripts of other programs: the file's name, what is in it, and the error it must get.
+LINES = "[0.50s -> 1.25s]  So you won\n[1.50s -> 9.00s] no, 1.5 or 2, 3\n[9.00s -> 9.00s]\n"
+FILES: list[tuple[str, str, str | None]] = [
+    ("faster-whisper.txt", LINES, None),
+    ("label.txt", "0.5\t1.25\tSo you\n3.0\t3.0\tno\n", None),
+    (
+        "vosk.json",
+        '{"result": [{"conf": 1, "end": 1, "start": 0, "word": "no"}], "text": "no"}',
+        None,
+    ),
+    ("no times.json", '{"text": "no", "timestamps": [0.1]}', None),
+    ("no words.json", '{"results": []}', "has no transcript"),
+    ("words.srt", "words", "nothing in it of what .srt"),
+    ("words.ctm", "a b c", "not what .ctm files are"),
+    ("a word as a time.tsv", "start\tend\ttext\none\t2\tno\n", "not what .tsv files are"),
+    ("subtitles.ass", "Dialogue: 0,0:00:00.50", "is no transcript"),
+]
+
+
+def from_file(name: str, content: str, folder: Path) -> Any:
+    (folder / name).write_text(content)
+    said = read_transcript(folder / name)
+    return tiny.pipe()({"audio": np.sin(np.arange(32000.0)), **said}, sampling_rate=16000)
+
+
+CASES += [
+    Case(f"text: {name}", partial(from_file, name, text), error) for name, text, error in FILES
+]
