@@ -22,11 +22,11 @@ import numpy as np
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
-        from .containers_mtmm import INSTALL, MEDIA, corrected, ogg_end, what_it_is
-        from .waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
+        from .containers_mtmm import INSTALL, corrected, medium, ogg_end, what_it_is
+        from .waveforms_mtmm import COARSE, Channels, as_array, check_rate, mix, refuse, to_mono
 except ImportError:
-    from containers_mtmm import INSTALL, MEDIA, corrected, ogg_end, what_it_is
-    from waveforms_mtmm import Channels, as_array, check_rate, mix, refuse, to_mono
+    from containers_mtmm import INSTALL, corrected, medium, ogg_end, what_it_is
+    from waveforms_mtmm import COARSE, Channels, as_array, check_rate, mix, refuse, to_mono
 
 try:
     import soundfile
@@ -101,6 +101,7 @@ class Recording:
         blocks: From which sample, to which (None = to the end): arrays (time,), mono, float32.
         close: To be called when it has been read.
         channels: Each by itself, where they were opened so.
+        idle: The amplitude that silence may have in its coding.
     """
 
     sampling_rate: int
@@ -108,6 +109,7 @@ class Recording:
     blocks: Callable[[int, int | None], Iterator[np.ndarray]]
     close: Callable[[], None] = lambda: None
     channels: "list[Recording]" = field(default_factory=list)
+    idle: float = 0.0
 
     def resampled(
         self, sampling_rate: int, start: int = 0, stop: int | None = None
@@ -193,7 +195,8 @@ class AudioFile:
                 place = f"{self.name}, from {first / self.sampling_rate:g} s on: "
                 yield mix(samples, channels, place)
 
-        return Recording(self.sampling_rate, self.frames / self.sampling_rate, blocks, self.close)
+        rate, idle = self.sampling_rate, COARSE.get(self._file.subtype, 0.0)
+        return Recording(rate, self.frames / rate, blocks, self.close, idle=idle)
 
     def _read_all(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
         size = round(BLOCK_S * self.sampling_rate)
@@ -411,7 +414,8 @@ def open_recording(
 
         def opened(channel: int | None = None) -> Recording:
             waveform = to_mono(array, channel)
-            return Recording(rate, len(waveform) / rate, lambda i, j: iter([waveform[i:j]]))
+            idle, length_s = COARSE.get(array.dtype.name, 0.0), len(waveform) / rate
+            return Recording(rate, length_s, lambda i, j: iter([waveform[i:j]]), idle=idle)
 
     if isinstance(channel, int):
         return opened(channel)
@@ -427,7 +431,7 @@ def is_audio(path: str | os.PathLike[str]) -> bool:
         with open(path, "rb") as file:
             head = file.read(64)
             file.seek(0)
-            if any(head.startswith(magic, place) for magic in MEDIA for place in (0, 4)):
+            if medium(head):
                 return True
             return soundfile is None or not soundfile.SoundFile(file).close()
     except (RuntimeError, TypeError):  # soundfile's are RuntimeErrors

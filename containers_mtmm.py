@@ -17,8 +17,9 @@ MIDDLE = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 HIGH = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 KBITS = {(3, 2): HIGH, (3, 1): MIDDLE, (2, 2): LOW, (2, 1): LOW}
 FLAC_BLOCKS = (0, 192, *(576 << n for n in range(4)), 0, 0, *(256 << n for n in range(8)))
-# What files begin with that libsndfile does not read, and PyAV does; from the first or fifth byte on.
-MEDIA = {b"ftyp": "mp4 or m4a", b"\x1aE\xdf\xa3": "webm or Matroska", b"#!AMR": "amr", b"FLV": "flv",
+# What files begin with that libsndfile may not read, and PyAV does; words of four from a later byte on, too.
+MEDIA = {b"OggS": "ogg", b"AVI ": "avi",
+         b"ftyp": "mp4 or m4a", b"\x1aE\xdf\xa3": "webm or Matroska", b"#!AMR": "amr", b"FLV": "flv",
          b"0&\xb2u\x8ef": "wma or asf", b"\xff\xf1": "aac", b"\xff\xf9": "aac", b"ADIF": "aac",
          b"MAC ": "Monkey's Audio", b"wvpk": "WavPack", b"caff": "caf of a codec that libsndfile lacks",
          b"wide": "QuickTime", b"mdat": "QuickTime", b"moov": "QuickTime", b"G@": "an MPEG stream",
@@ -41,16 +42,26 @@ OTHERS = {b"version https://git-lfs": "a pointer of Git LFS; run `git lfs pull`"
           bytes(16): "zeros, as a copy that broke off leaves them; fetch it again", b"": "text"}  # fmt: skip
 
 
+def medium(head: bytes) -> str | None:
+    """What PyAV may read of it, by a file's first bytes; None = nothing, as of text."""
+    inside = head[4:8], head[8:12]
+    found = (name for magic, name in MEDIA.items() if head.startswith(magic) or magic in inside)
+    return None if _is_text(head) and head[:5] != b"#!AMR" else next(found, None)
+
+
+def _is_text(head: bytes) -> bool:
+    return all(byte > 31 or byte in b"\t\n\r" for byte in head)
+
+
 def what_it_is(head: bytes) -> str:
     """What a file is that cannot be decoded, by its first bytes, and what to do."""
     if head.startswith(SOUNDS):
         return f"it is audio of a codec that libsndfile lacks, or damaged; {INSTALL}"
-    for magic, name in MEDIA.items():
-        if head.startswith(magic) or head.startswith(magic, 4):
-            return f"it is {name}; {INSTALL}"
+    if name := medium(head):
+        return f"it is {name}; {INSTALL}"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     known = next(magic for magic in OTHERS if text.startswith(magic))
-    if not known and not all(byte > 31 or byte in b"\t\n\r" for byte in head):
+    if not known and not _is_text(head):
         return "it is of no known kind"
     return f"it is {OTHERS[known] if head else 'empty'}"
 

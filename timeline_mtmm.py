@@ -166,9 +166,9 @@ class Part(NamedTuple):
     mended: int = 0
 
     @classmethod
-    def heard(cls, waveform: np.ndarray, *others: Any) -> "Part":
-        """A part with this audio, or, where it has no signal, without."""
-        silent = not has_signal(waveform)
+    def heard(cls, waveform: np.ndarray, idle: float, *others: Any) -> "Part":
+        """A part with this audio, or, where it has no signal above its coding's idle noise, without."""
+        silent = not has_signal(waveform, idle)
         return cls(None if silent else waveform, *others)._replace(silent=silent)
 
 
@@ -303,7 +303,7 @@ class Given:
         mended = self.mended + odd
         if ends_s <= whole_s and self.segments is None:
             text = self.text if transcript is None else transcript.between(0, math.inf)
-            part = Part.heard(recording.whole(windows.sampling_rate), text, None)
+            part = Part.heard(recording.whole(windows.sampling_rate), recording.idle, text, None)
             yield part._replace(mended=mended)
             return
         if self.segments and duration_s is None:
@@ -334,7 +334,8 @@ class Given:
                     text = transcript.between(
                         start_s, math.inf if is_last else end_s, segment.speaker
                     )
-                part = Part.heard(waveform, text, (start_s, end_s), untimed, speaker)
+                times = start_s, end_s
+                part = Part.heard(waveform, recording.idle, text, times, untimed, speaker)
                 yield part._replace(mended=mended)
 
     def _speaking(self, start_s: float, end_s: float) -> str | None:

@@ -19,6 +19,9 @@ CHUNK = 16000  # samples in which channels are compared: about a second
 DEAD = 1e-4  # of the loudest channel's power: below, a channel carries nothing
 CANCELLED = 0.25  # power of the sum of channels ÷ sum of their powers; 1 of those that differ
 SILENT = 1e-4  # amplitude about the mean; dither of 16 bits has 3e-5 to 6e-5
+# The amplitude of two steps where they are coarser: idle noise and dither of old codings and of 8 bits.
+COARSE = dict.fromkeys(("uint8", "int8", "PCM_U8", "PCM_S8"), 2**-6)
+COARSE |= dict.fromkeys(("ULAW", "ALAW", "GSM610"), 2**-11)
 EDGE = 200  # samples where a filter rings at a constant's beginning and end
 
 
@@ -152,10 +155,11 @@ def mix(array: np.ndarray, channels: Channels, place: str = "") -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def has_signal(waveform: np.ndarray) -> bool:
+def has_signal(waveform: np.ndarray, idle: float = 0.0) -> bool:
     """Whether a waveform (time,) is more than silence, a constant, dither, or a click in those."""
     heard = waveform[EDGE:-EDGE]  # shorter ones are too short in any case
-    return not len(heard) or bool(np.quantile(np.abs(heard - np.median(heard)), 0.99) > SILENT)
+    level = np.quantile(np.abs(heard - np.median(heard)), 0.99) if len(heard) else 1.0
+    return bool(level > max(idle, SILENT))
 
 
 def check_rate(sampling_rate: Any, place: str = "") -> int:

@@ -97,6 +97,23 @@ def test_no_signal_gets_no_emotion(name: str, rate: int, pipe: MTMMPipeline) -> 
     assert said["no_signal"] and said["scores"] == pipe({"text": "we won"})["scores"]
 
 
+STEPS = RNG.integers(-1, 2, len(SPEECH))
+IDLE = {  # the least that a coding can say, beside nothing
+    "8 bits": encoded(STEPS / 128, subtype="PCM_U8"),
+    "A-law": encoded(STEPS / 4096, subtype="ALAW"),
+    "µ-law": encoded(STEPS / 4096, subtype="ULAW", rate=8000),
+    "silence in GSM": encoded(0 * SPEECH, subtype="GSM610", rate=8000),
+    "whole numbers of 8 bits": {"array": STEPS.astype(np.int8), "sampling_rate": RATE},
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_idle_noise_of_coarse_codings_is_no_signal(name: str, pipe: MTMMPipeline) -> None:
+    assert pipe(IDLE[name])["emotion"] is None
+    quiet = encoded(SPEECH / 10, subtype="PCM_U8"), encoded(SPEECH / 300, subtype="ULAW")
+    assert not any("no_signal" in pipe(audio) for audio in quiet)
+
+
 def test_quiet_speech_is_a_signal() -> None:
     assert has_signal(SPEECH / 1000) and has_signal(SPEECH[:500])
 

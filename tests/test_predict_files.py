@@ -519,17 +519,19 @@ def test_folder_is_searched_by_content_and_through_links(
                        ("f", "FLAC"), ("g.MP3", "MP3")):  # fmt: skip
         soundfile.write(top / name, noise, RATE, format=form)
     (top / "h.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")  # said to be unreadable when it is predicted
+    (top / "j.spx").write_bytes(b"OggS\0\2" + bytes(22) + b"\1\x13OpusHead")  # as is speex
+    (top / "k.avi").write_bytes(b"RIFF\x9c%\0\0AVI LIST")
     for name in ("notes.txt", "list.json", ".hidden.wav"):
-        (top / name).write_text("no audio")
+        (top / name).write_text("The MAC addresses; DSD or FLV?")  # whose formats begin so
     write_wav(tmp_path / "elsewhere/i.wav")
     (top / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/round").symlink_to(top)
     (top / "gone.wav").symlink_to(tmp_path / "nowhere")
     found = [Path(one.name).relative_to(top).as_posix() for one in read_inputs([str(top)])]
     assert found == ["a.wav", "b.sph", "c.oga", "d.rf64", "e.aifc", "f", "g.MP3", "gone.wav", "h.m4a",
-                     "linked/i.wav"]  # fmt: skip
+                     "j.spx", "k.avi", "linked/i.wav"]  # fmt: skip
     told = capsys.readouterr().err
-    assert "2 of 12 files" in told and "notes.txt" in told and "list.json" in told
+    assert "2 of 14 files" in told and "notes.txt" in told and "list.json" in told
 
 
 def test_folder_without_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,9 +131,8 @@ def read_inputs(
 
 def is_manifest(place: str) -> bool:
     """Whether this names a table of utterances."""
-    if hub.is_dataset(place):
-        return True
-    return Path(place).suffix.lower() in MANIFEST_SUFFIXES and not Path(place).is_dir()
+    is_table = Path(place).suffix.lower() in MANIFEST_SUFFIXES and not Path(place).is_dir()
+    return is_table or hub.is_dataset(place)
 
 
 def _recordings(folder: Path) -> list[str]:
@@ -176,9 +175,7 @@ def read_transcript(path: Path) -> dict[str, Any]:
     except ValueError as error:  # of UTF-8, of JSON, or of the format
         raise ValueError(f"{path} cannot be read as a transcript: {error}.") from error
     if isinstance(content, list):  # of Vosk's an object for each stretch of speech
-        parts = [
-            item.get("result", [item]) if isinstance(item, dict) else [item] for item in content
-        ]
+        parts = [one.get("result", [one]) if isinstance(one, dict) else [one] for one in content]
         return {"words": [word for part in parts for word in part if word != {"text": ""}]}
     if segments := turns.of_json(content):
         return {"segments": segments}
