@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -149,6 +150,12 @@ def test_dashes_and_underscores_are_one(parser: Parser) -> None:
     assert parser.parse_args(["a", "--", "--as-it-is"]).words == ["a", "--as-it-is"]
 
 
+def test_accents_of_paths_may_be_written_both_ways(parser: Parser, tmp_path: Path) -> None:
+    one, two = (unicodedata.normalize(form, str(tmp_path / "é")) for form in ("NFC", "NFD"))
+    Path(two).mkdir()
+    assert parser.parse_args([one, "é"]).words == [two, "é"]
+
+
 def test_advanced_flags_are_behind_help_all(parser: Parser, capsys: Capture) -> None:
     for word, shown in (("--help-all", True), ("--help_all", True), ("--help", False)):
         with pytest.raises(SystemExit, match="^0$"):
@@ -244,6 +251,18 @@ def test_missing_package_names_its_extra(
 def test_package_that_is_there_speaks_for_itself(package: str, capsys: Capture) -> None:
     assert ended_by(ImportError("cannot import name 'Gone'", name=package)) == 1
     assert capsys.readouterr().err == "error: cannot import name 'Gone'\n"
+
+
+def test_older_transformers_is_named_with_the_version_that_is_needed(
+    capsys: Capture, monkeypatch: Patch
+) -> None:
+    """Whichever of its names is the first that cannot be imported."""
+    monkeypatch.delitem(sys.modules, "configuration_mtmm")
+    monkeypatch.delattr("transformers.configuration_utils.SubConfigSpec")
+    gone = ModuleNotFoundError("No module named 'x'", name="transformers.utils.output_capturing")
+    assert ended_by(gone) == 1
+    said = f"needs transformers 5.23 or newer; {transformers.__version__} is here"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), ImportError("x", name="mtmm_training.gone")])
@@ -371,7 +390,7 @@ def test_words_alone_and_from_files(
     record = json.loads(mtmm(wavs[1], "--transcript_file", tmp_path / "speech1.json", "--json").out)
     assert [entry["text"] for entry in record["timeline"]] == ["no", "go"]
     done = mtmm(*wavs, "--transcript_file", tmp_path, "--json")
-    assert done.err == f"1 of 2 inputs have no transcript in {tmp_path}\n"
+    assert done.err == f"1 of 2 inputs have no transcript in {tmp_path}; in it are speech1.json\n"
     assert [json.loads(line)["missing"] for line in done.out.splitlines()] == [["text"], []]
 
 

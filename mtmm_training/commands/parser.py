@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from mtmm_training.commands.flags import Advanced
+from mtmm_training.data.files import as_spelt
 
 COLUMNS = 100
 Run = Callable[[argparse.Namespace], int | None]
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """As argparse's own, for flags however they are spelled."""
-        words = list(args or ())
+        words = [*map(as_spelt, args or ())]  # of what is on the disk, as it is there
         known = {flag.replace("-", "_"): flag for flag in self._option_string_actions}
         for place in range(words.index("--") if "--" in words else len(words)):
             name, equals, value = words[place].partition("=")

@@ -16,7 +16,8 @@ from mtmm_training.commands import installed_version
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns, timed
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
-from mtmm_training.data.files import file_digest
+from mtmm_training.data.files import file_digest, walk
+from mtmm_training.data.utterances import few
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
 BATCH_SIZE, MOST_ROWS, MOST_WORKERS = 8, 256, 16  # where no flag says so
@@ -171,7 +172,10 @@ def read_given(given: argparse.Namespace) -> list[Input]:
     if file is not None and file.is_dir():
         inputs = read_inputs(given.inputs, file, speakers=speakers)
         if without := sum(not one.transcript for one in inputs):
-            tell(f"{without} of {len(inputs)} inputs have no transcript in {file}")
+            there = few([str(path.relative_to(file)) for path in walk(file)])
+            tell(
+                f"{without} of {len(inputs)} inputs have no transcript in {file}; in it are {there}"
+            )
         return inputs
     said = {} if given.transcript is None else {"text": given.transcript}
     if file is not None:

@@ -112,6 +112,11 @@ def run_command(work: Callable[[], int | None]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in OURS or package.endswith("_mtmm"):
             raise
+        if package == "transformers" and find_spec(package):
+            try:
+                import configuration_mtmm  # noqa: F401  # it knows which version is needed
+            except ImportError as needed:
+                error = needed
         remedy = f'pip install -e ".[{EXTRAS.get(package, "train")}]"'
         missing = f"This needs the package {package!r}, which is not installed; run `{remedy}`."
         tell(f"error: {missing if package and not find_spec(package) else error}")
