@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmm_training.data.files import read_json, without_collection
-from mtmm_training.data.recordings import Excerpt, Recordings, excerpts
+from mtmm_training.data.recordings import Excerpt, Recordings, shared_excerpts
 from mtmm_training.data.utterances import SPLITS, Utterance, by_id, few
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,9 @@ class Fold:
 
     def __post_init__(self) -> None:
         empty = [split for split in SPLITS if not getattr(self, split)]
-        counts = Counter(name for split in SPLITS for name in getattr(self, split))
-        twice = [name for name, count in counts.items() if count > 1]
+        names = [name for split in SPLITS for name in getattr(self, split)]
+        repeated = len(set(names)) < len(names)
+        twice = [n for n, count in Counter(names).items() if count > 1] if repeated else []
         if empty or twice:
             problem = f"split {empty[0]} is empty" if empty else f"{twice[0]!r} is in it twice"
             raise ValueError(f"Fold {self.name!r} cannot be: {problem}.")
@@ -77,7 +78,8 @@ class Fold:
         Args:
             name: names the fold.
             splits: the utterances of "train", "validation" and "test".
-            audio: what `excerpts` gives for these utterances, and maybe others.
+            audio: by id the excerpts of recordings that several utterances are parts of, and maybe
+                others: what `excerpts` gives.
             script_disjoint: whether the splits may share no script either.
 
         Raises:
@@ -109,12 +111,10 @@ def _shared_audio(
 
     Less is let through: where people talk at once, their parts of a dialogue overlap.
     """
-    everyone = [u for members in splits.values() for u in members if u.audio is not None]
-    parts_of = Counter(audio[u.utterance_id][0] for u in everyone)
     heard: dict[str, list[tuple[float, float, str, str]]] = defaultdict(list)
     for split, members in splits.items():
-        for u in members:
-            if u.audio is not None and parts_of[audio[u.utterance_id][0]] > 1:
+        for u in members if audio else ():
+            if u.utterance_id in audio:
                 file, start, end = audio[u.utterance_id]
                 heard[file].append((start, math.inf if end is None else end, split, u.utterance_id))
     for parts in heard.values():
@@ -264,7 +264,7 @@ def make_folds(
     ]
     if problem := next((text for wrong, text in checks if wrong), None):
         raise ValueError(f"Protocol {protocol!r} is not possible: {problem}.")
-    audio = excerpts(utterances, recordings or Recordings())
+    audio = shared_excerpts(utterances, recordings or Recordings())
     folds = []
     for name, splits in _splits_of(protocol, utterances, sessions, k, seed):
         if script_disjoint:
@@ -302,7 +302,7 @@ def fold_from_speakers(
     if wrong:
         raise ValueError(f"Speaker {_shown(wrong)} must be one of {few(known)}, and in one split.")
     splits = _leave_out(utterances, _speaker, validation, test)
-    audio = excerpts(utterances, recordings or Recordings())
+    audio = shared_excerpts(utterances, recordings or Recordings())
     return Fold.from_splits("+".join(test), splits, audio)
 
 
@@ -368,5 +368,5 @@ def load_folds(
     except TypeError as error:
         raise ValueError(f"{path} is not a file of folds ({error}).") from error
     _check_utterances(utterances)
-    audio = excerpts(utterances, recordings or Recordings())
+    audio = shared_excerpts(utterances, recordings or Recordings())
     return [Fold.from_splits(f.name, select(utterances, f), audio, script_disjoint) for f in folds]

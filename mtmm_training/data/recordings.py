@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -173,6 +173,13 @@ def excerpts(utterances: Sequence[Utterance], recordings: Recordings) -> dict[st
             len(twins), few([repr(name) for name in sorted(twins[0])]),
         )  # fmt: skip
     return found
+
+
+def shared_excerpts(utterances: Sequence[Utterance], recordings: Recordings) -> dict[str, Excerpt]:
+    """Of `excerpts` those of recordings that several utterances have: few, as a rule."""
+    found = excerpts(utterances, recordings)
+    parts_of = Counter(digest for digest, _, _ in found.values())
+    return {name: part for name, part in found.items() if parts_of[part[0]] > 1}
 
 
 def doubled(found: Mapping[str, Excerpt]) -> list[tuple[str, ...]]:

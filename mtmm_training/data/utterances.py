@@ -114,15 +114,17 @@ class Utterance:
         for name, value in zip(_FIELDS, _values_of(self), strict=True):
             if value is None and name not in _NAMES:  # as most are
                 continue
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, str):
+                stripped = value.strip()
+                if not stripped:
+                    yield name, "is blank; give None where it may be absent"
+                elif _UNWRITABLE.search(value):
+                    yield name, "has a NUL or half a surrogate pair, which no text file holds"
+                elif value != stripped and name not in VERBATIM:
+                    yield name, "has white space around it"
+            elif isinstance(value, float) and not math.isfinite(value):
                 yield name, "is not a finite number"
-            elif isinstance(value, str) and not value.strip():
-                yield name, "is blank; give None where it may be absent"
-            elif isinstance(value, str) and _UNWRITABLE.search(value):
-                yield name, "has a NUL or half a surrogate pair, which no text file holds"
-            elif isinstance(value, str) and name not in VERBATIM and value != value.strip():
-                yield name, "has white space around it"
-            elif name in _NAMES and not isinstance(value, str):
+            elif name in _NAMES:
                 yield name, "is not a name"
         if self.audio is None and self.text is None:
             yield "text", "is absent, and so is `audio`; give at least one of the two"
