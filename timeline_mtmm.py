@@ -82,8 +82,7 @@ def plain(given: Any) -> Any:
     if isinstance(given, tuple) and len(given) == 2:
         numbers = [item for item in given if isinstance(item, Real)]
         if len(numbers) == 1:
-            array = given[isinstance(given[0], Real)]
-            return {"array": array, "sampling_rate": numbers[0]}
+            return {"array": given[isinstance(given[0], Real)], "sampling_rate": numbers[0]}
     elif hasattr(given, "__getitem__") or hasattr(given, "batch_sampler"):
         # A column of datasets, KeyDataset, torch's Subset, ConcatDataset, ChainDataset and DataLoader.
         for name in ("source", "dataset", "datasets"):

@@ -390,7 +390,7 @@ def test_words_alone_and_from_files(
     record = json.loads(mtmm(wavs[1], "--transcript_file", tmp_path / "speech1.json", "--json").out)
     assert [entry["text"] for entry in record["timeline"]] == ["no", "go"]
     done = mtmm(*wavs, "--transcript_file", tmp_path, "--json")
-    assert done.err == f"1 of 2 inputs have no transcript in {tmp_path}; in it are speech1.json\n"
+    assert done.err == f"1 of 2 inputs have no transcript in {tmp_path}; it has speech1.json\n"
     assert [json.loads(line)["missing"] for line in done.out.splitlines()] == [["text"], []]
 
 

@@ -48,9 +48,7 @@ BLOCK_S = 1.0  # of a file, read at a time
 SAMPLES = ("array", "raw", "bytes", "path")  # of a dict; the first that is there counts
 TRANSCRIPT = 'A transcript is given as {"text": ...}.'  # one may have come in a path's place
 # What libsndfile's log says of a wav, rf64, w64, aiff, au, voc, svx or ogg that it reads as a shorter one.
-HALF_PCM = re.compile(
-    r"(?:data|SSND|BODY|Data Size|Data length|Riff size|riff)(?:\s*:)? (\d+) \(?should be (\d+)"
-)
+HALF_PCM = re.compile(r"(?:data|SSND|BODY|[Ss]ize|length|riff)(?:\s*:)? (\d+) \(?should be (\d+)")
 CUT_OFF = re.compile("Junk after the last page|a truncated file|to be truncated")
 NO_END = "lacks an end-of-stream bit"  # also of what Android records, whose last page is whole
 NIST_COUNT = re.compile(rb"NIST_1A\n.*?\nsample_count -i (\d+)", re.DOTALL)
@@ -429,10 +427,9 @@ def is_audio(path: str | os.PathLike[str]) -> bool:
     """Whether a file is audio, or may be, by its content; a file that cannot be opened may be."""
     try:
         with open(path, "rb") as file:
-            head = file.read(64)
-            file.seek(0)
-            if medium(head):
+            if medium(file.read(64)):
                 return True
+            file.seek(0)
             return soundfile is None or not soundfile.SoundFile(file).close()
     except (RuntimeError, TypeError):  # soundfile's are RuntimeErrors
         return False

@@ -173,9 +173,7 @@ def read_given(given: argparse.Namespace) -> list[Input]:
         inputs = read_inputs(given.inputs, file, speakers=speakers)
         if without := sum(not one.transcript for one in inputs):
             there = few([str(path.relative_to(file)) for path in walk(file)])
-            tell(
-                f"{without} of {len(inputs)} inputs have no transcript in {file}; in it are {there}"
-            )
+            tell(f"{without} of {len(inputs)} inputs have no transcript in {file}; it has {there}")
         return inputs
     said = {} if given.transcript is None else {"text": given.transcript}
     if file is not None:
