@@ -119,8 +119,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     checkpoints = Checkpoints(out / "checkpoints", accelerator, model, config.keep_checkpoints)
     if accelerator.is_main_process:
         told = {"data": data, "parameters": parameters, "accelerator": accelerator}
-        told |= {"steps": sum(steps), "padding": train.padding_share()}
-        say("fold.txt", config=config, **told)
+        say("fold.txt", config=config, **told, steps=sum(steps), padding=train.padding_share())
     settings = data.settings | report.versions()
     settings |= {"processes": accelerator.num_processes, "cached states": cached}
     record, flags = out / SETTINGS_FILE, {"flags": places.written(dataclasses.asdict(config), out)}
