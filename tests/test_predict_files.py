@@ -521,7 +521,7 @@ def test_folder_is_searched_by_content_and_through_links(
     (top / "h.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")  # said to be unreadable when it is predicted
     (top / "j.spx").write_bytes(b"OggS\0\2" + bytes(22) + b"\1\x13OpusHead")  # as is speex
     (top / "k.avi").write_bytes(b"RIFF\x9c%\0\0AVI LIST")
-    for name in ("notes.txt", "list.json", ".hidden.wav"):
+    for name in ("notes.txt", "list.json", ".hidden.wav", "._a.wav", ".DS_Store"):
         (top / name).write_text("The MAC addresses; DSD or FLV?")  # whose formats begin so
     write_wav(tmp_path / "elsewhere/i.wav")
     (top / "linked").symlink_to(tmp_path / "elsewhere")
@@ -532,6 +532,7 @@ def test_folder_is_searched_by_content_and_through_links(
                      "j.spx", "k.avi", "linked/i.wav"]  # fmt: skip
     told = capsys.readouterr().err
     assert "2 of 14 files" in told and "notes.txt" in told and "list.json" in told
+    assert "hidden recordings" in told and ".hidden.wav" in told and "._a" not in told
 
 
 def test_folder_without_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,9 @@ def _recordings(folder: Path) -> list[str]:
     if others:
         files = f"{len(others)} of {len(found) + len(others)} files"
         tell(f"{files} in {folder} are left out, which are no audio: {few(others)}")
+    hidden = [str(p) for p in folder.rglob(".[!_]*") if p.suffix.lower() in sounds.SUFFIXES]
+    if hidden:  # not those of macOS, ._NAME, which are no recordings
+        tell(f"hidden recordings in {folder} are left out: {few(hidden)}")
     return found
 
 
