@@ -89,7 +89,8 @@ def plain(given: Any) -> Any:
             if hasattr(given, name):
                 given, inner = copy(given), getattr(given, name)
                 several = isinstance(inner, (list, tuple))
-                vars(given)[name] = [*map(plain, inner)] if several else plain(inner)
+                made = [*map(plain, inner)] if several else plain(inner)
+                object.__setattr__(given, name, made)  # a DataLoader refuses its own
     return given
 
 
