@@ -22,9 +22,4 @@ recipe=(--corpus synthetic --corpus_dir "$out/corpus" --corpus_options '{"heard"
     --learning_rate 1e-3 --encoder_learning_rate 1e-3 --rmm_start 0.5 --model_config '{"freeze_audio_encoder": false,
     "freeze_text_encoder": false, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128,
     "num_bridge_tokens": 8}')
-mtmm evaluate run --out "$out/majority" "${recipe[@]}" --labels majority
-mtmm evaluate run --out "$out/votes" "${recipe[@]}" --labels votes
-mtmm evaluate compare "$out/majority" "$out/votes" --out "$out/comparison"
-mtmm evaluate risk "$out/majority" "$out/votes" --out "$out/risk"
-mtmm evaluate run --out "$out/dropped" "${recipe[@]}" --labels votes --vote_dropout 0.33
-mtmm evaluate compare "$out/votes" "$out/dropped" --split validation --out "$out/comparison_of_dropout"
+. runs/labels.sh
