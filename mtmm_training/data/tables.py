@@ -93,10 +93,11 @@ def read_delimited(text: str, problems: dict[int, str], place: str = "") -> Tabl
     records: Iterator[list[str]] = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, strict=True
     )
-    lines = [line.split("\t") for line in re.split(r"\r?\n|\r", text)]
-    if delimiter == "\t" and len({len(line) for line in lines if any(line)}) == 1:
-        # Tools that write tabs seldom quote, and a lone quote would swallow the rows up to the next.
-        records = iter([[unquoted(field) for field in line] for line in lines])
+    if delimiter == "\t":
+        lines = [line.split("\t") for line in re.split(r"\r?\n|\r", text)]
+        if len({len(line) for line in lines if any(line)}) == 1:
+            # Tools that write tabs seldom quote, and a lone quote would swallow the rows up to the next.
+            records = iter([[unquoted(field) for field in line] for line in lines])
     columns: list[str] = []
     rows: dict[int, Row] = {}
     number = 0
