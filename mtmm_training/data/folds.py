@@ -78,8 +78,7 @@ class Fold:
         Args:
             name: names the fold.
             splits: the utterances of "train", "validation" and "test".
-            audio: by id the excerpts of recordings that several utterances are parts of, and maybe
-                others: what `excerpts` gives.
+            audio: what `shared_excerpts` gives for these utterances, and maybe others.
             script_disjoint: whether the splits may share no script either.
 
         Raises:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.manifest import read_manifest, write_manifest
-from mtmm_training.data.recordings import Recordings, excerpts
+from mtmm_training.data.recordings import Recordings, shared_excerpts
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import texts
 from mtmm_training.scoring.intervals import paired_bootstrap
@@ -124,7 +124,7 @@ def make_plan(
     known = {name for corpus in found.values() for name in corpus.ids}
     utterances = [u for u in utterances if u.utterance_id in known]
     made = make_folds(found, leave_one_out)
-    audio = excerpts(utterances, Recordings(prepare.cache_folder(config)))
+    audio = shared_excerpts(utterances, Recordings(prepare.cache_folder(config)))
     for fold in made:  # no speaker and no recording is in two corpora
         Fold.from_splits(fold.name, select(utterances, fold), audio)
     chosen = chosen_folds(made, folds)
