@@ -169,19 +169,6 @@ def _frames_mask(encoder: Any, frames: int, mask: Tensor, **adapter: Any) -> Ten
     return torch.arange(frames, device=mask.device) < counts[:, None]
 
 
-def channels_last(conv: Any, states: Tensor) -> Tensor:
-    """A convolution over time: (batch, channels, time) to the same, whose channels lie together."""
-    (size,), (stride,) = conv.kernel_size, conv.stride
-    if conv.in_channels == 1:  # of so few numbers, windows are a small copy
-        windows = states[:, 0].unfold(-1, size, stride)
-        return F.linear(windows, conv.weight[:, 0], conv.bias).transpose(1, 2)
-    planes, weight = (
-        tensor.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        for tensor in (states, conv.weight)
-    )
-    return F.conv2d(planes, weight, conv.bias, (1, stride)).squeeze(2)
-
-
 # ---- CUDA graphs ---------------------------------------------------------------------------------
 
 

@@ -377,10 +377,10 @@ class MTMMPipeline(ReferringPipeline):
                 return self._numbers_of(model_inputs) | states
             output = self.model(**model_inputs, return_dict=True, output_hidden_states=True)
         masks = states.get("mask"), model_inputs.get(FEATURES["text"][1])
-        return _named(output) | embedding_outputs(output, masks)
+        return named_outputs(output) | embedding_outputs(output, masks)
 
     def _numbers(self, model_inputs: Features) -> dict[str, Tensor]:
-        return _named(self.model(**model_inputs, return_dict=True))
+        return named_outputs(self.model(**model_inputs, return_dict=True))
 
     def _explain(
         self, window: Window, places: Places, answer: Answer, batch_size: int
@@ -406,6 +406,7 @@ class MTMMPipeline(ReferringPipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
 
-def _named(output: Any) -> dict[str, Tensor]:
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """What the pipeline reads of the model's output, by name."""
     names = ("emotion_logits", "dimensions", *OPTIONAL)
     return {name: output[name] for name in names if name in output}

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batching_mtmm import regions
 from fast_mtmm import Graphs
+from pipeline_mtmm import named_outputs
 
 FACTORS = {"cpu": 1.0, "cuda": 0.05, "mps": 0.5}
 OVERHEAD, FIRST_ANSWER_S = 1.04, 100.0
@@ -69,8 +70,8 @@ def measure(name: str, model: Any, compiled: Any, peak: float, size: str, rounds
         steps["compiled"] = partial(compiled, **raw)
     if model.device.type == "cuda":  # as the pipeline does it when it is compiled
         for key in list(steps)[2:]:
-            work = partial(named, compiled if key == "compiled" else model)
-            steps[f"{key}, graph"] = partial(Graphs(work), raw)
+            own = compiled if key == "compiled" else model
+            steps[f"{key}, graph"] = partial(Graphs(partial(numbers, own)), raw)
             steps[f"{key}, graph"]()  # recorded when it is called again
     watch = common.Stopwatch(model.device)
     watch.rounds(rounds, steps)
@@ -99,10 +100,8 @@ def measure(name: str, model: Any, compiled: Any, peak: float, size: str, rounds
             common.print_result(f"% of the peak, {claim}", share, LARGE[2], at_least=True)
 
 
-def named(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the pipeline takes of an output."""
-    output = model(**given)
-    return {name: output[name] for name in ("emotion_logits", "dimensions")}
+def numbers(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return named_outputs(model(**given))
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int) -> float:

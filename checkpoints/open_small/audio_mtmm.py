@@ -246,9 +246,8 @@ class AudioFile:
 
     def _goes_on(self, file: Any) -> bool:
         """Whether there is more than the header says, as where radio stations join streams."""
-        if file.format != "OGG" or _lacks_its_end(
-            file.extra_info, self._opened
-        ):  # others' bytes were counted
+        # The bytes of other formats were counted.
+        if file.format != "OGG" or _lacks_its_end(file.extra_info, self._opened):
             return file.frames >= UNKNOWN_FRAMES
         file.seek(file.frames - 1)
         file.read(1)

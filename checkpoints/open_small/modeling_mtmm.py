@@ -146,9 +146,8 @@ class MTMMModel(MTMMLoading):
         of_heads = {"emotion_head": ["emotion"], "dimension_head": dimensions, "deviation_head": ()}
         if any(key.startswith("deviation_head.") for key in drawn):
             self.deviation_head, self.config.rated_dimensions = None, ()
-        if any(
-            key.startswith("linear_path.") for key in drawn
-        ):  # of zeros it would silence the rest
+        # Of zeros it would silence the rest.
+        if any(key.startswith("linear_path.") for key in drawn):
             self.linear_path = self.config.linear_path = None
         lost: set[str] = set()
         for key in drawn:

@@ -74,9 +74,7 @@ def to_parts(given: argparse.Namespace) -> int:
     settings = {name: getattr(given, name) for name in SETTINGS}
     settings |= {"model": identify(given), "mtmm": installed_version()}
     if given.reference is not None:  # of files what is in them
-        words = (
-            given.reference
-        )  # predict.py lets pass names of its own and files of this kind alone
+        words = given.reference  # names, and files of this kind alone, as predict.py sees to
         settings["reference"] = [file_digest(w) if w.endswith(".safetensors") else w for w in words]
     inputs = read_given(given)
     parts = Parts(given.out, inputs, given.part_size, settings)
