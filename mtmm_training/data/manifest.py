@@ -41,9 +41,10 @@ COLUMNS = {
     **{name: name for name in RATINGS.values()}, "raters": "raters",
 }  # fmt: skip
 _AUDIO_FILE = re.compile(r"\.(wav|flac|ogg|opus|mp3|m4a|aiff?)\s*$", re.IGNORECASE)
-_LISTS = (*RATINGS.values(), "raters")
-_LABELS = ("emotion", *DIMENSIONS, "votes", *_LISTS)
+_OPINIONS = {"votes", *RATINGS.values(), "raters"}
+_LABELS = {"emotion", *DIMENSIONS, *_OPINIONS}
 _NUMBERS = (*DIMENSIONS, "start", "end")
+_NO_TEXT = {*_NUMBERS, *_OPINIONS, "improvised"}
 BLOCK = 100  # recordings that are read at once, as datasets writes them
 EMPTY = {"nan", "NaN", "NaT", "<NA>", "None"}  # what pandas makes of an empty cell in text
 _NO_NUMBER = {"NA", "N/A", "#N/A", "null", "NULL"}
@@ -113,22 +114,23 @@ def read_manifest(
     if columns or not problems:
         read = [name for name in columns if name not in unread]
         _check_columns(path, [n for n in read if n in COLUMNS or n not in groups], speakers, rows)
-    uses = Counter(str(row.get("audio")) for row in rows.values())
+    uses: Counter[str] = Counter()
     given = {c: field for c, field in COLUMNS.items() if c in columns and c not in unread}
+    absent = dict.fromkeys(("utterance_id", "corpus", "audio", "speaker_id"))
+    extra = [name for name in groups if name not in COLUMNS]
+    has_opinions = not _OPINIONS.isdisjoint(given)
     utterances: dict[int, Utterance] = {}
     first_use: dict[str, int] = {}
     for number, row in rows.items():
         try:
-            values: dict[str, Any] = dict.fromkeys(
-                ("utterance_id", "corpus", "audio", "speaker_id")
-            ) | {
-                field: _parse(column, row.get(column), dimension_range)
-                for column, field in given.items()
-            }
+            values: dict[str, Any] = dict(absent)
+            for column, field in given.items():
+                values[field] = _parse(column, row.get(column), dimension_range)
             audio = values["audio"]
             if values["utterance_id"] is None:
                 of_file = audio is not None and sounds.is_named(audio)
                 name = _relative(audio, Path(base)) if of_file else stem
+                uses = uses or Counter(str(row.get("audio")) for row in rows.values())
                 alone = of_file and uses[audio] == 1
                 values["utterance_id"] = (name if alone else f"{name}#{number}").strip()
             if audio is not None:
@@ -136,10 +138,12 @@ def read_manifest(
             if not speakers and values["speaker_id"] is None:
                 values["speaker_id"] = UNKNOWN_SPEAKER
             values["corpus"] = values["corpus"] or stem
-            _rename_emotions(values, label_map or {})
-            _take_from_votes(values, columns)
-            kept = {n: str(row.get(n) or "").strip() for n in groups if n not in COLUMNS}
-            values["groups"] = tuple((name, value) for name, value in kept.items() if value)
+            if label_map:
+                _rename_emotions(values, label_map)
+            if has_opinions:
+                _take_from_votes(values, columns)
+            kept = ((n, str(row.get(n) or "").strip()) for n in extra)
+            values["groups"] = tuple((name, value) for name, value in kept if value)
             utterances[number] = Utterance(**values)
         except ValueError as error:
             problems[number] = str(error)
@@ -257,7 +261,7 @@ def write_manifest(utterances: Iterable[Utterance], path: str | Path) -> None:
     for utterance in by_id(utterances).values():
         row = {column: getattr(utterance, field) for column, field in COLUMNS.items()}
         row |= dict(utterance.groups)
-        for column in ("votes", *_LISTS):
+        for column in _OPINIONS:
             if row[column] is not None:
                 row[column] = json.dumps(row[column], ensure_ascii=False)
         columns += [column for column in row if column not in columns]
@@ -340,14 +344,17 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     Raises:
         ValueError: it is not of its column's kind, or a dimension is off the scale.
     """
-    is_empty = value is None or (isinstance(value, float) and math.isnan(value))
     if isinstance(value, str):
-        is_empty = not value.strip() or (column != "text" and value.strip() in EMPTY)
-        is_empty |= (column in _NUMBERS or column == "improvised") and value.strip() in _NO_NUMBER
-    if is_empty:
+        bare = value.strip()
+        is_text = column not in _NO_TEXT
+        if not bare or (bare in EMPTY and column != "text") or (bare in _NO_NUMBER and not is_text):
+            return None
+        if is_text:
+            return value if column in VERBATIM else bare
+    elif value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     problem = None
-    if column == "votes" or column in _LISTS:
+    if column in _OPINIONS:
         return _parse_opinions(column, value, dimension_range)
     if column in _NUMBERS:
         try:
@@ -366,8 +373,6 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     # Whole numbers are common as ids, and floats in columns of pandas that have an empty cell.
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value):
         return str(int(value))
-    elif isinstance(value, str):
-        return value if column in VERBATIM else value.strip()
     raise ValueError(f"`{column}`={value!r:.80} {problem or 'is not text'}.")
 
 

@@ -103,7 +103,7 @@ def read_delimited(text: str, problems: dict[int, str], place: str = "") -> Tabl
     number = 0
     try:
         for number, record in enumerate(records, start=1):
-            if not any(field.strip() for field in record):
+            if not any(map(str.strip, record)):
                 continue
             if not columns:
                 columns = record

@@ -112,19 +112,20 @@ class Utterance:
     def _problems(self) -> Iterator[tuple[str, str]]:
         """What is wrong with which field."""
         for name, value in zip(_FIELDS, _values_of(self), strict=True):
-            if value is None and name not in _NAMES:  # as most are
+            if value is None:  # as most are
                 continue
             if isinstance(value, str):
                 stripped = value.strip()
                 if not stripped:
                     yield name, "is blank; give None where it may be absent"
-                elif _UNWRITABLE.search(value):
+                elif not value.isprintable() and _UNWRITABLE.search(value):
                     yield name, "has a NUL or half a surrogate pair, which no text file holds"
                 elif value != stripped and name not in VERBATIM:
                     yield name, "has white space around it"
             elif isinstance(value, float) and not math.isfinite(value):
                 yield name, "is not a finite number"
-            elif name in _NAMES:
+        for name in _NAMES:
+            if not isinstance(getattr(self, name), str):
                 yield name, "is not a name"
         if self.audio is None and self.text is None:
             yield "text", "is absent, and so is `audio`; give at least one of the two"
