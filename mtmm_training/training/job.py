@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
@@ -106,6 +107,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
 
     recorded = config.compile and cached and may_record(config, accelerator)
     if config.compile and not recorded:  # only now: the cache needs the encoders as they are
+        torch._dynamo.config.specialize_float = True  # or all is traced twice, since no float varies
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     optimiser, schedule = build_optimiser(config, model, sum(steps))
     model, optimiser = accelerator.prepare(model, optimiser)
