@@ -501,11 +501,12 @@ class Collate:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_that_hangs_is_given_up(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "READING_S", 3.0)
+    monkeypatch.setattr(batches, "READING_S", 2.0)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # and 5 s to end
     schedule = LengthBatches([6, 5, 4, 3, 2, 1], 2, shuffle=False)
     loader = make_loader(to_dataset(texts(6)), schedule, Collate(hangs="u3"), workers=workers)
     seen: list[Any] = []
-    with pytest.raises(RuntimeError, match="timed out after 3"):
+    with pytest.raises(RuntimeError, match="timed out after 2"):
         seen.extend(loader)
     assert seen == [["u0", "u1"]]
 
@@ -534,6 +535,7 @@ def test_worker_killed_while_it_hands_over_is_what_is_said(
         yield
 
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", broken)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     for workers in (0, 1):
         schedule = LengthBatches([3, 2, 1], 1, shuffle=False)
         loader = make_loader(to_dataset(texts(3)), schedule, Collate(), workers=workers)
