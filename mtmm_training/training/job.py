@@ -87,9 +87,8 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     data = prepare_fold(config)
     if not config.encode_only:
         launch.check_launch(config, accelerator, data.counts)
-    opinions = None
-    if config.labels == "votes":
-        opinions = Opinions.of(data.splits["train"], config.dimensions)
+    votes = config.labels == "votes"
+    opinions = Opinions.of(data.splits["train"], config.dimensions) if votes else None
     plain, processor = build_model(config, opinions.rated if opinions else ())
     plain.config.trained_outputs = data.outputs
     model = choose_trained(config, plain)
@@ -107,7 +106,7 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
 
     recorded = config.compile and cached and may_record(config, accelerator)
     if config.compile and not recorded:  # only now: the cache needs the encoders as they are
-        torch._dynamo.config.specialize_float = True  # or all is traced twice, since no float varies
+        torch._dynamo.config.specialize_float = True  # no float varies; else all is traced twice
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     optimiser, schedule = build_optimiser(config, model, sum(steps))
     model, optimiser = accelerator.prepare(model, optimiser)
