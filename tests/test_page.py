@@ -20,10 +20,16 @@ from mtmm_runtime.features import Features
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed; pip install -e '.[onnx]'")
 
+from fastapi.testclient import TestClient
+
 from modeling_mtmm import MTMMModel, MTMMPipeline, MTMMProcessor
+from mtmm_training.data.manifest import read_manifest
 from mtmm_training.publishing import browser as browser_module
 from mtmm_training.publishing.browser import PACKAGES, fetch, write_page
 from mtmm_training.publishing.folder import make_manifest
+from mtmm_training.serving.app import make_app
+from mtmm_training.serving.limits import Limits
+from mtmm_training.studies import composed
 
 PATIENCE_MS = 60_000
 SAID = "we won <b>it</b>, ﬁne"
@@ -155,6 +161,25 @@ def test_answers_are_the_pipelines(
     expected = pipe(given, channel="each" if is_call else None)
     assert_near(ask(page, file, text, is_call), expected, 1e-3)
     assert "9 utterances of artificial speech" in page.locator("#model").inner_text()
+
+
+def test_call_of_two_actors_is_heard_alike_everywhere(
+    page: Any, pipe: MTMMPipeline, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real voices, one on each channel: the page and the service answer as the pipeline does."""
+    monkeypatch.setattr(composed, "TURNS", 6)
+    utterances = read_manifest(real_data / "ravdess4" / "manifest.csv")
+    truth = composed.write_call([u for u in utterances if u.speaker_id > "actor_22"], tmp_path, 0)
+    recording = tmp_path / "call.wav"
+    expected = pipe(str(recording), channel="each")
+    assert composed.score_call(expected["timeline"], truth)["speaker right"] == 1
+    assert_near(ask(page, recording, is_call=True), expected, 1e-3)
+    limits = Limits(batch_size=8, max_seconds=120.0)
+    with TestClient(make_app(pipe, limits, "t")) as client:
+        for reference in ("none", "speaker"):
+            form = {"data": {"channel": "each", "reference": reference}}
+            answer = client.post("/predict", files={"audio": recording.read_bytes()}, **form).json()
+            assert_near(answer, pipe(str(recording), channel="each", reference=reference), 1e-4)
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (390, "light")])
