@@ -181,9 +181,7 @@ class ReferringPipeline(ReadingPipeline):
         """The references of a call, with those that its inputs make: a pass over all of them."""
         if references is None or not references.made:
             return references
-        made = replace(references, given=dict(references.given), speakers={**references.speakers})
-        given = References(dict(references.given))
-        domain = given if given.given else None
+        made, domain = references.begun()
         while True:
             heard = self._heard(domain, "speaker", inputs, *work)
             try:
@@ -194,12 +192,4 @@ class ReferringPipeline(ReadingPipeline):
                 if not skip:
                     raise
                 inputs = Inputs(inputs.items[error.index + 1 :])
-        if "domain" in made.made and "domain" not in made.given:
-            raise ValueError("A domain's reference is made of recordings, and none is given.")
-        if "speaker" in made.made and not made.speakers:
-            raise ValueError(
-                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
-                '"anna"}; none does.'
-            )
-        made.made = frozenset()
-        return made
+        return made.ended()

@@ -112,11 +112,30 @@ def test_references_that_were_saved(exports: Exports, pipe: MTMMPipeline, tmp_pa
         expected = pipe(given, reference=reference)
         assert abs(expected["valence"] - own["valence"]) > 1e-3
         assert_near(predict(given, reference=reference), expected, 1e-4)
+    with pytest.raises(ValueError, match="none does"):
+        predict(given, reference="speaker")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(places[0].read_bytes()[:100])
-    for place, told in ((damaged, "safetensors"), ("speaker", "saved")):
-        with pytest.raises(ValueError, match=told):
-            predict(given, reference=place)
+    with pytest.raises(ValueError, match="safetensors"):
+        predict(given, reference=damaged)
+
+
+@pytest.mark.parametrize("reference", ["speaker", "domain", ["speaker", "domain"]])
+def test_references_of_the_inputs(exports: Exports, pipe: MTMMPipeline, reference: Any) -> None:
+    several = [
+        {"audio": recording(s), "speaker": who} for s, who in ((0.7, "a"), (0.9, "b"), (2.4, "a"))
+    ]
+    call = {"audio": noise(2.4).reshape(-1, 2), "sampling_rate": RATE}
+    for given, options in (
+        (several, {}),
+        (call, {"channel": "each"}),
+        (several[2:], {"hop_s": 0.4}),
+    ):
+        expected = pipe(given, reference=reference, **options)
+        found = exports["float32"](given, reference=reference, **options)
+        assert_near(found, list(expected) if isinstance(given, list) else expected, 1e-4)
+    again = exports["float32"](iter(several), reference=reference)
+    assert again == exports["float32"](several, reference=reference)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,26 @@ class References:
             references._count(references.given, one.kind, one)
         return references if references.given or references.made else None
 
+    def begun(self) -> "tuple[References, References | None]":
+        """A copy that counts a call's inputs, and the given ones, by which these are heard meanwhile."""
+        made = replace(self, given=dict(self.given), speakers=dict(self.speakers))
+        return made, References(dict(self.given)) if self.given else None
+
+    def ended(self) -> "References":
+        """The same, with nothing to be made any more.
+
+        Raises:
+            ValueError: No recording among the inputs, or none that says who speaks.
+        """
+        if "domain" in self.made and "domain" not in self.given:
+            raise ValueError("A domain's reference is made of recordings, and none is given.")
+        if "speaker" in self.made and not self.speakers:
+            raise ValueError(
+                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
+                '"anna"}; none does.'
+            )
+        return replace(self, made=frozenset())
+
     def add(self, speaker: str | None, one: Reference) -> None:
         """Count one recording of this speaker among the references that are made."""
         if "domain" in self.made:

@@ -60,7 +60,7 @@ class ExportableModel(nn.Module):
         reference_mean: Tensor | None = None,
         reference_deviation: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Emotion logits, probabilities (calibrated by `config.temperature`), dimensions, `OPTIONAL`."""
+        """Logits, probabilities (calibrated by `config.temperature`), dimensions, `OPTIONAL`, `STATES`."""
         acoustic, acoustic_mask = self.model.encode_audio(input_values, audio_attention_mask)
         linguistic, linguistic_mask = self.model.encode_text(input_ids, attention_mask)
         output = self.model(
@@ -78,7 +78,19 @@ class ExportableModel(nn.Module):
         probabilities = (logits / self.model.config.temperature).softmax(-1)
         outputs = [logits, probabilities, output.dimensions]
         outputs += [output[name] for name in OPTIONAL if name in output]
-        return tuple(torch.where(valid, values, torch.nan) for values in outputs)
+        answers = (torch.where(valid, values, torch.nan) for values in outputs)
+        return (*answers, *self._statistics(acoustic, acoustic_mask))
+
+    def _statistics(self, states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """`STATES`: mean and deviation, (batch, layers, width) each, and number, (batch,)."""
+        if self.model.config.reference == "none":
+            return ()
+        states, counted = states if states.dim() == 4 else states[:, None], mask[:, None, :, None]
+        number = mask.sum(-1)
+        divisor = number.clamp(min=1)[:, None, None]
+        mean = (states * counted).sum(2) / divisor
+        squares = ((states - mean[:, :, None]) * counted).square().sum(2)
+        return mean, (squares / divisor).sqrt(), number
 
     def _or_own(self, name: str, given: Tensor | None) -> Tensor | None:
         """The model's own statistics in the place of NaN."""

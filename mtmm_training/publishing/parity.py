@@ -13,6 +13,7 @@ from mtmm_training.publishing.exported import (
     OPTIONAL,
     OUTPUTS,
     REFERENCE_INPUTS,
+    STATES,
     ExportedModel,
 )
 
@@ -41,7 +42,8 @@ def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
 def output_names(model: MTMMModel) -> list[str]:
     """The outputs of the model's graph, in their order."""
     has = {"dimension_deviations": model.deviation_head, "unfamiliarity": model.familiarity}
-    return [*OUTPUTS, *(name for name in OPTIONAL if has[name] is not None)]
+    states = () if model.config.reference == "none" else STATES
+    return [*OUTPUTS, *(name for name in OPTIONAL if has[name] is not None), *states]
 
 
 def largest_difference(
@@ -55,6 +57,8 @@ def largest_difference(
         probabilities = (expected.emotion_logits / model.config.temperature).softmax(-1)
         outputs = dict(expected) | {"emotion_probabilities": probabilities}
         for name, found in exported.run(**batch).items():
+            if name in STATES:  # no output of the model
+                continue
             apart = (found - outputs[name]).abs()
             if name == "unfamiliarity":  # may be millions; NaN where a modality is absent
                 apart = (apart / outputs[name].clamp(min=1)).nan_to_num()

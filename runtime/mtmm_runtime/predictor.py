@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,13 @@ try:
     if not TYPE_CHECKING:
         from .answers_mtmm import MODALITIES, Prediction, Span
         from .audio_mtmm import numbered
-        from .reference_mtmm import Reference, References, read_arrays, standardisation
+        from .reference_mtmm import Reference, References, as_answers, read_arrays, standardisation
         from .speakers_mtmm import cut_input, read_input
         from .timeline_mtmm import Inputs, Part, Windows, plain
 except ImportError:  # a checkout, where the shared files lie at the root
     from answers_mtmm import MODALITIES, Prediction, Span
     from audio_mtmm import numbered
-    from reference_mtmm import Reference, References, read_arrays, standardisation
+    from reference_mtmm import Reference, References, as_answers, read_arrays, standardisation
     from speakers_mtmm import cut_input, read_input
     from timeline_mtmm import Inputs, Part, Windows, plain
 
@@ -31,6 +31,7 @@ KNOWN_FORMAT = 1
 FEW = {"time": 4000, "frames": 100, "tokens": 2}  # the shape of a modality that is absent
 VALUES = {"audio": "input_values", "text": "input_ids"}
 OPTIONAL = ("dimension_deviations", "unfamiliarity")
+STATES = ("state_mean", "state_deviation", "state_frames")  # of which references are made
 
 
 def load(folder: str | Path, threads: int | None = None) -> "Predictor":
@@ -51,7 +52,7 @@ class Predictor:
     """Predicts as `MTMMPipeline` does, on the CPU, one window at a time.
 
     It has the pipeline's inputs, and the options of `__call__`. What needs torch is not here: URLs,
-    transcribers, explanations, streams, and references made of the inputs.
+    transcribers, explanations and streams.
 
     Args:
         folder: The export.
@@ -101,7 +102,7 @@ class Predictor:
             min_confidence: Name no emotion whose score is below this; the model's own if not given.
             by: "segment", "turn" or "window": what the timeline has an entry for.
             channel: "each": a speaker on each channel; a number from 0: this one alone.
-            reference: Files of `mtmm reference`: a domain's, a speaker's, or both.
+            reference: Files of `mtmm reference`, "speaker", "domain", or a list of these.
 
         Returns:
             A dict; for several inputs a list of dicts.
@@ -113,29 +114,69 @@ class Predictor:
         known = References.of(reference)
         if known is not None:
             known.standardisation(self, None)  # refuses what it cannot use
-            if known.made:
-                raise ValueError("No reference is made of the inputs here; give saved ones.")
+            if known.made and STATES[0] not in self.manifest["graph"]["outputs"]:
+                raise ValueError("This export makes no references; export the model again.")
         Windows.of(self.features, window_s, hop_s)  # refused before anything is read
         inputs = plain(inputs)
         several = Inputs.of(inputs)
-        answers = []
-        for number, given in enumerate([inputs] if several is None else several):
-            with numbered(None if several is None else number):
-                taken, opened = read_input(given, sampling_rate, by, channel)
-                parts = cut_input(taken, opened, self.features, window_s, hop_s, by)
-                predictions = [self._predict(part, known) for part in parts]
-                answers.append(Prediction.summary(predictions, self.config, top_k, min_confidence))
+        items = Inputs([inputs]) if several is None else several.repeatable()
+
+        def each(work: Callable[[Iterable[Part], str | None], Any]) -> list[Any]:
+            results = []
+            for number, given in enumerate(items):
+                with numbered(None if several is None else number):
+                    taken, opened = read_input(given, sampling_rate, by, channel)
+                    parts = cut_input(taken, opened, self.features, window_s, hop_s, by)
+                    results.append(work(parts, taken.speaker))
+            return results
+
+        def answer(parts: Iterable[Part], speaker: str | None) -> dict[str, Any]:
+            predictions = [self._heard(part, speaker, known)[0] for part in parts]
+            return Prediction.summary(predictions, self.config, top_k, min_confidence)
+
+        if known is not None and known.made:
+            made, domain = known.begun()
+            each(lambda *heard: self._count(made, domain, *heard))
+            known = made.ended()
+        answers = each(answer)
         return answers[0] if several is None else answers
 
-    def _predict(self, part: Part, reference: References | None) -> Prediction:
+    def _count(
+        self,
+        made: References,
+        domain: References | None,
+        parts: Iterable[Part],
+        speaker: str | None,
+    ) -> None:
+        """Adds an input's parts with audio to the references that are made."""
+        heard_s = 0.0  # what windows overlap counts once
+        for number, part in enumerate(parts):
+            if part.waveform is None:
+                continue
+            begin_s, end_s = part.times or (0.0, len(part.waveform) / self.features.sampling_rate)
+            prediction, states = self._heard(part, speaker, domain)
+            answers = as_answers(self.config, prediction.probabilities, prediction.dimensions)
+            mean, deviation, frames = (one.astype(np.float64) for one in states)
+            seconds = max(end_s - max(begin_s, heard_s), 0.0)
+            squares = deviation**2 * frames
+            encoder = self.config.reference_encoder
+            one = Reference(int(number == 0), seconds, int(frames), mean, squares, answers, encoder)
+            made.add(part.speaker or speaker, one)
+            heard_s = end_s
+
+    def _heard(
+        self, part: Part, speaker: str | None, references: References | None
+    ) -> tuple[Prediction, list[np.ndarray]]:
+        """The answer, and of a model that takes references `STATES`."""
         if part.silent and not (part.text or "").strip():
-            return Prediction(Span.of(part, [*MODALITIES]), [], [])
+            return Prediction(Span.of(part, [*MODALITIES]), [], []), []
         tensors = self.features(part.waveform, part.text)
         missing = [name for name in MODALITIES if VALUES[name] not in tensors]
         span = Span.of(part, missing)
-        if reference is not None and "audio" not in missing:
-            tensors |= reference.standardisation(self, None)
-            span.used |= reference.told(None)
+        if references is not None and "audio" not in missing:
+            speaker = part.speaker or speaker
+            tensors |= references.standardisation(self, speaker)
+            span.used |= references.told(speaker)
         found = self.run(tensors)
         # float64, as the pipeline: the quotient by a small temperature may be beyond float32.
         logits = found["emotion_logits"][0].astype(np.float64) / self.config.temperature
@@ -147,7 +188,8 @@ class Predictor:
         if not math.isfinite(sum(probabilities) + sum(dimensions)):
             raise ValueError("The model's outputs are not finite; export it again, in float32.")
         more = [found[name][0].tolist() if name in found else None for name in OPTIONAL]
-        return Prediction(span, probabilities, dimensions, *more)
+        states = [found[name][0] for name in STATES if name in found]
+        return Prediction(span, probabilities, dimensions, *more), states
 
     def standardisation(
         self, domain: Reference | None = None, speaker: Reference | None = None

@@ -22,6 +22,7 @@ export function summary(parts, config) {
     untrained: config.output_names.filter((name) => !config.trained_outputs.includes(name)),
     ...unfamiliar(whole),
     ...(parts[0].untimed ? {untimed_text: true} : {}),
+    ...(parts[0].reference ? {reference: parts[0].reference} : {}),
     ...shown,
   };
 }

@@ -4,8 +4,9 @@ import {decode, record} from "./audio.js";
 import {show} from "./drawings.js";
 
 const find = (id) => document.getElementById(id);
-const [file, recordButton, clear, player, heard, call, each, text, analyse, state, outcome] =
-  ["file", "record", "clear", "player", "heard", "call", "each", "text", "analyse", "state", "outcome"].map(find);
+const [file, recordButton, clear, player, heard, call, each, voices, own, text, analyse, state, outcome] =
+  ["file", "record", "clear", "player", "heard", "call", "each", "voices", "own", "text", "analyse", "state",
+    "outcome"].map(find);
 const about = await (await fetch(new URL("page.json", import.meta.url))).json();
 const worker = new Worker(new URL("worker.js", import.meta.url), {type: "module"});
 let manifest, recorder, recording = null, answer = null;
@@ -72,13 +73,17 @@ function forget() {
   URL.revokeObjectURL(player.src);
   player.removeAttribute("src");
   recording = null;
-  each.checked = false;
+  each.checked = own.checked = false;
   heard.textContent = "";
-  player.hidden = clear.hidden = call.hidden = true;
+  player.hidden = clear.hidden = call.hidden = voices.hidden = true;
 }
 
 file.onchange = () => manifest && file.files.length && take(file.files[0]);
 clear.onclick = forget;
+each.onchange = () => {
+  voices.hidden = !(each.checked && manifest.graph.outputs.includes("state_mean"));
+  own.checked = false;
+};
 
 recordButton.onclick = async () => {
   if (recorder) {
@@ -101,7 +106,7 @@ find("input").onsubmit = (event) => {
     return refuse("There is nothing to hear or read yet: record or choose speech, or type what was said.");
   analyse.disabled = true;
   state.textContent = "Listening …";
-  worker.postMessage({recording, text: text.value, isCall: each.checked});
+  worker.postMessage({recording, text: text.value, isCall: each.checked, ownVoices: own.checked});
 };
 
 // ---- the answer --------------------------------------------------------------------------------

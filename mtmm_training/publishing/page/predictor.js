@@ -4,6 +4,7 @@ import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
 import {Tokenizer} from "./vendor/tokenizers.min.mjs";
 import {MODALITIES, summary} from "./answers.js";
 import {audioFeatures, cleanTranscript} from "./features.js";
+import {count, standardisation} from "./voices.js";
 import {parts} from "./windows.js";
 
 const KNOWN_FORMAT = 1;
@@ -26,24 +27,39 @@ export class Predictor {
     return Object.assign(new Predictor(), {manifest, arrays, tokenizer, session});
   }
 
-  /** The pipeline's answer. `recording`: its channels and rate, null = none; `isCall`: a speaker on each. */
-  async predict(recording, said, isCall, progress) {
-    const text = cleanTranscript(said), found = [];
-    const cut = recording ? parts(recording, text, isCall, this.manifest.audio) : [{text, start: null}];
-    for (const part of cut) {
-      found.push(await this.answer(part));
-      progress(found.length / cut.length);
-    }
-    return summary(found, this.manifest.config);
+  /**
+   * The pipeline's answer. `recording`: its channels and rate, null = none; `isCall`: a speaker on each;
+   * `ownVoices`: each is heard against what is usual for the voice.
+   */
+  async predict(recording, said, isCall, ownVoices, progress) {
+    const text = cleanTranscript(said), {audio, config} = this.manifest, voices = new Map(), found = [];
+    const cut = recording ? parts(recording, text, isCall, audio) : [{text, start: null}];
+    let done = 0;
+    const heard = async (part, voice) => {
+      const answered = await this.answer(part, voice);
+      progress(++done / cut.length / (isCall && ownVoices ? 2 : 1));
+      return answered;
+    };
+    if (isCall && ownVoices)
+      for (const [i, part] of cut.entries()) count(voices, await heard(part), i, cut[i - 1]?.end ?? 0, config);
+    for (const part of cut) found.push(await heard(part, voices.get(part.speaker)));
+    return summary(found, config);
   }
 
-  async answer({waveform, ...part}) {
+  async answer({waveform, ...part}, voice) {
     if (part.silent && part.text === null) return {...part, missing: MODALITIES, probabilities: [], dimensions: []};
     const inputs = {};
     if (waveform) {
       const {values, shape, mask} = audioFeatures(waveform, this.manifest.audio, this.arrays);
       inputs.input_values = new ort.Tensor("float32", values, [1, ...shape]);
       inputs.audio_attention_mask = new ort.Tensor("int64", mask, [1, mask.length]);
+      if (voice) {
+        const {mean, deviation} = standardisation(voice, this.manifest.config, this.arrays);
+        const whole = [1, ...this.arrays.reference_mean.shape];
+        inputs.reference_mean = new ort.Tensor("float32", mean, whole);
+        inputs.reference_deviation = new ort.Tensor("float32", deviation, whole);
+        part.reference = {speaker: {recordings: voice.recordings, seconds: Math.round(100 * voice.seconds) / 100}};
+      }
     }
     if (part.text !== null) {
       const ids = BigInt64Array.from(this.tokenizer.encode(part.text).ids, BigInt);
@@ -60,7 +76,8 @@ export class Predictor {
     if (![...probabilities, ...dimensions].every(Number.isFinite))
       throw new Error("The model's outputs are not finite; export it again, in float32.");
     const deviations = row("dimension_deviations"), distances = row("unfamiliarity");
-    return {...part, missing, probabilities, dimensions, deviations, distances};
+    const frames = Number(row("state_frames")?.[0] ?? 0), states = frames ? row("state_mean") : null;
+    return {...part, missing, probabilities, dimensions, deviations, distances, frames, states};
   }
 
   /** Inputs that are left out: an absent modality as zeros, a reference as NaN, which is the model's own. */

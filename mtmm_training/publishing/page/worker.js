@@ -9,10 +9,11 @@ loading.then(
   (error) => tell("broken", error.message),
 );
 
-onmessage = async ({data: {recording, text, isCall}}) => {
+onmessage = async ({data: {recording, text, isCall, ownVoices}}) => {
   try {
     const predictor = await loading;
-    tell("answer", await predictor.predict(recording, text, isCall, (share) => tell("progress", share)));
+    const progress = (share) => tell("progress", share);
+    tell("answer", await predictor.predict(recording, text, isCall, ownVoices, progress));
   } catch (error) {
     tell("refused", error.message);
   }
