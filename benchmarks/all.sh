@@ -26,7 +26,6 @@ run cached_training "${small[@]}" --batches 1 --rounds 1 --batch_size 4
 run load_time "${small[@]}" --rounds 3
 run busy_neighbour
 run batched_pipeline "$@" --rounds 1 --modalities text
-run onnx_speed --rounds 5
 run long_file_memory --long_s 120
 run runtime_start --rounds 1
 run service_load --seconds 10
