@@ -5,15 +5,29 @@ Run alone: python -m pytest tests/test_fsdp.py
 """
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import small_runs
 import torch
 import torch.distributed as dist
 import yaml
-from conftest import gradient
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from conftest import gradient, two_processes
+from small_runs import (
+    TRAINED,
+    Run,
+    main_without_pictures,
+    results_of,
+    train,
+    weights,
+    words,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -152,6 +166,49 @@ def test_two_processes_that_lack_different_things_equal_one(
         assert names.keys() == trained
         for name, tensor in alone[kind].items():
             torch.testing.assert_close(names[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+NO_LORA_DROPOUT = tuple(0.0 if each == 0.05 else each for each in add_lora.__defaults__ or ())
+
+
+def sharded_main(flags: list[str]) -> int:
+    """`train_accelerate.main` with accelerate's FSDP, which it gives to what it takes for GPUs alone."""
+    dist.init_process_group("gloo")
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    add_lora.__defaults__ = NO_LORA_DROPOUT
+    return main_without_pictures(flags)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_sharded_run_trains_as_one(
+    lora: bool, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoders that train, launch/fsdp.yaml, two processes; weights and epochs are one process's."""
+    monkeypatch.setattr(add_lora, "__defaults__", NO_LORA_DROPOUT)
+    (tmp_path / "corpus").symlink_to(embedded / "corpus")
+    shutil.copytree(embedded / "encoders", tmp_path / "encoders")
+    for path in (tmp_path / "encoders").glob("*/config.json"):
+        off = {name: 0.0 for name in json.loads(path.read_text()) if "drop" in name}
+        path.write_text(json.dumps(json.loads(path.read_text()) | off))
+    settings = yaml.safe_load((ROOT / "launch" / "fsdp.yaml").read_text())["fsdp_config"]
+    layers = "WhisperEncoderLayer,BertLayer,MTMMRefinementLayer,MTMMInteractionLayer"
+    sharding = {name.upper(): str(value) for name, value in settings.items()}
+    sharding |= {"ACCELERATE_USE_FSDP": "true", "FSDP_TRANSFORMER_CLS_TO_WRAP": layers}
+    how: dict[str, Any] = small_runs.NO_DROPOUT | ({} if lora else TRAINED)
+    flags = ("--lora_rank", "2", "--cache_dir", "off") if lora else ()
+    train(words(tmp_path, tmp_path / "alone", *flags, "--batch_size", "6", **how))
+    pair = words(tmp_path, tmp_path / "pair", *flags, "--batch_size", "3", **how)
+    processes = [Run(sharded_main, pair, **(e | sharding)) for e in two_processes()]
+    for process in processes:
+        process.finish()
+    one, two = results_of(tmp_path / "alone"), results_of(tmp_path / "pair")
+    assert two["processes"] == 2
+    # Not of weights: Adam moves those whose gradient is nothing but rounding as far as all others.
+    for a, b in zip(one["epochs"], two["epochs"], strict=True):
+        for split in ("train", "validation"):
+            assert a[split]["loss"] == pytest.approx(b[split]["loss"], abs=1e-4)
+    assert weights(tmp_path / "alone").keys() == weights(tmp_path / "pair").keys()
 
 
 def test_whole_batch_trains_every_part(results: dict[str, dict[str, Any]]) -> None:

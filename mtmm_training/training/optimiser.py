@@ -9,6 +9,7 @@ import torch.distributed.nn.functional as dist_functional
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mtmm_training.training.config import TrainConfig
@@ -79,7 +80,8 @@ def clip_gradients(
     """
     whole = accelerator.distributed_type in WHOLE_GRADIENTS
     if not whole or accelerator.scaler is not None:
-        return accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+        clipped = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
+        return clipped.full_tensor() if isinstance(clipped, DTensor) else clipped  # FSDP's shards
     norm = get_total_norm(list(norms.values()))
     clip_grads_with_norm_([p for part in trained.values() for p in part], clip_norm, norm)
     return norm
