@@ -122,7 +122,7 @@ def exported(
     ):
         patch.setattr(export_module, "trace", keeping(export_module.trace))
         patch.setattr("torch.onnx.export", keeping(torch.onnx.export))
-        assert main(["export", str(folder / "model"), str(path.parent)]) == 0
+        assert main(["export", str(folder), str(path.parent)]) == 0  # as a run's folder
     return Exported(model, processor, path, printed.getvalue(), *kept)
 
 
