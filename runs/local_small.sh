@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # From open data to a published model without a network: a Hub on the loopback has both encoders, the
 # model is trained with their Hub ids as runs/open_small.sh does, published there as its heads alone, and
-# answers in a process that has nothing but the Hub. Half an hour of two cores. SHARED has ravdess4/,
-# urdu/, emobank/ and encoders/; FLAGS are those of training, such as --epochs 1 for a trial.
+# answers in a process that has nothing but the Hub. Half an hour of two cores. At last it reads MELD's
+# test lines, of which it has seen none: their sentiment is valence. SHARED has ravdess4/, urdu/, emobank/,
+# meld/ and encoders/; FLAGS are those of training, such as --epochs 1 for a trial.
 #   runs/local_small.sh SHARED OUT [FLAGS]
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
@@ -39,6 +40,17 @@ runs/open_small.sh "$shared/ravdess4/manifest.csv" "$shared/emobank" "$shared/ur
     openai/whisper-base sentence-transformers/all-MiniLM-L6-v2 "$out" "$out/checkpoint" "${@:3}"
 mtmm publish "$out/model" writer/open_small --heads_only --licence cc-by-nc-sa-4.0 --tag v1 \
     --corpus_name "RAVDESS and EmoBank" --corpus_licence "RAVDESS CC BY-NC-SA 4.0, EmoBank CC BY-SA 4.0"
+python - "$shared/meld" "$out/meld.csv" <<'PY'
+import sys
+from dataclasses import replace
+
+from mtmm_training.data.corpora import read_corpus
+from mtmm_training.data.manifest import write_manifest
+
+lines = read_corpus("meld", sys.argv[1], official_split=True, sentiment_as_valence=True)
+write_manifest([replace(u, emotion=None) for u in lines if u.split == "test"], sys.argv[2])
+PY
+mtmm score writer/open_small "$out/meld.csv" --revision v1 --out "$out/meld"
 cd "$out"
 HF_HOME="$out/new_home" python -I - "$shared" <<'PY'
 import sys
