@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python} limit=${LIMIT:-120}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-small=(--layers 2 "$@")
+small=(--layers 2 "$@") real=()
+[ -d "${MTMM_REAL_DATA:-../shared/real}" ] && real=(--encoders real)
 run() { # NAME FLAGS...
     local began=$SECONDS name=$1
     echo "== $* "
@@ -27,8 +28,8 @@ run load_time "${small[@]}" --rounds 3
 run busy_neighbour
 run batched_pipeline "$@" --rounds 1 --modalities text
 run long_file_memory --long_s 120
-run runtime_start --rounds 1
-run service_load --seconds 10
+run runtime_start --rounds 3 --threads 1 --precisions float32 "${real[@]}"
+run service_load --seconds 10 --threads 1 "${real[@]}"
 run encoder_families hubert bert
 run killed_runs --quick
 [ -n "${MODEL:-}" ] && run start_up --model "$MODEL" --audio "$AUDIO" --rounds 2

@@ -1,6 +1,6 @@
 """The runtime without torch in its three precisions: size, answers, speed, and start to first answer.
 
-    python benchmarks/runtime_start.py [--python venv/bin/python] [--encoders real] [--rounds 10]
+    python benchmarks/runtime_start.py [--python venv/bin/python] [--encoders real] [--precisions int8]
 
 Each export is read by a process of its own, of the interpreter of --python (this one if not given), which
 needs `pip install ./runtime` and nothing else. Start to first answer is from the start of that process
@@ -48,6 +48,7 @@ print(json.dumps({"answers": answers, "ms": 1000 * statistics.median(seconds)}))
 def main() -> None:
     parser = common.make_parser(__doc__, rounds=10)
     parser.add_argument("--python", default=sys.executable, help="an interpreter with the runtime")
+    parser.add_argument("--precisions", nargs="+", default=get_args(Precision))
     batched_pipeline.add_encoders(parser)
     arguments, device = common.begin(parser)
     predict = batched_pipeline.make_pipeline(arguments, device)
@@ -64,7 +65,7 @@ def main() -> None:
         torch_ms = 1000 * watch.median("torch")
         print(f"the pipeline with torch: {torch_ms:.1f} ms for one utterance")
         print(f"{'':<10}{'MB':>8}{'largest difference':>20}{'ms':>9}{'start s':>9}{'CPU s':>7}")
-        for precision in get_args(Precision)[: 1 if arguments.quick else 3]:
+        for precision in arguments.precisions:
             write_folder(predict.model, predict.processor, folder / precision, precision)
             row = measure(folder, precision, predict, inputs, arguments)
             columns = "{:<10}{:>8.1f}{:>20.2g}{:>9.1f}{:>9.2f}{:>7.2f}"

@@ -81,7 +81,9 @@ def test_quick_runtime_starts_and_answers_as_the_pipeline(
 
     monkeypatch.setattr(module.batched_pipeline, "make_pipeline", lambda *_: exported_pipe)
     monkeypatch.setattr(module, "write_folder", write_folder)
-    monkeypatch.setattr(sys, "argv", ["runtime_start", "--quick", "--rounds", "1"])
+    monkeypatch.setattr(
+        sys, "argv", ["runtime_start", "--quick", "--rounds", "1", "--precisions", "float32"]
+    )
     module.main()
     printed = capsys.readouterr().out
     assert "QUICK" in printed.splitlines()[0]

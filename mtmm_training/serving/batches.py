@@ -43,7 +43,7 @@ class Lane:
 
     The thread takes what is waiting with the same options: at least a batch, and as much as takes about
     a second by the calls before, so that nobody waits long for others' answers. Where it finds less than
-    a batch, it waits a moment for company.
+    a batch, and the last call had several jobs, it waits a moment for company.
 
     Args:
         pipe: The pipeline; the lane uses its model, and a copy of its processor, since a tokenizer
@@ -66,6 +66,7 @@ class Lane:
         self._changed = threading.Condition()
         self._closed = False
         self._most = batch_size  # jobs that the next call may have
+        self._busy = True  # whether the last call had several: one client alone waits for nobody
         self._thread = threading.Thread(target=self._work, name="mtmm-lane", daemon=True)
         self._thread.start()
 
@@ -99,7 +100,7 @@ class Lane:
         """The next jobs for one call; none when the lane is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            until = time.monotonic() + self.wait_s
+            until = time.monotonic() + (self.wait_s if self._busy else 0.0)
             while not self._closed and len(self._waiting) < self.batch_size:
                 if not self._changed.wait(max(until - time.monotonic(), 0)):
                     break
@@ -110,6 +111,7 @@ class Lane:
                 if not together or (jobs and jobs[0].options != following.options):
                     break
                 jobs.append(self._waiting.popleft())
+            self._busy = len(jobs) > 1
             return jobs
 
     def _predict(self, jobs: list[Job]) -> None:
