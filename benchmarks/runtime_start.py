@@ -28,12 +28,16 @@ from mtmm_training.publishing.folder import GRAPH, write_folder
 TOLERANCE, START_S, RATE = 1e-4, 1.5, 16000
 SPEED = {"float32": 1.0, "int8": 0.8}  # an answer ÷ the pipeline's
 FIRST = """
-import sys, mtmm_runtime
+import sys
+sys.modules["torch"] = None  # as where it is not installed
+import mtmm_runtime
 mtmm_runtime.load(sys.argv[1], threads=1)({"audio": sys.argv[2], "text": "so it is"})
 assert "transformers" not in sys.modules
 """
 ALL = """
-import json, statistics, sys, time, mtmm_runtime
+import json, statistics, sys, time
+sys.modules["torch"] = None
+import mtmm_runtime
 predict = mtmm_runtime.load(sys.argv[1], threads=int(sys.argv[3]))
 inputs = [{"audio": f"{sys.argv[2]}/{i}.wav", "text": text} for i, text in enumerate(json.load(sys.stdin))]
 answers, seconds = predict(inputs), []
