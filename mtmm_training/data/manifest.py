@@ -142,8 +142,9 @@ def read_manifest(
                 _rename_emotions(values, label_map)
             if has_opinions:
                 _take_from_votes(values, columns)
-            kept = ((n, str(row.get(n) or "").strip()) for n in extra)
-            values["groups"] = tuple((name, value) for name, value in kept if value)
+            if extra:
+                kept = ((n, str(row.get(n) or "").strip()) for n in extra)
+                values["groups"] = tuple((name, value) for name, value in kept if value)
             utterances[number] = Utterance(**values)
         except ValueError as error:
             problems[number] = str(error)
@@ -347,7 +348,7 @@ def _parse(column: str, value: Any, dimension_range: Sequence[float]) -> Any:
     if isinstance(value, str):
         bare = value.strip()
         is_text = column not in _NO_TEXT
-        if not bare or (bare in EMPTY and column != "text") or (bare in _NO_NUMBER and not is_text):
+        if not bare or (column != "text" and bare in EMPTY) or (not is_text and bare in _NO_NUMBER):
             return None
         if is_text:
             return value if column in VERBATIM else bare

@@ -37,7 +37,7 @@ def cell(table: str, column: str, row: int) -> str:
 
 def is_address(audio: str) -> bool:
     """Whether it is no file here, but somewhere else, or in the text itself."""
-    return _ADDRESS.match(audio) is not None
+    return ":" in audio and _ADDRESS.match(audio) is not None
 
 
 def _cell_of(audio: str) -> re.Match[str] | None:

@@ -129,14 +129,15 @@ class Utterance:
                 yield name, "is not a name"
         if self.audio is None and self.text is None:
             yield "text", "is absent, and so is `audio`; give at least one of the two"
-        if self.split not in (None, *SPLITS):
+        if self.split is not None and self.split not in SPLITS:
             yield "split", f"is not a split; use one of {', '.join(SPLITS)}"
         start = self.start_s or 0.0
         if start < 0:
             yield "start_s", "is negative"
         if self.end_s is not None and self.end_s <= start:
             yield "end_s", f"is not after the start, {start} s"
-        yield from self._opinion_problems()
+        if _opinions_of(self) != (None, None, None, None):
+            yield from self._opinion_problems()
 
     def _opinion_problems(self) -> Iterator[tuple[str, str]]:
         if self.votes is not None:
@@ -157,6 +158,7 @@ class Utterance:
 
 _FIELDS = [each.name for each in fields(Utterance)]
 _values_of = attrgetter(*_FIELDS)
+_opinions_of = attrgetter("votes", *RATINGS.values())
 
 
 def without_fields(utterance: Utterance, names: Iterable[str]) -> Utterance:
