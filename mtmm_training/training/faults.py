@@ -20,13 +20,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from tqdm.auto import tqdm
 
 from mtmm_training.batches.collate import is_of_worker
 from mtmm_training.data.files import replacing
 from mtmm_training.training.checkpoints import Progress
+from mtmm_training.training.optimiser import unsharded
 
 EXPLOSION = 100.0  # a gradient explodes that is so many times the median of those before it
 BEFORE = 100  # so many of them
@@ -170,8 +170,7 @@ def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
     for name, parameters in parts.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
-            norm = get_total_norm(gradients)
-            norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            norms[name] = unsharded(get_total_norm(gradients))
     return norms
 
 

@@ -62,6 +62,11 @@ def sum_over_processes(sums: Tensor) -> Tensor:
     return dist_functional.all_reduce(sums) if dist.is_initialized() else sums
 
 
+def unsharded(norm: Tensor) -> Tensor:
+    """A norm of FSDP's shards as one tensor on every process."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def clip_gradients(
     accelerator: Accelerator,
     model: nn.Module,
@@ -81,7 +86,7 @@ def clip_gradients(
     whole = accelerator.distributed_type in WHOLE_GRADIENTS
     if not whole or accelerator.scaler is not None:
         clipped = accelerator.clip_grad_norm_(model.parameters(), clip_norm)
-        return clipped.full_tensor() if isinstance(clipped, DTensor) else clipped  # FSDP's shards
+        return None if clipped is None else unsharded(clipped)
     norm = get_total_norm(list(norms.values()))
     clip_grads_with_norm_([p for part in trained.values() for p in part], clip_norm, norm)
     return norm
