@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -56,6 +56,8 @@ class Reference:
 
     Source of the formula for sums: Chan, Golub and LeVeque 1979.
     """
+
+    STATES: ClassVar = ("state_mean", "state_deviation", "state_frames")  # outputs of an export
 
     recordings: int
     seconds: float

@@ -126,10 +126,13 @@ def test_references_of_the_inputs(exports: Exports, pipe: MTMMPipeline, referenc
         {"audio": recording(s), "speaker": who} for s, who in ((0.7, "a"), (0.9, "b"), (2.4, "a"))
     ]
     call = {"audio": noise(2.4).reshape(-1, 2), "sampling_rate": RATE}
+    gap = np.concatenate([noise(0.9), np.zeros(3 * RATE, np.float32), noise(0.9)])
+    broken = [{"audio": gap, "sampling_rate": RATE, "speaker": "a"}]
     for given, options in (
         (several, {}),
         (call, {"channel": "each"}),
         (several[2:], {"hop_s": 0.4}),
+        (broken, {"hop_s": 0.4}),
     ):
         expected = pipe(given, reference=reference, **options)
         found = exports["float32"](given, reference=reference, **options)

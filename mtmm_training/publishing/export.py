@@ -27,6 +27,7 @@ from mtmm_training.publishing.parity import (
     random_batch,
 )
 from mtmm_training.training.ending import unlogged
+from pooled_mtmm import pool
 
 Precision = Literal["float32", "float16", "int8"]
 
@@ -60,7 +61,7 @@ class ExportableModel(nn.Module):
         reference_mean: Tensor | None = None,
         reference_deviation: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Logits, probabilities (calibrated by `config.temperature`), dimensions, `OPTIONAL`, `STATES`."""
+        """Logits, probabilities (calibrated by `config.temperature`), dimensions, `OPTIONAL`, `Reference.STATES`."""
         acoustic, acoustic_mask = self.model.encode_audio(input_values, audio_attention_mask)
         linguistic, linguistic_mask = self.model.encode_text(input_ids, attention_mask)
         output = self.model(
@@ -82,15 +83,12 @@ class ExportableModel(nn.Module):
         return (*answers, *self._statistics(acoustic, acoustic_mask))
 
     def _statistics(self, states: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """`STATES`: mean and deviation, (batch, layers, width) each, and number, (batch,)."""
+        """`Reference.STATES`: mean and deviation, (batch, layers, width) each, and number, (batch,)."""
         if self.model.config.reference == "none":
             return ()
-        states, counted = states if states.dim() == 4 else states[:, None], mask[:, None, :, None]
-        number = mask.sum(-1)
-        divisor = number.clamp(min=1)[:, None, None]
-        mean = (states * counted).sum(2) / divisor
-        squares = ((states - mean[:, :, None]) * counted).square().sum(2)
-        return mean, (squares / divisor).sqrt(), number
+        shape = self.model.fusion.reference_mean.shape
+        mean, deviation = pool(states, mask, slice(None), True).unflatten(1, (2, *shape)).unbind(1)
+        return mean, deviation, mask.sum(-1)
 
     def _or_own(self, name: str, given: Tensor | None) -> Tensor | None:
         """The model's own statistics in the place of NaN."""

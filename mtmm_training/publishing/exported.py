@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from outputs_mtmm import MTMMOutput
+from reference_mtmm import Reference
 
 METADATA = "mtmm"  # the key of the description, JSON, in an ONNX file's metadata
 INPUTS = ("input_values", "audio_attention_mask", "input_ids", "attention_mask")
 REFERENCE_INPUTS = ("reference_mean", "reference_deviation")  # of models that take references
 OUTPUTS = ("emotion_logits", "emotion_probabilities", "dimensions")
 OPTIONAL = ("dimension_deviations", "unfamiliarity")  # of models that have them
-# Of an utterance's acoustic states, of models that take references, which are made of these.
-STATES = ("state_mean", "state_deviation", "state_frames")
 MODALITIES = (INPUTS[:2], INPUTS[2:])  # values and mask of each
 
 
@@ -73,5 +72,9 @@ class ExportedModel(nn.Module):
     def forward(self, **inputs: Tensor | None) -> MTMMOutput:
         """As [`MTMMModel.forward`], of which it takes raw inputs and references; labels are not looked at."""
         outputs = self.run(**{name: inputs.get(name) for name in (*INPUTS, *REFERENCE_INPUTS)})
-        known = {n: t for n, t in outputs.items() if n not in ("emotion_probabilities", *STATES)}
+        known = {
+            n: t
+            for n, t in outputs.items()
+            if n not in ("emotion_probabilities", *Reference.STATES)
+        }
         return MTMMOutput(**known)  # type: ignore[arg-type]  # tensors alone, by name

@@ -13,9 +13,9 @@ from mtmm_training.publishing.exported import (
     OPTIONAL,
     OUTPUTS,
     REFERENCE_INPUTS,
-    STATES,
     ExportedModel,
 )
+from reference_mtmm import Reference
 
 FRAMES_PER_SECOND = 100  # of spectra
 # Utterances, seconds of the longest, its tokens (None = as many as the processor takes).
@@ -42,7 +42,7 @@ def input_shapes(model: MTMMModel) -> dict[str, tuple[str | int, ...]]:
 def output_names(model: MTMMModel) -> list[str]:
     """The outputs of the model's graph, in their order."""
     has = {"dimension_deviations": model.deviation_head, "unfamiliarity": model.familiarity}
-    states = () if model.config.reference == "none" else STATES
+    states = () if model.config.reference == "none" else Reference.STATES
     return [*OUTPUTS, *(name for name in OPTIONAL if has[name] is not None), *states]
 
 
@@ -57,7 +57,7 @@ def largest_difference(
         probabilities = (expected.emotion_logits / model.config.temperature).softmax(-1)
         outputs = dict(expected) | {"emotion_probabilities": probabilities}
         for name, found in exported.run(**batch).items():
-            if name in STATES:  # no output of the model
+            if name in Reference.STATES:  # no output of the model
                 continue
             apart = (found - outputs[name]).abs()
             if name == "unfamiliarity":  # may be millions; NaN where a modality is absent

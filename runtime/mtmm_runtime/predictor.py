@@ -31,7 +31,6 @@ KNOWN_FORMAT = 1
 FEW = {"time": 4000, "frames": 100, "tokens": 2}  # the shape of a modality that is absent
 VALUES = {"audio": "input_values", "text": "input_ids"}
 OPTIONAL = ("dimension_deviations", "unfamiliarity")
-STATES = ("state_mean", "state_deviation", "state_frames")  # of which references are made
 
 
 def load(folder: str | Path, threads: int | None = None) -> "Predictor":
@@ -114,7 +113,7 @@ class Predictor:
         known = References.of(reference)
         if known is not None:
             known.standardisation(self, None)  # refuses what it cannot use
-            if known.made and STATES[0] not in self.manifest["graph"]["outputs"]:
+            if known.made and Reference.STATES[0] not in self.manifest["graph"]["outputs"]:
                 raise ValueError("This export makes no references; export the model again.")
         Windows.of(self.features, window_s, hop_s)  # refused before anything is read
         inputs = plain(inputs)
@@ -151,23 +150,21 @@ class Predictor:
         """Adds an input's parts with audio to the references that are made."""
         heard_s = 0.0  # what windows overlap counts once
         for number, part in enumerate(parts):
-            if part.waveform is None:
-                continue
-            begin_s, end_s = part.times or (0.0, len(part.waveform) / self.features.sampling_rate)
-            prediction, states = self._heard(part, speaker, domain)
-            answers = as_answers(self.config, prediction.probabilities, prediction.dimensions)
-            mean, deviation, frames = (one.astype(np.float64) for one in states)
-            seconds = max(end_s - max(begin_s, heard_s), 0.0)
-            squares = deviation**2 * frames
-            encoder = self.config.reference_encoder
-            one = Reference(int(number == 0), seconds, int(frames), mean, squares, answers, encoder)
-            made.add(part.speaker or speaker, one)
+            begin_s, end_s = part.times or (0.0, 0.0)
+            if part.waveform is not None:
+                end_s = end_s or len(part.waveform) / self.features.sampling_rate
+                prediction, states = self._heard(part, speaker, domain)
+                answers = as_answers(self.config, prediction.probabilities, prediction.dimensions)
+                mean, deviation, frames = (one.astype(np.float64) for one in states)
+                begun, seconds = int(number == 0), max(end_s - max(begin_s, heard_s), 0.0)
+                sums = mean, deviation**2 * frames, answers, self.config.reference_encoder
+                made.add(part.speaker or speaker, Reference(begun, seconds, int(frames), *sums))
             heard_s = end_s
 
     def _heard(
         self, part: Part, speaker: str | None, references: References | None
     ) -> tuple[Prediction, list[np.ndarray]]:
-        """The answer, and of a model that takes references `STATES`."""
+        """The answer, and of a model that takes references `Reference.STATES`."""
         if part.silent and not (part.text or "").strip():
             return Prediction(Span.of(part, [*MODALITIES]), [], []), []
         tensors = self.features(part.waveform, part.text)
@@ -188,7 +185,7 @@ class Predictor:
         if not math.isfinite(sum(probabilities) + sum(dimensions)):
             raise ValueError("The model's outputs are not finite; export it again, in float32.")
         more = [found[name][0].tolist() if name in found else None for name in OPTIONAL]
-        states = [found[name][0] for name in STATES if name in found]
+        states = [found[name][0] for name in Reference.STATES if name in found]
         return Prediction(span, probabilities, dimensions, *more), states
 
     def standardisation(

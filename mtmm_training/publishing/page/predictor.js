@@ -54,7 +54,7 @@ export class Predictor {
       inputs.input_values = new ort.Tensor("float32", values, [1, ...shape]);
       inputs.audio_attention_mask = new ort.Tensor("int64", mask, [1, mask.length]);
       if (voice) {
-        const {mean, deviation} = standardisation(voice, this.manifest.config, this.arrays);
+        const {mean, deviation} = voice.usual ??= standardisation(voice, this.manifest.config, this.arrays);
         const whole = [1, ...this.arrays.reference_mean.shape];
         inputs.reference_mean = new ort.Tensor("float32", mean, whole);
         inputs.reference_deviation = new ort.Tensor("float32", deviation, whole);

@@ -6,8 +6,8 @@ const SKEWED = 0.2; // distance of mean answers, of which a half is then believe
 /** Adds a part's states to its speaker's: means over frames of states and answers. */
 export function count(voices, part, index, heardUntil, config) {
   if (!part.frames) return;
-  const voice = voices.get(part.speaker) ??
-    {frames: 0, recordings: 0, seconds: 0, mean: part.states.map(() => 0), answers: answersOf(part, config).map(() => 0)};
+  const answers = answersOf(part, config), voice = voices.get(part.speaker) ??
+    {frames: 0, recordings: 0, seconds: 0, mean: part.states.map(() => 0), answers: answers.map(() => 0)};
   voices.set(part.speaker, voice);
   voice.frames += part.frames;
   voice.recordings += index === 0 ? 1 : 0;
@@ -15,7 +15,7 @@ export function count(voices, part, index, heardUntil, config) {
   const share = part.frames / voice.frames;
   const move = (mean, values) => values.forEach((value, i) => { mean[i] += share * (value - mean[i]); });
   move(voice.mean, part.states);
-  move(voice.answers, answersOf(part, config));
+  move(voice.answers, answers);
 }
 
 /** The probability of each emotion; of a model that has learned no emotion, the dimensions from -1 to 1. */
