@@ -61,7 +61,7 @@ class ExportableModel(nn.Module):
         reference_mean: Tensor | None = None,
         reference_deviation: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Logits, probabilities (calibrated by `config.temperature`), dimensions, `OPTIONAL`, `Reference.STATES`."""
+        """Logits, calibrated probabilities, dimensions, `OPTIONAL`, `Reference.STATES`."""
         acoustic, acoustic_mask = self.model.encode_audio(input_values, audio_attention_mask)
         linguistic, linguistic_mask = self.model.encode_text(input_ids, attention_mask)
         output = self.model(
