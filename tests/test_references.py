@@ -152,7 +152,9 @@ def test_speaker_moves_what_emotions_do_not_explain(
 def test_little_difference_from_the_usual_answers_is_no_mood() -> None:
     usual = (0.25, 0.25, 0.25, 0.25)
     angry, mixed = np.array([0.85, 0.05, 0.05, 0.05]), np.array([0.30, 0.24, 0.23, 0.23])
-    assert np.allclose(believed(angry, usual), angry - usual, rtol=0.01)
+    assert np.allclose(believed(angry, usual), 1.2 * (angry - usual), rtol=0.01)
+    sure = np.array([1.0, 0.0, 0.0, 0.0])  # nothing is angrier
+    assert np.allclose(believed(sure, usual), sure - usual, atol=0.04)
     assert np.abs(believed(mixed, usual)).max() < 0.005  # of .05
     assert believed(mixed, ()) is mixed  # a model that does not know what is usual
 

@@ -21,6 +21,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from modeling_mtmm import MTMMModel
+from mtmm_training.batches.augment import add_variants
 from mtmm_training.batches.cache import CachedStates
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.metrics import fit_temperature
@@ -34,6 +35,7 @@ from reference_mtmm import standardise
 WIDTHS = (1, 3, 5)  # numbers of neighbouring layers to try
 DEVIATION = 0.5  # how far deviations count beside means
 EXPLAINED = 0.01  # of the squares, by a modality that is used
+ROWS = 20_000  # of variants at most, beside the utterances themselves: a large corpus needs none
 AWAY_WIDTH, AWAY_PENALTY = 3, 3.0  # layers and penalty of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 500
@@ -79,7 +81,10 @@ class Pooled:
 
 
 def pool_states(
-    model: MTMMModel, states: CachedStates, utterances: Sequence[Utterance], fitted: np.ndarray
+    model: MTMMModel,
+    states: CachedStates,
+    utterances: Sequence[Utterance],
+    by: np.ndarray | dict[str, Pooled],
 ) -> dict[str, Pooled]:
     """By modality, the pooled states of all utterances; nothing of one that none of them has.
 
@@ -87,7 +92,7 @@ def pool_states(
         model: Says which layers there are, and how acoustic states are standardised.
         states: The cache's.
         utterances: All that are pooled.
-        fitted: Rows whose mean and deviation standardise all.
+        by: Rows whose mean and deviation standardise all, or what was pooled by such rows.
     """
     found = {}
     for modality in ("audio", "text"):
@@ -106,16 +111,18 @@ def pool_states(
             both = pool(one, mask, slice(None), True)
             rows.append(both.reshape(2, len(layers), -1).transpose(0, 1).numpy())
         there = np.array([row is not None for row in rows])
-        if not there[fitted].any():
+        if modality not in by if isinstance(by, dict) else not there[by].any():
             continue
         shape = next(row.shape for row in rows if row is not None)
         values = np.stack([np.zeros(shape, np.float32) if row is None else row for row in rows])
-        known = fitted[there[fitted]]
-        scaler = StandardScaler().fit(values[known].reshape(len(known), -1))
-        values[there] = scaler.transform(values[there].reshape(there.sum(), -1)).reshape(-1, *shape)
-        center, scale = scaler.mean_.reshape(shape), scaler.scale_.reshape(shape)
-        values[:, :, 1] *= DEVIATION
-        scale[:, 1] /= DEVIATION
+        if isinstance(by, dict):
+            center, scale = by[modality].center, by[modality].scale
+        else:
+            known = by[there[by]]
+            scaler = StandardScaler().fit(values[known].reshape(len(known), -1))
+            center, scale = scaler.mean_.reshape(shape), scaler.scale_.reshape(shape)
+            scale[:, 1] /= DEVIATION
+        values[there] = (values[there] - center) / scale
         found[modality] = Pooled(layers, values, center, scale)
     return found
 
@@ -230,6 +237,12 @@ def add_linear_path(
     chosen = choose_pooling(pooled, tasks, inner)
     pooled = {name: pooled[name] for name in chosen}
     pools, many, few, means = side_by_side(pooled, chosen)
+    changed = add_variants(splits["train"], config.augment, config.augment_variants, config.seed)
+    copies = [
+        side_by_side(pool_states(model, states, copy + splits["validation"], pooled), chosen)[1]
+        for copy in changed[1 : 1 + ROWS // len(utterances)]
+    ]
+    many = np.concatenate([many, *copies])
     path: Any = model.add_linear_path(pools)
     for name, own in pooled.items():
         center = own.columns(pools[name], own.center)

@@ -63,13 +63,16 @@ def ridges(
     share = counts / counts.sum()
     center, offset = share @ inputs, share @ wanted
     root = np.sqrt(share * len(share))[:, None]
-    rows, outputs = root * (inputs - center), root * (wanted - offset)
+    rows, outputs = (
+        (root * apart).astype(inputs.dtype) for apart in (inputs - center, wanted - offset)
+    )
     dual = len(rows) <= rows.shape[1]  # the smaller of two systems of equations, with one solution
     gram, known = (rows @ rows.T, outputs) if dual else (rows.T @ rows, rows.T @ outputs)
     unit = max(float((rows**2).sum()) / len(rows), 1e-12)
     found = []
     for penalty in penalties:
-        solved = solve(gram + penalty * unit * np.eye(len(gram)), known, assume_a="pos")
+        diagonal = np.eye(len(gram), dtype=gram.dtype) * gram.dtype.type(penalty * unit)
+        solved = solve(gram + diagonal, known, assume_a="pos", overwrite_a=True)
         weight = rows.T @ solved if dual else solved
         found.append((weight, offset - center @ weight))
     return found
@@ -109,10 +112,16 @@ def outputs_of(task: Task) -> tuple[np.ndarray, np.ndarray]:
 def fit_lines(
     task: Task, inputs: np.ndarray, rows: np.ndarray, penalties: Sequence[float]
 ) -> list[Line]:
-    """The regressions of a task on those of the rows that have a label."""
+    """The regressions of a task on those of the rows that have a label, and on their variants.
+
+    Below the inputs of all utterances those of their variants may follow, once or several times.
+    """
     rows = rows[task.known[rows]]
     wanted, counts = outputs_of(task)
-    lines = ridges(inputs[rows], wanted[rows], counts[rows], penalties)
+    copies = np.arange(len(inputs) // len(wanted))[:, None]
+    every = (rows + copies * len(wanted)).ravel()
+    same = every % len(wanted)
+    lines = ridges(inputs[every], wanted[same], counts[same], penalties)
     # An emotion that no row has is far below the others.
     seen = wanted[rows].any(0) | (not task.is_emotion)
     return [(weight, np.where(seen, bias, -UNSEEN)) for weight, bias in lines]
@@ -122,14 +131,15 @@ def fit_task(
     task: Task, inputs: np.ndarray, inner: Splits, penalties: Sequence[float] = PENALTIES
 ) -> Fitted:
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
-    penalty = penalties[0]
-    if len(penalties) > 1:
-        penalty = penalties[out_of_fold(task, inputs, fewer(inner), penalties)[0].argmin().item()]
-    (predicted,) = out_of_fold(task, inputs, inner, [penalty])[1]
+    some = fewer(inner)
+    errors, tried = out_of_fold(task, inputs, some, penalties)
+    penalty, predicted = penalties[errors.argmin()], tried[errors.argmin()]
+    if some is not inner:
+        (predicted,) = out_of_fold(task, inputs, inner, [penalty])[1]
     every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
     ((weight, bias),) = fit_lines(task, inputs, every, [penalty])
     held = ~np.isnan(predicted).any(1)
-    answers = np.where(held[:, None], predicted, inputs @ weight + bias)
+    answers = np.where(held[:, None], predicted, inputs[: len(held)] @ weight + bias)
     seen = held & task.known
     if not task.is_emotion:
         offset, slope = matching_line(task.labels[seen], answers[seen, 0])

@@ -2,6 +2,7 @@
 
 const LEAST_DEVIATION = 1e-4; // a feature that never changes is not blown up
 const SKEWED = 0.2; // distance of mean answers, of which a half is then believed
+const SHRUNK = 1.2; // answers that are unsure lie nearer to the usual ones than the moods that they tell of
 
 /** Adds a part's states to its speaker's: means over frames of states and answers. */
 export function count(voices, part, index, heardUntil, config) {
@@ -29,7 +30,9 @@ function believed(answers, usual) {
   if (!usual?.length) return answers;
   const apart = answers.map((answer, i) => answer - usual[i]);
   const far = apart.reduce((total, value) => total + value * value, 0) ** 2;
-  return apart.map((value) => (value * far) / (far + SKEWED ** 4));
+  const mood = apart.map((value) => (SHRUNK * value * far) / (far + SKEWED ** 4));
+  const most = Math.max(1, ...mood.map((value, i) => Math.abs(value + usual[i]))); // no more than what is labelled so
+  return mood.map((value) => value / most);
 }
 
 /** Mean and deviation, (layers, width), by which a speaker's states are standardised. */
