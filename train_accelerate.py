@@ -43,7 +43,7 @@ from mtmm_training.training.completion import complete
 from mtmm_training.training.config import TrainConfig, parse_options
 from mtmm_training.training.ending import run_command
 from mtmm_training.training.graphs import PassGraphs
-from mtmm_training.training.job import Job, prepare
+from mtmm_training.training.job import Job, prepare, records
 from mtmm_training.training.launch import Stopped, StopSignal
 from mtmm_training.training.model import best_model
 from mtmm_training.training.optimiser import clip_gradients, sum_over_processes
@@ -84,7 +84,7 @@ def train(job: Job) -> None:
         loader, ids = job.loaders["validation"], job.data.ids("validation")
         predict(job.model, islice(loader, 2), ids, accelerator, whole=False)
     accelerator.init_trackers("mtmm", config={n: str(v) for n, v in vars(config).items()})
-    if job.recorded:
+    if records(config, job.cached, accelerator):
         job.graphs = PassGraphs(
             partial(forward_and_backward, job), accelerator.unwrap_model(job.model)
         )

@@ -1,15 +1,24 @@
 #!/usr/bin/env bash
-# Four emotions of RAVDESS, 24 folds, one speaker left out in each: frozen encoders, the small recipe with
-# a linear path, answered with references of each test speaker's own unlabelled recordings; then the curve
-# over how many recordings of which emotions.
-#   runs/references_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS]
+# Four emotions of RAVDESS, 24 folds, one speaker left out in each, three seeds: frozen encoders, the small
+# recipe with a linear path, answered without and with references of each test speaker's own unlabelled
+# recordings; the regression on layers 2 to 4 in the same ways; then the curve over how many recordings of
+# which emotions.
+#   runs/references_ravdess4.sh MANIFEST AUDIO_ENCODER TEXT_ENCODER OUT [JOBS] [SEEDS]
 set -euo pipefail
 . "$(dirname "$0")/help.sh"
 . "$(dirname "$0")/speech.sh"
 jobs=${5:-2}
+read -ra seeds <<< "${6:-0 1 2}"
+corpus=(--manifest "$manifest" --protocol leave_one_speaker_out --audio_encoder "$audio"
+    --text_encoder "$text" --cache_dir "$out/cache" --reference speaker)
 
-mtmm evaluate run --out "$out/referenced" --jobs "$jobs" --cache_dir "$out/cache" \
-    --manifest "$manifest" --protocol leave_one_speaker_out \
-    --audio_encoder "$audio" --text_encoder "$text" --preset small --select_by last \
-    --class_weights balanced --linear_path --reference speaker
+mtmm baselines "${corpus[@]}" --modalities audio --layers 2 3 4 --pooling mean_std --out "$out/layers_2_to_4"
+mtmm evaluate table "$out/layers_2_to_4"
+runs=()
+for seed in "${seeds[@]}"; do
+    mtmm evaluate run "${corpus[@]}" --out "$out/referenced/$seed" --seed "$seed" --jobs "$jobs" \
+        --preset small --select_by last --class_weights balanced --linear_path
+    runs+=("$out/referenced/$seed")
+done
+mtmm evaluate compare "$out/layers_2_to_4" "${runs[@]}" --out "$out/comparison"
 mtmm study references --run "$out/referenced" --cache_dir "$out/cache"

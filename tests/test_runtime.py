@@ -112,7 +112,7 @@ def test_references_that_were_saved(exports: Exports, pipe: MTMMPipeline, tmp_pa
         expected = pipe(given, reference=reference)
         assert abs(expected["valence"] - own["valence"]) > 1e-3
         assert_near(predict(given, reference=reference), expected, 1e-4)
-    with pytest.raises(ValueError, match="none does"):
+    with pytest.raises(ValueError, match="says who speaks"):
         predict(given, reference="speaker")
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(places[0].read_bytes()[:100])

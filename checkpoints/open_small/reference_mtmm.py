@@ -36,7 +36,7 @@ STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
 DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # of safetensors' files
 LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
 SKEWED = 0.2  # distance of mean answers, of which a half is then believed
-SHRUNK = 1.2  # answers that are unsure lie nearer to the usual ones than the moods that they tell of
+SHRUNK = 1.2  # moods are further from the usual ones than unsure answers are
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,7 @@ class Reference:
 
     def __add__(self, other: "Reference") -> "Reference":
         if (self.encoder, self.kind) != (other.encoder, other.kind):
-            raise ValueError(
-                "References of two encoders, or of a speaker and a domain, do not add up; make both with "
-                "one model."
-            )
+            raise ValueError("References add up within one encoder and one kind; these are of two.")
         frames = self.frames + other.frames
         share = other.frames / frames
         apart = other.mean - self.mean
@@ -202,10 +199,7 @@ class References:
         if "domain" in self.made and "domain" not in self.given:
             raise ValueError("A domain's reference is made of recordings, and none is given.")
         if "speaker" in self.made and not self.speakers:
-            raise ValueError(
-                'Speakers\' references need recordings that say who speaks: {"audio": ..., "speaker": '
-                '"anna"}; none does.'
-            )
+            raise ValueError('No recording says who speaks: {"audio": ..., "speaker": "anna"}.')
         return replace(self, made=frozenset())
 
     def add(self, speaker: str | None, one: Reference) -> None:

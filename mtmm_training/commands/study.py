@@ -75,7 +75,7 @@ def _call(options: argparse.Namespace) -> None:
 def _references(options: argparse.Namespace) -> None:
     """How many unlabelled recordings of a speaker help, and of which emotions.
 
-    --run may be an experiment's folder: its folds are scored together.
+    --run may be an experiment's folder, or one that holds several: all folds are scored together.
 
     examples:
       mtmm study references --run out/ravdess4/ours

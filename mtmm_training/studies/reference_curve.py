@@ -42,7 +42,8 @@ def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int =
     """Answer a run's test split with references of several sizes and kinds.
 
     Args:
-        folder: A run that was trained with --reference speaker, or an experiment of such runs.
+        folder: A run that was trained with --reference speaker, an experiment of such runs, or a folder
+            of experiments, such as seeds.
         out: Gets references.csv and references.png.
         cache_dir: Where the states of the test recordings are kept; the run's own if None.
         seed: Seed of what is drawn.
@@ -56,7 +57,7 @@ def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int =
     rows: dict[Drawn, list[Predictions]] = {}
     speakers: list[str] = []
     names: Sequence[str] = ()
-    folds = sorted(folder.glob(f"{FOLD_PREFIX}*")) or [folder]
+    folds = sorted(folder.rglob(f"{FOLD_PREFIX}*")) or [folder]
     for place in tqdm(folds, desc="folds", disable=None, leave=False):
         run = Run.open(place)
         test = [u for u in run.test_utterances() if u.audio is not None]

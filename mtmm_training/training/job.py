@@ -69,7 +69,6 @@ class Job:
     progress: Progress
     checkpoints: Checkpoints
     unread: Unread | None = None  # the step before: reading it at once would make a GPU wait
-    recorded: bool = False  # whether its passes are CUDA graphs
     graphs: PassGraphs | None = None
 
 
@@ -104,8 +103,8 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     train = loaders["train"].batch_sampler
     steps = [math.ceil(n / config.accumulation) for n in train.lengths_of(config.epochs)]
 
-    recorded = config.compile and cached and may_record(config, accelerator)
-    if config.compile and not recorded:  # only now: the cache needs the encoders as they are
+    if config.compile and not records(config, cached, accelerator):
+        # Only now: the cache needs the encoders as they are.
         torch._dynamo.config.specialize_float = True  # no float varies; else all is traced twice
         plain.compile(dynamic=True)  # in place: names of parameters stay as they are
     optimiser, schedule = build_optimiser(config, model, sum(steps))
@@ -136,14 +135,15 @@ def prepare(config: TrainConfig, out: Path, stop: launch.StopSignal) -> Job | No
     return Job(
         config, out, stop, began - progress.seconds, accelerator, data, processor, model, trained,
         plain.config, parameters, loaders, cached, references, steps, optimiser, schedule, weights,
-        progress, checkpoints, recorded=recorded,
+        progress, checkpoints,
     )  # fmt: skip
 
 
-def may_record(config: TrainConfig, accelerator: Accelerator) -> bool:
-    """Whether CUDA graphs can do the passes of a step: on one GPU, whose loss has no scale."""
+def records(config: TrainConfig, cached: bool, accelerator: Accelerator) -> bool:
+    """Whether CUDA graphs do the passes of a step: from the cache on one GPU, whose loss has no scale."""
     alone = accelerator.num_processes == 1 and accelerator.device.type == "cuda"
-    return alone and config.accumulation == 1 and accelerator.scaler is None
+    once = config.accumulation == 1 and accelerator.scaler is None
+    return config.compile and cached and alone and once
 
 
 def make_loaders(

@@ -241,6 +241,7 @@ def add_linear_path(
     copies = [
         side_by_side(pool_states(model, states, copy + splits["validation"], pooled), chosen)[1]
         for copy in changed[1 : 1 + ROWS // len(utterances)]
+        if "audio" in chosen
     ]
     many = np.concatenate([many, *copies])
     path: Any = model.add_linear_path(pools)
@@ -255,7 +256,7 @@ def add_linear_path(
         away = fit_task(task, few, inner, [AWAY_PENALTY])
         first, share, home = 0, 0.0, 1.0
         if task.is_emotion:
-            logits, share, heat = mix_logits(task, found.predicted[rest], logits, rest)
+            logits, share, heat = mix(task, found.predicted[rest], logits, rest, config)
             model.emotion_head.scale(share / heat)
             home = 1 - share
             if "audio" in chosen:
@@ -265,9 +266,8 @@ def add_linear_path(
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number
-            own_values = dimensions[:, number]
-            mixed, share = mix_values(task, found.predicted[rest], own_values, rest, config)
-            dimensions[:, number] = mixed
+            own = dimensions[:, number]
+            dimensions[:, number], share, _ = mix(task, found.predicted[rest], own, rest, config)
             model.dimension_head.scale(share, slice(number, number + 1))
             path.dimension_shares[number] = 1 - share
         for line, factor, start in ((found, home, first), (away, 1.0, first + len(path.bias) // 2)):
@@ -282,41 +282,30 @@ def add_linear_path(
     return replace(validation, emotion_logits=logits, dimensions=dimensions), told
 
 
-def mix_logits(
-    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray
-) -> tuple[np.ndarray, float, float]:
-    """The validation split's logits, the fusion's share, and what its own are divided by first."""
-    known = task.known[rows]
-    heat = fit_temperature(fusion[known], task.labels[rows][known])
-    mixed, share = mix(task, regression, fusion / heat, rows)
-    return mixed, share, heat
-
-
-def mix_values(
-    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray, config: TrainConfig
-) -> tuple[np.ndarray, float]:
-    """The validation split's values of a dimension, and the fusion's share; mixed as logits."""
-    low, high = config.dimension_range
-    both = [torch.from_numpy(np.asarray(own, np.float64)) for own in (regression, fusion)]
-    first, second = (as_logits(own, (low, high)).numpy() for own in both)
-    return mix(task, first, second, rows, lambda mixed: low + (high - low) / (1 + np.exp(-mixed)))
-
-
 def mix(
-    task: Task,
-    regression: np.ndarray,
-    fusion: np.ndarray,
-    rows: np.ndarray,
-    answers: Callable[[np.ndarray], np.ndarray] = np.asarray,
-) -> tuple[np.ndarray, float]:
-    """The validation split's answers, made of the sum of the two, and the fusion's share in it."""
+    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray, config: TrainConfig
+) -> tuple[np.ndarray, float, float]:
+    """The answers for the validation split's rows, of regression and fusion together.
+
+    Returns:
+        Logits (rows, emotions), or values (rows,), which are mixed as logits; the fusion's share; and
+        what its own logits are divided by first.
+    """
+    known, heat = np.flatnonzero(task.known[rows]), 1.0
+    low, high = config.dimension_range
+    if task.is_emotion:
+        heat = fit_temperature(fusion[known], task.labels[rows][known])
+        fusion = fusion / heat
+    else:
+        values = (torch.from_numpy(np.asarray(own, np.float64)) for own in (regression, fusion))
+        regression, fusion = (as_logits(own, (low, high)).numpy() for own in values)
 
     def mixed(share: float) -> np.ndarray:
-        return answers((1 - share) * regression + share * fusion)
+        both = (1 - share) * regression + share * fusion
+        return both if task.is_emotion else low + (high - low) / (1 + np.exp(-both))
 
-    known = np.flatnonzero(task.known[rows])
     share = fusion_share(lambda w, picked: task.score(mixed(w)[picked], rows[picked]), known)
-    return mixed(share), share
+    return mixed(share), share, heat
 
 
 def fusion_share(score: Callable[[float, np.ndarray], float], known: np.ndarray) -> float:
@@ -325,8 +314,6 @@ def fusion_share(score: Callable[[float, np.ndarray], float], known: np.ndarray)
         return 0.0
     share = max(SHARES, key=lambda w: score(w, known))
     draw = np.random.default_rng(0)
-    better = 0
-    for _ in range(RESAMPLES):
-        picked = draw.choice(known, len(known))
-        better += score(share, picked) > score(0.0, picked)
+    drawn = (draw.choice(known, len(known)) for _ in range(RESAMPLES))
+    better = sum(score(share, picked) > score(0.0, picked) for picked in drawn)
     return share if better >= CLEARLY * RESAMPLES else 0.0

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -122,7 +121,7 @@ class Task:
     def search(self, inner: Splits) -> GridSearchCV:
         """The linear model, its strengths, and what they are chosen by."""
         grid = {"model__C" if self.is_emotion else "model__alpha": self.strengths}
-        scorer = make_scorer(_concordance)
+        scorer = make_scorer(concordance_correlation)
         if self.is_emotion:
             scorer = make_scorer(unweighted_average_recall, emotions=self.emotions)
         # An absent modality is NaN, and becomes the mean of the rows to fit on: it says nothing.
@@ -131,10 +130,6 @@ class Task:
         return GridSearchCV(
             Pipeline(steps), grid, scoring=scorer, cv=inner, refit=False, error_score="raise"
         )
-
-
-def _concordance(labels: ArrayLike, predictions: ArrayLike) -> float:
-    return concordance_correlation(predictions, labels)  # scikit-learn's order of arguments
 
 
 def inner_splits(

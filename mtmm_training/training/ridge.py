@@ -60,18 +60,16 @@ def ridges(
         counts: (rows,), how much each row counts.
         penalties: In mean squared lengths of a row around the mean.
     """
-    share = counts / counts.sum()
+    share, wanted = (counts / counts.sum()).astype(inputs.dtype), wanted.astype(inputs.dtype)
     center, offset = share @ inputs, share @ wanted
     root = np.sqrt(share * len(share))[:, None]
-    rows, outputs = (
-        (root * apart).astype(inputs.dtype) for apart in (inputs - center, wanted - offset)
-    )
+    rows, outputs = root * (inputs - center), root * (wanted - offset)
     dual = len(rows) <= rows.shape[1]  # the smaller of two systems of equations, with one solution
     gram, known = (rows @ rows.T, outputs) if dual else (rows.T @ rows, rows.T @ outputs)
     unit = max(float((rows**2).sum()) / len(rows), 1e-12)
     found = []
     for penalty in penalties:
-        diagonal = np.eye(len(gram), dtype=gram.dtype) * gram.dtype.type(penalty * unit)
+        diagonal = np.eye(len(gram), dtype=gram.dtype) * float(penalty * unit)
         solved = solve(gram + diagonal, known, assume_a="pos", overwrite_a=True)
         weight = rows.T @ solved if dual else solved
         found.append((weight, offset - center @ weight))

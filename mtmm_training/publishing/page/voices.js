@@ -2,7 +2,7 @@
 
 const LEAST_DEVIATION = 1e-4; // a feature that never changes is not blown up
 const SKEWED = 0.2; // distance of mean answers, of which a half is then believed
-const SHRUNK = 1.2; // answers that are unsure lie nearer to the usual ones than the moods that they tell of
+const SHRUNK = 1.2; // moods are further from the usual ones than unsure answers are
 
 /** Adds a part's states to its speaker's: means over frames of states and answers. */
 export function count(voices, part, index, heardUntil, config) {
