@@ -1,5 +1,6 @@
 """The linear path: what it pools, that it is the regression, and when the fusion counts beside it."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,37 @@ def test_model_whose_fusion_does_not_help_is_the_regression(
     loaded = MTMMModel.from_pretrained(tmp_path)
     given = batch(states, splits["train"][1])
     torch.testing.assert_close(loaded(**given).emotion_logits, weighted(**given).emotion_logits)
+
+
+class Changed(States):
+    """Features 10 to 13 tell the emotion too, but not of a variant."""
+
+    def of(self, modality: str, utterance: Utterance) -> torch.Tensor | None:
+        states = super().of(modality, utterance)
+        if modality == "text" or states is None:
+            return states
+        lasting = torch.zeros(3, 1, 4) if utterance.augmentation else states[:, :, :4]
+        return torch.cat([states[:, :, :10], lasting + states[:, :, 10:14], states[:, :, 14:]], 2)
+
+
+def test_path_relies_on_what_variants_keep(make_model: MakeModel) -> None:
+    splits = make_splits()
+    states: Any = Changed(splits["train"] + splits["validation"], noise=0.5)
+    shares = []
+    for changes in ([], ["noise"]):
+        model = make_model(encoder_layers="weighted", trained_outputs=TRAINED)
+        config = replace(CONFIG, augment=changes)
+        add_linear_path(config, model, splits, states, no_help(splits))
+
+        def angrier(first: int, model: MTMMModel = model) -> float:
+            planted = torch.zeros(2, 3, 5, 32)
+            planted[1, 1, :, first] = 2.0
+            angry = model(acoustic_states=planted).emotion_logits[:, 0]
+            return float(angry[1] - angry[0])
+
+        shares.append(angrier(10) / angrier(0))
+    assert shares[0] > 0.5
+    assert shares[1] < 0.5 * shares[0]
 
 
 def test_absent_modality_adds_nothing(weighted: MTMMModel) -> None:

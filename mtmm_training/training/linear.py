@@ -266,8 +266,8 @@ def add_linear_path(
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number
-            own = dimensions[:, number]
-            dimensions[:, number], share, _ = mix(task, found.predicted[rest], own, rest, config)
+            fused = dimensions[:, number]
+            dimensions[:, number], share, _ = mix(task, found.predicted[rest], fused, rest, config)
             model.dimension_head.scale(share, slice(number, number + 1))
             path.dimension_shares[number] = 1 - share
         for line, factor, start in ((found, home, first), (away, 1.0, first + len(path.bias) // 2)):
