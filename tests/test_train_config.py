@@ -204,7 +204,14 @@ def test_protocol_follows_from_the_columns(
     given = parse_options(["--manifest", str(tmp_path / "m.csv"), "--epochs", "3"])
     config = settled(given)
     assert (config.protocol, config.k, config.preset, config.epochs) == ("grouped", 5, "small", 3)
+    assert config.linear_path
     assert capsys.readouterr().out.startswith("--protocol grouped --k 5: no session")
+    for flags in (["--cache_dir", "off"], ["--linear_path", "False"], ["--preset", "small"]):
+        given = parse_options(["--manifest", str(tmp_path / "m.csv"), *flags])
+        assert not settled(given).linear_path
+    voted = [row(i, emotion=None, votes={"angry": 2.0}) for i in range(7)]
+    write_manifest(voted, tmp_path / "v.csv")
+    assert not settled(parse_options(["--manifest", str(tmp_path / "v.csv")])).linear_path
 
 
 def test_run_that_never_began_cannot_be_resumed(tmp_path: Path) -> None:

@@ -242,8 +242,7 @@ class FeatureCache:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ValueError(
-                f"The cache needs {_gib(needed)} more, and the disk of {folder} has {_gib(free)}; "
-                "choose another disk, or no cache (--cache_dir off)."
+                f"The cache needs {_gib(needed)} more, {folder} has {_gib(free)}; choose another --cache_dir."
             )
 
     # Encoding.

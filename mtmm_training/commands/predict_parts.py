@@ -127,8 +127,7 @@ class Parts:
         sweep(self.folder)
         if outdated:
             raise ValueError(
-                f"Recordings changed after {few(outdated)} of {self.folder} was written; delete these "
-                "parts and run the same command again."
+                f"Recordings are newer than {few(outdated)} of {self.folder}; delete these parts, run again."
             )
         return failed
 

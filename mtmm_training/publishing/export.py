@@ -135,8 +135,7 @@ def export(
         problem = "" if math.isfinite(answers) else f"answers with NaN in {precision}"
     if problem:
         raise ValueError(
-            f"The export {problem} (at most {TOLERANCE:g} is allowed). Please report this with both "
-            "encoders' names."
+            f"The export {problem} (at most {TOLERANCE:g} is allowed); please report both encoders' names."
         )
     return difference
 

@@ -208,8 +208,7 @@ def run_plans(plans: Sequence[Plan], jobs: int) -> None:
                     log = folder / "log.txt"
                     raise RuntimeError(
                         f"{name} failed with exit status {process.exitcode}: {last_words(log)}\n"
-                        f"The whole log is in {log}. Finished folds stay; the same command goes on "
-                        "from here."
+                        f"The whole log is in {log}. Finished folds stay; the same command goes on."
                     )
                 parts = "  ".join(metric_parts(Run.open(folder).results["test"]))
                 print(f"{name}: {parts}", flush=True)

@@ -1,4 +1,4 @@
-"""What is chosen from the data where no flag says it, and said: the preset, and how folds are made."""
+"""What is chosen from the data where no flag says it, and said: preset, linear path, how folds are made."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
 
     Args:
         options: As of `from_options`; gets what is chosen.
-        preset: Whether to choose --preset too, not --protocol alone.
+        preset: Whether to choose --preset and --linear_path too, not --protocol alone.
 
     Raises:
         ValueError: A flag or the data is not as it should be.
@@ -49,6 +49,12 @@ def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
     if preset_open:
         options.preset, why = preset_of(config, utterances)
         said.append(f"--preset {options.preset}: {why}")
+        able = cache_folder(config) and not any(u.votes for u in utterances)  # it learns no votes
+        if options.preset == "small" and able and not hasattr(options, "linear_path"):
+            options.linear_path = True
+            said.append(
+                "--linear_path: few utterances are answered better with a regression beside"
+            )
     if os.environ.get("RANK", "0") == "0":
         print(*said, sep="\n", flush=True)
     return from_options(options)
