@@ -39,7 +39,9 @@ ROWS = 20_000  # of variants at most, beside the utterances themselves: a large 
 AWAY_WIDTH, AWAY_PENALTY = 3, 3.0  # layers and penalty of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 500
-CLEARLY = 0.84  # of the resamples in which the fusion must be better: one standard error
+# Of the resamples, those in which the fusion must be better: two standard errors. Utterances of a
+# speaker are alike, so that one would be chance of a few speakers.
+CLEARLY = 0.975
 
 
 @dataclass(frozen=True)
