@@ -239,9 +239,9 @@ def add_linear_path(
     chosen = choose_pooling(pooled, tasks, inner)
     pooled = {name: pooled[name] for name in chosen}
     pools, many, few, means = side_by_side(pooled, chosen)
-    changed = add_variants(splits["train"], config.augment, config.augment_variants, config.seed)
+    changed = add_variants(utterances, config.augment, config.augment_variants, config.seed)
     copies = [
-        side_by_side(pool_states(model, states, copy + splits["validation"], pooled), chosen)[1]
+        side_by_side(pool_states(model, states, copy, pooled), chosen)[1]
         for copy in changed[1 : 1 + ROWS // len(utterances)]
         if "audio" in chosen
     ]
