@@ -266,7 +266,8 @@ def test_hidden_states_stay_in_their_type() -> None:
 
 
 def test_run_tells_what_its_test_answers_used(embedded: Path, tmp_path: Path) -> None:
-    flags = ("--reference", "speaker", "--linear_path", "--select_by", "last")
+    flags = ["--reference", "speaker", "--linear_path", "--select_by", "last"]
+    flags += ["--augment", "speed", "--augment_variants", "1"]
     out = small_runs.train(small_runs.words(embedded, tmp_path / "out", *flags))
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     assert results["reference"]["kind"] == "speaker"

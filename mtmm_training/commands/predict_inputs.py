@@ -114,8 +114,7 @@ def read_inputs(
             if found is not None:
                 if taken.setdefault(found, audio) != audio:
                     raise ValueError(
-                        f"{found} is the transcript of both {taken[found]} and {audio}; give the "
-                        "folder above them, or a manifest."
+                        f"{found} is the transcript of {taken[found]} and {audio}; give a manifest."
                     )
                 said = read_transcript(found)
             # Bytes that are not UTF-8, as in names of older systems, become \xfc and the like.

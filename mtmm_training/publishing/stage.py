@@ -61,8 +61,7 @@ def encoder_ids(run: Run, facts: Any, api: HfApi | None) -> dict[str, str]:
     names = list(facts.base_model) or [flags["audio_encoder"], flags["text_encoder"]]
     if len(names) != 2 or not all(map(is_hub_id, names)):
         raise ValueError(
-            f"--heads_only needs --base_model with two Hub ids, of the audio and the text encoder; there "
-            f"are {' '.join(names)}."
+            f"--heads_only needs two Hub ids as --base_model, audio's and text's, and got {' '.join(names)}."
         )
     if api is not None:
         for number, name in enumerate(names):

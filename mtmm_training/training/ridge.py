@@ -116,8 +116,7 @@ def fit_lines(
     """
     rows = rows[task.known[rows]]
     wanted, counts = outputs_of(task)
-    copies = np.arange(len(inputs) // len(wanted))[:, None]
-    every = (rows + copies * len(wanted)).ravel()
+    every = (rows + len(wanted) * np.arange(len(inputs) // len(wanted))[:, None]).ravel()
     same = every % len(wanted)
     lines = ridges(inputs[every], wanted[same], counts[same], penalties)
     # An emotion that no row has is far below the others.
