@@ -171,7 +171,7 @@ def make_loaders(
     variants = add_variants(data.splits["train"], *augmented)
     shown = data.splits | {"train": [u for variant in variants for u in variant]}
     heard = [u for split in shown.values() for u in split]
-    if config.linear_path:  # it learns from validation speakers, too
+    if config.linear_path and "validation" in shown:  # it learns from these speakers, too
         heard += [u for v in add_variants(data.splits["validation"], *augmented)[1:] for u in v]
     collate: Any = RawInputs(processor, config.emotions, config.dimensions)
     if cache is not None:  # encoding reads all of them, and says itself what is bad
