@@ -191,23 +191,25 @@ class References:
         return made, References(dict(self.given)) if self.given else None
 
     def ended(self) -> "References":
-        """The same, with nothing to be made any more.
+        """The same once all inputs are counted: one kind less is to be made.
 
         Raises:
             ValueError: No recording among the inputs, or none that says who speaks.
         """
-        if "domain" in self.made and "domain" not in self.given:
+        kind = min(self.made)
+        if kind == "domain" and kind not in self.given:
             raise ValueError("A domain's reference is made of recordings, and none is given.")
-        if "speaker" in self.made and not self.speakers:
+        if kind == "speaker" and not self.speakers:
             raise ValueError('No recording says who speaks: {"audio": ..., "speaker": "anna"}.')
-        return replace(self, made=frozenset())
+        return replace(self, made=self.made - {kind})
 
     def add(self, speaker: str | None, one: Reference) -> None:
-        """Count one recording of this speaker among the references that are made."""
-        if "domain" in self.made:
-            self._count(self.given, "domain", replace(one, kind="domain"))
-        if "speaker" in self.made and speaker is not None:
-            self._count(self.speakers, speaker, replace(one, kind="speaker"))
+        """Count one recording of this speaker: for the domain first, which speakers are heard in."""
+        kind = min(self.made)
+        if kind == "domain":
+            self._count(self.given, kind, replace(one, kind=kind))
+        elif speaker is not None:
+            self._count(self.speakers, speaker, replace(one, kind=kind))
 
     def _count(self, sums: dict[str, Reference], name: str, one: Reference) -> None:
         sums[name] = sums[name] + one if name in sums else one

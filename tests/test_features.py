@@ -426,7 +426,7 @@ def test_trainable_encoder_is_refused(open_cache: OpenCache, modality: str) -> N
     encoder = model.encoder_of(modality)
     list(encoder.parameters())[-1].requires_grad_(True)
     assert features.trainable_encoders(model) == [modality]
-    with pytest.raises(ValueError, match=f"{modality}_model has trainable"):
+    with pytest.raises(ValueError, match=f"{modality}_model trains"):
         open_cache(model)
 
 

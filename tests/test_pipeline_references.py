@@ -204,7 +204,8 @@ def test_speakers_get_their_own_among_what_is_given(pipe: MTMMPipeline) -> None:
         assert result.get("reference") == expected.get("reference")
     assert results[0]["reference"]["speaker"]["recordings"] == 3
     within = pipe(iter(rows), reference=["domain", "speaker"])
-    both = pipe(rows[1], reference=[room, own["ben"]])
+    ben = pipe.reference([r for r in rows if r.get("speaker") == "ben"], domain=room)
+    both = pipe(rows[1], reference=[room, ben])  # whose moods are heard in the room
     assert numbers(list(within)[1]) == pytest.approx(numbers(both), abs=1e-4)
     assert both["reference"].keys() == {"domain", "speaker"}
     by_worker = pipe(rows, reference="speaker", num_workers=1)

@@ -219,7 +219,8 @@ def test_corpus_that_training_heard_has_no_domain_of_its_own(fitted: MTMMModel) 
         np.zeros(count, dtype=int), np.zeros((count, 2)),
     )  # fmt: skip
     references = References(fitted, States(states | more), {"home"})  # type: ignore[arg-type]
-    given = references.given(both, predictions, "domain")
+    fitted.config.reference = "domain"
+    given = references.given(both, predictions, lambda _: predictions)
     means = [float(given[u.utterance_id]["reference_mean"][0, 0, 10]) for u in (both[0], both[-1])]
     assert means[0] == pytest.approx(float(fitted.fusion.reference_mean[0, 10]))
     assert means[1] > 7

@@ -209,7 +209,7 @@ class MTMMPipeline(ReferringPipeline):
             reference: What recordings of the same domain or speaker have in common, with a model that
                 was trained with `--reference`: from `reference`, the path of a saved one, or a list
                 of a domain's and a speaker's. Or what is made of these inputs themselves, which are
-                then read twice: "domain", of all of them, also of a single long recording;
+                then read once more for each: "domain", of all of them, also of a single long recording;
                 "speaker", of each speaker's own, for those that say {"audio": ..., "speaker":
                 "anna"}, while the others get none. A speaker's goes on top of a domain's only if
                 that is given too: ["domain", "speaker"]. "none" or not given: the model's own.

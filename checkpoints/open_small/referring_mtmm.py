@@ -178,18 +178,18 @@ class ReferringPipeline(ReadingPipeline):
     def _prepared(
         self, references: References | None, inputs: Any, *work: Any, skip: bool = False
     ) -> References | None:
-        """The references of a call, with those that its inputs make: a pass over all of them."""
-        if references is None or not references.made:
-            return references
-        made, domain = references.begun()
-        while True:
-            heard = self._heard(domain, "speaker", inputs, *work)
-            try:
-                for speaker, one in heard:
-                    made.add(speaker, one)
-                break
-            except InputError as error:  # reading is begun again behind it
-                if not skip:
-                    raise
-                inputs = Inputs(inputs.items[error.index + 1 :])
-        return made.ended()
+        """The references of a call, with those that its inputs make: a pass over all for each kind."""
+        while references is not None and references.made:
+            made, domain = references.begun()
+            left = inputs
+            while left is not None:
+                now, left = left, None
+                try:
+                    for speaker, one in self._heard(domain, "speaker", now, *work):
+                        made.add(speaker, one)
+                except InputError as error:  # reading is begun again behind it
+                    if not skip:
+                        raise
+                    left = Inputs(now.items[error.index + 1 :])
+            references = made.ended()
+        return references

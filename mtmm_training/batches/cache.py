@@ -76,8 +76,7 @@ class FeatureCache:
     ) -> None:
         if trained := trainable_encoders(model):
             raise ValueError(
-                f"{trained[0]}_model has trainable parameters: its states change in training and "
-                "cannot be cached. Freeze it, or set --cache_dir off."
+                f"{trained[0]}_model trains, so its states are not cached; freeze it, or set --cache_dir off."
             )
         self.model, self.processor = model, processor
         self.recordings, self.dtype = recordings, dtype

@@ -87,8 +87,7 @@ def stage_adapter(api: HfApi, run: Run, base_id: str, folder: Path) -> tuple[Any
     theirs = [[*config.id2label.values()], [*config.dimension_names], [*config.dimension_range]]
     if ours != theirs:
         raise ValueError(
-            f"The run has the outputs {ours} and its base {base_id} {theirs}, which an adapter cannot "
-            "change; publish without --adapter."
+            f"The run has the outputs {ours}, its base {base_id} has {theirs}; publish without --adapter."
         )
     config.temperature = trained["temperature"]
     config.trained_outputs = trained["trained_outputs"]

@@ -237,7 +237,7 @@ def run_fold(
             splits["validation"], plain["validation"], partial(answer, "validation")
         ) | references.describe(splits["test"])
         calibrate(known, plain["validation"])
-        given = references.given(splits["test"], plain["test"], config.reference)
+        given = references.given(splits["test"], plain["test"], partial(answer, "test"))
         predictions |= {"test": answer("test", given), "test_without_reference": plain["test"]}
     scores = calibrated_scores(predictions, splits["test"], known, config.group_by)
     results = {

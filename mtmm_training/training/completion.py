@@ -10,6 +10,7 @@ often that is so for speakers that nothing was chosen by.
 """
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
     if references is None:
         return {"validation": validation, "test": test}, told
     calibrate(model.config, validation)
-    given = references.given(data.splits["test"], test, config.reference)
+    given = references.given(data.splits["test"], test, partial(answer, "test"))
     told["reference"] |= references.describe(data.splits["test"])
     predictions = {"validation": validation, "test": answer("test", given)}
     return predictions | {"test_without_reference": test}, told

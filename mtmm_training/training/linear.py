@@ -262,9 +262,8 @@ def add_linear_path(
             model.emotion_head.scale(share / heat)
             home = 1 - share
             if "audio" in chosen:
-                speakers = np.array([u.speaker_id for u in utterances])
-                strength = speaker_strength(task, many, means, inner, found, speakers)
-                told["speaker_strength"] = strength
+                who = np.array([u.speaker_id for u in utterances])
+                told["speaker_strength"] = speaker_strength(task, many, means, inner, found, who)
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number

@@ -39,6 +39,9 @@ REFERENCE_FIELDS = tuple(
 )
 
 
+Answer = Callable[[Any], Predictions]  # of a split, with references as `forward` takes them
+
+
 @dataclass(frozen=True)
 class References:
     """What references are made of: the cached states of utterances.
@@ -157,10 +160,7 @@ class References:
         return replace(self, model=model)
 
     def fit_strengths(
-        self,
-        utterances: Sequence[Utterance],
-        predictions: Predictions,
-        answer: Callable[[Any], Predictions],
+        self, utterances: Sequence[Utterance], predictions: Predictions, answer: Answer
     ) -> dict[str, Any]:
         """Choose by the validation split's loss how much speech a reference must have to count.
 
@@ -207,16 +207,23 @@ class References:
         }
 
     def given(
-        self, utterances: Sequence[Utterance], predictions: Predictions, kind: str
+        self, utterances: Sequence[Utterance], predictions: Predictions, answer: Answer
     ) -> dict[str, dict[str, torch.Tensor]]:
         """By utterance id, what `forward` takes: references of all that is given, by predictions.
+
+        Of each corpus that training did not hear, and of each speaker too if the model is for them.
 
         Args:
             utterances: A split, unlabelled for all that is done here.
             predictions: The model's for them, without references.
-            kind: "domain": of each corpus that training did not hear; "speaker": of each speaker too.
+            answer: The model's with references: speakers of another domain are heard in theirs.
         """
-        return self.standardisations(utterances, *self.made(utterances, predictions, kind))
+        kind = str(self.model.config.reference)
+        domains, speakers = self.made(utterances, predictions, kind)
+        if domains and speakers:
+            predictions = answer(self.standardisations(utterances, domains, {}))
+            speakers = self.made(utterances, predictions, kind)[1]
+        return self.standardisations(utterances, domains, speakers)
 
     def made(
         self, utterances: Sequence[Utterance], predictions: Predictions, kind: str

@@ -130,7 +130,8 @@ def fit_task(
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
     some = fewer(inner)
     errors, tried = out_of_fold(task, inputs, some, penalties)
-    penalty, predicted = penalties[errors.argmin()], tried[errors.argmin()]
+    best = int(errors.argmin())
+    penalty, predicted = penalties[best], tried[best]
     if some is not inner:
         (predicted,) = out_of_fold(task, inputs, inner, [penalty])[1]
     every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
@@ -150,12 +151,7 @@ def fit_task(
 
 
 def speaker_strength(
-    task: Task,
-    inputs: np.ndarray,
-    means: np.ndarray,
-    inner: Splits,
-    found: Fitted,
-    speakers: np.ndarray,
+    task: Task, inputs: np.ndarray, means: np.ndarray, inner: Splits, found: Fitted, who: np.ndarray
 ) -> float:
     """How much a reference of a speaker's few recordings must be shrunk, by speakers that were left out.
 
@@ -165,7 +161,7 @@ def speaker_strength(
         means: (inputs,) of booleans: which a speaker's reference moves.
         inner: As of `inner_splits`.
         found: The task's regression.
-        speakers: (utterances,).
+        who: (utterances,), their speakers.
 
     Returns:
         The one of `STRENGTHS` with the least loss, in utterances; the last stands for no reference.
@@ -176,8 +172,8 @@ def speaker_strength(
         known = fitted[task.known[fitted]]
         counts = wanted[known].sum(0)
         expected = wanted[known].T @ inputs[known][:, means] / counts.clip(1)[:, None]
-        for speaker in np.unique(speakers[scored]):
-            own = scored[speakers[scored] == speaker]
+        for speaker in np.unique(who[scored]):
+            own = scored[who[scored] == speaker]
             given = draw.permutation(own)[:FEW]
             logits = (inputs[own] @ weight + bias) / found.heat
             heard = softmax((inputs[given] @ weight + bias) / found.heat, axis=1).mean(0)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -133,9 +134,9 @@ class Predictor:
             predictions = [self._heard(part, speaker, known)[0] for part in parts]
             return Prediction.summary(predictions, self.config, top_k, min_confidence)
 
-        if known is not None and known.made:
+        while known is not None and known.made:
             made, domain = known.begun()
-            each(lambda *heard: self._count(made, domain, *heard))
+            each(partial(self._count, made, domain))
             known = made.ended()
         answers = each(answer)
         return answers[0] if several is None else answers
