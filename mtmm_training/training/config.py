@@ -129,7 +129,8 @@ class TrainConfig:
         model_config: Fields of MTMMConfig as JSON, such as '{"encoder_layers": "weighted"}'.
 
         linear_path (seldom): Fit a regression on pooled states into the model, beside the fusion;
-            what the fusion adds to it is judged on the validation split. Needs the cache.
+            what the fusion adds to it is judged on the validation split. Needs the cache. Where the
+            preset is chosen from the data, corpora of less than ten hours without votes get it.
         reference: Unlabelled recordings that the test split's answers may use: those of its corpus
             (domain), or of each speaker too. They are the test split's own. Needs the cache.
 

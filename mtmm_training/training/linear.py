@@ -1,7 +1,8 @@
 """The linear path of a fold's model: regressions on pooled states, and how they share with the fusion.
 
 The regressions see the rows that the baselines' see: layers, pooling and penalty are chosen by inner
-folds over the speakers of train and validation, the fit is on both. The fusion has trained on the
+folds over the speakers of train and validation, the fit is on both. The first also sees the variants that
+augmentation makes of these rows, as the fusion does. The fusion has trained on the
 training split alone. How much it counts beside the regression is judged on the validation split, whose
 rows the regression predicts by models that did not see their speaker: unless the fusion makes them
 clearly better, the answer is the regression's.
