@@ -52,9 +52,7 @@ def settled(options: argparse.Namespace, *, preset: bool = True) -> TrainConfig:
         able = cache_folder(config) and not any(u.votes for u in utterances)  # it learns no votes
         if options.preset == "small" and able and not hasattr(options, "linear_path"):
             options.linear_path = True
-            said.append(
-                "--linear_path: few utterances are answered better with a regression beside"
-            )
+            said.append("--linear_path: few utterances need a regression beside the fusion")
     if os.environ.get("RANK", "0") == "0":
         print(*said, sep="\n", flush=True)
     return from_options(options)

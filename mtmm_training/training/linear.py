@@ -2,10 +2,10 @@
 
 The regressions see the rows that the baselines' see: layers, pooling and penalty are chosen by inner
 folds over the speakers of train and validation, the fit is on both. The first also sees the variants that
-augmentation makes of these rows, as the fusion does. The fusion has trained on the
-training split alone. How much it counts beside the regression is judged on the validation split, whose
-rows the regression predicts by models that did not see their speaker: unless the fusion makes them
-clearly better, the answer is the regression's.
+augmentation makes of these rows, as the fusion does. The fusion has trained on the training split alone.
+How much it counts beside the regression is judged on the validation split, whose rows the regression
+predicts by models that did not see their speaker: unless the fusion makes them clearly better, the answer
+is the regression's.
 
 What tells speakers of one corpus apart best does not hold in another one, and folds of one corpus cannot
 show it. So there is a second regression, of few means and with a strong penalty. It is for a domain that is

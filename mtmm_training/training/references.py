@@ -178,13 +178,15 @@ class References:
         chosen = dict(zip(("speaker", "domain"), FIRST_STRENGTHS, strict=True))
         foreign = any(u.corpus not in self.home for u in utterances)
         kinds = ("domain",) * foreign + ("speaker",) * (config.reference == "speaker")
+        domains, speakers = self.made(utterances, predictions, "domain"), {}
         for kind in kinds:
             losses = {}
-            made = self.made(utterances, predictions, kind)
+            if kind == "speaker":
+                speakers = self.made(utterances, predictions, kind)
             for strength in STRENGTHS:
                 tried = chosen | {kind: strength}
                 config.reference_strengths = (tried["speaker"] * unit, tried["domain"] * unit)
-                given = self.standardisations(utterances, *made)
+                given = self.standardisations(utterances, domains, speakers)
                 losses[strength] = answer(given).metrics(config)["loss"]
             best, none = min(losses.values()), losses[STRENGTHS[-1]]
             enough = none - GAIN_KEPT * (none - best)
@@ -218,24 +220,23 @@ class References:
             predictions: The model's for them, without references.
             answer: The model's with references: speakers of another domain are heard in theirs.
         """
-        kind = str(self.model.config.reference)
-        domains, speakers = self.made(utterances, predictions, kind)
-        if domains and speakers:
-            predictions = answer(self.standardisations(utterances, domains, {}))
-            speakers = self.made(utterances, predictions, kind)[1]
-        return self.standardisations(utterances, domains, speakers)
+        domains = self.made(utterances, predictions, "domain")
+        alone = self.standardisations(utterances, domains, {})
+        if self.model.config.reference == "domain":
+            return alone
+        heard = answer(alone) if domains else predictions
+        return self.standardisations(utterances, domains, self.made(utterances, heard, "speaker"))
 
     def made(
         self, utterances: Sequence[Utterance], predictions: Predictions, kind: str
-    ) -> tuple[dict[str, Reference], dict[str, Reference]]:
-        """The references of corpora and of speakers that [`given`] standardises by."""
+    ) -> dict[str, Reference]:
+        """The references of speakers by name, or of the corpora that training did not hear."""
         answers = predicted_answers(predictions, self.model.config)
-        domains = self.summed(
+        if kind == "speaker":
+            return self.summed(utterances, answers, lambda u: u.speaker_id)
+        return self.summed(
             utterances, answers, lambda u: None if u.corpus in self.home else u.corpus
         )
-        if kind == "domain":
-            return domains, {}
-        return domains, self.summed(utterances, answers, lambda u: u.speaker_id)
 
     def standardisations(
         self,

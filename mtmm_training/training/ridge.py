@@ -128,7 +128,7 @@ def fit_task(
     task: Task, inputs: np.ndarray, inner: Splits, penalties: Sequence[float] = PENALTIES
 ) -> Fitted:
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
-    some = fewer(inner)
+    some = fewer(inner) if len(penalties) > 1 else inner
     errors, tried = out_of_fold(task, inputs, some, penalties)
     best = int(errors.argmin())
     penalty, predicted = penalties[best], tried[best]
