@@ -35,7 +35,7 @@ from mtmm_training.training.checkpoints import Checkpoints, Progress
 from mtmm_training.training.config import SETTINGS_FILE, TrainConfig
 from mtmm_training.training.faults import Unread, trained_parts
 from mtmm_training.training.graphs import PassGraphs
-from mtmm_training.training.linear import inner_folds
+from mtmm_training.training.linear import ROWS, inner_folds
 from mtmm_training.training.model import build_model, choose_trained, parameter_counts
 from mtmm_training.training.optimiser import build_optimiser
 from mtmm_training.training.prepare import FoldData, cache_folder, class_weights, prepare_fold
@@ -172,7 +172,8 @@ def make_loaders(
     shown = data.splits | {"train": [u for variant in variants for u in variant]}
     heard = [u for split in shown.values() for u in split]
     if config.linear_path and "validation" in shown:  # it learns from these speakers, too
-        heard += [u for v in add_variants(data.splits["validation"], *augmented)[1:] for u in v]
+        most = 1 + ROWS // (len(data.splits["train"]) + len(data.splits["validation"]))
+        heard += [u for v in add_variants(data.splits["validation"], *augmented)[1:most] for u in v]
     collate: Any = RawInputs(processor, config.emotions, config.dimensions)
     if cache is not None:  # encoding reads all of them, and says itself what is bad
         collate = encoded(
