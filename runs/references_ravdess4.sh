@@ -10,15 +10,19 @@ set -euo pipefail
 jobs=${5:-2}
 read -ra seeds <<< "${6:-0 1 2}"
 corpus=(--manifest "$manifest" --protocol leave_one_speaker_out --audio_encoder "$audio"
-    --text_encoder "$text" --cache_dir "$out/cache" --reference speaker)
+    --text_encoder "$text" --cache_dir "$out/cache")
 
-mtmm baselines "${corpus[@]}" --modalities audio --layers 2 3 4 --pooling mean_std --out "$out/layers_2_to_4"
-mtmm evaluate table "$out/layers_2_to_4"
+for kind in none speaker; do
+    mtmm baselines "${corpus[@]}" --reference "$kind" --modalities audio --layers 2 3 4 --pooling mean_std \
+        --out "$out/regression/$kind"
+done
 runs=()
 for seed in "${seeds[@]}"; do
     mtmm evaluate run "${corpus[@]}" --out "$out/referenced/$seed" --seed "$seed" --jobs "$jobs" \
-        --preset small --select_by last --class_weights balanced --linear_path
+        --reference speaker --preset small --select_by last --class_weights balanced --linear_path
     runs+=("$out/referenced/$seed")
 done
-mtmm evaluate compare "$out/layers_2_to_4" "${runs[@]}" --out "$out/comparison"
+for kind in none speaker; do
+    mtmm evaluate compare "$out/regression/$kind" "${runs[@]}" --out "$out/comparison_$kind"
+done
 mtmm study references --run "$out/referenced" --cache_dir "$out/cache"
