@@ -206,6 +206,11 @@ class Graphs:
 
     def _record(self, key: Any, given: dict[str, Tensor]) -> None:
         inputs = {name: tensor.clone() for name, tensor in given.items()}
+        for name, tensor in inputs.items():
+            # transformers leaves out a mask without padding, but not where a graph is recorded: what
+            # is compiled must have met one before.
+            if name.endswith("attention_mask"):
+                tensor[:, (tensor.shape[1] + 1) // 2 :] = 0
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):  # what libraries make at first use must not be recorded

@@ -10,12 +10,12 @@ read -ra extra <<<"${EXTRA:-}" # such as --quick
 read -ra parts <<<"${PARTS:-operations forward memory pipeline encode cached tuned launched}"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-bench() { timeout "${LIMIT:-120}" "$python" "benchmarks/$1.py" --device "$device" "${extra[@]}" "${@:2}" || echo "FAILED $*"; }
+bench() { timeout "${LIMIT:-180}" "$python" "benchmarks/$1.py" --device "$device" "${extra[@]}" "${@:2}" || echo "FAILED $*"; }
 train() { # NAME LAUNCHER... -- FLAGS...
     local name=$1 began=$SECONDS launcher=()
     shift
     while [ "$1" != -- ]; do launcher+=("$1") && shift; done
-    timeout "${LIMIT:-120}" "${launcher[@]}" train_accelerate.py --out "$work/$name" --tracker none --workers 8 \
+    timeout "${LIMIT:-180}" "${launcher[@]}" train_accelerate.py --out "$work/$name" --tracker none --workers 8 \
         --manifest "$work/manifest.csv" --audio_dir "$real/ravdess4" --protocol grouped --k "${FOLDS:-4}" \
         --audio_encoder "$real/encoders/whisper-base-6s" --text_encoder "$work/encoders/text" \
         --cache_dir "$work/cache" --preset small "${@:2}" >"$work/log" 2>&1 || grep -E "^error|Error:" "$work/log" | head -5

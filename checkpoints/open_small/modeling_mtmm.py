@@ -275,7 +275,9 @@ class MTMMModel(MTMMLoading):
                 dimension_ratings=dimension_ratings,
             )
             loss = emotion_loss + dimension_loss
-            if self.training and not torch.compiler.is_compiling():
+            noted = self.training and not torch.compiler.is_compiling()
+            # A CUDA graph would read again and again what the next batch replaces.
+            if noted and not (given.is_cuda and torch.cuda.is_current_stream_capturing()):
                 outputs = len(self.config.output_names)
                 self._labels_seen = labels_seen(outputs, self._labels_seen, *labels)
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait

@@ -29,9 +29,7 @@ class PassGraphs:
         return self._graphs(rounded_states(batch))["losses"]
 
     def _untouched(self, record: Callable[[], None]) -> None:
-        """Recording leaves no gradient, draws nothing, and notes no labels."""
-        seen = self.model._labels_seen
+        """Recording leaves no gradient and draws nothing."""
         with torch.random.fork_rng(["cuda"]):
             record()
-        self.model._labels_seen = seen
         self.model.zero_grad(set_to_none=False)
