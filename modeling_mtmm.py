@@ -46,6 +46,14 @@ except ImportError:
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
 LEAST_DEVIATION, MOST_DEVIATION = 0.005, 0.495
+# Distance from which on a recording takes the other domain's regression: of a new speaker's, one in
+# twenty is beyond 1.
+FAR = 1.25
+
+
+def _is_recorded(given: Tensor) -> bool:
+    """Whether a CUDA graph is: it would read again and again what the next batch replaces."""
+    return given.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 class MTMMModel(MTMMLoading):
@@ -275,9 +283,7 @@ class MTMMModel(MTMMLoading):
                 dimension_ratings=dimension_ratings,
             )
             loss = emotion_loss + dimension_loss
-            noted = self.training and not torch.compiler.is_compiling()
-            # A CUDA graph would read again and again what the next batch replaces.
-            if noted and not (given.is_cuda and torch.cuda.is_current_stream_capturing()):
+            if self.training and not torch.compiler.is_compiling() and not _is_recorded(given):
                 outputs = len(self.config.output_names)
                 self._labels_seen = labels_seen(outputs, self._labels_seen, *labels)
                 if given.device.type == "cpu":  # on a GPU later, since that is a wait
@@ -310,7 +316,7 @@ class MTMMModel(MTMMLoading):
         """(batch,) of booleans: of another domain, by its deviation or by itself; None = nothing is."""
         if self.linear_path is None:
             return None
-        away = None if unfamiliarity is None else unfamiliarity[:, 0] > 1
+        away = None if unfamiliarity is None else unfamiliarity[:, 0] > FAR
         if deviation is not None and self.config.reference_spread:
             apart = distance(deviation, self.fusion.reference_deviation)
             far = torch.atleast_1d(apart) > self.config.reference_spread

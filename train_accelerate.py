@@ -230,7 +230,6 @@ def finish(job: Job) -> None:
     model.config.training_data = report.training_data(
         data.splits["train"], model.config.training_data if config.model else None
     )
-    # Sets the temperature.
     scores = calibrated_scores(predictions, data.splits["test"], model.config, config.group_by)
     results = {
         "fold": data.name,

@@ -133,7 +133,7 @@ class Predictions:
 
 
 def calibrate(config: MTMMConfig, validation: Predictions) -> float:
-    """Sets the configuration's temperature by the validation split: 1 where no emotion is trained.
+    """Sets the configuration's temperature by the validation split: 1 without trained or labelled emotions.
 
     It is fitted to the votes where there are any, and the configuration says so.
     """
@@ -152,12 +152,12 @@ def calibrated_scores(
     config: MTMMConfig,
     group_by: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Sets the configuration's temperature by the validation split, and scores both splits.
+    """Scores both splits, by the configuration's temperature.
 
     Args:
         predictions: "validation" and "test"; others, such as "test_without_reference", are scored too.
         utterances: The test split's.
-        config: The model's; its temperature becomes 1 where no emotion was trained or labelled.
+        config: The model's.
         group_by: As of `group_values`.
 
     Returns:
@@ -165,11 +165,10 @@ def calibrated_scores(
         "by_group", "group_gaps", "by_speaker" and "listener_ceiling", as results.json has them (see
         `Run`); "by_corpus" is empty where the test split has one corpus.
     """
-    validation, test = predictions["validation"], predictions["test"]
-    temperature = calibrate(config, validation)
+    test = predictions["test"]
     return {
-        "temperature": temperature,
-        **{split: rows.metrics(config, temperature) for split, rows in predictions.items()},
+        "temperature": config.temperature,
+        **{split: rows.metrics(config, config.temperature) for split, rows in predictions.items()},
         "test_ECE_before_temperature": test.metrics(config)["ECE"],
         **scores_by_group(test, utterances, config, group_by),
     }

@@ -221,6 +221,7 @@ def run_fold(
     fitted = Fitted(config, baseline, known, utterances, features, rows)
     predictions = {name: fitted.predict(features, rows[name]) for name in ("validation", "test")}
     told: dict[str, Any] = {}
+    calibrate(known, predictions["validation"])
     if config.reference != "none":
         home = {u.corpus for u in splits["train"]}
         audio = features["audio"]
@@ -236,7 +237,6 @@ def run_fold(
         told["reference"] = references.fit_strengths(
             splits["validation"], plain["validation"], partial(answer, "validation")
         ) | references.describe(splits["test"])
-        calibrate(known, plain["validation"])
         given = references.given(splits["test"], plain["test"], partial(answer, "test"))
         predictions |= {"test": answer("test", given), "test_without_reference": plain["test"]}
     scores = calibrated_scores(predictions, splits["test"], known, config.group_by)

@@ -79,9 +79,12 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
     told["unfamiliar"] = learn_familiarity(job, model)
     test = answer("test")
     told["unfamiliar"]["test"] = unfamiliar_shares(model, test.unfamiliarity)
+    calibrate(model.config, validation)
+    path = told.get("linear_path", {}).get("emotion")
+    if path and not path["fusion"] and validation.votes is None:
+        model.config.temperature = 1.0  # inner folds have calibrated it, of more speakers
     if references is None:
         return {"validation": validation, "test": test}, told
-    calibrate(model.config, validation)
     given = references.given(data.splits["test"], test, partial(answer, "test"))
     told["reference"] |= references.describe(data.splits["test"])
     predictions = {"validation": validation, "test": answer("test", given)}

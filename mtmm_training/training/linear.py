@@ -9,8 +9,8 @@ is the regression's.
 
 What tells speakers of one corpus apart best does not hold in another one, and folds of one corpus cannot
 show it. So there is a second regression, of few means and with a strong penalty. It is for a domain that is
-further from the training data than any of its speakers, and for recordings that the model calls unfamiliar;
-the fusion is silent there.
+further from the training data than any of its speakers, and for recordings that are well beyond what the
+model calls unfamiliar; the fusion is silent there.
 """
 
 from collections.abc import Callable, Sequence

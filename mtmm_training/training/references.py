@@ -127,12 +127,9 @@ class References:
         frames = whole.frames / whole.recordings
         config.reference_strengths = tuple(frames * strength for strength in FIRST_STRENGTHS)
 
+        each = [self.model.standardisation(domain=own) for own in speakers.values()]
         apart = [
-            distance(
-                self.model.standardisation(domain=own)["reference_deviation"][0],
-                fusion.reference_deviation,
-            )
-            for own in speakers.values()
+            distance(one["reference_deviation"][0], fusion.reference_deviation) for one in each
         ]
         config.reference_spread = SPREAD * max(map(float, apart), default=0.0)
 
@@ -246,12 +243,8 @@ class References:
     ) -> dict[str, dict[str, torch.Tensor]]:
         """By utterance id, what `forward` takes, with the strengths of now."""
         pairs = {(u.corpus, u.speaker_id) for u in utterances}
-        by_pair = {
-            (corpus, speaker): self.model.standardisation(
-                domains.get(corpus), speakers.get(speaker)
-            )
-            for corpus, speaker in pairs
-        }
+        made = self.model.standardisation
+        by_pair = {(c, s): made(domains.get(c), speakers.get(s)) for c, s in pairs}
         return {u.utterance_id: by_pair[u.corpus, u.speaker_id] for u in utterances}
 
 
