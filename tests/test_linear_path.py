@@ -163,6 +163,14 @@ def test_absent_modality_adds_nothing(weighted: MTMMModel) -> None:
     assert not torch.allclose(both, heard)
 
 
+def test_slightly_unfamiliar_recording_keeps_its_regression(weighted: MTMMModel) -> None:
+    """One in twenty of a new speaker's is beyond 1."""
+    weighted.add_linear_path({"audio": {"layers": [0], "deviation": False}})
+    distances = torch.tensor([[0.9, torch.nan], [1.2, torch.nan], [1.3, torch.nan]])
+    away = weighted._away(None, distances)
+    assert away is not None and away.tolist() == [False, False, True]
+
+
 def test_path_that_nobody_can_choose_is_refused_before_training() -> None:
     splits = make_splits()
     alone = {name: [u for u in own if u.speaker_id == "s0"] for name, own in splits.items()}

@@ -266,7 +266,10 @@ def test_hidden_states_stay_in_their_type() -> None:
     torch.testing.assert_close(out.float(), wanted, rtol=1e-2, atol=1e-2)
 
 
-def test_run_tells_what_its_test_answers_used(embedded: Path, tmp_path: Path) -> None:
+def test_run_tells_what_its_test_answers_used(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictions, "with_votes", lambda predictions, *_: predictions)
     flags = ["--reference", "speaker", "--linear_path", "--select_by", "last"]
     flags += ["--augment", "speed", "--augment_variants", "1"]
     out = small_runs.train(small_runs.words(embedded, tmp_path / "out", *flags))
@@ -280,6 +283,8 @@ def test_run_tells_what_its_test_answers_used(embedded: Path, tmp_path: Path) ->
     told = results["linear_path"]
     assert set(told) == {"pooled", "emotion", "valence", "arousal", "speaker_strength"}
     assert results["reference"]["strengths"]["speaker"] == told["speaker_strength"]
+    # The regression alone is calibrated already, where nobody voted.
+    assert (results["temperature"] == 1.0) == (told["emotion"]["fusion"] == 0.0)
     assert model.linear_path is not None
     table = reference_curve(out, tmp_path / "curve", None)
     assert len(table) == 1 + 5 * 6  # none; at random and of four emotions, five sizes and all

@@ -46,7 +46,7 @@ def reference_curve(folder: Path, out: Path, cache_dir: Path | None, seed: int =
             of experiments, such as seeds.
         out: Gets references.csv and references.png.
         cache_dir: Where the states of the test recordings are kept; the run's own if None.
-        seed: Seed of what is drawn.
+        seed: Seed of what is drawn, with that of each run.
 
     Returns:
         The table: kind, size, UAR, its interval, and the difference to none with its interval.
@@ -107,7 +107,7 @@ def answers(
         found: dict[str, Any] = {}
         for name, own in speakers.items():
             fit = [i for i in own if kind in (RANDOM, test[i].emotion)]
-            draw = np.random.default_rng([seed, len(own), *name.encode()])
+            draw = np.random.default_rng([seed + run.flags.seed, len(own), *name.encode()])
             chosen = draw.permutation(fit)[:size].astype(int).tolist()
             heard = [one for i in chosen if (one := each[i]) is not None]
             arguments = model.standardisation(None, sum(heard) if heard else None)
