@@ -71,12 +71,7 @@ class FastDebertaAttention(DisentangledSelfAttention):
     ) -> Any:
         if output_attentions or query_states is not None:
             return super().forward(  # which finds the distances itself
-                hidden_states,
-                attention_mask,
-                output_attentions,
-                query_states,
-                None,
-                rel_embeddings,
+                hidden_states, attention_mask, output_attentions, query_states, None, rel_embeddings
             )
         batch, tokens, _ = hidden_states.shape
         heads = self.num_attention_heads

@@ -23,6 +23,6 @@ for seed in "${seeds[@]}"; do
     runs+=("$out/referenced/$seed")
 done
 for kind in none speaker; do
-    mtmm evaluate compare "$out/regression/$kind" "${runs[@]}" --out "$out/comparison_$kind"
+    mtmm evaluate compare "$out/regression/$kind" "${runs[@]}" "$out/referenced" --out "$out/comparison_$kind"
 done
 mtmm study references --run "$out/referenced" --cache_dir "$out/cache"

@@ -259,6 +259,17 @@ def test_comparison_is_written_as_it_is_returned(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.glob("*.png")} == {"compared_b.png", "compared_c.png"}
 
 
+def test_seeds_below_one_folder_are_compared_together(tmp_path: Path) -> None:
+    a = write_experiment(tmp_path / "a", all_folds(1, 1.0))
+    seeds = [write_experiment(tmp_path / "seeds" / str(i), all_folds(i, 2.0)) for i in (2, 3)]
+    comparison.write_comparison(a, [*seeds, tmp_path / "seeds"], tmp_path / "out")
+    found = json.loads((tmp_path / "out.json").read_text())["differences"]
+    apart = [found[str(seed)]["UAR"]["pooled"]["point"] for seed in seeds]
+    pooled = found[str(tmp_path / "seeds")]["UAR"]["pooled"]
+    assert pooled["point"] == pytest.approx(np.mean(apart))
+    assert apart[0] != apart[1] and pooled["low"] < pooled["point"] < pooled["high"]
+
+
 def test_validation_is_compared_as_the_test_split_is(tmp_path: Path) -> None:
     a, b = (write_experiment(tmp_path / n, all_folds(i, 1 + i)) for i, n in enumerate("ab", 1))
     tested = comparison.write_comparison(a, [b])

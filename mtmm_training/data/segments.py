@@ -18,10 +18,7 @@ FRAME = 512  # samples that the detector takes at a time
 
 
 def speech_segments(
-    source: Source,
-    threshold: float = 0.5,
-    min_silence_s: float = 0.3,
-    margin_s: float = 0.1,
+    source: Source, threshold: float = 0.5, min_silence_s: float = 0.3, margin_s: float = 0.1
 ) -> list[dict[str, float]]:
     """Segments of speech, in order; the recording is read block by block.
 

@@ -99,10 +99,7 @@ class ExportableModel(nn.Module):
 
 @unlogged()  # operators that are not installed, settings that nobody chose
 def export(
-    model: MTMMModel,
-    processor: MTMMProcessor,
-    path: Path,
-    precision: Precision = "float32",
+    model: MTMMModel, processor: MTMMProcessor, path: Path, precision: Precision = "float32"
 ) -> float:
     """Write a model's graph as `path`, and `path`.data beside it where the weights are too many for one file.
 

@@ -54,6 +54,8 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
     Raises:
         ValueError: they do not have the same test utterances with the same labels in the same folds.
     """
+    if together := len(other.rows) // max(len(reference.rows), 1):
+        reference = _together(reference.name, [reference] * together)
     first, second = (e.rows.set_index(["fold", "id"]) for e in (reference, other))
     lone = first.index.symmetric_difference(second.index)
     problem = None
@@ -73,6 +75,22 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
         for name in COMPARED
         if name in reference.scores and name in other.scores and len(reference.labelled(name))
     }
+
+
+def _read(folder: str, split: str) -> Experiment:
+    """An experiment, or together those of the folder's own folders."""
+    places = sorted(path.parent for path in Path(folder).glob("*/folds.json")) or [Path(folder)]
+    return _together(
+        Path(folder).resolve().name, [read_experiment(place, split) for place in places]
+    )
+
+
+def _together(name: str, found: list[Experiment]) -> Experiment:
+    """Experiments on the same test utterances as one, in which each utterance comes several times."""
+    if len(found) == 1:
+        return found[0]
+    rows = [each.rows.assign(id=each.rows["id"] + f" ({i})") for i, each in enumerate(found)]
+    return replace(found[0], name=name, rows=pd.concat(rows, ignore_index=True))
 
 
 def _difference(reference: Experiment, other: Experiment, name: str) -> Difference:
@@ -117,8 +135,8 @@ def write_comparison(
 
     Args:
         reference: its folder.
-        others: folders of experiments with the same folds. What answered with references is compared
-            without them, too.
+        others: folders of experiments with the same folds, or folders of several, such as seeds, which
+            are scored together. What answered with references is compared without them, too.
         out: also writes OUT.md, OUT.json, and OUT_NAME.png for each of the others.
         corpus: on the utterances of this corpus alone, see `Experiment.of_corpus`.
         split: "test", or "validation", by which settings are chosen.
@@ -128,9 +146,9 @@ def write_comparison(
     """
     experiments: dict[str, Experiment] = {}
     for folder in map(str, (reference, *others)):
-        experiments[folder] = found = read_experiment(folder, split)
+        experiments[folder] = found = _read(folder, split)
         if split == "test" and found.flags.get("reference", "none") != "none":
-            plain = read_experiment(folder, "test_without_reference")
+            plain = _read(folder, "test_without_reference")
             name = f"{found.name} without references"
             experiments[f"{folder} without references"] = replace(plain, name=name)
     if corpus is not None:

@@ -52,11 +52,7 @@ _DETAIL = re.compile(
 
 
 def read(
-    folder: Path,
-    *,
-    test: str = "Test1",
-    official_split: bool = False,
-    secondary: float = 0.0,
+    folder: Path, *, test: str = "Test1", official_split: bool = False, secondary: float = 0.0
 ) -> list[Utterance]:
     """Reads the turns; with labels "all", those without agreement have no emotion.
 
