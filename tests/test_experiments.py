@@ -268,6 +268,11 @@ def test_seeds_below_one_folder_are_compared_together(tmp_path: Path) -> None:
     pooled = found[str(tmp_path / "seeds")]["UAR"]["pooled"]
     assert pooled["point"] == pytest.approx(np.mean(apart))
     assert apart[0] != apart[1] and pooled["low"] < pooled["point"] < pooled["high"]
+    # An experiment is itself, whatever else is kept below its folder.
+    write_experiment(seeds[0] / "more", all_folds(3, 2.0))
+    comparison.write_comparison(a, [seeds[0]], tmp_path / "again")
+    again = json.loads((tmp_path / "again.json").read_text())["differences"]
+    assert again[str(seeds[0])] == found[str(seeds[0])]
 
 
 def test_validation_is_compared_as_the_test_split_is(tmp_path: Path) -> None:

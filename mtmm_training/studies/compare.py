@@ -15,6 +15,7 @@ from mtmm_training.scoring import intervals, metrics, texts
 from mtmm_training.studies import tables
 from mtmm_training.studies.experiments import (
     COMPARED,
+    FOLD_PREFIX,
     Experiment,
     mean_and_sd,
     read_experiment,
@@ -54,8 +55,8 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
     Raises:
         ValueError: they do not have the same test utterances with the same labels in the same folds.
     """
-    if together := len(other.rows) // max(len(reference.rows), 1):
-        reference = _together(reference.name, [reference] * together)
+    if times := len(other.rows) // max(len(reference.rows), 1):
+        reference = _together(reference.name, [reference] * times)
     first, second = (e.rows.set_index(["fold", "id"]) for e in (reference, other))
     lone = first.index.symmetric_difference(second.index)
     problem = None
@@ -78,11 +79,11 @@ def compare(reference: Experiment, other: Experiment) -> dict[str, Difference]:
 
 
 def _read(folder: str, split: str) -> Experiment:
-    """An experiment, or together those of the folder's own folders."""
-    places = sorted(path.parent for path in Path(folder).glob("*/folds.json")) or [Path(folder)]
-    return _together(
-        Path(folder).resolve().name, [read_experiment(place, split) for place in places]
-    )
+    """An experiment, or together those of the folder's own folders where it has no fold itself."""
+    here = Path(folder)
+    below = [] if any(here.glob(f"{FOLD_PREFIX}*")) else sorted(here.glob("*/folds.json"))
+    places = [path.parent for path in below] or [here]
+    return _together(here.resolve().name, [read_experiment(place, split) for place in places])
 
 
 def _together(name: str, found: list[Experiment]) -> Experiment:
