@@ -39,10 +39,10 @@ EXPLAINED = 0.01  # of the squares, by a modality that is used
 ROWS = 20_000  # of variants at most, beside the utterances themselves: a large corpus needs none
 AWAY_PENALTY = 3.0  # of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
-RESAMPLES = 500
-# Of the resamples, those in which the fusion must be better: two standard errors. Utterances of a
-# speaker are alike, so that one would be chance of a few speakers.
-CLEARLY = 0.975
+RESAMPLES = 1000
+# Of the resamples, those in which the fusion must be better: two standard errors, for the best of
+# several shares. Utterances of a speaker are alike, so that one would be chance of a few speakers.
+CLEARLY = 1 - 0.025 / len(SHARES)
 
 
 @dataclass(frozen=True)
