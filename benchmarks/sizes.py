@@ -1,4 +1,4 @@
-"""Print how large the source is: files, bodies, refusals, comments, imports; of two commits side by side.
+"""Print how large the source is: files, bodies, refusals, comments; of two commits side by side.
 
     python benchmarks/sizes.py                     # the working tree
     python benchmarks/sizes.py 499aabd HEAD        # two commits, a column each
@@ -35,7 +35,6 @@ class Source:
     comments: int
     refusals: set[int]
     bodies: dict[str, int] = field(default_factory=dict)
-    imports: set[str] = field(default_factory=set)
 
 
 def read(path: str, text: str) -> Source:
@@ -58,10 +57,6 @@ def read(path: str, text: str) -> Source:
             statements = node.body[1:] if ast.get_docstring(node) else node.body
             lines = _lines(statements[-1]).stop - statements[0].lineno if statements else 0
             source.bodies[f"{path}:{node.lineno} {node.name}"] = lines
-        if isinstance(node, ast.Import):
-            source.imports.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            source.imports.update(f"{node.module}.{alias.name}" for alias in node.names)
     source.refusals &= code
     return source
 
@@ -103,27 +98,6 @@ def _git(*words: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def longest_chain(sources: list[Source]) -> int:
-    """Files in the longest chain of those that import each other."""
-    modules = {
-        source.path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): source
-        for source in sources
-    }
-    edges = {}
-    for name, source in modules.items():
-        above = {imported.rpartition(".")[0] for imported in source.imports}
-        edges[name] = (source.imports | above) & modules.keys() - {name}
-    known: dict[str, int] = {}
-
-    def length(name: str, above: set[str]) -> int:
-        if name not in known:
-            below = [length(n, above | {name}) for n in sorted(edges[name] - above)]
-            known[name] = 1 + max(below, default=0)
-        return known[name]
-
-    return max(length(name, set()) for name in sorted(modules))
-
-
 def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
     """The table's cells of one commit, and what is over the house's sizes."""
     everything = [read(path, text) for path, text in files_of(commit)]
@@ -140,14 +114,12 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
         "source code lines": f"{code:,}",
         "test code lines": f"{sum(len(s.code) for s in tests):,}",
         f"files over {MOST_LINES} lines": str(sum(s.lines > MOST_LINES for s in source)),
-        "functions per 1,000 lines": f"{1000 * len(bodies) / sum(s.lines for s in source):.0f}",
         "body, median": f"{statistics.median(lengths):.0f}",
         "body, p90": str(lengths[int(0.9 * len(lengths))]),
         "body, largest": str(lengths[-1]),
         "refusals, % of code": f"{_refusals(source):.1f}",
         "refusals, % of the Hub files' code": f"{_refusals(hub):.1f}",
         "comments per 100 code lines": f"{100 * sum(s.comments for s in source) / code:.1f}",
-        "longest import chain": str(longest_chain(source)),
         "entries at the root": str(len(entries)),
     }
     too_long = [f"{s.path}: {s.lines} lines" for s in source if s.lines > MOST_LINES]
