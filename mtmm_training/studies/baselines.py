@@ -288,13 +288,8 @@ class Fitted:
         self.chosen: dict[str, dict[str, Any]] = {}
         speakers, seen = np.array([u.speaker_id for u in utterances]), self._shown(features)
         for output in known.trained_outputs:
-            task = Task(
-                output,
-                self.labels[output],
-                config.emotions,
-                balanced=config.class_weights == "balanced",
-                svm=baseline.features == "egemaps",
-            )
+            balanced, svm = config.class_weights == "balanced", baseline.features == "egemaps"
+            task = Task(output, self.labels[output], config.emotions, balanced, svm)
             own = {name: split[task.known[split]] for name, split in rows.items()}
             inner = inner_splits(config, own["train"], own["validation"], speakers)
             fitted = fit_regression(task, seen, list(baseline.layers), inner)

@@ -176,19 +176,10 @@ def make_loaders(
         heard += [u for v in add_variants(data.splits["validation"], *augmented)[1:most] for u in v]
     collate: Any = RawInputs(processor, config.emotions, config.dimensions)
     if cache is not None:  # encoding reads all of them, and says itself what is bad
-        collate = encoded(
-            heard,
-            collate,
-            cache,
-            model,
-            data.recordings,
-            accelerator,
-            dtype=config.cache_dtype,
-            verify=config.verify_cache,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            compiled=config.compile,
-        )
+        how: dict[str, Any] = {"dtype": config.cache_dtype, "verify": config.verify_cache}
+        how |= {"batch_size": config.batch_size, "workers": config.workers}
+        what = heard, collate, cache, model, data.recordings, accelerator
+        collate = encoded(*what, **how, compiled=config.compile)
     elif config.on_error == "stop":
         own = [utterance for split in data.splits.values() for utterance in split]
         if bad := find_bad(own, processor, config.workers):
