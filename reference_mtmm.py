@@ -54,6 +54,7 @@ class Reference:
             [`as_answers`].
         encoder: What tells the encoder from others: `config.reference_encoder`.
         kind: "speaker" or "domain": what the recordings have in common.
+        told: The share of frames whose emotion was told instead of heard.
 
     Source of the formula for sums: Chan, Golub and LeVeque 1979.
     """
@@ -68,6 +69,7 @@ class Reference:
     answers: np.ndarray
     encoder: str
     kind: str = "speaker"
+    told: float = 0.0
 
     @classmethod
     def of_states(
@@ -86,15 +88,10 @@ class Reference:
         rows = layered.double().movedim(1, 2)[mask]  # (frames of all, layers, width)
         mean = rows.mean(0)
         weighted = (counts[:, None] * answers.double()).sum(0) / counts.sum()
-        return cls(
-            int(mask.any(-1).sum()),
-            seconds,
-            len(rows),
-            mean.cpu().numpy(),
-            ((rows - mean) ** 2).sum(0).cpu().numpy(),
-            weighted.cpu().numpy(),
-            encoder,
-        )
+        parts = (mean, ((rows - mean) ** 2).sum(0), weighted)
+        center, squares, heard = (part.cpu().numpy() for part in parts)
+        count = int(mask.any(-1).sum())
+        return cls(count, seconds, len(rows), center, squares, heard, encoder)
 
     def __add__(self, other: "Reference") -> "Reference":
         if (self.encoder, self.kind) != (other.encoder, other.kind):
@@ -102,19 +99,19 @@ class Reference:
         frames = self.frames + other.frames
         share = other.frames / frames
         apart = other.mean - self.mean
-        return Reference(
-            self.recordings + other.recordings,
-            self.seconds + other.seconds,
-            frames,
-            self.mean + share * apart,
-            self.squares + other.squares + apart**2 * self.frames * share,
-            self.answers + share * (other.answers - self.answers),
-            self.encoder,
-            self.kind,
-        )
+        counts = self.recordings + other.recordings, self.seconds + other.seconds, frames
+        squares = self.squares + other.squares + apart**2 * self.frames * share
+        answers = self.answers + share * (other.answers - self.answers)
+        told = self.told + share * (other.told - self.told)
+        mean = self.mean + share * apart
+        return Reference(*counts, mean, squares, answers, self.encoder, self.kind, told)
 
     def __radd__(self, start: int) -> "Reference":
         return self  # `sum` begins with 0
+
+    def of_emotion(self, number: int) -> "Reference":
+        """The same of recordings that are known to have this emotion of the model's."""
+        return replace(self, answers=np.eye(len(self.answers))[number], told=1.0)
 
     @property
     def deviation(self) -> np.ndarray:
@@ -146,7 +143,8 @@ class Reference:
             reference = cls(**told)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is no reference ({error}); make it anew.") from error
-        if not all(np.isfinite(getattr(reference, f.name)).all() for f in fields(cls)[:-2]):
+        numbers = (value for value in told.values() if not isinstance(value, str))
+        if not all(np.isfinite(value).all() for value in numbers):
             raise ValueError(f"{path} has numbers that are not finite; make it anew.")
         return reference
 
@@ -252,19 +250,21 @@ def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> 
     return np.concatenate(parts, axis=-1)
 
 
-def believed(answers: np.ndarray, usual: Sequence[float]) -> np.ndarray:
+def believed(answers: np.ndarray, usual: Sequence[float], told: float = 0.0) -> np.ndarray:
     """What of a speaker's mean answers is taken for the mood of the recordings.
 
     Args:
         answers: (answers,), see [`as_answers`].
         usual: (answers,), the training data's mean; without any, all is taken.
+        told: See [`Reference`]: so much is taken as it is.
     """
     if not len(usual):
         return answers
     apart = answers - np.asarray(usual)
     far = float((apart**2).sum()) ** 2
     mood: np.ndarray = SHRUNK * apart * far / (far + SKEWED**4)
-    return mood / max(1.0, np.abs(mood + usual).max())  # no more than what is labelled so
+    mood /= max(1.0, np.abs(mood + usual).max())  # no more than what is labelled so
+    return told * apart + (1 - told) * mood
 
 
 def distance(deviation: "Tensor", own: "Tensor") -> "Tensor":
@@ -317,7 +317,7 @@ def standardisation(
     if speaker is not None:
         # The standardised mean state that the training data has for these answers. Older exports do
         # not know the usual ones.
-        mood = believed(speaker.answers, getattr(config, "reference_answers", ()))
+        mood = believed(speaker.answers, getattr(config, "reference_answers", ()), speaker.told)
         explained = np.einsum("a,alw->lw", mood, expected)
         share = speaker.frames / (speaker.frames + strengths[0])
         mean = mean + share * ((speaker.mean - mean) - deviation * explained)

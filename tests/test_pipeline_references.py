@@ -308,6 +308,8 @@ def test_what_cannot_be_used_is_refused(
         (lambda: pipe([{"text": "no"}], reference="domain"), "none is given"),
         (lambda: pipe.reference([{"text": "no"}]), "none is given"),
         (lambda: pipe.reference(rows, kind="room"), "kind='room'"),
+        (lambda: pipe.reference(rows, emotion="bored"), "emotion='bored'"),
+        (lambda: pipe.reference(rows, kind="domain", emotion="sad"), "emotion='sad'"),
         (lambda: next(iter(pipe.stream(rows[0], reference="domain"))), "stream"),
         (lambda: pipe.model.adopt_domain(one), "speaker's"),
         (lambda: pipe({"speaker": "anna"}), "speaker"),
@@ -420,6 +422,12 @@ def test_command_makes_a_reference_that_predict_takes(
     assert f"{out}: a speaker's reference of 2 recordings, 1.0 s" in printed
     rows = [{"audio": row["audio"]} for row in voices()]
     assert_alike(Reference.load(out), pipe.reference([rows[0], rows[2]]))
+    known = tmp_path / "sad.safetensors"
+    assert main([*map(str, words[:-1]), str(known), "--emotion", "sad"]) == 0
+    wanted = pipe.reference([rows[0], rows[2]], emotion="sad")
+    assert_alike(Reference.load(known), wanted)
+    sad = pipe.model.config.label2id["sad"]
+    assert (wanted.told, wanted.answers.argmax(), wanted.answers.sum()) == (1.0, sad, 1.0)
     room = tmp_path / "room.safetensors"
     assert main([*map(str, words[:-1]), str(room), "--kind", "domain"]) == 0
     (result,) = predict(capsys, [saved / "1.wav", *model, "--reference", out, room])

@@ -17,9 +17,9 @@ from torch import Tensor
 from modeling_mtmm import MTMMModel
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
-from mtmm_training.studies.reference_curve import reference_curve
+from mtmm_training.studies.reference_curve import drawn_from, reference_curve
 from mtmm_training.training.references import References, labelled_answers
-from reference_mtmm import Reference, believed, standardise
+from reference_mtmm import Reference, believed, read_arrays, standardise
 
 EMOTIONS = ("angry", "happy", "sad", "neutral")
 WIDTH = 32
@@ -159,6 +159,32 @@ def test_little_difference_from_the_usual_answers_is_no_mood() -> None:
     assert believed(mixed, ()) is mixed  # a model that does not know what is usual
 
 
+def test_emotion_that_was_told_is_left_out_whole(fitted: MTMMModel, tmp_path: Path) -> None:
+    utterances, states = planted({"d": 3.0}, ("angry",))
+    references = References(fitted, States(states))  # type: ignore[arg-type]
+    unsure = np.tile([0.4, 0.3, 0.2, 0.1, 0.0, 0.0], (len(utterances), 1))  # what the model heard
+    heard = references.summed(utterances, unsure, lambda u: u.speaker_id)["d"]
+    told = heard.of_emotion(0)
+
+    def above(reference: Reference) -> float:
+        moved = fitted.standardisation(speaker=reference)["reference_mean"][0, 0]
+        return float((moved - fitted.fusion.reference_mean[0])[0])
+
+    assert above(heard) > 1.0  # most of what anger is above the mean, which is 3.0
+    assert above(told) < 0.25
+    half = heard + told
+    assert (half.told, half.answers[0]) == (0.5, pytest.approx(0.7))
+    assert above(told) < above(half) < above(heard)
+    half.save(tmp_path / "half.safetensors")
+    assert Reference.load(tmp_path / "half.safetensors").told == 0.5
+    arrays, metadata = read_arrays(tmp_path / "half.safetensors")
+    older = json.loads(metadata["mtmm_reference"])
+    del older["told"]
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    save_file(tensors, tmp_path / "older.safetensors", {"mtmm_reference": json.dumps(older)})
+    assert Reference.load(tmp_path / "older.safetensors").told == 0.0
+
+
 def test_what_is_further_than_any_speaker_is_another_domain(
     fitted: MTMMModel, tmp_path: Path
 ) -> None:
@@ -266,6 +292,19 @@ def test_hidden_states_stay_in_their_type() -> None:
     torch.testing.assert_close(out.float(), wanted, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", ["mixed", "told"])
+def test_mixed_references_are_of_the_other_half(kind: str) -> None:
+    test = [say(i, "a", EMOTIONS[i % 4]) for i in range(32)] + [
+        say(i, "b", "sad") for i in range(9)
+    ]
+    parts = drawn_from(test, np.arange(32), kind, np.random.default_rng(0))
+    assert sorted(np.concatenate([rows for rows, _ in parts])) == list(range(32))
+    for rows, order in parts:
+        assert len(rows) == len(order) == 16 and not set(rows) & set(order)
+        first = order[: len({i % 4 for i in order})]
+        assert len({i % 4 for i in first}) == len(first)  # one of each before a second of any
+
+
 def test_run_tells_what_its_test_answers_used(
     embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +326,7 @@ def test_run_tells_what_its_test_answers_used(
     assert (results["temperature"] == 1.0) == (told["emotion"]["fusion"] == 0.0)
     assert model.linear_path is not None
     table = reference_curve(out, tmp_path / "curve", None)
-    assert len(table) == 1 + 5 * 6  # none; at random and of four emotions, five sizes and all
+    assert len(table) == 1 + 7 * 6  # none; at random, four emotions, mixed, told; five sizes, all
     none = table[table["size"] == 0].iloc[0]
     assert none["UAR"] == pytest.approx(results["test_without_reference"]["UAR"])
     whole = table[(table["kind"] == "random") & table["size"].isna()].iloc[0]

@@ -32,9 +32,14 @@ class ReferringPipeline(ReadingPipeline):
     _both: Any
 
     def reference(
-        self, inputs: Any, kind: str = "speaker", domain: Any = None, **options: Any
+        self,
+        inputs: Any,
+        kind: str = "speaker",
+        domain: Any = None,
+        emotion: str | None = None,
+        **options: Any,
     ) -> Reference:
-        """What recordings have in common, without labels; for `reference=` of a later call.
+        """What recordings have in common; for `reference=` of a later call.
 
         Args:
             inputs: One recording or many, with transcripts or without, in any form that `__call__`
@@ -43,6 +48,8 @@ class ReferringPipeline(ReadingPipeline):
                 The recordings of a domain should have many speakers, and emotions as they come.
             domain: A domain's reference, or the path of one, by which the model hears the emotions
                 of a speaker's recordings.
+            emotion: The one of all these recordings, where you know it: the model hears it wrongly at
+                times. Those of other emotions are added: `angry + sad`.
             options: As of `__call__`: `sampling_rate`, `window_s`, `hop_s`, `transcriber`,
                 `batch_size`, `num_workers`.
 
@@ -52,12 +59,16 @@ class ReferringPipeline(ReadingPipeline):
 
         Raises:
             ValueError, TypeError, OSError: As `__call__`; no recording among the inputs; a model
-                that was trained without references.
+                that was trained without references; an emotion that it does not know.
         """
+        config = self.model.config
+        names = [*config.emotion_names] if "emotion" in config.trained_outputs else []
+        if emotion is not None and (emotion not in names or kind != "speaker"):
+            raise ValueError(f"`emotion={emotion!r}` must be a speaker's, and one of {names}.")
         made = sum(one for _, one in self.each_reference(inputs, kind, domain, **options))
         if not isinstance(made, Reference):
             raise ValueError("A reference is made of recordings, and none is given.")
-        return made
+        return made if emotion is None else made.of_emotion(names.index(emotion))
 
     def each_reference(
         self,
@@ -121,17 +132,10 @@ class ReferringPipeline(ReadingPipeline):
         for batch in self._batches(rows, batch_size):
             outputs: Any = self.forward(self._collate([rows[row] for row in batch]), measure=True)
             for place, (row, answer) in enumerate(zip(batch, self._both(outputs), strict=True)):
-                window = windows[audible[row]]
-                answers = (
-                    outputs["states"].new_tensor(as_answers(config, *answer[:2]))[None].double()
-                )
-                one = Reference.of_states(
-                    outputs["states"][place, None],
-                    outputs["mask"][place, None],
-                    answers,
-                    window.seconds,
-                    str(config.reference_encoder),
-                )
+                window, states = windows[audible[row]], outputs["states"][place, None]
+                answers = states.new_tensor(as_answers(config, *answer[:2]))[None].double()
+                mask, encoder = outputs["mask"][place, None], str(config.reference_encoder)
+                one = Reference.of_states(states, mask, answers, window.seconds, encoder)
                 self._check_finite(window, float(one.mean.sum() + one.answers.sum()))
                 made[audible[row]] = one
         return made

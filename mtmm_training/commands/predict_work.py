@@ -188,7 +188,8 @@ def make_reference(given: argparse.Namespace) -> Any:
     inputs, pipe = read_given(given), load_pipeline(given)
     options = pipeline_options(given, pipe, inputs)
     try:
-        made = pipe.reference([o.given() for o in inputs], given.kind, given.domain, **options)
+        rows = [one.given() for one in inputs]
+        made = pipe.reference(rows, given.kind, given.domain, given.emotion, **options)
     except ValueError as error:
         if not hasattr(error, "index"):
             raise

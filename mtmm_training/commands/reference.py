@@ -5,6 +5,11 @@ examples:
     mtmm reference anna/*.wav --model M --out anna.safetensors
     mtmm predict new.wav --model M --reference anna.safetensors
 
+  Two recordings in each emotion, and which it is: better than recordings of unknown moods:
+    mtmm reference anna/angry*.wav --emotion angry --model M --out angry.safetensors
+    mtmm reference anna/sad*.wav --emotion sad --model M --out sad.safetensors
+    mtmm predict new.wav --model M --reference angry.safetensors sad.safetensors
+
   A call centre, from recordings of many callers; and Anna within it:
     mtmm reference calls --model M --kind domain --out calls.safetensors
     mtmm reference anna/*.wav --model M --domain calls.safetensors --out anna.safetensors

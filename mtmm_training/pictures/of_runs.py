@@ -16,6 +16,9 @@ from mtmm_training.pictures import style
 from mtmm_training.pictures.palette import COLOURS, GREY
 from mtmm_training.scoring import metrics
 
+# Names of what references are drawn from, in a curve; the others are emotions.
+CURVES = {"random": "at random", "mixed": "each emotion", "told": "each emotion, and told"}
+
 
 def plot_confusion(
     confusion: ArrayLike, emotions: Sequence[str], path: str | Path, title: str
@@ -162,12 +165,10 @@ def plot_reference_curve(table: pd.DataFrame, path: str | Path, title: str) -> N
         x = [places[None if pd.isna(size) else size] + 0.07 * (number - len(kinds) / 2)
              for size in rows["size"]]  # fmt: skip
         errors = rows["UAR"] - rows["UAR_low"], rows["UAR_high"] - rows["UAR"]
-        label = "at random" if kind == "random" else f"{kind} only"
+        label = CURVES.get(kind, f"{kind} only")
         axes.errorbar(x, rows["UAR"], errors, label=label, capsize=2, **style.series_style(number))
     axes.set_xticks(range(len(places)), [*map(str, sizes), "all"])
-    axes.set(
-        xlabel="unlabelled recordings of the speaker in the reference", ylabel="UAR, 95 % interval"
-    )
+    axes.set(xlabel="recordings of the speaker in the reference", ylabel="UAR, 95 % interval")
     axes.set_title(title)
     style.below(figure, axes, columns=3)
     style.save(figure, path)

@@ -1,8 +1,10 @@
-"""How many unlabelled recordings of a speaker help, and of which emotions: a curve with intervals.
+"""How many recordings of a speaker help, and of which emotions: a curve with intervals.
 
 Test speakers' references are drawn from their own test recordings, at random or of one emotion alone;
 then all of their utterances are answered with them. The labels choose what is drawn, and score; the
-references do not see them.
+references do not see them. Two kinds have as many recordings of each emotion as can be, and answer half
+of a speaker's recordings by references of the other half: "mixed", which do not see the labels either,
+and "told", which do.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +32,7 @@ from mtmm_training.training.references import References, predicted_answers
 from mtmm_training.training.run import Run
 
 SIZES = (1, 2, 4, 8, 16)
-RANDOM = "random"
+RANDOM, MIXED, TOLD = "random", "mixed", "told"
 BATCH_SIZE = 32
 RESAMPLES = 1000
 
@@ -98,25 +100,46 @@ def answers(
     references = References(model, states)
     said = predicted_answers(plain, config)
     each = [references.of(u, own) for u, own in zip(test, said, strict=True)]
-    speakers: dict[str, list[int]] = {}
-    for i, u in enumerate(test):
-        speakers.setdefault(u.speaker_id, []).append(i)
+    known = {name: number for number, name in enumerate(config.emotion_names)}
+    told = [
+        one.of_emotion(known[str(u.emotion)]) if one and u.emotion in known else one
+        for u, one in zip(test, each, strict=True)
+    ]
+    who = np.array([u.speaker_id for u in test])
 
     def given(kind: str, size: int | None) -> dict[str, Any]:
         """By utterance id, what `forward` takes; without a recording of the kind, nobody's."""
         found: dict[str, Any] = {}
-        for name, own in speakers.items():
-            fit = [i for i in own if kind in (RANDOM, test[i].emotion)]
+        for name in np.unique(who):
+            own = np.flatnonzero(who == name)
             draw = np.random.default_rng([seed + run.flags.seed, len(own), *name.encode()])
-            chosen = draw.permutation(fit)[:size].astype(int).tolist()
-            heard = [one for i in chosen if (one := each[i]) is not None]
-            arguments = model.standardisation(None, sum(heard) if heard else None)
-            found |= {test[i].utterance_id: arguments for i in own}
+            for rows, order in drawn_from(test, own, kind, draw):
+                heard = [(told if kind == TOLD else each)[i] for i in order[:size]]
+                whole = sum(one for one in heard if one is not None)
+                arguments = model.standardisation(None, whole or None)
+                found |= {test[i].utterance_id: arguments for i in rows}
         return found
 
-    for kind in (RANDOM, *config.emotion_names):
+    for kind in (RANDOM, *config.emotion_names, MIXED, TOLD):
         for size in (*SIZES, None):
             yield (kind, size), answer(given(kind, size))
+
+
+def drawn_from(
+    test: Sequence[Utterance], own: np.ndarray, kind: str, draw: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows to answer, and those of the speaker in the order in which their reference takes them."""
+    emotions = np.array([str(u.emotion) for u in test])
+    if kind not in (MIXED, TOLD):
+        return [(own, draw.permutation(own[(kind == RANDOM) | (emotions[own] == kind)]))]
+
+    def evenly(rows: np.ndarray) -> np.ndarray:
+        """Each emotion's first recording, then each one's second."""
+        number = [int((emotions[rows[:i]] == emotions[row]).sum()) for i, row in enumerate(rows)]
+        return rows[np.argsort(number, kind="stable")]
+
+    first, second = np.array_split(draw.permutation(own), 2)
+    return [(first, evenly(second)), (second, evenly(first))]
 
 
 def score_all(
