@@ -12,9 +12,9 @@ from modeling_mtmm import MTMMModel
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
-from mtmm_training.training.linear import Pooled, add_linear_path, fusion_share, inner_folds
+from mtmm_training.training.linear import add_linear_path, fusion_share, inner_folds
 from mtmm_training.training.regressions import Task
-from mtmm_training.training.ridge import fit_lines, fit_task, speaker_strength
+from mtmm_training.training.ridge import fit_task, speaker_strength
 from pooled_mtmm import pool
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
@@ -177,29 +177,6 @@ def test_path_that_nobody_can_choose_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="--linear_path"):
         inner_folds(CONFIG, alone)
     assert len(inner_folds(CONFIG, splits)) == 5
-
-
-def test_regression_of_views_is_the_mean_of_theirs() -> None:
-    draw = np.random.default_rng(0)
-    labels, speakers = np.tile(np.arange(4), 24), np.repeat(np.arange(8), 12)
-    inputs = np.tile(np.eye(4)[labels], 2) + draw.normal(size=(96, 8))
-    task = Task("emotion", labels, EMOTIONS, True)
-    rows, views = np.flatnonzero(speakers < 6), [np.arange(8) < 5, np.arange(8) > 2]
-    ((weight, bias),) = fit_lines(task, inputs, rows, [1.0], views)
-    alone = [fit_lines(task, inputs[:, view], rows, [1.0])[0] for view in views]
-    means = [inputs[:, view] @ own[0] + own[1] for view, own in zip(views, alone, strict=True)]
-    np.testing.assert_allclose(inputs @ weight + bias, np.mean(means, axis=0), atol=1e-9)
-
-
-def test_path_averages_spans_around_the_layer_that_tells() -> None:
-    shape = (4, 6, 2, 3)
-    pooled = Pooled(tuple(range(6)), np.zeros(shape), np.zeros(shape[1:]), np.ones(shape[1:]))
-    assert pooled.spans(2) == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
-    assert pooled.spans(0) == [[0, 1, 2]] and pooled.spans(5) == [[3, 4, 5]]
-    union = {"layers": [0, 1, 2, 3, 4], "spans": pooled.spans(2), "deviation": True}
-    views = pooled.views(union, union)
-    assert [int(view.sum()) for view in views] == [18, 18, 18]  # three layers, mean and deviation
-    assert np.flatnonzero(views[0])[[0, -1]].tolist() == [0, 15 + 8]
 
 
 def test_fusion_counts_only_where_it_is_clearly_better() -> None:

@@ -29,7 +29,6 @@ STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
 FEW = 8  # recordings, as users give them
 
 Line = tuple[np.ndarray, np.ndarray]  # weight (inputs, outputs), bias (outputs,)
-Grid = Sequence[float]  # penalties to try
 Views = Sequence[Any]  # what each regression sees of the inputs: slices, or booleans (inputs,)
 ALL: Views = (slice(None),)
 
@@ -57,7 +56,7 @@ class Fitted:
 
 
 def ridges(
-    inputs: np.ndarray, wanted: np.ndarray, counts: np.ndarray, penalties: Grid
+    inputs: np.ndarray, wanted: np.ndarray, counts: np.ndarray, penalties: Sequence[float]
 ) -> list[Line]:
     """The regressions of `wanted` on `inputs`, one for each penalty.
 
@@ -84,7 +83,11 @@ def ridges(
 
 
 def out_of_fold(
-    task: Task, inputs: np.ndarray, inner: Splits, penalties: Grid = PENALTIES, views: Views = ALL
+    task: Task,
+    inputs: np.ndarray,
+    inner: Splits,
+    penalties: Sequence[float] = PENALTIES,
+    views: Views = ALL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The error of each penalty in the inner folds, and its predictions.
 
@@ -115,7 +118,11 @@ def outputs_of(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_lines(
-    task: Task, inputs: np.ndarray, rows: np.ndarray, penalties: Grid, views: Views = ALL
+    task: Task,
+    inputs: np.ndarray,
+    rows: np.ndarray,
+    penalties: Sequence[float],
+    views: Views = ALL,
 ) -> list[Line]:
     """The regressions of a task on those of the rows that have a label, and on their variants.
 
@@ -139,7 +146,11 @@ def fit_lines(
 
 
 def fit_task(
-    task: Task, inputs: np.ndarray, inner: Splits, penalties: Grid = PENALTIES, views: Views = ALL
+    task: Task,
+    inputs: np.ndarray,
+    inner: Splits,
+    penalties: Sequence[float] = PENALTIES,
+    views: Views = ALL,
 ) -> Fitted:
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
     some = fewer(inner) if len(penalties) > 1 else inner
