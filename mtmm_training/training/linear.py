@@ -33,11 +33,11 @@ from mtmm_training.training.ridge import fewer, fit_task, out_of_fold, speaker_s
 from pooled_mtmm import as_logits, pool
 from reference_mtmm import standardise
 
-WIDTH = 3  # neighbouring layers that a regression sees
+WIDTHS = (1, 3, 5)  # numbers of neighbouring layers to try
 DEVIATION = 0.5  # how far deviations count beside means
 EXPLAINED = 0.01  # of the squares, by a modality that is used
 ROWS = 20_000  # of variants at most, beside the utterances themselves: a large corpus needs none
-AWAY_PENALTY = 3.0  # of the second regression
+AWAY_WIDTH, AWAY_PENALTY = 3, 3.0  # layers and penalty of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 1000
 # Of the resamples, those in which the fusion must be better: two standard errors, for the best of
@@ -69,14 +69,8 @@ class Pooled:
 
     def middle(self) -> list[int]:
         """The layers of the second regression: those in the middle, whatever one corpus prefers."""
-        start = max((len(self.layers) - WIDTH) // 2, 0)
-        return list(self.layers[start : start + WIDTH])
-
-    def spans(self, place: int) -> list[list[int]]:
-        """The neighbouring layers that include the one at this place: up to three times three."""
-        width = min(WIDTH, len(self.layers))
-        starts = range(max(place - width + 1, 0), min(place, len(self.layers) - width) + 1)
-        return [list(self.layers[start : start + width]) for start in starts]
+        start = max((len(self.layers) - AWAY_WIDTH) // 2, 0)
+        return list(self.layers[start : start + AWAY_WIDTH])
 
     def among(self, pooled: dict[str, Any], layers: Sequence[int], deviation: bool) -> np.ndarray:
         """Which columns of what is pooled are of these layers: booleans."""
@@ -84,10 +78,6 @@ class Pooled:
         where = np.zeros(shape, bool)
         where[: 1 + deviation, np.isin(pooled["layers"], layers)] = True
         return where.ravel()
-
-    def views(self, pooled: dict[str, Any], chosen: dict[str, Any]) -> list[np.ndarray]:
-        """Of each span that was chosen, which columns of what is pooled its regression sees."""
-        return [self.among(pooled, span, chosen["deviation"]) for span in chosen["spans"]]
 
 
 # ---- pooled states ------------------------------------------------------------------------------
@@ -148,54 +138,49 @@ def choose_pooling(
 ) -> dict[str, dict[str, Any]]:
     """By modality, the layers to pool and whether their deviation too, by ridge in inner folds.
 
-    Of the best layer's mean, and the mean of the regressions of spans around it, and each with the
-    deviation, that is taken which leaves the least of all outputs unexplained. A modality that explains
-    next to nothing is left out beside a better one.
+    Of the best layer's mean, with its neighbours' and with theirs, and each with the deviation, that
+    is taken which leaves the least of all outputs unexplained. A modality that explains next to nothing
+    is left out beside a better one.
     """
     chosen, errors, inner = {}, {}, fewer(inner)
     for modality, own in pooled.items():
 
-        def error(told: dict[str, Any], own: Pooled = own) -> float:
-            inputs, views = own.columns(told, own.values), own.views(told, told)
-            return sum(out_of_fold(t, inputs, inner, views=views)[0].min() for t in tasks)
+        def error(layers: Sequence[int], deviation: bool = False, own: Pooled = own) -> float:
+            inputs = own.columns({"layers": layers, "deviation": deviation}, own.values)
+            return sum(out_of_fold(task, inputs, inner)[0].min() for task in tasks)
 
-        def choice(spans: list[list[int]], deviation: bool = False) -> dict[str, Any]:
-            layers = sorted({layer for span in spans for layer in span})
-            return {"layers": layers, "spans": spans, "deviation": deviation}
-
-        alone = [choice([[layer]]) for layer in own.layers]
-        place = int(np.argmin([error(one) for one in alone]))
-        around = [[own.layers[place]]], own.spans(place)
-        candidates = [choice(spans, both) for spans in around for both in (False, True)]
-        tried = [error(one) for one in candidates]
-        chosen[modality] = candidates[int(np.argmin(tried))]
-        errors[modality] = min(tried) / len(tasks)
+        place, count = int(np.argmin([error([layer]) for layer in own.layers])), len(own.layers)
+        starts = {width: min(max(place - width // 2, 0), count - width) for width in WIDTHS}
+        spans = [own.layers[at : at + width] for width, at in starts.items() if width <= count]
+        candidates = [(span, deviation) for span in spans for deviation in (False, True)]
+        layers, deviation = min(candidates, key=lambda candidate: error(*candidate))
+        chosen[modality] = {"layers": list(layers), "deviation": deviation}
+        errors[modality] = error(layers, deviation) / len(tasks)
     least = max(1 - EXPLAINED, min(errors.values()))
     return {name: own for name, own in chosen.items() if errors[name] <= least}
 
 
 def side_by_side(
     pooled: dict[str, Pooled], chosen: dict[str, dict[str, Any]]
-) -> tuple[dict[str, dict[str, Any]], np.ndarray, np.ndarray]:
-    """What is pooled for both regressions, their inputs, and what sees these.
+) -> tuple[dict[str, dict[str, Any]], np.ndarray, np.ndarray, np.ndarray]:
+    """What is pooled for both regressions, their inputs, and which of these a speaker's reference moves.
 
     Returns:
-        As of `choose_pooling`, with the middle layers too; (utterances, inputs); and (…, inputs) of
-        booleans: the views of the first regression, that of the second, and what a speaker's reference
-        moves.
+        As of `choose_pooling`, with the middle layers too; (utterances, inputs) twice, with zeros for
+        what a regression does not see; and (inputs,) of booleans.
     """
     pools, all_inputs, parts = {}, [], []
-    most = max(len(own["spans"]) for own in chosen.values())
     for name, own in pooled.items():
         layers, deviation = chosen[name]["layers"], chosen[name]["deviation"]
         both = {"layers": sorted({*layers, *own.middle()}), "deviation": deviation}
         pools[name] = both
         all_inputs.append(own.columns(both, own.values))
-        views = own.views(both, chosen[name])
-        few = own.among(both, own.middle(), False)
+        many, few = own.among(both, layers, deviation), own.among(both, own.middle(), False)
         moved = own.among(both, layers if name == "audio" else [], False)
-        parts.append(np.stack([*(views[i % len(views)] for i in range(most)), few, moved]))
-    return pools, np.concatenate(all_inputs, axis=1), np.concatenate(parts, axis=1)
+        parts.append(np.stack([many, few, moved]))
+    inputs = np.concatenate(all_inputs, axis=1)
+    many, few, moved = np.concatenate(parts, axis=1)
+    return pools, inputs * many, inputs * few, moved
 
 
 # ---- regression and fusion ----------------------------------------------------------------------
@@ -254,14 +239,14 @@ def add_linear_path(
         return validation, {}
     chosen = choose_pooling(pooled, tasks, inner)
     pooled = {name: pooled[name] for name in chosen}
-    pools, inputs, (*many, few, moved) = side_by_side(pooled, chosen)
+    pools, many, few, means = side_by_side(pooled, chosen)
     changed = add_variants(utterances, config.augment, config.augment_variants, config.seed)
     copies = [
         side_by_side(pool_states(model, states, copy, pooled), chosen)[1]
         for copy in changed[1 : 1 + ROWS // len(utterances)]
         if "audio" in chosen
     ]
-    changing = np.concatenate([inputs, *copies])
+    many = np.concatenate([many, *copies])
     path: Any = model.add_linear_path(pools)
     for name, own in pooled.items():
         center = own.columns(pools[name], own.center)
@@ -270,8 +255,8 @@ def add_linear_path(
     logits, dimensions = validation.emotion_logits.copy(), validation.dimensions.copy()
     told: dict[str, Any] = {"pooled": chosen}
     for task in tasks:
-        found = fit_task(task, changing, inner, views=many)
-        away = fit_task(task, inputs, inner, [AWAY_PENALTY], [few])
+        found = fit_task(task, many, inner)
+        away = fit_task(task, few, inner, [AWAY_PENALTY])
         first, share, home = 0, 0.0, 1.0
         if task.is_emotion:
             logits, share, heat = mix(task, found.predicted[rest], logits, rest, config)
@@ -279,9 +264,7 @@ def add_linear_path(
             home = 1 - share
             if "audio" in chosen:
                 who = np.array([u.speaker_id for u in utterances])
-                told["speaker_strength"] = speaker_strength(
-                    task, changing, moved, inner, found, who
-                )
+                told["speaker_strength"] = speaker_strength(task, many, means, inner, found, who)
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number

@@ -3,14 +3,12 @@
 An emotion is regressed as one output for each name, 1 where it is the label and 0 elsewhere, and all
 emotions count the same, or a frequent one would hide what lies between it and others. On pooled states of
 a small corpus that recognises more than logistic regression does, and takes one solution instead of an
-iteration. The mean of several regressions, each of which sees some of the inputs, is one regression of all.
-Choices are made by squared errors of speakers that were left out: UAR and CCC of a few speakers are too
-noisy to tell layers or penalties apart.
+iteration. Choices are made by squared errors of speakers that were left out: UAR and CCC of a few speakers
+are too noisy to tell layers or penalties apart.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.linalg import solve
@@ -29,8 +27,6 @@ STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
 FEW = 8  # recordings, as users give them
 
 Line = tuple[np.ndarray, np.ndarray]  # weight (inputs, outputs), bias (outputs,)
-Views = Sequence[Any]  # what each regression sees of the inputs: slices, or booleans (inputs,)
-ALL: Views = (slice(None),)
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,6 @@ class Fitted:
         predicted: (utterances, names) calibrated logits, or (utterances,) values; those of the rows
             to score in an inner fold are by the regression that was fitted on the others.
         penalty: One of `PENALTIES`.
-        views: What was seen.
         heat: What an emotion's scores were divided by.
     """
 
@@ -51,7 +46,6 @@ class Fitted:
     bias: np.ndarray
     predicted: np.ndarray
     penalty: float
-    views: Views
     heat: float = 1.0
 
 
@@ -83,11 +77,7 @@ def ridges(
 
 
 def out_of_fold(
-    task: Task,
-    inputs: np.ndarray,
-    inner: Splits,
-    penalties: Sequence[float] = PENALTIES,
-    views: Views = ALL,
+    task: Task, inputs: np.ndarray, inner: Splits, penalties: Sequence[float] = PENALTIES
 ) -> tuple[np.ndarray, np.ndarray]:
     """The error of each penalty in the inner folds, and its predictions.
 
@@ -98,7 +88,7 @@ def out_of_fold(
     wanted, counts = outputs_of(task)
     predicted = np.full((len(penalties), *wanted.shape), np.nan)
     for fitted, scored in inner:
-        lines = fit_lines(task, inputs, fitted, penalties, views)
+        lines = fit_lines(task, inputs, fitted, penalties)
         for number, (weight, bias) in enumerate(lines):
             predicted[number, scored] = inputs[scored] @ weight + bias
     rows = task.known & ~np.isnan(predicted[0]).any(1)
@@ -118,61 +108,46 @@ def outputs_of(task: Task) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit_lines(
-    task: Task,
-    inputs: np.ndarray,
-    rows: np.ndarray,
-    penalties: Sequence[float],
-    views: Views = ALL,
+    task: Task, inputs: np.ndarray, rows: np.ndarray, penalties: Sequence[float]
 ) -> list[Line]:
     """The regressions of a task on those of the rows that have a label, and on their variants.
 
-    Below the inputs of all utterances those of their variants may follow, once or several times. Each
-    is the mean of the regressions of all views.
+    Below the inputs of all utterances those of their variants may follow, once or several times.
     """
     rows = rows[task.known[rows]]
     wanted, counts = outputs_of(task)
     every = (rows + len(wanted) * np.arange(len(inputs) // len(wanted))[:, None]).ravel()
     same = every % len(wanted)
-    weights = np.zeros((len(penalties), inputs.shape[1], wanted.shape[1]), inputs.dtype)
-    biases = np.zeros((len(penalties), wanted.shape[1]))
-    for view in views:
-        lines = ridges(inputs[every][:, view], wanted[same], counts[same], penalties)
-        for number, (weight, bias) in enumerate(lines):
-            weights[number, view] += weight / len(views)
-            biases[number] += bias / len(views)
+    lines = ridges(inputs[every], wanted[same], counts[same], penalties)
     # An emotion that no row has is far below the others.
     seen = wanted[rows].any(0) | (not task.is_emotion)
-    return list(zip(weights, np.where(seen, biases, -UNSEEN), strict=True))
+    return [(weight, np.where(seen, bias, -UNSEEN)) for weight, bias in lines]
 
 
 def fit_task(
-    task: Task,
-    inputs: np.ndarray,
-    inner: Splits,
-    penalties: Sequence[float] = PENALTIES,
-    views: Views = ALL,
+    task: Task, inputs: np.ndarray, inner: Splits, penalties: Sequence[float] = PENALTIES
 ) -> Fitted:
     """Choose the penalty in inner folds, and fit on all the rows that these are fitted on."""
     some = fewer(inner) if len(penalties) > 1 else inner
-    errors, tried = out_of_fold(task, inputs, some, penalties, views)
+    errors, tried = out_of_fold(task, inputs, some, penalties)
     best = int(errors.argmin())
     penalty, predicted = penalties[best], tried[best]
     if some is not inner:
-        (predicted,) = out_of_fold(task, inputs, inner, [penalty], views)[1]
+        (predicted,) = out_of_fold(task, inputs, inner, [penalty])[1]
     every = np.unique(np.concatenate([fitted for fitted, _ in inner]))
-    ((weight, bias),) = fit_lines(task, inputs, every, [penalty], views)
+    ((weight, bias),) = fit_lines(task, inputs, every, [penalty])
     held = ~np.isnan(predicted).any(1)
     answers = np.where(held[:, None], predicted, inputs[: len(held)] @ weight + bias)
     seen = held & task.known
     if not task.is_emotion:
         offset, slope = matching_line(task.labels[seen], answers[seen, 0])
         return Fitted(
-            slope * weight, slope * bias + offset, slope * answers[:, 0] + offset, penalty, views
+            slope * weight, slope * bias + offset, slope * answers[:, 0] + offset, penalty
         )
     heat = fit_temperature(answers[seen], task.labels[seen])
     often = np.bincount(task.labels[seen], minlength=len(bias)).clip(1)
     usual = np.zeros(len(bias)) if task.balanced else np.log(often / often.mean())
-    return Fitted(weight / heat, bias / heat + usual, answers / heat + usual, penalty, views, heat)
+    return Fitted(weight / heat, bias / heat + usual, answers / heat + usual, penalty, heat)
 
 
 def speaker_strength(
@@ -193,7 +168,7 @@ def speaker_strength(
     """
     wanted, draw, losses = outputs_of(task)[0], np.random.default_rng(0), np.zeros(len(STRENGTHS))
     for fitted, scored in inner:
-        ((weight, bias),) = fit_lines(task, inputs, fitted, [found.penalty], found.views)
+        ((weight, bias),) = fit_lines(task, inputs, fitted, [found.penalty])
         known = fitted[task.known[fitted]]
         counts = wanted[known].sum(0)
         expected = wanted[known].T @ inputs[known][:, means] / counts.clip(1)[:, None]
