@@ -138,6 +138,8 @@ class MTMMConfig(PreTrainedConfig):
             speaker's and a domain's reference count; fitted by training.
         reference_answers (`tuple[float]`): The training data's mean answer: a speaker's recordings of
             nearly the same are taken for as mixed as these. () = unknown.
+        reference_skew (`float`): How far from these the mean answer must be for a half of it to be
+            believed; fitted by training to how its speakers were recorded.
         reference_spread (`float`): A domain's reference that is further from the training data, by the
             deviation of its states, is of another domain: a quarter more than the distance of the
             furthest training speaker. 0 = unknown.
@@ -215,6 +217,7 @@ class MTMMConfig(PreTrainedConfig):
     reference: Literal["none", "domain", "speaker"] = "none"
     reference_strengths: list[float | int] | tuple[float | int, ...] = (0.0, 0.0)
     reference_answers: list[float | int] | tuple[float | int, ...] = ()
+    reference_skew: float | int = 0.2
     reference_spread: float | int = 0.0
     reference_encoder: str | None = None
     linear_path: dict[str, Any] | None = None
@@ -379,6 +382,7 @@ class MTMMConfig(PreTrainedConfig):
             *((name, getattr(self, name) >= 1, "at least 1") for name in positive),
             ("num_attention_heads", heads_fit, f"a divisor of {self.hidden_size}"),
             ("temperature", 0 < self.temperature < INFINITE, "a finite number above 0"),
+            ("reference_skew", 0 < self.reference_skew < INFINITE, "a finite number above 0"),
             ("min_confidence", 0 <= self.min_confidence <= 1, "from 0 to 1"),
             ("format_version", self.format_version <= FORMAT_VERSION, "older; update MTMM"),
             ("id2label", list(self.id2label or ()) == indices, "different names from index 0 on"),

@@ -30,7 +30,14 @@ try:
         from .pipeline_mtmm import MTMMPipeline
         from .pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
         from .processing_mtmm import MTMMProcessor
-        from .reference_mtmm import STATISTICS, Reference, distance, standardisation, standardise
+        from .reference_mtmm import (
+            SKEWED,
+            STATISTICS,
+            Reference,
+            distance,
+            standardisation,
+            standardise,
+        )
 except ImportError:
     from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
@@ -41,7 +48,7 @@ except ImportError:
     from pipeline_mtmm import MTMMPipeline
     from pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
     from processing_mtmm import MTMMProcessor
-    from reference_mtmm import STATISTICS, Reference, distance, standardisation, standardise
+    from reference_mtmm import SKEWED, STATISTICS, Reference, distance, standardisation, standardise
 
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
@@ -379,6 +386,7 @@ class MTMMModel(MTMMLoading):
             path.settle()
             self.emotion_head.scale(0.0)
             self.dimension_head.scale(0.0)
+        self.config.reference_skew = SKEWED
         for name, made in given.items():
             getattr(self.fusion, name).copy_(made[0])
 

@@ -35,7 +35,7 @@ KINDS = ("speaker", "domain")
 STATISTICS = ("reference_mean", "reference_deviation", "expected_states")
 DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # of safetensors' files
 LEAST_DEVIATION = 1e-4  # a feature that never changes is not blown up
-SKEWED = 0.2  # distance of mean answers, of which a half is then believed
+SKEWED = 0.2  # distance of mean answers, of which a half is then believed, where none was fitted
 SHRUNK = 1.2  # moods are further from the usual ones than unsure answers are
 
 
@@ -250,19 +250,22 @@ def as_answers(config: Any, probabilities: ArrayLike, dimensions: ArrayLike) -> 
     return np.concatenate(parts, axis=-1)
 
 
-def believed(answers: np.ndarray, usual: Sequence[float], told: float = 0.0) -> np.ndarray:
+def believed(
+    answers: np.ndarray, usual: Sequence[float], told: float = 0.0, skew: float = SKEWED
+) -> np.ndarray:
     """What of a speaker's mean answers is taken for the mood of the recordings.
 
     Args:
         answers: (answers,), see [`as_answers`].
         usual: (answers,), the training data's mean; without any, all is taken.
         told: See [`Reference`]: so much is taken as it is.
+        skew: The distance from the usual of which a half is believed.
     """
     if not len(usual):
         return answers
     apart = answers - np.asarray(usual)
     far = float((apart**2).sum()) ** 2
-    mood: np.ndarray = SHRUNK * apart * far / (far + SKEWED**4)
+    mood: np.ndarray = SHRUNK * apart * far / (far + skew**4)
     mood /= max(1.0, np.abs(mood + usual).max())  # no more than what is labelled so
     return told * apart + (1 - told) * mood
 
@@ -317,7 +320,10 @@ def standardisation(
     if speaker is not None:
         # The standardised mean state that the training data has for these answers. Older exports do
         # not know the usual ones.
-        mood = believed(speaker.answers, getattr(config, "reference_answers", ()), speaker.told)
+        usual = getattr(config, "reference_answers", ())
+        # How speakers of the training data were recorded says nothing of another place.
+        skew = SKEWED if domain else getattr(config, "reference_skew", SKEWED)
+        mood = believed(speaker.answers, usual, speaker.told, skew)
         explained = np.einsum("a,alw->lw", mood, expected)
         share = speaker.frames / (speaker.frames + strengths[0])
         mean = mean + share * ((speaker.mean - mean) - deviation * explained)

@@ -14,7 +14,7 @@ from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.linear import add_linear_path, fusion_share, inner_folds
 from mtmm_training.training.regressions import Task
-from mtmm_training.training.ridge import fit_task, speaker_strength
+from mtmm_training.training.ridge import fit_task, speaker_trust
 from pooled_mtmm import pool
 
 EMOTIONS = ["angry", "happy", "sad", "neutral"]
@@ -187,17 +187,24 @@ def test_fusion_counts_only_where_it_is_clearly_better() -> None:
     assert fusion_share(lambda w, picked: w * float(even[picked].mean()), known) == 0.0
 
 
-@pytest.mark.parametrize(("shifts", "wanted"), [(4.0, 2.0), (0.0, 1e6)])
-def test_reference_is_shrunk_as_speakers_left_out_ask_for(shifts: float, wanted: float) -> None:
-    draw = np.random.default_rng(0)
-    speakers, labels = np.repeat(np.arange(12), 24), np.tile(np.arange(4), 72)
-    inputs = 2.0 * np.eye(4)[labels] + draw.normal(size=(288, 4))
-    inputs += shifts * draw.normal(size=(12, 4))[speakers]
-    task = Task("emotion", labels, EMOTIONS, True)
-    inner = [
-        (np.flatnonzero(speakers % 4 != part), np.flatnonzero(speakers % 4 == part))
-        for part in range(4)
-    ]
+@pytest.mark.parametrize(
+    ("shifts", "mixed", "strength", "skew"),
+    [
+        (2.0, True, 2.0, 0.5),  # only a voice is far from the usual answers
+        (0.0, True, 32.0, 0.5),  # or more: there is nothing to gain
+        (1.0, False, 1e6, 0.1),  # who was recorded in one emotion: the answers are a mood
+    ],
+)
+def test_references_count_as_speakers_left_out_ask_for(
+    shifts: float, mixed: bool, strength: float, skew: float
+) -> None:
+    draw, speakers = np.random.default_rng(0), np.repeat(np.arange(24), 24)
+    labels = (np.tile(np.arange(24), 24) if mixed else speakers) % 4
+    inputs = 2.0 * np.eye(4)[labels] + draw.normal(size=(576, 4))
+    inputs += shifts * draw.normal(size=(24, 4))[speakers]
+    task, part = Task("emotion", labels, EMOTIONS, True), speakers // 4 % 3
+    inner = [(np.flatnonzero(part != p), np.flatnonzero(part == p)) for p in range(3)]
     found = fit_task(task, inputs, inner)
-    every = np.ones(4, bool)
-    assert speaker_strength(task, inputs, every, inner, found, speakers) == wanted
+    chosen = speaker_trust(task, inputs, np.ones(4, bool), inner, found, speakers)
+    assert chosen[0] >= strength and (chosen[0] == strength or shifts < 2)
+    assert chosen[1] == skew

@@ -157,6 +157,24 @@ def test_little_difference_from_the_usual_answers_is_no_mood() -> None:
     assert np.allclose(believed(sure, usual), sure - usual, atol=0.04)
     assert np.abs(believed(mixed, usual)).max() < 0.005  # of .05
     assert believed(mixed, ()) is mixed  # a model that does not know what is usual
+    assert np.allclose(believed(angry, usual, told=1.0, skew=0.9), angry - usual)
+    assert np.abs(believed(angry, usual, skew=0.9)).max() < 0.4  # of .6
+
+
+def test_another_place_is_not_believed_to_be_recorded_as_home(fitted: MTMMModel) -> None:
+    utterances, states = planted({"d": 3.0}, ("angry",))
+    own = replace(reference_of(fitted, utterances, states), answers=np.eye(6)[0] * 0.5 + 0.1)
+    room = replace(reference_of(fitted, *planted({"e": 0.0})), kind="domain")
+
+    def angry(domain: Reference | None) -> float:
+        given = fitted.standardisation(domain, own)["reference_mean"]
+        return float(given[0, 0, 0])
+
+    fitted.config.reference_skew = 0.9
+    careless, away = angry(None), angry(room)
+    fitted.config.reference_skew = 0.2
+    assert careless > angry(None) + 0.5  # the mood is taken for the voice
+    assert away == angry(room)
 
 
 def test_emotion_that_was_told_is_left_out_whole(fitted: MTMMModel, tmp_path: Path) -> None:
@@ -320,7 +338,9 @@ def test_run_tells_what_its_test_answers_used(
     assert model.config.reference == "speaker"
     assert len(str(model.config.reference_encoder)) == 64
     told = results["linear_path"]
-    assert set(told) == {"pooled", "emotion", "valence", "arousal", "speaker_strength"}
+    choices = {"speaker_strength", "speaker_skew"}
+    assert set(told) == {"pooled", "emotion", "valence", "arousal", *choices}
+    assert model.config.reference_skew == told["speaker_skew"]
     assert results["reference"]["strengths"]["speaker"] == told["speaker_strength"]
     # The regression alone is calibrated already, where nobody voted.
     assert (results["temperature"] == 1.0) == (told["emotion"]["fusion"] == 0.0)

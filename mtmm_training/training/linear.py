@@ -29,7 +29,7 @@ from mtmm_training.scoring.metrics import fit_temperature
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import Splits, Task, inner_splits, label_columns
-from mtmm_training.training.ridge import fewer, fit_task, out_of_fold, speaker_strength
+from mtmm_training.training.ridge import fewer, fit_task, out_of_fold, speaker_trust
 from pooled_mtmm import as_logits, pool
 from reference_mtmm import standardise
 
@@ -264,7 +264,8 @@ def add_linear_path(
             home = 1 - share
             if "audio" in chosen:
                 who = np.array([u.speaker_id for u in utterances])
-                told["speaker_strength"] = speaker_strength(task, many, means, inner, found, who)
+                trust = speaker_trust(task, many, means, inner, found, who)
+                told["speaker_strength"], told["speaker_skew"] = trust
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number

@@ -35,7 +35,8 @@ FIRST_STRENGTHS = (2.0, 2.0)  # of a speaker and of a domain
 SPREAD = 1.25  # times the distance of the furthest speaker of training: another one may be further
 # Of the configuration, filled by `fit`.
 REFERENCE_FIELDS = tuple(
-    f"reference{suffix}" for suffix in ("", "_encoder", "_strengths", "_answers", "_spread")
+    f"reference{suffix}"
+    for suffix in ("", "_encoder", "_strengths", "_answers", "_skew", "_spread")
 )
 
 

@@ -24,6 +24,7 @@ PENALTIES = tuple(10.0 ** np.arange(-1.5, 2.1, 0.25))
 MOST = 1024
 # How many utterances' worth of nobody's a reference counts against; the last is never.
 STRENGTHS = (2.0, 4.0, 8.0, 32.0, 1e6)
+SKEWS = (0.1, 0.2, 0.3, 0.4, 0.5)  # see `believed`
 FEW = 8  # recordings, as users give them
 
 Line = tuple[np.ndarray, np.ndarray]  # weight (inputs, outputs), bias (outputs,)
@@ -150,10 +151,12 @@ def fit_task(
     return Fitted(weight / heat, bias / heat + usual, answers / heat + usual, penalty, heat)
 
 
-def speaker_strength(
+def speaker_trust(
     task: Task, inputs: np.ndarray, means: np.ndarray, inner: Splits, found: Fitted, who: np.ndarray
-) -> float:
-    """How much a reference of a speaker's few recordings must be shrunk, by speakers that were left out.
+) -> tuple[float, float]:
+    """How much a reference of a speaker's few recordings is to count, by speakers that were left out.
+
+    Each is answered with references of recordings at random, and of one emotion alone: both occur.
 
     Args:
         task: The emotion.
@@ -164,26 +167,34 @@ def speaker_strength(
         who: (utterances,), their speakers.
 
     Returns:
-        The one of `STRENGTHS` with the least loss, in utterances; the last stands for no reference.
+        The one of `STRENGTHS` and the one of `SKEWS` with the least loss together. A strength is in
+        utterances; the last stands for no reference.
     """
-    wanted, draw, losses = outputs_of(task)[0], np.random.default_rng(0), np.zeros(len(STRENGTHS))
+    wanted, draw = outputs_of(task)[0], np.random.default_rng(0)
+    losses = np.zeros((len(STRENGTHS), len(SKEWS)))
     for fitted, scored in inner:
         ((weight, bias),) = fit_lines(task, inputs, fitted, [found.penalty])
         known = fitted[task.known[fitted]]
         counts = wanted[known].sum(0)
-        expected = wanted[known].T @ inputs[known][:, means] / counts.clip(1)[:, None]
+        moving = weight[means] / found.heat
+        expected = wanted[known].T @ inputs[known][:, means] / counts.clip(1)[:, None] @ moving
         for speaker in np.unique(who[scored]):
-            own = scored[who[scored] == speaker]
-            given = draw.permutation(own)[:FEW]
+            own = scored[(who[scored] == speaker) & task.known[scored]]
             logits = (inputs[own] @ weight + bias) / found.heat
-            heard = softmax((inputs[given] @ weight + bias) / found.heat, axis=1).mean(0)
-            mood = believed(heard, counts / counts.sum())
-            shift = inputs[given][:, means].mean(0) - mood @ expected
-            moved = shift @ weight[means] / found.heat
-            for number, strength in enumerate(STRENGTHS):
-                likely = log_softmax(logits - moved * len(given) / (len(given) + strength), axis=1)
-                losses[number] -= (likely * wanted[own])[task.known[own]].sum()
-    return STRENGTHS[int(losses.argmin())]
+            labels, moved = task.labels[own], inputs[own][:, means] @ moving
+            names = np.unique(labels)
+            for name in (None, *names):
+                few = draw.permutation(len(own) if name is None else np.flatnonzero(labels == name))
+                few, part = few[:FEW], 1.0 if name is None else 1 / len(names)
+                heard = softmax(logits[few], axis=1).mean(0)
+                for number, skew in enumerate(SKEWS):
+                    mood = believed(heard, counts / counts.sum(), skew=skew)
+                    shift = moved[few].mean(0) - mood @ expected
+                    for i, strength in enumerate(STRENGTHS):
+                        likely = log_softmax(logits - shift * len(few) / (len(few) + strength), 1)
+                        losses[i, number] -= part * (likely * wanted[own]).sum()
+    best = np.unravel_index(losses.argmin(), losses.shape)
+    return STRENGTHS[int(best[0])], SKEWS[int(best[1])]
 
 
 def fewer(inner: Splits) -> Splits:

@@ -1,7 +1,7 @@
 // What is usual for each speaker's voice, from the call itself; as reference_mtmm.py.
 
 const LEAST_DEVIATION = 1e-4; // a feature that never changes is not blown up
-const SKEWED = 0.2; // distance of mean answers, of which a half is then believed
+const SKEWED = 0.2; // distance of mean answers, of which a half is then believed, where none was fitted
 const SHRUNK = 1.2; // moods are further from the usual ones than unsure answers are
 
 /** Adds a part's states to its speaker's: means over frames of states and answers. */
@@ -26,11 +26,11 @@ function answersOf({probabilities, dimensions}, {dimension_range: [low, high], t
 }
 
 /** What of a speaker's mean answers is taken for the mood of the recordings. */
-function believed(answers, usual) {
+function believed(answers, usual, skew) {
   if (!usual?.length) return answers;
   const apart = answers.map((answer, i) => answer - usual[i]);
   const far = apart.reduce((total, value) => total + value * value, 0) ** 2;
-  const mood = apart.map((value) => (SHRUNK * value * far) / (far + SKEWED ** 4));
+  const mood = apart.map((value) => (SHRUNK * value * far) / (far + skew ** 4));
   const most = Math.max(1, ...mood.map((value, i) => Math.abs(value + usual[i]))); // no more than what is labelled so
   return mood.map((value) => value / most);
 }
@@ -38,7 +38,8 @@ function believed(answers, usual) {
 /** Mean and deviation, (layers, width), by which a speaker's states are standardised. */
 export function standardisation(voice, config, arrays) {
   const deviation = arrays.reference_deviation.values.map((value) => Math.max(value, LEAST_DEVIATION));
-  const mood = believed(voice.answers, config.reference_answers), expected = arrays.expected_states.values;
+  const mood = believed(voice.answers, config.reference_answers, config.reference_skew ?? SKEWED);
+  const expected = arrays.expected_states.values;
   const share = voice.frames / (voice.frames + config.reference_strengths[0]);
   const mean = arrays.reference_mean.values.map((own, i) => {
     const explained = mood.reduce((total, answer, a) => total + answer * expected[a * deviation.length + i], 0);
