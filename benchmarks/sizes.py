@@ -103,7 +103,6 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
     everything = [read(path, text) for path, text in files_of(commit)]
     tests = [source for source in everything if source.path.startswith("tests/")]
     source = [source for source in everything if not source.path.startswith("tests/")]
-    hub = [s for s in source if re.fullmatch(r"\w+_mtmm\.py", s.path)]
     bodies = {name: length for s in source for name, length in s.bodies.items()}
     lengths = sorted(bodies.values())
     code = sum(len(s.code) for s in source)
@@ -115,21 +114,14 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
         "test code lines": f"{sum(len(s.code) for s in tests):,}",
         f"files over {MOST_LINES} lines": str(sum(s.lines > MOST_LINES for s in source)),
         "body, median": f"{statistics.median(lengths):.0f}",
-        "body, p90": str(lengths[int(0.9 * len(lengths))]),
         "body, largest": str(lengths[-1]),
-        "refusals, % of code": f"{_refusals(source):.1f}",
-        "refusals, % of the Hub files' code": f"{_refusals(hub):.1f}",
+        "refusals, % of code": f"{100 * sum(len(s.refusals) for s in source) / code:.1f}",
         "comments per 100 code lines": f"{100 * sum(s.comments for s in source) / code:.1f}",
         "entries at the root": str(len(entries)),
     }
     too_long = [f"{s.path}: {s.lines} lines" for s in source if s.lines > MOST_LINES]
     too_long += [f"{name}: {n} lines of body" for name, n in bodies.items() if n > MOST_BODY]
     return cells, too_long
-
-
-def _refusals(sources: list[Source]) -> float:
-    code = sum(len(source.code) for source in sources)
-    return 100 * sum(len(source.refusals) for source in sources) / max(code, 1)
 
 
 def main() -> None:

@@ -299,6 +299,13 @@ def test_reference_counts_as_much_as_most_of_its_gain_asks_for(
     told = references.fit_strengths(utterances, predictions, answer)
     assert told["strengths"] == {"speaker": chosen, "domain": 2.0}
     assert fitted.config.reference_strengths[0] == pytest.approx(chosen * unit)
+    assert told["skew"] == fitted.config.reference_skew == 0.2  # none is better
+
+    def skewed(given: Any) -> Any:
+        loss = abs(fitted.config.reference_skew - 0.4)
+        return SimpleNamespace(metrics=lambda _: {"loss": loss})
+
+    assert references.fit_strengths(utterances, predictions, skewed)["skew"] == 0.4
 
 
 def test_hidden_states_stay_in_their_type() -> None:
@@ -338,9 +345,8 @@ def test_run_tells_what_its_test_answers_used(
     assert model.config.reference == "speaker"
     assert len(str(model.config.reference_encoder)) == 64
     told = results["linear_path"]
-    choices = {"speaker_strength", "speaker_skew"}
-    assert set(told) == {"pooled", "emotion", "valence", "arousal", *choices}
-    assert model.config.reference_skew == told["speaker_skew"]
+    assert set(told) == {"pooled", "emotion", "valence", "arousal", "speaker_strength"}
+    assert model.config.reference_skew == results["reference"]["skew"]
     assert results["reference"]["strengths"]["speaker"] == told["speaker_strength"]
     # The regression alone is calibrated already, where nobody voted.
     assert (results["temperature"] == 1.0) == (told["emotion"]["fusion"] == 0.0)

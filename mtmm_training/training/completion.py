@@ -76,7 +76,7 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
             chosen = told["reference"]["strengths"]
             model.config.reference_strengths = (frames * strength / chosen["speaker"], domain)
             chosen["speaker"] = strength
-            model.config.reference_skew = told["linear_path"]["speaker_skew"]
+            told["reference"]["skew"] = model.config.reference_skew
     told["unfamiliar"] = learn_familiarity(job, model)
     test = answer("test")
     told["unfamiliar"]["test"] = unfamiliar_shares(model, test.unfamiliarity)

@@ -265,7 +265,7 @@ def add_linear_path(
             if "audio" in chosen:
                 who = np.array([u.speaker_id for u in utterances])
                 trust = speaker_trust(task, many, means, inner, found, who)
-                told["speaker_strength"], told["speaker_skew"] = trust
+                told["speaker_strength"], model.config.reference_skew = trust
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number

@@ -23,8 +23,8 @@ from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import label_columns
-from mtmm_training.training.ridge import STRENGTHS
-from reference_mtmm import LEAST_DEVIATION, Reference, as_answers, distance
+from mtmm_training.training.ridge import SKEWS, STRENGTHS
+from reference_mtmm import LEAST_DEVIATION, SKEWED, Reference, as_answers, distance
 
 ROUNDS = 3  # of fitting speakers' shifts and the states that go with answers, in turn
 RIDGE = 1e-3  # times the number of frames: an answer without labels has no state of its own
@@ -160,7 +160,7 @@ class References:
     def fit_strengths(
         self, utterances: Sequence[Utterance], predictions: Predictions, answer: Answer
     ) -> dict[str, Any]:
-        """Choose by the validation split's loss how much speech a reference must have to count.
+        """Choose by the validation split's loss how much a reference counts, and what is a mood.
 
         Args:
             utterances: The validation split; its own recordings are the references.
@@ -168,15 +168,21 @@ class References:
             answer: The same with references.
 
         Returns:
-            The strengths, in utterances of mean length, by name; a domain's is chosen where the
-            validation split has a corpus that training did not hear.
+            The strengths, in utterances of mean length, by name, and the skew; a domain's strength is
+            chosen where the validation split has a corpus that training did not hear.
         """
         config = self.model.config
         unit = config.reference_strengths[0] / FIRST_STRENGTHS[0]
         chosen = dict(zip(("speaker", "domain"), FIRST_STRENGTHS, strict=True))
         foreign = any(u.corpus not in self.home for u in utterances)
         kinds = ("domain",) * foreign + ("speaker",) * (config.reference == "speaker")
-        domains, speakers = self.made(utterances, predictions, "domain"), {}
+        domains = self.made(utterances, predictions, "domain")
+        speakers: dict[str, Reference] = {}
+
+        def loss() -> float:
+            given = self.standardisations(utterances, domains, speakers)
+            return float(answer(given).metrics(config)["loss"])
+
         for kind in kinds:
             losses = {}
             if kind == "speaker":
@@ -184,8 +190,7 @@ class References:
             for strength in STRENGTHS:
                 tried = chosen | {kind: strength}
                 config.reference_strengths = (tried["speaker"] * unit, tried["domain"] * unit)
-                given = self.standardisations(utterances, domains, speakers)
-                losses[strength] = answer(given).metrics(config)["loss"]
+                losses[strength] = loss()
             best, none = min(losses.values()), losses[STRENGTHS[-1]]
             enough = none - GAIN_KEPT * (none - best)
             useful = [s for s in STRENGTHS[:-1] if losses[s] <= enough]
@@ -193,7 +198,12 @@ class References:
             # Two validation speakers cannot show that references are useless, only that they harm.
             chosen[kind] = STRENGTHS[-1] if harmful else min(useful, default=STRENGTHS[0])
         config.reference_strengths = (chosen["speaker"] * unit, chosen["domain"] * unit)
-        return {"strengths": chosen}
+        if speakers:
+            skews = {}
+            for config.reference_skew in (SKEWED, *SKEWS):
+                skews[config.reference_skew] = loss()
+            config.reference_skew = min(skews, key=lambda skew: skews[skew])
+        return {"strengths": chosen, "skew": config.reference_skew}
 
     def describe(self, utterances: Sequence[Utterance]) -> dict[str, Any]:
         """What the references of a split are made of, for results.json."""
