@@ -218,6 +218,7 @@ def exported_pipe(make_model: MakeModel, whisper_processor: MTMMProcessor) -> MT
         "temperature": 1.7, "min_confidence": 0.3, "trained_outputs": TRAINED,
         "rated_dimensions": ("valence",), "familiarity": True, "calibrated_on": "votes",
         "reference": "speaker", "reference_encoder": "e", "reference_strengths": (5.0, 5.0),
+        "reference_answers": (0.3, 0.2, 0.2, 0.3, 0.0, 0.0), "reference_skew": 0.4,
         "training_data": {"corpora": {"synthetic": 9}, "speakers": 2, "artificial": ["synthetic"]},
     }  # fmt: skip
     texts = bert | {"max_position_embeddings": 64}

@@ -103,12 +103,14 @@ def test_answers_are_the_pipelines(exports: Exports, pipe: MTMMPipeline, name: s
 def test_references_that_were_saved(exports: Exports, pipe: MTMMPipeline, tmp_path: Path) -> None:
     domain = pipe.reference([recording(0.9), recording(1.4)], kind="domain")
     speaker = pipe.reference([recording(0.6)], domain=domain)
-    places = [tmp_path / "domain.safetensors", tmp_path / "speaker.safetensors"]
-    domain.save(places[0])
-    speaker.save(places[1])
+    places = [tmp_path / f"{name}.safetensors" for name in ("domain", "speaker", "told")]
+    for made, place in zip(
+        (domain, speaker, pipe.reference(recording(0.6), emotion="sad")), places
+    ):
+        made.save(place)
     given, predict = {"audio": recording(0.7), "text": "so"}, exports["float32"]
     own = pipe(given)
-    for reference in (places, places[1]):
+    for reference in (places, places[:2], places[1], places[2]):
         expected = pipe(given, reference=reference)
         assert abs(expected["valence"] - own["valence"]) > 1e-3
         assert_near(predict(given, reference=reference), expected, 1e-4)
