@@ -104,9 +104,8 @@ def test_references_that_were_saved(exports: Exports, pipe: MTMMPipeline, tmp_pa
     domain = pipe.reference([recording(0.9), recording(1.4)], kind="domain")
     speaker = pipe.reference([recording(0.6)], domain=domain)
     places = [tmp_path / f"{name}.safetensors" for name in ("domain", "speaker", "told")]
-    for made, place in zip(
-        (domain, speaker, pipe.reference(recording(0.6), emotion="sad")), places
-    ):
+    told = pipe.reference(recording(0.6), emotion="sad")
+    for made, place in zip((domain, speaker, told), places, strict=True):
         made.save(place)
     given, predict = {"audio": recording(0.7), "text": "so"}, exports["float32"]
     own = pipe(given)
