@@ -94,14 +94,10 @@ def train(job: Job) -> None:
             break
         batches.set_epoch(epoch, first_batch=progress.step * config.accumulation)
         job.model.train()
-        bar = tqdm(
-            groups_of(config.accumulation, job.loaders["train"]),
-            initial=progress.step,
-            total=job.steps[epoch],
-            desc=f"epoch {epoch + 1}/{config.epochs}",
-            disable=None if accelerator.is_main_process else True,  # None: where nobody watches
-            leave=False,
-        )
+        hidden = None if accelerator.is_main_process else True  # None: where nobody watches
+        shown: dict[str, Any] = {"initial": progress.step, "total": job.steps[epoch]}
+        shown |= {"desc": f"epoch {epoch + 1}/{config.epochs}", "leave": False, "disable": hidden}
+        bar = tqdm(groups_of(config.accumulation, job.loaders["train"]), **shown)
         for group in bar:
             made = step(job, group)
             read(job)

@@ -12,7 +12,6 @@ import argparse
 import ast
 import io
 import re
-import statistics
 import subprocess
 import tokenize
 from collections.abc import Iterator
@@ -113,7 +112,6 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
         "source code lines": f"{code:,}",
         "test code lines": f"{sum(len(s.code) for s in tests):,}",
         f"files over {MOST_LINES} lines": str(sum(s.lines > MOST_LINES for s in source)),
-        "body, median": f"{statistics.median(lengths):.0f}",
         "body, largest": str(lengths[-1]),
         "refusals, % of code": f"{100 * sum(len(s.refusals) for s in source) / code:.1f}",
         "comments per 100 code lines": f"{100 * sum(s.comments for s in source) / code:.1f}",

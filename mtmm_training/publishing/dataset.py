@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, HfApi
 
@@ -40,13 +41,10 @@ def save_dataset(utterances: Sequence[Utterance], folder: Path, name: str, licen
     data = DatasetCardData(
         license=licence, pretty_name=name, task_categories=["audio-classification"]
     )
-    card = DatasetCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
-        emotions=Counter(u.emotion for u in utterances if u.emotion).most_common(),
-        count=len(utterances),
-        speakers=len({u.speaker_id for u in utterances}),
-    )
+    facts: dict[str, Any] = {"count": len(utterances)}
+    facts["emotions"] = Counter(u.emotion for u in utterances if u.emotion).most_common()
+    facts["speakers"] = len({u.speaker_id for u in utterances})
+    card = DatasetCard.from_template(data, template_path=str(TEMPLATE), **facts)
     with replacing(folder / "README.md") as unfinished:
         card.save(unfinished)
 

@@ -191,13 +191,9 @@ def _write(program: torch.export.ExportedProgram, metadata: dict[str, Any], path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own old names
         warnings.filterwarnings("ignore", "# The axis name")  # two inputs share an axis, as meant
-        converted = torch.onnx.export(
-            program,
-            output_names=metadata["outputs"],
-            dynamic_shapes=_free_axes(metadata["input_shapes"]),
-            dynamo=True,
-            verbose=False,
-        )
+        axes, names = _free_axes(metadata["input_shapes"]), metadata["outputs"]
+        how: Any = {"output_names": names, "dynamic_shapes": axes, "dynamo": True}
+        converted = torch.onnx.export(program, verbose=False, **how)
     assert converted is not None  # with dynamo=True it never is
     converted.model.metadata_props[METADATA] = text
     converted.save(path)
@@ -220,14 +216,10 @@ def quantise(source: Path, target: Path) -> None:
     # onnxruntime 1.31 transposes the weights of Gemm, then finds that their recorded shapes disagree.
     del graph.graph.value_info[:]
     onnx.save(graph, source)
-    quantize_dynamic(
-        source,
-        target,
-        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        nodes_to_exclude=_after_acoustic_activations(graph.graph),
-        per_channel=True,
-        use_external_data_format=size_of(source) > PROTOBUF_LIMIT,
-    )
+    how: Any = {"op_types_to_quantize": ["MatMul", "Gemm", "Gather"], "per_channel": True}
+    how["nodes_to_exclude"] = _after_acoustic_activations(graph.graph)
+    is_large = size_of(source) > PROTOBUF_LIMIT
+    quantize_dynamic(source, target, use_external_data_format=is_large, **how)
 
 
 def halve(source: Path, target: Path) -> None:

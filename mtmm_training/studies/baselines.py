@@ -134,13 +134,8 @@ def read_features(
     device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
     folder = prepare.cache_folder(config)
     assert folder is not None  # it is not off
-    cache = FeatureCache(
-        folder,
-        model.to(device),  # type: ignore[arg-type]  # its decorator hides `self` from mypy
-        processor,
-        Recordings(folder),
-        dtype=config.cache_dtype,
-    )
+    moved: Any = model.to(device)  # type: ignore[arg-type]  # its decorator hides `self` from mypy
+    cache = FeatureCache(folder, moved, processor, Recordings(folder), config.cache_dtype)
     cache.encode(utterances, batch_size=config.batch_size, workers=config.workers)
     states, features = cache.collator(utterances, (), ()), {}
     for modality in config.modalities:

@@ -190,14 +190,9 @@ def comparison_markdown(
     reference: Experiment, other: Experiment, differences: Mapping[str, Difference]
 ) -> str:
     """Two experiments side by side, metric by metric, with the difference and its interval."""
-    return texts.render(
-        "comparison.md",
-        reference=reference.name,
-        other=other.name,
-        summaries=[summarise(reference), summarise(other)],
-        differences=differences,
-        notes=notes([differences]),
-    )
+    both = {"reference": reference.name, "other": other.name, "notes": notes([differences])}
+    summaries = [summarise(reference), summarise(other)]
+    return texts.render("comparison.md", summaries=summaries, differences=differences, **both)
 
 
 def notes(differences: Iterable[Mapping[str, Difference]]) -> dict[str, Any]:

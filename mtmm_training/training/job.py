@@ -188,17 +188,11 @@ def make_loaders(
         return {}, True
     loaders = {}
     for name, utterances in data.splits.items():
-        batches = LengthBatches(
-            frame_lengths(shown[name], data.recordings).reshape(-1, len(utterances)),
-            config.batch_size,
-            frame_budget=config.frame_budget,
-            seed=config.seed,
-            shuffle=name == "train",
-            corpora=[u.corpus for u in utterances],
-            exponent=config.corpus_exponent,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
+        lengths = frame_lengths(shown[name], data.recordings).reshape(-1, len(utterances))
+        how = {"frame_budget": config.frame_budget, "seed": config.seed, "shuffle": name == "train"}
+        how |= {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        how |= {"corpora": [u.corpus for u in utterances], "exponent": config.corpus_exponent}
+        batches = LengthBatches(lengths, config.batch_size, **how)
         # Reading cached states is a copy: a core kept for a worker would lie idle.
         workers = config.workers if cache is None else 0
         own = _with_opinions(collate, opinions) if name == "train" else collate

@@ -95,13 +95,10 @@ def draw_test(
         of_runs.plot_confusion(confusion, names, folder / "confusion.png", title)
     columns = [i for i, n in enumerate(config.dimension_names) if n in ("valence", "arousal")]
     if len(columns) == 2:
-        of_runs.plot_dimensions(
-            test.dimension_labels[:, columns],
-            test.dimensions[:, columns],
-            folder / "valence_arousal.png",
-            config.dimension_range,
-            [names[label] if label >= 0 else None for label in test.emotion_labels],
-        )
+        both = test.dimension_labels[:, columns], test.dimensions[:, columns]
+        emotions = [names[label] if label >= 0 else None for label in test.emotion_labels]
+        path = folder / "valence_arousal.png"
+        of_runs.plot_dimensions(*both, path, config.dimension_range, emotions)
 
 
 def epoch_line(config: TrainConfig, epoch: dict[str, Any], best: bool) -> str:

@@ -34,13 +34,10 @@ class Voice:
 def make_voice(rng: np.random.Generator, gender: str) -> Voice:
     """Draws the voice of a woman ("F") or a man ("M")."""
     female = gender == "F"
-    return Voice(
-        pitch_hz=(195 if female else 115) * 2 ** rng.normal(0, 0.12),
-        tract=(1.15 if female else 1.0) * 2 ** rng.normal(0, 0.06),
-        level_db=-27 + rng.normal(0, 1.5),
-        rate=4.6 * 2 ** rng.normal(0, 0.08),
-        tilt_db=-8 + rng.normal(0, 0.7),
-    )
+    pitch_hz = (195 if female else 115) * 2 ** rng.normal(0, 0.12)
+    tract = (1.15 if female else 1.0) * 2 ** rng.normal(0, 0.06)
+    level_db, rate = -27 + rng.normal(0, 1.5), 4.6 * 2 ** rng.normal(0, 0.08)
+    return Voice(pitch_hz, tract, level_db, rate, tilt_db=-8 + rng.normal(0, 0.7))
 
 
 def speak(rng: np.random.Generator, voice: Voice, arousal: float, words: int) -> np.ndarray:
