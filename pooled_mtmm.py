@@ -27,6 +27,9 @@ STATISTICS = ("center", "scale", "directions", "weights")
 LEAST = 1e-3
 ROUNDING = 2**-10  # of a state, in half precision
 PER_DIRECTION = 10  # utterances at least
+# Of what is learned without labels: its penalty, in mean squared lengths of a row of inputs, how many
+# recordings count as few, and how often it is learned anew.
+STIFF, FEW, ROUNDS = 3.0, 50, 6
 
 
 class MTMMLinearPath(nn.Module):
@@ -86,6 +89,41 @@ class MTMMLinearPath(nn.Module):
         emotions = scores.shape[1] - len(self.dimension_shares)
         logits = as_logits(scores[:, emotions:], self.dimension_range)
         return scores[:, :emotions], logits * shares
+
+    @torch.no_grad()
+    def refit(self, means: Tensor) -> None:
+        """Learn the other domain's emotions from its own recordings, without labels.
+
+        The regression's answers are regressed on these recordings, which answers them anew, in turn. So
+        a border between two emotions moves to where the recordings are few. Few recordings move little.
+
+        Args:
+            means: (recordings, layers, width): standardised states' means over time.
+        """
+        half = len(self.bias) // 2
+        far = slice(half, 2 * half - len(self.dimension_shares))
+        wide = means[:, self.pooled["audio"][0]].flatten(1).double()
+        buffers = (self.get_buffer(f"audio_{name}") for name in ("center", "weight"))
+        center, weight = (buffer[..., : wide.shape[1]] for buffer in buffers)
+        seen = weight[far].any(0)
+        inputs = (wide - center)[:, seen]
+        first = inputs @ weight[far][:, seen].T.double() + self.bias[far]
+        answers = first = first - first.mean(1, keepdim=True)
+        middle, scale = inputs.mean(0), inputs.std(0, correction=0).clamp(min=LEAST)
+        inputs = (inputs - middle) / scale
+        products, count = inputs.T @ inputs, len(inputs)
+        stiff = STIFF * (1 + FEW / count) * products.trace() / count
+        products.diagonal().add_(stiff.clamp(min=LEAST))
+        apart = first - first.mean(0)
+        for _ in range(ROUNDS):
+            likely = answers.softmax(1)
+            wanted = likely - likely.mean(0)
+            wanted = wanted * apart.std() / wanted.std().clamp(min=1e-9)  # no surer than before
+            moved = torch.linalg.solve(products, inputs.T @ (wanted - apart))
+            answers = first + inputs @ moved
+        moved = (moved / scale[:, None]).to(weight)
+        weight[far, seen] += moved.T  # of the buffer, of which it is a view
+        self.bias[far] -= middle.to(moved) @ moved
 
     def settle(self) -> None:
         """Make the other domain's regression that of all recordings."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
@@ -69,6 +71,29 @@ class ReferringPipeline(ReadingPipeline):
         if not isinstance(made, Reference):
             raise ValueError("A reference is made of recordings, and none is given.")
         return made if emotion is None else made.of_emotion(names.index(emotion))
+
+    def adapt(self, inputs: Any, **options: Any) -> Reference:
+        """Make the place of these recordings the model's own, and learn from them, without labels.
+
+        Where the place is unlike the training data, a model with a linear path learns the borders
+        between its emotions anew. Give a hundred recordings or more, of many speakers, with emotions as
+        they come. The model keeps it: `predict.model.save_pretrained(folder)`.
+
+        Args:
+            inputs, options: As of `reference`.
+
+        Returns:
+            The domain's reference.
+
+        Raises:
+            ValueError, TypeError, OSError: As `reference`.
+        """
+        each = [one for _, one in self.each_reference(inputs, "domain", **options)]
+        if not each:
+            raise ValueError("A model learns a place from recordings, and none is given.")
+        made = sum(each[1:], each[0])
+        self.model.adopt_domain(made, np.stack([one.mean for one in each]))
+        return made
 
     def each_reference(
         self,

@@ -55,6 +55,25 @@ def test_corpora_are_called_by_file_or_folder_or_as_said(tmp_path: Path) -> None
             named(wrong)
 
 
+def test_own_test_speakers_have_the_corpus_emotions(embedded: Path, tmp_path: Path) -> None:
+    utterances = read_manifest(embedded / "corpus" / "manifest.csv")
+    number = {name: i for i, name in enumerate(sorted({u.speaker_id for u in utterances}))}
+    # All but two speakers have one emotion alone.
+    own = [
+        u for u in utterances
+        if (i := number[u.speaker_id]) < 2 or u.emotion == ("angry", "happy", "neutral", "sad")[i % 4]
+    ]  # fmt: skip
+    paths = [str(tmp_path / "skewed.csv"), str(tmp_path / "other.csv")]
+    write_manifest(own, Path(paths[0]))
+    others = [replace(u, speaker_id=f"x{u.speaker_id}", audio=None) for u in utterances]
+    write_manifest(others, Path(paths[1]))
+    config = flags(embedded, cache_dir=str(tmp_path / "cache"), modalities=["text"])
+    plan = make_plan(tmp_path / "out", config, paths)
+    tested = set(plan.folds[0].test)
+    told = {u.emotion for u in plan.utterances if u.utterance_id in tested and u.corpus == "skewed"}
+    assert len(told) == 4
+
+
 def test_training_corpus_is_tested_on_its_own_and_all_other_speakers(
     embedded: Path, corpora: list[str], tmp_path: Path
 ) -> None:
@@ -142,13 +161,16 @@ def test_whole_matrix_with_references(
         words += [f"--{name}_encoder", str(embedded / "encoders" / name)]
     words += ["--model_config", json.dumps(SIZES), "--reference", "speaker", "--epochs", "1"]
     words += ["--tracker", "none", "--workers", "0", "--batch_size", "8"]
-    words += ["--cache_dir", str(embedded / "cache"), "--group_by", "gender"]
+    words += ["--cache_dir", str(embedded / "cache"), "--group_by", "gender", "--linear_path"]
     assert main(words) == 0
     printed = capsys.readouterr().out
     table = pd.read_csv(out / "cross.csv").set_index(["answers", "trained_on", "tested_on"])
-    assert len(table) == 12 and set(table.index.levels[0]) == {
-        "no reference", "reference: speaker", "difference"
+    assert len(table) == 20 and set(table.index.levels[0]) == {
+        "no reference", "reference: speaker", "difference", "adapted", "adapted, difference"
     }  # fmt: skip
+    plain, adapted = table["UAR"]["no reference"], table["UAR"]["adapted"]
+    assert np.allclose(adapted - plain, table["UAR"]["adapted, difference"])
+    assert all(adapted["a", "a"] == plain["a", "a"] for _ in "a")  # nothing to learn at home
     gain = table["UAR"]["reference: speaker"] - table["UAR"]["no reference"]
     assert np.allclose(gain, table["UAR"]["difference"])
     assert np.isnan(table.loc[("no reference", "a", "b"), "CCC_valence"])  # a has no ratings

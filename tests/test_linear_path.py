@@ -179,6 +179,53 @@ def test_path_that_nobody_can_choose_is_refused_before_training() -> None:
     assert len(inner_folds(CONFIG, splits)) == 5
 
 
+def other_place(recordings: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
+    """Two emotions that lie apart along the diagonal of two features, (recordings, 1, 32)."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(2, size=recordings)
+    means = 0.4 * draw.normal(size=(recordings, 1, 32))
+    means[:, 0, :2] += np.where(labels, 1.0, -1.0)[:, None]
+    return torch.from_numpy(means), labels
+
+
+def far_path(make_model: MakeModel) -> Any:
+    """A linear path whose regression for other places looks at the first feature alone."""
+    path: Any = make_model().add_linear_path({"audio": {"layers": [0], "deviation": False}})
+    half = len(path.bias) // 2
+    path.audio_weight[half, 0], path.audio_weight[half + 1, 0] = -0.5, 0.5
+    path.audio_weight[half, 1:8] = path.audio_weight[half + 1, 1:8] = 1e-6
+    path.bias[half + 2 : half + 4] = -20.0
+    return path
+
+
+def far_answers(path: Any, means: torch.Tensor) -> torch.Tensor:
+    far = slice(len(path.bias) // 2, len(path.bias) // 2 + 4)
+    return (means[:, 0].float() @ path.audio_weight[far].T + path.bias[far]).argmax(1)
+
+
+def test_place_is_learned_from_its_recordings_without_labels(make_model: MakeModel) -> None:
+    path, (means, labels) = far_path(make_model), other_place(400)
+    dimensions = path.audio_weight[len(path.bias) // 2 + 4 :].clone()
+    before = (far_answers(path, means).numpy() == labels).mean()
+    path.refit(means)
+    new, told = other_place(400, seed=1)  # also of recordings that it has not heard
+    after = (far_answers(path, new).numpy() == told).mean()
+    assert before < 0.995 and after > before
+    assert path.audio_weight[len(path.bias) // 2, 1] < -0.02  # the second feature counts now
+    half = len(path.bias) // 2
+    assert path.audio_weight[:half].abs().max() == 0  # the regression at home is as it was
+    assert torch.equal(path.audio_weight[half + 4 :], dimensions)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_recordings_of_a_place_move_little(make_model: MakeModel, count: int) -> None:
+    path, (means, _) = far_path(make_model), other_place(count)
+    weight = path.audio_weight.clone()
+    path.refit(means)
+    assert torch.isfinite(path.audio_weight).all() and torch.isfinite(path.bias).all()
+    assert (path.audio_weight - weight).abs().max() < 0.1
+
+
 def test_fusion_counts_only_where_it_is_clearly_better() -> None:
     known = np.arange(60)
     quality = np.where(known < 45, 1.0, -1.0)  # better in most utterances

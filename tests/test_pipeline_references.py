@@ -339,6 +339,30 @@ def test_adopted_domain_is_the_models_own(
     assert numbers(again(rows[0])) == pytest.approx(numbers(expected), abs=1e-6)
 
 
+def test_adapted_model_has_learned_its_place(
+    make_model: MakeModel, tiny_processor: MTMMProcessor, saved: Path, tmp_path: Path
+) -> None:
+    def adaptable() -> MTMMPipeline:
+        fields = REFERENCE | {"reference_spread": 1e-6}  # all is another place
+        model = with_statistics(make_model(trained_outputs=TRAINED, **fields))
+        path: Any = model.add_linear_path({"audio": {"layers": [0], "deviation": False}})
+        half = len(path.bias) // 2
+        path.audio_weight[half:].normal_(generator=torch.Generator().manual_seed(2))
+        return MTMMPipeline(model=model, processor=tiny_processor)
+
+    pipe, rows = adaptable(), voices(12)
+    adopted = adaptable()
+    room = adopted.reference(rows, kind="domain")
+    adopted.model.adopt_domain(room)
+    assert_alike(pipe.adapt(rows, batch_size=4), room)
+    assert np.abs(np.subtract(numbers(pipe(rows[0])), numbers(adopted(rows[0])))[:4]).max() > 1e-3
+    pipe.save_pretrained(tmp_path)
+    again = MTMMPipeline(model=MTMMModel.from_pretrained(tmp_path), processor=tiny_processor)
+    assert numbers(again(rows[0])) == pytest.approx(numbers(pipe(rows[0])), abs=1e-6)
+    with pytest.raises(ValueError, match="none is given"):
+        pipe.adapt([{"text": "no voice"}])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_stay_float32_in_half_precision(
     make_model: MakeModel, tiny_processor: MTMMProcessor, tmp_path: Path, dtype: torch.dtype
@@ -428,8 +452,16 @@ def test_command_makes_a_reference_that_predict_takes(
     assert_alike(Reference.load(known), wanted)
     sad = pipe.model.config.label2id["sad"]
     assert (wanted.told, wanted.answers.argmax(), wanted.answers.sum()) == (1.0, sad, 1.0)
+    settled = tmp_path / "settled"
+    assert main([*map(str, words[:-1]), str(settled), "--kind", "domain"]) == 0
+    assert f"{settled}: a domain's model of 2 recordings, 1.0 s" in capsys.readouterr().out
+    assert main([*map(str, words[:-1]), str(settled)]) == 2  # of one speaker there is no model
     room = tmp_path / "room.safetensors"
+    capsys.readouterr()
     assert main([*map(str, words[:-1]), str(room), "--kind", "domain"]) == 0
+    (result,) = predict(capsys, [saved / "1.wav", "--model", settled])
+    expected = MTMMPipeline(model=MTMMModel.from_pretrained(settled), processor=pipe.processor)
+    assert numbers(result) == pytest.approx(numbers(expected(rows[1])), abs=1e-4)
     (result,) = predict(capsys, [saved / "1.wav", *model, "--reference", out, room])
     expected = pipe(rows[1], reference=[Reference.load(out), Reference.load(room)])
     assert numbers(result) == pytest.approx(numbers(expected), abs=1e-4)

@@ -226,6 +226,40 @@ def test_what_is_further_than_any_speaker_is_another_domain(
     assert torch.equal(settled(input_values=audio).emotion_logits, torch.full((1, 4), 2.0))
 
 
+def test_split_is_answered_by_a_model_that_learned_each_place(fitted: MTMMModel) -> None:
+    home, states = planted({"d": 0.0})
+    away, more = planted({"e": 0.0, "f": 1.0}, corpus="call")
+    more = {name: 3 * value for name, value in more.items()}  # far: three times as wide
+    test = home + away
+    path: Any = fitted.add_linear_path({"audio": {"layers": [0], "deviation": False}})
+    half = len(path.bias) // 2
+    path.audio_weight[half : half + 4, :4] = torch.eye(4)  # what tells the four emotions
+    path.bias[half + 3] = 1.0
+    references = References(fitted, States(states | more), {"home"})  # type: ignore[arg-type]
+    zeros = np.zeros((len(test), 4)), np.zeros((len(test), 2))
+    nothing: Any = np.zeros(len(test), dtype=int), np.zeros((len(test), 2))
+    plain = Predictions([u.utterance_id for u in test], *zeros, *nothing)
+    asked = []
+
+    def answer(model: MTMMModel) -> Predictions:
+        asked.append(model)
+        return replace(plain, emotion_logits=np.ones((len(test), 4)))
+
+    found = references.adapted(test, plain, answer)
+    assert found is not None and len(asked) == 1
+    assert found.emotion_logits[: len(home)].max() == 0  # of home: as before
+    assert found.emotion_logits[len(home) :].min() == 1
+    (model,) = asked
+    learned: Any = model.linear_path
+    assert model.audio_model is fitted.audio_model  # not copied
+    assert torch.equal(learned.audio_weight[:half], learned.audio_weight[half:])  # settled
+    assert (learned.audio_weight[:4] - path.audio_weight[half : half + 4]).abs().max() > 1e-3
+    assert path.audio_weight[:half].abs().max() == 0  # the trained model is untouched
+    assert references.adapted(home, plain, answer) is None
+    fitted.linear_path = None
+    assert references.adapted(test, plain, answer) is None
+
+
 def test_domain_replaces_mean_and_deviation_the_more_the_longer(fitted: MTMMModel) -> None:
     utterances, states = planted({"d": 8.0}, corpus="call")
     short, long = (

@@ -276,19 +276,14 @@ class MTMMModel(MTMMLoading):
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
         if any(label is not None for label in labels):
-            emotion_loss, dimension_loss = multi_task_loss(
-                self.config,
-                logits,
-                dimensions,
-                emotion_labels,
-                dimension_labels,
-                class_weights,
-                reduce_sum,
-                emotion_votes=emotion_votes,
-                dimension_weights=dimension_weights,
-                deviations=deviations,
-                dimension_ratings=dimension_ratings,
-            )
+            of_raters: Any = {
+                "emotion_votes": emotion_votes,
+                "dimension_ratings": dimension_ratings,
+            }
+            of_raters |= {"dimension_weights": dimension_weights, "deviations": deviations}
+            wanted: Any = emotion_labels, dimension_labels, class_weights, reduce_sum
+            answered = self.config, logits, dimensions
+            emotion_loss, dimension_loss = multi_task_loss(*answered, *wanted, **of_raters)
             loss = emotion_loss + dimension_loss
             if self.training and not torch.compiler.is_compiling() and not _is_recorded(given):
                 outputs = len(self.config.output_names)
@@ -365,7 +360,7 @@ class MTMMModel(MTMMLoading):
         return {name: torch.from_numpy(values).to(self.device) for name, values in made.items()}
 
     @torch.no_grad()
-    def adopt_domain(self, reference: Reference) -> None:
+    def adopt_domain(self, reference: Reference, means: Any = None) -> None:
         """Make a domain's statistics the model's own, as if its training data had been recorded there.
 
         The model then answers without a reference as it did with this one, also when it is saved,
@@ -373,6 +368,8 @@ class MTMMModel(MTMMLoading):
 
         Args:
             reference: A domain's.
+            means: (recordings, layers, width), the means over time of its recordings' states: the linear
+                path learns from them, where the domain is another one. None = it does not.
 
         Raises:
             ValueError: As [`standardisation`]; or it is a speaker's.
@@ -383,6 +380,9 @@ class MTMMModel(MTMMLoading):
         away = self._away(given["reference_deviation"], None)
         if away is not None and away.any():
             path: Any = self.linear_path
+            if means is not None:
+                states = torch.as_tensor(means, device=self.device)[:, :, None]
+                path.refit(standardise(states, *given.values())[:, :, 0])
             path.settle()
             self.emotion_head.scale(0.0)
             self.dimension_head.scale(0.0)

@@ -16,7 +16,7 @@ from mtmm_training.commands import installed_version
 from mtmm_training.commands.predict_inputs import Input, read_inputs, read_transcript
 from mtmm_training.commands.predict_output import Pictures, Printer, moved, result_columns, timed
 from mtmm_training.commands.predict_parts import Parts, Predict, predict_parts
-from mtmm_training.data.files import file_digest, walk
+from mtmm_training.data.files import appearing, file_digest, walk
 from mtmm_training.data.utterances import few
 from mtmm_training.training.ending import FAILED, GOOD, tell
 
@@ -183,12 +183,17 @@ def read_given(given: argparse.Namespace) -> list[Input]:
 
 
 def make_reference(given: argparse.Namespace) -> Any:
-    """The reference of all inputs, which is also written."""
+    """The reference of all inputs; it is written too, or the model that has learned their place."""
     given.reference = None
     inputs, pipe = read_given(given), load_pipeline(given)
     options = pipeline_options(given, pipe, inputs)
     try:
         rows = [one.given() for one in inputs]
+        if given.out.suffix != ".safetensors":
+            made = pipe.adapt(rows, **options)
+            with appearing(given.out, "config.json") as staged:
+                pipe.save_pretrained(staged)
+            return made
         made = pipe.reference(rows, given.kind, given.domain, given.emotion, **options)
     except ValueError as error:
         if not hasattr(error, "index"):

@@ -15,6 +15,10 @@ examples:
     mtmm reference anna/*.wav --model M --domain calls.safetensors --out anna.safetensors
     mtmm predict new.wav --model M --reference calls.safetensors anna.safetensors
 
+  A model that has learned the call centre, without labels:
+    mtmm reference calls --model M --kind domain --out calls_model
+    mtmm predict new.wav --model calls_model
+
 Eight recordings of a speaker, in whatever moods, give most of what there is to gain. The file holds
 statistics of the acoustic encoder's states: no audio, no words. The model must have been trained
 with --reference, and the file is for models with the same acoustic encoder.
@@ -31,14 +35,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Make the reference and print what it is made of."""
+    odd = given.out.suffix != ".safetensors" and given.kind != "domain"
     refuse(
         (not given.inputs or "-" in given.inputs, "no INPUT; give files, a folder or a manifest"),
-        (given.out.suffix != ".safetensors", f"--out {given.out} must end in .safetensors"),
+        (odd, f"--out {given.out} must end in .safetensors; a model learns a --kind domain"),
     )
     from mtmm_training.commands import predict_work
 
     made = predict_work.make_reference(given)
-    print(
-        f"{given.out}: a {made.kind}'s reference of {made.recordings} recordings, "
-        f"{made.seconds:.1f} s"
-    )
+    what = f"{'reference' if given.out.suffix else 'model'} of {made.recordings} recordings"
+    print(f"{given.out}: a {made.kind}'s {what}, {made.seconds:.1f} s")

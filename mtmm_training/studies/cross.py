@@ -5,6 +5,7 @@ test split is its own test speakers and the whole of every other corpus. Leaving
 each corpus, trained on all others.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,6 +17,7 @@ import pandas as pd
 from mtmm_training.data.folds import Fold, select
 from mtmm_training.data.manifest import read_manifest, write_manifest
 from mtmm_training.data.recordings import Recordings, shared_excerpts
+from mtmm_training.data.utterances import Utterance
 from mtmm_training.pictures import of_runs
 from mtmm_training.scoring import texts
 from mtmm_training.scoring.intervals import paired_bootstrap
@@ -111,14 +113,9 @@ def make_plan(
     config.check()
     config = config.resolve()
     found = {name: read_corpus(out, config, name, path) for name, path in paths.items()}
-    config = replace(
-        config,
-        manifest=[corpus.manifest for corpus in found.values()],
-        folds_file=str(out / "folds.json"),  # `run_plans` writes it
-        k=None,
-        improvised_only=False,
-        script_disjoint=False,
-    )
+    manifests, folds_file = [own.manifest for own in found.values()], str(out / "folds.json")
+    config = replace(config, manifest=manifests, folds_file=folds_file)  # `run_plans` writes it
+    config = replace(config, k=None, improvised_only=False, script_disjoint=False)
     config.check()
     utterances = prepare.read_all(config)
     known = {name for corpus in found.values() for name in corpus.ids}
@@ -147,13 +144,21 @@ def read_corpus(out: Path, config: TrainConfig, name: str, path: Path) -> Corpus
         data = prepare.read_data(replace(config, manifest=[str(copy)], group_by=None))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    fold = data.folds[0]
+    # A fold's test speakers may have few of the emotions: of all folds, the one most like the corpus.
+    fold = min(data.folds, key=lambda fold: unlikeness(select(data.utterances, fold)["test"], data))
     ids = tuple(f"{name}/{u.utterance_id}" for u in data.utterances)
     splits = {
         split: tuple(f"{name}/{u.utterance_id}" for u in members)
         for split, members in select(data.utterances, fold).items()
     }
     return Corpus(str(copy), ids, splits)
+
+
+def unlikeness(part: Sequence[Utterance], data: Any) -> float:
+    """How far the shares of emotions in a part are from the whole's, from 0 to 2."""
+    counts = [Counter(u.emotion for u in own) for own in (part, data.utterances)]
+    shares = [{name: count[name] / max(count.total(), 1) for name in counts[1]} for count in counts]
+    return sum(abs(shares[0][name] - share) for name, share in shares[1].items())
 
 
 def make_folds(corpora: Mapping[str, Corpus], leave_one_out: bool) -> list[Fold]:
@@ -186,10 +191,12 @@ def write_cross(out: Path) -> str:
     if kind != "none":
         plain = read_experiment(out, "test_without_reference")
         answers = {"no reference": plain, f"reference: {kind}": experiment}
-    table = pd.concat([cells(each, corpora, name) for name, each in answers.items()])
-    if kind != "none":
-        gains = cells(experiment, corpora, "difference", minus=answers["no reference"])
-        table = pd.concat([table, gains])
+        answers |= {"adapted": read_experiment(out, "test_adapted")} if flags["linear_path"] else {}
+    parts = [cells(each, corpora, name) for name, each in answers.items()]
+    for name, each in list(answers.items())[1:]:
+        called = "adapted, difference" if name == "adapted" else "difference"
+        parts.append(cells(each, corpora, called, minus=answers["no reference"]))
+    table = pd.concat(parts)
     tables.write_csv(table, out / "cross.csv")
     # The folds of leaving one out are together a line.
     left_out = table["trained_on"] == ALL_BUT + table["tested_on"]
@@ -256,7 +263,7 @@ def matrix_rows(
     table: pd.DataFrame, corpora: Sequence[str], answers: str, score: str
 ) -> list[list[str]]:
     """The same as text, a line's name before its cells, with intervals."""
-    sign = "+" if answers == "difference" else ""
+    sign = "+" if answers.endswith("difference") else ""
     value, low, high = (
         matrix(table, corpora, answers, f"{score}{end}").map(texts.number, sign=sign)
         for end in ("", "_low", "_high")

@@ -47,14 +47,14 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
 
     Returns:
         Predictions of "validation", of "test" and, where references are used, of
-        "test_without_reference"; and what was fitted, for results.json.
+        "test_without_reference" and "test_adapted"; and what was fitted, for results.json.
     """
     config, data = job.config, job.data
     references = None if job.references is None else job.references.give_to(model)
 
-    def answer(split: str, given: Any = None) -> Predictions:
+    def answer(split: str, given: Any = None, by: MTMMModel = model) -> Predictions:
         ids = data.ids(split)
-        found = predict(model, job.loaders[split], ids, job.accelerator, given=given)
+        found = predict(by, job.loaders[split], ids, job.accelerator, given=given)
         return found.with_votes(data.splits[split], model.config.emotion_names)
 
     validation = answer("validation")
@@ -89,7 +89,9 @@ def complete(job: Job, model: MTMMModel) -> tuple[dict[str, Predictions], dict[s
     given = references.given(data.splits["test"], test, partial(answer, "test"))
     told["reference"] |= references.describe(data.splits["test"])
     predictions = {"validation": validation, "test": answer("test", given)}
-    return predictions | {"test_without_reference": test}, told
+    predictions["test_without_reference"] = test
+    adapted = references.adapted(data.splits["test"], test, partial(answer, "test", None))
+    return predictions | ({} if adapted is None else {"test_adapted": adapted}), told
 
 
 # ---- unfamiliar inputs --------------------------------------------------------------------------

@@ -5,6 +5,7 @@ statistics. What references need besides is fitted here: the mean state that goe
 how much speech a reference must have to count, which validation speakers tell.
 """
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -234,6 +235,40 @@ class References:
             return alone
         heard = answer(alone) if domains else predictions
         return self.standardisations(utterances, domains, self.made(utterances, heard, "speaker"))
+
+    def adapted(
+        self,
+        utterances: Sequence[Utterance],
+        predictions: Predictions,
+        answer: Callable[[MTMMModel], Predictions],
+    ) -> Predictions | None:
+        """A split answered by models that have learned its other corpora's places from its recordings.
+
+        Args:
+            utterances, predictions: As of [`given`].
+            answer: The split's answers by a model, without references.
+
+        Returns:
+            None without a linear path, or another corpus. Utterances of a corpus that training heard are
+            answered as before.
+        """
+        foreign = any(u.corpus not in self.home for u in utterances)
+        if self.model.linear_path is None or not foreign:
+            return None
+        found = predictions.at(np.arange(len(utterances)))
+        shared = {
+            id(encoder): encoder for encoder in (self.model.audio_model, self.model.text_model)
+        }
+        for corpus, own in self.made(utterances, predictions, "domain").items():
+            rows = np.array([u.corpus == corpus for u in utterances])
+            heard = [self.of(utterances[row], own.answers) for row in np.flatnonzero(rows).tolist()]
+            model = copy.deepcopy(self.model, dict(shared))
+            means = np.stack([one.mean for one in heard if one is not None])
+            model.adopt_domain(replace(own, kind="domain"), means)
+            by_it = answer(model)
+            for name in ("emotion_logits", "dimensions"):
+                getattr(found, name)[rows] = getattr(by_it, name)[rows]
+        return found
 
     def made(
         self, utterances: Sequence[Utterance], predictions: Predictions, kind: str
