@@ -133,14 +133,8 @@ def _emotion_sums(
     if labels is None:
         labels = torch.full(logits.shape[:1], ABSENT_EMOTION, device=logits.device)
     weights = None if class_weights is None else _scaled(class_weights, logits)
-    cross_entropy = F.cross_entropy(
-        logits,
-        labels,
-        weight=weights,
-        ignore_index=ABSENT_EMOTION,
-        label_smoothing=config.label_smoothing,
-        reduction="sum",
-    )
+    how: Any = {"ignore_index": ABSENT_EMOTION, "label_smoothing": config.label_smoothing}
+    cross_entropy = F.cross_entropy(logits, labels, weight=weights, reduction="sum", **how)
     present = labels != ABSENT_EMOTION
     if weights is None:
         return cross_entropy, present.sum(dtype=logits.dtype)
