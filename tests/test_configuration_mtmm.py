@@ -74,7 +74,7 @@ def test_paper_encoders_have_published_sizes() -> None:
         ("dimension_loss_weights", (0.5, -0.1)),
         ("emotion_loss_weight", -0.1),
         ("emotion_loss_weight", float("nan")),
-        ("format_version", 3),
+        ("format_version", 2),
     ],
 )
 def test_config_refuses_illegal_value(tmp_path: Path, field: str, value: object) -> None:

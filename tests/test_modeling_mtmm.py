@@ -9,7 +9,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import TRAINED, WHISPER, MakeModel, gradient, load_with_info
@@ -525,30 +524,21 @@ def test_chosen_layers_are_those_of_all(make_model: MakeModel, pair: str) -> Non
     assert_equal(predict(model, inputs), predict(every, inputs))
 
 
-@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("layers", ["last", "weighted"])
 @pytest.mark.parametrize("pair", ["hubert-deberta", "whisper-bert"])
-def test_stride_averages_real_frames(
-    make_model: MakeModel, pair: str, layers: str, version: int
-) -> None:
-    fields: dict[str, Any] = {"acoustic_stride": 3, "format_version": version}
-    model = make_model(encoder_layers=layers, **fields, **PAIRS[pair])
+def test_stride_averages_real_frames(make_model: MakeModel, pair: str, layers: str) -> None:
+    model = make_model(encoder_layers=layers, acoustic_stride=3, **PAIRS[pair])
     plain = make_model(encoder_layers=layers, **PAIRS[pair])
     plain.load_state_dict(model.state_dict())
     inputs = batch(model, utterances(model), padding=4)
     states, mask = model.encode_audio(*(inputs[key] for key in AUDIO_KEYS))
     frames, frame_mask = plain.encode_audio(*(inputs[key] for key in AUDIO_KEYS))
     lengths = frame_mask.sum(-1).tolist()
-    assert any(length % 3 for length in lengths)
+    assert mask.sum(-1).tolist() == [math.ceil(length / 3) for length in lengths]
+    assert any(length % 3 for length in lengths)  # the last mean is over fewer
     for row, length in enumerate(lengths):
-        # As of old the last mean is over what is left; now all are over as many frames, to one.
-        count = math.ceil(length / 3) if version == 1 else max(math.floor(length / 3 + 0.5), 1)
-        assert int(mask[row].sum()) == count and bool(mask[row, :count].all())
-        parts = np.arange(length) // 3 if version == 1 else np.arange(length) * count // length
-        sizes = np.bincount(parts)
-        assert len(sizes) == count and (version == 1 or np.ptp(sizes) <= 1)
-        for state in range(count):
-            expected = frames[row, ..., np.flatnonzero(parts == state), :].mean(dim=-2)
+        for state, start in enumerate(range(0, length, 3)):
+            expected = frames[row, ..., start : min(start + 3, length), :].mean(dim=-2)
             assert_equal(states[row, ..., state, :], expected)
     expected = predict(
         plain,

@@ -49,7 +49,7 @@ DEBERTA_V3_LARGE = LARGE | {
 
 INFINITE = float("inf")
 # Raise it with any change of config.json or of the weights' names that older code would misread.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 # The pipeline's own keys beside the dimensions' names in an answer.
 RESERVED_NAMES = (
     "emotion scores missing untrained timeline start end text transcribed untimed_text speaker speakers "
@@ -158,7 +158,6 @@ class MTMMConfig(PreTrainedConfig):
         training_data (`dict`): What it was trained on, {"corpora": {name: utterances}, "speakers":
             how many, "artificial": names of corpora whose speech a program made}; None = not known.
         format_version (`int`): Version of the saved files. A newer one than this code knows is refused.
-            With version 1 the last of the means of an `acoustic_stride` may be over few frames.
 
     Raises:
         StrictDataclassError: A value or its type is not allowed; the message names field, value and
@@ -278,7 +277,7 @@ class MTMMConfig(PreTrainedConfig):
 
         Where their number changes, the emotion head is yet to be trained.
         """
-        config_dict = {"format_version": 1} | config_dict
+        config_dict = dict(config_dict)
         names = config_dict.get("id2label") or EMOTIONS
         given = kwargs.get("id2label") or kwargs.get("num_labels") or names
         count = given if isinstance(given, int) else len(given)

@@ -178,7 +178,7 @@ def _width(config: PreTrainedConfig) -> int:
 
 
 def _acoustic_frames(
-    encoder: Any, states: Tensor, mask: Tensor, stride: int, is_even: bool
+    encoder: Any, states: Tensor, mask: Tensor, stride: int
 ) -> tuple[Tensor, Tensor]:
     """States and which of them are real, from the mask over the encoder's input.
 
@@ -186,10 +186,7 @@ def _acoustic_frames(
         encoder: Says how many frames it makes of an input.
         states: (batch, frames, width), or (batch, layers, frames, width).
         mask: (batch, time) of booleans.
-        stride: Means are taken over about so many consecutive real frames.
-        is_even: Whether all means of a recording are over as many frames, to one; otherwise the last is
-            over what is left. An encoder's last frames are unlike the others, and few of them would
-            count as much as many.
+        stride: Means are taken over so many consecutive real frames; the last one may be over fewer.
 
     Returns:
         `states` and a mask (batch, frames), of ⌈frames / stride⌉.
@@ -200,18 +197,14 @@ def _acoustic_frames(
     mask = real & mask.any(-1, keepdim=True)
     if stride == 1:
         return states, mask
-    lengths, places = mask.sum(-1, keepdim=True), torch.arange(frames, device=mask.device)
-    many, parts = -(-lengths // stride), places[None] // stride
-    if is_even:
-        many = ((2 * lengths + stride) // (2 * stride)).clamp(min=1)
-        parts = places * many // lengths.clamp(min=1)
-    numbers = torch.arange(-(-frames // stride), device=mask.device)
-    shares = ((parts[..., None] == numbers) & mask[..., None]).to(states.dtype)
-    shares = shares / shares.sum(1, keepdim=True).clamp(min=1)
+    missing = -frames % stride
+    states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    shares = mask.unflatten(-1, (-1, stride)).to(states.dtype)
+    shares = shares / shares.sum(-1, keepdim=True).clamp(min=1)
     if states.dim() == 4:
         shares = shares[:, None]
-    averages = torch.einsum("...fw,...fs->...sw", states, shares)
-    return averages, (numbers < many) & mask.any(-1, keepdim=True)
+    averages = torch.einsum("...fsw,...fs->...fw", states.unflatten(-2, (-1, stride)), shares)
+    return averages, mask[:, ::stride]
 
 
 def _frame_counts(encoder: Any, lengths: Tensor, ratio: float) -> Tensor:
@@ -321,8 +314,7 @@ class MTMMEncoders(PreTrainedModel):
             missing = max(takes.shortest - input_values.shape[1], 0)
             input_values, mask = F.pad(input_values, (0, missing)), F.pad(mask, (0, missing))
         states = self._run_encoder("audio", takes.arguments(input_values.to(encoder.dtype), mask))
-        is_even = self.config.format_version > 1
-        return _acoustic_frames(encoder, states, mask, self.config.acoustic_stride, is_even)
+        return _acoustic_frames(encoder, states, mask, self.config.acoustic_stride)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor | None = None

@@ -101,9 +101,14 @@ class FastDebertaAttention(DisentangledSelfAttention):
             states.view(batch, tokens, heads, -1).transpose(1, 2)
             for states in (query, key, self.value_proj(flat))
         )
-        how: Any = {"attn_mask": bias.masked_fill(~attention_mask.bool(), least), "scale": 1.0}
-        how["dropout_p"] = self.dropout.p if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, **how)
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=bias.masked_fill(~attention_mask.bool(), least),
+            dropout_p=self.dropout.p if self.training else 0.0,
+            scale=1.0,
+        )
         return context.transpose(1, 2).reshape(batch, tokens, -1), None
 
 

@@ -133,8 +133,14 @@ def _emotion_sums(
     if labels is None:
         labels = torch.full(logits.shape[:1], ABSENT_EMOTION, device=logits.device)
     weights = None if class_weights is None else _scaled(class_weights, logits)
-    how: Any = {"ignore_index": ABSENT_EMOTION, "label_smoothing": config.label_smoothing}
-    cross_entropy = F.cross_entropy(logits, labels, weight=weights, reduction="sum", **how)
+    cross_entropy = F.cross_entropy(
+        logits,
+        labels,
+        weight=weights,
+        ignore_index=ABSENT_EMOTION,
+        label_smoothing=config.label_smoothing,
+        reduction="sum",
+    )
     present = labels != ABSENT_EMOTION
     if weights is None:
         return cross_entropy, present.sum(dtype=logits.dtype)

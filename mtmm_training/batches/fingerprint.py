@@ -21,12 +21,6 @@ _PASSING = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_cl
 _PASSING |= {"transformers_version", "id2label", "label2id"}
 
 
-def stride_of(config: Any) -> int | str:
-    """How frames are averaged."""
-    is_even = config.acoustic_stride > 1 and config.format_version > 1
-    return f"{config.acoustic_stride} even" if is_even else int(config.acoustic_stride)
-
-
 def describe_states(
     modality: str, model: MTMMModel, processor: MTMMProcessor, dtype: str
 ) -> dict[str, Any]:
@@ -59,7 +53,7 @@ def describe_states(
         "modality": modality,
         "dtype": dtype,
         "layers": model.config.mixed_layers(modality),  # none: the last alone
-        "stride": stride_of(model.config) if modality == "audio" else 1,
+        "stride": model.config.acoustic_stride if modality == "audio" else 1,
         "encoder": type(encoder).__name__,
         "attention": encoder.config._attn_implementation,
         "config": _lasting(encoder.config.to_dict()),

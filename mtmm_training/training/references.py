@@ -18,7 +18,7 @@ from configuration_mtmm import MTMMConfig
 from modeling_mtmm import MTMMModel
 from mtmm_training.batches.cache import CachedStates
 from mtmm_training.batches.collate import Loader
-from mtmm_training.batches.fingerprint import stride_of, text_digest, weights_digest
+from mtmm_training.batches.fingerprint import text_digest, weights_digest
 from mtmm_training.batches.sampler import FRAMES_PER_SECOND
 from mtmm_training.data.utterances import Utterance
 from mtmm_training.scoring.predictions import Predictions
@@ -102,7 +102,7 @@ class References:
         """Fill the model's statistics of the training data."""
         config, fusion = self.model.config, self.model.fusion
         config.reference = kind
-        mixed, stride = config.mixed_layers("audio"), stride_of(config)
+        mixed, stride = config.mixed_layers("audio"), config.acoustic_stride
         what = f"{weights_digest(self.model.audio_model)} {mixed} {stride}"
         config.reference_encoder = text_digest(what)
         answers = labelled_answers(train, config)
