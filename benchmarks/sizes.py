@@ -105,7 +105,6 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
     bodies = {name: length for s in source for name, length in s.bodies.items()}
     lengths = sorted(bodies.values())
     code = sum(len(s.code) for s in source)
-    entries = {path.split("/")[0] for path in paths_of(commit) if not path.startswith(".")}
     cells = {
         "source files": str(len(source)),
         "source lines": f"{sum(s.lines for s in source):,}",
@@ -115,7 +114,6 @@ def measure(commit: str | None) -> tuple[dict[str, str], list[str]]:
         "body, largest": str(lengths[-1]),
         "refusals, % of code": f"{100 * sum(len(s.refusals) for s in source) / code:.1f}",
         "comments per 100 code lines": f"{100 * sum(s.comments for s in source) / code:.1f}",
-        "entries at the root": str(len(entries)),
     }
     too_long = [f"{s.path}: {s.lines} lines" for s in source if s.lines > MOST_LINES]
     too_long += [f"{name}: {n} lines of body" for name, n in bodies.items() if n > MOST_BODY]

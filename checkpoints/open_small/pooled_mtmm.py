@@ -108,20 +108,21 @@ class MTMMLinearPath(nn.Module):
         seen = weight[far].any(0)
         inputs = (wide - center)[:, seen]
         first = inputs @ weight[far][:, seen].T.double() + self.bias[far]
-        answers = first = first - first.mean(1, keepdim=True)
+        first = first - first.mean(1, keepdim=True)
         middle, scale = inputs.mean(0), inputs.std(0, correction=0).clamp(min=LEAST)
         inputs = (inputs - middle) / scale
         products, count = inputs.T @ inputs, len(inputs)
         stiff = STIFF * (1 + FEW / count) * products.trace() / count
         products.diagonal().add_(stiff.clamp(min=LEAST))
-        apart = first - first.mean(0)
+        spread = (first - first.mean(0)).std().clamp(min=1e-9)
+        answers = first = first / spread  # alike sure in all places
         for _ in range(ROUNDS):
             likely = answers.softmax(1)
-            wanted = likely - likely.mean(0)
-            wanted = wanted * apart.std() / wanted.std().clamp(min=1e-9)  # no surer than before
-            moved = torch.linalg.solve(products, inputs.T @ (wanted - apart))
+            likely = likely - likely.mean(0)
+            wanted = likely / likely.std().clamp(min=1e-9) - first + first.mean(0)
+            moved = torch.linalg.solve(products, inputs.T @ wanted)
             answers = first + inputs @ moved
-        moved = (moved / scale[:, None]).to(weight)
+        moved = (spread * moved / scale[:, None]).to(weight)
         weight[far, seen] += moved.T  # of the buffer, of which it is a view
         self.bias[far] -= middle.to(moved) @ moved
 
