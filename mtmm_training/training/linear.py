@@ -278,12 +278,10 @@ def add_linear_path(
             path.bias[rows] = torch.from_numpy(factor * line.bias).float()
             column = 0
             for name, scale in scales.items():
-                part = torch.from_numpy(
-                    factor * line.weight[column : column + len(scale)].T / scale
-                )
-                getattr(path, f"{name}_weight")[rows] = part.float()
+                part = factor * line.weight[column : column + len(scale)].T / scale
+                getattr(path, f"{name}_weight")[rows] = torch.from_numpy(part).float()
                 if line is away and name == "audio":  # a place's mean state is at zero, not there
-                    path.bias[rows] += part.float() @ path.audio_center
+                    path.bias[rows] += path.audio_weight[rows] @ path.audio_center
                 column += len(scale)
         told[task.output] = {"penalty": found.penalty, "fusion": share}
     return replace(validation, emotion_logits=logits, dimensions=dimensions), told
