@@ -232,9 +232,8 @@ def add_linear_path(
     balanced = config.class_weights == "balanced"
     outputs = model.config.trained_outputs
     tasks = [Task(name, labels[name], config.emotions, balanced) for name in outputs]
-    tasks = [
-        task for task in tasks if all(task.known[rows].any() for pair in inner for rows in pair)
-    ]
+    parts = [rows for pair in inner for rows in pair]
+    tasks = [task for task in tasks if all(task.known[rows].any() for rows in parts)]
     if not tasks:  # such as votes without a majority
         return validation, {}
     chosen = choose_pooling(pooled, tasks, inner)
@@ -276,13 +275,12 @@ def add_linear_path(
         for line, factor, start in ((found, home, first), (away, 1.0, first + len(path.bias) // 2)):
             rows = slice(start, start + len(line.bias))
             path.bias[rows] = torch.from_numpy(factor * line.bias).float()
-            column = 0
-            for name, scale in scales.items():
-                part = factor * line.weight[column : column + len(scale)].T / scale
-                getattr(path, f"{name}_weight")[rows] = torch.from_numpy(part).float()
+            weights = np.split(line.weight, np.cumsum([*map(len, scales.values())])[:-1])
+            for (name, scale), weight in zip(scales.items(), weights, strict=True):
+                part = torch.from_numpy(factor * weight.T / scale).float()
+                getattr(path, f"{name}_weight")[rows] = part
                 if line is away and name == "audio":  # a place's mean state is at zero, not there
                     path.bias[rows] += path.audio_weight[rows] @ path.audio_center
-                column += len(scale)
         told[task.output] = {"penalty": found.penalty, "fusion": share}
     return replace(validation, emotion_logits=logits, dimensions=dimensions), told
 
