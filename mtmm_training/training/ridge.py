@@ -187,12 +187,11 @@ def speaker_trust(
                 few = draw.permutation(len(own) if name is None else np.flatnonzero(labels == name))
                 few, part = few[:FEW], 1.0 if name is None else 1 / len(names)
                 heard = softmax(logits[few], axis=1).mean(0)
-                for number, skew in enumerate(SKEWS):
-                    mood = believed(heard, counts / counts.sum(), skew=skew)
-                    shift = moved[few].mean(0) - mood @ expected
-                    for i, strength in enumerate(STRENGTHS):
-                        likely = log_softmax(logits - shift * len(few) / (len(few) + strength), 1)
-                        losses[i, number] -= part * (likely * wanted[own]).sum()
+                moods = [believed(heard, counts / counts.sum(), skew=skew) for skew in SKEWS]
+                shifts = moved[few].mean(0) - np.stack(moods) @ expected  # (skews, emotions)
+                shares = len(few) / (len(few) + np.array(STRENGTHS))
+                answers = logits - (shares[:, None, None] * shifts)[:, :, None]
+                losses -= part * (log_softmax(answers, axis=-1) * wanted[own]).sum((2, 3))
     best = np.unravel_index(losses.argmin(), losses.shape)
     return STRENGTHS[int(best[0])], SKEWS[int(best[1])]
 
