@@ -363,6 +363,17 @@ def test_adapted_model_has_learned_its_place(
         pipe.adapt([{"text": "no voice"}])
 
 
+def test_place_that_a_path_of_text_cannot_learn_is_adopted(
+    make_model: MakeModel, tiny_processor: MTMMProcessor
+) -> None:
+    model = make_model(trained_outputs=TRAINED, **REFERENCE, reference_spread=1e-6)
+    with_statistics(model).add_linear_path({"text": {"layers": [0], "deviation": False}})
+    pipe = MTMMPipeline(model=model, processor=tiny_processor)
+    before = model.fusion.reference_mean.clone()
+    made = pipe.adapt(voices())
+    assert not torch.equal(model.fusion.reference_mean, before) and made.kind == "domain"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_statistics_stay_float32_in_half_precision(
     make_model: MakeModel, tiny_processor: MTMMProcessor, tmp_path: Path, dtype: torch.dtype

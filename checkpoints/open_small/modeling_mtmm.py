@@ -30,14 +30,7 @@ try:
         from .pipeline_mtmm import MTMMPipeline
         from .pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
         from .processing_mtmm import MTMMProcessor
-        from .reference_mtmm import (
-            SKEWED,
-            STATISTICS,
-            Reference,
-            distance,
-            standardisation,
-            standardise,
-        )
+        from .reference_mtmm import STATISTICS, Reference, distance, standardisation, standardise
 except ImportError:
     from composing_mtmm import MTMMLoading
     from configuration_mtmm import MTMMConfig
@@ -48,7 +41,7 @@ except ImportError:
     from pipeline_mtmm import MTMMPipeline
     from pooled_mtmm import MTMMFamiliarity, MTMMLinearPath
     from processing_mtmm import MTMMProcessor
-    from reference_mtmm import SKEWED, STATISTICS, Reference, distance, standardisation, standardise
+    from reference_mtmm import STATISTICS, Reference, distance, standardisation, standardise
 
 
 # Of the range of the scale: 0.02 to 2 on a scale from 1 to 5.
@@ -360,7 +353,7 @@ class MTMMModel(MTMMLoading):
         return {name: torch.from_numpy(values).to(self.device) for name, values in made.items()}
 
     @torch.no_grad()
-    def adopt_domain(self, reference: Reference, means: Any = None) -> None:
+    def adopt_domain(self, reference: Reference, parts: Sequence[Reference] = ()) -> None:
         """Make a domain's statistics the model's own, as if its training data had been recorded there.
 
         The model then answers without a reference as it did with this one, also when it is saved,
@@ -368,8 +361,8 @@ class MTMMModel(MTMMLoading):
 
         Args:
             reference: A domain's.
-            means: (recordings, layers, width), the means over time of its recordings' states: the linear
-                path learns from them, where the domain is another one. None = it does not.
+            parts: The references of its single recordings: the linear path learns from their means, where
+                the domain is another one. () = it does not.
 
         Raises:
             ValueError: As [`standardisation`]; or it is a speaker's.
@@ -380,13 +373,14 @@ class MTMMModel(MTMMLoading):
         away = self._away(given["reference_deviation"], None)
         if away is not None and away.any():
             path: Any = self.linear_path
-            if means is not None:
-                states = torch.as_tensor(means, device=self.device)[:, :, None]
+            if parts and "audio" in path.pooled:
+                means = torch.stack([torch.from_numpy(one.mean) for one in parts])
+                states = means[:, :, None].to(self.device)
                 path.refit(standardise(states, *given.values())[:, :, 0])
             path.settle()
             self.emotion_head.scale(0.0)
             self.dimension_head.scale(0.0)
-        self.config.reference_skew = SKEWED
+        self.config.reference_skew = MTMMConfig.reference_skew  # how its speakers speak is unknown
         for name, made in given.items():
             getattr(self.fusion, name).copy_(made[0])
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 # Relative first, as in pipeline_mtmm.py.
 try:
     if not TYPE_CHECKING:
@@ -92,7 +90,7 @@ class ReferringPipeline(ReadingPipeline):
         if not each:
             raise ValueError("A model learns a place from recordings, and none is given.")
         made = sum(each[1:], each[0])
-        self.model.adopt_domain(made, np.stack([one.mean for one in each]))
+        self.model.adopt_domain(made, each)
         return made
 
     def each_reference(

@@ -255,16 +255,19 @@ class References:
         foreign = any(u.corpus not in self.home for u in utterances)
         if self.model.linear_path is None or not foreign:
             return None
+        answers = predicted_answers(predictions, self.model.config)
         found = predictions.at(np.arange(len(utterances)))
         shared = {
             id(encoder): encoder for encoder in (self.model.audio_model, self.model.text_model)
         }
-        for corpus, own in self.made(utterances, predictions, "domain").items():
+        for corpus in sorted({u.corpus for u in utterances}.difference(self.home)):
             rows = np.array([u.corpus == corpus for u in utterances])
-            heard = [self.of(utterances[row], own.answers) for row in np.flatnonzero(rows).tolist()]
+            each = [self.of(utterances[i], answers[i]) for i in np.flatnonzero(rows).tolist()]
+            heard = [replace(one, kind="domain") for one in each if one is not None]
+            if not heard:
+                continue
             model = copy.deepcopy(self.model, dict(shared))
-            means = np.stack([one.mean for one in heard if one is not None])
-            model.adopt_domain(replace(own, kind="domain"), means)
+            model.adopt_domain(sum(heard[1:], heard[0]), heard)
             by_it = answer(model)
             for name in ("emotion_logits", "dimensions"):
                 getattr(found, name)[rows] = getattr(by_it, name)[rows]
