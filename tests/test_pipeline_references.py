@@ -467,6 +467,17 @@ def test_command_makes_a_reference_that_predict_takes(
     assert main([*map(str, words[:-1]), str(settled), "--kind", "domain"]) == 0
     assert f"{settled}: a domain's model of 2 recordings, 1.0 s" in capsys.readouterr().out
     assert main([*map(str, words[:-1]), str(settled)]) == 2  # of one speaker there is no model
+    named = tmp_path / "settled.v2"
+    lost = [*map(str, words[:-1]), str(named), "--kind", "domain"]
+    assert main([*lost, "--emotion", "sad"]) == main([*lost, "--domain", str(out)]) == 2
+    assert not named.exists()
+    capsys.readouterr()
+    assert main(lost) == 0 and f"{named}: a domain's model of 2" in capsys.readouterr().out
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "thesis.txt").write_text("mine")
+    assert main([*map(str, words[:-1]), str(kept), "--kind", "domain"]) == 1
+    assert [path.name for path in kept.iterdir()] == ["thesis.txt"]
     room = tmp_path / "room.safetensors"
     capsys.readouterr()
     assert main([*map(str, words[:-1]), str(room), "--kind", "domain"]) == 0

@@ -190,8 +190,8 @@ def make_reference(given: argparse.Namespace) -> Any:
     try:
         rows = [one.given() for one in inputs]
         if given.out.suffix != ".safetensors":
-            made = pipe.adapt(rows, **options)
             with appearing(given.out, "config.json") as staged:
+                made = pipe.adapt(rows, **options)
                 pipe.save_pretrained(staged)
             return made
         made = pipe.reference(rows, given.kind, given.domain, given.emotion, **options)

@@ -35,13 +35,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Make the reference and print what it is made of."""
-    odd = given.out.suffix != ".safetensors" and given.kind != "domain"
+    is_model = given.out.suffix != ".safetensors"
+    odd = is_model and given.kind != "domain"
+    unused = is_model and (given.domain or given.emotion)
     refuse(
         (not given.inputs or "-" in given.inputs, "no INPUT; give files, a folder or a manifest"),
         (odd, f"--out {given.out} must end in .safetensors; a model learns a --kind domain"),
+        (unused, f"--domain and --emotion are of a file, and --out {given.out} is a model"),
     )
     from mtmm_training.commands import predict_work
 
     made = predict_work.make_reference(given)
-    what = f"{'reference' if given.out.suffix else 'model'} of {made.recordings} recordings"
+    what = f"{'model' if is_model else 'reference'} of {made.recordings} recordings"
     print(f"{given.out}: a {made.kind}'s {what}, {made.seconds:.1f} s")
