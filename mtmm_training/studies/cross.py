@@ -145,18 +145,19 @@ def read_corpus(out: Path, config: TrainConfig, name: str, path: Path) -> Corpus
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     # A fold's test speakers may have few of the emotions: of all folds, the one most like the corpus.
-    fold = min(data.folds, key=lambda fold: unlikeness(select(data.utterances, fold)["test"], data))
-    ids = tuple(f"{name}/{u.utterance_id}" for u in data.utterances)
+    every = data.utterances
+    fold = min(data.folds, key=lambda fold: unlikeness(select(every, fold)["test"], every))
+    ids = tuple(f"{name}/{u.utterance_id}" for u in every)
     splits = {
         split: tuple(f"{name}/{u.utterance_id}" for u in members)
-        for split, members in select(data.utterances, fold).items()
+        for split, members in select(every, fold).items()
     }
     return Corpus(str(copy), ids, splits)
 
 
-def unlikeness(part: Sequence[Utterance], data: Any) -> float:
+def unlikeness(part: Sequence[Utterance], whole: Sequence[Utterance]) -> float:
     """How far the shares of emotions in a part are from the whole's, from 0 to 2."""
-    counts = [Counter(u.emotion for u in own) for own in (part, data.utterances)]
+    counts = [Counter(u.emotion for u in own) for own in (part, whole)]
     shares = [{name: count[name] / max(count.total(), 1) for name in counts[1]} for count in counts]
     return sum(abs(shares[0][name] - share) for name, share in shares[1].items())
 
