@@ -27,9 +27,11 @@ STATISTICS = ("center", "scale", "directions", "weights")
 LEAST = 1e-3
 ROUNDING = 2**-10  # of a state, in half precision
 PER_DIRECTION = 10  # utterances at least
-# Of what is learned without labels: its penalty, in mean squared lengths of a row of inputs, how many
-# recordings count as few, and how often it is learned anew.
-STIFF, FEW, ROUNDS = 3.0, 50, 6
+STIFF = (
+    3.0  # penalty of the regression for another domain, in mean squared lengths of a row of inputs
+)
+# Of what it learns without labels: how many recordings count as few, and how often it learns anew.
+FEW, ROUNDS = 50, 6
 
 
 class MTMMLinearPath(nn.Module):

@@ -30,14 +30,14 @@ from mtmm_training.scoring.predictions import Predictions
 from mtmm_training.training.config import TrainConfig
 from mtmm_training.training.regressions import Splits, Task, inner_splits, label_columns
 from mtmm_training.training.ridge import fewer, fit_task, out_of_fold, speaker_trust
-from pooled_mtmm import as_logits, pool
+from pooled_mtmm import STIFF, as_logits, pool
 from reference_mtmm import standardise
 
 WIDTHS = (1, 3, 5)  # numbers of neighbouring layers to try
 DEVIATION = 0.5  # how far deviations count beside means
 EXPLAINED = 0.01  # of the squares, by a modality that is used
 ROWS = 20_000  # of variants at most, beside the utterances themselves: a large corpus needs none
-AWAY_WIDTH, AWAY_PENALTY = 3, 3.0  # layers and penalty of the second regression
+AWAY_WIDTH = 3  # layers of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 1000
 # Of the resamples, those in which the fusion must be better: two standard errors, for the best of
@@ -255,7 +255,7 @@ def add_linear_path(
     told: dict[str, Any] = {"pooled": chosen}
     for task in tasks:
         found = fit_task(task, many, inner)
-        away = fit_task(task, few, inner, [AWAY_PENALTY])
+        away = fit_task(task, few, inner, [STIFF])
         first, share, home = 0, 0.0, 1.0
         if task.is_emotion:
             logits, share, heat = mix(task, found.predicted[rest], logits, rest, config)
