@@ -200,10 +200,13 @@ class References:
             chosen[kind] = STRENGTHS[-1] if harmful else min(useful, default=STRENGTHS[0])
         config.reference_strengths = (chosen["speaker"] * unit, chosen["domain"] * unit)
         if speakers:
-            skews = {}
-            for config.reference_skew in (SKEWED, *SKEWS):
-                skews[config.reference_skew] = loss()
-            config.reference_skew = min(skews, key=lambda skew: skews[skew])
+
+            def with_skew(skew: float) -> float:
+                config.reference_skew = skew
+                return loss()
+
+            # The usual one comes first: it stays where all are alike.
+            config.reference_skew = min(dict.fromkeys((SKEWED, *SKEWS)), key=with_skew)
         return {"strengths": chosen, "skew": config.reference_skew}
 
     def describe(self, utterances: Sequence[Utterance]) -> dict[str, Any]:
