@@ -94,10 +94,11 @@ def train(job: Job) -> None:
             break
         batches.set_epoch(epoch, first_batch=progress.step * config.accumulation)
         job.model.train()
-        hidden = None if accelerator.is_main_process else True  # None: where nobody watches
-        shown: dict[str, Any] = {"initial": progress.step, "total": job.steps[epoch]}
-        shown |= {"desc": f"epoch {epoch + 1}/{config.epochs}", "leave": False, "disable": hidden}
-        bar = tqdm(groups_of(config.accumulation, job.loaders["train"]), **shown)
+        bar = tqdm(
+            groups_of(config.accumulation, job.loaders["train"]), initial=progress.step,
+            total=job.steps[epoch], desc=f"epoch {epoch + 1}/{config.epochs}", leave=False,
+            disable=None if accelerator.is_main_process else True,  # None: where nobody watches
+        )  # fmt: skip
         for group in bar:
             made = step(job, group)
             read(job)

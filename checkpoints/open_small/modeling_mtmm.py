@@ -269,14 +269,11 @@ class MTMMModel(MTMMLoading):
         loss = emotion_loss = dimension_loss = None
         labels = emotion_labels, emotion_votes, dimension_labels
         if any(label is not None for label in labels):
-            of_raters: Any = {
-                "emotion_votes": emotion_votes,
-                "dimension_ratings": dimension_ratings,
-            }
-            of_raters |= {"dimension_weights": dimension_weights, "deviations": deviations}
-            wanted: Any = emotion_labels, dimension_labels, class_weights, reduce_sum
-            answered = self.config, logits, dimensions
-            emotion_loss, dimension_loss = multi_task_loss(*answered, *wanted, **of_raters)
+            emotion_loss, dimension_loss = multi_task_loss(
+                self.config, logits, dimensions, emotion_labels, dimension_labels, class_weights,
+                reduce_sum, emotion_votes=emotion_votes, dimension_weights=dimension_weights,
+                deviations=deviations, dimension_ratings=dimension_ratings,
+            )  # fmt: skip
             loss = emotion_loss + dimension_loss
             if self.training and not torch.compiler.is_compiling() and not _is_recorded(given):
                 outputs = len(self.config.output_names)
@@ -286,16 +283,11 @@ class MTMMModel(MTMMLoading):
         if not output_hidden_states:
             fused = fused._replace(hidden_states=None)
         return MTMMOutput(
-            loss=loss,
-            emotion_loss=emotion_loss,
-            dimension_loss=dimension_loss,
-            emotion_logits=logits,
-            dimensions=dimensions,
-            dimension_deviations=deviations,
-            unfamiliarity=unfamiliarity,
-            logits=at_least_float32(logits) / self.config.temperature,
+            loss=loss, emotion_loss=emotion_loss, dimension_loss=dimension_loss,
+            emotion_logits=logits, dimensions=dimensions, dimension_deviations=deviations,
+            unfamiliarity=unfamiliarity, logits=at_least_float32(logits) / self.config.temperature,
             **fused._asdict(),
-        )
+        )  # fmt: skip
 
     def _standardised(
         self, acoustic: Tensor, mean: Tensor | None, deviation: Tensor | None

@@ -82,9 +82,10 @@ def read_rows(given: argparse.Namespace, config: MTMMConfig) -> list[Utterance]:
     """The table's rows with labels that the model has, dimensions on the model's scale."""
     low, high = config.dimension_range
     scale = given.dimension_range or (low, high)
-    how: dict[str, Any] = {"audio_dir": given.audio_dir, "groups": given.group_by or ()}
-    how |= {"dimension_range": scale, "audio_exists": False, "speakers": False}
-    rows = read_manifest(given.manifest, **how)
+    rows = read_manifest(
+        given.manifest, audio_dir=given.audio_dir, dimension_range=scale, audio_exists=False,
+        groups=given.group_by or (), speakers=False,
+    )  # fmt: skip
     if all(u.speaker_id == UNKNOWN_SPEAKER for u in rows):
         tell("no column speaker: intervals are over utterances, too narrow where people repeat")
         rows = [replace(u, speaker_id=u.utterance_id) for u in rows]

@@ -37,10 +37,10 @@ def speech_segments(
     """
     import silero_vad  # comes with the extra "vad"
 
-    times = {"min_silence_duration_ms": min_silence_s, "speech_pad_ms": margin_s}
-    how = {name: round(1000 * seconds) for name, seconds in times.items()}
-    model = silero_vad.load_silero_vad()
-    detector = silero_vad.VADIterator(model, threshold=threshold, sampling_rate=RATE, **how)
+    detector = silero_vad.VADIterator(
+        silero_vad.load_silero_vad(), threshold=threshold, sampling_rate=RATE,
+        min_silence_duration_ms=round(1000 * min_silence_s), speech_pad_ms=round(1000 * margin_s),
+    )  # fmt: skip
     segments: list[dict[str, float]] = []
     rest, samples = np.zeros(0, np.float32), 0
     with closing(open_recording(source)) as recording:

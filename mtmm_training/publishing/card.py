@@ -173,18 +173,13 @@ def card_data(subject: Subject) -> ModelCardData:
                 args |= {"folds": len(subject.folds), "mean": mean, "standard_deviation": deviation}
             evaluations.append(
                 EvalResult(
-                    task_type="audio-classification",
-                    task_name="Speech emotion recognition",
-                    dataset_type=(subject.datasets or [slug])[0],
-                    dataset_name=subject.corpus,
-                    dataset_split=split,
-                    dataset_args=protocol,
-                    metric_type=metric.type,
-                    metric_name=metric.title,
-                    metric_value=round(metric.value, 6),
+                    task_type="audio-classification", task_name="Speech emotion recognition",
+                    dataset_type=(subject.datasets or [slug])[0], dataset_name=subject.corpus,
+                    dataset_split=split, dataset_args=protocol, metric_type=metric.type,
+                    metric_name=metric.title, metric_value=round(metric.value, 6),
                     metric_args=args or None,
                 )
-            )
+            )  # fmt: skip
     return ModelCardData(
         language=list(facts.language),
         license=facts.licence,

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, HfApi
 
@@ -41,10 +40,11 @@ def save_dataset(utterances: Sequence[Utterance], folder: Path, name: str, licen
     data = DatasetCardData(
         license=licence, pretty_name=name, task_categories=["audio-classification"]
     )
-    facts: dict[str, Any] = {"count": len(utterances)}
-    facts["emotions"] = Counter(u.emotion for u in utterances if u.emotion).most_common()
-    facts["speakers"] = len({u.speaker_id for u in utterances})
-    card = DatasetCard.from_template(data, template_path=str(TEMPLATE), **facts)
+    card = DatasetCard.from_template(
+        data, template_path=str(TEMPLATE), count=len(utterances),
+        emotions=Counter(u.emotion for u in utterances if u.emotion).most_common(),
+        speakers=len({u.speaker_id for u in utterances}),
+    )  # fmt: skip
     with replacing(folder / "README.md") as unfinished:
         card.save(unfinished)
 

@@ -191,9 +191,10 @@ def _write(program: torch.export.ExportedProgram, metadata: dict[str, Any], path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own old names
         warnings.filterwarnings("ignore", "# The axis name")  # two inputs share an axis, as meant
-        axes, names = _free_axes(metadata["input_shapes"]), metadata["outputs"]
-        how: Any = {"output_names": names, "dynamic_shapes": axes, "dynamo": True}
-        converted = torch.onnx.export(program, verbose=False, **how)
+        converted = torch.onnx.export(
+            program, output_names=metadata["outputs"], dynamo=True, verbose=False,
+            dynamic_shapes=_free_axes(metadata["input_shapes"]),
+        )  # fmt: skip
     assert converted is not None  # with dynamo=True it never is
     converted.model.metadata_props[METADATA] = text
     converted.save(path)
@@ -216,10 +217,11 @@ def quantise(source: Path, target: Path) -> None:
     # onnxruntime 1.31 transposes the weights of Gemm, then finds that their recorded shapes disagree.
     del graph.graph.value_info[:]
     onnx.save(graph, source)
-    how: Any = {"op_types_to_quantize": ["MatMul", "Gemm", "Gather"], "per_channel": True}
-    how["nodes_to_exclude"] = _after_acoustic_activations(graph.graph)
-    is_large = size_of(source) > PROTOBUF_LIMIT
-    quantize_dynamic(source, target, use_external_data_format=is_large, **how)
+    quantize_dynamic(
+        source, target, op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True,
+        nodes_to_exclude=_after_acoustic_activations(graph.graph),
+        use_external_data_format=size_of(source) > PROTOBUF_LIMIT,
+    )  # fmt: skip
 
 
 def halve(source: Path, target: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
@@ -66,10 +65,11 @@ def upload(api: HfApi, target: Target, folder: Path) -> CommitInfo:
             api.create_branch(target.repo_id, branch=target.branch, exist_ok=True)
         # Weights of an earlier version would win over the new ones: one file over shards, an
         # adapter over everything.
-        where: Any = {"repo_id": target.repo_id, "revision": target.branch}
-        files: Any = {"folder_path": folder, "allow_patterns": ALLOWED, "delete_patterns": ALLOWED}
-        how: Any = {"commit_message": target.message, "create_pr": target.pull_request}
-        commit = api.upload_folder(**where, **files, **how)
+        commit = api.upload_folder(
+            repo_id=target.repo_id, folder_path=folder, commit_message=target.message,
+            revision=target.branch, create_pr=target.pull_request,
+            allow_patterns=ALLOWED, delete_patterns=ALLOWED,
+        )  # fmt: skip
         if target.tag:
             api.create_tag(target.repo_id, tag=target.tag, revision=commit.oid)
     return commit

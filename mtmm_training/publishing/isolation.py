@@ -164,9 +164,10 @@ def run_isolated(
     code = f"HIDDEN = {hidden!r}\n{HIDE}\n{example.of_model(model, revision)}\n"
     code += f"{inspect.getsource(outputs_of)}\nimport json\n"
     code += 'print("OUTPUTS " + json.dumps(outputs_of(predict, json.loads(sys.argv[1]))))'
-    command = [sys.executable, "-I", "-c", code, json.dumps(list(inputs))]
-    around: Any = {"env": environment, "cwd": example.cwd}
-    process = subprocess.run(command, capture_output=True, text=True, **around)
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", code, json.dumps(list(inputs))],
+        env=environment, cwd=example.cwd, capture_output=True, text=True,
+    )  # fmt: skip
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no message"])[-1]
         when = "was uploaded and does not load back" if revision else "does not load"

@@ -107,10 +107,11 @@ def write_ablation(out: Path, names: Sequence[str]) -> str:
     differences = {n: compare(reference, own) for n, own in experiments.items() if n != REFERENCE}
     first = summaries[REFERENCE]
     metrics = [m for m in COMPARED if first["metrics"].get(m, {}).get("n")]
-    told = {"metrics": metrics, "labels": {name: VARIANTS[name].label for name in names}}
-    told |= {"notes": notes(differences.values()), "differences": differences}
-    seconds = sum(summary["wall_time_s"] for summary in summaries.values())
-    markdown = render("ablation.md", summaries=summaries, seconds=seconds, **told)
+    markdown = render(
+        "ablation.md", metrics=metrics, labels={name: VARIANTS[name].label for name in names},
+        summaries=summaries, differences=differences, notes=notes(differences.values()),
+        seconds=sum(summary["wall_time_s"] for summary in summaries.values()),
+    )  # fmt: skip
     variants = {
         name: asdict(VARIANTS[name]) | {"summary": summary, "minus_reference": None}
         for name, summary in summaries.items()

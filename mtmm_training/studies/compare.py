@@ -190,9 +190,10 @@ def comparison_markdown(
     reference: Experiment, other: Experiment, differences: Mapping[str, Difference]
 ) -> str:
     """Two experiments side by side, metric by metric, with the difference and its interval."""
-    both = {"reference": reference.name, "other": other.name, "notes": notes([differences])}
-    summaries = [summarise(reference), summarise(other)]
-    return texts.render("comparison.md", summaries=summaries, differences=differences, **both)
+    return texts.render(
+        "comparison.md", reference=reference.name, other=other.name, differences=differences,
+        summaries=[summarise(reference), summarise(other)], notes=notes([differences]),
+    )  # fmt: skip
 
 
 def notes(differences: Iterable[Mapping[str, Difference]]) -> dict[str, Any]:

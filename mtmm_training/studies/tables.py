@@ -95,7 +95,8 @@ def summary_markdown(summary: Mapping[str, Any]) -> str:
     """The tables of one experiment; metrics without any labels are left out."""
     metrics, speakers = summary["metrics"], dict(summary["speakers"])
     del speakers["count"]
-    parts = {"summary": summary, "lower_is_better": LOWER_IS_BETTER}
-    parts["shown"] = [name for name in COMPARED if metrics.get(name, {}).get("n")]
-    parts["speakers"] = {name: own for name, own in speakers.items() if own["n"]}
-    return render("summary.md", **parts)
+    return render(
+        "summary.md", summary=summary, lower_is_better=LOWER_IS_BETTER,
+        shown=[name for name in COMPARED if metrics.get(name, {}).get("n")],
+        speakers={name: own for name, own in speakers.items() if own["n"]},
+    )  # fmt: skip

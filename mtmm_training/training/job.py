@@ -176,10 +176,11 @@ def make_loaders(
         heard += [u for v in add_variants(data.splits["validation"], *augmented)[1:most] for u in v]
     collate: Any = RawInputs(processor, config.emotions, config.dimensions)
     if cache is not None:  # encoding reads all of them, and says itself what is bad
-        how: dict[str, Any] = {"dtype": config.cache_dtype, "verify": config.verify_cache}
-        how |= {"batch_size": config.batch_size, "workers": config.workers}
-        what = heard, collate, cache, model, data.recordings, accelerator
-        collate = encoded(*what, **how, compiled=config.compile)
+        collate = encoded(
+            heard, collate, cache, model, data.recordings, accelerator, dtype=config.cache_dtype,
+            verify=config.verify_cache, batch_size=config.batch_size, workers=config.workers,
+            compiled=config.compile,
+        )  # fmt: skip
     elif config.on_error == "stop":
         own = [utterance for split in data.splits.values() for utterance in split]
         if bad := find_bad(own, processor, config.workers):
@@ -188,11 +189,13 @@ def make_loaders(
         return {}, True
     loaders = {}
     for name, utterances in data.splits.items():
-        lengths = frame_lengths(shown[name], data.recordings).reshape(-1, len(utterances))
-        how = {"frame_budget": config.frame_budget, "seed": config.seed, "shuffle": name == "train"}
-        how |= {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-        how |= {"corpora": [u.corpus for u in utterances], "exponent": config.corpus_exponent}
-        batches = LengthBatches(lengths, config.batch_size, **how)
+        batches = LengthBatches(
+            frame_lengths(shown[name], data.recordings).reshape(-1, len(utterances)),
+            config.batch_size, frame_budget=config.frame_budget, seed=config.seed,
+            shuffle=name == "train", corpora=[u.corpus for u in utterances],
+            exponent=config.corpus_exponent, rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )  # fmt: skip
         # Reading cached states is a copy: a core kept for a worker would lie idle.
         workers = config.workers if cache is None else 0
         own = _with_opinions(collate, opinions) if name == "train" else collate

@@ -149,10 +149,11 @@ def read_named(config: TrainConfig, audio_exists: bool = False) -> list[Utteranc
         place = str(config.corpus), str(config.corpus_dir)
         return read_corpus(*place, official_split=official, **options)
     names = None if config.label_map is None else read_json(Path(config.label_map))
-    how: dict[str, Any] = {"audio_dir": config.audio_dir, "audio_exists": audio_exists}
-    how |= {"groups": config.group_by or (), "speakers": not config.speakers_unknown}
-    scale = tuple(config.dimension_range)
-    found = read_manifests(config.manifest, dimension_range=scale, label_map=names, **how)
+    found = read_manifests(
+        config.manifest, audio_dir=config.audio_dir, audio_exists=audio_exists, label_map=names,
+        dimension_range=tuple(config.dimension_range), groups=config.group_by or (),
+        speakers=not config.speakers_unknown,
+    )  # fmt: skip
     return [
         replace(u, speaker_id=u.utterance_id) if u.speaker_id == UNKNOWN_SPEAKER else u
         for u in found
