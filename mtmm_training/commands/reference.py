@@ -20,8 +20,9 @@ examples:
     mtmm predict new.wav --model calls_model
 
 Eight recordings of a speaker, in whatever moods, give more than half of what there is to gain, and
-sixteen nearly all. The file holds statistics of the acoustic encoder's states: no audio, no words. The
-model must have been trained with --reference, and the file is for models with the same acoustic encoder.
+sixteen nearly all. The file holds statistics of the acoustic encoder's states: no audio, no words.
+The model must have been trained with --reference, and the file is for models with the same acoustic
+encoder.
 """
 
 import argparse
