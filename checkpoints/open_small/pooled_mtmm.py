@@ -27,9 +27,7 @@ STATISTICS = ("center", "scale", "directions", "weights")
 LEAST = 1e-3
 ROUNDING = 2**-10  # of a state, in half precision
 PER_DIRECTION = 10  # utterances at least
-STIFF = (
-    3.0  # penalty of the regression for another domain, in mean squared lengths of a row of inputs
-)
+STIFF = 3.0  # of the regression for another domain: penalty in mean squared lengths of an input row
 # Of what it learns without labels: how many recordings count as few, and how often it learns anew.
 FEW, ROUNDS = 50, 6
 
