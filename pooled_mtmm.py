@@ -26,6 +26,7 @@ DIRECTIONS = 16
 STATISTICS = ("center", "scale", "directions", "weights")
 LEAST = 1e-3
 ROUNDING = 2**-10  # of a state, in half precision
+ROOM = 1.01  # the furthest of few sentences is the limit itself: rounding must not put it beyond
 PER_DIRECTION = 10  # utterances at least
 STIFF = 3.0  # of the regression for another domain: penalty in mean squared lengths of an input row
 # Of what it learns without labels: how many recordings count as few, and how often it learns anew.
@@ -215,13 +216,13 @@ class MTMMFamiliarity(nn.Module):
 
     @torch.no_grad()
     def limit(self, modality: str, along: float, apart: float) -> None:
-        """Count these two distances as 1 from now on."""
+        """Count these two distances as just below 1 from now on."""
         weights = self.get_buffer(f"{modality}_weights")
-        weights[:-1].div_(max(along, LEAST))
+        weights[:-1].div_(max(ROOM * along, LEAST))
         # Of two sentences said a thousand times nothing is left apart from one direction but rounding.
         center, scale = (self.get_buffer(f"{modality}_{name}") for name in ("center", "scale"))
         rounding = ROUNDING * float((center * scale).norm() * weights[-1])
-        weights[-1].div_(max(apart, rounding, LEAST))
+        weights[-1].div_(max(ROOM * apart, rounding, LEAST))
 
 
 # ---- pooling --------------------------------------------------------------------------------------

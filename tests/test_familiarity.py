@@ -40,17 +40,18 @@ def test_third_sentence_is_far_from_two() -> None:
     familiarity = fitted(two[torch.arange(60) % 2])
     own = familiarity.distances("audio", two).amax(0)
     other = familiarity.distances("audio", torch.stack([two.mean(0), torch.randn(40)]))
-    assert (own <= 1.001).all() and other[1, 1] > 10
+    assert (own <= 1).all() and other[1, 1] > 10
 
 
 @pytest.mark.parametrize("sentences", [1, 2])
 def test_training_sentence_is_not_far_in_another_precision(sentences: int) -> None:
     """An encoder's state of it is cached in half precision, or comes from a larger batch."""
     torch.manual_seed(0)
-    said = torch.randn(sentences, 40) + 2
-    familiarity = fitted(said.half().float()[torch.arange(60) % sentences])
-    assert familiarity.distances("audio", said).max() <= 1.001
-    assert familiarity.distances("audio", torch.randn(5, 40) + 2).amax(0).min() > 5
+    for _ in range(20):
+        said = torch.randn(sentences, 40) + 2
+        familiarity = fitted(said.half().float()[torch.arange(60) % sentences])
+        assert familiarity.distances("audio", said).max() <= 1
+        assert familiarity.distances("audio", torch.randn(5, 40) + 2).amax(0).min() > 5
 
 
 def test_padding_changes_nothing_and_an_absent_modality_has_no_distance(
