@@ -228,10 +228,15 @@ def test_few_recordings_of_a_place_move_little(make_model: MakeModel, count: int
 
 def test_fusion_counts_only_where_it_is_clearly_better() -> None:
     known = np.arange(60)
-    quality = np.where(known < 45, 1.0, -1.0)  # better in most utterances
-    assert fusion_share(lambda w, picked: w * float(quality[picked].mean()), known) == 1.0
-    even = np.where(known % 2, 1.0, -0.95)
-    assert fusion_share(lambda w, picked: w * float(even[picked].mean()), known) == 0.0
+
+    def share(quality: np.ndarray, speakers: int) -> float:
+        return fusion_share(lambda w, own: w * float(quality[own].mean()), known, known % speakers)
+
+    assert share(np.where(known < 45, 1.0, -1.0), 2) == 1.0  # better in most utterances
+    assert share(np.where(known % 2, 1.0, -0.95), 20) == 0.0
+    # At more than two standard errors, which might be chance of two speakers.
+    better = np.where(known < 39, 1.0, -1.0)
+    assert (share(better, 2), share(better, 20)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ ROWS = 20_000  # of variants at most, beside the utterances themselves: a large 
 AWAY_WIDTH = 3  # layers of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 1000
-# Of the resamples, those in which the fusion must be better: two standard errors, for the best of
-# several shares. Utterances of a speaker are alike, so that one would be chance of a few speakers.
-CLEARLY = 1 - 0.025 / len(SHARES)
+# The fusion must be better by two standard errors. Utterances of a speaker are alike, so of fewer
+# speakers than these it must be so with several shares in mind, as if each had been tried by itself.
+MANY = 10
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,7 @@ def add_linear_path(
     tasks = [Task(name, labels[name], config.emotions, balanced) for name in outputs]
     parts = [rows for pair in inner for rows in pair]
     tasks = [task for task in tasks if all(task.known[rows].any() for rows in parts)]
+    who = np.array([u.speaker_id for u in utterances])
     if not tasks:  # such as votes without a majority
         return validation, {}
     chosen = choose_pooling(pooled, tasks, inner)
@@ -258,18 +259,17 @@ def add_linear_path(
         away = fit_task(task, few, inner, [STIFF])
         first, share, home = 0, 0.0, 1.0
         if task.is_emotion:
-            logits, share, heat = mix(task, found.predicted[rest], logits, rest, config)
+            logits, share, heat = mix(task, found.predicted, logits, rest, config, who)
             model.emotion_head.scale(share / heat)
             home = 1 - share
             if "audio" in chosen:
-                who = np.array([u.speaker_id for u in utterances])
                 trust = speaker_trust(task, many, means, inner, found, who)
                 told["speaker_strength"], model.config.reference_skew = trust
         else:
             number = config.dimensions.index(task.output)
             first = len(config.emotions) + number
             fused = dimensions[:, number]
-            dimensions[:, number], share, _ = mix(task, found.predicted[rest], fused, rest, config)
+            dimensions[:, number], share, _ = mix(task, found.predicted, fused, rest, config, who)
             model.dimension_head.scale(share, slice(number, number + 1))
             path.dimension_shares[number] = 1 - share
         for line, factor, start in ((found, home, first), (away, 1.0, first + len(path.bias) // 2)):
@@ -286,15 +286,24 @@ def add_linear_path(
 
 
 def mix(
-    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray, config: TrainConfig
-) -> tuple[np.ndarray, float, float]:
+    task: Task, regression: np.ndarray, fusion: np.ndarray, rows: np.ndarray,
+    config: TrainConfig, who: np.ndarray,
+) -> tuple[np.ndarray, float, float]:  # fmt: skip
     """The answers for the validation split's rows, of regression and fusion together.
+
+    Args:
+        task: The output.
+        regression: (utterances, emotions), or (utterances,), of train and validation.
+        fusion: The same of the validation split.
+        rows: Of the utterances, those of the validation split.
+        config: The run's.
+        who: (utterances,), their speakers.
 
     Returns:
         Logits (rows, emotions), or values (rows,), which are mixed as logits; the fusion's share; and
         what its own logits are divided by first.
     """
-    known, heat = np.flatnonzero(task.known[rows]), 1.0
+    known, heat, regression = np.flatnonzero(task.known[rows]), 1.0, regression[rows]
     low, high = config.dimension_range
     if task.is_emotion:
         heat = fit_temperature(fusion[known], task.labels[rows][known])
@@ -307,16 +316,23 @@ def mix(
         both = (1 - share) * regression + share * fusion
         return both if task.is_emotion else low + (high - low) / (1 + np.exp(-both))
 
-    share = fusion_share(lambda w, picked: task.score(mixed(w)[picked], rows[picked]), known)
+    share = fusion_share(lambda w, own: task.score(mixed(w)[own], rows[own]), known, who[rows])
     return mixed(share), share, heat
 
 
-def fusion_share(score: Callable[[float, np.ndarray], float], known: np.ndarray) -> float:
-    """The share of the fusion that scores best, if that is clearly better than none."""
+def fusion_share(score: Callable[..., float], known: np.ndarray, who: np.ndarray) -> float:
+    """The share of the fusion that scores best, if that is clearly better than none.
+
+    Args:
+        score: Of a share, and of the utterances that are counted.
+        known: The numbers of the utterances that have a label.
+        who: (utterances,), their speakers.
+    """
     if not len(known):
         return 0.0
     share = max(SHARES, key=lambda w: score(w, known))
     draw = np.random.default_rng(0)
     drawn = (draw.choice(known, len(known)) for _ in range(RESAMPLES))
     better = sum(score(share, picked) > score(0.0, picked) for picked in drawn)
-    return share if better >= CLEARLY * RESAMPLES else 0.0
+    chance = 0.025 / (1 if len(np.unique(who[known])) >= MANY else len(SHARES))
+    return share if better >= (1 - chance) * RESAMPLES else 0.0
