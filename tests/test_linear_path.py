@@ -234,8 +234,8 @@ def test_fusion_counts_only_where_it_is_clearly_better() -> None:
 
     assert share(np.where(known < 45, 1.0, -1.0), 2) == 1.0  # better in most utterances
     assert share(np.where(known % 2, 1.0, -0.95), 20) == 0.0
-    # At more than two standard errors, which might be chance of two speakers.
-    better = np.where(known < 39, 1.0, -1.0)
+    # By more than a standard error, which might be chance of two speakers.
+    better = np.where(known < 36, 1.0, -1.0)
     assert (share(better, 2), share(better, 20)) == (0.0, 1.0)
 
 

@@ -40,8 +40,8 @@ ROWS = 20_000  # of variants at most, beside the utterances themselves: a large 
 AWAY_WIDTH = 3  # layers of the second regression
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the fusion in the answer, beside none
 RESAMPLES = 1000
-# The fusion must be better by two standard errors. Utterances of a speaker are alike, so of fewer
-# speakers than these it must be so with several shares in mind, as if each had been tried by itself.
+# The fusion must be better by a standard error. Utterances of a speaker are alike, so of fewer speakers
+# than these it must be so by two, with several shares in mind as if each had been tried by itself.
 MANY = 10
 
 
@@ -334,5 +334,5 @@ def fusion_share(score: Callable[..., float], known: np.ndarray, who: np.ndarray
     draw = np.random.default_rng(0)
     drawn = (draw.choice(known, len(known)) for _ in range(RESAMPLES))
     better = sum(score(share, picked) > score(0.0, picked) for picked in drawn)
-    chance = 0.025 / (1 if len(np.unique(who[known])) >= MANY else len(SHARES))
+    chance = 0.16 if len(np.unique(who[known])) >= MANY else 0.025 / len(SHARES)
     return share if better >= (1 - chance) * RESAMPLES else 0.0
