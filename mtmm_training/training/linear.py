@@ -295,7 +295,7 @@ def mix(
         task: The output.
         regression: (utterances, emotions), or (utterances,), of train and validation.
         fusion: The same of the validation split.
-        rows: Of the utterances, those of the validation split.
+        rows: (rows,), which utterances the validation split has.
         config: The run's.
         who: (utterances,), their speakers.
 
@@ -324,7 +324,7 @@ def fusion_share(score: Callable[..., float], known: np.ndarray, who: np.ndarray
     """The share of the fusion that scores best, if that is clearly better than none.
 
     Args:
-        score: Of a share, and of the utterances that are counted.
+        score: Takes a share and the numbers of utterances, and gives their UAR, from 0 to 1, or CCC.
         known: The numbers of the utterances that have a label.
         who: (utterances,), their speakers.
     """
