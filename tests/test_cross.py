@@ -171,9 +171,8 @@ def test_whole_matrix_with_references(
     }  # fmt: skip
     plain, adapted = table["UAR"]["no reference"], table["UAR"]["adapted"]
     assert np.allclose(adapted - plain, table["UAR"]["adapted, difference"])
-    assert all(
-        adapted[name, name] == plain[name, name] for name in "ab"
-    )  # nothing to learn at home
+    # There is nothing to learn at home.
+    assert all(adapted[name, name] == plain[name, name] for name in "ab")
     gain = table["UAR"]["reference: speaker"] - table["UAR"]["no reference"]
     assert np.allclose(gain, table["UAR"]["difference"])
     assert np.isnan(table.loc[("no reference", "a", "b"), "CCC_valence"])  # a has no ratings
