@@ -320,7 +320,7 @@ def mix(
     return mixed(share), share, heat
 
 
-def fusion_share(score: Callable[..., float], known: np.ndarray, who: np.ndarray) -> float:
+def fusion_share(score: Callable[[float, Any], float], known: np.ndarray, who: np.ndarray) -> float:
     """The share of the fusion that scores best, if that is clearly better than none.
 
     Args:
