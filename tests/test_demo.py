@@ -473,7 +473,8 @@ def test_page_records_and_answers(open_page: Callable[..., Any]) -> None:
     page.get_by_label("Record audio").click()
     page.get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(2000)
-    page.get_by_role("button", name="Stop", exact=True).click()
+    with page.expect_response("**/upload*"):  # until then the page has nothing to analyse
+        page.get_by_role("button", name="Stop", exact=True).click()
     page.get_by_label("Clear").first.wait_for()
     assert answer(page)["emotion"] in ("angry", "happy", "neutral", "sad")
 
